@@ -1,0 +1,29 @@
+"""Rotating one embedding space onto another, so that averaging the two means something."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lookalike.errors import DataError
+from lookalike.types import Vectors
+
+
+def fit_alignment(source: Vectors, target: Vectors) -> Vectors:
+    """Return the orthogonal matrix `R` that minimises `|source @ R - target|` (orthogonal Procrustes; Schönemann 1966).
+
+    Args:
+        source, target: `(n, dim)` embeddings of the same training images by two members, row by row.
+
+    Returns:
+        `(dim, dim)` float32.
+
+    Raises:
+        DataError: when the shapes differ.
+
+    """
+    if source.shape != target.shape:
+        raise DataError(
+            f"an alignment needs embeddings of one shape from both members, got {source.shape} and {target.shape}."
+        )
+    u, _, vt = np.linalg.svd(source.astype(np.float64).T @ target.astype(np.float64))
+    return (u @ vt).astype(np.float32)

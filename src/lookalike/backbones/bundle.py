@@ -1,0 +1,147 @@
+"""Saving an encoder as a folder that holds all it needs: weights, preprocessing, classes, how it was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from lookalike.backbones.encoder import Encoder
+from lookalike.backbones.heads import ProjectionHead
+from lookalike.backbones.member import Member
+from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.backbones.registry import BackboneRow
+from lookalike.backbones.weights import NONE, load_backbone, mismatch, read_state
+from lookalike.errors import ModelError
+from lookalike.files import new_folder, read_json, write_json
+
+FORMAT = 1
+_WEIGHTS = "model.safetensors"
+_FACTS = "bundle.json"
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder holds a bundle."""
+    return (path / _FACTS).is_file()
+
+
+def save_bundle(
+    encoder: Encoder, out: Path | str, *, facts: Mapping[str, Any] | None = None, replace: bool = False
+) -> Path:
+    """Write a bundle in one step.
+
+    Args:
+        encoder: what to save.
+        out: the folder; must be free unless `replace`.
+        facts: further content of `bundle.json`, such as classes, training data fingerprint and measures.
+        replace: take the place of an older bundle.
+
+    Raises:
+        StorageError: when the place is taken or cannot be written.
+
+    """
+    state: dict[str, torch.Tensor] = {}
+    rows = []
+    for n, (member, alignment) in enumerate(zip(encoder.members, encoder.alignments, strict=True)):
+        state.update({f"members.{n}.{k}": v for k, v in member.state().items()})
+        if alignment is not None:
+            state[f"members.{n}.alignment"] = torch.from_numpy(np.ascontiguousarray(alignment))
+        rows.append(
+            {
+                "backbone": member.backbone,
+                "timm_name": member.timm_name,
+                "head": {"kind": "ProjectionHead", "features": member.features_width, "dim": member.dim},
+                "preprocessing": member.preprocessing.to_dict(),
+                "origin": member.origin,
+                "fingerprint": member.fingerprint,
+                "aligned": alignment is not None,
+            }
+        )
+    description = {
+        "format": FORMAT,
+        "name": encoder.name,
+        "type": "ensemble" if encoder.is_ensemble else "single",
+        "how": encoder.how if encoder.is_ensemble else None,
+        "dim": encoder.dim,
+        "members": rows,
+        **(facts or {}),
+        "versions": versions(),
+        "fingerprint": encoder.fingerprint,
+    }
+    out = Path(out)
+    with new_folder(out, replace=replace) as folder:
+        save_file(state, folder / _WEIGHTS)
+        (folder / _WEIGHTS).chmod(0o644)
+        write_json(folder / _FACTS, description)
+    return out
+
+
+def load_bundle(path: Path | str) -> Encoder:
+    """Load an encoder from a bundle; its fingerprint is taken again and must be the stored one.
+
+    Raises:
+        ModelError: no bundle, of a newer format, damaged, or changed since it was saved.
+
+    """
+    path = Path(path)
+    facts = read_facts(path)
+    state = dict(read_state(path / _WEIGHTS))
+    try:
+        members, alignments = [], []
+        for n, row in enumerate(facts["members"]):
+            prefix = f"members.{n}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            alignment = own.pop("alignment", None)
+            alignments.append(None if alignment is None else alignment.numpy())
+            members.append(_member(row, own, path))
+        encoder = Encoder(members, facts["how"] or "aligned", alignments)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{path / _FACTS} is damaged ({type(error).__name__}: {error}); make the bundle again."
+        ) from error
+    if encoder.fingerprint != facts.get("fingerprint"):
+        raise ModelError(f"{path} was changed after it was saved (its fingerprint differs); make the bundle again.")
+    return encoder
+
+
+def read_facts(path: Path | str) -> dict[str, Any]:
+    """Read a bundle's `bundle.json`.
+
+    Raises:
+        ModelError: no bundle there, or of a newer format.
+
+    """
+    path = Path(path)
+    if not is_bundle(path):
+        raise ModelError(f"{path} is not a bundle: it has no {_FACTS}; make one with 'lookalike train'.")
+    facts = read_json(path / _FACTS, "the bundle's description")
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        got = facts.get("format") if isinstance(facts, dict) else None
+        raise ModelError(
+            f"{path} has bundle format {got}, this version reads {FORMAT}; update lookalike or make the bundle again."
+        )
+    return facts
+
+
+def _member(row: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) -> Member:
+    preprocessing = Preprocessing.from_dict(row["preprocessing"])
+    module, _ = load_backbone(BackboneRow(row["backbone"], row["timm_name"]), NONE)
+    head = ProjectionHead(row["head"]["features"], row["head"]["dim"])
+    member = Member(row["backbone"], row["timm_name"], module, head, preprocessing, row["origin"])
+    problem = mismatch(member.state(), state)
+    if problem:
+        raise ModelError(f"{path / _WEIGHTS} does not fit {path / _FACTS}: {problem}; make the bundle again.")
+    member.load_state(state)
+    return member
+
+
+def versions() -> dict[str, str]:
+    """Versions that a bundle was made with."""
+    names = ("lookalike", "torch", "timm", "numpy")
+    return {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}

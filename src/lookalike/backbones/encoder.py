@@ -1,0 +1,153 @@
+"""The encoder: one member, or several whose embeddings are combined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lookalike.backbones.member import Member
+from lookalike.backbones.stream import BATCH_SIZE, File, Source, batches
+from lookalike.errors import ModelError, OptionError
+from lookalike.files import digest
+from lookalike.progress import SILENT, Progress
+from lookalike.types import Embeddings, Skipped, Vectors, unit
+
+COMBINATIONS = {
+    "aligned": "rotate every space onto the first, average, normalise",
+    "average": "average as they are, normalise",
+    "concat": "join end to end, normalise; the size adds up",
+}
+
+
+def combine(parts: Sequence[Vectors], how: str, alignments: Sequence[Vectors | None]) -> Vectors:
+    """Combine unit-length embeddings `(n, dim)` of the same images, one array a member, into unit-length rows."""
+    if how == "concat":
+        return unit(np.concatenate(parts, axis=1))
+    if how == "aligned":
+        parts = [part if r is None else part @ r for part, r in zip(parts, alignments, strict=True)]
+    return unit(np.mean(parts, axis=0, dtype=np.float32))
+
+
+class Encoder:
+    """Turns images into embeddings.
+
+    Args:
+        members: one, or two and more for an ensemble.
+        how: for an ensemble, one of `COMBINATIONS`.
+        alignments: for `aligned`, one `(dim, dim)` orthogonal matrix a member, None for the first.
+
+    Raises:
+        ModelError: without members, or with members of different sizes.
+        OptionError: for an unknown combination.
+
+    """
+
+    def __init__(
+        self, members: Sequence[Member], how: str = "aligned", alignments: Sequence[Vectors | None] | None = None
+    ) -> None:
+        if not members:
+            raise ModelError("an encoder needs at least one member, got none.")
+        if how not in COMBINATIONS:
+            raise OptionError(f"a combination must be one of {', '.join(COMBINATIONS)}, got {how!r}.")
+        if how != "concat" and len({m.dim for m in members}) > 1:
+            raise ModelError(
+                f"members must have one size to be averaged, got {', '.join(str(m.dim) for m in members)}."
+            )
+        self.members = tuple(members)
+        self.how = how
+        self.alignments = tuple(alignments) if alignments is not None else (None,) * len(self.members)
+        if len(self.alignments) != len(self.members):
+            raise ModelError(
+                f"an encoder of {len(self.members)} members needs as many alignments, got {len(self.alignments)}."
+            )
+        if how == "aligned" and any(r is None for r in self.alignments[1:]):
+            raise ModelError(
+                "an aligned ensemble needs an alignment for every member but the first; fit them on training embeddings."
+            )
+
+    @property
+    def name(self) -> str:
+        """The members' backbones, joined by plus signs."""
+        return "+".join(m.backbone for m in self.members)
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether there is more than one member."""
+        return len(self.members) > 1
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions of an embedding."""
+        dims = [m.dim for m in self.members]
+        return sum(dims) if self.is_ensemble and self.how == "concat" else dims[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of everything that decides an embedding."""
+        if not self.is_ensemble:
+            return self.members[0].fingerprint
+        parts: list[bytes | str] = [self.how]
+        for member, alignment in zip(self.members, self.alignments, strict=True):
+            parts += [member.fingerprint, b"" if alignment is None else alignment.tobytes()]
+        return digest(*parts)
+
+    def combine(self, parts: Sequence[Vectors]) -> Vectors:
+        """Combine the members' embeddings, one `(n, dim)` array each."""
+        return parts[0] if not self.is_ensemble else combine(parts, self.how, self.alignments)
+
+    def embed(
+        self,
+        images: Iterable[Source | Path | str],
+        *,
+        batch_size: int = BATCH_SIZE,
+        progress: Progress = SILENT,
+        task: str = "embedding",
+    ) -> Embeddings:
+        """Embed images; each file is decoded once, whatever the number of members.
+
+        Args:
+            images: paths (ids are the paths as given), or catalogue items.
+            batch_size: images a forward pass.
+            progress: told the number of images done.
+            task: what to call it there.
+
+        Returns:
+            Embeddings in the order given, without the unreadable files, which are listed in `.skipped`.
+
+        """
+        parts, ids, skipped = self.embed_members(images, batch_size=batch_size, progress=progress, task=task)
+        return Embeddings(ids, self.combine(parts), self.fingerprint, skipped)
+
+    def embed_members(
+        self,
+        images: Iterable[Source | Path | str],
+        *,
+        batch_size: int = BATCH_SIZE,
+        progress: Progress = SILENT,
+        task: str = "embedding",
+    ) -> tuple[list[Vectors], tuple[str, ...], tuple[Skipped, ...]]:
+        """Return each member's own embeddings `(n, dim)` before they are combined, the ids, and what was skipped."""
+        sources = as_sources(images)
+        ids: list[str] = []
+        skipped: list[Skipped] = []
+        rows: list[list[Vectors]] = [[] for _ in self.members]
+        for batch in batches(sources, [m.preprocessing for m in self.members], batch_size):
+            ids.extend(batch.ids)
+            skipped.extend(batch.skipped)
+            for row, member, pixels in zip(rows, self.members, batch.pixels, strict=False):
+                row.append(member.encode(pixels))
+            progress.step(task, batch.done, len(sources))
+        parts = [
+            np.concatenate(r) if r else np.zeros((0, m.dim), np.float32)
+            for r, m in zip(rows, self.members, strict=True)
+        ]
+        return parts, tuple(ids), tuple(skipped)
+
+
+def as_sources(images: Iterable[Source | Path | str]) -> list[Source]:
+    """Give plain paths an id; items keep theirs."""
+    if isinstance(images, str | Path):
+        raise OptionError(f"embed takes a list of images, got the single path {images}; put it in a list.")
+    return [File(str(i), Path(i)) if isinstance(i, str | Path) else i for i in images]

@@ -1,0 +1,125 @@
+"""One member of an encoder: a backbone, its head and its preprocessing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from lookalike.backbones.devices import default_device
+from lookalike.backbones.heads import ProjectionHead
+from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.files import digest
+from lookalike.types import Vectors
+
+
+class Member:
+    """A backbone with its projection head, ready to turn pixels into unit-length vectors.
+
+    Attributes:
+        backbone: the name the user gave.
+        timm_name: the architecture.
+        module: maps `(n, 3, h, w)` float32 to pooled features.
+        head: `ProjectionHead`.
+        preprocessing: what the pixels must look like.
+        origin: facts for people: where the weights come from, how the head was made, how it was trained.
+
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        timm_name: str,
+        module: nn.Module,
+        head: ProjectionHead,
+        preprocessing: Preprocessing,
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.timm_name = timm_name
+        device = default_device()
+        self.module = module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.head = head.eval().to(device)
+        self.preprocessing = preprocessing
+        self.origin = dict(origin or {})
+        self._fingerprint: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.linear.weight.device
+
+    @property
+    def features_width(self) -> int:
+        """Number of pooled features."""
+        return self.head.linear.in_features
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions of the embedding."""
+        return self.head.linear.out_features
+
+    @property
+    def trained(self) -> str:
+        """`untrained` (random weights), `frozen` (pretrained as it came) or `fine-tuned`."""
+        return str(self.origin.get("trained", "frozen"))
+
+    def to_input(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Turn `(n, h, w, 3)` uint8 into the normalised `(n, 3, h, w)` float32 that the module takes."""
+        p = self.preprocessing
+        mean = torch.tensor(p.mean, device=self.device).mul(255).view(1, 3, 1, 1)
+        std = torch.tensor(p.std, device=self.device).mul(255).view(1, 3, 1, 1)
+        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # already channels_last in memory
+        return x.float().sub_(mean).div_(std)
+
+    @torch.inference_mode()
+    def features(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
+        """Return the pooled features `(n, features)` float32 of `(n, h, w, 3)` uint8 pixels."""
+        out: Vectors = self.module(self.to_input(pixels)).float().cpu().numpy()
+        return out
+
+    @torch.inference_mode()
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
+        """Return the embeddings `(n, dim)` float32, unit length, of `(n, h, w, 3)` uint8 pixels."""
+        out: Vectors = self.head(self.module(self.to_input(pixels)).float()).cpu().numpy()
+        return out
+
+    @torch.inference_mode()
+    def project(self, features: Vectors) -> Vectors:
+        """Apply the head alone to pooled features `(n, features)`."""
+        out: Vectors = self.head(torch.from_numpy(features).to(self.device)).cpu().numpy()
+        return out
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return all weights, on the CPU: `backbone.*` and `head.*`."""
+        parts = {"backbone": self.module, "head": self.head}
+        return {
+            f"{part}.{key}": value.detach().cpu().contiguous()
+            for part, module in parts.items()
+            for key, value in module.state_dict().items()
+        }
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Undo `state`; names and shapes must fit."""
+        for part, module in (("backbone", self.module), ("head", self.head)):
+            prefix = f"{part}."
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        self._fingerprint = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the weights, the architecture and the preprocessing."""
+        if self._fingerprint is None:
+            parts: list[bytes | str] = [self.timm_name, json.dumps(self.preprocessing.to_dict(), sort_keys=True)]
+            for key, value in sorted(self.state().items()):
+                parts += [key, value.numpy().tobytes()]
+            self._fingerprint = digest(*parts)
+        return self._fingerprint
+
+    def changed(self) -> None:
+        """Say that the weights were changed in place, so that the fingerprint is taken anew."""
+        self._fingerprint = None

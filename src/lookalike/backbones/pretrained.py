@@ -1,0 +1,48 @@
+"""From a name to a member with a head that is random until data has been seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm.data
+
+from lookalike.backbones.heads import ProjectionHead
+from lookalike.backbones.member import Member
+from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.backbones.projection import EMBEDDING_DIM, random_projection
+from lookalike.backbones.registry import BackboneRow, find_row
+from lookalike.backbones.weights import NONE, PRETRAINED, load_backbone
+
+
+def build_member(name: str, weights: str | Path = PRETRAINED, *, seed: int = 0) -> Member:
+    """Build one member by name, its head a seeded orthonormal projection until `fit_pca` or training replaces it.
+
+    Raises:
+        ModelError: unknown name, or weights that do not fit.
+        WeightsUnavailable: pretrained weights cannot be had.
+
+    """
+    row = find_row(name)
+    module, source = load_backbone(row, weights, seed=seed)
+    width = int(module.num_features)  # type: ignore[arg-type]
+    width = int(getattr(module, "head_hidden_size", None) or width)
+    head = ProjectionHead(width, EMBEDDING_DIM)
+    head.set(*random_projection(width, EMBEDDING_DIM, seed=seed))
+    trained = "untrained" if source == NONE else "frozen"
+    origin = {"weights": source, "head": "random orthonormal", "trained": trained}
+    return Member(row.name, row.timm_name, module, head, preprocessing_of(row, module), origin)
+
+
+def preprocessing_of(row: BackboneRow, module: object) -> Preprocessing:
+    """Take the preprocessing from timm's record of the weights, with the row's own mean and standard deviation."""
+    config = timm.data.resolve_model_data_config(module)
+    _, height, width = config["input_size"]
+    interpolation = config["interpolation"] if config["interpolation"] != "random" else "bicubic"
+    return Preprocessing(
+        height=int(height),
+        width=int(width),
+        crop_pct=float(config["crop_pct"]),
+        interpolation=interpolation,
+        mean=row.mean or tuple(float(x) for x in config["mean"]),
+        std=row.std or tuple(float(x) for x in config["std"]),
+    )

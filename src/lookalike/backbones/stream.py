@@ -1,0 +1,120 @@
+"""Decoding ahead of the model: threads fill a short queue of batches, so memory stays bounded."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.data.images import read_image
+from lookalike.errors import OptionError, UnreadableImage
+from lookalike.types import Skipped
+
+Pixels = npt.NDArray[np.uint8]
+BATCH_SIZE = 16
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Anything with an id and a path: an `Item`, or a `File`."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class File:
+    """An image file outside any catalogue; its id is its path as given."""
+
+    id: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded images: `pixels[m]` is `(n, h, w, 3)` uint8 for preprocessing `m`."""
+
+    ids: tuple[str, ...]
+    pixels: tuple[Pixels, ...]
+    skipped: tuple[Skipped, ...]
+    done: int
+
+
+def batches(
+    sources: Sequence[Source], wanted: Sequence[Preprocessing], batch_size: int = BATCH_SIZE
+) -> Iterator[Batch]:
+    """Decode each file once and prepare it for every preprocessing; unreadable files are reported in their batch.
+
+    Raises:
+        OptionError: for a batch size under one.
+
+    """
+    distinct = tuple(dict.fromkeys(wanted))
+    slot = [distinct.index(p) for p in wanted]
+
+    def prepare(source: Source) -> tuple[Pixels, ...]:
+        image = read_image(source.path)
+        return tuple(p.pixels(image) for p in distinct)
+
+    done = 0
+    for results in map_ahead(sources, prepare, batch_size):
+        good = [(s.id, r) for s, r in results if not isinstance(r, Skipped)]
+        stacked = tuple(np.stack([r[i] for _, r in good]) for i in range(len(distinct))) if good else ()
+        done += len(results)
+        yield Batch(
+            tuple(name for name, _ in good),
+            tuple(stacked[i] for i in slot) if good else (),
+            tuple(r for _, r in results if isinstance(r, Skipped)),
+            done,
+        )
+
+
+def map_ahead(
+    sources: Sequence[S], prepare: Callable[[S], T], batch_size: int, *, ahead: int = 3
+) -> Iterator[list[tuple[S, T | Skipped]]]:
+    """Run `prepare` in threads, at most `ahead` batches in advance, and yield each batch in order.
+
+    An `UnreadableImage` becomes a `Skipped`; any other error is raised.
+
+    Raises:
+        OptionError: for a batch size under one.
+
+    """
+    if batch_size < 1:
+        raise OptionError(f"the batch size must be at least 1, got {batch_size}.")
+
+    def guarded(source: S) -> T | Skipped:
+        try:
+            return prepare(source)
+        except UnreadableImage as error:
+            return Skipped(error.path, error.cause)
+
+    starts = iter(range(0, len(sources), batch_size))
+    queue: deque[list[tuple[S, Future[T | Skipped]]]] = deque()
+    pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2))
+    try:
+
+        def submit() -> None:
+            start = next(starts, None)
+            if start is not None:
+                queue.append([(s, pool.submit(guarded, s)) for s in sources[start : start + batch_size]])
+
+        for _ in range(ahead):
+            submit()
+        while queue:
+            results = [(s, future.result()) for s, future in queue.popleft()]
+            submit()
+            yield results
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Measuring every candidate, choosing one and writing down why."""

@@ -1,0 +1,164 @@
+"""The catalogue: every image of a data folder with its id, label and split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+from lookalike.errors import DataError
+from lookalike.files import digest, file_digest
+
+
+class Split(StrEnum):
+    """What an image is for."""
+
+    TRAINING = "training"
+    VALIDATION = "validation"
+    QUERY = "query"
+    GALLERY = "gallery"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image.
+
+    Attributes:
+        id: its path relative to the data folder, with forward slashes (or the manifest's own text).
+        path: where the file is.
+        label: its class, or None where nobody said.
+        split: what it is for.
+        metadata: further columns of a manifest.
+
+    """
+
+    id: str
+    path: Path
+    label: str | None
+    split: Split
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A catalogue of images; see DESIGN of layouts in `lookalike.data.layouts`.
+
+    Attributes:
+        root: the data folder.
+        layout: what the folder was recognised as, in words.
+        items: all images, sorted by id inside each split.
+        notes: what was noticed while loading, one sentence each.
+
+    """
+
+    root: Path
+    layout: str
+    items: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = Counter(item.id for item in self.items)
+        twice = [name for name, n in counts.items() if n > 1]
+        if twice:
+            raise DataError(
+                f"{self.root} names {len(twice)} images more than once, the first is {twice[0]!r}; "
+                "keep one row for each."
+            )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def part(self, split: Split | str) -> tuple[Item, ...]:
+        """Return the items of one split."""
+        return tuple(item for item in self.items if item.split == split)
+
+    @cached_property
+    def training(self) -> tuple[Item, ...]:
+        """Items to train on."""
+        return self.part(Split.TRAINING)
+
+    @cached_property
+    def validation(self) -> tuple[Item, ...]:
+        """Items to choose by; empty until `with_validation` cut them from training, unless a manifest names them."""
+        return self.part(Split.VALIDATION)
+
+    @cached_property
+    def query(self) -> tuple[Item, ...]:
+        """Items to search with."""
+        return self.part(Split.QUERY)
+
+    @cached_property
+    def gallery(self) -> tuple[Item, ...]:
+        """Items to search in."""
+        return self.part(Split.GALLERY)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names of the training items, sorted."""
+        return class_names(self.training)
+
+    @property
+    def test_is_labelled(self) -> bool:
+        """Whether query and gallery carry labels, so that measures can be taken on them."""
+        return any(i.label for i in self.query) and any(i.label for i in self.gallery)
+
+    @property
+    def test_classes_unseen(self) -> bool:
+        """Whether most labelled queries belong to classes that no training image has."""
+        known = {i.label for i in (*self.training, *self.validation)}
+        labels = [i.label for i in self.query if i.label]
+        return bool(labels) and sum(label not in known for label in labels) * 2 > len(labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the training and validation images: ids, labels and the files' bytes.
+
+        Whether an image is for training or validation is left out, so that cutting a validation part keeps it.
+        """
+        lines = []
+        for item in sorted((*self.training, *self.validation), key=lambda i: i.id):
+            content = file_digest(item.path) if item.path.is_file() else "missing"
+            lines.append(f"{item.id}\t{item.label}\t{content}")
+        return digest(*lines)
+
+    def replace_items(self, items: Iterable[Item]) -> Dataset:
+        """Return the same data set with other items."""
+        return replace(self, items=tuple(items))
+
+    def summary(self) -> str:
+        """Say what was found, in a few lines."""
+        lines = [f"{self.root}: {self.layout}, {len(self.items)} images"]
+        for split in Split:
+            part = self.part(split)
+            if not part:
+                continue
+            names = class_names(part)
+            unlabelled = sum(i.label is None for i in part)
+            text = f"  {split:<10} {len(part):>6} images"
+            text += f" in {len(names)} classes" if names else ""
+            text += f", {unlabelled} without a label" if unlabelled else ""
+            lines.append(text)
+        if self.test_classes_unseen:
+            lines.append("  the test classes are not among the training classes: validation will be class-disjoint")
+        lines.extend(f"  note: {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+def class_names(items: Iterable[Item]) -> tuple[str, ...]:
+    """Return the distinct labels of the items, sorted; items without a label do not count."""
+    return tuple(sorted({i.label for i in items if i.label is not None}))
+
+
+def by_class(items: Iterable[Item]) -> dict[str, list[Item]]:
+    """Group labelled items by label, classes and ids sorted."""
+    groups: dict[str, list[Item]] = {}
+    for item in sorted(items, key=lambda i: i.id):
+        if item.label is not None:
+            groups.setdefault(item.label, []).append(item)
+    return dict(sorted(groups.items()))

@@ -1,0 +1,172 @@
+"""Reading one image as people have them, into plain RGB."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lookalike.errors import DataError, UnreadableImage
+
+MAX_PIXELS = 178_956_970
+"""An image that claims more pixels than this (a 0.5 GB decode) is taken for a decompression bomb."""
+
+_FORMATS = {
+    ".jpg": {"JPEG", "MPO"},
+    ".jpeg": {"JPEG", "MPO"},
+    ".jpe": {"JPEG", "MPO"},
+    ".jfif": {"JPEG", "MPO"},
+    ".png": {"PNG"},
+    ".gif": {"GIF"},
+    ".bmp": {"BMP", "DIB"},
+    ".webp": {"WEBP"},
+    ".avif": {"AVIF"},
+    ".tif": {"TIFF"},
+    ".tiff": {"TIFF"},
+    ".ppm": {"PPM"},
+    ".pgm": {"PPM"},
+    ".jp2": {"JPEG2000"},
+}
+IMAGE_SUFFIXES = frozenset(_FORMATS)
+"""File name endings, in lower case, that are taken for images."""
+
+
+def read_image(path: Path | str) -> Image.Image:
+    """Decode an image file into an RGB picture, upright, alpha blended onto white.
+
+    Handles EXIF orientation, greyscale, palette, alpha, CMYK, 16-bit and float samples; an animation gives its first
+    frame.
+
+    Raises:
+        UnreadableImage: with the path and the cause: missing, empty, truncated, not an image, named as another
+            format than it is, or larger than `MAX_PIXELS`.
+
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise UnreadableImage(path, "the file is empty")
+        with _quiet(), Image.open(path) as image:
+            _check_header(path, image)
+            image.seek(0)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnreadableImage:
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableImage(path, "there is no such file") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(path, "this is not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(path, f"it claims more than {MAX_PIXELS:,} pixels (a decompression bomb?)") from error
+    except PermissionError as error:
+        raise UnreadableImage(path, "its permissions do not allow reading it") from error
+    except IsADirectoryError as error:
+        raise UnreadableImage(path, "it is a folder, not a file") from error
+    except (
+        Exception
+    ) as error:  # decoders fed with garbage raise what they like: struct.error, RuntimeError, KeyError, ...
+        raise UnreadableImage(path, f"it cannot be decoded ({_first_line(error)})") from error
+
+
+_quiet_lock = threading.Lock()
+_quiet_readers = 0
+_quiet_filters: warnings.catch_warnings[None] | None = None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Pillow's warnings about odd files while any thread reads one.
+
+    `warnings.catch_warnings` restores the filters that it met, which are another thread's where readings overlap, and
+    the silence would then last for good; so the first reader in enters it and the last one out leaves it.
+    """
+    global _quiet_readers, _quiet_filters  # noqa: PLW0603 - the filters are the process's own, so is this
+    with _quiet_lock:
+        if _quiet_filters is None:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.simplefilter("ignore")
+        _quiet_readers += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_readers -= 1
+            if not _quiet_readers:
+                _quiet_filters.__exit__(None, None, None)
+                _quiet_filters = None
+
+
+def _check_header(path: Path, image: Image.Image) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise UnreadableImage(path, f"it claims {pixels:,} pixels, more than {MAX_PIXELS:,} (a decompression bomb?)")
+    allowed = _FORMATS.get(path.suffix.lower())
+    if allowed is not None and image.format not in allowed:
+        raise UnreadableImage(path, f"it is named {path.suffix} but holds {image.format}; rename it to match")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I;16") or mode in ("I", "F"):
+        return _from_wide(np.asarray(image)).convert("RGB")
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if mode == "RGB" else image.convert("RGB")
+
+
+def _from_wide(samples: np.ndarray) -> Image.Image:
+    """Bring 16-bit, 32-bit integer or float grey samples to 8 bits."""
+    values = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    if np.issubdtype(samples.dtype, np.floating):
+        scale = 255.0 if values.size and values.max() <= 1.0 else 1.0
+    else:
+        scale = 1 / 257.0 if values.size and values.max() > 255 else 1.0
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image: a known ending, and not hidden."""
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def find_images(folder: Path | str, *, recursive: bool = True) -> list[Path]:
+    """List the image files in a folder by name, sorted; hidden files and folders are passed over.
+
+    Raises:
+        DataError: when the folder does not exist or cannot be listed.
+
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give a folder of images.")
+    return sorted(_walk(folder, recursive))
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed ({error.strerror}).") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if recursive:
+                yield from _walk(Path(entry.path), recursive)
+        elif is_image_name(entry.name):
+            yield Path(entry.path)

@@ -1,0 +1,1 @@
+"""Searching images by example and showing what was found."""

@@ -1,0 +1,86 @@
+"""What can be turned in training; the defaults are meant to be left alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lookalike.errors import OptionError
+
+OPTIMIZERS = ("adamw", "sgd")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options of a training run; checked when made.
+
+    Attributes:
+        epochs: of the full stage, at most.
+        frozen: stop after the stage with the backbone frozen (seconds).
+        max_minutes: wall-clock budget for everything; the number of epochs is planned to fit.
+        batch_size: images a step.
+        optimizer: adamw or sgd (Nesterov, momentum 0.9).
+        backbone_lr, head_lr: peak learning rates; None takes the optimizer's default.
+        weight_decay: on weights, not on biases or normalisation.
+        warmup: share of all steps with a rising learning rate; a cosine to zero follows.
+        label_smoothing: of the cross-entropy.
+        patience: epochs without a better measure before stopping.
+        measure: of the validation part, which decides early stopping and what is kept.
+        class_disjoint: how validation is cut; None decides by the data.
+        precision: auto takes bfloat16 where the device computes in it.
+        seed: of the split, the order, the augmentation and the weights.
+
+    Raises:
+        OptionError: for a value outside what is allowed.
+
+    """
+
+    epochs: int = 6
+    frozen: bool = False
+    max_minutes: float | None = None
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    backbone_lr: float | None = None
+    head_lr: float | None = None
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    patience: int = 3
+    measure: str = "map@r"
+    class_disjoint: bool | None = None
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._at_least("epochs", 1)
+        self._at_least("batch_size", 2)
+        self._at_least("patience", 1)
+        if self.max_minutes is not None and not (self.max_minutes > 0 and math.isfinite(self.max_minutes)):
+            raise OptionError(f"max_minutes must be above 0, got {self.max_minutes}.")
+        for name in ("backbone_lr", "head_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 10:
+                raise OptionError(f"{name} must be above 0 and at most 10, got {value}.")
+        for name in ("warmup", "label_smoothing", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise OptionError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
+
+    def _at_least(self, name: str, least: int) -> None:
+        if getattr(self, name) < least:
+            raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+
+    @property
+    def learning_rates(self) -> tuple[float, float]:
+        """Peak rates of the backbone and of head and classifier."""
+        defaults = {"adamw": (3e-4, 1e-3), "sgd": (1e-2, 3e-2)}[self.optimizer]
+        return self.backbone_lr or defaults[0], self.head_lr or defaults[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain structure for JSON."""
+        return asdict(self)

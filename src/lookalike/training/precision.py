@@ -1,0 +1,74 @@
+"""Mixed precision where the device has it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is native there, so that mixed precision is faster."""
+    if device.type == "cpu":
+        return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as handle:
+            line = next((text for text in handle if text.startswith("flags")), "")
+    except OSError:
+        return frozenset()
+    return frozenset(line.split())
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Return the context for forward passes: bfloat16 when asked for, or when `auto` finds it native."""
+    enabled = precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+class _Float32(nn.Module):
+    """Runs one layer in float32 inside an autocast region."""
+
+    def __init__(self, layer: nn.Module, device_type: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.device_type = device_type
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device_type, enabled=False):
+            out: torch.Tensor = self.layer(x.float()).to(x.dtype)
+        return out
+
+
+def keep_slow_layers_float32(module: nn.Module, device: torch.device) -> None:
+    """On a CPU, take wide or strided depthwise convolutions out of bfloat16: their backward pass is slower there.
+
+    Measured in docs/log.md. Wraps layers in place; `unwrap` puts the module back.
+    """
+    if device.type != "cpu":
+        return
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if _is_slow(layer) and not isinstance(parent, _Float32):
+                setattr(parent, name, _Float32(layer, device.type))
+
+
+def unwrap(module: nn.Module) -> None:
+    """Undo `keep_slow_layers_float32`."""
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, _Float32):
+                setattr(parent, name, layer.layer)
+
+
+def _is_slow(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.groups == layer.in_channels > 1
+        and (layer.kernel_size[0] >= 5 or layer.stride[0] > 1)
+    )

@@ -1,0 +1,75 @@
+"""Fixtures of the whole suite: real photographs, a small data folder of them, and the shared data sets."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+_PHOTOS = {"astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
+_SIDE = 160
+_VIEWS = {"training": 6, "test/query": 2, "test/gallery": 3}  # of each class
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real data sets `clothing`, `caltech` and `trashnet`; skips where they are absent."""
+    repository = Path(__file__).resolve().parents[1]
+    folder = Path(os.environ.get("LOOKALIKE_SHARED", repository.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the shared data sets are not at {folder}; set LOOKALIKE_SHARED to the folder that holds data/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, Image.Image]:
+    """Four photographs that scikit-image ships, RGB, 160 pixels on the longer side; copy one before changing it."""
+    found = importlib.util.find_spec("skimage")
+    if found is None or found.origin is None:
+        pytest.skip(
+            "scikit-image, whose photographs the tests use, is not installed; run: pip install 'lookalike[test]'"
+        )
+    folder = Path(found.origin).parent / "data"
+    pictures = {}
+    for name, file in _PHOTOS.items():
+        with Image.open(folder / file) as image:
+            pictures[name] = image.convert("RGB")
+        pictures[name].thumbnail((_SIDE, _SIDE))
+    return pictures
+
+
+@pytest.fixture(scope="session")
+def photo_folder_original(photos: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the data folder of `photo_folder` once; never change it."""
+    root = tmp_path_factory.mktemp("original") / "photos"
+    labels = ["path,label"]
+    for name, photo in photos.items():
+        random_crop = random.Random(name)
+        for part, count in _VIEWS.items():
+            folder = root / part / name if part == "training" else root / part
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                path = folder / f"{name}{number}.jpg"
+                _crop(photo, random_crop).save(path, quality=90)
+                if part != "training":
+                    labels.append(f"{part}/{path.name},{name}")
+    (root / "labels.csv").write_text("\n".join(labels) + "\n")
+    return root
+
+
+def _crop(photo: Image.Image, chance: random.Random) -> Image.Image:
+    """Cut out 50 to 80 % of each side."""
+    width, height = (round(side * chance.uniform(0.5, 0.8)) for side in photo.size)
+    left, top = chance.randint(0, photo.width - width), chance.randint(0, photo.height - height)
+    return photo.crop((left, top, left + width, top + height))
+
+
+@pytest.fixture
+def photo_folder(photo_folder_original: Path, tmp_path: Path) -> Path:
+    """Data folder of layout 1, yours to change: 4 classes with 6 training, 2 query and 3 gallery crops of one photo."""
+    return Path(shutil.copytree(photo_folder_original, tmp_path / "photos"))

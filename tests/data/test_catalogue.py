@@ -1,0 +1,59 @@
+"""The catalogue: parts, classes and the fingerprint of what a model was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lookalike.data import Dataset, Item, Split, load_dataset, with_validation
+from lookalike.data.catalogue import by_class, class_names
+
+
+def item(name: str, label: str | None, split: Split) -> Item:
+    return Item(name, Path(name), label, split)
+
+
+def test_parts_and_classes() -> None:
+    items = (
+        item("b", "dog", Split.TRAINING),
+        item("a", "cat", Split.TRAINING),
+        item("v", "cat", Split.VALIDATION),
+        item("q", None, Split.QUERY),
+        item("g", "owl", Split.GALLERY),
+    )
+    data = Dataset(Path("data"), "made by hand", items, ("something odd",))
+    assert [i.id for i in data.training] == ["b", "a"]
+    assert [i.id for i in data.part("validation")] == ["v"]
+    assert data.classes == ("cat", "dog")
+    assert class_names(items) == ("cat", "dog", "owl")
+    assert {label: [i.id for i in members] for label, members in by_class(items).items()} == {
+        "cat": ["a", "v"],
+        "dog": ["b"],
+        "owl": ["g"],
+    }
+    assert not data.test_is_labelled  # no query has a label
+    assert data.summary() == (
+        "data: made by hand, 5 images\n"
+        "  training        2 images in 2 classes\n"
+        "  validation      1 images in 1 classes\n"
+        "  query           1 images, 1 without a label\n"
+        "  gallery         1 images in 1 classes\n"
+        "  note: something odd"
+    )
+
+
+def test_test_classes_are_unseen_when_most_queries_say_so() -> None:
+    training = item("t", "cat", Split.TRAINING)
+    queries = [item(f"q{n}", label, Split.QUERY) for n, label in enumerate(("cat", "owl", "fox"))]
+    assert Dataset(Path(), "", (training, *queries)).test_classes_unseen
+    assert not Dataset(Path(), "", (training, *queries[:2])).test_classes_unseen
+    assert not Dataset(Path(), "", (training,)).test_classes_unseen
+
+
+def test_fingerprint_covers_what_is_trained_on_and_nothing_else(photo_folder: Path) -> None:
+    data = load_dataset(photo_folder)
+    original = data.fingerprint
+    assert with_validation(data).fingerprint == original
+    (photo_folder / "test/query/cat0.jpg").write_bytes(b"changed")
+    assert load_dataset(photo_folder).fingerprint == original
+    (photo_folder / "training/cat/cat0.jpg").write_bytes(b"changed")
+    assert load_dataset(photo_folder).fingerprint != original

@@ -1,0 +1,314 @@
+"""Reading one image: every kind of file that people have, and every way in which it can be broken."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, features
+
+from lookalike.data import find_images, images, read_image
+from lookalike.errors import DataError, UnreadableImage
+
+Photos = dict[str, Image.Image]
+
+
+def pixels(path: Path) -> npt.NDArray[np.uint8]:
+    image = read_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def cause(path: Path) -> str:
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(path)
+    assert caught.value.path == path
+    assert str(caught.value) == f"{path}: {caught.value.cause}"
+    return caught.value.cause
+
+
+# How each EXIF orientation stores an upright picture, from the table of the EXIF standard (row 0, column 0).
+STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_undone(photos: Photos, tmp_path: Path, orientation: int) -> None:
+    upright = np.asarray(photos["rocket"])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    stored.save(tmp_path / "p.png", exif=exif)
+    stored.save(tmp_path / "p.jpg", exif=exif, quality=95, subsampling=0)
+    np.testing.assert_array_equal(pixels(tmp_path / "p.png"), upright)
+    from_jpeg = pixels(tmp_path / "p.jpg")
+    assert from_jpeg.shape == upright.shape
+    assert np.abs(from_jpeg.astype(int) - upright).mean() < 3
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.jpg", "p.bmp", "p.tif", "p.webp", "p.pgm", "P.PNG", "p.gif", "p.jp2"])
+def test_greyscale_becomes_three_equal_channels(photos: Photos, tmp_path: Path, name: str) -> None:
+    grey = photos["cat"].convert("L")
+    options = {"lossless": True} if name.endswith("webp") else {"quality": 95} if name.endswith("jpg") else {}
+    grey.save(tmp_path / name, **options)
+    read = pixels(tmp_path / name).astype(int)
+    assert (read[..., 0] == read[..., 1]).all()
+    assert (read[..., 1] == read[..., 2]).all()
+    assert np.abs(read[..., 0] - np.asarray(grey)).max() <= (12 if name.endswith("jpg") else 0)
+
+
+def test_bilevel_is_black_and_white(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "p.png")
+    assert pixels(tmp_path / "p.png").tolist() == [[[255] * 3, [0] * 3]]
+
+
+def test_palette_is_looked_up(photos: Photos, tmp_path: Path) -> None:
+    palette = photos["coffee"].quantize(32)
+    palette.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "p.png"), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("transparency", [0, b"\x00\xff"], ids=["index", "bytes"])
+def test_transparent_palette_entry_is_white(tmp_path: Path, transparency: int | bytes) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])  # 0 is red, 1 is blue
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "p.png", transparency=transparency)
+    assert pixels(tmp_path / "p.png").tolist() == [[[255, 255, 255], [0, 0, 255]]]
+
+
+def test_transparent_colour_of_rgb_is_white(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8))
+    image.save(tmp_path / "p.png", transparency=(255, 0, 0))
+    assert pixels(tmp_path / "p.png").tolist() == [[[255, 255, 255], [0, 0, 255]]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_alpha_is_blended_onto_white(tmp_path: Path, suffix: str) -> None:
+    rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 128], [0, 0, 0, 0]]], np.uint8)
+    options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    Image.fromarray(rgba).save(tmp_path / f"p.{suffix}", **options)
+    # 255 · (1 - 128 / 255) = 127
+    assert pixels(tmp_path / f"p.{suffix}").tolist() == [[[255, 0, 0], [255, 127, 127], [255, 255, 255]]]
+
+
+def test_grey_with_alpha_is_blended_onto_white(tmp_path: Path) -> None:
+    image = Image.merge("LA", [Image.new("L", (1, 1), 0), Image.new("L", (1, 1), 128)])
+    image.save(tmp_path / "p.png")
+    assert pixels(tmp_path / "p.png").tolist() == [[[127, 127, 127]]]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk(tmp_path: Path, suffix: str) -> None:
+    inks = {(0, 0, 0, 0): [255, 255, 255], (255, 255, 0, 0): [0, 0, 255], (0, 0, 0, 255): [0, 0, 0]}
+    for number, (ink, colour) in enumerate(inks.items()):
+        path = tmp_path / f"{number}.{suffix}"
+        Image.new("CMYK", (8, 8), ink).save(path)
+        assert np.abs(pixels(path).astype(int) - colour).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_grey_is_scaled(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(np.array([[0, 100 * 257, 65535]], np.uint16)).save(tmp_path / f"p.{suffix}")
+    assert pixels(tmp_path / f"p.{suffix}")[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_big_endian_sixteen_bit_tiff(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 100 * 257, 65535]], ">u2")).save(tmp_path / "p.tif")
+    assert pixels(tmp_path / "p.tif")[0, :, 1].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize(("white", "expected"), [(1.0, [0, 128, 255]), (255.0, [0, 128, 255])])
+def test_float_samples(tmp_path: Path, white: float, expected: list[int]) -> None:
+    Image.fromarray(np.array([[0, 0.5 * white, white]], np.float32)).save(tmp_path / "p.tif")
+    assert pixels(tmp_path / "p.tif")[0, :, 0].tolist() == expected
+
+
+def test_float_samples_that_are_no_number_are_black(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[np.nan, 1.0]], np.float32)).save(tmp_path / "p.tif")
+    assert pixels(tmp_path / "p.tif")[0, :, 0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_animation_gives_its_first_frame(tmp_path: Path, suffix: str) -> None:
+    first, second = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = tmp_path / f"p.{suffix}"
+    first.save(path, save_all=True, append_images=[second], duration=100, **options)
+    with Image.open(path) as image:
+        assert image.n_frames == 2  # type: ignore[attr-defined]
+    assert pixels(path)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif(photos: Photos, tmp_path: Path) -> None:
+    photos["cat"].save(tmp_path / "p.avif", quality=90)
+    assert np.abs(pixels(tmp_path / "p.avif").astype(int) - np.asarray(photos["cat"])).mean() < 4
+
+
+def test_truncated_jpeg(photos: Photos, tmp_path: Path) -> None:
+    path = tmp_path / "p.jpg"
+    photos["cat"].save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    assert cause(path).startswith("it cannot be decoded (image file is truncated")
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "p.jpg").touch()
+    assert cause(tmp_path / "p.jpg") == "the file is empty"
+
+
+def test_text_named_jpg(tmp_path: Path) -> None:
+    (tmp_path / "p.jpg").write_text("not a picture")
+    assert cause(tmp_path / "p.jpg") == "this is not an image that Pillow can read"
+
+
+def test_png_named_jpg(photos: Photos, tmp_path: Path) -> None:
+    photos["cat"].save(tmp_path / "p.jpg", format="PNG")
+    assert cause(tmp_path / "p.jpg") == "it is named .jpg but holds PNG; rename it to match"
+
+
+def test_unknown_ending_is_read_by_content(photos: Photos, tmp_path: Path) -> None:
+    photos["cat"].save(tmp_path / "upload", format="PNG")
+    np.testing.assert_array_equal(pixels(tmp_path / "upload"), np.asarray(photos["cat"]))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    assert cause(tmp_path / "p.jpg") == "there is no such file"
+
+
+def test_folder_named_jpg(tmp_path: Path) -> None:
+    (tmp_path / "p.jpg").mkdir()
+    assert cause(tmp_path / "p.jpg") == "it is a folder, not a file"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_file_without_permission(photos: Photos, tmp_path: Path) -> None:
+    photos["cat"].save(tmp_path / "p.png")
+    (tmp_path / "p.png").chmod(0)
+    assert cause(tmp_path / "p.png") == "its permissions do not allow reading it"
+
+
+def test_permission_refused_by_the_system(photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos["cat"].save(tmp_path / "p.png")
+
+    def refuse(path: Path) -> Image.Image:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    assert cause(tmp_path / "p.png") == "its permissions do not allow reading it"
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Write a valid PNG header with no pixels behind it."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_decompression_bomb(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(png_header(60_000, 60_000))
+    assert cause(tmp_path / "p.png") == "it claims more than 178,956,970 pixels (a decompression bomb?)"
+
+
+def test_decompression_bomb_where_pillow_lets_it_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    (tmp_path / "p.png").write_bytes(png_header(60_000, 60_000))
+    wanted = "it claims 3,600,000,000 pixels, more than 178,956,970 (a decompression bomb?)"
+    assert cause(tmp_path / "p.png") == wanted
+
+
+@pytest.mark.parametrize("error", [RuntimeError, struct.error, KeyError, ZeroDivisionError, MemoryError])
+def test_whatever_a_decoder_raises_is_one_unreadable_image(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    photos["cat"].save(tmp_path / "p.png")
+
+    def fail(path: Path) -> Image.Image:
+        raise error("bad\nsecond line")
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert cause(tmp_path / "p.png").startswith("it cannot be decoded (")
+    assert "\n" not in cause(tmp_path / "p.png")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp"])
+def test_damaged_bytes_end_in_pixels_or_one_error(photos: Photos, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p.{suffix}"
+    photos["rocket"].resize((40, 30)).save(path)
+    good = np.frombuffer(path.read_bytes(), np.uint8)
+    chance = np.random.default_rng(3)
+    unreadable = 0
+    for _ in range(60):
+        bad = good.copy()
+        bad[chance.integers(0, min(len(bad), 300), 4)] = chance.integers(0, 256, 4)
+        path.write_bytes(bad.tobytes())
+        try:
+            assert read_image(path).mode == "RGB"
+        except UnreadableImage:
+            unreadable += 1
+    assert unreadable > 0
+
+
+def test_overlapping_readings_leave_the_warning_filters_alone() -> None:
+    before = list(warnings.filters)
+    first, second = images._quiet(), images._quiet()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    warnings.warn("silenced while the second one reads", UserWarning, stacklevel=1)
+    second.__exit__(None, None, None)
+    assert warnings.filters == before
+
+
+def test_many_threads_read_the_same(photos: Photos, tmp_path: Path) -> None:
+    photos["cat"].quantize(8).save(tmp_path / "p.png", transparency=bytes(range(8)))  # Pillow warns of such a file
+    before, threads = list(warnings.filters), threading.active_count()
+    with ThreadPoolExecutor(4) as pool:
+        read = [image.tobytes() for image in pool.map(read_image, [tmp_path / "p.png"] * 40)]
+    assert len(set(read)) == 1
+    assert warnings.filters == before
+    assert threading.active_count() == threads
+
+
+def test_find_images_sorted_and_without_the_hidden(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "sub/c.webp", ".hidden.jpg", ".trash/d.jpg", "notes.txt", "sub/labels.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images(tmp_path) == [tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "sub/c.webp"]
+    assert find_images(tmp_path, recursive=False) == [tmp_path / "a.png", tmp_path / "b.JPG"]
+
+
+def test_find_images_wants_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        find_images(tmp_path / "none")
+    assert str(caught.value) == f"{tmp_path / 'none'} is not a folder; give a folder of images."
+
+
+def test_find_images_in_a_closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(images.os, "scandir", refuse)
+    with pytest.raises(DataError) as caught:
+        find_images(tmp_path)
+    assert str(caught.value) == f"{tmp_path} cannot be listed (Permission denied)."

@@ -1,0 +1,103 @@
+"""Cutting a validation part from training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lookalike.data import Dataset, Item, Split, with_validation
+from lookalike.errors import DataError, OptionError
+
+
+def dataset(training: dict[str, int], test: dict[str, int]) -> Dataset:
+    """Make a catalogue with so many images of each class; nothing is read from disk."""
+    items = [
+        Item(f"{split}/{label}/{n}.jpg", Path(f"{split}/{label}/{n}.jpg"), label, split)
+        for split, classes in ((Split.TRAINING, training), (Split.QUERY, test), (Split.GALLERY, test))
+        for label, count in classes.items()
+        for n in range(count)
+    ]
+    return Dataset(Path("data"), "made by hand", tuple(items))
+
+
+SEEN = dataset({"cat": 10, "dog": 20, "owl": 4}, {"cat": 3, "dog": 3})
+UNSEEN = dataset(dict.fromkeys("abcdefghij", 4), {"x": 3, "y": 3})
+
+
+def test_stratified_takes_a_share_of_each_class() -> None:
+    cut = with_validation(SEEN)
+    assert Counter(item.label for item in cut.validation) == {"cat": 2, "dog": 4}  # a fifth; owl has under five
+    assert Counter(item.label for item in cut.training) == {"cat": 8, "dog": 16, "owl": 4}
+
+
+def test_at_least_two_of_a_class_so_that_each_has_a_partner() -> None:
+    cut = with_validation(dataset({"cat": 5, "dog": 5}, {}))
+    assert Counter(item.label for item in cut.validation) == {"cat": 2, "dog": 2}
+
+
+def test_class_disjoint_when_the_test_classes_are_unseen() -> None:
+    cut = with_validation(UNSEEN)
+    held_out = {item.label for item in cut.validation}
+    assert len(held_out) == 2  # a fifth of ten classes
+    assert held_out.isdisjoint(item.label for item in cut.training)
+    assert len(cut.validation) == 8
+
+
+@pytest.mark.parametrize(("data", "disjoint"), [(SEEN, False), (UNSEEN, True)], ids=["seen", "unseen"])
+def test_the_way_of_cutting_can_be_chosen(data: Dataset, disjoint: bool) -> None:
+    assert with_validation(data, class_disjoint=disjoint) == with_validation(data)
+    other = with_validation(dataset(dict.fromkeys("abcde", 10), {"a": 2}), class_disjoint=True)
+    assert {item.label for item in other.validation}.isdisjoint(item.label for item in other.training)
+
+
+@pytest.mark.parametrize("data", [SEEN, UNSEEN], ids=["stratified", "class-disjoint"])
+def test_only_training_is_cut_and_nothing_is_lost(data: Dataset) -> None:
+    cut = with_validation(data, seed=5)
+    assert (cut.query, cut.gallery) == (data.query, data.gallery)
+    assert {item.id for item in (*cut.training, *cut.validation)} == {item.id for item in data.training}
+    assert {item.id for item in cut.training}.isdisjoint(item.id for item in cut.validation)
+    assert all(item.id.startswith("training/") for item in cut.validation)
+
+
+@pytest.mark.parametrize("data", [SEEN, UNSEEN], ids=["stratified", "class-disjoint"])
+def test_the_seed_decides(data: Dataset) -> None:
+    assert with_validation(data, seed=1).validation == with_validation(data, seed=1).validation
+    assert len({frozenset(i.id for i in with_validation(data, seed=s).validation) for s in range(8)}) > 1
+
+
+def test_the_order_of_the_items_does_not_matter() -> None:
+    backwards = SEEN.replace_items(reversed(SEEN.items))
+    chosen = {item.id for item in with_validation(SEEN).validation}
+    assert {item.id for item in with_validation(backwards).validation} == chosen
+
+
+def test_a_validation_part_that_is_there_is_left_alone() -> None:
+    cut = with_validation(SEEN)
+    assert with_validation(cut, seed=9) is cut
+
+
+@pytest.mark.parametrize("fraction", [0, 0.51, -1, float("nan")])
+def test_fraction_out_of_range(fraction: float) -> None:
+    with pytest.raises(OptionError) as caught:
+        with_validation(SEEN, fraction=fraction)
+    assert str(caught.value) == f"the validation fraction must be above 0 and at most 0.5, got {fraction}."
+
+
+@pytest.mark.parametrize(
+    ("training", "test", "got"),
+    [
+        ({"cat": 4, "dog": 4}, {"cat": 2}, "2 classes with 8 images"),
+        ({"a": 9, "b": 9, "c": 9}, {"x": 2}, "3 classes with 27 images"),
+        ({}, {}, "0 classes with 0 images"),
+    ],
+    ids=["few images", "few classes", "nothing"],
+)
+def test_too_little_to_cut_from(training: dict[str, int], test: dict[str, int], got: str) -> None:
+    with pytest.raises(DataError) as caught:
+        with_validation(dataset(training, test))
+    assert str(caught.value) == (
+        "data has too few training images to cut a validation part: at least one class needs 5 images, "
+        f"or class-disjoint cutting 4 classes; got {got}."
+    )

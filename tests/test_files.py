@@ -1,0 +1,219 @@
+"""Writing: a good file or folder is never replaced by half of another."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from lookalike import files
+from lookalike.errors import StorageError
+from lookalike.files import (
+    digest,
+    file_digest,
+    new_folder,
+    read_json,
+    require_free,
+    write_csv,
+    write_file,
+    write_json,
+    write_text,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def disk_full(path: Path) -> None:
+    path.write_text("half of the n")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "f.txt"
+    write_text(path, "first\n")
+    write_text(path, "zweite ü\n")
+    assert path.read_bytes() == "zweite ü\n".encode()
+    assert names(path.parent) == ["f.txt"]
+
+
+def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "f.txt"
+    path.write_text("old")
+    with pytest.raises(StorageError) as caught:
+        write_file(path, disk_full)
+    assert str(caught.value) == (
+        f"{path} cannot be written (no space left on device); free some space or choose another place."
+    )
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["f.txt"]
+
+
+def test_full_disk_while_text_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f.json"
+    write_json(path, {"old": 1})
+    monkeypatch.setattr(Path, "write_text", lambda self, *_, **__: disk_full_now(self))
+    with pytest.raises(StorageError):
+        write_json(path, {"new": 2})
+    monkeypatch.undo()
+    assert read_json(path, "the file") == {"old": 1}
+    assert names(tmp_path) == ["f.json"]
+
+
+def disk_full_now(path: Path) -> None:
+    path.write_bytes(b"{")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_full_device(tmp_path: Path) -> None:
+    def fill(temporary: Path) -> None:
+        temporary.unlink()
+        temporary.symlink_to("/dev/full")
+        temporary.write_text("x" * 100)
+
+    with pytest.raises(StorageError, match="no space left on device"):
+        write_file(tmp_path / "f.txt", fill)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    def interrupted(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise error
+
+    path = tmp_path / "f.txt"
+    path.write_text("old")
+    with pytest.raises(error):
+        write_file(path, interrupted)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["f.txt"]
+
+
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(StorageError, match=r"f/g\.txt cannot be written"):
+        write_text(tmp_path / "f" / "g.txt", "y")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
+def test_a_file_has_the_modes_that_the_user_wants(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "f.txt", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f.txt").stat().st_mode) == 0o640
+
+
+def test_csv_and_json(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ("a", "b"), [(1, "x,y"), (2, 'say "no"')])
+    assert (tmp_path / "t.csv").read_text() == 'a,b\n1,"x,y"\n2,"say ""no"""\n'
+    write_json(tmp_path / "t.json", {"ü": [1, None]})
+    assert (tmp_path / "t.json").read_text(encoding="utf-8") == '{\n  "ü": [\n    1,\n    null\n  ]\n}\n'
+
+
+def test_read_json_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    with pytest.raises(StorageError) as caught:
+        read_json(path, "the bundle's card")
+    assert str(caught.value) == f"the bundle's card {path} does not exist."
+    path.write_text("{")
+    with pytest.raises(StorageError, match=r"^the bundle's card .* cannot be read: Expecting property name"):
+        read_json(path, "the bundle's card")
+
+
+def test_new_folder_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "out"
+    with new_folder(path) as temporary:
+        (temporary / "a").write_text("1")
+        assert not path.exists()
+    assert (path / "a").read_text() == "1"
+    assert names(path.parent) == ["out"]
+
+
+def test_new_folder_into_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as temporary:
+        (temporary / "a").touch()
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["a"]
+
+
+def test_new_folder_leaves_another_alone(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(StorageError) as caught, new_folder(path):
+        pytest.fail("the block must not run")
+    assert str(caught.value) == f"{path} already exists and is left as it is; choose another --out or remove it first."
+    assert names(path) == ["old"]
+
+
+def test_new_folder_replaces_when_told(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").touch()
+    with new_folder(path, replace=True) as temporary:
+        (temporary / "new").touch()
+    assert names(path) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError("x")]
+)
+def test_new_folder_keeps_the_old_one_when_the_block_fails(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").touch()
+    expected = StorageError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected), new_folder(path, replace=True) as temporary:
+        (temporary / "half").touch()
+        raise error
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_new_folder_puts_the_old_one_back_when_it_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").touch()
+    move = Path.replace
+
+    def refuse_the_new_one(self: Path, target: Path) -> Path:
+        if (self / "new").exists():
+            raise OSError(errno.EIO, "Input/output error")
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse_the_new_one)
+    with pytest.raises(StorageError, match="input/output error"), new_folder(path, replace=True) as temporary:
+        (temporary / "new").touch()
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_require_free(tmp_path: Path) -> None:
+    require_free(tmp_path)
+    require_free(tmp_path / "none")
+    (tmp_path / "f").touch()
+    for taken in (tmp_path, tmp_path / "f"):
+        with pytest.raises(StorageError, match="already exists and is left as it is"):
+            require_free(taken)
+
+
+def test_digests(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")
+    assert file_digest(tmp_path / "f") == hashlib.blake2b(b"abc", digest_size=16).hexdigest()
+    expected = hashlib.blake2b((2).to_bytes(8, "little") + b"ab" + (1).to_bytes(8, "little") + b"c", digest_size=16)
+    assert digest("ab", b"c") == expected.hexdigest()
+    assert digest("ab", "c") != digest("a", "bc")
+    assert len(files.digest()) == 32
