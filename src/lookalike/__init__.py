@@ -1,0 +1,102 @@
+"""Lookalike: find the pictures that look like this one.
+
+    import lookalike as la
+
+    data = la.load_dataset("data/")
+    model = la.train(data, backbone="resnet50")
+    embeddings = model.embed(paths)
+    index = la.Index.build(embeddings)
+    hits = index.search(model.embed(["q.jpg"]), top_k=10)
+    table = la.benchmark(data, backbones=["resnet50", "vit_b_16"], out="runs/first")
+
+Importing this does nothing else; torch, timm and FAISS are imported by what needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lookalike.backbones import Encoder, load_bundle, save_bundle
+    from lookalike.bench import Benchmark, Choice, Trial, benchmark
+    from lookalike.bench.demo import demo
+    from lookalike.data import Dataset, Item, load_dataset
+    from lookalike.data.check import check
+    from lookalike.errors import LookalikeError
+    from lookalike.evaluation import Evaluation, Measure
+    from lookalike.indexing import Index
+    from lookalike.retrieval import embed, evaluate, index, search, submit
+    from lookalike.training import TrainingOptions, train
+    from lookalike.types import Embeddings, Hits, Skipped
+
+_HOMES = {
+    "Benchmark": "bench",
+    "Choice": "bench",
+    "Dataset": "data",
+    "Embeddings": "types",
+    "Encoder": "backbones",
+    "Evaluation": "evaluation",
+    "Hits": "types",
+    "Index": "indexing",
+    "Item": "data",
+    "LookalikeError": "errors",
+    "Measure": "evaluation",
+    "Skipped": "types",
+    "TrainingOptions": "training",
+    "Trial": "bench",
+    "benchmark": "bench",
+    "check": "data.check",
+    "demo": "bench.demo",
+    "embed": "retrieval",
+    "evaluate": "retrieval",
+    "index": "retrieval",
+    "load_bundle": "backbones",
+    "load_dataset": "data",
+    "save_bundle": "backbones",
+    "search": "retrieval",
+    "submit": "retrieval",
+    "train": "training",
+}
+
+__all__ = [
+    "Benchmark",
+    "Choice",
+    "Dataset",
+    "Embeddings",
+    "Encoder",
+    "Evaluation",
+    "Hits",
+    "Index",
+    "Item",
+    "LookalikeError",
+    "Measure",
+    "Skipped",
+    "TrainingOptions",
+    "Trial",
+    "benchmark",
+    "check",
+    "demo",
+    "embed",
+    "evaluate",
+    "index",
+    "load_bundle",
+    "load_dataset",
+    "save_bundle",
+    "search",
+    "submit",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'lookalike' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"lookalike.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -67,6 +67,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_ascii_json(path: Path, value: Any, *, indent: int | None = None) -> None:
+    """Write JSON with all but ASCII escaped, in one step; holds file names that are not valid Unicode, too."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file with a header in one step."""
     buffer = io.StringIO()
@@ -82,7 +87,7 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StorageError(f"{what} {path} does not exist.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"{what} {path} cannot be read: {error}.") from error
 
 

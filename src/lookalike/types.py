@@ -69,7 +69,7 @@ class Embeddings:
             raise DataError(f"embeddings need distinct ids, but {twice!r} stands more than once.")
         if not len(v):
             return
-        lengths = np.linalg.norm(v, axis=1)
+        lengths = np.sqrt(np.einsum("ij,ij->i", v, v))  # needs no copy of the vectors, which may be mapped from disk
         worst = int(np.argmax(np.where(np.isfinite(lengths), np.abs(lengths - 1), np.inf)))
         if not abs(float(lengths[worst]) - 1) <= _UNIT_TOLERANCE:
             name = self.ids[worst]

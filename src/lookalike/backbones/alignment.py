@@ -12,7 +12,8 @@ def fit_alignment(source: Vectors, target: Vectors) -> Vectors:
     """Return the orthogonal matrix `R` that minimises `|source @ R - target|` (orthogonal Procrustes; Schönemann 1966).
 
     Args:
-        source, target: `(n, dim)` embeddings of the same training images by two members, row by row.
+        source: `(n, dim)` embeddings of training images by the member to be rotated.
+        target: `(n, dim)` embeddings of the same images, row by row, by the member that stays.
 
     Returns:
         `(dim, dim)` float32.
@@ -26,4 +27,5 @@ def fit_alignment(source: Vectors, target: Vectors) -> Vectors:
             f"an alignment needs embeddings of one shape from both members, got {source.shape} and {target.shape}."
         )
     u, _, vt = np.linalg.svd(source.astype(np.float64).T @ target.astype(np.float64))
-    return (u @ vt).astype(np.float32)
+    rotation: Vectors = (u @ vt).astype(np.float32)
+    return rotation

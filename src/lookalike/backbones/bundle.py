@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lookalike.backbones.encoder import Encoder
@@ -17,8 +18,9 @@ from lookalike.backbones.heads import ProjectionHead
 from lookalike.backbones.member import Member
 from lookalike.backbones.preprocessing import Preprocessing
 from lookalike.backbones.registry import BackboneRow
-from lookalike.backbones.weights import NONE, load_backbone, mismatch, read_state
-from lookalike.errors import ModelError
+from lookalike.backbones.state_file import mismatch, read_state
+from lookalike.backbones.weights import blank_backbone, own_randomness
+from lookalike.errors import LookalikeError, ModelError, StorageError
 from lookalike.files import new_folder, read_json, write_json
 
 FORMAT = 1
@@ -76,7 +78,12 @@ def save_bundle(
     }
     out = Path(out)
     with new_folder(out, replace=replace) as folder:
-        save_file(state, folder / _WEIGHTS)
+        try:
+            save_file(state, folder / _WEIGHTS)
+        except SafetensorError as error:  # its writer wraps the operating system's errors
+            raise StorageError(
+                f"{out} cannot be written ({error}); free some space or choose another place."
+            ) from error
         (folder / _WEIGHTS).chmod(0o644)
         write_json(folder / _FACTS, description)
     return out
@@ -101,9 +108,11 @@ def load_bundle(path: Path | str) -> Encoder:
             alignments.append(None if alignment is None else alignment.numpy())
             members.append(_member(row, own, path))
         encoder = Encoder(members, facts["how"] or "aligned", alignments)
-    except (KeyError, TypeError, AttributeError) as error:
+    except ModelError:
+        raise
+    except (LookalikeError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"{path / _FACTS} is damaged ({type(error).__name__}: {error}); make the bundle again."
+            f"{path / _FACTS} is damaged ({type(error).__name__}: {str(error).rstrip('.')}); make the bundle again."
         ) from error
     if encoder.fingerprint != facts.get("fingerprint"):
         raise ModelError(f"{path} was changed after it was saved (its fingerprint differs); make the bundle again.")
@@ -120,7 +129,10 @@ def read_facts(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not is_bundle(path):
         raise ModelError(f"{path} is not a bundle: it has no {_FACTS}; make one with 'lookalike train'.")
-    facts = read_json(path / _FACTS, "the bundle's description")
+    try:
+        facts = read_json(path / _FACTS, "the bundle's description")
+    except StorageError as error:
+        raise ModelError(f"{path / _FACTS} is damaged or cannot be read; make the bundle again.") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         got = facts.get("format") if isinstance(facts, dict) else None
         raise ModelError(
@@ -131,8 +143,9 @@ def read_facts(path: Path | str) -> dict[str, Any]:
 
 def _member(row: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) -> Member:
     preprocessing = Preprocessing.from_dict(row["preprocessing"])
-    module, _ = load_backbone(BackboneRow(row["backbone"], row["timm_name"]), NONE)
-    head = ProjectionHead(row["head"]["features"], row["head"]["dim"])
+    module = blank_backbone(BackboneRow(row["backbone"], row["timm_name"]))
+    with own_randomness(0):
+        head = ProjectionHead(row["head"]["features"], row["head"]["dim"])
     member = Member(row["backbone"], row["timm_name"], module, head, preprocessing, row["origin"])
     problem = mismatch(member.state(), state)
     if problem:

@@ -64,7 +64,8 @@ class Encoder:
             )
         if how == "aligned" and any(r is None for r in self.alignments[1:]):
             raise ModelError(
-                "an aligned ensemble needs an alignment for every member but the first; fit them on training embeddings."
+                "an aligned ensemble needs an alignment for every member but the first; "
+                "fit them on training embeddings."
             )
 
     @property

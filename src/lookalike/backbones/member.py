@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lookalike.backbones.devices import default_device
+from lookalike.backbones.devices import default_device, keep_freed_memory
 from lookalike.backbones.heads import ProjectionHead
 from lookalike.backbones.preprocessing import Preprocessing
 from lookalike.files import digest
@@ -41,6 +43,7 @@ class Member:
     ) -> None:
         self.backbone = backbone
         self.timm_name = timm_name
+        keep_freed_memory()
         device = default_device()
         self.module = module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = head.eval().to(device)
@@ -95,13 +98,15 @@ class Member:
         return out
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return all weights, on the CPU: `backbone.*` and `head.*`."""
-        parts = {"backbone": self.module, "head": self.head}
+        """Return a copy of all weights, on the CPU: `backbone.*` and `head.*`; training on does not change it."""
         return {
-            f"{part}.{key}": value.detach().cpu().contiguous()
-            for part, module in parts.items()
-            for key, value in module.state_dict().items()
+            key: value.to("cpu", copy=True, memory_format=torch.contiguous_format) for key, value in self._tensors()
         }
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for part, module in (("backbone", self.module), ("head", self.head)):
+            for key, value in module.state_dict().items():
+                yield f"{part}.{key}", value.detach()
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Undo `state`; names and shapes must fit."""
@@ -115,8 +120,8 @@ class Member:
         """Fingerprint of the weights, the architecture and the preprocessing."""
         if self._fingerprint is None:
             parts: list[bytes | str] = [self.timm_name, json.dumps(self.preprocessing.to_dict(), sort_keys=True)]
-            for key, value in sorted(self.state().items()):
-                parts += [key, value.numpy().tobytes()]
+            for key, value in sorted(self._tensors(), key=itemgetter(0)):
+                parts += [key, value.cpu().contiguous().numpy().tobytes()]
             self._fingerprint = digest(*parts)
         return self._fingerprint
 

@@ -21,15 +21,20 @@ _FILTERS = {
 }
 
 
+CROP_MODES = ("center", "squash", "border")
+
+
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the shorter side, crop the centre, scale to 0..1, subtract the mean, divide by the standard deviation.
+    """Resize, crop the centre, scale to 0..1, subtract the mean, divide by the standard deviation.
 
     Attributes:
         height, width: of the crop, in pixels.
-        crop_pct: crop over resized side; the shorter side is resized to `floor(size / crop_pct)`.
+        crop_pct: crop over resized picture; the picture is resized to `floor(size / crop_pct)`.
         interpolation: bicubic, bilinear, lanczos or nearest.
         mean, std: per channel.
+        crop_mode: `center` resizes until the picture covers that size, `squash` to exactly that size, `border` until
+            it fits into that size, with borders of the mean colour.
 
     """
 
@@ -39,10 +44,18 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         if self.interpolation not in _FILTERS:
             raise ModelError(f"interpolation must be one of {', '.join(_FILTERS)}, got {self.interpolation!r}.")
+        if self.crop_mode not in CROP_MODES:
+            raise ModelError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}.")
+        if not (self.height >= 1 and self.width >= 1 and 0 < self.crop_pct <= 1):
+            raise ModelError(
+                "height and width must be at least 1 and crop_pct above 0 and at most 1, "
+                f"got {self.height}, {self.width} and {self.crop_pct}."
+            )
 
     @property
     def resampling(self) -> Image.Resampling:
@@ -51,21 +64,39 @@ class Preprocessing:
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """Resize and crop an RGB picture to `(height, width, 3)` uint8, as timm's evaluation transform does."""
-        short = math.floor(min(self.height, self.width) / self.crop_pct)
-        w, h = image.size
-        if w <= h:
-            size = (short, max(int(short * h / w), self.height))
-        else:
-            size = (max(int(short * w / h), self.width), short)
+        size = self._resized(*image.size)
         if size != image.size:
             image = image.resize(size, self.resampling)
+        if image.width < self.width or image.height < self.height:
+            image = self._bordered(image)
         left = round((image.width - self.width) / 2.0)
         top = round((image.height - self.height) / 2.0)
         return np.array(image.crop((left, top, left + self.width, top + self.height)), dtype=np.uint8)
 
+    def _resized(self, w: int, h: int) -> tuple[int, int]:
+        """Width and height before the crop; the rounding differs from case to case as it does in timm."""
+        wide, high = math.floor(self.width / self.crop_pct), math.floor(self.height / self.crop_pct)
+        if self.crop_mode == "squash":
+            return wide, high
+        if self.crop_mode == "center" and wide == high:
+            return (wide, int(wide * h / w)) if w <= h else (int(wide * w / h), wide)
+        ratio = (max if self.crop_mode == "border" else min)(w / wide, h / high)
+        return max(1, round(w / ratio)), max(1, round(h / ratio))
+
+    def _bordered(self, image: Image.Image) -> Image.Image:
+        """Put the picture in the middle of a canvas of the mean colour that holds the crop."""
+        size = (max(self.width, image.width), max(self.height, image.height))
+        red, green, blue = (round(255 * v) for v in self.mean)
+        canvas = Image.new("RGB", size, (red, green, blue))
+        canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+        return canvas
+
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for JSON."""
-        return asdict(self)
+        """Return a plain structure for JSON; the usual crop mode is left out, so that fingerprints keep their value."""
+        value = asdict(self)
+        if self.crop_mode == "center":
+            del value["crop_mode"]
+        return value
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Preprocessing:
@@ -74,5 +105,5 @@ class Preprocessing:
             return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
         except (TypeError, KeyError) as error:
             raise ModelError(
-                f"the preprocessing stored in the bundle is not one that this version knows: {error}."
+                f"the bundle's preprocessing is not one that this version knows ({error}); update lookalike."
             ) from error

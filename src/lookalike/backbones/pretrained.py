@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import timm.data
+from timm.data.config import resolve_model_data_config
+from torch import nn
 
 from lookalike.backbones.heads import ProjectionHead
 from lookalike.backbones.member import Member
 from lookalike.backbones.preprocessing import Preprocessing
 from lookalike.backbones.projection import EMBEDDING_DIM, random_projection
 from lookalike.backbones.registry import BackboneRow, find_row
-from lookalike.backbones.weights import NONE, PRETRAINED, load_backbone
+from lookalike.backbones.weights import NONE, PRETRAINED, load_backbone, own_randomness
 
 
 def build_member(name: str, weights: str | Path = PRETRAINED, *, seed: int = 0) -> Member:
@@ -26,16 +28,17 @@ def build_member(name: str, weights: str | Path = PRETRAINED, *, seed: int = 0) 
     module, source = load_backbone(row, weights, seed=seed)
     width = int(module.num_features)  # type: ignore[arg-type]
     width = int(getattr(module, "head_hidden_size", None) or width)
-    head = ProjectionHead(width, EMBEDDING_DIM)
+    with own_randomness(seed):
+        head = ProjectionHead(width, EMBEDDING_DIM)
     head.set(*random_projection(width, EMBEDDING_DIM, seed=seed))
     trained = "untrained" if source == NONE else "frozen"
     origin = {"weights": source, "head": "random orthonormal", "trained": trained}
     return Member(row.name, row.timm_name, module, head, preprocessing_of(row, module), origin)
 
 
-def preprocessing_of(row: BackboneRow, module: object) -> Preprocessing:
+def preprocessing_of(row: BackboneRow, module: nn.Module) -> Preprocessing:
     """Take the preprocessing from timm's record of the weights, with the row's own mean and standard deviation."""
-    config = timm.data.resolve_model_data_config(module)
+    config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     _, height, width = config["input_size"]
     interpolation = config["interpolation"] if config["interpolation"] != "random" else "bicubic"
     return Preprocessing(
@@ -43,6 +46,12 @@ def preprocessing_of(row: BackboneRow, module: object) -> Preprocessing:
         width=int(width),
         crop_pct=float(config["crop_pct"]),
         interpolation=interpolation,
-        mean=row.mean or tuple(float(x) for x in config["mean"]),
-        std=row.std or tuple(float(x) for x in config["std"]),
+        mean=row.mean or _channels(config["mean"]),
+        std=row.std or _channels(config["std"]),
+        crop_mode=str(config["crop_mode"]),
     )
+
+
+def _channels(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)

@@ -48,7 +48,7 @@ def fit_pca(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tu
 
 
 def random_projection(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tuple[Vectors, Vectors]:
-    """Return a seeded orthonormal projection, weight `(dim, width)` and bias of zeros, for when there is no data at all."""
+    """Return a seeded orthonormal projection for when there is no data: weight `(dim, width)` and a bias of zeros."""
     weight = np.zeros((dim, width))
     rows = min(dim, width)
     weight[:rows] = _complement(np.zeros((0, width)), rows, seed)

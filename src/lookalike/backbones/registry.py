@@ -73,9 +73,19 @@ def find_row(name: str) -> BackboneRow:
         return ROWS[name]
     import timm
 
-    architecture = name.split(".", 1)[0]
+    architecture, _, tag = name.partition(".")
     if timm.is_model(architecture):
+        if tag:
+            _require_tag(architecture, tag, timm.list_pretrained(f"{architecture}.*"))
         return BackboneRow(name, name)
-    near = difflib.get_close_matches(name, [*ROWS, *timm.list_models()], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, dict.fromkeys([*ROWS, *timm.list_models()]), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"try one of {', '.join(ROWS)}, or any timm name."
     raise ModelError(f"there is no backbone named {name!r}; {hint}")
+
+
+def _require_tag(architecture: str, tag: str, known: list[str]) -> None:
+    """Raise `ModelError` when no weights of the architecture carry this tag, the part of a timm name after the dot."""
+    tags = [name.partition(".")[2] for name in known]
+    if tag not in tags:
+        allowed = f"use one of {', '.join(sorted(tags))}" if tags else f"write {architecture} alone"
+        raise ModelError(f"there are no weights tagged {tag!r} for {architecture}; {allowed}.")

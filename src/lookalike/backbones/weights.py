@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from lookalike.backbones.hub import cache_only, first_line, hub_silence
 from lookalike.backbones.registry import BackboneRow
+from lookalike.backbones.state_file import mismatch, read_state
 from lookalike.errors import ModelError, WeightsUnavailable
-
-State = Mapping[str, torch.Tensor]
 
 PRETRAINED = "pretrained"
 NONE = "none"
@@ -38,19 +38,43 @@ def load_backbone(row: BackboneRow, weights: str | Path = PRETRAINED, *, seed: i
         ModelError: the file is missing, corrupt, or of another architecture.
 
     """
-    if str(weights) == NONE:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+    with own_randomness(seed):
+        if str(weights) == NONE:
             return _create(row, num_classes=0), NONE
-    if str(weights) != PRETRAINED:
-        return _from_file(row, Path(weights)), f"file {Path(weights).name}"
-    if row.package is not None:
-        return _from_package(row), f"package {row.distribution}"
-    return _from_hub(row), "model hub"
+        if str(weights) != PRETRAINED:
+            return _from_file(row, Path(weights)), f"file {Path(weights).name}"
+        if row.package is not None:
+            return _from_package(row), f"package {row.distribution}"
+        return _from_hub(row), "model hub"
+
+
+@contextlib.contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Draw random weights by `seed`, and leave the caller's random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves new weights as the memory was: filling a ViT-B/16 with random numbers takes longer than reading it."""
+
+    RANDOM = frozenset({"uniform_", "normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self.RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def blank_backbone(row: BackboneRow) -> nn.Module:
+    """Create a backbone without classifier whose weights are still to be loaded, every one of them."""
+    with _NoInitialisation():
+        return _create(row, num_classes=0)
 
 
 def _create(row: BackboneRow, *, num_classes: int | None, pretrained: bool = False) -> nn.Module:
-    options = {} if num_classes is None else {"num_classes": num_classes}
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     module: nn.Module = timm.create_model(row.timm_name, pretrained=pretrained, **options)
     return module.eval()
 
@@ -84,13 +108,18 @@ def _from_hub(row: BackboneRow) -> nn.Module:
     )
     if not timm.is_model_pretrained(row.timm_name):
         raise WeightsUnavailable(f"timm has no pretrained weights for {row.timm_name}; {ways}.")
+    cause = ""
     try:
-        return _create(row, num_classes=0, pretrained=True)
+        known = timm.get_pretrained_cfg(row.timm_name)
+        if known is None or not known.hf_hub_id:  # a few come from plain addresses
+            return _create(row, num_classes=0, pretrained=True)
+        cause = hub_silence()
+        with cache_only() if cause else contextlib.nullcontext():
+            return _create(row, num_classes=0, pretrained=True)
     except Exception as error:  # the hub's client raises a dozen kinds, by version
-        cause = str(error).strip().splitlines()
-        text = (cause[0] if cause else type(error).__name__).rstrip(".")
         raise WeightsUnavailable(
-            f"the pretrained weights of {row.name} could not be had from the model hub ({type(error).__name__}: {text[:160]}); {ways}."
+            f"the pretrained weights of {row.name} could not be had from the model hub "
+            f"({cause or first_line(error)}); {ways}."
         ) from error
 
 
@@ -112,52 +141,3 @@ def _from_file(row: BackboneRow, path: Path) -> nn.Module:
 def _classifier_names(module: nn.Module) -> tuple[str, ...]:
     named = getattr(module, "default_cfg", {}).get("classifier") or ()
     return (named,) if isinstance(named, str) else tuple(named)
-
-
-def mismatch(wanted: State, got: State) -> str:
-    """Say how two state dicts differ in names or shapes; empty when they do not."""
-    missing = [k for k in wanted if k not in got]
-    unknown = [k for k in got if k not in wanted]
-    shapes = [k for k in wanted if k in got and wanted[k].shape != got[k].shape]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} of {len(wanted)} tensors are missing (first {missing[0]})")
-    if unknown:
-        parts.append(f"{len(unknown)} are unknown (first {unknown[0]})")
-    if shapes:
-        k = shapes[0]
-        parts.append(
-            f"{len(shapes)} have another shape (first {k}: {tuple(got[k].shape)}, not {tuple(wanted[k].shape)})"
-        )
-    return ", ".join(parts)
-
-
-def read_state(path: Path) -> State:
-    """Read a state dict from a safetensors file, or from a torch file with `weights_only=True`.
-
-    Raises:
-        ModelError: the file is missing, is a folder, is corrupt, or holds something else.
-
-    """
-    if path.is_dir():
-        raise ModelError(
-            f"{path} is a folder; --weights takes a safetensors file (a bundle goes to --model or --bundle)."
-        )
-    if not path.is_file():
-        raise ModelError(f"the weights file {path} does not exist.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{path} is corrupt or not a weights file ({cause.rstrip('.')[:160]}); fetch it again."
-        ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ModelError(
-            f"{path} holds no state dict (names to tensors); save the model's state_dict() as safetensors."
-        )
-    return state

@@ -1,6 +1,6 @@
 """Fine-tuning a backbone as a classifier, and keeping what retrieves best."""
 
-from lookalike.training.fit_head import fit_projection, fitted_encoder
+from lookalike.embedding.fit import fit_projection, fitted_encoder
 from lookalike.training.options import TrainingOptions
 from lookalike.training.train import train
 

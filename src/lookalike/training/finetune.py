@@ -18,7 +18,7 @@ from lookalike.backbones.stream import map_ahead
 from lookalike.data import Item, read_image
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
-from lookalike.training.augment import augmented
+from lookalike.training.augment import augmented, training_view
 from lookalike.training.fit_head import Classifier
 from lookalike.training.options import TrainingOptions
 from lookalike.training.precision import autocast, keep_slow_layers_float32, unwrap
@@ -95,7 +95,7 @@ class Trainee:
     def step(self, loss: torch.Tensor) -> None:
         """Take one optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, 5.0)
         self.optimizer.step()
@@ -107,8 +107,8 @@ class Trainee:
 
     def state(self) -> State:
         """Copy of the weights."""
-        parts = {"member": self.member.state(), "classifier": self.classifier.state_dict()}
-        return {name: {k: v.detach().cpu().clone() for k, v in part.items()} for name, part in parts.items()}
+        classifier = {k: v.to("cpu", copy=True) for k, v in self.classifier.state_dict().items()}
+        return {"member": self.member.state(), "classifier": classifier}
 
     def load(self, state: State) -> None:
         """Undo `state`."""
@@ -147,7 +147,8 @@ def plan(
 
     Args:
         trainee: what will be trained.
-        items, targets: training items and their class rows.
+        items: training items.
+        targets: their class rows `(n,)`.
         seconds_left: of the budget, None without one.
         overhead: seconds that each epoch's validation takes.
 
@@ -159,12 +160,14 @@ def plan(
     before = copy.deepcopy([m.state_dict() for m in (trainee.member.module, trainee.member.head)])
     trainee.train_mode()
     first = items[: 3 * options.batch_size]
+    keep_slow_layers_float32(trainee.member.module, trainee.member.device)
     clock = time.perf_counter()
     count = 0
     for _, pixels, rows in _batches(first, np.arange(len(first)), trainee.member, options, epoch=0):
-        trainee.loss(pixels, torch.from_numpy(targets[rows])).backward()
+        trainee.loss(pixels, torch.from_numpy(targets[rows])).backward()  # type: ignore[no-untyped-call]
         count += 1
     per_step = (time.perf_counter() - clock) / max(1, count)
+    unwrap(trainee.member.module)
     trainee.optimizer.zero_grad(set_to_none=True)
     trainee.eval_mode()
     for module, state in zip((trainee.member.module, trainee.member.head), before, strict=True):
@@ -182,13 +185,16 @@ def finetune(
     targets: np.ndarray,
     measure: Callable[[], float],
     after_epoch: Callable[[Run], None],
+    *,
     progress: Progress = SILENT,
 ) -> None:
     """Train until the plan or the patience ends; `run` and `trainee` are changed in place.
 
     Args:
-        trainee, run: fresh, or as a checkpoint left them.
-        items, targets: training items and their class rows `(n,)`.
+        trainee: fresh, or as a checkpoint left it.
+        run: likewise.
+        items: training items.
+        targets: their class rows `(n,)`.
         measure: retrieval measure of the validation part with the present weights.
         after_epoch: called with the run once an epoch is complete.
         progress: told each step with loss, measure and rate.
@@ -213,7 +219,8 @@ def finetune(
             run.seconds += seconds
             run.history.append({"loss": loss, "measure": now, "seconds": round(seconds, 1)})
             progress.say(
-                f"  epoch {run.epoch}/{run.epochs}: loss {loss:.3f}, validation {options.measure} {now:.4f}, {seconds:.0f} s"
+                f"  epoch {run.epoch}/{run.epochs}: loss {loss:.3f}, "
+                f"validation {options.measure} {now:.4f}, {seconds:.0f} s"
             )
             after_epoch(run)
             keep_slow_layers_float32(trainee.member.module, trainee.member.device)
@@ -248,10 +255,11 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
 def _batches(items: Sequence[Item], order: np.ndarray, member: Member, options: TrainingOptions, epoch: int) -> Any:
     """Yield `(images done, pixels, rows)`; a last batch of one image is passed over, it has no batch statistics."""
     done = 0
+    view = training_view(member, options.resolution)
 
     def prepare(row: int) -> np.ndarray:
         item = items[row]
-        return augmented(read_image(item.path), member.preprocessing, seed=options.seed, epoch=epoch, item_id=item.id)
+        return augmented(read_image(item.path), view, seed=options.seed, epoch=epoch, item_id=item.id)
 
     for results in map_ahead([int(r) for r in order], prepare, options.batch_size):
         done += len(results)

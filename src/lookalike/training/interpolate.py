@@ -14,7 +14,12 @@ Weights = dict[str, torch.Tensor]
 
 
 def mix(start: Weights, end: Weights, share: float) -> Weights:
-    """Return `(1 - share) * start + share * end` of the floating-point tensors; others are taken from `end`."""
+    """Return `(1 - share) * start + share * end` of the floating-point tensors; others are taken from `end`.
+
+    A share of 0 or 1 gives the very tensors of one side, counters and signs of zeros included.
+    """
+    if share in (0, 1):
+        return dict(end if share else start)
     return {
         key: torch.lerp(start[key], value, share) if value.is_floating_point() else value for key, value in end.items()
     }
@@ -27,8 +32,10 @@ def best_mix(
 
     Args:
         member: is changed in place.
-        start, end: its state before and after fine-tuning.
-        start_measure, end_measure: their measures, already known.
+        start: its state before fine-tuning.
+        end: its state after.
+        start_measure: the measure of `start`, already known.
+        end_measure: that of `end`.
         measure: takes the measure with the member's present weights.
 
     Returns:

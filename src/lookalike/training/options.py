@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lookalike.errors import OptionError
+from lookalike.evaluation import Measure
 
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -30,6 +31,7 @@ class TrainingOptions:
         measure: of the validation part, which decides early stopping and what is kept.
         class_disjoint: how validation is cut; None decides by the data.
         precision: auto takes bfloat16 where the device computes in it.
+        resolution: side of the training views over the side at test time, for networks that take any size.
         seed: of the split, the order, the augmentation and the weights.
 
     Raises:
@@ -51,12 +53,16 @@ class TrainingOptions:
     measure: str = "map@r"
     class_disjoint: bool | None = None
     precision: str = "auto"
+    resolution: float = 0.75
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._require_numbers()
         self._at_least("epochs", 1)
         self._at_least("batch_size", 2)
         self._at_least("patience", 1)
+        self._at_least("seed", 0)
+        Measure.parse(self.measure)
         if self.max_minutes is not None and not (self.max_minutes > 0 and math.isfinite(self.max_minutes)):
             raise OptionError(f"max_minutes must be above 0, got {self.max_minutes}.")
         for name in ("backbone_lr", "head_lr"):
@@ -66,14 +72,31 @@ class TrainingOptions:
         for name in ("warmup", "label_smoothing", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
+        if not 0.25 <= self.resolution <= 1:
+            raise OptionError(f"resolution must be from 0.25 to 1, got {self.resolution}.")
         if self.optimizer not in OPTIMIZERS:
             raise OptionError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
         if self.precision not in PRECISIONS:
             raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
 
     def _at_least(self, name: str, least: int) -> None:
-        if getattr(self, name) < least:
-            raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        value = getattr(self, name)
+        if not isinstance(value, int) or value < least:
+            raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+    def _require_numbers(self) -> None:
+        for name in (
+            "max_minutes",
+            "backbone_lr",
+            "head_lr",
+            "weight_decay",
+            "warmup",
+            "label_smoothing",
+            "resolution",
+        ):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int | float):
+                raise OptionError(f"{name} must be a number, got {value!r}.")
 
     @property
     def learning_rates(self) -> tuple[float, float]:

@@ -1,0 +1,69 @@
+"""`demo`: the whole job on photographs that a package ships, or on a user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lookalike.bench.benchmark import Benchmark, benchmark
+from lookalike.data.builtin import DESCRIPTION, make_builtin
+from lookalike.data.downloads import is_torchvision_name, torchvision_dataset
+from lookalike.errors import DataError
+from lookalike.files import require_free
+from lookalike.progress import SILENT, Progress
+from lookalike.training import TrainingOptions
+
+BACKBONES = ("efficientnet_lite0", "efficientnet_lite2")
+OPTIONS = TrainingOptions(epochs=3)
+_PER_CLASS = 60
+
+
+def demo(
+    out: Path | str = "lookalike-demo", *, data: Path | str | None = None, progress: Progress = SILENT
+) -> Benchmark:
+    """Benchmark EfficientNet-Lite0 and -Lite2, as they come, fine-tuned and as ensembles, and pick one.
+
+    Args:
+        out: folder for the photographs and all results; an interrupted demo goes on there.
+        data: a data folder, or the name of a torchvision data set; by default the built-in photographs.
+        progress: is told what happens.
+
+    Raises:
+        MissingExtra: the packages with photographs or weights are not installed.
+        DataError: no such folder or data set.
+
+    """
+    out = Path(out)
+    notes: tuple[str, ...] = ()
+    if data is None:
+        folder = out / "photographs"
+        if not folder.exists():
+            progress.say("cutting the demo's views from scikit-image's photographs")
+            _require_ours(out)
+            make_builtin(folder)
+        title = "The demo: which model finds the same scene again?"
+        notes = (DESCRIPTION,)
+        progress.say(DESCRIPTION)
+    else:
+        folder = _given(str(data), out, progress)
+        title = f"Which model finds best in {folder.name}?"
+    return benchmark(
+        folder, BACKBONES, out=out / "benchmark", options=OPTIONS, title=title, notes=notes, progress=progress
+    )
+
+
+def _require_ours(out: Path) -> None:
+    """Refuse a folder that holds something else than a demo."""
+    if out.exists() and not (out / "benchmark").exists():
+        require_free(out)
+
+
+def _given(data: str, out: Path, progress: Progress) -> Path:
+    if Path(data).exists():
+        return Path(data)
+    if not is_torchvision_name(data):
+        raise DataError(f"{data} is neither a folder nor the name of a torchvision data set that can be downloaded.")
+    folder = out / data.lower()
+    if not folder.exists():
+        progress.say(f"downloading {data} (at most {_PER_CLASS} images a class)")
+        torchvision_dataset(data, folder, per_class=_PER_CLASS)
+    return folder

@@ -1,0 +1,65 @@
+"""`lookalike train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lookalike.cli.options import (
+    data_argument,
+    make_training_options,
+    out_option,
+    parse_weights,
+    training_options,
+    weights_option,
+)
+from lookalike.cli.terminal import Terminal, display_path, list_skipped
+
+
+@click.command()
+@data_argument
+@click.option(
+    "--backbone", default="efficientnet_lite0", show_default=True, help="A backbone's name, or several joined by +."
+)
+@weights_option
+@click.option("--frozen", is_flag=True, help="Train the head only, on cached features: seconds instead of minutes.")
+@training_options
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run beside --out.")
+@out_option
+def train(
+    data: Path, backbone: str, weights: tuple[str, ...], frozen: bool, resume: bool, out: Path, **values: Any
+) -> None:
+    """Fine-tune a backbone on DATA's training part and save it as a bundle.
+
+    A validation part is cut from training. Three stages: a projection learnt without labels; head and classifier with
+    the backbone frozen; everything together, a checkpoint each epoch. What is kept is what retrieves best on
+    validation, which may be a mixture of the fine-tuned and the original weights.
+
+    \b
+    Examples:
+      lookalike train photos --out model
+      lookalike train photos --backbone resnet50 --weights resnet50.safetensors --max-minutes 10 --out model
+      lookalike train photos --resume --out model          after an interruption
+    """  # noqa: D301
+    from lookalike.backbones.bundle import read_facts
+    from lookalike.data import load_dataset
+    from lookalike.training import train as run_train
+
+    terminal = Terminal()
+    options = make_training_options(values, frozen=frozen)
+    dataset = load_dataset(data, seed=options.seed)
+    terminal.say(str(dataset))
+    chosen = parse_weights(weights, tuple(backbone.split("+")))
+    try:
+        run_train(dataset, backbone, weights=chosen, out=out, options=options, resume=resume, progress=terminal)
+    finally:
+        terminal.close()
+    reports = read_facts(out)["training"]
+    list_skipped(terminal, list(dict.fromkeys(s for r in reports for s in r["skipped"])))
+    for report in reports:
+        measures = ", ".join(f"{stage} {value:.4f}" for stage, value in report["validation"].items())
+        terminal.say(f"{report['backbone']}: validation {options.measure}: {measures}")
+    terminal.say(f"next: lookalike evaluate {display_path(data)} --model {display_path(out)}")
+    click.echo(display_path(out))

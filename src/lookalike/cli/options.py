@@ -1,0 +1,122 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lookalike.errors import OptionError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+data_argument = click.argument("data", type=PATH)
+out_option = click.option("--out", type=PATH, required=True, help="Where the result goes; must not exist yet.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout instead of a table."
+)
+model_option = click.option(
+    "--model",
+    required=True,
+    metavar="BUNDLE|NAME",
+    help="A bundle made by 'train', or a backbone's name (several joined by +).",
+)
+weights_option = click.option(
+    "--weights",
+    multiple=True,
+    metavar="[NAME=]PATH|none",
+    help="Weights for a backbone given by name: a safetensors file, or 'none' for random ones. "
+    "With several backbones say which: resnet50=FILE. Default: pretrained.",
+)
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Decides splits, order and augmentation."
+)
+device_note = "Runs on the first accelerator if there is one, else on the CPU."
+
+
+def parse_weights(given: tuple[str, ...], backbones: tuple[str, ...]) -> str | Path | dict[str, str | Path]:
+    """Turn `--weights` values into one value for all backbones, or a mapping by name.
+
+    Raises:
+        OptionError: for a name that is not among the backbones, or a single file for several backbones.
+
+    """
+    named: dict[str, str | Path] = {}
+    plain: list[str] = []
+    for text in given:
+        name, separator, value = text.partition("=")
+        if separator and name in backbones:
+            named[name] = _value(value)
+        elif separator and not Path(text).exists():
+            raise OptionError(
+                f"--weights {text} names the backbone {name!r}, which is not among {', '.join(backbones)}."
+            )
+        else:
+            plain.append(text)
+    if not plain:
+        return named or "pretrained"
+    if len(plain) > 1 or (len(backbones) > 1 and plain[0] not in ("none", "pretrained")):
+        raise OptionError(f"--weights {plain[-1]} does not say for which backbone; write NAME={plain[-1]}.")
+    if not named:
+        return _value(plain[0])
+    return {b: named.get(b, _value(plain[0])) for b in backbones}
+
+
+def _value(text: str) -> str | Path:
+    return text if text in ("none", "pretrained") else Path(text)
+
+
+def training_options(command: F) -> F:
+    """Add the options of fine-tuning to a command."""
+    for option in reversed(
+        [
+            click.option("--epochs", type=int, default=6, show_default=True, help="Epochs of the full stage, at most."),
+            click.option(
+                "--max-minutes", type=float, help="Wall-clock budget for each backbone; epochs are planned to fit."
+            ),
+            click.option("--batch-size", type=int, default=32, show_default=True),
+            click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True),
+            click.option("--lr", "backbone_lr", type=float, help="Peak learning rate of the backbone."),
+            click.option("--head-lr", type=float, help="Peak learning rate of head and classifier."),
+            click.option("--label-smoothing", type=float, default=0.1, show_default=True),
+            click.option(
+                "--patience",
+                type=int,
+                default=3,
+                show_default=True,
+                help="Epochs without a better measure before stopping.",
+            ),
+            click.option(
+                "--stop-on",
+                default="map@r",
+                show_default=True,
+                metavar="MEASURE",
+                help="Validation measure for early stopping.",
+            ),
+            click.option(
+                "--class-disjoint/--stratified",
+                default=None,
+                help="How validation is cut from training. Default: class-disjoint when the test classes are unseen.",
+            ),
+            click.option(
+                "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+            ),
+            seed_option,
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def make_training_options(values: dict[str, Any], *, frozen: bool = False) -> Any:
+    """Build `TrainingOptions` from a command's values."""
+    from lookalike.training import TrainingOptions
+
+    names = (
+        "epochs", "max_minutes", "batch_size", "optimizer", "backbone_lr", "head_lr", "label_smoothing", "patience",
+        "class_disjoint", "precision", "seed",
+    )  # fmt: skip
+    return TrainingOptions(frozen=frozen, measure=values["stop_on"], **{n: values[n] for n in names})

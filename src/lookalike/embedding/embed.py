@@ -1,0 +1,172 @@
+"""Embedding many images into a folder, shard by shard; a run that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from lookalike.embedding.folder import OldShards, begin, begun_with, finish, keep_model, write_facts
+from lookalike.embedding.shards import read_shard, shard_path, sources_digest, write_shard
+from lookalike.embedding.store import (
+    MODEL,
+    SHARDS,
+    EmbeddingFacts,
+    ShardRow,
+    is_embeddings,
+    load_embeddings,
+    read_embedding_facts,
+)
+from lookalike.errors import DataError, OptionError
+from lookalike.progress import SILENT, Progress
+from lookalike.types import Embeddings, Skipped
+
+if TYPE_CHECKING:
+    from lookalike.backbones import Encoder
+    from lookalike.backbones.stream import Source
+
+SHARD_SIZE = 512
+TASK = "embedding"
+
+
+def embed_to(
+    images: Iterable[Source | Path | str],
+    encoder: Encoder,
+    out: Path | str,
+    *,
+    shard_size: int = SHARD_SIZE,
+    batch_size: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+    progress: Progress = SILENT,
+) -> Embeddings:
+    """Embed images into a folder that can be searched from without anything else.
+
+    Called again with the same model it goes on where it was stopped, returns what is complete, and computes only the
+    shards of which a file was changed, added or removed.
+
+    Args:
+        images: paths (ids are the paths as given), or items.
+        encoder: makes the embeddings, and is stored beside them as a bundle.
+        out: a new folder, or one that an earlier call made.
+        shard_size: images in a shard, the most that a killed run loses; a folder keeps the size it was begun with.
+        batch_size: images a forward pass; None for the encoder's own.
+        facts: further content of the bundle's description.
+        progress: told the number of images done.
+
+    Returns:
+        The embeddings in the order given, their vectors mapped from disk, `(n, dim)` float32.
+
+    Raises:
+        DataError: no image, an id that stands twice, or no image that can be read.
+        OptionError: a shard or batch size under one.
+        FingerprintMismatch: `out` holds embeddings of another model.
+        StorageError: `out` holds something else, is damaged, or cannot be written.
+
+    """
+    sources = _checked(images, shard_size)
+    out = Path(out)
+    old = read_embedding_facts(out) if is_embeddings(out) else None
+    size = begun_with(out, old, encoder) or shard_size
+    cuts = [sources[start : start + size] for start in range(0, len(sources), size)]
+    keys = [sources_digest(encoder.fingerprint, cut) for cut in cuts]
+    root = root_of(sources)
+    if old is not None and [row.digest for row in old.shards] == keys:
+        keep_model(encoder, out / MODEL, facts)
+        if old.root != root:  # the images were moved
+            write_facts(out, replace(old, root=root))
+    else:
+        begin(out, encoder, size)
+        keep_model(encoder, out / MODEL, facts)
+        again = OldShards(out, old)
+        rows, ids, skipped = _compute(out, encoder, cuts, keys, again=again, batch_size=batch_size, progress=progress)
+        if not ids:
+            raise DataError(f"none of the {len(sources)} images can be read, the first is {skipped[0]}.")
+        new = EmbeddingFacts(
+            model=encoder.name,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+            count=len(ids),
+            root=root,
+            shard_size=size,
+            shards=tuple(rows),
+            skipped=tuple(skipped),
+        )
+        finish(out, new, ids)
+    shutil.rmtree(out / SHARDS, ignore_errors=True)
+    return load_embeddings(out)
+
+
+def root_of(sources: Sequence[Source]) -> Path | None:
+    """Return the one folder that all ids are relative to, or None when there is no such folder."""
+    folders = {_folder_of(source) for source in sources}
+    only = folders.pop() if len(folders) == 1 else None
+    return None if only is None else only.resolve()
+
+
+def _folder_of(source: Source) -> Path | None:
+    """Take the id off the end of the path."""
+    own, whole = PurePath(source.id).parts, source.path.parts
+    return Path(*whole[: -len(own)]) if own and whole[-len(own) :] == own else None
+
+
+def _checked(images: Iterable[Source | Path | str], shard_size: int) -> list[Source]:
+    from lookalike.backbones.encoder import as_sources
+
+    if shard_size < 1:
+        raise OptionError(f"the shard size must be at least 1, got {shard_size}.")
+    sources = as_sources(images)
+    if not sources:
+        raise DataError("there is no image to embed; give at least one.")
+    seen: set[str] = set()
+    for source in sources:
+        if source.id in seen:
+            raise DataError(f"the image {source.id!r} is given more than once; give each image once.")
+        seen.add(source.id)
+    return sources
+
+
+def _compute(
+    out: Path,
+    encoder: Encoder,
+    cuts: Sequence[Sequence[Source]],
+    keys: Sequence[str],
+    *,
+    again: OldShards,
+    batch_size: int | None,
+    progress: Progress,
+) -> tuple[list[ShardRow], list[str], list[Skipped]]:
+    """Put every shard in its place: one from before where its sources are the same, else a new one."""
+    options = {} if batch_size is None else {"batch_size": batch_size}
+    total, done = sum(map(len, cuts)), 0
+    rows: list[ShardRow] = []
+    ids: list[str] = []
+    skipped: list[Skipped] = []
+    for number, (cut, key) in enumerate(zip(cuts, keys, strict=True)):
+        path = shard_path(out, number)
+        shard = read_shard(path, key, encoder.fingerprint)
+        if shard is None:
+            shard = again.get(key)
+            if shard is None:
+                shard = encoder.embed(cut, progress=_Part(progress, done, total), task=TASK, **options)
+            write_shard(path, key, shard)
+        done += len(cut)
+        progress.step(TASK, done, total)
+        rows.append(ShardRow(key, len(shard), len(shard.skipped)))
+        ids.extend(shard.ids)
+        skipped.extend(shard.skipped)
+    return rows, ids, skipped
+
+
+class _Part:
+    """Reports one shard's progress as part of the whole."""
+
+    def __init__(self, progress: Progress, before: int, total: int) -> None:
+        self._progress, self._before, self._total = progress, before, total
+
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
+        self._progress.step(task, self._before + done, self._total, detail)
+
+    def say(self, text: str) -> None:
+        self._progress.say(text)

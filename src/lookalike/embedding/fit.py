@@ -1,0 +1,91 @@
+"""A head without training: the principal components of what a backbone sees in some images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lookalike.errors import DataError
+from lookalike.progress import SILENT, Progress
+from lookalike.types import Skipped, Vectors
+
+if TYPE_CHECKING:
+    from lookalike.backbones import Encoder, Member
+    from lookalike.backbones.stream import Source
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled features `(n, features)` of images by one backbone."""
+
+    ids: tuple[str, ...]
+    rows: Vectors
+    skipped: tuple[Skipped, ...]
+
+
+def compute_features(
+    member: Member,
+    images: Sequence[Source],
+    *,
+    batch_size: int | None = None,
+    progress: Progress = SILENT,
+    task: str,
+) -> Features:
+    """Run the backbone without its head over the images.
+
+    Raises:
+        DataError: when fewer than two of them can be read.
+
+    """
+    from lookalike.backbones.stream import BATCH_SIZE, batches
+
+    ids: list[str] = []
+    rows: list[Vectors] = []
+    skipped: list[Skipped] = []
+    for batch in batches(images, [member.preprocessing], BATCH_SIZE if batch_size is None else batch_size):
+        ids.extend(batch.ids)
+        skipped.extend(batch.skipped)
+        if batch.pixels:
+            rows.append(member.features(batch.pixels[0]))
+        progress.step(task, batch.done, len(images))
+    if len(ids) < 2:
+        raise DataError(
+            f"at least 2 readable images are needed to fit {member.backbone}, got {len(ids)} of {len(images)}."
+        )
+    return Features(tuple(ids), np.concatenate(rows), tuple(skipped))
+
+
+def fit_projection(member: Member, features: Features, *, seed: int = 0) -> None:
+    """Put the principal components of training features in the member's head."""
+    from lookalike.backbones import fit_pca
+
+    member.head.set(*fit_pca(features.rows, member.dim, seed=seed))
+    member.origin["head"] = f"PCA of {len(features.ids)} images"
+    member.changed()
+
+
+def fitted_encoder(
+    members: Sequence[Member],
+    images: Sequence[Source],
+    *,
+    how: str = "aligned",
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Encoder:
+    """Fit every member's head on the images (no label is used), and the alignments of an ensemble."""
+    from lookalike.backbones import Encoder, fit_alignment
+
+    projected: list[dict[str, np.ndarray]] = []
+    for member in members:
+        features = compute_features(member, images, progress=progress, task=f"fitting {member.backbone}")
+        fit_projection(member, features, seed=seed)
+        projected.append(dict(zip(features.ids, member.project(features.rows), strict=True)))
+    if len(members) == 1:
+        return Encoder(members)
+    shared = [i for i in projected[0] if all(i in p for p in projected)]
+    stacks = [np.stack([p[i] for i in shared]) for p in projected]
+    alignments = [None, *(fit_alignment(s, stacks[0]) for s in stacks[1:])] if how == "aligned" else None
+    return Encoder(members, how, alignments)

@@ -1,0 +1,232 @@
+"""The index: items that are found by the direction of their embedding."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
+from lookalike.files import new_folder, read_json, storage_errors, write_ascii_json
+from lookalike.indexing.faiss_flat import FlatIndex, faiss_version
+from lookalike.indexing.ranking import rank
+from lookalike.types import Embeddings, Hits
+
+FORMAT = 1
+_FACTS = "index.json"
+_ITEMS = "items.json"
+_FAISS = "index.faiss"
+
+Metadata = Mapping[str, Mapping[str, str]]
+
+
+def is_index(path: Path | str) -> bool:
+    """Whether a folder holds an index."""
+    return (Path(path) / _FACTS).is_file()
+
+
+def require_min_recall(value: float) -> None:
+    """Raise `OptionError` for a recall that is no share above 0."""
+    if not 0 < value <= 1:
+        raise OptionError(f"min_recall must be above 0 and at most 1, got {value}.")
+
+
+class Index:
+    """Items with their vectors, searched exactly by cosine; made with `build` or `load`.
+
+    Attributes:
+        ids: item ids, sorted.
+        fingerprint: of the model whose embeddings these are; queries by another are refused.
+        root: the folder that ids are relative to, or None.
+        metadata: further facts by item id.
+
+    """
+
+    def __init__(
+        self, flat: FlatIndex, ids: tuple[str, ...], fingerprint: str, root: Path | None, metadata: Metadata
+    ) -> None:
+        self._flat = flat
+        self._names = np.array(ids, dtype=object)
+        self._rows = {item: row for row, item in enumerate(ids)}
+        self.ids = ids
+        self.fingerprint = fingerprint
+        self.root = root
+        self.metadata = metadata
+
+    @classmethod
+    def build(
+        cls,
+        embeddings: Embeddings,
+        *,
+        root: Path | str | None = None,
+        metadata: Metadata | None = None,
+        min_recall: float = 1.0,
+    ) -> Index:
+        """Make an index of embeddings.
+
+        Args:
+            embeddings: at least one.
+            root: the folder that ids are relative to, for `path_of`.
+            metadata: further facts by item id; ids without an embedding are passed over.
+            min_recall: share of the exact hits that must be found, above 0 and at most 1. The index is exact, so it
+                reaches any.
+
+        Raises:
+            DataError: without embeddings.
+            OptionError: for a `min_recall` outside what is allowed.
+
+        """
+        require_min_recall(min_recall)
+        if not len(embeddings):
+            raise DataError("an index needs at least one embedding, got none.")
+        order = sorted(range(len(embeddings)), key=embeddings.ids.__getitem__)  # so that a lower row wins a tie
+        ids = tuple(embeddings.ids[row] for row in order)
+        flat = FlatIndex.of(embeddings.vectors, np.array(order, dtype=np.int64))
+        known = {i: dict(metadata[i]) for i in ids if metadata and i in metadata}
+        place = None if root is None else Path(root).resolve()
+        return cls(flat, ids, embeddings.fingerprint, place, known)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._rows
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions of a vector."""
+        return self._flat.dim
+
+    @property
+    def key(self) -> str:
+        """What kind of index it is, as a FAISS factory string."""
+        return self._flat.key
+
+    def path_of(self, item: str) -> Path | None:
+        """Return where an item's file is, or None for an index without a root."""
+        return None if self.root is None else self.root / item
+
+    def search(self, queries: Embeddings, top_k: int = 10) -> Hits:
+        """Find the items nearest to each query.
+
+        Ordered by cosine, rounded to 6 decimals so that ties are ties on every machine, then by item id. A query is
+        never its own hit: the item with its id is passed over.
+
+        Args:
+            queries: embeddings by the model that made the index.
+            top_k: hits a query.
+
+        Returns:
+            Hits `(n_query, top_k)`, best first.
+
+        Raises:
+            FingerprintMismatch: the queries were embedded by another model.
+            DataError: they have another number of dimensions.
+            OptionError: `top_k` is below one or more than there is to find.
+
+        """
+        self.require_model(queries.fingerprint, "the model of the queries")
+        if queries.dim != self.dim:
+            raise DataError(f"the queries have {queries.dim} dimensions, the index has {self.dim}; embed them again.")
+        self.require_top_k(top_k, queries.ids)
+        own = np.array([self._rows.get(query, -1) for query in queries.ids], dtype=np.int64)
+        rows, scores = rank(self._flat, queries.vectors, own, top_k)
+        return Hits(queries.ids, self._names[rows], scores)
+
+    def require_model(self, fingerprint: str, what: str = "the model") -> None:
+        """Raise `FingerprintMismatch` for another model than the index was made with; `what` starts the sentence."""
+        if fingerprint != self.fingerprint:
+            raise FingerprintMismatch(
+                f"{what} has the fingerprint {fingerprint}, the index was made with the model {self.fingerprint}; "
+                "embed both with one model."
+            )
+
+    def require_top_k(self, top_k: int, query_ids: Iterable[str] = ()) -> None:
+        """Raise `OptionError` when some query cannot have `top_k` hits, as the query itself is none."""
+        if top_k < 1:
+            raise OptionError(f"top_k must be at least 1, got {top_k}.")
+        inside = any(query in self._rows for query in query_ids)
+        if top_k > len(self) - inside:
+            without = " besides the query itself" if inside else ""
+            raise OptionError(
+                f"top_k is {top_k}, but the index has only {len(self) - inside} items{without}; choose a smaller top_k."
+            )
+
+    def save(self, path: Path | str, *, replace: bool = False) -> None:
+        """Write the index as a folder, in one step.
+
+        Args:
+            path: the folder; must be free unless `replace`.
+            replace: take the place of an older one.
+
+        Raises:
+            StorageError: when the place is taken or cannot be written.
+
+        """
+        with new_folder(Path(path), replace=replace) as folder:
+            self.write_into(folder)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the index's files into a folder that is being made."""
+        with storage_errors(folder):
+            self._flat.write(folder / _FAISS)
+        write_ascii_json(folder / _ITEMS, {"ids": self.ids, "metadata": self.metadata})
+        facts = {
+            "format": FORMAT,
+            "key": self.key,
+            "fingerprint": self.fingerprint,
+            "dim": self.dim,
+            "count": len(self),
+            "root": None if self.root is None else str(self.root),
+            "versions": {"lookalike": importlib.metadata.version("lookalike"), "faiss": faiss_version()},
+        }
+        write_ascii_json(folder / _FACTS, facts, indent=2)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Index:
+        """Read an index that `save` wrote.
+
+        Raises:
+            StorageError: no index, of another format, or damaged.
+
+        """
+        path = Path(path)
+        facts = _read_facts(path)
+        items = read_json(path / _ITEMS, "the index's items")
+        flat = FlatIndex.read(path / _FAISS)
+        try:
+            ids, metadata = tuple(map(str, items["ids"])), dict(items["metadata"])
+            count, dim, fingerprint = int(facts["count"]), int(facts["dim"]), str(facts["fingerprint"])
+            root = None if facts["root"] is None else Path(facts["root"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, f"{type(error).__name__} {error}") from error
+        if not len(ids) == len(flat) == count:
+            raise _damaged(path, f"{count} items expected, {len(ids)} ids and {len(flat)} vectors found")
+        if flat.dim != dim:
+            raise _damaged(path, f"{dim} dimensions expected, {flat.dim} found")
+        if any(a >= b for a, b in itertools.pairwise(ids)):
+            raise _damaged(path, "the ids are not sorted")
+        return cls(flat, ids, fingerprint, root, metadata)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    if not is_index(path):
+        raise StorageError(f"{path} is not an index: it has no {_FACTS}; make one with 'lookalike index'.")
+    facts = read_json(path / _FACTS, "the index's description")
+    got = facts.get("format") if isinstance(facts, dict) else None
+    if got != FORMAT:
+        raise StorageError(f"{path} has index format {got}, this version reads {FORMAT}; make the index again.")
+    if facts.get("key") != FlatIndex.key:
+        raise StorageError(
+            f"{path} is an index of the kind {facts.get('key')!r}, this version reads {FlatIndex.key!r}; "
+            "update lookalike or make the index again."
+        )
+    return dict(facts)
+
+
+def _damaged(path: Path, what: str) -> StorageError:
+    return StorageError(f"the index in {path} is damaged ({what}); make the index again.")

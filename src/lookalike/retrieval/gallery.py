@@ -1,0 +1,231 @@
+"""`embed` and `index`: from a folder of images to what can be searched."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookalike.data import find_images, load_dataset
+from lookalike.embedding import (
+    EmbeddingFacts,
+    embed_to,
+    is_embeddings,
+    is_unfinished,
+    load_embeddings,
+    read_embedding_facts,
+)
+from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
+from lookalike.files import file_digest, new_folder, require_free
+from lookalike.indexing import Index, require_min_recall
+from lookalike.progress import SILENT, Progress
+from lookalike.retrieval.model import MODEL, Weights, bundle_at, resolve_model, weights_of
+from lookalike.types import Embeddings, Skipped
+
+if TYPE_CHECKING:
+    from lookalike.backbones import Encoder
+    from lookalike.backbones.stream import Source
+
+
+@dataclass(frozen=True)
+class MadeIndex:
+    """An index that was just written, and the files that are not in it."""
+
+    index: Index
+    skipped: tuple[Skipped, ...]
+
+
+def embed(
+    images: Path | str,
+    model: Encoder | Path | str,
+    *,
+    out: Path | str,
+    weights: Weights = "pretrained",
+    progress: Progress = SILENT,
+) -> Embeddings:
+    """Embed every image in a folder; a run that was stopped goes on where it was, changed files are embedded again.
+
+    Args:
+        images: a folder, searched with all folders in it; ids are paths relative to it.
+        model: as in `resolve_model`; a name's head is learnt from the images, once: a folder keeps the model it has.
+        out: the folder of embeddings.
+        weights: for a name.
+        progress: is told what happens.
+
+    Raises:
+        DataError: no folder, or no readable image in it.
+        ModelError: the model cannot be used.
+        FingerprintMismatch: `out` holds embeddings by another model.
+        StorageError: `out` cannot be written or holds something else.
+
+    """
+    sources = images_in(Path(images))
+    return _embed(sources, sources, model, Path(out), weights, progress)
+
+
+def index(
+    images: Path | str,
+    model: Encoder | Path | str | None = None,
+    *,
+    out: Path | str,
+    weights: Weights = "pretrained",
+    min_recall: float = 1.0,
+    replace: bool = False,
+    progress: Progress = SILENT,
+) -> MadeIndex:
+    """Make an index of a folder of images, or of the embeddings that `embed` made, and write it with its model.
+
+    Of a data set with training, query and gallery only the gallery is indexed. Embeddings are made beside `out`, in
+    `<out>.embedding`, so that a run that was stopped goes on where it was, and removed in the end.
+
+    Args:
+        images: a folder of images, or of embeddings.
+        model: as in `resolve_model`; embeddings come with theirs, so for them it may be None.
+        out: the index's folder, put in place in one step.
+        weights: for a backbone's name.
+        min_recall: as in `Index.build`.
+        replace: take the place of an older index.
+        progress: is told what happens.
+
+    Raises:
+        DataError: no folder, or no readable image in it.
+        OptionError: images without a model, or a `min_recall` outside what is allowed.
+        ModelError: the model cannot be used.
+        FingerprintMismatch: the embeddings are by another model.
+        StorageError: `out` is taken or cannot be written, or the embeddings are damaged or not finished.
+
+    """
+    images, out = Path(images), Path(out)
+    require_min_recall(min_recall)
+    if not replace:
+        require_free(out)
+    if is_embeddings(images) or is_unfinished(images):
+        _require_made_by(model, images, read_embedding_facts(images))
+        return _write_index(images, {}, out, min_recall=min_recall, replace=replace)
+    if model is None:
+        raise OptionError(f"{images} holds no embeddings, so a model is needed; give a bundle or a backbone's name.")
+    gallery = gallery_of(images, progress)
+    work = out.with_name(out.name + ".embedding")
+    _embed(gallery.sources, gallery.fit_on, model, work, weights, progress)
+    made = _write_index(work, gallery.metadata, out, min_recall=min_recall, replace=replace)
+    shutil.rmtree(work, ignore_errors=True)
+    return made
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What of a folder is to be indexed, images to learn a head from, and further facts by id."""
+
+    sources: Sequence[Source]
+    fit_on: Sequence[Source]
+    metadata: Mapping[str, Mapping[str, str]]
+
+
+def gallery_of(folder: Path, progress: Progress = SILENT) -> Gallery:
+    """Find the images to index: the gallery of a data set, else every image in the folder.
+
+    Raises:
+        DataError: no folder, no image in it, or a manifest that cannot be used.
+
+    """
+    manifest = any((folder / name).is_file() for name in ("manifest.csv", "manifest.parquet"))
+    if manifest or ((folder / "training").is_dir() and (folder / "test" / "gallery").is_dir()):
+        data = load_dataset(folder)
+        if data.gallery:
+            others = len(data) - len(data.gallery)
+            if others:
+                progress.say(
+                    f"{folder} is a data set: its {len(data.gallery)} gallery images are indexed, "
+                    f"the {others} images for training and queries are not"
+                )
+            metadata = {item.id: item.metadata for item in data.gallery if item.metadata}
+            return Gallery(data.gallery, data.training or data.gallery, metadata)
+    sources = images_in(folder)
+    return Gallery(sources, sources, {})
+
+
+def images_in(folder: Path) -> list[Source]:
+    """Return every image in a folder and the folders in it; ids are paths relative to it, with forward slashes.
+
+    Raises:
+        DataError: no folder, or no image in it.
+
+    """
+    from lookalike.backbones.stream import File
+
+    paths = find_images(folder)
+    if not paths:
+        raise DataError(f"{folder} holds no image; expected files such as .jpg, .png or .webp.")
+    return [File(path.relative_to(folder).as_posix(), path) for path in paths]
+
+
+def _embed(
+    sources: Sequence[Source],
+    fit_on: Sequence[Source],
+    model: Encoder | Path | str,
+    out: Path,
+    weights: Weights,
+    progress: Progress,
+) -> Embeddings:
+    """Embed with the model that is asked for, or with the one that the same words led to when the folder was begun."""
+    asked = _asked_for(model, weights)
+    before = _stored_model(out / MODEL, asked)
+    encoder = before or resolve_model(model, fit_on=fit_on, weights=weights, progress=progress)
+    return embed_to(sources, encoder, out, facts=asked and {"asked_for": asked}, progress=progress)
+
+
+def _asked_for(model: Encoder | Path | str, weights: Weights) -> dict[str, Any] | None:
+    """Return the words that a backbone's name and weights come down to; None for a model that is complete."""
+    if not isinstance(model, str | Path) or bundle_at(model) is not None:
+        return None
+    chosen = {name: weights_of(weights, name) for name in str(model).split("+")}
+    files = {name: file_digest(Path(w)) if Path(w).is_file() else str(w) for name, w in chosen.items()}
+    return {"backbones": list(files), "weights": list(files.values())}
+
+
+def _stored_model(place: Path, asked: dict[str, Any] | None) -> Encoder | None:
+    """Load the folder's own model when the same words led to it: its head was learnt then and stays as it is."""
+    from lookalike.backbones.bundle import is_bundle, load_bundle, read_facts
+
+    if asked is None or not is_bundle(place):
+        return None
+    try:
+        return load_bundle(place) if read_facts(place).get("asked_for") == asked else None
+    except LookalikeError:
+        return None  # a damaged one is made again
+
+
+def _require_made_by(model: Encoder | Path | str | None, folder: Path, facts: EmbeddingFacts) -> None:
+    """Refuse embeddings that another model made; a backbone's name is taken for the model that it became then."""
+    if model is None:
+        return
+    if isinstance(model, str | Path):
+        from lookalike.backbones.bundle import read_facts
+
+        place = bundle_at(model)
+        same = facts.model == str(model) if place is None else read_facts(place).get("fingerprint") == facts.fingerprint
+    else:
+        same = model.fingerprint == facts.fingerprint
+    if not same:
+        name = model if isinstance(model, str | Path) else model.name
+        raise FingerprintMismatch(
+            f"{folder} was made by the model {facts.model} ({facts.fingerprint}), not by {name}; "
+            "leave out --model, or embed again with it."
+        )
+
+
+def _write_index(
+    folder: Path, metadata: Mapping[str, Mapping[str, str]], out: Path, *, min_recall: float, replace: bool
+) -> MadeIndex:
+    """Index finished embeddings and put index and model in place in one step."""
+    if bundle_at(folder) is None:
+        raise StorageError(f"{folder} has no {MODEL} folder, so nothing could be searched for; embed again.")
+    facts = read_embedding_facts(folder)
+    embeddings = load_embeddings(folder)
+    made = Index.build(embeddings, root=facts.root, metadata=metadata, min_recall=min_recall)
+    with new_folder(out, replace=replace) as place:
+        made.write_into(place)
+        shutil.copytree(folder / MODEL, place / MODEL)
+    return MadeIndex(made, embeddings.skipped)

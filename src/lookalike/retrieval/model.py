@@ -1,0 +1,111 @@
+"""From what a user calls a model (a bundle, a folder that holds one, a backbone's name) to an encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from lookalike.embedding.fit import fitted_encoder
+from lookalike.errors import ModelError
+from lookalike.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from lookalike.backbones import Encoder
+    from lookalike.backbones.stream import Source
+
+S = TypeVar("S")
+Weights = str | Path | Mapping[str, str | Path]
+
+MODEL = "model"
+"""Name of the bundle inside a folder of embeddings or an index."""
+
+FIT_IMAGES = 2000
+"""A head is learnt from at most so many images; more change its principal components little."""
+
+
+def resolve_model(
+    model: Encoder | Path | str,
+    *,
+    fit_on: Sequence[Source] | None = None,
+    weights: Weights = "pretrained",
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Encoder:
+    """Return the encoder that a user means.
+
+    Args:
+        model: an encoder, a bundle, a folder of embeddings or an index, or a backbone's name; several names are joined
+            by `+`.
+        fit_on: for a name, the images whose principal components become the head, at most `FIT_IMAGES` of them, evenly
+            spaced; no label is looked at. Without at least two the head is a random projection.
+        weights: for a name, as in `build_member`; a mapping gives them by backbone, where it lacks one "pretrained".
+        seed: decides which images are taken, and random weights and projections.
+        progress: is told what happens.
+
+    Raises:
+        ModelError: neither a bundle nor a backbone, or one that cannot be used.
+        WeightsUnavailable: pretrained weights cannot be had here.
+        DataError: fewer than two of the images can be read.
+
+    """
+    if not isinstance(model, str | Path):
+        return model
+    from lookalike.backbones import Encoder, build_member, load_bundle
+
+    place = bundle_at(model)
+    if place is not None:
+        return load_bundle(place)
+    names = _backbone_names(str(model))
+    members = [build_member(name, weights_of(weights, name), seed=seed) for name in names]
+    sample = evenly_spaced(fit_on or (), FIT_IMAGES, seed=seed)
+    if len(sample) > 1:
+        progress.say(f"{model}: its head is learnt from {len(sample)} of {len(fit_on or ())} images, without labels")
+        return fitted_encoder(members, sample, seed=seed, progress=progress)
+    joined = ", their embeddings joined end to end" if len(names) > 1 else ""  # an average needs images to align by
+    progress.say(f"{model}: without images to learn a head from, a random projection is taken{joined}")
+    return Encoder(members, how="concat")
+
+
+def bundle_at(model: Path | str) -> Path | None:
+    """Return the bundle that a path means: itself, or the one inside a folder of embeddings or an index."""
+    from lookalike.backbones.bundle import is_bundle
+
+    path = Path(model)
+    return next((place for place in (path, path / MODEL) if is_bundle(place)), None)
+
+
+def weights_of(weights: Weights, name: str) -> str | Path:
+    """Return what `weights` says of one backbone."""
+    return weights.get(name, "pretrained") if isinstance(weights, Mapping) else weights
+
+
+def evenly_spaced(items: Sequence[S], most: int, *, seed: int) -> Sequence[S]:
+    """Return at most so many items, evenly spaced from a seeded start, in their order."""
+    if len(items) <= most:
+        return items
+    places = (np.arange(most) + np.random.default_rng(seed).random()) * (len(items) / most)
+    return [items[int(place)] for place in places]
+
+
+def _backbone_names(text: str) -> list[str]:
+    """Split names and check each before any weights are loaded; what looks like a path gets an error of its own."""
+    from lookalike.backbones.registry import find_row
+
+    separators = (os.sep, os.altsep or os.sep)
+    path = Path(text)
+    if text.startswith(("~", ".")) or any(s in text for s in separators):
+        state = "is not a bundle: it has no bundle.json" if path.exists() else "does not exist"
+        raise ModelError(f"{text} {state}, and no backbone has such a name; give a bundle made by 'lookalike train'.")
+    names = text.split("+")
+    try:
+        for name in names:
+            find_row(name)
+    except ModelError as error:
+        if path.exists():
+            raise ModelError(f"{text} is neither a bundle nor a backbone's name: {error}") from error
+        raise
+    return names

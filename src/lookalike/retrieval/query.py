@@ -1,0 +1,134 @@
+"""`search`: the pictures of an index that look like given ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.indexing import Index
+from lookalike.progress import SILENT, Progress
+from lookalike.retrieval.model import MODEL
+from lookalike.types import Hits, Skipped
+
+if TYPE_CHECKING:
+    from lookalike.backbones import Encoder
+
+
+@dataclass(frozen=True)
+class LoadedIndex:
+    """An index and the model that made it, ready for many searches."""
+
+    index: Index
+    encoder: Encoder
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        hits: `(n_query, top_k)` ids and cosine scores, best first.
+        query_paths: the queries' files as given, by query id.
+        item_paths: the files of all hits, by item id.
+        skipped: query files that could not be read.
+
+    """
+
+    hits: Hits
+    query_paths: Mapping[str, Path]
+    item_paths: Mapping[str, Path]
+    skipped: tuple[Skipped, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain structure for JSON."""
+        queries = [
+            {
+                "query": str(self.query_paths[query]),
+                "hits": [{"id": i, "path": str(self.item_paths[i]), "score": round(s, 6)} for i, s in found],
+            }
+            for query, found in self.hits.rows()
+        ]
+        return {"queries": queries, "skipped": [{"path": str(s.path), "cause": s.cause} for s in self.skipped]}
+
+
+def load_index(path: Path | str) -> LoadedIndex:
+    """Load an index and its model.
+
+    Raises:
+        StorageError: no index, or a damaged one.
+        ModelError: its model is missing or damaged.
+        FingerprintMismatch: its model is not the one that made it.
+
+    """
+    from lookalike.backbones.bundle import is_bundle, load_bundle
+
+    path = Path(path)
+    index = Index.load(path)
+    if not is_bundle(path / MODEL):
+        raise StorageError(f"{path} has no {MODEL} folder to embed queries with; make the index again.")
+    encoder = load_bundle(path / MODEL)
+    index.require_model(encoder.fingerprint, f"the model in {path / MODEL}")
+    return LoadedIndex(index, encoder)
+
+
+def search(
+    index: LoadedIndex | Path | str,
+    images: Sequence[Path | str],
+    *,
+    top_k: int = 10,
+    progress: Progress = SILENT,
+) -> SearchResult:
+    """Find the pictures of an index that look most like each of the given ones.
+
+    A query that is in the index itself is never its own hit. Files that cannot be read are listed, not searched for.
+
+    Args:
+        index: a folder made by `lookalike.index`, or what `load_index` made of it.
+        images: files; one that is given twice is searched for once.
+        top_k: hits for each.
+        progress: is told the number of queries embedded.
+
+    Raises:
+        DataError: none of the files can be read.
+        OptionError: `top_k` is more than there is to find, or no file or a single path is given.
+        StorageError: no index, or a damaged one.
+        ModelError: its model is damaged.
+
+    """
+    if isinstance(images, str | Path):
+        raise OptionError(f"search takes a list of images, got the single path {images}; put it in a list.")
+    if not images:
+        raise OptionError("search needs at least one image, got none.")
+    from lookalike.backbones.stream import File
+
+    loaded = index if isinstance(index, LoadedIndex) else load_index(index)
+    made = loaded.index
+    paths: dict[str, Path] = {}
+    for image in images:
+        paths.setdefault(query_id(Path(image), made), Path(image))
+    made.require_top_k(top_k, paths)
+    queries = loaded.encoder.embed([File(q, p) for q, p in paths.items()], progress=progress, task="queries")
+    if not len(queries):
+        raise DataError(f"none of the {len(paths)} images can be read, the first is {queries.skipped[0]}.")
+    hits = made.search(queries, top_k)
+    items = {item: made.path_of(item) or Path(item) for item in hits.ids.ravel()}
+    return SearchResult(hits, {q: paths[q] for q in queries.ids}, items, queries.skipped)
+
+
+def query_id(path: Path, index: Index) -> str:
+    """Return the item id of a file in the index, else an id that no item has.
+
+    A file inside the index's root gets its path relative to it, whether it was indexed or not; any other its path.
+    """
+    written = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link that stands for the file
+    places = dict.fromkeys((written, written.parent.resolve() / written.name, written.resolve()))
+    root = index.root
+    inside = [p.relative_to(root).as_posix() for p in places if root is not None and p.is_relative_to(root)]
+    known = [name for name in (*inside, *(p.as_posix() for p in places)) if name in index]
+    if known or inside:
+        return (known or inside)[0]
+    return written.as_posix() if path.as_posix() in index else path.as_posix()

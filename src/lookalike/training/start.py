@@ -1,0 +1,132 @@
+"""The stage with the backbone frozen: what the full stage starts from, and what the interpolation goes back to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lookalike.backbones import Member
+from lookalike.data import Dataset, Item
+from lookalike.embedding import compute_features, fit_projection
+from lookalike.errors import DataError
+from lookalike.evaluation import evaluate_embeddings
+from lookalike.progress import Progress
+from lookalike.training.fit_head import Classifier, train_head
+from lookalike.training.options import TrainingOptions
+from lookalike.types import Embeddings
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass
+class Start:
+    """What the stage with the frozen backbone leaves.
+
+    Attributes:
+        items: the training items that can be read.
+        targets: `(n,)` the class of each as a row number.
+        classifier: trained together with the head.
+        state: weights of the member with the better of its PCA head and its trained head, backbone as it came.
+        head: what the origin says of the PCA head.
+        frozen, with_head: validation measure before and after the head was trained.
+        skipped: training and validation files that cannot be read, with their causes.
+
+    """
+
+    items: tuple[Item, ...]
+    targets: Rows
+    classifier: Classifier
+    state: dict[str, Any]
+    head: str
+    frozen: float
+    with_head: float
+    skipped: list[str]
+
+    @property
+    def head_helped(self) -> bool:
+        """Whether training the head alone bettered the PCA head."""
+        return self.with_head > self.frozen
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state for a checkpoint; the backbone is not in it, it comes from its weights once more."""
+        return {
+            "ids": [i.id for i in self.items],
+            "weights": {k: v for k, v in self.state.items() if k.startswith("head.")},
+            "head": self.head,
+            "frozen": self.frozen,
+            "with_head": self.with_head,
+            "skipped": self.skipped,
+        }
+
+    @classmethod
+    def restore(
+        cls, stored: dict[str, Any], member: Member, items: tuple[Item, ...], options: TrainingOptions
+    ) -> Start:
+        """Undo `dump` on a member fresh from its weights; head and classifier come with the trainee's state."""
+        kept = set(stored["ids"])
+        items = tuple(i for i in items if i.id in kept)
+        targets = class_rows(items)
+        member.load_state({**member.state(), **stored["weights"]})
+        classes = int(targets.max()) + 1
+        blank = np.zeros((classes, member.dim), np.float32)
+        classifier = Classifier(blank, np.arange(classes), classes, options.label_smoothing)
+        facts = {name: stored[name] for name in ("head", "frozen", "with_head", "skipped")}
+        return cls(items, targets, classifier, member.state(), **facts)
+
+
+def make_start(
+    member: Member, data: Dataset, training: tuple[Item, ...], options: TrainingOptions, progress: Progress
+) -> Start:
+    """Fit the PCA head, then train head and classifier on cached features; the member is left with the better head.
+
+    Raises:
+        DataError: when the readable training images are of one class, or validation cannot be measured.
+
+    """
+    name = member.backbone
+    features = compute_features(member, training, progress=progress, task=f"{name}: features")
+    held_out = compute_features(member, data.validation, progress=progress, task=f"{name}: validation")
+    readable = set(features.ids)
+    items = tuple(i for i in training if i.id in readable)
+    require_classes(data, items, "readable ")
+    fit_projection(member, features, seed=options.seed)
+    targets = class_rows(items)
+    classifier = Classifier(member.project(features.rows), targets, int(targets.max()) + 1, options.label_smoothing)
+    head = str(member.origin["head"])
+
+    def measure() -> float:
+        return measured(Embeddings(held_out.ids, member.project(held_out.rows), ""), data, options.measure)
+
+    frozen = measure()
+    with_head = train_head(
+        member, classifier, features, targets, measure, label_smoothing=options.label_smoothing, seed=options.seed
+    )
+    progress.say(f"{name}: validation {options.measure} {frozen:.4f} as it came, {with_head:.4f} with a trained head")
+    skipped = [str(s) for s in (*features.skipped, *held_out.skipped)]
+    return Start(items, targets, classifier, member.state(), head, frozen, with_head, skipped)
+
+
+def require_classes(data: Dataset, items: tuple[Item, ...], which: str = "") -> None:
+    """Raise `DataError` when the items are of fewer than two classes."""
+    found = len({i.label for i in items})
+    if found < 2:
+        raise DataError(
+            f"{data.root} has {which}training images of {found} {'class' if found == 1 else 'classes'}; "
+            "fine-tuning needs at least 2, so add a class folder."
+        )
+
+
+def class_rows(items: tuple[Item, ...]) -> Rows:
+    """Return each item's class as a row number `(n,)` int64, classes sorted by name."""
+    names = sorted({str(i.label) for i in items})
+    rows = {name: row for row, name in enumerate(names)}
+    return np.array([rows[str(i.label)] for i in items], dtype=np.int64)
+
+
+def measured(embeddings: Embeddings, data: Dataset, measure: str) -> float:
+    """Take a leave-one-out retrieval measure within the validation part."""
+    labels = {i.id: i.label for i in data.validation if i.label is not None}
+    return evaluate_embeddings(embeddings, embeddings, labels, labels, [measure]).mean(measure)

@@ -1,0 +1,233 @@
+"""The full stage in its parts: the rate, the plan, one trainee, when it stops and what it keeps."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lookalike.backbones import build_member
+from lookalike.errors import ModelError
+from lookalike.training.finetune import Run, Trainee, finetune, plan, schedule
+from lookalike.training.fit_head import Classifier
+from lookalike.training.start import class_rows
+
+SMALL = "test_efficientnet"
+
+
+@pytest.fixture
+def targets(data):
+    return class_rows(data.training)
+
+
+@pytest.fixture
+def make_trainee(member, data, targets, quick):
+    """A trainee with a fresh classifier; other options and another member may be given."""
+
+    def make(trained=None, **options):
+        trained = trained or member
+        chance = np.random.default_rng(0).standard_normal((len(targets), trained.dim)).astype(np.float32)
+        return Trainee(trained, Classifier(chance, targets, 4, 0.1), quick(**options))
+
+    return make
+
+
+# ---------------------------------------------------------------- the rate
+
+
+@pytest.mark.parametrize(
+    ("step", "share"),
+    [
+        (0, 0.5),  # two steps of warm-up
+        (1, 1.0),
+        (2, 1.0),  # the cosine begins at its top
+        (6, 0.5 * (1 + math.cos(math.pi * 4 / 8))),
+        (9, 0.5 * (1 + math.cos(math.pi * 7 / 8))),
+        (10, 0.0),  # would be the step after the last
+    ],
+)
+def test_the_rate_by_hand_ten_steps_with_two_of_warm_up(step, share):
+    assert schedule(step, 10, 0.2) == pytest.approx(share, abs=1e-12)
+
+
+def test_the_rate_without_warm_up_begins_at_the_top_and_only_falls():
+    rates = [schedule(step, 20, 0.0) for step in range(20)]
+    assert rates[0] == 1.0
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < 0.02
+    assert schedule(0, 1, 0.1) == 1.0
+
+
+def test_every_group_gets_its_share_of_its_own_peak(make_trainee):
+    trainee = make_trainee(backbone_lr=1e-4, head_lr=1e-2)
+    trainee.set_rate(0.5)
+    assert sorted({g["lr"] for g in trainee.optimizer.param_groups}) == pytest.approx([5e-5, 5e-3])
+
+
+def test_biases_and_normalisation_do_not_decay_and_every_weight_is_trained(make_trainee):
+    trainee = make_trainee(weight_decay=0.03)
+    groups = trainee.optimizer.param_groups
+    for group in groups:
+        dimensions = {p.ndim >= 2 for p in group["params"]}
+        assert dimensions == {group["weight_decay"] == 0.03}
+    count = sum(len(g["params"]) for g in groups)
+    modules = (trainee.member.module, trainee.member.head, trainee.classifier)
+    assert count == sum(len(list(m.parameters())) for m in modules)
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def clock(monkeypatch, *readings):
+    """Let the full stage read these times, in seconds."""
+    times = iter(readings)
+    monkeypatch.setattr("lookalike.training.finetune.time", SimpleNamespace(perf_counter=lambda: next(times)))
+
+
+def test_without_a_budget_all_epochs_are_planned(make_trainee, data, targets):
+    run = plan(make_trainee(epochs=5), data.training, targets, None, 0.0)
+    assert (run.epochs, run.steps, run.epoch) == (5, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "planned"),
+    [
+        (35.0, (3, 3)),  # an epoch takes 3 steps of 2 s and 4 s of validation
+        (9_999.0, (6, 3)),  # never more epochs than asked for
+        (10.0, (1, 3)),
+        (9.0, (1, 2)),  # less than one epoch: (9 - 4) / 2 steps
+        (5.0, (1, 1)),
+        (-60.0, (1, 1)),
+    ],
+)
+def test_a_budget_is_shared_out_by_what_three_steps_took(seconds_left, planned, make_trainee, data, targets):
+    with pytest.MonkeyPatch.context() as patch:
+        clock(patch, 100.0, 106.0)
+        run = plan(make_trainee(epochs=6), data.training, targets, seconds_left, 4.0)
+    assert (run.epochs, run.steps) == planned
+
+
+@pytest.mark.parametrize("start", ["file", "none"])
+def test_planning_changes_nothing(start, make_trainee, member, data, targets, monkeypatch):
+    trained = member if start == "file" else build_member(SMALL, "none")
+    trainee = make_trainee(trained, precision="bfloat16")
+    before, classifier = trained.fingerprint, trainee.classifier.weight.detach().clone()
+    names = [name for name, _ in trained.module.named_modules()]
+    plan(trainee, data.training, targets, 60.0, 1.0)
+    trained.changed()
+    assert trained.fingerprint == before
+    assert torch.equal(trainee.classifier.weight, classifier)
+    assert not trainee.optimizer.state
+    parameters = [p for g in trainee.optimizer.param_groups for p in g["params"]]
+    assert all(p.grad is None for p in parameters)
+    assert not any(m.training for m in trained.module.modules())
+    assert [name for name, _ in trained.module.named_modules()] == names
+
+
+# ---------------------------------------------------------------- when it stops
+
+
+def scripted(values):
+    """A measure that gives these values, one an epoch."""
+    remaining = iter(values)
+    return lambda: next(remaining)
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "ran"),
+    [
+        ([0.5, 0.4, 0.3, 0.9], 2, 3),
+        ([0.5, 0.4, 0.6, 0.5, 0.5, 0.9], 2, 5),
+        ([0.5, 0.5, 0.5, 0.9], 2, 3),  # as good is not better
+        ([0.1, 0.2, 0.3, 0.4], 1, 4),
+        ([0.5, 0.4], 1, 2),
+        ([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 9, 6),
+    ],
+)
+def test_it_stops_when_the_best_epoch_lies_so_far_back_and_keeps_that_one(
+    values, patience, ran, make_trainee, data, targets
+):
+    trainee = make_trainee(patience=patience)
+    run = Run(len(values), 1)
+    states = []
+    finetune(trainee, run, data.training, targets, scripted(values), lambda _: states.append(trainee.state()["member"]))
+    assert run.epoch == len(run.history) == ran
+    assert [h["measure"] for h in run.history] == values[:ran]
+    best = int(np.argmax(values[:ran]))
+    assert run.best_measure == values[best]
+    assert all(torch.equal(run.best["member"][k], v) for k, v in states[best].items())
+    assert not all(torch.equal(states[0][k], v) for k, v in states[-1].items())
+
+
+def test_a_run_that_is_over_does_nothing(make_trainee, data, targets):
+    trainee = make_trainee()
+    before = trainee.member.fingerprint
+    run = Run(2, 3, epoch=2)
+    finetune(trainee, run, data.training, targets, lambda: 1 / 0, lambda _: 1 / 0)
+    trainee.member.changed()
+    assert trainee.member.fingerprint == before
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_network_in_one_piece(
+    precision, make_trainee, data, targets
+):
+    trainee = make_trainee(precision=precision)
+    names = [name for name, _ in trainee.member.module.named_modules()]
+    with torch.no_grad():
+        trainee.member.module.conv_stem.weight.fill_(math.nan)
+    run = Run(2, 3)
+    with pytest.raises(ModelError) as raised:
+        finetune(trainee, run, data.training, targets, lambda: 0.0, lambda _: None)
+    assert str(raised.value) == "training diverged in epoch 1 (the loss is nan); lower the learning rate."
+    assert [name for name, _ in trainee.member.module.named_modules()] == names
+    assert not trainee.member.module.training
+    assert run.history == []
+
+
+def test_an_epoch_of_fewer_steps_sees_that_many_batches(make_trainee, data, targets, recorder):
+    listener = recorder()
+    finetune(make_trainee(), Run(1, 2), data.training, targets, lambda: 0.0, lambda _: None, progress=listener)
+    assert listener.steps == [("epoch 1/1", 8, 16), ("epoch 1/1", 16, 16)]
+
+
+# ---------------------------------------------------------------- the trainee
+
+
+def statistics(member):
+    return {k: v.clone() for k, v in member.module.state_dict().items() if "running" in k}
+
+
+@pytest.mark.parametrize(("start", "kept"), [("file", True), ("none", False)])
+def test_batch_statistics_move_only_where_they_were_random(start, kept, make_trainee, member, data, targets):
+    trained = member if start == "file" else build_member(SMALL, "none")
+    before = statistics(trained)
+    finetune(make_trainee(trained), Run(1, 3), data.training, targets, lambda: 0.0, lambda _: None)
+    after = statistics(trained)
+    assert before
+    assert all(torch.equal(before[k], after[k]) for k in before) is kept
+
+
+def test_a_state_is_a_copy_and_comes_back(make_trainee, data, targets):
+    trainee = make_trainee()
+    before = trainee.state()
+    fingerprint = trainee.member.fingerprint
+    finetune(trainee, Run(1, 3), data.training, targets, lambda: 0.0, lambda _: None)
+    assert trainee.member.fingerprint != fingerprint
+    trainee.load(before)
+    assert trainee.member.fingerprint == fingerprint
+    assert torch.equal(trainee.classifier.weight.detach(), before["classifier"]["weight"])
+
+
+def test_the_loss_is_the_cross_entropy_of_scaled_cosines(make_trainee, data, targets):
+    """Computed once more with numpy from the embeddings of the same pixels."""
+    trainee = make_trainee(label_smoothing=0.0)
+    pixels = np.stack([np.full((160, 160, 3), 40 * n, np.uint8) for n in range(4)])
+    rows = torch.tensor([0, 1, 2, 3])
+    trainee.eval_mode()
+    embeddings = trainee.member.encode(pixels).astype(np.float64)
+    weight = trainee.classifier.weight.detach().numpy().astype(np.float64)
+    logits = float(trainee.classifier.scale) * embeddings @ (weight / np.linalg.norm(weight, axis=1, keepdims=True)).T
+    expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[range(4), range(4)])
+    assert float(trainee.loss(pixels, rows).detach()) == pytest.approx(expected, abs=1e-4)
