@@ -36,3 +36,8 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(mmap_max, 0)
     mallopt(arena_max, 1)
+
+
+def threads() -> int:
+    """Return how many threads one operation of a model may use on the CPU."""
+    return torch.get_num_threads()

@@ -119,11 +119,20 @@ class Member:
     def fingerprint(self) -> str:
         """Fingerprint of the weights, the architecture and the preprocessing."""
         if self._fingerprint is None:
-            parts: list[bytes | str] = [self.timm_name, json.dumps(self.preprocessing.to_dict(), sort_keys=True)]
-            for key, value in sorted(self._tensors(), key=itemgetter(0)):
-                parts += [key, value.cpu().contiguous().numpy().tobytes()]
-            self._fingerprint = digest(*parts)
+            self._fingerprint = self._digest("")
         return self._fingerprint
+
+    @property
+    def backbone_fingerprint(self) -> str:
+        """The same without the head: what decides the pooled features."""
+        return self._digest("backbone.")
+
+    def _digest(self, prefix: str) -> str:
+        parts: list[bytes | str] = [self.timm_name, json.dumps(self.preprocessing.to_dict(), sort_keys=True)]
+        for key, value in sorted(self._tensors(), key=itemgetter(0)):
+            if key.startswith(prefix):
+                parts += [key, value.cpu().contiguous().numpy().tobytes()]
+        return digest(*parts)
 
     def changed(self) -> None:
         """Say that the weights were changed in place, so that the fingerprint is taken anew."""

@@ -52,11 +52,14 @@ def _shuffled(items: Iterable[Item], seed: int, salt: str) -> list[Item]:
 
 
 def _from_each_class(groups: dict[str, list[Item]], fraction: float, seed: int) -> set[str]:
-    """Take a share of each class, at least two so that each has a partner; classes under five images stay whole."""
+    """Take a share of each class, with enough of it that precision@3 within validation can reach one.
+
+    At least four of a class of twelve or more, at least two of a smaller one; classes under five images stay whole.
+    """
     chosen: set[str] = set()
     for label, items in groups.items():
         if len(items) >= 5:
-            count = max(2, round(fraction * len(items)))
+            count = max(4 if len(items) >= 12 else 2, round(fraction * len(items)))
             chosen.update(i.id for i in _shuffled(items, seed, label)[:count])
     return chosen
 

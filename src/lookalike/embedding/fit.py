@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lookalike.embedding.shards import sources_digest
 from lookalike.errors import DataError
+from lookalike.files import write_file
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Skipped, Vectors
 
@@ -33,13 +37,61 @@ def compute_features(
     batch_size: int | None = None,
     progress: Progress = SILENT,
     task: str,
+    cache: Path | None = None,
 ) -> Features:
     """Run the backbone without its head over the images.
+
+    Args:
+        member: its head is not looked at.
+        images: the files.
+        batch_size: images a forward pass.
+        progress: told the number of images done.
+        task: what to call it there.
+        cache: a folder that keeps the features, by the backbone's weights and the files' names, sizes and times.
 
     Raises:
         DataError: when fewer than two of them can be read.
 
     """
+    if cache is None:
+        return _compute(member, images, batch_size, progress, task)
+    key = sources_digest(member.backbone_fingerprint, images)
+    place = cache / f"features-{key}.npz"
+    kept = _read(place)
+    if kept is None:
+        kept = _compute(member, images, batch_size, progress, task)
+        _write(place, kept)
+    return kept
+
+
+def _read(place: Path) -> Features | None:
+    try:
+        with np.load(place, allow_pickle=False) as stored:
+            skipped = zip(stored["skipped"].tolist(), stored["causes"].tolist(), strict=True)
+            return Features(
+                tuple(stored["ids"].tolist()), stored["rows"], tuple(Skipped(Path(p), cause) for p, cause in skipped)
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # absent or cut short: computed anew
+
+
+def _write(place: Path, features: Features) -> None:
+    def fill(path: Path) -> None:
+        with path.open("wb") as handle:
+            np.savez(
+                handle,
+                ids=np.array(features.ids, dtype=np.str_),
+                rows=features.rows,
+                skipped=np.array([str(s.path) for s in features.skipped], dtype=np.str_),
+                causes=np.array([s.cause for s in features.skipped], dtype=np.str_),
+            )
+
+    write_file(place, fill)
+
+
+def _compute(
+    member: Member, images: Sequence[Source], batch_size: int | None, progress: Progress, task: str
+) -> Features:
     from lookalike.backbones.stream import BATCH_SIZE, batches
 
     ids: list[str] = []

@@ -15,6 +15,7 @@ from torch import nn
 
 from lookalike.backbones import Member
 from lookalike.backbones.stream import map_ahead
+from lookalike.backbones.preprocessing import Preprocessing
 from lookalike.data import Item, read_image
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
@@ -163,7 +164,7 @@ def plan(
     keep_slow_layers_float32(trainee.member.module, trainee.member.device)
     clock = time.perf_counter()
     count = 0
-    for _, pixels, rows in _batches(first, np.arange(len(first)), trainee.member, options, epoch=0):
+    for _, pixels, rows in _batches(first, np.arange(len(first)), training_view(trainee.member, 1.0), options, epoch=0):
         trainee.loss(pixels, torch.from_numpy(targets[rows])).backward()  # type: ignore[no-untyped-call]
         count += 1
     per_step = (time.perf_counter() - clock) / max(1, count)
@@ -172,9 +173,14 @@ def plan(
     trainee.eval_mode()
     for module, state in zip((trainee.member.module, trainee.member.head), before, strict=True):
         module.load_state_dict(state)
-    epochs = math.floor(seconds_left / (steps * per_step + overhead))
-    if epochs >= 1:
-        return Run(min(epochs, options.epochs), steps)
+
+    def seconds(epochs: int) -> float:
+        pixels = sum(epoch_resolution(e, epochs, options.resolution) ** 2 for e in range(epochs))
+        return pixels * steps * per_step + epochs * overhead
+
+    epochs = max((e for e in range(1, options.epochs + 1) if seconds(e) <= seconds_left), default=0)
+    if epochs:
+        return Run(epochs, steps)
     return Run(1, max(1, min(steps, math.floor((seconds_left - overhead) / per_step))))
 
 
@@ -237,7 +243,8 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
     trainee.train_mode()
     losses: list[float] = []
     best = f", best {run.best_measure:.3f}" if run.best else ""
-    for done, pixels, rows in _batches(items, order, trainee.member, options, epoch=run.epoch):
+    view = training_view(trainee.member, epoch_resolution(run.epoch, run.epochs, options.resolution))
+    for done, pixels, rows in _batches(items, order, view, options, epoch=run.epoch):
         trainee.set_rate(schedule(run.epoch * run.steps + len(losses), run.epochs * run.steps, options.warmup))
         loss = trainee.loss(pixels, torch.from_numpy(targets[rows]))
         value = float(loss.detach())
@@ -252,10 +259,16 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
     return float(np.mean(losses))
 
 
-def _batches(items: Sequence[Item], order: np.ndarray, member: Member, options: TrainingOptions, epoch: int) -> Any:
+def epoch_resolution(epoch: int, epochs: int, resolution: float) -> float:
+    """Return the share of the full sides that an epoch trains at: the first two thirds on fewer pixels, the rest on all."""
+    return resolution if epoch < epochs * 2 // 3 else 1.0
+
+
+def _batches(
+    items: Sequence[Item], order: np.ndarray, view: Preprocessing, options: TrainingOptions, epoch: int
+) -> Any:
     """Yield `(images done, pixels, rows)`; a last batch of one image is passed over, it has no batch statistics."""
     done = 0
-    view = training_view(member, options.resolution)
 
     def prepare(row: int) -> np.ndarray:
         item = items[row]

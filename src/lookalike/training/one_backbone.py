@@ -57,7 +57,14 @@ class Job:
 
 
 def train_member(
-    data: Dataset, backbone: str, weights: str | Path, options: TrainingOptions, work: Path | None, progress: Progress
+    data: Dataset,
+    backbone: str,
+    weights: str | Path,
+    options: TrainingOptions,
+    work: Path | None,
+    progress: Progress,
+    *,
+    cache: Path | None = None,
 ) -> Outcome:
     """Train one backbone; see `train`."""
     began = time.perf_counter()
@@ -67,7 +74,7 @@ def train_member(
     job = Job(data, options, work, progress, began, run_key(member, data, options))
     stored = load_checkpoint(work, job.key) if work is not None else None
     if stored is None:
-        start = make_start(member, data, training, options, progress)
+        start = make_start(member, data, training, options, cache=cache, progress=progress)
     else:
         start = Start.restore(stored["start"], member, training, options)
         progress.say(f"{backbone}: going on after epoch {stored['run']['epoch']}")

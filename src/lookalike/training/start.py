@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,13 @@ class Start:
 
 
 def make_start(
-    member: Member, data: Dataset, training: tuple[Item, ...], options: TrainingOptions, progress: Progress
+    member: Member,
+    data: Dataset,
+    training: tuple[Item, ...],
+    options: TrainingOptions,
+    *,
+    cache: Path | None,
+    progress: Progress,
 ) -> Start:
     """Fit the PCA head, then train head and classifier on cached features; the member is left with the better head.
 
@@ -87,8 +94,8 @@ def make_start(
 
     """
     name = member.backbone
-    features = compute_features(member, training, progress=progress, task=f"{name}: features")
-    held_out = compute_features(member, data.validation, progress=progress, task=f"{name}: validation")
+    features = compute_features(member, training, cache=cache, progress=progress, task=f"{name}: features")
+    held_out = compute_features(member, data.validation, cache=cache, progress=progress, task=f"{name}: validation")
     readable = set(features.ids)
     items = tuple(i for i in training if i.id in readable)
     require_classes(data, items, "readable ")

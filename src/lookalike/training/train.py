@@ -30,6 +30,7 @@ def train(
     options: TrainingOptions | None = None,
     resume: bool = False,
     replace: bool = False,
+    cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> Encoder:
     """Fine-tune a backbone on the training part as a classifier and keep the weights that retrieve best on validation.
@@ -45,6 +46,7 @@ def train(
         options: all that can be turned.
         resume: go on with the unfinished run that stands beside `out`; a run that is finished is loaded as it is.
         replace: let the new bundle take the place of an older one.
+        cache: a folder that keeps the features of the frozen backbone for other runs on the same images.
         progress: is told what happens.
 
     Returns:
@@ -67,7 +69,7 @@ def train(
         class_disjoint=options.class_disjoint,
     )
     if target is None or work is None:
-        made = [train_member(data, name, given, options, None, progress) for name, given in chosen]
+        made = [train_member(data, name, given, options, None, progress, cache=cache) for name, given in chosen]
         return _joined(made, progress)
     if resume and is_bundle(target):
         if _is_finished(target, data, chosen, options):
@@ -77,7 +79,8 @@ def train(
         if not replace:
             require_free(target)
     outcomes = [
-        train_member(data, name, given, options, work / str(n), progress) for n, (name, given) in enumerate(chosen)
+        train_member(data, name, given, options, work / str(n), progress, cache=cache)
+        for n, (name, given) in enumerate(chosen)
     ]
     encoder = _joined(outcomes, progress)
     save_bundle(encoder, target, facts=bundle_facts(data, options, [o.report for o in outcomes]), replace=replace)

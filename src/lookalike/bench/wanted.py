@@ -1,0 +1,125 @@
+"""What a benchmark is asked to measure, looked through before hours are spent on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lookalike.backbones import build_member, load_bundle
+from lookalike.backbones.registry import find_row
+from lookalike.backbones.weights import NONE, PRETRAINED
+from lookalike.bench.run import Run, slug
+from lookalike.errors import ModelError, OptionError
+
+Weights = str | Path
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the caller wants in the table.
+
+    Attributes:
+        weights: by backbone, in the order given: `pretrained`, `none` or a file.
+        bundles: encoders made before.
+        finetune: whether every backbone is fine-tuned as well.
+
+    """
+
+    weights: Mapping[str, Weights]
+    bundles: tuple[Path, ...]
+    finetune: bool
+
+    @classmethod
+    def of(
+        cls,
+        backbones: Sequence[str],
+        bundles: Sequence[Path | str],
+        weights: Weights | Mapping[str, Weights],
+        finetune: bool,
+    ) -> Wanted:
+        """Check what was given and bring it to one form; no data is read yet.
+
+        Raises:
+            OptionError: nothing to measure, a name given twice, an ensemble among the backbones, weights for a
+                backbone that is not there, or nothing but random weights.
+            ModelError: an unknown backbone, or a bundle that is missing or damaged.
+
+        """
+        if not backbones and not bundles:
+            raise OptionError("a benchmark needs at least one --backbone or --bundle, got none.")
+        joined = next((b for b in backbones if "+" in b), None)
+        if joined is not None:
+            raise OptionError(f"{joined!r} is an ensemble; give its members one by one, every pair is measured anyway.")
+        places = tuple(Path(b) for b in bundles)
+        _require_distinct([*backbones, *_names(places)], [*_own_names(backbones), *_names(places)])
+        for backbone in backbones:
+            find_row(backbone)
+        wanted = cls(_by_backbone(backbones, weights), places, finetune)
+        wanted._require_trained([_trained(b) for b in places])
+        return wanted
+
+    def _require_trained(self, bundles: Sequence[bool]) -> None:
+        """Raise `OptionError` when every candidate would have random weights; `bundles` says which of them have not."""
+        trained = [str(w) != NONE or self.finetune for w in self.weights.values()]
+        if not any([*trained, *bundles]):
+            raise OptionError(
+                f"all {len(trained) + len(bundles)} candidates would have random weights, and such a model is never "
+                "chosen; give pretrained weights for one of them, or leave fine-tuning on."
+            )
+
+    def require_weights(self, run: Run) -> None:
+        """Build every backbone that has not been used yet, and forget it: what is missing is missing before the work.
+
+        Raises:
+            WeightsUnavailable: pretrained weights cannot be had.
+            ModelError: a weights file that is missing or does not fit.
+
+        """
+        for backbone, weights in self.weights.items():
+            if not run.member(backbone, "frozen").exists():
+                build_member(backbone, weights, seed=run.options.seed)
+
+
+def _names(bundles: Iterable[Path]) -> list[str]:
+    return [bundle_name(b) for b in bundles]
+
+
+def bundle_name(bundle: Path) -> str:
+    """Return what tables call a bundle: the name of its folder."""
+    return bundle.resolve().name
+
+
+def _own_names(backbones: Sequence[str]) -> list[str]:
+    return [f"{b} {kind}" for b in backbones for kind in ("frozen", "untrained", "fine-tuned")]
+
+
+def _require_distinct(given: Sequence[str], shown: Sequence[str]) -> None:
+    """Raise `OptionError` when two would have one name in tables, or files of one name."""
+    twice = next((n for n, count in Counter(given).items() if count > 1), None)
+    if twice is not None:
+        raise OptionError(f"{twice!r} is given more than once; candidates need distinct names, so rename a bundle.")
+    files: dict[str, str] = {}
+    for name in shown:
+        other = files.setdefault(slug(name), name)
+        if other != name:
+            raise OptionError(f"{other!r} and {name!r} are too much alike to have files of their own; rename a bundle.")
+
+
+def _by_backbone(backbones: Sequence[str], weights: Weights | Mapping[str, Weights]) -> dict[str, Weights]:
+    if not isinstance(weights, Mapping):
+        return dict.fromkeys(backbones, weights)
+    unknown = next((name for name in weights if name not in backbones), None)
+    if unknown is not None:
+        raise OptionError(
+            f"weights are given for {unknown!r}, which is not among {', '.join(backbones)}; correct the name."
+        )
+    return {b: weights.get(b, PRETRAINED) for b in backbones}
+
+
+def _trained(bundle: Path) -> bool:
+    """Load a bundle, which checks all of it, and say whether none of its members has random weights."""
+    if not bundle.exists():
+        raise ModelError(f"the bundle {bundle} does not exist; give the folder that 'lookalike train' wrote.")
+    return all(m.trained != "untrained" for m in load_bundle(bundle).members)
