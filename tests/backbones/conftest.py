@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from lookalike.backbones import Encoder, Member, build_member, fit_alignment
 
@@ -17,10 +18,11 @@ OTHER = "test_resnet"
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Compute in one thread: networks this small only wait for each other in several, for minutes on a busy machine."""
+    """Compute in one thread: work this small only waits for itself in several, for minutes on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1, user_api="blas"):
+        yield
     torch.set_num_threads(before)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lookalike.bench.latex import latex_escape
-from lookalike.bench.leaderboard import write_leaderboard
+from lookalike.bench.leaderboard_files import write_leaderboard
 from lookalike.bench.selection import select
 
 HALF = [1.0, 1.0, 0.0, 0.0]

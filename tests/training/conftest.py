@@ -13,6 +13,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 
 from lookalike.backbones import Member, build_member
 from lookalike.data import Dataset, load_dataset, with_validation
@@ -46,10 +47,11 @@ class Recorder:
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Compute in one thread: networks this small only wait for each other in several, for minutes on a busy machine."""
+    """Compute in one thread: work this small only waits for itself in several, for minutes on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1, user_api="blas"):
+        yield
     torch.set_num_threads(before)
 
 

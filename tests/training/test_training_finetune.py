@@ -9,7 +9,7 @@ import torch
 
 from lookalike.backbones import build_member
 from lookalike.errors import ModelError
-from lookalike.training.finetune import Run, Trainee, finetune, plan, schedule
+from lookalike.training.finetune import Run, Trainee, epoch_resolution, finetune, plan, schedule
 from lookalike.training.fit_head import Classifier
 from lookalike.training.start import class_rows
 
@@ -93,8 +93,11 @@ def test_without_a_budget_all_epochs_are_planned(make_trainee, data, targets):
 @pytest.mark.parametrize(
     ("seconds_left", "planned"),
     [
-        (35.0, (3, 3)),  # an epoch takes 3 steps of 2 s and 4 s of validation
         (9_999.0, (6, 3)),  # never more epochs than asked for
+        (39.9, (6, 3)),  # four small epochs, two of full size and six validations: 4 · 0.96 + 2 · 6 + 6 · 4 = 39.84
+        (39.8, (5, 3)),
+        (15.0, (2, 3)),  # 0.96 + 6 + 2 · 4 = 14.96
+        (14.9, (1, 3)),
         (10.0, (1, 3)),
         (9.0, (1, 2)),  # less than one epoch: (9 - 4) / 2 steps
         (5.0, (1, 1)),
@@ -102,10 +105,24 @@ def test_without_a_budget_all_epochs_are_planned(make_trainee, data, targets):
     ],
 )
 def test_a_budget_is_shared_out_by_what_three_steps_took(seconds_left, planned, make_trainee, data, targets):
+    """3 steps of 2 s, and 4 s of validation, make an epoch; a small one has (64 / 160)² of the pixels."""
     with pytest.MonkeyPatch.context() as patch:
         clock(patch, 100.0, 106.0)
         run = plan(make_trainee(epochs=6), data.training, targets, seconds_left, 4.0)
     assert (run.epochs, run.steps) == planned
+
+
+def test_a_network_of_one_size_has_no_small_epochs_to_plan_with(make_trainee, data, targets, monkeypatch):
+    clock(monkeypatch, 100.0, 106.0)
+    trainee = make_trainee(build_member("test_vit", "none"), epochs=6)
+    assert plan(trainee, data.training, targets, 39.9, 4.0).epochs == 3  # each takes 6 + 4 s
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shares"), [(1, [1]), (2, [0.5, 1]), (3, [0.5, 0.5, 1]), (6, [0.5, 0.5, 0.5, 0.5, 1, 1])]
+)
+def test_the_first_two_thirds_of_the_epochs_see_fewer_pixels(epochs, shares):
+    assert [epoch_resolution(e, epochs, 0.5) for e in range(epochs)] == shares
 
 
 @pytest.mark.parametrize("start", ["file", "none"])

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lookalike.backbones.weights import PRETRAINED
-from lookalike.bench.candidates import (
-    Candidate,
-    embedded,
-    frozen_candidate,
-    given_candidate,
-    tuned_candidate,
-    weights_of,
-)
-from lookalike.bench.leaderboard import Leaderboard, markdown, write_leaderboard
-from lookalike.bench.measuring import Parts, measure_all, with_timing
+from lookalike.bench.candidates import make_candidates
+from lookalike.bench.embedded import embedded, skipped_files
+from lookalike.bench.leaderboard import Leaderboard
+from lookalike.bench.leaderboard_files import write_leaderboard
+from lookalike.bench.markdown import markdown
+from lookalike.bench.measuring import measure_all, with_timing
 from lookalike.bench.report import class_scores, write_report
+from lookalike.bench.run import Run, measures_for
 from lookalike.bench.selection import DEFAULT_MEASURE, Choice, select
 from lookalike.bench.trial import Trial
+from lookalike.bench.wanted import Wanted
 from lookalike.bench.winner import context, evaluate_winner, examples, write_best
-from lookalike.data import Dataset, load_dataset, read_image, with_validation
-from lookalike.errors import DataError, OptionError, StorageError, UnreadableImage
-from lookalike.evaluation import DEFAULT, Measure
-from lookalike.files import digest, file_digest, read_json, write_json
+from lookalike.data import Dataset, load_dataset, with_validation
+from lookalike.errors import DataError, OptionError
+from lookalike.evaluation import Measure
 from lookalike.progress import SILENT, Progress
 from lookalike.training import TrainingOptions
 from lookalike.types import Skipped
@@ -55,7 +53,7 @@ class Benchmark:
         return markdown(self.leaderboard, self.choice)
 
 
-def benchmark(
+def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     data: Dataset | Path | str,
     backbones: Sequence[str] = (),
     *,
@@ -72,151 +70,72 @@ def benchmark(
 ) -> Benchmark:
     """Measure the backbones, frozen and fine-tuned, the bundles, and all their pairs; choose by validation.
 
-    A run that was killed goes on where it was when it is started again with the same arguments.
+    Started again on the same `out` it goes on where it was: what an earlier sitting made is taken as it is, whether
+    that was killed or finished, and further backbones, bundles, another budget or measure may be given.
 
     Args:
         data: a data folder or a loaded data set.
         backbones: names; each becomes a frozen and, with `finetune`, a fine-tuned candidate.
-        out: folder for leaderboard.*, report.html, trials/, members/ and best/; a new temporary one by default.
+        out: folder for leaderboard.*, report.html, trials/, timing/, members/ and best/; by default a new temporary
+            one.
         bundles: encoders made before.
         weights: as in `train`.
         finetune: train the backbones.
         options: of the training.
         budget_ms: the most milliseconds an image may cost.
         measure: the accuracy to choose by.
-        title, notes: for the report.
+        title: heading of the report.
+        notes: further sentences for the report.
         progress: is told what happens.
 
     Raises:
         DataError: too little labelled data.
-        OptionError: nothing to measure, or nothing within the budget.
-        StorageError: `out` belongs to a run with other data or options.
+        OptionError: nothing to measure, nothing but random weights, or nothing within the budget.
+        ModelError: an unknown backbone, weights that cannot be had, or a bundle that is missing or damaged.
+        StorageError: `out` belongs to something else, or to a run with other data, options or weights.
 
     """
     options = options or TrainingOptions()
-    measures = _measures(measure)
-    if not backbones and not bundles:
-        raise OptionError("a benchmark needs at least one --backbone or --bundle, got none.")
-    _check_distinct(backbones, bundles)
-    if budget_ms is not None and not budget_ms > 0:
-        raise OptionError(f"the budget must be above 0 milliseconds an image, got {budget_ms}.")
-    out = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-"))
-    data = with_validation(
-        data if isinstance(data, Dataset) else load_dataset(data, seed=options.seed),
-        seed=options.seed,
-        class_disjoint=options.class_disjoint,
-    )
-    _claim(out, data, options, weights, measures)
+    measure = str(Measure.parse(measure))
+    if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
+        raise OptionError(f"the budget must be a number above 0 milliseconds an image, got {budget_ms}.")
+    wanted = Wanted.of(backbones, bundles, weights, finetune)
+    data = _with_parts(data, options)
+    measures = measures_for(data, measure, options)
+    place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-"))
+    run = Run(data, place, options, measures, progress)
+    wanted.require_weights(run)
+    run.claim(wanted.weights)
     progress.say(str(data))
 
-    candidates = _candidates(data, backbones, bundles, weights, out, options, finetune, progress)
-    parts = {c.name: embedded(c, data, out, progress) for c in candidates}
-    skipped = _skipped(data, parts)
-    trials = measure_all(candidates, parts, data, measures, out, progress)
-    trials = with_timing(trials, candidates, data, parts, out, progress)
+    candidates = make_candidates(run, wanted)
+    parts = {c.name: embedded(run, c) for c in candidates}
+    trials = with_timing(run, measure_all(run, candidates, parts), candidates, parts)
     choice = select(trials, measure=measure, budget_ms=budget_ms)
 
-    facts = context(data, options, skipped, title, notes)
-    board = write_leaderboard(out, trials, choice, facts)
-    write_best(choice, candidates, parts, out, options)
-    evaluation = evaluate_winner(choice, candidates, parts, data, measures)
-    labels = {i.id: i.label for i in data.items}
+    skipped = skipped_files(parts)
+    facts = context(run, skipped, title, notes)
+    write_best(run, choice, trials, candidates, parts)
+    evaluation = evaluate_winner(run, choice, candidates, parts)
     values = dict(zip(evaluation.query_ids, evaluation.per_query(measure).tolist(), strict=True))
-    write_report(
-        out / "report.html",
-        trials,
-        choice,
-        facts,
-        examples(evaluation, values, data, labels),
-        class_scores(values, labels),
-    )
-    return Benchmark(tuple(trials), choice, board, out, skipped)
+    labels = {i.id: i.label for i in data.items}
+    shown = examples(evaluation, values, data)
+    write_report(place / "report.html", trials, choice, facts, shown, class_scores(values, labels))
+    board = write_leaderboard(place, trials, choice, facts)
+    return Benchmark(tuple(trials), choice, board, place, skipped)
 
 
-def _measures(measure: str) -> tuple[str, ...]:
-    wanted = str(Measure.parse(measure))
-    return tuple(dict.fromkeys([wanted, *(str(m) for m in DEFAULT)]))
+def _with_parts(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
+    """Load the data, if need be, and cut a validation part from its training part.
 
+    Raises:
+        DataError: when there is nothing labelled to train on.
 
-def _check_distinct(backbones: Sequence[str], bundles: Sequence[Path | str]) -> None:
-    names = [*backbones, *(Path(b).name for b in bundles)]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None:
-        raise OptionError(f"{twice!r} is given more than once; candidates need distinct names.")
-    joined = next((b for b in backbones if "+" in b), None)
-    if joined is not None:
-        raise OptionError(f"{joined!r} is an ensemble; give its members one by one, every pair is measured anyway.")
-
-
-def _claim(
-    out: Path,
-    data: Dataset,
-    options: TrainingOptions,
-    weights: str | Path | Mapping[str, str | Path],
-    measures: Sequence[str],
-) -> None:
-    """Make the folder ours, or see that it already belongs to the same run."""
-    if not data.training:
-        raise DataError(f"{data.root} has no training part; a benchmark needs labelled training images.")
-    given = (
-        {k: _weights_mark(v) for k, v in weights.items()} if isinstance(weights, Mapping) else _weights_mark(weights)
-    )
-    test = digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in (*data.query, *data.gallery)))
-    run = {
-        "training_data": data.fingerprint,
-        "validation": digest(*(i.id for i in data.validation)),
-        "test_data": test,
-        "options": options.to_dict(),
-        "weights": given,
-        "measures": list(measures),
-    }
-    place = out / "run.json"
-    if place.is_file():
-        stored = read_json(place, "the description of the benchmark run")
-        differs = [name for name in run if not isinstance(stored, dict) or stored.get(name) != run[name]]
-        if differs:
-            raise StorageError(
-                f"{out} holds a benchmark with other {' and '.join(n.replace('_', ' ') for n in differs)}; "
-                "choose another --out or remove it."
-            )
-        return
-    if out.exists() and any(out.iterdir()):
-        raise StorageError(f"{out} is not empty and holds no benchmark; choose another --out.")
-    write_json(place, run)
-
-
-def _weights_mark(weights: str | Path) -> str:
-    path = Path(weights)
-    return file_digest(path) if path.is_file() else str(weights)
-
-
-def _candidates(
-    data: Dataset,
-    backbones: Sequence[str],
-    bundles: Sequence[Path | str],
-    weights: str | Path | Mapping[str, str | Path],
-    out: Path,
-    options: TrainingOptions,
-    finetune: bool,
-    progress: Progress,
-) -> list[Candidate]:
-    found = [given_candidate(data, Path(b)) for b in bundles]
-    for backbone in backbones:
-        own = weights_of(backbone, weights)
-        found.append(frozen_candidate(data, backbone, own, out, options.seed, progress))
-        if finetune:
-            found.append(tuned_candidate(data, backbone, own, out, options, progress))
-    return found
-
-
-def _skipped(data: Dataset, parts: Parts) -> tuple[Skipped, ...]:
-    """Return the files that some candidate could not read, with their causes."""
-    read = {i for found in parts.values() for e in found.values() for i in e.ids}
-    skipped = []
-    for item in data.items:
-        if item.id not in read:
-            try:
-                read_image(item.path)
-            except UnreadableImage as error:
-                skipped.append(Skipped(error.path, error.cause))
-    return tuple(skipped)
+    """
+    loaded = data if isinstance(data, Dataset) else load_dataset(data, seed=options.seed)
+    if not any(i.label for i in loaded.training):
+        raise DataError(
+            f"{loaded.root} has no labelled training images, which a benchmark fits, trains and chooses with; "
+            "give training/<class>/ folders or a manifest.csv."
+        )
+    return with_validation(loaded, seed=options.seed, class_disjoint=options.class_disjoint)

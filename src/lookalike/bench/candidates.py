@@ -68,7 +68,9 @@ def frozen_candidate(run: Run, backbone: str, weights: str | Path) -> Candidate:
     seed = run.options.seed
     if not is_bundle(place):
         member = build_member(backbone, weights, seed=seed)
-        features = compute_features(member, run.data.training, progress=run.progress, task=f"{backbone}: features")
+        features = compute_features(
+            member, run.data.training, progress=run.progress, task=f"{backbone}: features", cache=run.cache
+        )
         fit_projection(member, features, seed=seed)
         save_bundle(Encoder([member]), place, facts=bundle_facts(run.data, TrainingOptions(seed=seed), []))
     facts = read_facts(place)
@@ -84,7 +86,10 @@ def tuned_candidate(run: Run, backbone: str, weights: str | Path) -> Candidate:
     if is_bundle(place):
         shutil.rmtree(place.with_name(f"{place.name}.training"), ignore_errors=True)  # killed while it was removed
     else:
-        train(run.data, backbone, weights=weights, out=place, options=run.options, resume=True, progress=run.progress)
+        options, cache, progress = run.options, run.cache, run.progress
+        train(
+            run.data, backbone, weights=weights, out=place, options=options, resume=True, cache=cache, progress=progress
+        )
     facts = read_facts(place)
     return _candidate(place, f"{backbone} fine-tuned", facts, _kept(facts))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from lookalike.bench.benchmark import Benchmark, benchmark
 from lookalike.data.builtin import DESCRIPTION, make_builtin
-from lookalike.data.downloads import is_torchvision_name, torchvision_dataset
+from lookalike.data.downloads import SOURCES, is_torchvision_name, torchvision_dataset
 from lookalike.errors import DataError
 from lookalike.files import require_free
 from lookalike.progress import SILENT, Progress
@@ -15,6 +16,7 @@ from lookalike.training import TrainingOptions
 BACKBONES = ("efficientnet_lite0", "efficientnet_lite2")
 OPTIONS = TrainingOptions(epochs=3)
 _PER_CLASS = 60
+_PHOTOGRAPHS, _BENCHMARK = "photographs", "benchmark"
 
 
 def demo(
@@ -29,41 +31,56 @@ def demo(
 
     Raises:
         MissingExtra: the packages with photographs or weights are not installed.
-        DataError: no such folder or data set.
+        DataError: no such folder or data set, or the download is impossible here.
+        StorageError: `out` holds something else than a demo, or one of other data.
 
     """
     out = Path(out)
     notes: tuple[str, ...] = ()
     if data is None:
-        folder = out / "photographs"
-        if not folder.exists():
-            progress.say("cutting the demo's views from scikit-image's photographs")
-            _require_ours(out)
-            make_builtin(folder)
+        folder = _builtin(out, progress)
         title = "The demo: which model finds the same scene again?"
         notes = (DESCRIPTION,)
         progress.say(DESCRIPTION)
     else:
         folder = _given(str(data), out, progress)
-        title = f"Which model finds best in {folder.name}?"
+        title = f"Which model finds best in {folder.resolve().name}?"
     return benchmark(
-        folder, BACKBONES, out=out / "benchmark", options=OPTIONS, title=title, notes=notes, progress=progress
+        folder, BACKBONES, out=out / _BENCHMARK, options=OPTIONS, title=title, notes=notes, progress=progress
     )
 
 
-def _require_ours(out: Path) -> None:
-    """Refuse a folder that holds something else than a demo."""
-    if out.exists() and not (out / "benchmark").exists():
-        require_free(out)
+def _builtin(out: Path, progress: Progress) -> Path:
+    folder = out / _PHOTOGRAPHS
+    if not folder.exists():
+        _require_ours(out)
+        progress.say("cutting the demo's views from scikit-image's photographs")
+        make_builtin(folder)
+    return folder
 
 
 def _given(data: str, out: Path, progress: Progress) -> Path:
     if Path(data).exists():
         return Path(data)
     if not is_torchvision_name(data):
-        raise DataError(f"{data} is neither a folder nor the name of a torchvision data set that can be downloaded.")
+        known = ", ".join(sorted((s.name for s in SOURCES.values()), key=str.lower))
+        raise DataError(
+            f"{data} is neither a folder nor the name of a data set that can be downloaded; the names are {known}."
+        )
     folder = out / data.lower()
     if not folder.exists():
+        _require_ours(out)
         progress.say(f"downloading {data} (at most {_PER_CLASS} images a class)")
         torchvision_dataset(data, folder, per_class=_PER_CLASS)
     return folder
+
+
+def _require_ours(out: Path) -> None:
+    """Refuse a folder that holds something else than a demo; sweep out what a demo killed half-way left behind."""
+    names = (_PHOTOGRAPHS, _BENCHMARK, *SOURCES)
+    entries = list(out.iterdir()) if out.is_dir() else []
+    halves = [p for p in entries if p.name.startswith((*(f".{name}." for name in names), ".lookalike-download-"))]
+    if any(p not in halves and p.name not in names for p in entries) or out.is_file():
+        require_free(out)
+    for half in halves:
+        shutil.rmtree(half, ignore_errors=True)

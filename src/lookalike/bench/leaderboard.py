@@ -1,18 +1,16 @@
-"""The table of all trials: as values, and as JSON, CSV, Markdown, LaTeX and rows for a terminal."""
+"""The table of all trials, as values and as rows for people."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from lookalike.bench.latex import latex_table
 from lookalike.bench.selection import Choice, pareto_front
 from lookalike.bench.trial import Scores, Trial, measure_label, ms_text
-from lookalike.files import write_csv, write_json, write_text
 
 _ABSENT = "–"
+_MANY_ENSEMBLES = 12
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,14 @@ class Row:
         )
 
 
+class Groups(NamedTuple):
+    """The rows as people can take them in, each group best first."""
+
+    singles: list[Row]
+    ensembles: list[Row]
+    folded: list[Row]
+
+
 @dataclass(frozen=True)
 class Leaderboard:
     """All trials by accuracy, best first, untrained ones last.
@@ -91,6 +97,20 @@ class Leaderboard:
             "model", "type", accuracy, "95% interval", "hit@3", "hit@1", "map@r", f"validation {accuracy}",
             "ms p50", "ms p95", "ms batched", "dimensions", "memory MB",
         )  # fmt: skip
+
+    def groups(self) -> Groups:
+        """Split the rows into singles, ensembles, and ensembles to fold away where there are many of them.
+
+        Never folded are the winner, those on the front, and the best few.
+        """
+        singles = [r for r in self.rows if r.kind == "single"]
+        ensembles = [r for r in self.rows if r.kind == "ensemble"]
+        if len(ensembles) <= _MANY_ENSEMBLES:
+            return Groups(singles, ensembles, [])
+        kept = {r.model for r in ensembles[: _MANY_ENSEMBLES // 2]}
+        kept |= {r.model for r in ensembles if r.winner or r.on_front}
+        shown = [r for r in ensembles if r.model in kept]
+        return Groups(singles, shown, [r for r in ensembles if r.model not in kept])
 
     @property
     def terminal_rows(self) -> list[tuple[str, ...]]:
@@ -174,84 +194,3 @@ def _caption(trials: Sequence[Trial], measure: str, tested: bool) -> str:
     counts = f"{scores.queries:,} queries against {scores.gallery:,} images"
     left_out = f", {scores.left_out:,} queries without a relevant image left out" if scores.left_out else ""
     return f"{meaning}; measured on {where} ({counts}{left_out}), with its 95% bootstrap interval over queries."
-
-
-def write_leaderboard(out: Path, trials: Sequence[Trial], choice: Choice, context: Mapping[str, Any]) -> Leaderboard:
-    """Write leaderboard.json, .csv, .md and .tex into the folder `out` and return the table.
-
-    The JSON holds everything but the values for each query, which stand in trials/*.json.
-
-    Args:
-        out: the folder; made when absent.
-        trials: all trials.
-        choice: what `select` returned for them.
-        context: how it was measured, stored as it is; paths and the like become text.
-
-    Raises:
-        StorageError: when the folder cannot be written.
-
-    """
-    board = build_leaderboard(trials, choice)
-    out = Path(out)
-    write_json(out / "leaderboard.json", _as_json(board, trials, choice, context))
-    write_csv(out / "leaderboard.csv", _csv_header(board), ([_cell(v) for v in asdict(r).values()] for r in board.rows))
-    write_text(out / "leaderboard.md", markdown(board, choice))
-    write_text(out / "leaderboard.tex", latex_table(board, trials))
-    return board
-
-
-def _as_json(board: Leaderboard, trials: Sequence[Trial], choice: Choice, context: Mapping[str, Any]) -> dict[str, Any]:
-    by_name = {t.name: t.to_dict() for t in trials}
-    for trial in by_name.values():
-        for part in ("validation", "test"):
-            if trial[part]:
-                trial[part] = {k: v for k, v in trial[part].items() if k not in ("values", "query_ids")}
-    return {
-        "schema": 1,
-        "measure": board.measure,
-        "part": board.part,
-        "caption": board.caption,
-        "choice": choice.to_dict(),
-        "context": _plain(context),
-        "rows": [asdict(row) for row in board.rows],
-        "trials": [by_name[row.model] for row in board.rows],
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Bring whatever a context holds to what JSON knows."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(inner) for inner in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _csv_header(board: Leaderboard) -> list[str]:
-    own = measure_label(board.measure).replace(" ", "_").replace("-", "_")
-    names = {"kind": "type", "accuracy": own, "hit_3": "hit@3", "hit_1": "hit@1", "map_r": "map@r"}
-    names |= {"validation": f"validation_{own}", "p50_ms": "ms_p50", "p95_ms": "ms_p95", "batched_ms": "ms_batched"}
-    return [names.get(f.name, f.name) for f in fields(Row)]
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "" if value is None else round(value, 6) if isinstance(value, float) else value
-
-
-def markdown(board: Leaderboard, choice: Choice) -> str:
-    """Return the table in Markdown, with the reason of the choice above and what the numbers are below."""
-    lines = [f"**Chosen: {_md(choice.winner)}.** {_md(choice.reason)}", ""]
-    lines.append("| " + " | ".join(board.header) + " |")
-    lines.append("|" + "|".join([":--", ":--"] + ["--:"] * (len(board.header) - 2)) + "|")
-    for row in board.rows:
-        model, *others = (_md(cell) for cell in row.cells())
-        lines.append("| " + " | ".join([f"**{model}** (chosen)" if row.winner else model, *others]) + " |")
-    return "\n".join([*lines, "", _md(board.caption), ""])
-
-
-def _md(text: str) -> str:
-    for sign in ("\\", "|", "*", "_", "`", "<"):
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())

@@ -3,47 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from lookalike.bench.candidates import Candidate, Pair, alignment_of, combined, pairs, slug
+from lookalike.bench.candidates import Candidate
+from lookalike.bench.embedded import Parts
+from lookalike.bench.pairs import Pair, pair_parts, pairs
+from lookalike.bench.run import Run, slug
 from lookalike.bench.timing import measure_timing
-from lookalike.bench.trial import Scores, Timing, Trial
-from lookalike.data import Dataset, Item
-from lookalike.errors import DataError
+from lookalike.bench.trial import SCHEMA, Scores, Timing, Trial
+from lookalike.data import Item
+from lookalike.errors import DataError, LookalikeError
 from lookalike.evaluation import Evaluation, evaluate_embeddings
 from lookalike.files import digest, read_json, write_json
-from lookalike.progress import Progress
 from lookalike.types import Embeddings
 
 _TIMED_FILES = 40
-Parts = Mapping[str, Mapping[str, Embeddings]]
 
 
-def measure_all(
-    candidates: Sequence[Candidate],
-    parts: Parts,
-    data: Dataset,
-    measures: Sequence[str],
-    out: Path,
-    progress: Progress,
-) -> list[Trial]:
-    """Take the measures of every candidate and every pair, or read them from an earlier sitting."""
+def measure_all(run: Run, candidates: Sequence[Candidate], parts: Parts) -> list[Trial]:
+    """Take the measures of every candidate and every pair, or read them from an earlier sitting.
+
+    A kept trial holds for the same embeddings, labels and measures.
+    """
+    labels = digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in run.data.items))
+    content = {name: _content(own) for name, own in parts.items()}
+    entries: list[Candidate | Pair] = [*candidates, *pairs(candidates)]
     trials = []
-    joined = pairs(candidates)
-    for n, candidate in enumerate(candidates):
-        kept = _kept_trial(out, candidate.name, candidate.fingerprint)
-        trials.append(kept or _keep_trial(out, _single_trial(candidate, parts, data, measures), candidate.fingerprint))
-        progress.step("measuring", n + 1, len(candidates) + len(joined), candidate.name)
-    for n, pair in enumerate(joined):
-        key = digest(pair.first.fingerprint, pair.second.fingerprint)
-        kept = _kept_trial(out, pair.name, key)
-        trials.append(kept or _keep_trial(out, _pair_trial(pair, parts, data, measures), key))
-        progress.step("measuring", len(candidates) + n + 1, len(candidates) + len(joined), pair.name)
+    for done, entry in enumerate(entries, start=1):
+        members = [entry] if isinstance(entry, Candidate) else [entry.first, entry.second]
+        key = digest(str(SCHEMA), labels, *run.measures, *(f"{content[m.name]} {m.trained} {m.note}" for m in members))
+        trial = _kept_trial(run, entry.name, key)
+        if trial is None:
+            trial = _single_trial(run, entry, parts) if isinstance(entry, Candidate) else _pair_trial(run, entry, parts)
+            write_json(_place(run, entry.name), {"key": key, "trial": trial.to_dict()})
+        trials.append(trial)
+        run.progress.step("measuring", done, len(entries), entry.name)
     return trials
 
 
-def _single_trial(candidate: Candidate, parts: Parts, data: Dataset, measures: Sequence[str]) -> Trial:
-    validation, test = _scores(parts[candidate.name], data, measures)
+def _content(own: Mapping[str, Embeddings]) -> str:
+    return digest(*(piece for e in own.values() for piece in ("\n".join(e.ids), e.vectors.tobytes())))
+
+
+def _single_trial(run: Run, candidate: Candidate, parts: Parts) -> Trial:
+    validation, test = _scores(run, parts[candidate.name])
     return Trial(
         name=candidate.name,
         kind="ensemble" if candidate.is_ensemble else "single",
@@ -57,79 +61,76 @@ def _single_trial(candidate: Candidate, parts: Parts, data: Dataset, measures: S
     )
 
 
-def _pair_trial(pair: Pair, parts: Parts, data: Dataset, measures: Sequence[str]) -> Trial:
-    validation, test = _scores(pair_parts(pair, parts), data, measures)
+def _pair_trial(run: Run, pair: Pair, parts: Parts) -> Trial:
+    validation, test = _scores(run, pair_parts(pair, parts))
     return Trial(
         name=pair.name,
         kind="ensemble",
         members=(pair.first.name, pair.second.name),
         combine=pair.how,
         trained=pair.trained,
-        dim=pair.first.dim + pair.second.dim if pair.how == "concat" else pair.first.dim,
+        dim=pair.dim,
         validation=validation,
         test=test,
     )
 
 
-def pair_parts(pair: Pair, parts: Parts) -> dict[str, Embeddings]:
-    alignment = alignment_of(pair, parts)
-    return {part: combined(pair, alignment, part, parts) for part in ("validation", "query", "gallery")}
+def _scores(run: Run, own: Mapping[str, Embeddings]) -> tuple[Scores, Scores | None]:
+    test = evaluate_test(run, own)
+    return Scores.of(evaluate_validation(run, own)), Scores.of(test) if test is not None else None
 
 
-def _scores(own: Mapping[str, Embeddings], data: Dataset, measures: Sequence[str]) -> tuple[Scores, Scores | None]:
-    validation = Scores.of(evaluate_validation(own, data, measures))
-    test = evaluate_test(own, data, measures)
-    return validation, Scores.of(test) if test is not None else None
+def evaluate_validation(run: Run, own: Mapping[str, Embeddings]) -> Evaluation:
+    """Measure one candidate's embeddings by leave-one-out within the validation part."""
+    labels = _labels(run.data.validation)
+    return evaluate_embeddings(own["validation"], own["validation"], labels, labels, run.measures)
+
+
+def evaluate_test(run: Run, own: Mapping[str, Embeddings]) -> Evaluation | None:
+    """Measure one candidate's embeddings on query and gallery; None where these carry no labels."""
+    data = run.data
+    if not data.test_is_labelled:
+        return None
+    return evaluate_embeddings(own["query"], own["gallery"], _labels(data.query), _labels(data.gallery), run.measures)
 
 
 def _labels(items: Sequence[Item]) -> dict[str, str]:
     return {i.id: i.label for i in items if i.label is not None}
 
 
-def evaluate_validation(own: Mapping[str, Embeddings], data: Dataset, measures: Sequence[str]) -> Evaluation:
-    """Leave-one-out within the validation part."""
-    labels = _labels(data.validation)
-    return evaluate_embeddings(own["validation"], own["validation"], labels, labels, measures)
+def _place(run: Run, name: str) -> Path:
+    return run.out / "trials" / f"{slug(name)}.json"
 
 
-def evaluate_test(own: Mapping[str, Embeddings], data: Dataset, measures: Sequence[str]) -> Evaluation | None:
-    if not data.test_is_labelled:
-        return None
-    return evaluate_embeddings(own["query"], own["gallery"], _labels(data.query), _labels(data.gallery), measures)
+def _kept_trial(run: Run, name: str, key: str) -> Trial | None:
+    try:
+        stored = read_json(_place(run, name), "the trial")
+        return Trial.from_dict(stored["trial"]) if stored["key"] == key else None
+    except (LookalikeError, KeyError, TypeError):
+        return None  # absent, damaged or of another version: it is measured anew
 
 
-def _kept_trial(out: Path, name: str, key: str) -> Trial | None:
-    place = out / "trials" / f"{slug(name)}.json"
-    if not place.is_file():
-        return None
-    stored = read_json(place, "the trial")
-    return Trial.from_dict(stored["trial"]) if stored.get("key") == key else None
+def with_timing(run: Run, trials: Sequence[Trial], candidates: Sequence[Candidate], parts: Parts) -> list[Trial]:
+    """Add the time of one image; trials of the same architectures share one measurement, weights do not change it.
 
+    Raises:
+        DataError: when no image to time with can be read.
 
-def _keep_trial(out: Path, trial: Trial, key: str) -> Trial:
-    write_json(out / "trials" / f"{slug(trial.name)}.json", {"key": key, "trial": trial.to_dict()})
-    return trial
-
-
-def with_timing(
-    trials: Sequence[Trial], candidates: Sequence[Candidate], data: Dataset, parts: Parts, out: Path, progress: Progress
-) -> list[Trial]:
-    """Add the time of one image; trials of the same architectures share one measurement, weights do not change it."""
+    """
     by_name = {c.name: c for c in candidates}
-    jobs: dict[str, tuple[list[Path], set[str]]] = {}
+    members = {t.name: [by_name[m] for m in t.members] for t in trials}
+    ways: dict[str, set[str]] = {}
+    bundles: dict[str, list[Path]] = {}
     for trial in trials:
-        members = [by_name[m] for m in trial.members]
-        jobs.setdefault(_signature(members), ([m.bundle for m in members], set()))[1].add(_way(trial))
-    images = _timed_files(data, parts)
-    found: dict[str, dict[str, Timing]] = {}
-    for n, (signature, (bundles, ways)) in enumerate(jobs.items()):
-        found[signature] = _timing(signature, bundles, sorted(ways), images, out)
-        progress.step("timing", n + 1, len(jobs), signature)
-    result = []
-    for trial in trials:
-        signature = _signature([by_name[m] for m in trial.members])
-        result.append(Trial.from_dict({**trial.to_dict(), "timing": found[signature][_way(trial)].__dict__}))
-    return result
+        signature = _signature(members[trial.name])
+        ways.setdefault(signature, set()).add(_way(trial))
+        bundles.setdefault(signature, [m.bundle.resolve() for m in members[trial.name]])
+    images = _timed_files(run, parts)
+    found: dict[str, Mapping[str, Timing]] = {}
+    for done, signature in enumerate(ways, start=1):
+        found[signature] = _timing(run, signature, bundles[signature], sorted(ways[signature]), images)
+        run.progress.step("timing", done, len(ways), signature)
+    return [replace(t, timing=found[_signature(members[t.name])][_way(t)]) for t in trials]
 
 
 def _way(trial: Trial) -> str:
@@ -140,24 +141,28 @@ def _signature(members: Sequence[Candidate]) -> str:
     return "+".join(m.signature for m in members)
 
 
-def _timed_files(data: Dataset, parts: Parts) -> list[Path]:
-    """Return readable files, evenly spread over the gallery (or validation)."""
-    readable = {i for e in next(iter(parts.values())).values() for i in e.ids}
-    items = [i for i in (data.gallery or data.validation) if i.id in readable]
+def _timed_files(run: Run, parts: Parts) -> list[Path]:
+    """Return files that every candidate could read, evenly spread over the gallery (or validation)."""
+    data = run.data
+    part = "gallery" if data.gallery else "validation"
+    readable = set.intersection(*(set(own[part].ids) for own in parts.values()))
+    items = [i for i in data.part(part) if i.id in readable]
     if not items:
-        raise DataError(f"{data.root} has no readable image to time the candidates with.")
+        raise DataError(f"{data.root} has no readable {part} image to time the candidates with; add some.")
     step = max(1, len(items) // _TIMED_FILES)
     return [i.path.resolve() for i in items[::step]][:_TIMED_FILES]
 
 
 def _timing(
-    signature: str, bundles: Sequence[Path], ways: Sequence[str], images: Sequence[Path], out: Path
-) -> dict[str, Timing]:
-    place = out / "timing" / f"{slug(signature)}.json"
-    if place.is_file():
+    run: Run, signature: str, bundles: Sequence[Path], ways: Sequence[str], images: Sequence[Path]
+) -> Mapping[str, Timing]:
+    """Measure, or read what an earlier sitting measured; the file holds all ways that were ever asked for together."""
+    place = run.out / "timing" / f"{slug(signature)}.json"
+    try:
         stored = read_json(place, "the timing")
-        if set(ways) <= set(stored):
-            return {way: Timing(**stored[way]) for way in ways}
+        return {way: Timing(**stored[way]) for way in ways}
+    except (LookalikeError, KeyError, TypeError):
+        pass  # absent, damaged, or without one of the ways: all are measured
     found = measure_timing(bundles, ways, images)
-    write_json(place, {way: timing.__dict__ for way, timing in found.items()})
+    write_json(place, {way: asdict(timing) for way, timing in found.items()})
     return found

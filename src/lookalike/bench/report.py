@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lookalike.bench.leaderboard import Leaderboard, Row, build_leaderboard
+from lookalike.bench.leaderboard import Leaderboard, build_leaderboard
 from lookalike.bench.pareto_plot import pareto_svg
 from lookalike.bench.selection import Choice
 from lookalike.bench.trial import Trial, measure_label, ms_text
@@ -17,7 +17,6 @@ from lookalike.files import write_text
 from lookalike.retrieval.page import page_environment
 from lookalike.retrieval.thumbnails import Thumbnails
 
-_MANY_ENSEMBLES = 12
 _LISTED_FILES = 40
 
 
@@ -128,7 +127,7 @@ def write_report(
 
     """
     board = build_leaderboard(trials, choice)
-    singles, ensembles, folded = _groups(board)
+    singles, ensembles, folded = board.groups()
     numbers = {row.model: number for number, row in enumerate([*singles, *ensembles, *folded], start=1)}
     shown, hidden = _skipped(context)
     ordered = sorted(examples, key=lambda e: -e.value)
@@ -160,16 +159,6 @@ def write_report(
             ms=ms_text,
         ),
     )
-
-
-def _groups(board: Leaderboard) -> tuple[list[Row], list[Row], list[Row]]:
-    """Split the rows into singles, ensembles, and ensembles to fold away when there are many: none of the front."""
-    singles = [r for r in board.rows if r.kind == "single"]
-    ensembles = [r for r in board.rows if r.kind == "ensemble"]
-    if len(ensembles) <= _MANY_ENSEMBLES:
-        return singles, ensembles, []
-    kept = {r.model for r in ensembles[: _MANY_ENSEMBLES // 2]} | {r.model for r in ensembles if r.winner or r.on_front}
-    return singles, [r for r in ensembles if r.model in kept], [r for r in ensembles if r.model not in kept]
 
 
 def _shown(example: Example, queries: Thumbnails, pictures: Thumbnails) -> dict[str, Any]:

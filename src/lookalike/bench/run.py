@@ -42,6 +42,11 @@ class Run:
     measures: tuple[str, ...]
     progress: Progress
 
+    @property
+    def cache(self) -> Path:
+        """Folder of features and embeddings, which can be made again."""
+        return self.out / "cache"
+
     def member(self, backbone: str, kind: str) -> Path:
         """Return where the bundle of a backbone is kept; `kind` is frozen or fine-tuned."""
         return self.out / "members" / f"{slug(backbone)}-{kind}"

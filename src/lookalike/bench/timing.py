@@ -1,38 +1,45 @@
 """What one image costs, measured in a process of its own so that neither memory nor warmth is borrowed.
 
-Run as `python -m lookalike.bench.timing`, with the request as JSON on standard input and the answer on standard output.
+The process takes the request as JSON on its standard input and writes the answer as its last line of standard output.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lookalike.backbones import Encoder, load_bundle
+from lookalike.backbones import Encoder, Member, load_bundle
+from lookalike.backbones.devices import threads
+from lookalike.backbones.stream import File
 from lookalike.bench.trial import Timing
 from lookalike.data import read_image
 from lookalike.errors import LookalikeError
+from lookalike.types import Vectors
 
 SINGLE_IMAGES = 40
 BATCH_SIZE = 16
 _BATCHES = 4
 _WARM_UP = 5
+_STATUS = Path("/proc/self/status")
+
+Milliseconds = npt.NDArray[np.float64]
 
 
 def measure_timing(bundles: Sequence[Path], ways: Sequence[str], images: Sequence[Path]) -> dict[str, Timing]:
     """Time the encoder of these bundles in a fresh process.
 
     Args:
-        bundles: one bundle a member.
+        bundles: one bundle a member, or one that holds several.
         ways: for an ensemble, the combinations to time; `[""]` for a single member.
         images: readable image files, used in turn.
 
@@ -45,105 +52,127 @@ def measure_timing(bundles: Sequence[Path], ways: Sequence[str], images: Sequenc
     """
     request = {"bundles": [str(b) for b in bundles], "ways": list(ways), "images": [str(i) for i in images]}
     done = subprocess.run(
-        [sys.executable, "-m", "lookalike.bench.timing"],
+        # -P: a file in the working directory that is called like a module of ours must not be taken for it
+        [sys.executable, "-P", "-c", "from lookalike.bench.timing import main; main()"],
         input=json.dumps(request),
         capture_output=True,
         text=True,
         check=False,
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},  # what the command line sets, so that both measure the same
     )
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        last = lines[-1] if lines else "no output"
+        lines = done.stderr.strip().splitlines() or ["no output"]
         raise LookalikeError(
-            f"timing {', '.join(str(b) for b in bundles)} failed with status {done.returncode}: {last}."
+            f"timing {', '.join(str(b) for b in bundles)} failed with status {done.returncode}: "
+            f"{lines[-1].rstrip('.')}; start the benchmark again to go on with it."
         )
-    return {way: Timing(**found) for way, found in json.loads(done.stdout).items()}
-
-
-def _answer(request: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    members = [m for bundle in request["bundles"] for m in load_bundle(bundle).members]
-    images = [Path(i) for i in request["images"]]
-    answer = {}
-    for way in request["ways"]:
-        # the identity costs what any other rotation costs
-        alignments = [None, *(np.eye(m.dim, dtype=np.float32) for m in members[1:])] if way == "aligned" else None
-        encoder = Encoder(members, way or "aligned", alignments)
-        answer[way] = asdict(time_encoder(encoder, images))
-    return answer
-
-
-def time_encoder(encoder: Encoder, images: Sequence[Path]) -> Timing:
-    """Time one image after another, then batches, on a warm model in this process; peak memory is the process's."""
-    singles = [images[i % len(images)] for i in range(_WARM_UP + SINGLE_IMAGES)]
-    decode, model = np.array([_one(encoder, path) for path in singles])[_WARM_UP:].T * 1e3
-    whole = decode + model
-    many = [images[i % len(images)] for i in range(_BATCHES * BATCH_SIZE)]
-    named = [_Numbered(str(n), path) for n, path in enumerate(many)]
-    encoder.embed(named[:BATCH_SIZE], batch_size=BATCH_SIZE)
-    clock = time.perf_counter()
-    encoder.embed(named, batch_size=BATCH_SIZE)
-    batched = (time.perf_counter() - clock) / len(many) * 1e3
-    return Timing(
-        single_p50_ms=float(np.percentile(whole, 50)),
-        single_p95_ms=float(np.percentile(whole, 95)),
-        single_decode_ms=float(np.percentile(decode, 50)),
-        single_model_p50_ms=float(np.percentile(model, 50)),
-        batched_ms=batched,
-        batched_model_ms=_batched_model_ms(encoder, many[:BATCH_SIZE]),
-        batch_size=BATCH_SIZE,
-        peak_memory_mb=peak_memory_mb(),
-        images=SINGLE_IMAGES,
-        threads=int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-        device=str(encoder.members[0].device.type),
-    )
-
-
-class _Numbered:
-    """An image under a number, since the same file may be timed twice."""
-
-    def __init__(self, name: str, path: Path) -> None:
-        self.id = name
-        self.path = path
-
-
-def _one(encoder: Encoder, path: Path) -> tuple[float, float]:
-    """Seconds of decoding and of embedding one file."""
-    start = time.perf_counter()
-    image = read_image(path)
-    pixels = [m.preprocessing.pixels(image)[None] for m in encoder.members]
-    decoded = time.perf_counter()
-    encoder.combine([m.encode(p) for m, p in zip(encoder.members, pixels, strict=True)])
-    return decoded - start, time.perf_counter() - decoded
-
-
-def _batched_model_ms(encoder: Encoder, images: Sequence[Path]) -> float:
-    """Median milliseconds an image of the model's part alone, in one batch."""
-    decoded = [read_image(path) for path in images]
-    batches = [np.stack([m.preprocessing.pixels(image) for image in decoded]) for m in encoder.members]
-    seconds = []
-    for _ in range(_BATCHES):
-        clock = time.perf_counter()
-        encoder.combine([m.encode(b) for m, b in zip(encoder.members, batches, strict=True)])
-        seconds.append(time.perf_counter() - clock)
-    return float(np.median(seconds)) / len(images) * 1e3
-
-
-def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far, in MB of 10^6 bytes."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return {way: Timing(**found) for way, found in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
 def main() -> None:
     """Answer the request on standard input."""
+    request = json.load(sys.stdin)
     try:
-        answer = _answer(json.load(sys.stdin))
+        members = [m for bundle in request["bundles"] for m in load_bundle(bundle).members]
+        found = time_members(members, request["ways"], [Path(i) for i in request["images"]])
     except LookalikeError as error:
         sys.exit(str(error))
-    json.dump(answer, sys.stdout)
+    sys.stdout.write("\n" + json.dumps({way: asdict(timing) for way, timing in found.items()}) + "\n")
 
 
-if __name__ == "__main__":
-    main()
+def time_members(members: Sequence[Member], ways: Sequence[str], images: Sequence[Path]) -> dict[str, Timing]:
+    """Time one image after another, then batches, on warm models in this process.
+
+    The ways of combining share every pass of the members and differ by their own arithmetic alone, so that noise
+    cannot put one before another. Peak memory is the process's.
+
+    Args:
+        members: one, or those of an ensemble.
+        ways: combinations; `[""]` for one member.
+        images: readable files, used in turn.
+
+    """
+    encoders = {way: _encoder(members, way) for way in ways}
+    decode, encode, join = _one_by_one(encoders, [images[i % len(images)] for i in range(_WARM_UP + SINGLE_IMAGES)])
+    many = [File(str(n), images[n % len(images)]) for n in range(_BATCHES * BATCH_SIZE)]
+    whole_ms, model_ms, parts = _batched(encoders[ways[0]], many)
+    found = {}
+    for way, encoder in encoders.items():
+        whole, model = decode + encode + join[way], encode + join[way]
+        join_ms = _combining_ms(encoder, parts) / len(many)
+        found[way] = Timing(
+            single_p50_ms=float(np.percentile(whole, 50)),
+            single_p95_ms=float(np.percentile(whole, 95)),
+            single_decode_ms=float(np.percentile(decode, 50)),
+            single_model_p50_ms=float(np.percentile(model, 50)),
+            batched_ms=whole_ms + join_ms,
+            batched_model_ms=model_ms + join_ms,
+            batch_size=BATCH_SIZE,
+            peak_memory_mb=peak_memory_mb(),
+            images=SINGLE_IMAGES,
+            threads=threads(),
+            device=str(members[0].device.type),
+        )
+    return found
+
+
+def _encoder(members: Sequence[Member], way: str) -> Encoder:
+    # the identity costs what any other rotation costs
+    alignments = [None, *(np.eye(m.dim, dtype=np.float32) for m in members[1:])] if way == "aligned" else None
+    return Encoder(members, way or "concat", alignments)
+
+
+def _one_by_one(
+    encoders: Mapping[str, Encoder], paths: Sequence[Path]
+) -> tuple[Milliseconds, Milliseconds, dict[str, Milliseconds]]:
+    """Milliseconds of each image after the warm-up: decoding, the members' passes, and every way of combining."""
+    members = next(iter(encoders.values())).members
+    rows = []
+    for path in paths:
+        clocks = [time.perf_counter()]
+        image = read_image(path)
+        pixels = [m.preprocessing.pixels(image)[None] for m in members]
+        clocks.append(time.perf_counter())
+        parts = [m.encode(p) for m, p in zip(members, pixels, strict=True)]
+        clocks.append(time.perf_counter())
+        for encoder in encoders.values():
+            encoder.combine(parts)
+            clocks.append(time.perf_counter())
+        rows.append(np.diff(clocks) * 1e3)
+    decode, encode, *join = np.array(rows)[_WARM_UP:].T
+    return decode, encode, dict(zip(encoders, join, strict=True))
+
+
+def _batched(encoder: Encoder, many: Sequence[File]) -> tuple[float, float, list[Vectors]]:
+    """Milliseconds an image in batches, decoding included, before combining; of the passes alone; the embeddings."""
+    encoder.embed_members(many[:BATCH_SIZE], batch_size=BATCH_SIZE)
+    clock = time.perf_counter()
+    parts, _, _ = encoder.embed_members(many, batch_size=BATCH_SIZE)
+    whole = time.perf_counter() - clock
+    decoded = [read_image(file.path) for file in many[:BATCH_SIZE]]
+    batches = [np.stack([m.preprocessing.pixels(image) for image in decoded]) for m in encoder.members]
+    seconds = []
+    for _ in range(_BATCHES):
+        clock = time.perf_counter()
+        for member, batch in zip(encoder.members, batches, strict=True):
+            member.encode(batch)
+        seconds.append(time.perf_counter() - clock)
+    return whole / len(many) * 1e3, float(np.median(seconds)) / len(decoded) * 1e3, parts
+
+
+def _combining_ms(encoder: Encoder, parts: Sequence[Vectors]) -> float:
+    clock = time.perf_counter()
+    encoder.combine(parts)
+    return (time.perf_counter() - clock) * 1e3
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory that this process had so far, in MB of 10^6 bytes."""
+    # on Linux ru_maxrss starts at what the parent had when it forked; VmHWM is the program's own
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE) if _STATUS.is_file() else None
+    if found is not None:
+        return int(found[1]) * 1024 / 1e6
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -11,55 +11,66 @@ from typing import Any
 
 from lookalike.backbones import load_bundle, save_bundle
 from lookalike.backbones.bundle import read_facts
-from lookalike.bench.candidates import Candidate, Pair, alignment_of, joined_encoder, pairs
-from lookalike.bench.measuring import Parts, evaluate_test, evaluate_validation, pair_parts
+from lookalike.bench.candidates import Candidate
+from lookalike.bench.embedded import Parts
+from lookalike.bench.measuring import evaluate_test, evaluate_validation
+from lookalike.bench.pairs import Pair, joined_encoder, pair_parts, pairs
 from lookalike.bench.report import Example, best_and_worst
+from lookalike.bench.run import Run
 from lookalike.bench.selection import Choice
+from lookalike.bench.trial import Scores, Trial
 from lookalike.data import Dataset
 from lookalike.evaluation import Evaluation
-from lookalike.training import TrainingOptions
 from lookalike.types import Skipped
 
 _SHOWN_HITS = 8
+_PACKAGES = ("lookalike", "torch", "timm", "faiss-cpu", "numpy")
 
 
 def _find(choice: Choice, candidates: Sequence[Candidate]) -> Candidate | Pair:
-    wanted: dict[str, Candidate | Pair] = {c.name: c for c in candidates}
-    wanted.update({p.name: p for p in pairs(candidates)})
-    return wanted[choice.winner]
+    entries: list[Candidate | Pair] = [*candidates, *pairs(candidates)]
+    return next(e for e in entries if e.name == choice.winner)
 
 
-def evaluate_winner(
-    choice: Choice, candidates: Sequence[Candidate], parts: Parts, data: Dataset, measures: Sequence[str]
-) -> Evaluation:
+def evaluate_winner(run: Run, choice: Choice, candidates: Sequence[Candidate], parts: Parts) -> Evaluation:
+    """Measure the winner once more, for its hits: on query and gallery, or validation where these carry no labels."""
     winner = _find(choice, candidates)
     own = parts[winner.name] if isinstance(winner, Candidate) else pair_parts(winner, parts)
-    test = evaluate_test(own, data, measures)
-    return test if test is not None else evaluate_validation(own, data, measures)
+    test = evaluate_test(run, own)
+    return test if test is not None else evaluate_validation(run, own)
 
 
 def write_best(
-    choice: Choice, candidates: Sequence[Candidate], parts: Parts, out: Path, options: TrainingOptions
+    run: Run, choice: Choice, trials: Sequence[Trial], candidates: Sequence[Candidate], parts: Parts
 ) -> None:
-    """Save the winner as a bundle."""
+    """Save the winner as the bundle `best/`, with what its first member knows of its training."""
     winner = _find(choice, candidates)
+    trial = next(t for t in trials if t.name == choice.winner)
     single = winner if isinstance(winner, Candidate) else winner.first
-    facts = read_facts(single.bundle)
-    kept: dict[str, Any] = {k: facts[k] for k in ("classes", "training_data", "options") if k in facts}
-    encoder = (
-        load_bundle(winner.bundle)
-        if isinstance(winner, Candidate)
-        else joined_encoder(winner, alignment_of(winner, parts))
-    )
-    kept["benchmark"] = {"candidate": choice.winner, "reason": choice.reason, "seed": options.seed}
-    save_bundle(encoder, out / "best", facts=kept, replace=True)
+    known = read_facts(single.bundle)
+    facts: dict[str, Any] = {k: known[k] for k in ("classes", "training_data", "options") if k in known}
+    facts["measures"] = {
+        name: scores.measures
+        for name, scores in (("validation", trial.validation), ("test", trial.test))
+        if isinstance(scores, Scores)
+    }
+    facts["benchmark"] = {"candidate": choice.winner, "reason": choice.reason, "seed": run.options.seed}
+    encoder = load_bundle(winner.bundle) if isinstance(winner, Candidate) else joined_encoder(winner, parts)
+    save_bundle(encoder, run.out / "best", facts=facts, replace=True)
 
 
-def examples(
-    evaluation: Evaluation, values: Mapping[str, float], data: Dataset, labels: Mapping[str, str | None]
-) -> list[Example]:
-    best, worst = best_and_worst(values, labels)
+def examples(evaluation: Evaluation, values: Mapping[str, float], data: Dataset) -> list[Example]:
+    """Return the winner's best and worst queries with their first hits.
+
+    Args:
+        evaluation: of the winner.
+        values: of the measure to choose by, by query id.
+        data: knows files and labels.
+
+    """
+    labels = {i.id: i.label for i in data.items}
     paths = {i.id: i.path for i in data.items}
+    best, worst = best_and_worst(values, labels)
     top = {query: found[:_SHOWN_HITS] for query, found in evaluation.top.rows()}
     return [
         Example(q, paths[q], labels[q], [(i, paths[i], labels[i], score) for i, score in top[q]], values[q])
@@ -67,30 +78,39 @@ def examples(
     ]
 
 
-def context(
-    data: Dataset, options: TrainingOptions, skipped: Sequence[Skipped], title: str | None, notes: Sequence[str]
-) -> dict[str, Any]:
-    text = str(data).replace(str(data.root), data.root.name or "data", 1)
-    names = ("lookalike", "torch", "timm", "faiss-cpu", "numpy")
-    context: dict[str, Any] = {
-        "data": text,
+def context(run: Run, skipped: Sequence[Skipped], title: str | None, notes: Sequence[str]) -> dict[str, Any]:
+    """Return how it was measured, as `write_report` takes it; holds no path of this machine outside the data folder."""
+    data, options = run.data, run.options
+    facts: dict[str, Any] = {
+        "data": str(data).replace(str(data.root), data.root.name or "data", 1),
         "machine": {
-            "processor": platform.machine(),
+            "processor": _processor(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
-            **{n: importlib.metadata.version(n) for n in names},
+            **{n: importlib.metadata.version(n) for n in _PACKAGES},
         },
         "settings": {
             "seed": options.seed,
-            "validation": f"{len(data.validation)} images cut from training, searched leave-one-out",
+            "validation": f"{len(data.validation)} images, each searched for among all the others",
             "fine-tuning": f"at most {options.epochs} epochs, early stopping on {options.measure}",
         },
-        "skipped": [str(s) for s in skipped],
+        "skipped": [f"{_inside(data.root, s.path)}: {s.cause}" for s in skipped],
         "notes": [
-            "Times are of architectures: trials that differ in weights alone share one measurement, made in a process of its own.",
+            "Times are of architectures: trials that differ in weights alone share one measurement, "
+            "made in a process of its own.",
             *notes,
         ],
     }
-    if title:
-        context["title"] = title
-    return context
+    return {"title": title, **facts} if title else facts
+
+
+def _processor() -> str:
+    """Return the processor's name where the system tells it, else its kind."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _inside(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

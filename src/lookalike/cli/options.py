@@ -12,9 +12,25 @@ from lookalike.errors import OptionError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path; an empty one, which a shell makes of an unset variable, would mean the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
 data_argument = click.argument("data", type=PATH)
-out_option = click.option("--out", type=PATH, required=True, help="Where the result goes; must not exist yet.")
+
+
+def out_option(text: str) -> Callable[[F], F]:
+    """Return the required `--out`; `text` is its help."""
+    return click.option("--out", type=PATH, required=True, metavar="PATH", help=text)
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout instead of a table."
 )
@@ -22,19 +38,36 @@ model_option = click.option(
     "--model",
     required=True,
     metavar="BUNDLE|NAME",
-    help="A bundle made by 'train', or a backbone's name (several joined by +).",
+    help="A bundle made by 'train' or 'benchmark', or a backbone's name (several joined by +).",
 )
 weights_option = click.option(
     "--weights",
     multiple=True,
     metavar="[NAME=]PATH|none",
     help="Weights for a backbone given by name: a safetensors file, or 'none' for random ones. "
-    "With several backbones say which: resnet50=FILE. Default: pretrained.",
+    "With several backbones say which: resnet50=FILE.  [default: pretrained]",
 )
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Decides splits, order and augmentation."
 )
-device_note = "Runs on the first accelerator if there is one, else on the CPU."
+
+
+def model_weights(given: tuple[str, ...], model: str | None) -> str | Path | dict[str, str | Path]:
+    """Turn the `--weights` values that go with `--model` into what the library takes.
+
+    Raises:
+        OptionError: weights without a name for them: there is no model, or it is a bundle and has its own.
+
+    """
+    if given and model is None:
+        raise OptionError(f"--weights {given[0]} goes with a backbone's name; give that as --model.")
+    own = ("bundle.json", "model/bundle.json")  # a bundle, or a folder of embeddings or an index with one inside
+    if given and any((Path(str(model)) / name).exists() for name in own):
+        raise OptionError(
+            f"--weights {given[0]} goes with a backbone's name, but {model} is a bundle, which has its own weights; "
+            "leave out --weights."
+        )
+    return parse_weights(given, tuple((model or "").split("+")))
 
 
 def parse_weights(given: tuple[str, ...], backbones: tuple[str, ...]) -> str | Path | dict[str, str | Path]:
@@ -77,11 +110,19 @@ def training_options(command: F) -> F:
             click.option(
                 "--max-minutes", type=float, help="Wall-clock budget for each backbone; epochs are planned to fit."
             ),
-            click.option("--batch-size", type=int, default=32, show_default=True),
-            click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True),
-            click.option("--lr", "backbone_lr", type=float, help="Peak learning rate of the backbone."),
-            click.option("--head-lr", type=float, help="Peak learning rate of head and classifier."),
-            click.option("--label-smoothing", type=float, default=0.1, show_default=True),
+            click.option("--batch-size", type=int, default=32, show_default=True, help="Images a step."),
+            click.option(
+                "--optimizer",
+                type=click.Choice(["adamw", "sgd"]),
+                default="adamw",
+                show_default=True,
+                help="sgd is with Nesterov momentum 0.9.",
+            ),
+            click.option("--lr", "backbone_lr", type=float, help="Peak learning rate of the backbone.  [default: by --optimizer]"),
+            click.option("--head-lr", type=float, help="The same of head and classifier.  [default: by --optimizer]"),
+            click.option(
+                "--label-smoothing", type=float, default=0.1, show_default=True, help="Of the cross-entropy, 0 for none."
+            ),
             click.option(
                 "--patience",
                 type=int,
@@ -99,10 +140,14 @@ def training_options(command: F) -> F:
             click.option(
                 "--class-disjoint/--stratified",
                 default=None,
-                help="How validation is cut from training. Default: class-disjoint when the test classes are unseen.",
+                help="How validation is cut from training.  [default: class-disjoint when the test classes are unseen]",
             ),
             click.option(
-                "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+                "--precision",
+                type=click.Choice(["auto", "float32", "bfloat16"]),
+                default="auto",
+                show_default=True,
+                help="auto takes bfloat16 where the device computes in it.",
             ),
             seed_option,
         ]

@@ -1,11 +1,9 @@
-"""What people see: talk on stderr, data on stdout."""
+"""What people see while work goes on: talk on stderr."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -18,8 +16,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
+
+from lookalike.cli.wording import duration, printable, rate
 
 _LINE_SECONDS = 15.0
 _LISTED_SKIPPED = 20
@@ -28,24 +27,36 @@ _LISTED_SKIPPED = 20
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f}/s" if speed else "", style="dim")
+        return Text(rate(speed) if speed else "", style="dim")
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on silently: nobody hears the talk, the work is still wanted."""
+        self.quiet = True
 
 
 class Terminal:
     """Progress bars with rate and time left on a terminal, a line now and then elsewhere. All of it on stderr."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self.console = _Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self._bars: Progress | None = None
         self._task: tuple[str, TaskID] | None = None
         self._said: dict[str, tuple[float, float, int]] = {}
+        self._finished: tuple[str, int] | None = None
 
     def say(self, text: str) -> None:
-        """Print one line, above the bar if there is one."""
-        self.console.print(text, markup=False)
+        """Print lines, above the bar if there is one."""
+        for line in text.splitlines():
+            indent = line[: len(line) - len(line.lstrip())]
+            self.console.print(indent + printable(line), markup=False)
 
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:
         """Show how far a task is."""
+        if done >= total and self._finished == (task, total):
+            return  # the end of a task is told by its last part and by the whole
+        self._finished = (task, total) if done >= total else None
         if self.console.is_terminal:
             self._bar(task, done, total, detail)
         else:
@@ -83,30 +94,12 @@ class Terminal:
             self._said[task] = (start, last, first)
         if done < total and now - last < _LINE_SECONDS:
             return
-        rate = (done - first) / (now - start) if now > start else 0.0
-        left = f", {rate:.1f}/s, {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+        speed = (done - first) / (now - start) if now > start else 0.0
+        left = f", {rate(speed)}, {duration((total - done) / speed)} left" if speed > 0 and done < total else ""
         self.say(f"{task}: {done}/{total}{left}{', ' + detail if detail else ''}")
         self._said[task] = (start, now, first)
         if done >= total:
             self._said.pop(task, None)
-
-
-def print_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, right_from: int = 1, title: str | None = None
-) -> None:
-    """Print a table on stdout; columns from `right_from` on are right-aligned. Never cut when piped."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 500)
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for n, name in enumerate(header):
-        table.add_column(name, justify="right" if n >= right_from else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    lines = console.render_lines(table, pad=False) if not sys.stdout.isatty() else None
-    if lines is None:
-        console.print(table)
-    else:
-        for line in lines:
-            console.print("".join(segment.text for segment in line).rstrip(), markup=False, soft_wrap=True)
 
 
 def list_skipped(terminal: Terminal, skipped: Sequence[object]) -> None:
@@ -115,14 +108,6 @@ def list_skipped(terminal: Terminal, skipped: Sequence[object]) -> None:
         return
     terminal.say(f"{len(skipped)} {'file was' if len(skipped) == 1 else 'files were'} skipped:")
     for one in skipped[:_LISTED_SKIPPED]:
-        terminal.say(f"  {one}")
+        terminal.say(f"  {printable(str(one))}")
     if len(skipped) > _LISTED_SKIPPED:
         terminal.say(f"  and {len(skipped) - _LISTED_SKIPPED} more; 'lookalike check' lists all of them")
-
-
-def display_path(path: Path) -> str:
-    """Return a path relative to the working directory when it lies inside."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from lookalike.backbones import Member
-from lookalike.backbones.stream import map_ahead
 from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.backbones.stream import map_ahead
 from lookalike.data import Item, read_image
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
@@ -175,7 +175,10 @@ def plan(
         module.load_state_dict(state)
 
     def seconds(epochs: int) -> float:
-        pixels = sum(epoch_resolution(e, epochs, options.resolution) ** 2 for e in range(epochs))
+        shares = (epoch_resolution(e, epochs, options.resolution) for e in range(epochs))
+        views = [training_view(trainee.member, share) for share in shares]
+        full = trainee.member.preprocessing
+        pixels = sum(v.height * v.width for v in views) / (full.height * full.width)
         return pixels * steps * per_step + epochs * overhead
 
     epochs = max((e for e in range(1, options.epochs + 1) if seconds(e) <= seconds_left), default=0)
@@ -260,7 +263,7 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
 
 
 def epoch_resolution(epoch: int, epochs: int, resolution: float) -> float:
-    """Return the share of the full sides that an epoch trains at: the first two thirds on fewer pixels, the rest on all."""
+    """Return the share of the full sides that an epoch trains at: the first two thirds see fewer pixels."""
     return resolution if epoch < epochs * 2 // 3 else 1.0
 
 

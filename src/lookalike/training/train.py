@@ -21,7 +21,7 @@ from lookalike.types import Vectors
 Weights = str | Path
 
 
-def train(
+def train(  # noqa: PLR0913 - the one door to training; all but two have defaults that fit
     data: Dataset | Path | str,
     backbone: str = "efficientnet_lite0",
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from lookalike.cli.command import InOrder
 from lookalike.cli.commands.benchmarking import benchmark, demo
 from lookalike.cli.commands.checking import check
 from lookalike.cli.commands.completion import completion
@@ -12,17 +13,11 @@ from lookalike.cli.commands.searching import embed, index, search
 from lookalike.cli.commands.training import train
 
 
-class _InOrder(click.Group):
-    """Lists commands in the order of a job rather than by name."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(self.commands)
-
-
 @click.group(
-    cls=_InOrder,
+    cls=InOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Add --debug to any command for a traceback. Results go to stdout, everything else to stderr.",
+    epilog="Results go to stdout, everything else to stderr. Exit codes: 0 fine, 1 'check' found errors, 2 bad input, "
+    "3 a defect in lookalike, 130 interrupted. Add --debug to any command for a traceback.",
 )
 @click.version_option(package_name="lookalike")
 def cli() -> None:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from lookalike.cli.command import GOES_ON, Command
 from lookalike.cli.options import (
     PATH,
     data_argument,
     json_option,
     make_training_options,
+    out_option,
     parse_weights,
     training_options,
     weights_option,
 )
-from lookalike.cli.terminal import Terminal, display_path, list_skipped, print_table
+from lookalike.cli.output import print_table
+from lookalike.cli.terminal import Terminal, list_skipped
+from lookalike.cli.wording import display_path, typed_path
+
+if TYPE_CHECKING:
+    from lookalike.bench import Benchmark
 
 _ROWS = 14
+_SPARE = ("memory MB", "ms p95", "hit@1", "map@r", "dimensions", "ms batched", "95% interval", "type")
+"""Columns that a narrow terminal does without, the first one first; the files have them all."""
 
 
-@click.command()
+@click.command(cls=Command, interrupted=GOES_ON, short_help="Measure backbones and their pairs, and pick one.")
 @data_argument
 @click.option(
     "--backbone",
@@ -36,9 +45,11 @@ _ROWS = 14
 @weights_option
 @click.option("--no-finetune", is_flag=True, help="Measure the backbones as they come only.")
 @click.option("--budget-ms", type=float, help="The most milliseconds that an image may cost.")
-@click.option("--measure", default="precision@3", show_default=True, help="The accuracy to choose by.")
+@click.option(
+    "--measure", default="precision@3", show_default=True, metavar="MEASURE", help="The accuracy to choose by."
+)
 @training_options
-@click.option("--out", type=PATH, required=True, help="Where everything goes; a run that was killed goes on here.")
+@out_option("Folder for everything; started again with the same one, the run goes on where it was.")
 @json_option
 def benchmark(
     data: Path,
@@ -59,9 +70,12 @@ def benchmark(
     report only. Writes leaderboard.json, .csv, .md, .tex, report.html and the winning bundle in best/.
 
     \b
-    Example:
-      lookalike benchmark photos --backbone resnet50 --backbone vit_b_16 --budget-ms 50 --out runs/first
+    Examples:
+      lookalike benchmark photos --backbone resnet50 --backbone vit_b_16 \\
+                                 --budget-ms 50 --out runs/first
+      lookalike benchmark photos --bundle model --bundle other --out runs/second
     """  # noqa: D301
+    chosen = parse_weights(weights, backbones)
     from lookalike.bench import benchmark as run_benchmark
 
     terminal = Terminal()
@@ -71,7 +85,7 @@ def benchmark(
             backbones,
             out=out,
             bundles=bundles,
-            weights=parse_weights(weights, backbones),
+            weights=chosen,
             finetune=not no_finetune,
             options=make_training_options(values),
             budget_ms=budget_ms,
@@ -80,11 +94,19 @@ def benchmark(
         )
     finally:
         terminal.close()
-    _show(terminal, found, as_json)
+    list_skipped(terminal, found.skipped)
+    if as_json:
+        click.echo((found.out / "leaderboard.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        _show(found)
+    terminal.say("next: index a folder of pictures with the winner and search it")
+    _say_how(terminal, found)
 
 
-@click.command()
-@click.option("--out", type=PATH, default=Path("lookalike-demo"), show_default=True, help="Where everything goes.")
+@click.command(cls=Command, interrupted=GOES_ON, short_help="Do the whole job, offline, on built-in photographs.")
+@click.option(
+    "--out", type=PATH, default=Path("lookalike-demo"), show_default=True, metavar="PATH", help="Folder for everything."
+)
 @click.option(
     "--data", type=str, metavar="DIR|NAME", help="Do the same job on your folder, or on a torchvision data set by name."
 )
@@ -93,7 +115,13 @@ def demo(out: Path, data: str | None) -> None:
 
     EfficientNet-Lite0 and -Lite2 with their ImageNet weights, as they come, fine-tuned, and as ensembles. Takes a few
     minutes on two cores. An interrupted demo goes on where it was.
-    """
+
+    \b
+    Examples:
+      lookalike demo
+      lookalike demo --data photos --out photos-demo
+      lookalike demo --data CIFAR10 --out cifar-demo
+    """  # noqa: D301
     from lookalike.bench.demo import demo as run_demo
 
     terminal = Terminal()
@@ -101,28 +129,31 @@ def demo(out: Path, data: str | None) -> None:
         found = run_demo(out, data=data, progress=terminal)
     finally:
         terminal.close()
-    _show(terminal, found, as_json=False)
-    best = display_path(found.out / "best")
-    terminal.say("next: index a folder of your own pictures and search it")
-    terminal.say(f"  lookalike index PHOTOS --model {best} --out photos.index")
-    terminal.say("  lookalike search photos.index picture.jpg --html found.html")
-
-
-def _show(terminal: Terminal, found: Any, as_json: bool) -> None:
-    """Print the table, the reason and where the report is."""
     list_skipped(terminal, found.skipped)
-    if as_json:
-        click.echo((found.out / "leaderboard.json").read_text(encoding="utf-8"), nl=False)
-        return
+    _show(found)
+    terminal.say("next: index a folder of your own pictures with the winner and search it")
+    _say_how(terminal, found)
+
+
+def _show(found: Benchmark) -> None:
+    """Print the table, the reason and where the report is."""
     board = found.leaderboard
     rows = board.short_rows(_ROWS)
-    print_table(board.header, rows, right_from=2)
+    narrow = print_table(board.header, rows, right=board.header[2:], spare=_SPARE)
     click.echo()
+    everything = display_path(found.out / "leaderboard.md")
     if len(board.rows) > len(rows):
-        click.echo(f"{len(rows)} of {len(board.rows)} candidates; all in {display_path(found.out / 'leaderboard.md')}")
+        click.echo(f"{len(rows)} of {len(board.rows)} candidates; all in {everything}")
+    if narrow:
+        click.echo(f"Not shown for want of room: {', '.join(narrow)}; all columns in {everything}")
     click.echo(board.caption)
     click.echo()
     click.echo(found.choice.reason)
     click.echo()
     click.echo(f"report: {display_path(found.out / 'report.html')}")
     click.echo(f"model:  {display_path(found.out / 'best')}")
+
+
+def _say_how(terminal: Terminal, found: Benchmark) -> None:
+    terminal.say(f"  lookalike index PICTURES --model {typed_path(found.out / 'best')} --out PICTURES.index")
+    terminal.say("  lookalike search PICTURES.index picture.jpg --html found.html")

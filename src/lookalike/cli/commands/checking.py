@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from lookalike.cli.command import Command
 from lookalike.cli.options import PATH, data_argument, json_option
-from lookalike.cli.terminal import Terminal, display_path, print_table
+from lookalike.cli.output import print_json, print_table
+from lookalike.cli.terminal import Terminal
+from lookalike.cli.wording import counted, display_path, typed_path
 
 
-@click.command()
+@click.command(cls=Command, short_help="Find corrupt, duplicate, leaked and mislabelled images.")
 @data_argument
 @json_option
-@click.option("--out", type=PATH, help="Also write the findings as JSON to this file.")
+@click.option("--out", type=PATH, help="Also write the findings as JSON to this file; must not exist yet.")
 @click.option(
-    "--clean-manifest", type=PATH, metavar="FILE", help="Write a manifest.csv without the images that must not stay."
+    "--clean-manifest",
+    type=PATH,
+    metavar="FILE",
+    help="Write a manifest.csv without the images that must not stay; must not exist yet.",
 )
 @click.option("--no-near", is_flag=True, help="Look for exact duplicates only.")
 def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | None, no_near: bool) -> int:
@@ -27,19 +32,24 @@ def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | No
     training lacks. Exits 1 on errors, 0 on warnings.
 
     \b
-    Example:
+    Examples:
+      lookalike check photos
       lookalike check photos --clean-manifest photos-clean/manifest.csv
     """  # noqa: D301
     from lookalike.data import load_dataset
     from lookalike.data.check import check as run_check
-    from lookalike.files import write_json
+    from lookalike.files import require_free, write_json
     from lookalike.progress import counter
 
     terminal = Terminal()
+    if out is not None:
+        require_free(out)
     dataset = load_dataset(data)
     terminal.say(str(dataset))
-    report = run_check(dataset, near=not no_near, progress=counter(terminal, "checking"))
-    terminal.close()
+    try:
+        report = run_check(dataset, near=not no_near, progress=counter(terminal, "checking"))
+    finally:
+        terminal.close()
     if out is not None:
         write_json(out, report.to_dict())
         terminal.say(f"findings: {display_path(out)}")
@@ -47,14 +57,18 @@ def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | No
         written = report.write_clean_manifest(clean_manifest)
         terminal.say(f"clean manifest: {display_path(written)} ({len(report.clean_items())} of {report.images} images)")
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
-    elif report.errors or report.warnings:
-        print_table(
-            ["severity", "finding", "count", "example"],
-            [[str(c) for c in row] for row in report.table_rows()],
-            right_from=9,
-        )
+        print_json(report.to_dict())
+    elif report.findings:
+        rows = [[severity, code, str(count), example] for severity, code, count, example in report.table_rows()]
+        print_table(["severity", "finding", "count", "example"], rows, right=["count"])
     terminal.say(
-        f"{report.readable} of {report.images} images readable, {len(report.errors)} errors, {len(report.warnings)} warnings"
+        f"{report.readable} of {report.images} images readable, {counted(len(report.errors), 'error')}, "
+        f"{counted(len(report.warnings), 'warning')}"
     )
+    if report.dropped and clean_manifest is None:
+        terminal.say(
+            f"next: lookalike check {typed_path(data)} --clean-manifest CLEAN/manifest.csv "
+            f"leaves {counted(len(report.dropped), 'image')} out"
+        )
     return report.exit_code
+

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from lookalike.cli.command import Command
 from lookalike.errors import OptionError
 
 
-@click.command()
+@click.command(cls=Command, short_help="Print a script that completes commands in a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
@@ -17,6 +18,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     \b
     Examples:
       lookalike completion bash >> ~/.bashrc
+      lookalike completion zsh >> ~/.zshrc
       lookalike completion fish > ~/.config/fish/completions/lookalike.fish
     """  # noqa: D301
     found = get_completion_class(shell)

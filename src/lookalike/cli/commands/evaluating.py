@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from lookalike.cli.options import PATH, data_argument, json_option, model_option, parse_weights, weights_option
-from lookalike.cli.terminal import Terminal, display_path, list_skipped, print_table
+from lookalike.cli.command import Command
+from lookalike.cli.options import data_argument, json_option, model_option, model_weights, out_option, weights_option
+from lookalike.cli.output import print_json, print_table
+from lookalike.cli.terminal import Terminal, list_skipped
+from lookalike.cli.wording import counted, display_path
+
+_DEFAULT_KS = (1, 3, 10)
 
 
-@click.command()
+@click.command(cls=Command, short_help="Measure a model on DATA's query and gallery.")
 @data_argument
 @model_option
 @weights_option
@@ -20,7 +24,7 @@ from lookalike.cli.terminal import Terminal, display_path, list_skipped, print_t
     "ks",
     type=int,
     multiple=True,
-    help="Show precision@k, hit@k and recall@k for this k; repeat it. Default: 1, 3, 10.",
+    help="Show precision@k, hit@k and recall@k for this k; repeat it.  [default: 1, 3, 10, if the gallery is as large]",
 )
 @click.option(
     "--measure",
@@ -42,14 +46,17 @@ def evaluate(
     Example:
       lookalike evaluate photos --model runs/first/best -k 1 -k 3 --json
     """  # noqa: D301
+    chosen = model_weights(weights, model)
+    from lookalike.data import load_dataset
     from lookalike.retrieval import evaluate as run_evaluate
     from lookalike.retrieval import measures_for
 
     terminal = Terminal()
-    wanted = measures_for(ks or (1, 3, 10), measures)
+    dataset = load_dataset(data)
+    ks = ks or tuple(k for k in _DEFAULT_KS if k == 1 or k <= len(dataset.gallery))
     try:
         found, skipped = run_evaluate(
-            data, model, measures=wanted, weights=parse_weights(weights, tuple(model.split("+"))), progress=terminal
+            dataset, model, measures=measures_for(ks, measures), weights=chosen, progress=terminal
         )
     finally:
         terminal.close()
@@ -58,20 +65,20 @@ def evaluate(
         terminal.say(found.note())
     result = found.to_dict()
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     rows = [[name, f"{m['mean']:.4f}", f"{m['low']:.4f} to {m['high']:.4f}"] for name, m in result["measures"].items()]
-    print_table(["measure", "mean", "95 % interval"], rows)
+    print_table(["measure", "mean", "95 % interval"], rows, right=["mean", "95 % interval"])
     click.echo(f"\n{result['queries']} queries, {result['left_out']} left out, {result['gallery']} gallery images")
 
 
-@click.command()
+@click.command(cls=Command, short_help="Write the k nearest gallery names of every query to a file.")
 @data_argument
 @model_option
 @weights_option
 @click.option("-k", "top_k", type=int, default=10, show_default=True, help="Gallery names for each query.")
 @click.option("--group", "groupname", default="lookalike", show_default=True, help="The group's name in the file.")
-@click.option("--out", type=PATH, required=True, help="The file to write: .json or .csv.")
+@out_option("The file to write, .json or .csv; must not exist yet.")
 def submit(data: Path, model: str, weights: tuple[str, ...], top_k: int, groupname: str, out: Path) -> None:
     """Write a submission: for every query of DATA the names of its k nearest gallery images, validated.
 
@@ -79,6 +86,7 @@ def submit(data: Path, model: str, weights: tuple[str, ...], top_k: int, groupna
     Example:
       lookalike submit photos --model runs/first/best -k 10 --out submission.json
     """  # noqa: D301
+    chosen = model_weights(weights, model)
     from lookalike.retrieval import submit as run_submit
 
     terminal = Terminal()
@@ -89,10 +97,10 @@ def submit(data: Path, model: str, weights: tuple[str, ...], top_k: int, groupna
             top_k=top_k,
             groupname=groupname,
             out=out,
-            weights=parse_weights(weights, tuple(model.split("+"))),
+            weights=chosen,
             progress=terminal,
         )
     finally:
         terminal.close()
-    terminal.say(f"{len(submission['images'])} queries, {top_k} gallery images each")
+    terminal.say(f"{len(submission['images'])} queries, {counted(top_k, 'gallery image')} each")
     click.echo(display_path(out))

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lookalike.cli.command import RESUMES, Command
 from lookalike.cli.options import (
     data_argument,
     make_training_options,
@@ -15,19 +16,24 @@ from lookalike.cli.options import (
     training_options,
     weights_option,
 )
-from lookalike.cli.terminal import Terminal, display_path, list_skipped
+from lookalike.cli.terminal import Terminal, list_skipped
+from lookalike.cli.wording import display_path, typed_path
 
 
-@click.command()
+@click.command(cls=Command, interrupted=RESUMES, short_help="Fine-tune a backbone and save it as a bundle.")
 @data_argument
 @click.option(
-    "--backbone", default="efficientnet_lite0", show_default=True, help="A backbone's name, or several joined by +."
+    "--backbone",
+    default="efficientnet_lite0",
+    show_default=True,
+    metavar="NAME",
+    help="A backbone's name, or several joined by +.",
 )
 @weights_option
 @click.option("--frozen", is_flag=True, help="Train the head only, on cached features: seconds instead of minutes.")
 @training_options
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run beside --out.")
-@out_option
+@out_option("The bundle's folder; must not exist yet.")
 def train(
     data: Path, backbone: str, weights: tuple[str, ...], frozen: bool, resume: bool, out: Path, **values: Any
 ) -> None:
@@ -40,9 +46,11 @@ def train(
     \b
     Examples:
       lookalike train photos --out model
-      lookalike train photos --backbone resnet50 --weights resnet50.safetensors --max-minutes 10 --out model
+      lookalike train photos --backbone resnet50 --weights resnet50.safetensors \\
+                             --max-minutes 10 --out model
       lookalike train photos --resume --out model          after an interruption
     """  # noqa: D301
+    chosen = parse_weights(weights, tuple(backbone.split("+")))
     from lookalike.backbones.bundle import read_facts
     from lookalike.data import load_dataset
     from lookalike.training import train as run_train
@@ -51,7 +59,6 @@ def train(
     options = make_training_options(values, frozen=frozen)
     dataset = load_dataset(data, seed=options.seed)
     terminal.say(str(dataset))
-    chosen = parse_weights(weights, tuple(backbone.split("+")))
     try:
         run_train(dataset, backbone, weights=chosen, out=out, options=options, resume=resume, progress=terminal)
     finally:
@@ -61,5 +68,8 @@ def train(
     for report in reports:
         measures = ", ".join(f"{stage} {value:.4f}" for stage, value in report["validation"].items())
         terminal.say(f"{report['backbone']}: validation {options.measure}: {measures}")
-    terminal.say(f"next: lookalike evaluate {display_path(data)} --model {display_path(out)}")
+    if dataset.test_is_labelled:
+        terminal.say(f"next: lookalike evaluate {typed_path(data)} --model {typed_path(out)}")
+    else:
+        terminal.say(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
     click.echo(display_path(out))

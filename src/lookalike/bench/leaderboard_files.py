@@ -1,0 +1,88 @@
+"""Writing the table of all trials as JSON, CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from lookalike.bench.latex import latex_table
+from lookalike.bench.leaderboard import Leaderboard, Row, build_leaderboard
+from lookalike.bench.markdown import markdown
+from lookalike.bench.selection import Choice
+from lookalike.bench.trial import Trial, measure_label
+from lookalike.files import write_csv, write_json, write_text
+
+
+def write_leaderboard(out: Path, trials: Sequence[Trial], choice: Choice, context: Mapping[str, Any]) -> Leaderboard:
+    """Write leaderboard.json, .csv, .md and .tex into the folder `out` and return the table.
+
+    The JSON holds everything but the values for each query, which stand in trials/*.json.
+
+    Args:
+        out: the folder; made when absent.
+        trials: all trials.
+        choice: what `select` returned for them.
+        context: how it was measured, stored as it is; paths and the like become text.
+
+    Raises:
+        StorageError: when the folder cannot be written.
+
+    """
+    board = build_leaderboard(trials, choice)
+    out = Path(out)
+    write_json(out / "leaderboard.json", _as_json(board, trials, choice, context))
+    write_csv(out / "leaderboard.csv", _csv_header(board), ([_cell(v) for v in asdict(r).values()] for r in board.rows))
+    write_text(out / "leaderboard.md", markdown(board, choice))
+    write_text(out / "leaderboard.tex", latex_table(_for_print(board), trials))
+    return board
+
+
+def _for_print(board: Leaderboard) -> Leaderboard:
+    """Return the table without what is folded away on a screen: a page holds no more."""
+    folded = {row.model for row in board.groups().folded}
+    if not folded:
+        return board
+    caption = f"{board.caption} {len(folded)} more ensembles, none on the Pareto front, are in leaderboard.csv."
+    return replace(board, caption=caption, rows=tuple(row for row in board.rows if row.model not in folded))
+
+
+def _as_json(board: Leaderboard, trials: Sequence[Trial], choice: Choice, context: Mapping[str, Any]) -> dict[str, Any]:
+    by_name = {t.name: t.to_dict() for t in trials}
+    for trial in by_name.values():
+        for part in ("validation", "test"):
+            if trial[part]:
+                trial[part] = {k: v for k, v in trial[part].items() if k not in ("values", "query_ids")}
+    return {
+        "schema": 1,
+        "measure": board.measure,
+        "part": board.part,
+        "caption": board.caption,
+        "choice": choice.to_dict(),
+        "context": _plain(context),
+        "rows": [asdict(row) for row in board.rows],
+        "trials": [by_name[row.model] for row in board.rows],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Bring whatever a context holds to what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(inner) for inner in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _csv_header(board: Leaderboard) -> list[str]:
+    own = measure_label(board.measure).replace(" ", "_").replace("-", "_")
+    names = {"kind": "type", "accuracy": own, "hit_3": "hit@3", "hit_1": "hit@1", "map_r": "map@r"}
+    names |= {"validation": f"validation_{own}", "p50_ms": "ms_p50", "p95_ms": "ms_p95", "batched_ms": "ms_batched"}
+    return [names.get(f.name, f.name) for f in fields(Row)]
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else round(value, 6) if isinstance(value, float) else value

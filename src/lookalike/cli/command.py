@@ -1,0 +1,78 @@
+"""What every command has in common: its errors name options as they are typed, an interruption says how to go on."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+import click
+
+from lookalike.errors import OptionError
+
+AGAIN = "interrupted; start the same command again."
+GOES_ON = "interrupted; what was finished is kept, start the same command again to go on."
+RESUMES = "interrupted; what was finished is kept, start the same command again with --resume to go on."
+
+
+class Interrupted(Exception):
+    """Someone stopped a command; its text is one sentence on how to go on."""
+
+
+class Command(click.Command):
+    """A command of Lookalike.
+
+    Args:
+        interrupted: what to say when it is stopped by a signal.
+        args, named: as for `click.Command`.
+
+    """
+
+    def __init__(self, *args: Any, interrupted: str = AGAIN, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.interrupted = interrupted
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        try:
+            return super().invoke(ctx)
+        except OptionError as error:
+            raise OptionError(as_typed(str(error), self)) from error
+        except (KeyboardInterrupt, click.Abort) as error:
+            raise Interrupted(self.interrupted) from error
+
+
+def as_typed(sentence: str, command: click.Command) -> str:
+    """Replace the names that Python users give by those of the command line: `max_minutes` by `--max-minutes`.
+
+    A name that is also a plain word (`epochs`) is replaced where the sentence starts with what it must be.
+    """
+    for parameter in command.params:
+        name, flag = parameter.name, max(parameter.opts, key=len, default="")
+        if name is None or not flag.startswith("-"):
+            continue
+        pattern = rf"\b{name}\b" if "_" in name else rf"^{name}(?= must )"
+        sentence = re.sub(pattern, flag, sentence)
+    return sentence
+
+
+class InOrder(click.Group):
+    """Lists commands in the order of a job rather than by name, and knows what a mistyped one was meant to be."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names in the order they were added."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; `click.UsageError` for one that there is not."""
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise click.UsageError(f"no such command {args[0]!r}{did_you_mean(args[0], list(self.commands))}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def did_you_mean(typed: str, known: list[str]) -> str:
+    """Return a hint in brackets, or nothing when no known name is near."""
+    near = difflib.get_close_matches(typed, known, n=2)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
