@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
 from pathlib import Path
@@ -208,6 +209,33 @@ def test_require_free(tmp_path: Path) -> None:
     for taken in (tmp_path, tmp_path / "f"):
         with pytest.raises(StorageError, match="already exists and is left as it is"):
             require_free(taken)
+
+
+def test_a_place_inside_a_file_or_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("f").touch()
+    inside = "f/deep/new cannot be written, as f is not a folder; choose another place."
+    read_only = "g/new cannot be written, as the folder . is read-only; choose another place."
+    for attempt in (require_free, lambda path: write_text(path, "x"), lambda path: new_folder(path).__enter__()):
+        with pytest.raises(StorageError) as caught:
+            attempt(Path("f/deep/new"))
+        assert str(caught.value) == inside
+    monkeypatch.setattr(files.os, "access", lambda path, _mode: Path(path) != Path())  # root may write anywhere
+    with pytest.raises(StorageError) as caught:
+        require_free(Path("g/new"))
+    assert str(caught.value) == read_only
+    assert names(tmp_path) == ["f"]
+
+
+def test_names_that_are_not_valid_unicode(tmp_path: Path) -> None:
+    name = b"ro\xffcket \xc3\xbc.jpg".decode("utf-8", "surrogateescape")
+    write_text(tmp_path / "t", name)
+    assert (tmp_path / "t").read_bytes() == b"ro\xffcket \xc3\xbc.jpg"
+    write_json(tmp_path / "j", {"path": name})
+    assert json.loads((tmp_path / "j").read_text(encoding="ascii")) == {"path": name}
+    write_json(tmp_path / "k", {"path": "ü"})
+    assert "ü" in (tmp_path / "k").read_text(encoding="utf-8")
+    assert digest(name) == digest(b"ro\xffcket \xc3\xbc.jpg")
 
 
 def test_digests(tmp_path: Path) -> None:

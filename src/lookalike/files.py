@@ -37,6 +37,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
     """
     path = Path(path)
+    require_writable(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -54,17 +55,27 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in one step."""
+    """Write UTF-8 text in one step; a file name in it that is not valid Unicode is written as the bytes it has."""
 
     def fill(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     write_file(path, fill)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with stable formatting in one step."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """Return readable JSON; escaped where it holds a file name that is not valid Unicode, so that the text is."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=2)
+    return text
 
 
 def write_ascii_json(path: Path, value: Any, *, indent: int | None = None) -> None:
@@ -88,7 +99,7 @@ def read_json(path: Path, what: str) -> Any:
     except FileNotFoundError as error:
         raise StorageError(f"{what} {path} does not exist.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise StorageError(f"{what} {path} cannot be read: {error}.") from error
+        raise StorageError(f"{what} {path} cannot be read: {error}; it must be made again.") from error
 
 
 @contextlib.contextmanager
@@ -102,6 +113,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     path = Path(path)
     if not replace:
         require_free(path)
+    require_writable(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -131,10 +143,22 @@ def _exchange(new: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def require_writable(path: Path) -> None:
+    """Raise `StorageError` when nothing can be made at `path`, as it would lie in a file or in a read-only folder."""
+    nearest = next((p for p in Path(path).parents if os.path.lexists(p)), None)
+    if nearest is None:
+        return
+    if not nearest.is_dir():
+        raise StorageError(f"{path} cannot be written, as {nearest} is not a folder; choose another place.")
+    if not os.access(nearest, os.W_OK):
+        raise StorageError(f"{path} cannot be written, as the folder {nearest} is read-only; choose another place.")
+
+
 def require_free(path: Path) -> None:
-    """Raise `StorageError` when `path` is a file or a folder that is not empty."""
+    """Raise `StorageError` when `path` is a file or a folder that is not empty, or nothing can be made there."""
     if path.is_dir() and not any(path.iterdir()):
         return
+    require_writable(path)
     if path.exists():
         raise StorageError(f"{path} already exists and is left as it is; choose another --out or remove it first.")
 
@@ -143,7 +167,7 @@ def digest(*parts: bytes | str) -> str:
     """Return a short stable fingerprint (32 hexadecimal digits of BLAKE2b) of the parts."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
         state.update(len(data).to_bytes(8, "little"))
         state.update(data)
     return state.hexdigest()

@@ -82,7 +82,7 @@ class Listener:
         self.said: list[str] = []
         self.stop_at = stop_at
 
-    def step(self, task: str, done: int, total: int, detail: str = "") -> None:
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002 - as it is called
         self.steps.append((task, done))
         if (task, done) == self.stop_at:
             raise KeyboardInterrupt

@@ -204,3 +204,9 @@ def test_a_choice_goes_to_json(make_trial):
     assert stored["winner"] == "good"
     assert stored["comparisons"]["poor"]["significant"] is True
     assert stored["budget_ms"] is None
+
+
+def test_two_that_are_equal_in_everything_are_not_called_faster(make_trial):
+    choice = select([make_trial("a", GOOD, 9), make_trial("b", GOOD, 9)])
+    assert choice.front == ["a", "b"]
+    assert choice.reason.endswith("It is the most accurate candidate, and none is faster.")

@@ -86,18 +86,29 @@ def test_fraction_out_of_range(fraction: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("training", "test", "got"),
+    ("training", "test", "needs"),
     [
-        ({"cat": 4, "dog": 4}, {"cat": 2}, "2 classes with 8 images"),
-        ({"a": 9, "b": 9, "c": 9}, {"x": 2}, "3 classes with 27 images"),
-        ({}, {}, "0 classes with 0 images"),
+        ({"cat": 4, "dog": 4}, {"cat": 2}, "a class of 5 images or more, got 2 classes with 8 images"),
+        (
+            {"a": 9, "b": 9, "c": 9},
+            {"x": 2},
+            "at least 4 classes, as whole classes are cut, got 3 classes with 27 images",
+        ),
+        ({"a": 9}, {"x": 2}, "at least 4 classes, as whole classes are cut, got 1 class with 9 images"),
     ],
-    ids=["few images", "few classes", "nothing"],
+    ids=["few images", "few classes", "one class"],
 )
-def test_too_little_to_cut_from(training: dict[str, int], test: dict[str, int], got: str) -> None:
+def test_too_little_to_cut_from(training: dict[str, int], test: dict[str, int], needs: str) -> None:
     with pytest.raises(DataError) as caught:
         with_validation(dataset(training, test))
     assert str(caught.value) == (
-        "data has too few training images to cut a validation part: at least one class needs 5 images, "
-        f"or class-disjoint cutting 4 classes; got {got}."
+        f"data has too few training images to cut a validation part: it needs {needs}; add some."
+    )
+
+
+def test_nothing_to_cut_from() -> None:
+    with pytest.raises(DataError) as caught:
+        with_validation(dataset({}, {"cat": 2}))
+    assert str(caught.value) == (
+        "data has no labelled training images; put them in training/<class>/ or name them in a manifest.csv."
     )

@@ -91,9 +91,11 @@ def test_wrong_searches(made, pictures, tmp_path):
     cat = pictures / "more" / "cat2.jpg"
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(
-        DataError, match=r"none of the 1 images can be read, the first is .*empty\.jpg: the file is empty"
+        DataError, match=r"empty\.jpg cannot be searched for: the file is empty; give another picture\.$"
     ):
         search(made, [tmp_path / "empty.jpg"])
+    with pytest.raises(DataError, match=r"none of the 2 images can be read, the first is .*empty\.jpg: the file is"):
+        search(made, [tmp_path / "empty.jpg", tmp_path / "missing.jpg"])
     with pytest.raises(OptionError, match="top_k is 12, but the index has only 11 items besides the query itself"):
         search(made, [cat], top_k=12)
     with pytest.raises(OptionError, match="put it in a list"):

@@ -10,7 +10,6 @@ import torch
 from lookalike.backbones import build_member
 from lookalike.errors import ModelError
 from lookalike.training.finetune import Run, Trainee, epoch_resolution, finetune, plan, schedule
-from lookalike.training.fit_head import Classifier
 from lookalike.training.start import class_rows
 
 SMALL = "test_efficientnet"
@@ -22,13 +21,12 @@ def targets(data):
 
 
 @pytest.fixture
-def make_trainee(member, data, targets, quick):
+def make_trainee(member, quick):
     """A trainee with a fresh classifier; other options and another member may be given."""
 
     def make(trained=None, **options):
         trained = trained or member
-        chance = np.random.default_rng(0).standard_normal((len(targets), trained.dim)).astype(np.float32)
-        return Trainee(trained, Classifier(chance, targets, 4, 0.1), quick(**options))
+        return Trainee(trained, 4, quick(**options))
 
     return make
 
@@ -237,14 +235,21 @@ def test_a_state_is_a_copy_and_comes_back(make_trainee, data, targets):
     assert torch.equal(trainee.classifier.weight.detach(), before["classifier"]["weight"])
 
 
-def test_the_loss_is_the_cross_entropy_of_scaled_cosines(make_trainee, data, targets):
-    """Computed once more with numpy from the embeddings of the same pixels."""
+def test_the_loss_is_the_cross_entropy_of_a_linear_classifier_on_the_projection(make_trainee):
+    """Computed once more with numpy from the pooled features of the same pixels."""
+    trainee = make_trainee(label_smoothing=0.0)
+    torch.nn.init.normal_(trainee.classifier.weight, generator=torch.Generator().manual_seed(0))
+    pixels = np.stack([np.full((160, 160, 3), 40 * n, np.uint8) for n in range(4)])
+    trainee.eval_mode()
+    linear = trainee.member.head.linear
+    features = trainee.member.features(pixels).astype(np.float64)
+    projected = features @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
+    logits = projected @ trainee.classifier.weight.detach().numpy().T
+    expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[range(4), range(4)])
+    assert float(trainee.loss(pixels, torch.arange(4)).detach()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_linear_classifier_starts_undecided(make_trainee):
     trainee = make_trainee(label_smoothing=0.0)
     pixels = np.stack([np.full((160, 160, 3), 40 * n, np.uint8) for n in range(4)])
-    rows = torch.tensor([0, 1, 2, 3])
-    trainee.eval_mode()
-    embeddings = trainee.member.encode(pixels).astype(np.float64)
-    weight = trainee.classifier.weight.detach().numpy().astype(np.float64)
-    logits = float(trainee.classifier.scale) * embeddings @ (weight / np.linalg.norm(weight, axis=1, keepdims=True)).T
-    expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[range(4), range(4)])
-    assert float(trainee.loss(pixels, rows).detach()) == pytest.approx(expected, abs=1e-4)
+    assert float(trainee.loss(pixels, torch.arange(4)).detach()) == pytest.approx(math.log(4), abs=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lookalike.embedding import compute_features
-from lookalike.training.fit_head import Classifier, logit_scale, train_head
+from lookalike.training.fit_head import CosineClassifier, logit_scale, train_head
 from lookalike.training.start import class_rows
 
 
@@ -18,7 +18,7 @@ def features(member, data):
 
 @pytest.fixture
 def classifier(member, features, data):
-    return Classifier(member.project(features.rows), class_rows(data.training), 4, 0.1)
+    return CosineClassifier(member.project(features.rows), class_rows(data.training), 4, 0.1)
 
 
 def run(member, classifier, features, data, measure, epochs=4):
@@ -82,7 +82,7 @@ def test_the_seed_decides(member, classifier, features, data):
 
 def test_the_classifier_begins_at_the_class_means():
     embeddings = np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32)
-    classifier = Classifier(embeddings, np.array([0, 0, 1]), 2, 0.1)
+    classifier = CosineClassifier(embeddings, np.array([0, 0, 1]), 2, 0.1)
     mean = np.array([0.8, 0.4]) / math.hypot(0.8, 0.4)
     np.testing.assert_allclose(classifier.weight.detach(), [mean, [0, 1]], atol=1e-6)
     with torch.no_grad():

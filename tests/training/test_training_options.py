@@ -49,7 +49,7 @@ def test_an_unknown_measure_is_refused_before_any_work():
 @pytest.mark.parametrize(
     ("given", "rates"),
     [
-        ({}, (3e-4, 1e-3)),
+        ({}, (5e-4, 1e-3)),
         ({"optimizer": "sgd"}, (1e-2, 3e-2)),
         ({"backbone_lr": 1e-5}, (1e-5, 1e-3)),
         ({"optimizer": "sgd", "head_lr": 0.5}, (1e-2, 0.5)),

@@ -187,7 +187,7 @@ def _reason(
             f"{_signed(found.low)} to {_signed(found.high)}) is not significant, and the chosen one is "
             f"{best.cost_ms / winner.cost_ms:.1f} times faster."
         )
-    elif len(front) == 1:
+    elif all(t.cost_ms >= winner.cost_ms for t in front):
         yield "It is the most accurate candidate, and none is faster."
     else:
         yield "It is the most accurate candidate, and each faster one on the front is significantly less accurate."

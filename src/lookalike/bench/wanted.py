@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from lookalike.backbones import build_member, load_bundle
 from lookalike.backbones.registry import find_row
 from lookalike.backbones.weights import NONE, PRETRAINED
 from lookalike.bench.run import Run, slug
+from lookalike.bench.trial import TRAINED
 from lookalike.errors import ModelError, OptionError
 
 Weights = str | Path
@@ -53,7 +54,7 @@ class Wanted:
         if joined is not None:
             raise OptionError(f"{joined!r} is an ensemble; give its members one by one, every pair is measured anyway.")
         places = tuple(Path(b) for b in bundles)
-        _require_distinct([*backbones, *_names(places)], [*_own_names(backbones), *_names(places)])
+        _require_distinct(backbones, [bundle_name(b) for b in places])
         for backbone in backbones:
             find_row(backbone)
         wanted = cls(_by_backbone(backbones, weights), places, finetune)
@@ -82,26 +83,19 @@ class Wanted:
                 build_member(backbone, weights, seed=run.options.seed)
 
 
-def _names(bundles: Iterable[Path]) -> list[str]:
-    return [bundle_name(b) for b in bundles]
-
-
 def bundle_name(bundle: Path) -> str:
     """Return what tables call a bundle: the name of its folder."""
     return bundle.resolve().name
 
 
-def _own_names(backbones: Sequence[str]) -> list[str]:
-    return [f"{b} {kind}" for b in backbones for kind in ("frozen", "untrained", "fine-tuned")]
-
-
-def _require_distinct(given: Sequence[str], shown: Sequence[str]) -> None:
-    """Raise `OptionError` when two would have one name in tables, or files of one name."""
-    twice = next((n for n, count in Counter(given).items() if count > 1), None)
-    if twice is not None:
-        raise OptionError(f"{twice!r} is given more than once; candidates need distinct names, so rename a bundle.")
+def _require_distinct(backbones: Sequence[str], bundles: Sequence[str]) -> None:
+    """Raise `OptionError` when two candidates would have one name in tables, or files of one name."""
+    for given in (backbones, bundles):
+        twice = next((n for n, count in Counter(given).items() if count > 1), None)
+        if twice is not None:
+            raise OptionError(f"{twice!r} is given more than once; candidates need distinct names, so rename a bundle.")
     files: dict[str, str] = {}
-    for name in shown:
+    for name in (*(f"{b} {kind}" for b in backbones for kind in TRAINED), *bundles):
         other = files.setdefault(slug(name), name)
         if other != name:
             raise OptionError(f"{other!r} and {name!r} are too much alike to have files of their own; rename a bundle.")

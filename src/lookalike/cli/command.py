@@ -15,7 +15,7 @@ GOES_ON = "interrupted; what was finished is kept, start the same command again 
 RESUMES = "interrupted; what was finished is kept, start the same command again with --resume to go on."
 
 
-class Interrupted(Exception):
+class InterruptionError(Exception):
     """Someone stopped a command; its text is one sentence on how to go on."""
 
 
@@ -39,7 +39,7 @@ class Command(click.Command):
         except OptionError as error:
             raise OptionError(as_typed(str(error), self)) from error
         except (KeyboardInterrupt, click.Abort) as error:
-            raise Interrupted(self.interrupted) from error
+            raise InterruptionError(self.interrupted) from error
 
 
 def as_typed(sentence: str, command: click.Command) -> str:

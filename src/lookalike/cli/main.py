@@ -9,6 +9,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import traceback
@@ -17,7 +18,7 @@ from typing import NoReturn
 
 import click
 
-from lookalike.cli.command import AGAIN, Interrupted, did_you_mean
+from lookalike.cli.command import AGAIN, InterruptionError, did_you_mean
 from lookalike.cli.wording import printable
 from lookalike.errors import LookalikeError
 
@@ -79,11 +80,12 @@ def _explain(error: Exception) -> int:
         return _fail(_usage_sentence(error), USAGE)
     if isinstance(error, LookalikeError):
         return _fail(str(error), USAGE)
-    if isinstance(error, Interrupted):
+    if isinstance(error, InterruptionError):
         return _fail(str(error), INTERRUPTED)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         _forget_stdout()  # it may be what is full, and would fail again when it is flushed at the end
-        return _fail(f"{os.strerror(error.errno).lower()}; free some space or choose another place.", USAGE)
+        cause = os.strerror(error.errno).lower()
+        return _fail(f"the output cannot be written ({cause}); free some space or choose another place.", USAGE)
     what = f"{type(error).__name__}: {error}".rstrip(".: ")
     return _fail(f"something failed that should not have ({what}); run it again with --debug.", INTERNAL)
 
@@ -91,7 +93,7 @@ def _explain(error: Exception) -> int:
 def _fail(sentence: str, code: int) -> int:
     below = "\n" if code == INTERRUPTED and sys.stderr.isatty() else ""  # the terminal has echoed ^C
     with contextlib.suppress(BrokenPipeError):
-        click.echo(f"{below}error: {printable(sentence)}", err=True)
+        click.echo(f"{below}error: {printable(' '.join(sentence.split()))}", err=True)
     return code
 
 
@@ -102,7 +104,8 @@ def _usage_sentence(error: click.ClickException) -> str:
         known = [name for p in context.command.get_params(context) for name in p.opts] if context else []
         sentence = f"no such option {error.option_name}{did_you_mean(error.option_name, known)}"
     else:
-        sentence = error.format_message().rstrip(".")
+        sentence = " ".join(error.format_message().split()).rstrip(".")
+        sentence = re.sub(r"\. Choose from: (.*)$", r" (one of \1)", sentence)
         sentence = sentence[:1].lower() + sentence[1:]
     return f"{sentence}; see '{context.command_path if context else PROGRAM} --help'."
 

@@ -118,10 +118,16 @@ def training_options(command: F) -> F:
                 show_default=True,
                 help="sgd is with Nesterov momentum 0.9.",
             ),
-            click.option("--lr", "backbone_lr", type=float, help="Peak learning rate of the backbone.  [default: by --optimizer]"),
+            click.option(
+                "--lr", "backbone_lr", type=float, help="Peak learning rate of the backbone.  [default: by --optimizer]"
+            ),
             click.option("--head-lr", type=float, help="The same of head and classifier.  [default: by --optimizer]"),
             click.option(
-                "--label-smoothing", type=float, default=0.1, show_default=True, help="Of the cross-entropy, 0 for none."
+                "--label-smoothing",
+                type=float,
+                default=0.1,
+                show_default=True,
+                help="Of the cross-entropy, 0 for none.",
             ),
             click.option(
                 "--patience",

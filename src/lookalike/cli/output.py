@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lookalike.cli.wording import printable
+from lookalike.files import json_text
 
 _UNLIMITED = 100_000  # columns of a pipe or a file: nothing is cut or folded there
 _GAP = 2  # blanks between two columns
@@ -67,10 +67,5 @@ def _fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int, s
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object; a file name that is not valid Unicode is escaped, so that the text is."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = json.dumps(value, indent=2)
-    click.echo(text)
+    """Print one JSON object."""
+    click.echo(json_text(value))

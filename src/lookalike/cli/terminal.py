@@ -49,8 +49,7 @@ class Terminal:
     def say(self, text: str) -> None:
         """Print lines, above the bar if there is one."""
         for line in text.splitlines():
-            indent = line[: len(line) - len(line.lstrip())]
-            self.console.print(indent + printable(line), markup=False)
+            self.console.print(printable(line), markup=False)
 
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:
         """Show how far a task is."""

@@ -11,8 +11,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 def printable(text: str) -> str:
-    """Return text on one line, without the control characters that a file name may hold."""
-    return _CONTROL.sub("�", " ".join(text.split()))
+    """Replace control characters, line ends among them, that a file name may hold."""
+    return _CONTROL.sub("�", text)
 
 
 def display_path(path: Path) -> str:

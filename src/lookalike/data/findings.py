@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,17 +114,11 @@ class CheckReport:
             DataError: when nothing is left to keep.
 
         """
-        target = Path(path)
-        if target.is_dir() or not target.suffix:
-            target /= "manifest.csv"
-        if target.name != "manifest.csv":
-            raise OptionError(
-                f"a clean manifest must be named manifest.csv to be found in its folder, got {target.name}."
-            )
+        target = clean_manifest_at(path)
         items = self.clean_items()
         if not items:
             raise DataError(f"{self.data.root} has no image left after cleaning, so there is no manifest to write.")
-        require_free(target)
+        _require_text(items)
         folder = Path(os.path.abspath(target.parent))  # noqa: PTH100 - resolve() would follow links out of the folder
         more = sorted({name for item in items for name in item.metadata})
         rows = [
@@ -138,6 +132,32 @@ class CheckReport:
         ]
         write_csv(target, ("path", "label", "split", *more), rows)
         return target
+
+
+def clean_manifest_at(path: Path | str) -> Path:
+    """Return where a clean manifest would go.
+
+    Raises:
+        OptionError: when the file would have another name than manifest.csv.
+        StorageError: when it exists or nothing can be written there.
+
+    """
+    target = Path(path)
+    if target.is_dir() or not target.suffix:
+        target /= "manifest.csv"
+    if target.name != "manifest.csv":
+        raise OptionError(f"a clean manifest must be named manifest.csv to be found in its folder, got {target.name}.")
+    require_free(target)
+    return target
+
+
+def _require_text(items: Sequence[Item]) -> None:
+    for item in items:
+        try:
+            item.id.encode()
+        except UnicodeEncodeError as error:
+            name = os.fsencode(item.id).decode("utf-8", "backslashreplace")
+            raise DataError(f"{name} is no valid Unicode, so no manifest can name it; rename the file.") from error
 
 
 def _reference(path: Path, folder: Path) -> str:

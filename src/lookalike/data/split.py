@@ -34,12 +34,17 @@ def with_validation(
     if data.validation:
         return data
     groups = by_class(data.training)
+    if not groups:
+        raise DataError(
+            f"{data.root} has no labelled training images; put them in training/<class>/ or name them in a manifest.csv."
+        )
     disjoint = data.test_classes_unseen if class_disjoint is None else class_disjoint
     chosen = _whole_classes(groups, fraction, seed) if disjoint else _from_each_class(groups, fraction, seed)
     if not chosen:
+        got = f"{len(groups)} {'class' if len(groups) == 1 else 'classes'} with {len(data.training)} images"
+        needs = "at least 4 classes, as whole classes are cut" if disjoint else "a class of 5 images or more"
         raise DataError(
-            f"{data.root} has too few training images to cut a validation part: at least one class needs 5 images, "
-            f"or class-disjoint cutting 4 classes; got {len(groups)} classes with {len(data.training)} images."
+            f"{data.root} has too few training images to cut a validation part: it needs {needs}, got {got}; add some."
         )
     items = [replace(i, split=Split.VALIDATION) if i.id in chosen else i for i in data.items]
     return data.replace_items(items)

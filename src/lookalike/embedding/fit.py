@@ -66,7 +66,8 @@ def compute_features(
 
 def _read(place: Path) -> Features | None:
     try:
-        with np.load(place, allow_pickle=False) as stored:
+        # opened here, since np.load leaves a damaged file open
+        with place.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             skipped = zip(stored["skipped"].tolist(), stored["causes"].tolist(), strict=True)
             return Features(
                 tuple(stored["ids"].tolist()), stored["rows"], tuple(Skipped(Path(p), cause) for p, cause in skipped)

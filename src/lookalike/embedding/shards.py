@@ -67,7 +67,8 @@ def write_shard(path: Path, key: str, shard: Embeddings) -> None:
 def read_shard(path: Path, key: str, fingerprint: str) -> Embeddings | None:
     """Read one shard; None when it is not there, damaged, or made from other sources."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # opened here, since np.load leaves a damaged file open
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             facts = json.loads(stored["facts"].tobytes())
             if facts["key"] != key:
                 return None

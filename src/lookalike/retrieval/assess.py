@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lookalike.backbones import Encoder
 from lookalike.data import Dataset, Item, load_dataset
-from lookalike.errors import DataError
+from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import (
     DEFAULT,
     Evaluation,
@@ -30,6 +30,9 @@ Weights = str | Path | Mapping[str, str | Path]
 
 def measures_for(ks: Sequence[int], further: Sequence[str] = ()) -> tuple[str, ...]:
     """Return precision, hit and recall at each k, then map@r and mrr, then further ones; each once."""
+    wrong = next((k for k in ks if k < 1), None)
+    if wrong is not None:
+        raise OptionError(f"k must be at least 1, got {wrong}.")
     names = [f"{kind}@{k}" for kind in ("precision", "hit", "recall") for k in ks]
     return tuple(dict.fromkeys(str(m) for m in parse_measures([*names, "map@r", "mrr", *further])))
 
@@ -136,7 +139,11 @@ def _embed_test(
     data: Dataset, model: Encoder | Path | str, weights: Weights, progress: Progress
 ) -> tuple[Embeddings, Embeddings]:
     encoder = resolve_model(model, fit_on=data.training or data.gallery, weights=weights, progress=progress)
-    return (
-        encoder.embed(data.query, progress=progress, task="queries"),
-        encoder.embed(data.gallery, progress=progress, task="gallery"),
-    )
+    queries = encoder.embed(data.query, progress=progress, task="queries")
+    gallery = encoder.embed(data.gallery, progress=progress, task="gallery")
+    for part, found in (("query", queries), ("gallery", gallery)):
+        if not len(found):
+            raise DataError(
+                f"none of the {len(found.skipped)} {part} images can be read, the first is {found.skipped[0]}."
+            )
+    return queries, gallery

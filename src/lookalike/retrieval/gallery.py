@@ -18,7 +18,7 @@ from lookalike.embedding import (
     read_embedding_facts,
 )
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
-from lookalike.files import file_digest, new_folder, require_free
+from lookalike.files import file_digest, new_folder, require_free, require_writable
 from lookalike.indexing import Index, require_min_recall
 from lookalike.progress import SILENT, Progress
 from lookalike.retrieval.model import MODEL, Weights, bundle_at, resolve_model, weights_of
@@ -62,6 +62,7 @@ def embed(
 
     """
     sources = images_in(Path(images))
+    require_writable(Path(out))
     return _embed(sources, sources, model, Path(out), weights, progress)
 
 

@@ -105,7 +105,7 @@ def _backbone_names(text: str) -> list[str]:
         for name in names:
             find_row(name)
     except ModelError as error:
-        if path.exists():
+        if len(names) == 1 or path.exists():  # it may be the misspelt name of a folder
             raise ModelError(f"{text} is neither a bundle nor a backbone's name: {error}") from error
         raise
     return names

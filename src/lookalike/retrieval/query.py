@@ -113,7 +113,10 @@ def search(
     made.require_top_k(top_k, paths)
     queries = loaded.encoder.embed([File(q, p) for q, p in paths.items()], progress=progress, task="queries")
     if not len(queries):
-        raise DataError(f"none of the {len(paths)} images can be read, the first is {queries.skipped[0]}.")
+        first = queries.skipped[0]
+        if len(paths) == 1:
+            raise DataError(f"{first.path} cannot be searched for: {first.cause}; give another picture.")
+        raise DataError(f"none of the {len(paths)} images can be read, the first is {first}.")
     hits = made.search(queries, top_k)
     items = {item: made.path_of(item) or Path(item) for item in hits.ids.ravel()}
     return SearchResult(hits, {q: paths[q] for q in queries.ids}, items, queries.skipped)

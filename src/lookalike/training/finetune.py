@@ -20,7 +20,7 @@ from lookalike.data import Item, read_image
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
 from lookalike.training.augment import augmented, training_view
-from lookalike.training.fit_head import Classifier
+from lookalike.training.fit_head import LinearClassifier
 from lookalike.training.options import TrainingOptions
 from lookalike.training.precision import autocast, keep_slow_layers_float32, unwrap
 from lookalike.types import Skipped
@@ -61,12 +61,12 @@ class Run:
 class Trainee:
     """A member with the classifier and the optimizer that train it; nothing here decides when to stop."""
 
-    def __init__(self, member: Member, classifier: Classifier, options: TrainingOptions) -> None:
+    def __init__(self, member: Member, classes: int, options: TrainingOptions) -> None:
         self.member = member
-        self.classifier = classifier.to(member.device)
+        self.classifier = LinearClassifier(member.dim, classes).to(member.device)
         self.options = options
         self.keep_statistics = member.trained != "untrained"
-        self.optimizer = _optimizer(member, classifier, options)
+        self.optimizer = _optimizer(member, self.classifier, options)
 
     def train_mode(self) -> None:
         """Turn training behaviour on; pretrained batch statistics stay as they are, small batches would spoil them."""
@@ -88,10 +88,8 @@ class Trainee:
         device = self.member.device
         with autocast(device, self.options.precision):
             features = self.member.module(self.member.to_input(pixels))
-        embeddings = self.member.head(features.float())
-        return nn.functional.cross_entropy(
-            self.classifier(embeddings), targets.to(device), label_smoothing=self.options.label_smoothing
-        )
+        logits = self.classifier(self.member.head.linear(features.float()))
+        return nn.functional.cross_entropy(logits, targets.to(device), label_smoothing=self.options.label_smoothing)
 
     def step(self, loss: torch.Tensor) -> None:
         """Take one optimizer step."""
@@ -117,7 +115,7 @@ class Trainee:
         self.classifier.load_state_dict(state["classifier"])
 
 
-def _optimizer(member: Member, classifier: Classifier, options: TrainingOptions) -> torch.optim.Optimizer:
+def _optimizer(member: Member, classifier: LinearClassifier, options: TrainingOptions) -> torch.optim.Optimizer:
     backbone_lr, head_lr = options.learning_rates
     groups: list[dict[str, Any]] = []
     for lr, modules in ((backbone_lr, [member.module]), (head_lr, [member.head, classifier])):

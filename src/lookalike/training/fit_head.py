@@ -29,8 +29,8 @@ def logit_scale(classes: int, label_smoothing: float) -> float:
     return gap * (classes - 1) / classes
 
 
-class Classifier(nn.Module):
-    """Logits `(n, classes)` from unit-length embeddings: scaled cosine to one unit vector a class."""
+class CosineClassifier(nn.Module):
+    """For the stage with the frozen backbone: logits `(n, classes)` from unit-length embeddings: scaled cosine to one unit vector a class."""
 
     def __init__(self, embeddings: Vectors, targets: np.ndarray, classes: int, label_smoothing: float) -> None:
         super().__init__()
@@ -43,9 +43,22 @@ class Classifier(nn.Module):
         return self.scale * nn.functional.linear(embeddings, nn.functional.normalize(self.weight, dim=1))
 
 
+class LinearClassifier(nn.Linear):
+    """For the full stage: logits `(n, classes)` from the projection before it is normalised; starts at zero.
+
+    With the cosine classifier here the full stage found the class less often: hit@1 .876 to .906 by scale against .917
+    (docs/log.md).
+    """
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__(dim, classes)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 def train_head(
     member: Member,
-    classifier: Classifier,
+    classifier: CosineClassifier,
     features: Features,
     targets: np.ndarray,
     measure: Callable[[], float],

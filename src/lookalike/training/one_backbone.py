@@ -76,7 +76,7 @@ def train_member(
     if stored is None:
         start = make_start(member, data, training, options, cache=cache, progress=progress)
     else:
-        start = Start.restore(stored["start"], member, training, options)
+        start = Start.restore(stored["start"], member, training)
         progress.say(f"{backbone}: going on after epoch {stored['run']['epoch']}")
     report: dict[str, Any] = {
         "backbone": backbone,
@@ -117,7 +117,8 @@ def _keep_start(member: Member, start: Start) -> None:
 
 
 def _full_stage(job: Job, member: Member, start: Start, stored: dict[str, Any] | None) -> Run:
-    trainee = Trainee(member, start.classifier, job.options)
+    member.load_state({**start.state, **start.pca})
+    trainee = Trainee(member, start.classes, job.options)
     frozen_start = start.dump()
 
     def after_epoch(run: Run) -> None:

@@ -101,7 +101,7 @@ class TrainingOptions:
     @property
     def learning_rates(self) -> tuple[float, float]:
         """Peak rates of the backbone and of head and classifier."""
-        defaults = {"adamw": (3e-4, 1e-3), "sgd": (1e-2, 3e-2)}[self.optimizer]
+        defaults = {"adamw": (5e-4, 1e-3), "sgd": (1e-2, 3e-2)}[self.optimizer]
         return self.backbone_lr or defaults[0], self.head_lr or defaults[1]
 
     def to_dict(self) -> dict[str, Any]:

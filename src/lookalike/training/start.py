@@ -15,7 +15,7 @@ from lookalike.embedding import compute_features, fit_projection
 from lookalike.errors import DataError
 from lookalike.evaluation import evaluate_embeddings
 from lookalike.progress import Progress
-from lookalike.training.fit_head import Classifier, train_head
+from lookalike.training.fit_head import CosineClassifier, train_head
 from lookalike.training.options import TrainingOptions
 from lookalike.types import Embeddings
 
@@ -29,8 +29,8 @@ class Start:
     Attributes:
         items: the training items that can be read.
         targets: `(n,)` the class of each as a row number.
-        classifier: trained together with the head.
         state: weights of the member with the better of its PCA head and its trained head, backbone as it came.
+        pca: weights of its PCA head, which the full stage starts from.
         head: what the origin says of the PCA head.
         frozen, with_head: validation measure before and after the head was trained.
         skipped: training and validation files that cannot be read, with their causes.
@@ -39,12 +39,17 @@ class Start:
 
     items: tuple[Item, ...]
     targets: Rows
-    classifier: Classifier
     state: dict[str, Any]
+    pca: dict[str, Any]
     head: str
     frozen: float
     with_head: float
     skipped: list[str]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.targets.max()) + 1
 
     @property
     def head_helped(self) -> bool:
@@ -55,7 +60,8 @@ class Start:
         """Return the state for a checkpoint; the backbone is not in it, it comes from its weights once more."""
         return {
             "ids": [i.id for i in self.items],
-            "weights": {k: v for k, v in self.state.items() if k.startswith("head.")},
+            "weights": _only_head(self.state),
+            "pca": self.pca,
             "head": self.head,
             "frozen": self.frozen,
             "with_head": self.with_head,
@@ -63,19 +69,14 @@ class Start:
         }
 
     @classmethod
-    def restore(
-        cls, stored: dict[str, Any], member: Member, items: tuple[Item, ...], options: TrainingOptions
-    ) -> Start:
+    def restore(cls, stored: dict[str, Any], member: Member, items: tuple[Item, ...]) -> Start:
         """Undo `dump` on a member fresh from its weights; head and classifier come with the trainee's state."""
         kept = set(stored["ids"])
         items = tuple(i for i in items if i.id in kept)
         targets = class_rows(items)
         member.load_state({**member.state(), **stored["weights"]})
-        classes = int(targets.max()) + 1
-        blank = np.zeros((classes, member.dim), np.float32)
-        classifier = Classifier(blank, np.arange(classes), classes, options.label_smoothing)
-        facts = {name: stored[name] for name in ("head", "frozen", "with_head", "skipped")}
-        return cls(items, targets, classifier, member.state(), **facts)
+        facts = {name: stored[name] for name in ("pca", "head", "frozen", "with_head", "skipped")}
+        return cls(items, targets, member.state(), **facts)
 
 
 def make_start(
@@ -101,8 +102,9 @@ def make_start(
     require_classes(data, items, "readable ")
     fit_projection(member, features, seed=options.seed)
     targets = class_rows(items)
-    classifier = Classifier(member.project(features.rows), targets, int(targets.max()) + 1, options.label_smoothing)
-    head = str(member.origin["head"])
+    classes = int(targets.max()) + 1
+    classifier = CosineClassifier(member.project(features.rows), targets, classes, options.label_smoothing)
+    pca, head = _only_head(member.state()), str(member.origin["head"])
 
     def measure() -> float:
         return measured(Embeddings(held_out.ids, member.project(held_out.rows), ""), data, options.measure)
@@ -113,7 +115,11 @@ def make_start(
     )
     progress.say(f"{name}: validation {options.measure} {frozen:.4f} as it came, {with_head:.4f} with a trained head")
     skipped = [str(s) for s in (*features.skipped, *held_out.skipped)]
-    return Start(items, targets, classifier, member.state(), head, frozen, with_head, skipped)
+    return Start(items, targets, member.state(), pca, head, frozen, with_head, skipped)
+
+
+def _only_head(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in state.items() if k.startswith("head.")}
 
 
 def require_classes(data: Dataset, items: tuple[Item, ...], which: str = "") -> None:

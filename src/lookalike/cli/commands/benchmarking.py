@@ -56,9 +56,6 @@ def benchmark(
     backbones: tuple[str, ...],
     bundles: tuple[Path, ...],
     weights: tuple[str, ...],
-    no_finetune: bool,
-    budget_ms: float | None,
-    measure: str,
     out: Path,
     as_json: bool,
     **values: Any,
@@ -86,10 +83,10 @@ def benchmark(
             out=out,
             bundles=bundles,
             weights=chosen,
-            finetune=not no_finetune,
+            finetune=not values["no_finetune"],
             options=make_training_options(values),
-            budget_ms=budget_ms,
-            measure=measure,
+            budget_ms=values["budget_ms"],
+            measure=values["measure"],
             progress=terminal,
         )
     finally:

@@ -38,12 +38,15 @@ def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | No
     """  # noqa: D301
     from lookalike.data import load_dataset
     from lookalike.data.check import check as run_check
+    from lookalike.data.findings import clean_manifest_at
     from lookalike.files import require_free, write_json
     from lookalike.progress import counter
 
     terminal = Terminal()
     if out is not None:
         require_free(out)
+    if clean_manifest is not None:
+        clean_manifest_at(clean_manifest)  # better said now than when all is read
     dataset = load_dataset(data)
     terminal.say(str(dataset))
     try:
@@ -61,6 +64,8 @@ def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | No
     elif report.findings:
         rows = [[severity, code, str(count), example] for severity, code, count, example in report.table_rows()]
         print_table(["severity", "finding", "count", "example"], rows, right=["count"])
+        if len(report.findings) > len(rows):
+            terminal.say(f"one example of each kind is shown; --json lists all {len(report.findings)}")
     terminal.say(
         f"{report.readable} of {report.images} images readable, {counted(len(report.errors), 'error')}, "
         f"{counted(len(report.warnings), 'warning')}"
@@ -71,4 +76,3 @@ def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | No
             f"leaves {counted(len(report.dropped), 'image')} out"
         )
     return report.exit_code
-

@@ -10,10 +10,10 @@ from lookalike.errors import OptionError
 
 
 @click.command(cls=Command, short_help="Print a script that completes commands in a shell.")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print a script that makes the shell complete commands and options.
+    """Print a script that makes the shell complete commands and options: bash, zsh or fish.
 
     \b
     Examples:
