@@ -279,6 +279,6 @@ def test_a_full_disk_is_said_in_one_sentence(make_member, monkeypatch, tmp_path)
 
 def test_a_file_in_the_way(make_member, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(StorageError, match=r"cannot be written \(.+\); free some space or choose another place\.$"):
+    with pytest.raises(StorageError, match=r"file is not a folder; choose another place\.$"):
         save_bundle(Encoder([make_member()]), tmp_path / "file" / "model")
     assert (tmp_path / "file").read_text() == "mine"

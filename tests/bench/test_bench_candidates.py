@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 
 import pytest
@@ -36,7 +35,8 @@ def told(folder, share, trained):
         (
             0.75,
             "fine-tuned",
-            "validation kept 75% of the fine-tuned weights and 25% of the original ones, the mixture that measured best.",
+            "validation kept 75% of the fine-tuned weights and 25% of the original ones, "
+            "the mixture that measured best.",
         ),
         (0.0, "fine-tuned", "validation kept the original backbone, with a trained head."),
         (0.0, "frozen", ORIGINAL),
@@ -60,9 +60,7 @@ def test_what_validation_kept_is_told_in_the_table_s_notes_and_the_report(
     assert found.trials[1].note == note
     assert found.trials[1].validation == found.trials[0].validation
     report = (finished_copy / "report.html").read_text(encoding="utf-8")
-    assert re.findall(rf"<li>({NAME} fine-tuned: .*)</li>", report)[:1] == (
-        [f"{NAME} fine-tuned: {note}"] if note else []
-    )
+    assert (f"<li>{NAME} fine-tuned: {note}" in report) == bool(note)
     table = (finished_copy / "leaderboard.md").read_text(encoding="utf-8")
     assert (rf"- test\_efficientnet fine-tuned: {note}" in table) == bool(note)
 

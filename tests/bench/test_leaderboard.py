@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,31 @@ def test_short_rows_keep_the_winner(trials, tmp_path):
 def test_the_front_is_marked_over_the_budget_too(trials, tmp_path):
     board = write_leaderboard(tmp_path, trials, select(trials, budget_ms=10), {})
     assert {row.model for row in board.rows if row.on_front} == {"lite_0 frozen", "lite_0 + lite_2 fine-tuned"}
+
+
+def test_a_table_of_many_rows_shows_the_best_and_folds_the_rest(make_trial, tmp_path):
+    """Six singles and their 45 ensembles, each worse and dearer than the one before: the first six are kept."""
+    trials = [make_trial(name, [1.0] * n + [0.0] * (60 - n), 10 + n) for n, name in enumerate("abcdef")]
+    for first, second in combinations("abcdef", 2):
+        for how in ("aligned", "average", "concat"):
+            n = len(trials) - 6
+            values = [1.0] * (60 - n) + [0.0] * n
+            trials.append(make_trial(f"{first} + {second}, {how}", values, 20 + n, kind="ensemble", combine=how))
+    board = write_leaderboard(tmp_path, trials, select(trials), {})
+    assert [len(group) for group in board.groups()] == [6, 6, 39]
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    first, _, rest = text.partition("<details><summary>39 more ensembles, none on the Pareto front</summary>")
+    assert sum(line.startswith("| ") for line in first.splitlines()) == 1 + 12
+    assert sum(line.startswith("| ") for line in rest.splitlines()) == 1 + 39
+    assert "**a + b, aligned** (chosen)" in first and "</details>" in rest
+    tex = (tmp_path / "leaderboard.tex").read_text(encoding="utf-8")
+    assert tex.count(r" & Ensemble \\") == 6
+    assert "39 more ensembles, none on the Pareto front, are in leaderboard.csv." in tex
+    assert len(rows_of(tmp_path)) == 51
+
+
+def test_markdown_has_the_notes_below(make_trial, tmp_path):
+    trials = [make_trial("a_b", HALF, note="validation kept *half*."), make_trial("c", MOST)]
+    write_leaderboard(tmp_path, trials, select(trials), {})
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert text.endswith("\n\n- a\\_b: validation kept \\*half\\*.\n")

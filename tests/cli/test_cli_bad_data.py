@@ -138,7 +138,7 @@ CASES = {
     "no training part to benchmark with": (
         without("training"),
         "benchmark photos --bundle model --out new",
-        "photos has no … training … images….",
+        "photos has no labelled training images, …; give training/<class>/ folders or a manifest.csv.",
     ),
     "one class": (
         one_class,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from lookalike.errors import ModelError
 
 State = Mapping[str, torch.Tensor]
+_NOT_READABLE = (SafetensorError, struct.error)
 
 
 def read_state(path: Path) -> State:
@@ -32,7 +34,7 @@ def read_state(path: Path) -> State:
         raise ModelError(f"the weights file {path} does not exist; check the path.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError) as error:
+    except (*_NOT_READABLE, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError) as error:
         raise ModelError(_unreadable(path, error)) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

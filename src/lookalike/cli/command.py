@@ -51,8 +51,9 @@ def as_typed(sentence: str, command: click.Command) -> str:
         name, flag = parameter.name, max(parameter.opts, key=len, default="")
         if name is None or not flag.startswith("-"):
             continue
-        pattern = rf"\b{name}\b" if "_" in name else rf"^{name}(?= must )"
-        sentence = re.sub(pattern, flag, sentence)
+        for known in {name, flag.lstrip("-").replace("-", "_")}:
+            pattern = rf"(?<![\w-]){known}\b" if "_" in known else rf"^{known}(?= must )"
+            sentence = re.sub(pattern, flag, sentence)
     return sentence
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,10 @@ def load_checkpoint(folder: Path, key: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol; what cannot be read raises
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler fed with garbage raises what it likes: KeyError, struct.error, ...
         raise StorageError(f"the checkpoint {path} is damaged; remove {folder} and start again.") from error
     if not isinstance(content, dict) or content.get("key") != key:
         raise StorageError(

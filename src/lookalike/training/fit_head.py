@@ -30,7 +30,7 @@ def logit_scale(classes: int, label_smoothing: float) -> float:
 
 
 class CosineClassifier(nn.Module):
-    """For the stage with the frozen backbone: logits `(n, classes)` from unit-length embeddings: scaled cosine to one unit vector a class."""
+    """For the stage with the frozen backbone: logits `(n, classes)`, the scaled cosine to one unit vector a class."""
 
     def __init__(self, embeddings: Vectors, targets: np.ndarray, classes: int, label_smoothing: float) -> None:
         super().__init__()
