@@ -15,7 +15,7 @@ Importing this does nothing else; torch, timm and FAISS are imported by what nee
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lookalike.backbones import Encoder, load_bundle, save_bundle
@@ -89,13 +89,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'lookalike' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"lookalike.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take any name for known
+
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module 'lookalike' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"lookalike.{home}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -44,7 +44,11 @@ CASES = {
     # a place that is taken
     "train onto a bundle": (nothing, f"{TRAIN} --out model", f"model {TAKEN}"),
     "index onto a bundle": (nothing, "index photos.emb --out model", f"model {TAKEN}"),
-    "submit onto a file": (nothing, "submit photos --model model --out photos/labels.csv", f"photos/labels.csv {TAKEN}"),
+    "submit onto a file": (
+        nothing,
+        "submit photos --model model --out photos/labels.csv",
+        f"photos/labels.csv {TAKEN}",
+    ),
     "findings onto a file": (nothing, "check photos --out photos/labels.csv", f"photos/labels.csv {TAKEN}"),
     "a clean manifest onto one": (
         write("photos/manifest.csv", "path,label,split\n" + CAT.removeprefix("photos/") + ",cat,query\n"),
@@ -198,7 +202,9 @@ def test_a_full_disk(line, place, world, refused, monkeypatch):
 
 @pytest.mark.parametrize(("line", "place"), WRITING.values(), ids=WRITING)
 def test_a_read_only_folder(line, place, world, refused, monkeypatch):
-    monkeypatch.setattr("lookalike.files.os.access", lambda path, _mode: Path(path) != Path())  # root may write anywhere
+    monkeypatch.setattr(
+        "lookalike.files.os.access", lambda path, _mode: Path(path) != Path()
+    )  # root may write anywhere
     refused(line, f"{place.replace('/…', '')} cannot be written, as the folder . is read-only; choose another place.")
 
 

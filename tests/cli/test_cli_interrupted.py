@@ -57,8 +57,8 @@ def test_training_that_was_stopped_goes_on(refused, lookalike, world):
     refused(TRAIN, "new.training holds an unfinished run; go on with --resume, or remove it to start anew.")
     refused(
         f"{TRAIN} --resume --seed 1",
-        "the checkpoint in new.training/0 belongs to a run with other data, weights or options; resume with the options "
-        "it was started with, or remove it.",
+        "the checkpoint in new.training/0 belongs to a run with other data, weights or options; resume with the "
+        "options it was started with, or remove it.",
     )
     found = lookalike(f"{TRAIN} --resume")
     assert (found.code, found.out) == (0, "new\n")
@@ -70,8 +70,9 @@ def test_training_that_was_stopped_goes_on(refused, lookalike, world):
 
 
 @pytest.mark.usefixtures("unfinished")
-def test_a_damaged_checkpoint(refused):
-    Path("new.training/0/checkpoint.pt").write_text("half")
+@pytest.mark.parametrize("damage", [b"half", b"\x00" * 40, b""])
+def test_a_damaged_checkpoint(damage, refused):
+    Path("new.training/0/checkpoint.pt").write_bytes(damage)
     refused(
         f"{TRAIN} --resume",
         "the checkpoint new.training/0/checkpoint.pt is damaged; remove new.training/0 and start again.",

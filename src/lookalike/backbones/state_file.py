@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 from lookalike.errors import ModelError
 
 State = Mapping[str, torch.Tensor]
-_NOT_READABLE = (SafetensorError, struct.error)
+_DAMAGED = (
+    *(SafetensorError, pickle.UnpicklingError, struct.error),
+    *(RuntimeError, EOFError, ValueError, OSError, LookupError),
+)
 
 
 def read_state(path: Path) -> State:
@@ -34,7 +37,7 @@ def read_state(path: Path) -> State:
         raise ModelError(f"the weights file {path} does not exist; check the path.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
-    except (*_NOT_READABLE, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError) as error:
+    except _DAMAGED as error:
         raise ModelError(_unreadable(path, error)) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from lookalike.data.catalogue import Dataset, Item, Split, by_class
 from lookalike.errors import DataError, OptionError
 
-VALIDATION_FRACTION = 0.2
+VALIDATION_FRACTION = 0.15
 _TEST_FRACTIONS = (0.12, 0.36)  # of a class: queries, gallery; the rest is training
 
 

@@ -1,0 +1,93 @@
+"""Help, version, completion, and the reference that is made of the same text."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import lookalike as la
+from lookalike.cli.commands import cli
+from lookalike.cli.options import training_options
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_without_arguments_the_help_is_shown_as_talk(lookalike):
+    found = lookalike("")
+    assert (found.code, found.out) == (2, "")
+    assert found.err == lookalike("--help").out
+
+
+def test_help_lists_the_commands_in_the_order_of_a_job(lookalike):
+    found = lookalike("-h")
+    assert (found.code, found.err) == (0, "")
+    listed = re.findall(r"^  (\w+) {2,}(\S.*)$", found.out.partition("Commands:")[2], re.MULTILINE)
+    assert [name for name, _ in listed] == list(cli.commands)
+    assert all(text.endswith(".") and not text.endswith("...") for _, text in listed)
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_help_of_every_command_has_an_example_of_it(name, lookalike):
+    found = lookalike(f"{name} --help")
+    assert (found.code, found.err) == (0, "")
+    examples = found.out.partition("Example")[2]
+    assert f"\n    lookalike {name}" in examples
+    assert max(map(len, found.out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_option_has_a_help(name):
+    for option in cli.commands[name].params:
+        assert option.param_type_name == "argument" or option.help, option.name
+
+
+def test_examples_parse():
+    """Every line that the help shows is one that the command takes."""
+    for name, command in cli.commands.items():
+        text = (command.help or "").replace("\\\n", " ")
+        for line in re.findall(rf"^ *lookalike {name} (.*)$", text, re.MULTILINE):
+            words = re.sub(r"(>>? .*| {3,}\w.*)$", "", line).split()
+            command.make_context(name, words)
+
+
+def test_version(lookalike):
+    found = lookalike("--version")
+    assert (found.code, found.out) == (0, "lookalike, version 0.1.0\n")
+    command = [sys.executable, "-m", "lookalike", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == found.out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell, lookalike):
+    found = lookalike(f"completion {shell}")
+    assert (found.code, found.err) == (0, "")
+    assert "_LOOKALIKE_COMPLETE" in found.out
+
+
+def test_completion_completes(capsys, monkeypatch, lookalike):
+    monkeypatch.setenv("_LOOKALIKE_COMPLETE", "bash_complete")
+    for words, wanted in (("lookalike ev", "plain,evaluate"), ("lookalike train x --max", "plain,--max-minutes")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert lookalike("").out.splitlines() == [wanted]
+
+
+def test_the_defaults_of_training_are_the_librarys():
+    shown = click.command()(training_options(lambda **_: None)).make_context("train", []).params
+    options = la.TrainingOptions()
+    assert shown.pop("stop_on") == options.measure
+    assert shown == {name: getattr(options, name) for name in shown}
+
+
+def test_the_reference_has_not_drifted():
+    spec = importlib.util.spec_from_file_location("make_cli", REPOSITORY / "docs" / "make_cli.py")
+    make_cli = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_cli)
+    written = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == make_cli.reference(), "run: python docs/make_cli.py"
