@@ -66,8 +66,8 @@ CASES = {
     "a pickle with code": (
         pickle_with_code,
         f"{TRAIN} --weights w.pth",
-        "w.pth is a pickle that needs the Python object posix.mkdir, and loading such a file can run any code, so it is "
-        "refused; save the model's state_dict() as safetensors where you trust the file.",
+        "w.pth is a pickle that needs the Python object posix.mkdir, and loading such a file can run any code, so it "
+        "is refused; save the model's state_dict() as safetensors where you trust the file.",
     ),
     "a folder": (
         nothing,

@@ -97,12 +97,18 @@ def test_embeddings_that_are_not_finished(refused, stop_at):
     )
 
 
+_UNIGNORED = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from lookalike.cli import main; main()"
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_a_real_process(number, world):
     line = TRAIN.replace("--epochs 2", "--epochs 500 --patience 500")
     process = subprocess.Popen(
-        [sys.executable, "-m", "lookalike", *line.split()],
+        # a shell starts what it puts in the background with SIGINT ignored, and children inherit that: undone here
+        [sys.executable, "-c", _UNIGNORED, *line.split()],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ import pytest
 from lookalike.cli.command import as_typed
 from lookalike.cli.commands import cli
 from lookalike.cli.main import run
-from lookalike.cli.output import print_table
+from lookalike.cli.output import print_prose, print_table
 from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import counted, display_path, duration, printable, rate, typed_path
 
@@ -77,6 +77,14 @@ def test_a_narrow_terminal_does_without_what_can_be_spared(capsys, monkeypatch):
         lines = click.unstyle(capsys.readouterr().out).splitlines()
         assert max(map(len, lines)) <= columns
         assert lines[0].split() == [name for name in HEADER if name not in spared]
+
+
+def test_prose_is_broken_between_words_on_a_terminal_only(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "12")
+    print_prose("one two three four")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_prose("one two three four")
+    assert capsys.readouterr().out.splitlines() == ["one two three four", "one two", "three four"]
 
 
 def test_progress_in_a_log(capsys, monkeypatch):

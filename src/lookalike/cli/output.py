@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -64,6 +65,12 @@ def _fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int, s
             break
         kept = [n for n in kept if header[n] != name]
     return kept
+
+
+def print_prose(text: str) -> None:
+    """Print a paragraph on stdout: broken between words on a terminal, as one line elsewhere."""
+    width = shutil.get_terminal_size().columns
+    click.echo(click.wrap_text(text, width) if sys.stdout.isatty() else text)
 
 
 def print_json(value: Any) -> None:

@@ -26,7 +26,8 @@ _LISTED_SKIPPED = 20
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
+        measurable = (task.elapsed or 0.0) >= 1  # a second, or it is what a cache held and says nothing
+        speed = (task.finished_speed or task.speed) if measurable else None
         return Text(rate(speed) if speed else "", style="dim")
 
 

@@ -18,7 +18,7 @@ from lookalike.cli.options import (
     training_options,
     weights_option,
 )
-from lookalike.cli.output import print_table
+from lookalike.cli.output import print_prose, print_table
 from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import display_path, typed_path
 
@@ -140,12 +140,12 @@ def _show(found: Benchmark) -> None:
     click.echo()
     everything = display_path(found.out / "leaderboard.md")
     if len(board.rows) > len(rows):
-        click.echo(f"{len(rows)} of {len(board.rows)} candidates; all in {everything}")
+        print_prose(f"{len(rows)} of {len(board.rows)} candidates; all in {everything}")
     if narrow:
-        click.echo(f"Not shown for want of room: {', '.join(narrow)}; all columns in {everything}")
-    click.echo(board.caption)
+        print_prose(f"Not shown for want of room: {', '.join(narrow)}; all columns in {everything}")
+    print_prose(board.caption)
     click.echo()
-    click.echo(found.choice.reason)
+    print_prose(found.choice.reason)
     click.echo()
     click.echo(f"report: {display_path(found.out / 'report.html')}")
     click.echo(f"model:  {display_path(found.out / 'best')}")
