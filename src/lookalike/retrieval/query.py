@@ -64,10 +64,10 @@ def load_index(path: Path | str) -> LoadedIndex:
         FingerprintMismatch: its model is not the one that made it.
 
     """
-    from lookalike.backbones.bundle import is_bundle, load_bundle
-
     path = Path(path)
     index = Index.load(path)
+    from lookalike.backbones.bundle import is_bundle, load_bundle  # seconds of imports: only once there is an index
+
     if not is_bundle(path / MODEL):
         raise StorageError(f"{path} has no {MODEL} folder to embed queries with; make the index again.")
     encoder = load_bundle(path / MODEL)
