@@ -90,6 +90,7 @@ def test_a_folder_of_one_s_own(bench, photo_folder, tmp_path):
     demo(tmp_path / "demo", data=photo_folder)
     ((folder, given),) = bench.calls
     assert folder == photo_folder
+    assert given["out"] == tmp_path / "demo" / "benchmark-photos"  # the built-in set's lies beside it
     assert given["title"] == "Which model finds best in photos?"
     assert given["notes"] == ()
 

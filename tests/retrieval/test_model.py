@@ -10,7 +10,7 @@ import pytest
 from lookalike.backbones import build_member, save_bundle
 from lookalike.data import load_dataset
 from lookalike.errors import ModelError
-from lookalike.retrieval.model import bundle_at, evenly_spaced, resolve_model, weights_of
+from lookalike.retrieval.model import bundle_at, evenly_spaced, resolve_model, seed_of, weights_of
 
 
 @pytest.fixture
@@ -28,6 +28,14 @@ def test_a_bundle_or_a_folder_that_holds_one(encoder, bundle, tmp_path):
         assert resolve_model(place).fingerprint == encoder.fingerprint
     assert bundle_at(tmp_path / "index") == tmp_path / "index" / "model"
     assert bundle_at(tmp_path) is None
+
+
+def test_the_seed_that_a_bundle_split_its_data_by(encoder, tmp_path):
+    """Else `evaluate` on class folders would meet images that `train --seed 3` trained on."""
+    assert seed_of(save_bundle(encoder, tmp_path / "third", facts={"options": {"seed": 3}})) == 3
+    assert seed_of(save_bundle(encoder, tmp_path / "plain")) == 0
+    assert seed_of("efficientnet_lite0") == 0
+    assert seed_of(encoder) == 0
 
 
 def test_a_name_learns_its_head_from_the_images(photo_folder, heard):

@@ -38,16 +38,15 @@ def demo(
     out = Path(out)
     notes: tuple[str, ...] = ()
     if data is None:
-        folder = _builtin(out, progress)
+        folder, place = _builtin(out, progress), _BENCHMARK
         title = "The demo: which model finds the same scene again?"
         notes = (DESCRIPTION,)
         progress.say(DESCRIPTION)
     else:
         folder = _given(str(data), out, progress)
+        place = f"{_BENCHMARK}-{folder.resolve().name}"  # beside the built-in one, each set has its own
         title = f"Which model finds best in {folder.resolve().name}?"
-    return benchmark(
-        folder, BACKBONES, out=out / _BENCHMARK, options=OPTIONS, title=title, notes=notes, progress=progress
-    )
+    return benchmark(folder, BACKBONES, out=out / place, options=OPTIONS, title=title, notes=notes, progress=progress)
 
 
 def _builtin(out: Path, progress: Progress) -> Path:
@@ -77,10 +76,11 @@ def _given(data: str, out: Path, progress: Progress) -> Path:
 
 def _require_ours(out: Path) -> None:
     """Refuse a folder that holds something else than a demo; sweep out what a demo killed half-way left behind."""
-    names = (_PHOTOGRAPHS, _BENCHMARK, *SOURCES)
+    names = (_PHOTOGRAPHS, *SOURCES)
     entries = list(out.iterdir()) if out.is_dir() else []
     halves = [p for p in entries if p.name.startswith((*(f".{name}." for name in names), ".lookalike-download-"))]
-    if any(p not in halves and p.name not in names for p in entries) or out.is_file():
+    ours = {p for p in entries if p.name in names or p.name == _BENCHMARK or p.name.startswith(f"{_BENCHMARK}-")}
+    if any(p not in halves and p not in ours for p in entries) or out.is_file():
         require_free(out)
     for half in halves:
         shutil.rmtree(half, ignore_errors=True)

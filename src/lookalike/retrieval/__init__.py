@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lookalike.retrieval.assess import evaluate, measures_for, submit
     from lookalike.retrieval.gallery import MadeIndex, embed, index
-    from lookalike.retrieval.model import resolve_model
+    from lookalike.retrieval.model import resolve_model, seed_of
     from lookalike.retrieval.query import LoadedIndex, SearchResult, load_index, search
 
 _HOMES = {
@@ -22,6 +22,7 @@ _HOMES = {
     "measures_for": "assess",
     "resolve_model": "model",
     "search": "query",
+    "seed_of": "model",
     "submit": "assess",
 }
 
@@ -36,6 +37,7 @@ __all__ = [
     "measures_for",
     "resolve_model",
     "search",
+    "seed_of",
     "submit",
 ]
 

@@ -78,6 +78,17 @@ def bundle_at(model: Path | str) -> Path | None:
     return next((place for place in (path, path / MODEL) if is_bundle(place)), None)
 
 
+def seed_of(model: Encoder | Path | str) -> int:
+    """Return the seed that a bundle's training split its data by; 0 where there is none.
+
+    Class folders are split anew each time they are loaded: with another seed a model would meet its training images.
+    """
+    from lookalike.backbones.bundle import read_facts
+
+    place = bundle_at(model) if isinstance(model, str | Path) else None
+    return int((read_facts(place).get("options") or {}).get("seed", 0)) if place is not None else 0
+
+
 def weights_of(weights: Weights, name: str) -> str | Path:
     """Return what `weights` says of one backbone."""
     return weights.get(name, "pretrained") if isinstance(weights, Mapping) else weights

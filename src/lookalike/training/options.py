@@ -31,7 +31,7 @@ class TrainingOptions:
         measure: of the validation part, which decides early stopping and what is kept.
         class_disjoint: how validation is cut; None decides by the data.
         precision: auto takes bfloat16 where the device computes in it.
-        resolution: side of the training views over the side at test time, for networks that take any size.
+        resolution: side of the training views over the side at test time, in the first two thirds of the epochs.
         seed: of the split, the order, the augmentation and the weights.
 
     Raises:
@@ -53,7 +53,7 @@ class TrainingOptions:
     measure: str = "map@r"
     class_disjoint: bool | None = None
     precision: str = "auto"
-    resolution: float = 0.75
+    resolution: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -49,10 +49,10 @@ def evaluate(
     chosen = model_weights(weights, model)
     from lookalike.data import load_dataset
     from lookalike.retrieval import evaluate as run_evaluate
-    from lookalike.retrieval import measures_for
+    from lookalike.retrieval import measures_for, seed_of
 
     terminal = Terminal()
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, seed=seed_of(model))
     ks = ks or tuple(k for k in _DEFAULT_KS if k == 1 or k <= len(dataset.gallery))
     try:
         found, skipped = run_evaluate(
