@@ -14,7 +14,7 @@ from lookalike.progress import SILENT, Progress
 from lookalike.training import TrainingOptions
 
 BACKBONES = ("efficientnet_lite0", "efficientnet_lite2")
-OPTIONS = TrainingOptions(epochs=3)
+OPTIONS = TrainingOptions(epochs=3, resolution=0.75)  # a few minutes on two cores
 _PER_CLASS = 60
 _PHOTOGRAPHS, _BENCHMARK = "photographs", "benchmark"
 
