@@ -23,7 +23,7 @@ def default_device() -> torch.device:
 def keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed activations instead of giving it back to the kernel after every layer.
 
-    Without it each forward pass faults its pages in anew: embedding was 2 to 4 times slower (benchmarks/allocator.py).
+    Without it each forward pass faults its pages in anew; benchmarks/allocator.py measures what that costs here.
     Does nothing on other C libraries, or when LOOKALIKE_MALLOC=default.
     """
     if not sys.platform.startswith("linux") or os.environ.get("LOOKALIKE_MALLOC") == "default":
