@@ -46,8 +46,7 @@ class CosineClassifier(nn.Module):
 class LinearClassifier(nn.Linear):
     """For the full stage: logits `(n, classes)` from the projection before it is normalised; starts at zero.
 
-    With the cosine classifier here the full stage found the class less often: hit@1 .876 to .906 by scale against .917
-    (docs/log.md).
+    At the small scales that make classes compact, the cosine classifier lost first hits (single runs, docs/log.md).
     """
 
     def __init__(self, dim: int, classes: int) -> None:
