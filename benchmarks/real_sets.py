@@ -138,7 +138,7 @@ def _training(out: Path) -> list[dict[str, Any]]:
                 "epochs": len(epochs),
                 # a run that was interrupted reports its last sitting; the epochs remember their own
                 "seconds": max(report["seconds"], sum(e["seconds"] for e in epochs)),
-                "measure": facts["options"]["measure"],
+                "measure": facts["options"]["stop_on"],
                 "validation": report["validation"],
             }
         )

@@ -75,7 +75,7 @@ def test_a_measure_deeper_than_a_part_is_an_error_or_left_out(run):
     with pytest.raises(OptionError, match=r"precision@8 needs 8 hits, but validation.* has only 7 images to find"):
         measures_for(run.data, "precision@8", OPTIONS)
     with pytest.raises(OptionError, match="hit@9 needs 9 hits"):
-        measures_for(run.data, "precision@3", TrainingOptions(measure="hit@9"))
+        measures_for(run.data, "precision@3", TrainingOptions(stop_on="hit@9"))
     few = run.data.replace_items(
         i for n, i in enumerate(run.data.items) if i.split != "gallery" or i.id.endswith("0.jpg")
     )

@@ -49,7 +49,7 @@ def test_paths(tmp_path, monkeypatch):
 def test_errors_name_options_as_they_are_typed():
     train, search = cli.commands["train"], cli.commands["search"]
     assert as_typed("max_minutes must be above 0, got 0.", train) == "--max-minutes must be above 0, got 0."
-    assert as_typed("backbone_lr must be above 0.", train) == "--lr must be above 0."
+    assert as_typed("lr must be above 0.", train) == "--lr must be above 0."
     assert as_typed("epochs must be whole, got 1.", train) == "--epochs must be whole, got 1."
     assert as_typed("an image of few epochs must be.", train) == "an image of few epochs must be."
     assert as_typed("top_k is 9; choose a smaller top_k.", search) == "-k is 9; choose a smaller -k."

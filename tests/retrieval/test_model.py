@@ -10,7 +10,7 @@ import pytest
 from lookalike.backbones import build_member, save_bundle
 from lookalike.data import load_dataset
 from lookalike.errors import ModelError
-from lookalike.retrieval.model import bundle_at, evenly_spaced, resolve_model, seed_of, weights_of
+from lookalike.retrieval.model import bundle_at, evenly_spaced, load_as_trained, resolve_model, weights_of
 
 
 @pytest.fixture
@@ -30,12 +30,16 @@ def test_a_bundle_or_a_folder_that_holds_one(encoder, bundle, tmp_path):
     assert bundle_at(tmp_path) is None
 
 
-def test_the_seed_that_a_bundle_split_its_data_by(encoder, tmp_path):
+def test_class_folders_are_split_as_a_bundle_was_trained(encoder, bundle, photo_folder, tmp_path):
     """Else `evaluate` on class folders would meet images that `train --seed 3` trained on."""
-    assert seed_of(save_bundle(encoder, tmp_path / "third", facts={"options": {"seed": 3}})) == 3
-    assert seed_of(save_bundle(encoder, tmp_path / "plain")) == 0
-    assert seed_of("efficientnet_lite0") == 0
-    assert seed_of(encoder) == 0
+    class_folders = photo_folder / "training"
+    options = {"seed": 3, "class_disjoint": True}
+    trained = save_bundle(encoder, tmp_path / "third", facts={"options": options})
+    assert load_as_trained(class_folders, trained).items == load_dataset(class_folders, **options).items
+    usual = load_dataset(class_folders).items
+    assert load_as_trained(class_folders, trained).items != usual
+    for model in (bundle, encoder, "efficientnet_lite0"):
+        assert load_as_trained(class_folders, model).items == usual
 
 
 def test_a_name_learns_its_head_from_the_images(photo_folder, heard):

@@ -58,7 +58,7 @@ def test_the_rate_without_warm_up_begins_at_the_top_and_only_falls():
 
 
 def test_every_group_gets_its_share_of_its_own_peak(make_trainee):
-    trainee = make_trainee(backbone_lr=1e-4, head_lr=1e-2)
+    trainee = make_trainee(lr=1e-4, head_lr=1e-2)
     trainee.set_rate(0.5)
     assert sorted({g["lr"] for g in trainee.optimizer.param_groups}) == pytest.approx([5e-5, 5e-3])
 

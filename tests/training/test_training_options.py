@@ -23,8 +23,8 @@ from lookalike.training import TrainingOptions
         ({"max_minutes": math.inf}, "max_minutes must be above 0, got inf."),
         ({"max_minutes": math.nan}, "max_minutes must be above 0, got nan."),
         ({"max_minutes": "5"}, "max_minutes must be a number, got '5'."),
-        ({"backbone_lr": 0}, "backbone_lr must be above 0 and at most 10, got 0."),
-        ({"backbone_lr": math.nan}, "backbone_lr must be above 0 and at most 10, got nan."),
+        ({"lr": 0}, "lr must be above 0 and at most 10, got 0."),
+        ({"lr": math.nan}, "lr must be above 0 and at most 10, got nan."),
         ({"head_lr": 11}, "head_lr must be above 0 and at most 10, got 11."),
         ({"head_lr": "fast"}, "head_lr must be a number, got 'fast'."),
         ({"warmup": 1.0}, "warmup must be at least 0 and below 1, got 1.0."),
@@ -43,7 +43,7 @@ def test_a_value_outside_what_is_allowed(given, sentence):
 
 def test_an_unknown_measure_is_refused_before_any_work():
     with pytest.raises(OptionError, match=r"^the measure 'accuracy' is not known; allowed are .*\.$"):
-        TrainingOptions(measure="accuracy")
+        TrainingOptions(stop_on="accuracy")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_an_unknown_measure_is_refused_before_any_work():
     [
         ({}, (5e-4, 1e-3)),
         ({"optimizer": "sgd"}, (1e-2, 3e-2)),
-        ({"backbone_lr": 1e-5}, (1e-5, 1e-3)),
+        ({"lr": 1e-5}, (1e-5, 1e-3)),
         ({"optimizer": "sgd", "head_lr": 0.5}, (1e-2, 0.5)),
     ],
 )

@@ -165,7 +165,7 @@ class Silent:
 
 def test_where_training_the_head_does_not_help_either_it_is_the_pca_head_to_the_bit(data, weights, quick, member):
     """With eight images `hit@7` is 1 for every head."""
-    outcome = train_member(data, SMALL, weights, quick(frozen=True, measure="hit@7"), None, Silent())
+    outcome = train_member(data, SMALL, weights, quick(frozen=True, stop_on="hit@7"), None, Silent())
     assert outcome.report["validation"] == {"frozen": 1.0, "head": 1.0}
     assert outcome.member.fingerprint == fitted_encoder([member], data.training).fingerprint
     assert outcome.member.origin == {"weights": f"file {weights.name}", "head": "PCA of 24 images", "trained": "frozen"}
@@ -178,7 +178,7 @@ def test_random_weights_are_not_mixed_back_in(data, quick):
 
 
 def test_the_loss_falls_from_epoch_to_epoch(data, quick):
-    outcome = train_member(data, SMALL, "none", quick(epochs=6, backbone_lr=3e-3), None, Silent())
+    outcome = train_member(data, SMALL, "none", quick(epochs=6, lr=3e-3), None, Silent())
     losses = [epoch["loss"] for epoch in outcome.report["history"]]
     assert losses[-1] < losses[2] < losses[0] < 2 * np.log(4)
 
@@ -262,7 +262,7 @@ def test_one_readable_class_only(crops, quick):
 
 
 def test_a_measure_that_looks_deeper_than_validation_is(data, quick):
-    text = refused(OptionError, data, SMALL, weights="none", options=quick(measure="precision@10"))
+    text = refused(OptionError, data, SMALL, weights="none", options=quick(stop_on="precision@10"))
     assert "precision@10" in text
 
 

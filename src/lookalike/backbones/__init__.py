@@ -2,7 +2,7 @@
 
 from lookalike.backbones.alignment import fit_alignment
 from lookalike.backbones.bundle import load_bundle, save_bundle
-from lookalike.backbones.encoder import COMBINATIONS, Encoder, combine
+from lookalike.backbones.encoder import COMBINATIONS, Encoder, combine, require_combination
 from lookalike.backbones.member import Member
 from lookalike.backbones.pretrained import build_member
 from lookalike.backbones.projection import EMBEDDING_DIM, fit_pca
@@ -17,5 +17,6 @@ __all__ = [
     "fit_alignment",
     "fit_pca",
     "load_bundle",
+    "require_combination",
     "save_bundle",
 ]

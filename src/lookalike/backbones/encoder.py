@@ -21,6 +21,12 @@ COMBINATIONS = {
 }
 
 
+def require_combination(how: str) -> None:
+    """Raise `OptionError` for an unknown way of combining."""
+    if how not in COMBINATIONS:
+        raise OptionError(f"a combination must be one of {', '.join(COMBINATIONS)}, got {how!r}.")
+
+
 def combine(parts: Sequence[Vectors], how: str, alignments: Sequence[Vectors | None]) -> Vectors:
     """Combine unit-length embeddings `(n, dim)` of the same images, one array a member, into unit-length rows."""
     if how == "concat":
@@ -49,8 +55,7 @@ class Encoder:
     ) -> None:
         if not members:
             raise ModelError("an encoder needs at least one member, got none.")
-        if how not in COMBINATIONS:
-            raise OptionError(f"a combination must be one of {', '.join(COMBINATIONS)}, got {how!r}.")
+        require_combination(how)
         if how != "concat" and len({m.dim for m in members}) > 1:
             raise ModelError(
                 f"members must have one size to be averaged, got {', '.join(str(m.dim) for m in members)}."

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 from lookalike.backbones.weights import PRETRAINED
 from lookalike.bench.candidates import make_candidates
@@ -21,11 +22,11 @@ from lookalike.bench.selection import DEFAULT_MEASURE, Choice, select
 from lookalike.bench.trial import Trial
 from lookalike.bench.wanted import Wanted
 from lookalike.bench.winner import context, evaluate_winner, examples, write_best
-from lookalike.data import Dataset, load_dataset, with_validation
+from lookalike.data import Dataset, with_validation
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import Measure
 from lookalike.progress import SILENT, Progress
-from lookalike.training import TrainingOptions
+from lookalike.training import OptionChanges, TrainingOptions, changed_options, load_as
 from lookalike.types import Skipped
 
 
@@ -67,6 +68,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     title: str | None = None,
     notes: Sequence[str] = (),
     progress: Progress = SILENT,
+    **changes: Unpack[OptionChanges],
 ) -> Benchmark:
     """Measure the backbones, frozen and fine-tuned, the bundles, and all their pairs; choose by validation.
 
@@ -81,12 +83,13 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
         bundles: encoders made before.
         weights: as in `train`.
         finetune: train the backbones.
-        options: of the training.
+        options: of the training; single ones may also be given by name, as `epochs=3`.
         budget_ms: the most milliseconds an image may cost.
         measure: the accuracy to choose by.
         title: heading of the report.
         notes: further sentences for the report.
         progress: is told what happens.
+        changes: options by name, in place of what `options` says.
 
     Raises:
         DataError: too little labelled data.
@@ -95,7 +98,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
         StorageError: `out` belongs to something else, or to a run with other data, options or weights.
 
     """
-    options = options or TrainingOptions()
+    options = changed_options(options, changes)
     measure = str(Measure.parse(measure))
     if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
         raise OptionError(f"the budget must be a number above 0 milliseconds an image, got {budget_ms}.")
@@ -132,7 +135,7 @@ def _with_parts(data: Dataset | Path | str, options: TrainingOptions) -> Dataset
         DataError: when there is nothing labelled to train on.
 
     """
-    loaded = data if isinstance(data, Dataset) else load_dataset(data, seed=options.seed)
+    loaded = load_as(data, options)
     if not any(i.label for i in loaded.training):
         raise DataError(
             f"{loaded.root} has no labelled training images, which a benchmark fits, trains and chooses with; "

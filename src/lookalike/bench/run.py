@@ -121,7 +121,7 @@ def measures_for(data: Dataset, measure: str, options: TrainingOptions) -> tuple
         sizes["the gallery"] = len(data.gallery)
     where, least = min(sizes.items(), key=lambda found: found[1])
     chosen = Measure.parse(measure)
-    for wanted in (chosen, Measure.parse(options.measure)):
+    for wanted in (chosen, Measure.parse(options.stop_on)):
         if _hits(wanted) > least:
             raise OptionError(
                 f"{wanted} needs {_hits(wanted)} hits, but {where} has only {max(least, 0)} images to find; "

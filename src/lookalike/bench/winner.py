@@ -92,7 +92,7 @@ def context(run: Run, skipped: Sequence[Skipped], title: str | None, notes: Sequ
         "settings": {
             "seed": options.seed,
             "validation": f"{len(data.validation)} images, each searched for among all the others",
-            "fine-tuning": f"at most {options.epochs} epochs, early stopping on {options.measure}",
+            "fine-tuning": f"at most {options.epochs} epochs, early stopping on {options.stop_on}",
         },
         "skipped": [f"{_inside(data.root, s.path)}: {s.cause}" for s in skipped],
         "notes": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,15 +113,20 @@ def training_options(command: F) -> F:
             ),
             click.option("--batch-size", type=int, default=32, show_default=True, help="Images a step."),
             click.option(
+                "--resolution",
+                type=float,
+                default=1.0,
+                show_default=True,
+                help="Size of the pictures in the first two thirds of the epochs, as a share of the full size.",
+            ),
+            click.option(
                 "--optimizer",
                 type=click.Choice(["adamw", "sgd"]),
                 default="adamw",
                 show_default=True,
                 help="sgd is with Nesterov momentum 0.9.",
             ),
-            click.option(
-                "--lr", "backbone_lr", type=float, help="Peak learning rate of the backbone.  [default: by --optimizer]"
-            ),
+            click.option("--lr", type=float, help="Peak learning rate of the backbone.  [default: by --optimizer]"),
             click.option("--head-lr", type=float, help="The same of head and classifier.  [default: by --optimizer]"),
             click.option(
                 "--label-smoothing",
@@ -146,7 +152,8 @@ def training_options(command: F) -> F:
             click.option(
                 "--class-disjoint/--stratified",
                 default=None,
-                help="How validation is cut from training.  [default: class-disjoint when the test classes are unseen]",
+                help="How validation is cut from training, and plain class folders into parts.  "
+                "[default: class-disjoint when the test classes are unseen]",
             ),
             click.option(
                 "--precision",
@@ -162,12 +169,8 @@ def training_options(command: F) -> F:
     return command
 
 
-def make_training_options(values: dict[str, Any], *, frozen: bool = False) -> Any:
-    """Build `TrainingOptions` from a command's values."""
+def make_training_options(values: dict[str, Any]) -> Any:
+    """Build `TrainingOptions` from a command's values; what the command has no option for keeps its default."""
     from lookalike.training import TrainingOptions
 
-    names = (
-        "epochs", "max_minutes", "batch_size", "optimizer", "backbone_lr", "head_lr", "label_smoothing", "patience",
-        "class_disjoint", "precision", "seed",
-    )  # fmt: skip
-    return TrainingOptions(frozen=frozen, measure=values["stop_on"], **{n: values[n] for n in names})
+    return TrainingOptions(**{f.name: values[f.name] for f in fields(TrainingOptions) if f.name in values})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lookalike.retrieval.assess import evaluate, measures_for, submit
     from lookalike.retrieval.gallery import MadeIndex, embed, index
-    from lookalike.retrieval.model import resolve_model, seed_of
+    from lookalike.retrieval.model import load_as_trained, resolve_model
     from lookalike.retrieval.query import LoadedIndex, SearchResult, load_index, search
 
 _HOMES = {
@@ -18,11 +18,11 @@ _HOMES = {
     "embed": "gallery",
     "evaluate": "assess",
     "index": "gallery",
+    "load_as_trained": "model",
     "load_index": "query",
     "measures_for": "assess",
     "resolve_model": "model",
     "search": "query",
-    "seed_of": "model",
     "submit": "assess",
 }
 
@@ -33,11 +33,11 @@ __all__ = [
     "embed",
     "evaluate",
     "index",
+    "load_as_trained",
     "load_index",
     "measures_for",
     "resolve_model",
     "search",
-    "seed_of",
     "submit",
 ]
 

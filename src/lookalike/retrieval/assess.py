@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lookalike.backbones import Encoder
-from lookalike.data import Dataset, Item, load_dataset
+from lookalike.data import Dataset, Item
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import (
     DEFAULT,
@@ -22,7 +22,7 @@ from lookalike.evaluation import (
 from lookalike.files import require_free
 from lookalike.indexing import Index
 from lookalike.progress import SILENT, Progress
-from lookalike.retrieval.model import resolve_model, seed_of
+from lookalike.retrieval.model import load_as_trained, resolve_model
 from lookalike.types import Embeddings, Skipped
 
 Weights = str | Path | Mapping[str, str | Path]
@@ -61,7 +61,7 @@ def evaluate(
         DataError: without labels in query and gallery.
 
     """
-    data = data if isinstance(data, Dataset) else load_dataset(data, seed=seed_of(model))
+    data = data if isinstance(data, Dataset) else load_as_trained(data, model)
     parse_measures(list(measures))
     _require_test(data)
     if not data.test_is_labelled:
@@ -106,7 +106,7 @@ def submit(
     out = Path(out)
     require_submission_name(out)
     require_free(out)
-    data = data if isinstance(data, Dataset) else load_dataset(data, seed=seed_of(model))
+    data = data if isinstance(data, Dataset) else load_as_trained(data, model)
     _require_test(data)
     queries, gallery = _embed_test(data, model, weights, progress)
     submission = build_submission(Index.build(gallery).search(queries, top_k), groupname)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from lookalike.data import Dataset, load_dataset
 from lookalike.embedding.fit import fitted_encoder
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
@@ -78,15 +79,18 @@ def bundle_at(model: Path | str) -> Path | None:
     return next((place for place in (path, path / MODEL) if is_bundle(place)), None)
 
 
-def seed_of(model: Encoder | Path | str) -> int:
-    """Return the seed that a bundle's training split its data by; 0 where there is none.
+def load_as_trained(data: Path | str, model: Encoder | Path | str) -> Dataset:
+    """Load a data folder, class folders split as for the training of this bundle.
 
-    Class folders are split anew each time they are loaded: with another seed a model would meet its training images.
+    They are split anew each time they are loaded: by another seed a model would meet its training images.
     """
     from lookalike.backbones.bundle import read_facts
 
     place = bundle_at(model) if isinstance(model, str | Path) else None
-    return int((read_facts(place).get("options") or {}).get("seed", 0)) if place is not None else 0
+    options = (read_facts(place).get("options") if place is not None else None) or {}
+    return load_dataset(
+        data, seed=int(options.get("seed", 0)), class_disjoint=bool(options.get("class_disjoint", False))
+    )
 
 
 def weights_of(weights: Weights, name: str) -> str | Path:

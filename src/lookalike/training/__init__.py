@@ -1,7 +1,15 @@
 """Fine-tuning a backbone as a classifier, and keeping what retrieves best."""
 
 from lookalike.embedding.fit import fit_projection, fitted_encoder
-from lookalike.training.options import TrainingOptions
-from lookalike.training.train import train
+from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
+from lookalike.training.train import load_as, train
 
-__all__ = ["TrainingOptions", "fit_projection", "fitted_encoder", "train"]
+__all__ = [
+    "OptionChanges",
+    "TrainingOptions",
+    "changed_options",
+    "fit_projection",
+    "fitted_encoder",
+    "load_as",
+    "train",
+]

@@ -227,7 +227,7 @@ def finetune(
             run.history.append({"loss": loss, "measure": now, "seconds": round(seconds, 1)})
             progress.say(
                 f"  epoch {run.epoch}/{run.epochs}: loss {loss:.3f}, "
-                f"validation {options.measure} {now:.4f}, {seconds:.0f} s"
+                f"validation {options.stop_on} {now:.4f}, {seconds:.0f} s"
             )
             after_epoch(run)
             keep_slow_layers_float32(trainee.member.module, trainee.member.device)

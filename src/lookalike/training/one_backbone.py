@@ -53,7 +53,7 @@ class Job:
         """Take the validation measure of the member's present weights."""
         with autocast(member.device, self.options.precision):
             embeddings = Encoder([member]).embed(self.data.validation)
-        return measured(embeddings, self.data, self.options.measure)
+        return measured(embeddings, self.data, self.options.stop_on)
 
 
 def train_member(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypedDict
 
 from lookalike.errors import OptionError
 from lookalike.evaluation import Measure
@@ -23,12 +23,12 @@ class TrainingOptions:
         max_minutes: wall-clock budget for everything; the number of epochs is planned to fit.
         batch_size: images a step.
         optimizer: adamw or sgd (Nesterov, momentum 0.9).
-        backbone_lr, head_lr: peak learning rates; None takes the optimizer's default.
+        lr, head_lr: peak learning rates; None takes the optimizer's default.
         weight_decay: on weights, not on biases or normalisation.
         warmup: share of all steps with a rising learning rate; a cosine to zero follows.
         label_smoothing: of the cross-entropy.
         patience: epochs without a better measure before stopping.
-        measure: of the validation part, which decides early stopping and what is kept.
+        stop_on: the measure of the validation part which decides early stopping and what is kept.
         class_disjoint: how validation is cut; None decides by the data.
         precision: auto takes bfloat16 where the device computes in it.
         resolution: side of the training views over the side at test time, in the first two thirds of the epochs.
@@ -44,13 +44,13 @@ class TrainingOptions:
     max_minutes: float | None = None
     batch_size: int = 32
     optimizer: str = "adamw"
-    backbone_lr: float | None = None
+    lr: float | None = None
     head_lr: float | None = None
     weight_decay: float = 0.02
     warmup: float = 0.1
     label_smoothing: float = 0.1
     patience: int = 3
-    measure: str = "map@r"
+    stop_on: str = "map@r"
     class_disjoint: bool | None = None
     precision: str = "auto"
     resolution: float = 1.0
@@ -62,10 +62,10 @@ class TrainingOptions:
         self._at_least("batch_size", 2)
         self._at_least("patience", 1)
         self._at_least("seed", 0)
-        Measure.parse(self.measure)
+        Measure.parse(self.stop_on)
         if self.max_minutes is not None and not (self.max_minutes > 0 and math.isfinite(self.max_minutes)):
             raise OptionError(f"max_minutes must be above 0, got {self.max_minutes}.")
-        for name in ("backbone_lr", "head_lr"):
+        for name in ("lr", "head_lr"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 10:
                 raise OptionError(f"{name} must be above 0 and at most 10, got {value}.")
@@ -87,7 +87,7 @@ class TrainingOptions:
     def _require_numbers(self) -> None:
         for name in (
             "max_minutes",
-            "backbone_lr",
+            "lr",
             "head_lr",
             "weight_decay",
             "warmup",
@@ -102,8 +102,34 @@ class TrainingOptions:
     def learning_rates(self) -> tuple[float, float]:
         """Peak rates of the backbone and of head and classifier."""
         defaults = {"adamw": (5e-4, 1e-3), "sgd": (1e-2, 3e-2)}[self.optimizer]
-        return self.backbone_lr or defaults[0], self.head_lr or defaults[1]
+        return self.lr or defaults[0], self.head_lr or defaults[1]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
         return asdict(self)
+
+
+class OptionChanges(TypedDict, total=False):
+    """The options by name, as `train` and `benchmark` take them; those left out keep what they are."""
+
+    epochs: int
+    frozen: bool
+    max_minutes: float | None
+    batch_size: int
+    optimizer: str
+    lr: float | None
+    head_lr: float | None
+    weight_decay: float
+    warmup: float
+    label_smoothing: float
+    patience: int
+    stop_on: str
+    class_disjoint: bool | None
+    precision: str
+    resolution: float
+    seed: int
+
+
+def changed_options(options: TrainingOptions | None, changes: OptionChanges) -> TrainingOptions:
+    """Return the options, by default the usual ones, with what was given by name in place of what they say."""
+    return replace(options or TrainingOptions(), **changes)

@@ -107,13 +107,13 @@ def make_start(
     pca, head = _only_head(member.state()), str(member.origin["head"])
 
     def measure() -> float:
-        return measured(Embeddings(held_out.ids, member.project(held_out.rows), ""), data, options.measure)
+        return measured(Embeddings(held_out.ids, member.project(held_out.rows), ""), data, options.stop_on)
 
     frozen = measure()
     with_head = train_head(
         member, classifier, features, targets, measure, label_smoothing=options.label_smoothing, seed=options.seed
     )
-    progress.say(f"{name}: validation {options.measure} {frozen:.4f} as it came, {with_head:.4f} with a trained head")
+    progress.say(f"{name}: validation {options.stop_on} {frozen:.4f} as it came, {with_head:.4f} with a trained head")
     skipped = [str(s) for s in (*features.skipped, *held_out.skipped)]
     return Start(items, targets, member.state(), pca, head, frozen, with_head, skipped)
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from lookalike.backbones import Encoder, build_member, fit_alignment, load_bundle, save_bundle
+from lookalike.backbones import (
+    Encoder,
+    build_member,
+    fit_alignment,
+    load_bundle,
+    require_combination,
+    save_bundle,
+)
 from lookalike.backbones.bundle import is_bundle, read_facts
 from lookalike.backbones.weights import NONE, PRETRAINED
 from lookalike.data import Dataset, load_dataset, with_validation
@@ -15,7 +22,7 @@ from lookalike.errors import OptionError, StorageError
 from lookalike.files import require_free
 from lookalike.progress import SILENT, Progress
 from lookalike.training.one_backbone import Outcome, run_key, train_member, validation_fingerprint
-from lookalike.training.options import TrainingOptions
+from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
 from lookalike.types import Vectors
 
 Weights = str | Path
@@ -28,10 +35,12 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
     weights: Weights | Mapping[str, Weights] = PRETRAINED,
     out: Path | str | None = None,
     options: TrainingOptions | None = None,
+    combine: str = "aligned",
     resume: bool = False,
     replace: bool = False,
     cache: Path | None = None,
     progress: Progress = SILENT,
+    **changes: Unpack[OptionChanges],
 ) -> Encoder:
     """Fine-tune a backbone on the training part as a classifier and keep the weights that retrieve best on validation.
 
@@ -43,11 +52,13 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
         backbone: a name; several joined by `+` are trained one by one and become an aligned ensemble.
         weights: as in `build_member`; for several backbones a mapping by name.
         out: the bundle to write; without it nothing is written and nothing can be resumed.
-        options: all that can be turned.
+        options: all that can be turned; single ones may also be given by name, as `epochs=3`.
+        combine: how several backbones become one: aligned, average or concat.
         resume: go on with the unfinished run that stands beside `out`; a run that is finished is loaded as it is.
         replace: let the new bundle take the place of an older one.
         cache: a folder that keeps the features of the frozen backbone for other runs on the same images.
         progress: is told what happens.
+        changes: options by name, in place of what `options` says.
 
     Returns:
         The encoder, as saved.
@@ -59,33 +70,39 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
         StorageError: `out` is taken, or holds an unfinished run and `resume` is not set.
 
     """
-    options = options or TrainingOptions()
+    options = changed_options(options, changes)
+    require_combination(combine)
     chosen = _weights_by_position(backbone.split("+"), weights)
     target = Path(out) if out is not None else None
     work = prepare_work(target, resume=resume, replace=replace)
-    data = with_validation(
-        data if isinstance(data, Dataset) else load_dataset(data, seed=options.seed),
-        seed=options.seed,
-        class_disjoint=options.class_disjoint,
-    )
+    data = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
     if target is None or work is None:
         made = [train_member(data, name, given, options, None, progress, cache=cache) for name, given in chosen]
-        return _joined(made, progress)
+        return _joined(made, combine, progress)
     if resume and is_bundle(target):
-        if _is_finished(target, data, chosen, options):
+        if _is_finished(target, data, chosen, options, combine):
             progress.say(f"{target} is the finished bundle of this run, there is nothing to go on with")
             shutil.rmtree(work, ignore_errors=True)
             return load_bundle(target)
         if not replace:
             require_free(target)
+    # what the frozen backbone saw is kept too: it is most of the work before the first epoch ends
+    cache = cache or work / "cache"
     outcomes = [
         train_member(data, name, given, options, work / str(n), progress, cache=cache)
         for n, (name, given) in enumerate(chosen)
     ]
-    encoder = _joined(outcomes, progress)
+    encoder = _joined(outcomes, combine, progress)
     save_bundle(encoder, target, facts=bundle_facts(data, options, [o.report for o in outcomes]), replace=replace)
     shutil.rmtree(work, ignore_errors=True)
     return encoder
+
+
+def load_as(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
+    """Load a data folder, class folders split as the options say; a loaded data set stays as it is."""
+    if isinstance(data, Dataset):
+        return data
+    return load_dataset(data, seed=options.seed, class_disjoint=bool(options.class_disjoint))
 
 
 def _weights_by_position(names: list[str], weights: Weights | Mapping[str, Weights]) -> list[tuple[str, Weights]]:
@@ -134,18 +151,22 @@ def prepare_work(target: Path | None, *, resume: bool, replace: bool) -> Path | 
     return work
 
 
-def _is_finished(target: Path, data: Dataset, chosen: Sequence[tuple[str, Weights]], options: TrainingOptions) -> bool:
+def _is_finished(
+    target: Path, data: Dataset, chosen: Sequence[tuple[str, Weights]], options: TrainingOptions, combine: str
+) -> bool:
     """Whether the bundle at `target` came out of a run with these data, weights and options."""
-    found = [report.get("run") for report in read_facts(target).get("training", [])]
-    if len(found) != len(chosen):
+    facts = read_facts(target)
+    found = [report.get("run") for report in facts.get("training", [])]
+    if len(found) != len(chosen) or facts["how"] not in (None, combine):
         return False
     return found == [run_key(build_member(name, given, seed=options.seed), data, options) for name, given in chosen]
 
 
-def _joined(outcomes: list[Outcome], progress: Progress) -> Encoder:
-    """One encoder of all members, each rotated onto the first by their embeddings of the training images."""
-    if len(outcomes) == 1:
-        return Encoder([outcomes[0].member])
+def _joined(outcomes: list[Outcome], combine: str, progress: Progress) -> Encoder:
+    """One encoder of all members; when aligned, each rotated onto the first by their embeddings of training images."""
+    members = [o.member for o in outcomes]
+    if len(members) == 1 or combine != "aligned":
+        return Encoder(members, combine)
     embedded = [
         Encoder([o.member]).embed(o.items, progress=progress, task=f"{o.member.backbone}: alignment") for o in outcomes
     ]
@@ -155,7 +176,7 @@ def _joined(outcomes: list[Outcome], progress: Progress) -> Encoder:
         kept = set(other.ids)
         shared = [i for i in first.ids if i in kept]
         alignments.append(fit_alignment(other.take(shared).vectors, first.take(shared).vectors))
-    return Encoder([o.member for o in outcomes], "aligned", alignments)
+    return Encoder(members, combine, alignments)
 
 
 __all__ = ["bundle_facts", "train", "train_member", "validation_fingerprint"]

@@ -47,12 +47,11 @@ def evaluate(
       lookalike evaluate photos --model runs/first/best -k 1 -k 3 --json
     """  # noqa: D301
     chosen = model_weights(weights, model)
-    from lookalike.data import load_dataset
     from lookalike.retrieval import evaluate as run_evaluate
-    from lookalike.retrieval import measures_for, seed_of
+    from lookalike.retrieval import load_as_trained, measures_for
 
     terminal = Terminal()
-    dataset = load_dataset(data, seed=seed_of(model))
+    dataset = load_as_trained(data, model)
     ks = ks or tuple(k for k in _DEFAULT_KS if k == 1 or k <= len(dataset.gallery))
     try:
         found, skipped = run_evaluate(

@@ -30,12 +30,19 @@ from lookalike.cli.wording import display_path, typed_path
     help="A backbone's name, or several joined by +.",
 )
 @weights_option
+@click.option(
+    "--combine",
+    type=click.Choice(["aligned", "average", "concat"]),
+    default="aligned",
+    show_default=True,
+    help="How several backbones become one model.",
+)
 @click.option("--frozen", is_flag=True, help="Train the head only, on cached features: seconds instead of minutes.")
 @training_options
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run beside --out.")
 @out_option("The bundle's folder; must not exist yet.")
 def train(
-    data: Path, backbone: str, weights: tuple[str, ...], frozen: bool, resume: bool, out: Path, **values: Any
+    data: Path, backbone: str, weights: tuple[str, ...], combine: str, resume: bool, out: Path, **values: Any
 ) -> None:
     """Fine-tune a backbone on DATA's training part and save it as a bundle.
 
@@ -52,22 +59,31 @@ def train(
     """  # noqa: D301
     chosen = parse_weights(weights, tuple(backbone.split("+")))
     from lookalike.backbones.bundle import read_facts
-    from lookalike.data import load_dataset
+    from lookalike.training import load_as
     from lookalike.training import train as run_train
 
     terminal = Terminal()
-    options = make_training_options(values, frozen=frozen)
-    dataset = load_dataset(data, seed=options.seed)
+    options = make_training_options(values)
+    dataset = load_as(data, options)
     terminal.say(str(dataset))
     try:
-        run_train(dataset, backbone, weights=chosen, out=out, options=options, resume=resume, progress=terminal)
+        run_train(
+            dataset,
+            backbone,
+            weights=chosen,
+            out=out,
+            options=options,
+            combine=combine,
+            resume=resume,
+            progress=terminal,
+        )
     finally:
         terminal.close()
     reports = read_facts(out)["training"]
     list_skipped(terminal, list(dict.fromkeys(s for r in reports for s in r["skipped"])))
     for report in reports:
         measures = ", ".join(f"{stage} {value:.4f}" for stage, value in report["validation"].items())
-        terminal.say(f"{report['backbone']}: validation {options.measure}: {measures}")
+        terminal.say(f"{report['backbone']}: validation {options.stop_on}: {measures}")
     if dataset.test_is_labelled:
         terminal.say(f"next: lookalike evaluate {typed_path(data)} --model {typed_path(out)}")
     else:
