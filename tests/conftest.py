@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: real photographs, a small data folder of them, and the shared data sets."""
+"""Fixtures of the whole suite: one thread, real photographs, a small data folder of them, and the shared data sets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import os
 import random
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,17 @@ from PIL import Image
 _PHOTOS = {"astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 _SIDE = 160
 _VIEWS = {"training": 6, "test/query": 2, "test/gallery": 3}  # of each class
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: work this small only waits for itself in several, for minutes on a busy machine."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +85,18 @@ def _crop(photo: Image.Image, chance: random.Random) -> Image.Image:
 def photo_folder(photo_folder_original: Path, tmp_path: Path) -> Path:
     """Data folder of layout 1, yours to change: 4 classes with 6 training, 2 query and 3 gallery crops of one photo."""
     return Path(shutil.copytree(photo_folder_original, tmp_path / "photos"))
+
+
+@pytest.fixture
+def close_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Let a folder refuse to be listed, as by its permissions, which do not bind a superuser."""
+    closed: set[Path] = set()
+    scandir = os.scandir
+
+    def guarded(path: int | str | Path = ".") -> Iterator[os.DirEntry[str]]:
+        if not isinstance(path, int) and Path(path).resolve() in closed:  # shutil gives open folders by number
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    return lambda folder: closed.add(folder.resolve())

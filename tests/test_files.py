@@ -153,7 +153,7 @@ def test_new_folder_leaves_another_alone(tmp_path: Path) -> None:
     (path / "old").touch()
     with pytest.raises(StorageError) as caught, new_folder(path):
         pytest.fail("the block must not run")
-    assert str(caught.value) == f"{path} already exists and is left as it is; choose another --out or remove it first."
+    assert str(caught.value) == f"{path} already exists and is left as it is; choose another place or remove it first."
     assert names(path) == ["old"]
 
 
@@ -209,6 +209,17 @@ def test_require_free(tmp_path: Path) -> None:
     for taken in (tmp_path, tmp_path / "f"):
         with pytest.raises(StorageError, match="already exists and is left as it is"):
             require_free(taken)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(
+        StorageError, match=r"cannot be written \(permission denied\); free some space or choose another"
+    ):
+        require_free(tmp_path)
 
 
 def test_a_place_inside_a_file_or_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 import lookalike as la
+import lookalike.retrieval
 from lookalike.cli.commands import cli
+from lookalike.training import OptionChanges
 
 HEAVY = ("torch", "torchvision", "timm", "faiss", "matplotlib", "jinja2", "numpy", "PIL", "click", "rich")
 
@@ -21,41 +25,26 @@ def in_a_new_process(code: str) -> str:
 
 
 def test_what_is_public():
-    assert la.__all__ == [
-        "Benchmark",
-        "Choice",
-        "Dataset",
-        "Embeddings",
-        "Encoder",
-        "Evaluation",
-        "Hits",
-        "Index",
-        "Item",
-        "LookalikeError",
-        "Measure",
-        "Skipped",
-        "TrainingOptions",
-        "Trial",
-        "benchmark",
-        "check",
-        "demo",
-        "embed",
-        "evaluate",
-        "index",
-        "load_bundle",
-        "load_dataset",
-        "save_bundle",
-        "search",
-        "submit",
-        "train",
-    ]
-    assert dir(la) == sorted(la.__all__)
+    assert la.__all__ == sorted(la._HOMES) == dir(la)
+    assert not [name for name in la.__all__ if name.startswith("_")]
+
+
+def test_what_the_documents_use_is_public():
+    readme = Path(__file__).parents[1] / "README.md"
+    used = set(re.findall(r"\bla\.(\w+)", f"{la.__doc__}\n{readme.read_text(encoding='utf-8')}"))
+    assert {"load_dataset", "train", "Index", "benchmark"} <= used <= set(la.__all__)
 
 
 def test_nothing_else_is():
     assert in_a_new_process("import lookalike; print(dir(lookalike) == sorted(lookalike.__all__))") == "True"
-    with pytest.raises(AttributeError, match=r"^module 'lookalike' has no attribute 'bnchmark'$"):
-        la.bnchmark  # noqa: B018
+    for package in (la, la.retrieval):
+        with pytest.raises(AttributeError, match=rf"^module '{package.__name__}' has no attribute 'bnchmark'$"):
+            package.bnchmark  # noqa: B018
+
+
+def test_a_name_is_looked_up_once():
+    code = "import lookalike; print('check' in vars(lookalike), lookalike.check is vars(lookalike)['check'])"
+    assert in_a_new_process(code) == "False True"
 
 
 @pytest.mark.parametrize("name", la.__all__)
@@ -84,11 +73,17 @@ def test_the_commands_import_neither_torch_nor_what_draws():
     assert in_a_new_process(code) == "[]"
 
 
+PYTHON_NAMES = {"no_near": "near", "no_finetune": "finetune", "tuned": "finetune"}
+"""Options that say no, or say in words what is one value in Python."""
+
+
 @pytest.mark.parametrize("name", [n for n in cli.commands if n != "completion"])
-def test_every_command_is_a_function_of_the_same_name(name):
+def test_every_command_is_a_function_of_the_same_name_and_arguments(name):
     function = getattr(la, name)
     assert inspect.isfunction(function)
-    arguments = inspect.signature(function).parameters
-    for parameter in cli.commands[name].params:
-        if parameter.param_type_name == "argument" or parameter.name in ("out", "model", "weights", "budget_ms"):
-            assert parameter.name in arguments or name == "check", parameter.name
+    signature = inspect.signature(function).parameters
+    known = {n for n, p in signature.items() if p.kind is not p.VAR_KEYWORD}
+    if "changes" in signature:
+        known |= OptionChanges.__annotations__.keys()
+    given = {PYTHON_NAMES.get(p.name, p.name) for p in cli.commands[name].params}
+    assert given - {"as_json"} <= known  # what is returned can be turned into JSON

@@ -14,8 +14,9 @@ Importing this does nothing else; torch, timm and FAISS are imported by what nee
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from lookalike.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lookalike.backbones import Encoder, load_bundle, save_bundle
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lookalike.evaluation import Evaluation, Measure
     from lookalike.indexing import Index
     from lookalike.retrieval import embed, evaluate, index, search, submit
-    from lookalike.training import TrainingOptions, train
+    from lookalike.training import TrainingOptions, refit, train
     from lookalike.types import Embeddings, Hits, Skipped
 
 _HOMES = {
@@ -53,6 +54,7 @@ _HOMES = {
     "index": "retrieval",
     "load_bundle": "backbones",
     "load_dataset": "data",
+    "refit": "training",
     "save_bundle": "backbones",
     "search": "retrieval",
     "submit": "retrieval",
@@ -82,6 +84,7 @@ __all__ = [
     "index",
     "load_bundle",
     "load_dataset",
+    "refit",
     "save_bundle",
     "search",
     "submit",
@@ -90,14 +93,7 @@ __all__ = [
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for known
-
-    def __getattr__(name: str) -> object:
-        home = _HOMES.get(name)
-        if home is None:
-            raise AttributeError(f"module 'lookalike' has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"lookalike.{home}"), name)
-        globals()[name] = value
-        return value
+    __getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -156,11 +156,12 @@ def require_writable(path: Path) -> None:
 
 def require_free(path: Path) -> None:
     """Raise `StorageError` when `path` is a file or a folder that is not empty, or nothing can be made there."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
+    with storage_errors(path):
+        if path.is_dir() and not any(path.iterdir()):
+            return
     require_writable(path)
     if path.exists():
-        raise StorageError(f"{path} already exists and is left as it is; choose another --out or remove it first.")
+        raise StorageError(f"{path} already exists and is left as it is; choose another place or remove it first.")
 
 
 def digest(*parts: bytes | str) -> str:

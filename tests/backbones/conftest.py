@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from threadpoolctl import threadpool_limits
 
 from lookalike.backbones import Encoder, Member, build_member, fit_alignment
 
 SMALL = "test_efficientnet"  # 0.1 million parameters, pictures of 160 × 160
 OTHER = "test_resnet"
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute in one thread: work this small only waits for itself in several, for minutes on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1, user_api="blas"):
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

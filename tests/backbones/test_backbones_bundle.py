@@ -236,7 +236,7 @@ def test_a_place_that_is_taken_is_left_as_it_is(bundle, make_member, tmp_path):
     with pytest.raises(StorageError) as raised:
         save_bundle(other, bundle)
     assert str(raised.value) == (
-        f"{bundle} already exists and is left as it is; choose another --out or remove it first."
+        f"{bundle} already exists and is left as it is; choose another place or remove it first."
     )
     assert {p.name: p.read_bytes() for p in bundle.iterdir()} == before
     save_bundle(other, bundle, replace=True)

@@ -17,7 +17,7 @@ CASES = {
     "a command like no other": ("frobnicate", "no such command 'frobnicate'; see 'lookalike --help'."),
     "an option that there is not": (
         "train photos --bacbone resnet50 --out new",
-        "no such option --bacbone (did you mean --backbone?); see 'lookalike train --help'.",
+        "no such option --bacbone (did you mean --backbone or --combine?); see 'lookalike train --help'.",
     ),
     "an option before the command": (
         "--versoin",
@@ -116,7 +116,7 @@ CASES = {
     ),
     "a page that is a picture": (
         "search photos.index photos/test/query/cat0.jpg --html photos/test/query/cat1.jpg",
-        "--html photos/test/query/cat1.jpg must be named .html; write for example --html found.html.",
+        "--html must be named .html, got photos/test/query/cat1.jpg; write for example found.html.",
     ),
     "a submission of another format": (
         "submit photos --model model --out submission.txt",
@@ -152,7 +152,7 @@ def test_a_budget_that_nothing_meets(refused, monkeypatch):
     monkeypatch.setattr("lookalike.bench.measuring.measure_timing", here)
     refused(
         "benchmark photos --bundle model --budget-ms 0.001 --out new",
-        "no candidate takes at most 0.001 ms per image; the fastest of 1, model, takes … ms, so give --budget-ms … or "
+        "no candidate takes at most 0.001 ms per image; the only one, model, takes … ms, so give --budget-ms … or "
         "more.",
         grows="new/",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 CAT = "photos/test/query/cat0.jpg"
-TAKEN = "already exists and is left as it is; choose another --out or remove it first."
+TAKEN = "already exists and is left as it is; choose another place or remove it first."
 INSIDE = "cannot be written, as photos/labels.csv is not a folder; choose another place."
 FULL = "cannot be written (no space left on device); free some space or choose another place."
 TRAIN = "train photos --backbone test_efficientnet --weights none --frozen"
@@ -59,7 +59,7 @@ CASES = {
     "embed onto a bundle": (
         nothing,
         "embed photos --model model --out other",
-        "other already exists and is not an embeddings folder; choose another --out.",
+        "other already exists and is not an embeddings folder; choose another place.",
     ),
     "a benchmark onto photographs": (
         nothing,
@@ -70,7 +70,7 @@ CASES = {
         nothing,
         "embed photos --model other --out photos.emb",
         "photos.emb holds embeddings made by the model test_efficientnet (…), not by test_efficientnet (…); choose "
-        "another --out or remove it.",
+        "another place or remove it.",
     ),
     # a place that is none
     "train inside a file": (nothing, f"{TRAIN} --out photos/labels.csv/new", f"photos/labels.csv/new {INSIDE}"),
@@ -161,8 +161,8 @@ CASES = {
     "embeddings that another model made": (
         nothing,
         "index photos.emb --model other --out new",
-        "photos.emb was made by the model test_efficientnet (…), not by other; leave out --model, or embed again with "
-        "it.",
+        "photos.emb was made by the model test_efficientnet (…), not by other; leave out the model, or embed again "
+        "with it.",
     ),
     "embeddings that are damaged": (
         write("photos.emb/vectors.npy", "half"),
@@ -179,7 +179,7 @@ def test_bad_storage(arrange, line, sentence, world, refused):
 
 
 WRITING = {
-    "train": (f"{TRAIN} --out new", "new"),
+    "train": (f"{TRAIN} --out new", "new.training/cache/…"),
     "embed": ("embed photos --model model --out new", "new/…"),
     "index": ("index photos.emb --out new", "new"),
     "submit": ("submit photos --model model --out s.json", "s.json"),
@@ -205,7 +205,10 @@ def test_a_read_only_folder(line, place, world, refused, monkeypatch):
     monkeypatch.setattr(
         "lookalike.files.os.access", lambda path, _mode: Path(path) != Path()
     )  # root may write anywhere
-    refused(line, f"{place.replace('/…', '')} cannot be written, as the folder . is read-only; choose another place.")
+    refused(
+        line,
+        f"{place.removesuffix('/…').removesuffix('.training/cache')} cannot be written, as the folder . is read-only; choose another place.",
+    )
 
 
 def test_stdout_that_is_full(world):

@@ -89,6 +89,42 @@ def test_train_frozen(world, lookalike):
     assert unlabelled.err.splitlines()[-1] == "next: lookalike index PICTURES --model second --out PICTURES.index"
 
 
+def test_refit(world, lookalike, refused):
+    given = "--weights small.safetensors"
+    lookalike(f"train photos --backbone test_efficientnet {given} --frozen --out first")
+    before = Path("first/bundle.json").read_bytes()
+    found = lookalike(f"refit photos --model first {given} --out final")
+    assert (found.code, found.out) == (0, "final\n")
+    *_, measures, following = found.err.splitlines()
+    assert measures.startswith("test_efficientnet: of the first training, validation map@r: frozen 0.")
+    assert following == "next: lookalike index PICTURES --model final --out PICTURES.index"
+    assert lookalike("evaluate photos --model final").code == 0
+    assert Path("first/bundle.json").read_bytes() == before
+    refused(
+        f"refit photos --model first {given} --out final",
+        "final already exists and is left as it is; choose another place or remove it first.",
+    )
+    refused(
+        "refit photos --model first --weights none --out other2",
+        "test_efficientnet was not trained from these weights with the options that its bundle names; give the weights "
+        "that it was trained from.",
+    )
+    refused(
+        "refit photos --model model --out other2",
+        "model does not say how it was trained; give a bundle that 'lookalike train' or 'benchmark' made.",
+    )
+    Path("photos/training/cat/cat0.jpg").unlink()
+    refused(
+        f"refit photos --model first {given} --out other2",
+        "first was not trained on the images in photos; give the folder that it was trained on.",
+    )
+
+
+def test_train_combines_as_told(world, lookalike):
+    lookalike("train photos --backbone test_efficientnet+test_vit --weights none --frozen --combine concat --out both")
+    assert json.loads(Path("both/bundle.json").read_text())["how"] == "concat"
+
+
 # ---------------------------------------------------------------- embed, index, search
 
 
@@ -205,6 +241,46 @@ def test_submit(world, lookalike):
         header, *rows = csv.reader(handle)
     assert header == ["query", "rank1", "rank2", "rank3"]
     assert {query: names for query, *names in rows} == submission["images"]
+
+
+def test_submit_lists_the_gallery_files_that_it_could_not_read(world, lookalike):
+    Path("photos/test/gallery/cat0.jpg").write_text("no picture")
+    found = lookalike("submit photos --model model -k 3 --out s.json")
+    assert (found.code, found.out) == (0, "s.json\n")
+    assert found.err.splitlines()[-3:] == [
+        "1 file was skipped:",
+        "  photos/test/gallery/cat0.jpg: this is not an image that Pillow can read",
+        "8 queries, 3 gallery images each",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "embed photos/test --model model --out new",
+        "index photos/test --model model --out new",
+        "evaluate photos --model model",
+        "submit photos --model model -k 3 --out s.json",
+    ],
+)
+def test_a_folder_that_cannot_be_listed_ends_no_command(line, world, lookalike, close_folder):
+    Path("photos/test/gallery/more").mkdir()
+    close_folder(Path("photos/test/gallery/more"))
+    found = lookalike(line)
+    assert (found.code, found.errors) == (0, [])
+    lines = found.err.splitlines()
+    place = lines.index("1 file was skipped:")
+    assert lines[place + 1] == "  photos/test/gallery/more: the folder cannot be listed (permission denied)"
+
+
+def test_a_folder_that_cannot_be_listed_is_found(world, lookalike, close_folder):
+    close_folder(Path("photos/training/cat"))
+    found = lookalike("check photos --no-near")
+    assert found.code == 1
+    said = "photos/training/cat: the folder cannot be listed (permission denied)"
+    assert table(found.out)[1] == ["error", "unlisted", "1", *f"{said}.".split()]
+    note = f"  note: 1 folder was skipped, the first is {said}"
+    assert note in found.err.splitlines()
 
 
 # ---------------------------------------------------------------- benchmark

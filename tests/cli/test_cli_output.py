@@ -141,7 +141,7 @@ def test_a_reader_that_has_gone(argv, world):
 
 
 def test_what_should_not_fail(world, lookalike, monkeypatch):
-    monkeypatch.setattr("lookalike.data.load_dataset", lambda *_: 1 / 0)
+    monkeypatch.setattr("lookalike.data.check.load_dataset", lambda *_: 1 / 0)
     found = lookalike("check photos")
     assert (found.code, found.out) == (3, "")
     assert found.errors == [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from lookalike.data import Dataset, Item, Split, load_dataset, with_validation
 from lookalike.data.catalogue import by_class, class_names
 
@@ -57,3 +59,18 @@ def test_fingerprint_covers_what_is_trained_on_and_nothing_else(photo_folder: Pa
     assert load_dataset(photo_folder).fingerprint == original
     (photo_folder / "training/cat/cat0.jpg").write_bytes(b"changed")
     assert load_dataset(photo_folder).fingerprint != original
+
+
+def test_fingerprint_with_a_file_that_may_not_be_read(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as missing: it is skipped all the same."""
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lookalike.data.catalogue.file_digest", refuse)
+        closed = load_dataset(photo_folder).fingerprint
+    data = load_dataset(photo_folder)
+    for one in data.training:
+        one.path.unlink()
+    assert data.fingerprint == closed

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,20 @@ from lookalike.data.findings import CheckReport
 from lookalike.errors import DataError, OptionError, StorageError
 
 Photos = dict[str, Image.Image]
+
+
+class Heard:
+    """A progress that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int, int]] = []
+        self.said: list[str] = []
+
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
+        self.steps.append((task, done, total))
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def codes(report: CheckReport) -> dict[str, int]:
@@ -40,13 +55,14 @@ def kept(report: CheckReport) -> set[str]:
 
 
 def test_a_good_folder_has_no_findings(photo_folder: Path) -> None:
-    steps: list[tuple[int, int]] = []
-    report = check(str(photo_folder), progress=lambda done, total: steps.append((done, total)))
+    heard = Heard()
+    report = check(str(photo_folder), progress=heard)
     assert report.findings == ()
     assert (report.images, report.readable, report.exit_code) == (44, 44, 0)
     assert report.clean_items() == report.data.items
     assert report.table_rows() == []
-    assert steps == [(done, 44) for done in range(1, 45)]
+    assert heard.steps == [("checking", done, 44) for done in range(1, 45)]
+    assert heard.said == [str(load_dataset(photo_folder))]
 
 
 def test_unreadable(photo_folder: Path) -> None:
@@ -312,7 +328,7 @@ def test_clean_manifest_overwrites_nothing(photo_folder: Path) -> None:
     path.write_text("mine")
     with pytest.raises(StorageError) as caught:
         report.write_clean_manifest(path)
-    assert str(caught.value) == f"{path} already exists and is left as it is; choose another --out or remove it first."
+    assert str(caught.value) == f"{path} already exists and is left as it is; choose another place or remove it first."
     assert path.read_text() == "mine"
 
 
@@ -334,6 +350,35 @@ def test_clean_manifest_of_nothing(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         check(tmp_path / "none")
+
+
+def test_a_closed_folder_is_an_error(photo_folder: Path, close_folder: Callable[[Path], None]) -> None:
+    place = photo_folder / "training" / "cat" / "more"
+    place.mkdir()
+    close_folder(place)
+    report = check(photo_folder)
+    text = f"{place}: the folder cannot be listed (permission denied)."
+    assert only(report, "unlisted") == ("error", text, ())
+    assert (report.images, report.readable, report.exit_code) == (44, 44, 1)
+    assert report.dropped == {}
+
+
+def test_findings_and_clean_manifest_are_written(photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "training/cat/cat0.jpg").write_bytes(b"")
+    report = check(photo_folder, near=False, out=tmp_path / "f.json", clean_manifest=str(tmp_path / "clean"))
+    assert json.loads((tmp_path / "f.json").read_text()) == report.to_dict()
+    data = load_dataset(tmp_path / "clean")
+    assert (data.layout, len(data)) == ("manifest (manifest.csv)", 43)
+
+
+@pytest.mark.parametrize("option", ["out", "clean_manifest"])
+def test_a_taken_place_is_said_before_anything_is_read(photo_folder: Path, tmp_path: Path, option: str) -> None:
+    taken = tmp_path / "manifest.csv"
+    taken.write_text("mine")
+    heard = Heard()
+    with pytest.raises(StorageError, match="already exists and is left as it is"):
+        check(photo_folder, progress=heard, **{option: taken})
+    assert (heard.steps, heard.said, taken.read_text()) == ([], [], "mine")
 
 
 @pytest.mark.slow

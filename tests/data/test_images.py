@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, features
 
-from lookalike.data import find_images, images, read_image
-from lookalike.errors import DataError, UnreadableImage
+from lookalike.data import images, read_image
+from lookalike.errors import UnreadableImage
 
 Photos = dict[str, Image.Image]
 
@@ -132,6 +132,26 @@ def test_sixteen_bit_grey_is_scaled(tmp_path: Path, suffix: str) -> None:
 def test_big_endian_sixteen_bit_tiff(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 100 * 257, 65535]], ">u2")).save(tmp_path / "p.tif")
     assert pixels(tmp_path / "p.tif")[0, :, 1].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("p.png", "<u2"), ("p.tif", "<u2"), ("p.tiff", ">u2")])
+def test_a_dark_sixteen_bit_picture_is_scaled_like_any_other(tmp_path: Path, name: str, kind: str) -> None:
+    Image.fromarray(np.array([[0, 128, 129, 255]], kind)).save(tmp_path / name)
+    assert pixels(tmp_path / name)[0, :, 0].tolist() == [0, 0, 1, 1]  # of 257: 0.498, 0.502 and 0.992
+
+
+@pytest.mark.parametrize(("largest", "expected"), [(65535, [0, 2, 4]), (1023, [0, 128, 255])])
+def test_pgm_with_more_than_eight_bits(tmp_path: Path, largest: int, expected: list[int]) -> None:
+    """512 of 65535 is 512 / 257 = 1.99 of 255, of 1023 it is 127.6; 1023 of 65535 is 3.98."""
+    (tmp_path / "p.pgm").write_bytes(b"P5 3 1 %d\n" % largest + struct.pack(">3H", 0, 512, 1023))
+    assert pixels(tmp_path / "p.pgm")[0, :, 0].tolist() == expected
+
+
+def test_white_of_32_bit_integers_is_that_of_16_bits(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-300, 0, 255, 25700, 65535, 70000]], np.int32)).save(tmp_path / "p.tif")
+    with Image.open(tmp_path / "p.tif") as image:
+        assert image.mode == "I"
+    assert pixels(tmp_path / "p.tif")[0, :, 0].tolist() == [0, 0, 1, 100, 255, 255]
 
 
 @pytest.mark.parametrize(("white", "expected"), [(1.0, [0, 128, 255]), (255.0, [0, 128, 255])])
@@ -288,27 +308,3 @@ def test_many_threads_read_the_same(photos: Photos, tmp_path: Path) -> None:
     assert len(set(read)) == 1
     assert warnings.filters == before
     assert threading.active_count() == threads
-
-
-def test_find_images_sorted_and_without_the_hidden(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "sub/c.webp", ".hidden.jpg", ".trash/d.jpg", "notes.txt", "sub/labels.csv"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert find_images(tmp_path) == [tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "sub/c.webp"]
-    assert find_images(tmp_path, recursive=False) == [tmp_path / "a.png", tmp_path / "b.JPG"]
-
-
-def test_find_images_wants_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        find_images(tmp_path / "none")
-    assert str(caught.value) == f"{tmp_path / 'none'} is not a folder; give a folder of images."
-
-
-def test_find_images_in_a_closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(images.os, "scandir", refuse)
-    with pytest.raises(DataError) as caught:
-        find_images(tmp_path)
-    assert str(caught.value) == f"{tmp_path} cannot be listed (Permission denied)."

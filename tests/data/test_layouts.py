@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -290,6 +290,104 @@ def test_parquet_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "reading manifest.parquet needs the package pyarrow, which is not installed; "
         "run: pip install 'lookalike[parquet]'"
     )
+
+
+CLOSED = "the folder cannot be listed (permission denied)"
+CloseFolder = Callable[[Path], None]
+
+
+@pytest.mark.parametrize(
+    ("closed", "left"),
+    [
+        ("training/cat", ["training/dog/sub/2.png", "test/query/q.jpg", "test/gallery/g.webp"]),
+        ("training/dog/sub", ["training/cat/1.jpg", "test/query/q.jpg", "test/gallery/g.webp"]),
+        ("training", ["test/query/q.jpg", "test/gallery/g.webp"]),
+        ("test/query", ["training/cat/1.jpg", "training/dog/sub/2.png", "test/gallery/g.webp"]),
+    ],
+)
+def test_parts_with_a_closed_folder(tmp_path: Path, close_folder: CloseFolder, closed: str, left: list[str]) -> None:
+    make(tmp_path, *PARTS)
+    close_folder(tmp_path / closed)
+    data = load_dataset(tmp_path)
+    assert [item.id for item in data.items] == left
+    assert [(s.path, s.cause) for s in data.skipped] == [(tmp_path / closed, CLOSED)]
+    assert data.notes == ()
+    line = f"  note: 1 folder was skipped, the first is {tmp_path / closed}: {CLOSED}"
+    assert str(data).splitlines()[-1] == line
+
+
+def test_labels_of_closed_folders_are_no_error(tmp_path: Path, close_folder: CloseFolder) -> None:
+    make(tmp_path, *PARTS)
+    (tmp_path / "labels.csv").write_text("path,label\ntest/query/q.jpg,cat\ntest/gallery/g.webp,dog\n")
+    for split in ("query", "gallery"):
+        close_folder(tmp_path / "test" / split)
+    data = load_dataset(tmp_path)
+    assert len(data.training) == 2
+    assert len(data.skipped) == 2
+    assert data.notes == ("labels.csv names 2 images that are not there, the first is test/query/q.jpg",)
+
+
+def test_class_folders_with_a_closed_one(tmp_path: Path, close_folder: CloseFolder) -> None:
+    make(tmp_path, *(f"{label}/{n}.jpg" for label in ("a", "b", "c") for n in range(4)))
+    close_folder(tmp_path / "b")
+    data = load_dataset(tmp_path)
+    assert data.layout == "class folders, split here (stratified, seed 0)"
+    assert {item.label for item in data.items} == {"a", "c"}
+    assert [(s.path, s.cause) for s in data.skipped] == [(tmp_path / "b", CLOSED)]
+
+
+def test_images_without_labels_and_a_closed_folder(tmp_path: Path, close_folder: CloseFolder) -> None:
+    make(tmp_path, "a.jpg", "inside/b.jpg")
+    close_folder(tmp_path / "inside")
+    data = load_dataset(tmp_path)
+    assert found(data) == [("a.jpg", None, "gallery")]
+    assert [(s.path, s.cause) for s in data.skipped] == [(tmp_path / "inside", CLOSED)]
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (
+            ("inside/b.jpg",),
+            "{root} holds no image, and folders in it were skipped, the first is {root}/inside: {closed}; expected "
+            "files such as .jpg, .png or .webp, or a manifest.csv.",
+        ),
+        (
+            ("training/inside/b.jpg",),
+            "{root} has a training or test folder, but no image in training/<class>/, test/query or test/gallery, and "
+            "folders in it were skipped, the first is {root}/training/inside: {closed}.",
+        ),
+    ],
+)
+def test_nothing_but_closed_folders(
+    tmp_path: Path, close_folder: CloseFolder, names: tuple[str, ...], sentence: str
+) -> None:
+    make(tmp_path, *names)
+    close_folder((tmp_path / names[0]).parent)
+    assert refusal(tmp_path) == sentence.format(root=tmp_path, closed=CLOSED)
+
+
+def test_a_root_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a.jpg")
+    monkeypatch.setattr("lookalike.data.folders.os.access", lambda _path, _mode: False)
+    wanted = f"the permissions of {tmp_path} do not allow reading it; change them, or give another folder."
+    assert refusal(tmp_path) == wanted
+
+
+def test_a_manifest_that_names_files_where_nobody_may_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a.jpg", "closed/b.jpg")
+    manifest(tmp_path, "a.jpg,cat,query", "closed/b.jpg,cat,gallery", "c.jpg,cat,gallery")
+    is_file = Path.is_file
+
+    def guarded(path: Path) -> bool:
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", guarded)
+    data = load_dataset(tmp_path)
+    assert [item.id for item in data.items] == ["a.jpg", "c.jpg", "closed/b.jpg"]
+    assert data.notes == ("1 files named in manifest.csv do not exist, the first is c.jpg",)
 
 
 @pytest.mark.parametrize(

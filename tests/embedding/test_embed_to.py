@@ -17,6 +17,7 @@ from lookalike.backbones.stream import File
 from lookalike.embedding import embed_to, is_embeddings, is_unfinished, load_embeddings, read_embedding_facts
 from lookalike.embedding.embed import root_of
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
+from lookalike.types import Skipped
 
 
 @dataclass
@@ -96,6 +97,22 @@ def test_what_is_complete_is_returned_untouched(encoder, sources, tmp_path):
     assert same(embed_to(sources, counting, out, shard_size=7), first)
     assert counting.seen == 0
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == times
+
+
+def test_what_was_left_out_is_kept_and_brought_up_to_date(encoder, sources, folder, tmp_path):
+    (folder / "0.png").write_text("no picture")
+    closed, other = (Skipped(Path(name), "the folder cannot be listed") for name in ("closed", "other"))
+    out, counting = tmp_path / "emb", Counting(encoder)
+    made = embed_to(sources, counting, out, shard_size=4, left_out=[closed])
+    broken = made.skipped[0]
+    assert (broken.path, made.skipped[1:]) == (folder / "0.png", (closed,))
+    assert load_embeddings(out).skipped == (broken, closed)
+    assert embed_to(sources, counting, out, left_out=[other, closed]).skipped == (broken, other, closed)
+    assert counting.seen == 10
+    (folder / "9.png").unlink()
+    assert embed_to(sources[:9], counting, out, left_out=[other]).skipped == (broken, other)
+    assert counting.seen == 11  # the last shard, of one picture now
+    assert embed_to(sources[:9], counting, out).skipped == (broken,)
 
 
 def test_a_changed_file_costs_one_shard(encoder, sources, folder, tmp_path):
@@ -202,7 +219,7 @@ def test_embeddings_of_another_model_are_refused(encoder, sources, tmp_path, wat
         embed_to(sources, other, out)
     assert str(caught.value) == (
         f"{out} holds embeddings made by the model test_efficientnet ({encoder.fingerprint}), not by test_efficientnet "
-        f"({other.fingerprint}); choose another --out or remove it."
+        f"({other.fingerprint}); choose another place or remove it."
     )
     assert sorted(out.rglob("*")) == before
 
@@ -212,7 +229,7 @@ def test_something_else_in_the_place_is_left_alone(encoder, sources, tmp_path):
     (tmp_path / "letters" / "dear.txt").write_text("dear")
     (tmp_path / "file").write_text("x")
     for place in ("letters", "file"):
-        with pytest.raises(StorageError, match="already exists and is not an embeddings folder; choose another --out"):
+        with pytest.raises(StorageError, match="already exists and is not an embeddings folder; choose another place"):
             embed_to(sources, encoder, tmp_path / place)
     assert names(tmp_path / "letters") == ["dear.txt"]
 

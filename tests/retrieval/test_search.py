@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lookalike.errors import DataError, FingerprintMismatch, ModelError, OptionE
 from lookalike.indexing import Index
 from lookalike.retrieval import embed, index, load_index, search
 from lookalike.retrieval.query import query_id
-from lookalike.types import Embeddings
+from lookalike.types import Embeddings, Skipped
 
 
 def names(folder: Path) -> list[str]:
@@ -110,6 +111,34 @@ def test_top_k_is_checked_before_anything_is_embedded(made, pictures, monkeypatc
     monkeypatch.setattr(Encoder, "embed", lambda *_, **__: pytest.fail("a query was embedded"))
     with pytest.raises(OptionError, match="top_k is 99"):
         search(load_index(made), [pictures / "more" / "cat2.jpg"], top_k=99)
+
+
+def test_by_default_ten_or_as_many_as_all_can_have(made, pictures, tmp_path):
+    shutil.copy(pictures / "more" / "cat2.jpg", tmp_path / "copy.jpg")
+    assert search(made, [tmp_path / "copy.jpg"]).hits.ids.shape == (1, 10)
+    small = index(pictures / "more", made / "model", out=tmp_path / "small")
+    assert len(small.index) == 8
+    assert search(tmp_path / "small", [tmp_path / "copy.jpg"]).hits.ids.shape == (1, 8)
+    both = [tmp_path / "copy.jpg", pictures / "more" / "cat2.jpg"]  # the second is in the index
+    assert search(tmp_path / "small", both).hits.ids.shape == (2, 7)
+
+
+def test_a_page_of_what_was_found(made, pictures, tmp_path):
+    page = tmp_path / "found.html"
+    search(made, [pictures / "more" / "cat2.jpg"], top_k=3, html=str(page))
+    assert page.read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 1 + 3
+
+
+def test_a_page_that_cannot_be_is_said_first(made, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(Index, "load", lambda _: pytest.fail("the index was read"))
+    with pytest.raises(OptionError) as caught:
+        search(made, [pictures / "more" / "cat2.jpg"], html=tmp_path / "found.png")
+    assert str(caught.value) == (
+        f"html must be named .html, got {tmp_path / 'found.png'}; write for example found.html."
+    )
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file is not a folder; choose another place\.$"):
+        search(made, [pictures / "more" / "cat2.jpg"], html=tmp_path / "file" / "found.html")
 
 
 def test_a_query_given_twice_is_searched_once(made, pictures):
@@ -213,6 +242,43 @@ def test_corrupt_files_are_listed(pictures, encoder, tmp_path):
     found = index(pictures, encoder, out=tmp_path / "index")
     assert [s.path.name for s in found.skipped] == ["broken.jpg"]
     assert len(found.index) == 12
+
+
+CLOSED = "the folder cannot be listed (permission denied)"
+
+
+def test_closed_folders_are_listed(pictures, encoder, tmp_path, close_folder):
+    close_folder(pictures / "more")
+    skipped = (Skipped(pictures / "more", CLOSED),)
+    assert embed(pictures, encoder, out=tmp_path / "emb").skipped == skipped
+    for n, source in enumerate((pictures, tmp_path / "emb")):
+        found = index(source, encoder, out=tmp_path / f"index{n}")
+        assert (len(found.index), found.skipped) == (4, skipped)
+
+
+def test_nothing_but_a_closed_folder(pictures, encoder, tmp_path, close_folder):
+    shutil.rmtree(tmp_path / "photos")
+    for path in pictures.glob("*.jpg"):
+        path.unlink()
+    close_folder(pictures / "more")
+    wanted = f"{pictures} holds no image, and folders in it were skipped, the first is {pictures / 'more'}: {CLOSED}; "
+    for command in (index, embed):
+        with pytest.raises(DataError, match=f"^{re.escape(wanted)}expected files"):
+            command(pictures, encoder, out=tmp_path / "out")
+
+
+def test_a_closed_gallery_is_not_replaced_by_other_images(photo_folder, encoder, tmp_path, close_folder):
+    close_folder(photo_folder / "test" / "gallery")
+    with pytest.raises(DataError, match=r"photos has no gallery image to index, and folders in it were skipped, .*\.$"):
+        index(photo_folder, encoder, out=tmp_path / "index")
+
+
+def test_a_folder_that_may_not_be_looked_into(pictures, encoder, tmp_path, monkeypatch):
+    access = os.access
+    monkeypatch.setattr("lookalike.data.folders.os.access", lambda path, mode: path != pictures and access(path, mode))
+    for command in (index, embed):
+        with pytest.raises(DataError, match=r"^the permissions of .*pictures do not allow reading it; "):
+            command(pictures, encoder, out=tmp_path / "out")
 
 
 def test_an_index_of_embeddings(pictures, encoder, tmp_path):

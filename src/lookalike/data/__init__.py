@@ -1,7 +1,8 @@
 """Images on disk: reading them, finding the layout of a folder, cutting a validation part, checking it all."""
 
 from lookalike.data.catalogue import Dataset, Item, Split
-from lookalike.data.images import IMAGE_SUFFIXES, find_images, read_image
+from lookalike.data.folders import find_images
+from lookalike.data.images import IMAGE_SUFFIXES, read_image
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lookalike.errors import DataError
 from lookalike.files import digest, file_digest
+from lookalike.types import Skipped
 
 
 class Split(StrEnum):
@@ -51,6 +52,7 @@ class Dataset:
         layout: what the folder was recognised as, in words.
         items: all images, sorted by id inside each split.
         notes: what was noticed while loading, one sentence each.
+        skipped: folders that could not be listed, so that images may be missing.
 
     """
 
@@ -58,6 +60,7 @@ class Dataset:
     layout: str
     items: tuple[Item, ...]
     notes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     def __post_init__(self) -> None:
         counts = Counter(item.id for item in self.items)
@@ -123,7 +126,10 @@ class Dataset:
         """
         lines = []
         for item in sorted((*self.training, *self.validation), key=lambda i: i.id):
-            content = file_digest(item.path) if item.path.is_file() else "missing"
+            try:
+                content = file_digest(item.path) if item.path.is_file() else "missing"
+            except OSError:  # not to be read: it is skipped in all that follows
+                content = "missing"
             lines.append(f"{item.id}\t{item.label}\t{content}")
         return digest(*lines)
 
@@ -147,6 +153,9 @@ class Dataset:
         if self.test_classes_unseen:
             lines.append("  the test classes are not among the training classes: validation will be class-disjoint")
         lines.extend(f"  note: {note}" for note in self.notes)
+        if self.skipped:
+            many = f"{len(self.skipped)} folders were" if len(self.skipped) > 1 else "1 folder was"
+            lines.append(f"  note: {many} skipped, the first is {self.skipped[0]}")
         return "\n".join(lines)
 
 

@@ -8,32 +8,62 @@ from pathlib import Path
 import numpy as np
 
 from lookalike.data.catalogue import Dataset, Item, Split, by_class
-from lookalike.data.duplicates import Progress, Rows, Scan, connected, exact_groups, near_links, scan
-from lookalike.data.findings import CheckReport, Finding
+from lookalike.data.duplicates import Rows, Scan, connected, exact_groups, near_links, scan
+from lookalike.data.findings import CheckReport, Finding, clean_manifest_at
 from lookalike.data.layouts import load_dataset
+from lookalike.files import require_free, write_json
+from lookalike.progress import SILENT, Progress, counter
 
 _TRAINING = (Split.TRAINING, Split.VALIDATION)
 _TEST = (Split.QUERY, Split.GALLERY)
 
 
-def check(data: Dataset | Path | str, *, near: bool = True, progress: Progress | None = None) -> CheckReport:
+def check(
+    data: Dataset | Path | str,
+    *,
+    out: Path | str | None = None,
+    clean_manifest: Path | str | None = None,
+    near: bool = True,
+    progress: Progress = SILENT,
+) -> CheckReport:
     """Read every image of a data set once and report what is wrong with it.
 
     Args:
         data: a data set, or its folder.
+        out: a new file for the findings, as JSON.
+        clean_manifest: a new `manifest.csv`, or the folder for it, that names the images to keep; see
+            `CheckReport.write_clean_manifest`.
         near: also look for near duplicates, not only for exact ones.
-        progress: called with how many images are read, and of how many.
+        progress: is told what the data set is, and how many images are read.
 
     Raises:
-        DataError: when the folder cannot be loaded; what is wrong with single images is reported, not raised.
+        DataError: when the folder cannot be loaded, or nothing is left for the clean manifest; what is wrong with
+            single images is reported, not raised.
+        OptionError: when the clean manifest would have a name by which nothing finds it.
+        StorageError: when a file exists or cannot be written.
 
     """
+    if out is not None:
+        require_free(Path(out))
+    if clean_manifest is not None:
+        clean_manifest_at(clean_manifest)  # better said now than when all is read
     dataset = data if isinstance(data, Dataset) else load_dataset(data)
-    found = scan(dataset.items, progress=progress)
+    progress.say(str(dataset))
+    report = _report(dataset, near, progress)
+    if out is not None:
+        write_json(Path(out), report.to_dict())
+    if clean_manifest is not None:
+        report.write_clean_manifest(clean_manifest)
+    return report
+
+
+def _report(dataset: Dataset, near: bool, progress: Progress) -> CheckReport:
+    found = scan(dataset.items, progress=counter(progress, "checking"))
     by_id = {item.id: item for item in dataset.items}
     items = [by_id[name] for name in found.ids]  # row i of the scan
     groups = [[items[row] for row in rows] for rows in exact_groups(found)]
     findings = [
+        *(Finding("unlisted", "error", f"{skipped}.", ()) for skipped in dataset.skipped),
         *_unreadable(found),
         *(finding for group in groups for finding in _exact(group)),
         *(_near(found, items) if near else ()),

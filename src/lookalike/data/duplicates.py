@@ -23,9 +23,6 @@ from lookalike.errors import UnreadableImage
 from lookalike.files import file_digest
 from lookalike.types import Skipped
 
-Progress = Callable[[int, int], None]
-"""Called with how many images are done, and of how many."""
-
 MAX_DISTANCE = 7
 """Hamming distance of two hashes up to which they are candidates: with 8 bands of 8 bits, two of them share a band."""
 MIN_CORRELATION = 0.98
@@ -75,8 +72,11 @@ class _Trace:
     colour: npt.NDArray[np.uint8]
 
 
-def scan(items: Sequence[Item], *, workers: int = 2, progress: Progress | None = None) -> Scan:
-    """Read every image once, in `workers` threads; a file that cannot be read is kept with its cause."""
+def scan(items: Sequence[Item], *, workers: int = 2, progress: Callable[[int, int], None] | None = None) -> Scan:
+    """Read every image once, in `workers` threads; a file that cannot be read is kept with its cause.
+
+    `progress` is called with how many images are done, and of how many.
+    """
     read: dict[str, _Trace] = {}
     skipped: dict[str, Skipped] = {}
     with ThreadPoolExecutor(max(1, workers)) as pool:

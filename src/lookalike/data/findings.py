@@ -20,7 +20,7 @@ class Finding:
     """One thing that is wrong, or worth knowing.
 
     Attributes:
-        code: its kind, such as `unreadable`, `contradiction`, `leak` or `near-duplicate`.
+        code: its kind, such as `unreadable`, `unlisted`, `contradiction`, `leak` or `near-duplicate`.
         severity: an error makes results wrong, a warning may.
         message: one sentence.
         ids: the items it is about.

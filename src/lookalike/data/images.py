@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lookalike.errors import DataError, UnreadableImage
+from lookalike.errors import UnreadableImage
 
 MAX_PIXELS = 178_956_970
 """An image that claims more pixels than this (a 0.5 GB decode) is taken for a decompression bomb."""
@@ -36,12 +35,17 @@ _FORMATS = {
 IMAGE_SUFFIXES = frozenset(_FORMATS)
 """File name endings, in lower case, that are taken for images."""
 
+_WIDE_WHITE = 65535
+"""The integer sample above 8 bits that is white."""
+
 
 def read_image(path: Path | str) -> Image.Image:
     """Decode an image file into an RGB picture, upright, alpha blended onto white.
 
     Handles EXIF orientation, greyscale, palette, alpha, CMYK, 16-bit and float samples; an animation gives its first
-    frame.
+    frame. White is 65535 in 16-bit greyscale, however dark a picture is, and in 32-bit integers as well, which have no
+    white of their own: darker than 0 is black, brighter than white is white. In float samples white is 1 when none is
+    above it, else 255.
 
     Raises:
         UnreadableImage: with the path and the cause: missing, empty, truncated, not an image, named as another
@@ -125,13 +129,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_wide(samples: np.ndarray) -> Image.Image:
-    """Bring 16-bit, 32-bit integer or float grey samples to 8 bits."""
+    """Bring 16-bit, 32-bit integer or float grey samples to 8 bits, by the rule that `read_image` states."""
     values = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     if np.issubdtype(samples.dtype, np.floating):
-        scale = 255.0 if values.size and values.max() <= 1.0 else 1.0
+        white = 1 if values.size and values.max() <= 1.0 else 255
     else:
-        scale = 1 / 257.0 if values.size and values.max() > 255 else 1.0
-    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+        white = _WIDE_WHITE
+    return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
 
 
 def _first_line(error: BaseException) -> str:
@@ -142,31 +146,3 @@ def _first_line(error: BaseException) -> str:
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for an image: a known ending, and not hidden."""
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def find_images(folder: Path | str, *, recursive: bool = True) -> list[Path]:
-    """List the image files in a folder by name, sorted; hidden files and folders are passed over.
-
-    Raises:
-        DataError: when the folder does not exist or cannot be listed.
-
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give a folder of images.")
-    return sorted(_walk(folder, recursive))
-
-
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed ({error.strerror}).") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            if recursive:
-                yield from _walk(Path(entry.path), recursive)
-        elif is_image_name(entry.name):
-            yield Path(entry.path)

@@ -10,13 +10,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lookalike.data.catalogue import Dataset, Item, Split
-from lookalike.data.images import find_images
+from lookalike.data.folders import Skip, and_skipped, find_folders, find_images, may_be_folder, require_folder
 from lookalike.data.split import split_classes
 from lookalike.errors import DataError, MissingExtra
+from lookalike.types import Skipped
 
 _SPLIT_NAMES = {
     "training": Split.TRAINING,
@@ -31,6 +32,8 @@ _SPLIT_NAMES = {
 def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = False) -> Dataset:
     """Load a data folder of any of the five layouts into one catalogue; `print` it to see what was found.
 
+    A folder inside it that cannot be listed is left out and stands in the catalogue's `skipped`.
+
     Args:
         data: the folder.
         seed: decides the split of layout 4.
@@ -41,21 +44,26 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
 
     """
     root = Path(data)
-    if not root.exists():
-        raise DataError(f"{root} does not exist; give a folder of images, with class folders or a manifest.csv.")
-    if not root.is_dir():
-        raise DataError(f"{root} is a file; give the folder that holds the images or the manifest.")
+    _require_open(root)
     for name in ("manifest.csv", "manifest.parquet"):
-        if (root / name).is_file():
+        if _may_be_file(root / name):
             return _from_manifest(root, root / name)
-    if (root / "training").is_dir() or (root / "test").is_dir():
+    if may_be_folder(root / "training") or may_be_folder(root / "test"):
         return _from_parts(root)
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    classes = {p.name: find_images(p) for p in folders}
+    skipped: list[Skipped] = []
+    classes = {p.name: find_images(p, skip=skipped.append) for p in find_folders(root, skipped.append)}
     classes = {name: images for name, images in classes.items() if images}
     if len(classes) >= 2 and not find_images(root, recursive=False):
-        return _from_classes(root, classes, seed, class_disjoint)
+        return _from_classes(root, classes, skipped, seed, class_disjoint)
     return _from_images(root)
+
+
+def _require_open(root: Path) -> None:
+    if not may_be_folder(root):
+        if root.exists():
+            raise DataError(f"{root} is a file; give the folder that holds the images or the manifest.")
+        raise DataError(f"{root} does not exist; give a folder of images, with class folders or a manifest.csv.")
+    require_folder(root)
 
 
 def _item(root: Path, path: Path, label: str | None, split: Split) -> Item:
@@ -63,58 +71,66 @@ def _item(root: Path, path: Path, label: str | None, split: Split) -> Item:
 
 
 def _from_images(root: Path) -> Dataset:
-    images = find_images(root)
+    skipped: list[Skipped] = []
+    images = find_images(root, skip=skipped.append)
     if not images:
-        raise DataError(f"{root} holds no image; expected files such as .jpg, .png or .webp, or a manifest.csv.")
+        raise DataError(
+            f"{root} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp, or a "
+            "manifest.csv."
+        )
     items = tuple(_item(root, p, None, Split.GALLERY) for p in images)
-    return Dataset(root, "images without labels", items)
+    return Dataset(root, "images without labels", items, skipped=tuple(skipped))
 
 
-def _from_classes(root: Path, classes: Mapping[str, list[Path]], seed: int, class_disjoint: bool) -> Dataset:
+def _from_classes(
+    root: Path, classes: Mapping[str, list[Path]], skipped: Sequence[Skipped], seed: int, class_disjoint: bool
+) -> Dataset:
     items = [_item(root, p, label, Split.GALLERY) for label, images in classes.items() for p in images]
     how = "class-disjoint" if class_disjoint else "stratified"
     split = split_classes(items, seed=seed, class_disjoint=class_disjoint)
-    return Dataset(root, f"class folders, split here ({how}, seed {seed})", split)
+    return Dataset(root, f"class folders, split here ({how}, seed {seed})", split, skipped=tuple(skipped))
 
 
 def _from_parts(root: Path) -> Dataset:
     items: list[Item] = []
     notes: list[str] = []
+    skipped: list[Skipped] = []
     training = root / "training"
-    if training.is_dir():
-        items.extend(_labelled_by_folder(root, training, Split.TRAINING))
-        flat = find_images(training, recursive=False)
+    if may_be_folder(training):
+        items.extend(_labelled_by_folder(root, training, Split.TRAINING, skipped.append))
+        flat = find_images(training, recursive=False, skip=skipped.append)
         if flat:
             notes.append(f"{len(flat)} images lie directly in training/, in no class folder, and are left out")
     labels = _read_labels(root)
     nested = False
     for split in (Split.QUERY, Split.GALLERY):
         folder = root / "test" / split
-        if not folder.is_dir():
+        if not may_be_folder(folder):
             continue
-        by_folder = _labelled_by_folder(root, folder, split)
-        flat_items = [_item(root, p, None, split) for p in find_images(folder, recursive=False)]
+        by_folder = _labelled_by_folder(root, folder, split, skipped.append)
+        flat_items = [_item(root, p, None, split) for p in find_images(folder, recursive=False, skip=skipped.append)]
         nested = nested or bool(by_folder)
         items.extend(by_folder)
         items.extend(Item(i.id, i.path, labels.get(i.id), split) for i in flat_items)
     if not items:
         raise DataError(
-            f"{root} has a training or test folder, but no image in training/<class>/, test/query or test/gallery."
+            f"{root} has a training or test folder, but no image in training/<class>/, test/query or test/gallery"
+            f"{and_skipped(skipped)}."
         )
     if labels:
-        notes.extend(_unmatched_labels(root, labels, items))
+        notes.extend(_unmatched_labels(root, labels, items, skipped))
     if nested:
         layout = "training and test folders, class folders in the test part"
     elif labels:
         layout = "training and test folders, test part labelled by labels.csv"
     else:
         layout = "training and test folders, test part without labels"
-    return Dataset(root, layout, tuple(items), tuple(notes))
+    once = dict.fromkeys(skipped)  # a folder is listed for its folders, then for its images
+    return Dataset(root, layout, tuple(items), tuple(notes), tuple(once))
 
 
-def _labelled_by_folder(root: Path, folder: Path, split: Split) -> list[Item]:
-    classes = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    return [_item(root, p, c.name, split) for c in classes for p in find_images(c)]
+def _labelled_by_folder(root: Path, folder: Path, split: Split, skip: Skip) -> list[Item]:
+    return [_item(root, p, c.name, split) for c in find_folders(folder, skip) for p in find_images(c, skip=skip)]
 
 
 def _read_labels(root: Path) -> dict[str, str]:
@@ -133,10 +149,12 @@ def _read_labels(root: Path) -> dict[str, str]:
     return labels
 
 
-def _unmatched_labels(root: Path, labels: Mapping[str, str], items: list[Item]) -> Iterator[str]:
+def _unmatched_labels(
+    root: Path, labels: Mapping[str, str], items: Sequence[Item], skipped: Sequence[Skipped]
+) -> Iterator[str]:
     known = {i.id for i in items}
     lost = [name for name in labels if name not in known]
-    if len(lost) == len(labels):
+    if len(lost) == len(labels) and not skipped:
         raise DataError(
             f"none of the {len(labels)} paths in {root / 'labels.csv'} is an image of the test part, "
             f"the first is {lost[0]!r}; write them like 'test/query/picture.jpg'."
@@ -159,7 +177,7 @@ def _from_manifest(root: Path, path: Path) -> Dataset:
         items.append(Item(name, root / name, label or None, _SPLIT_NAMES[split], metadata))
     if not items:
         raise DataError(f"{path} has a header but no row.")
-    missing = [i for i in items if not i.path.is_file()]
+    missing = [i for i in items if not _may_be_file(i.path)]
     if len(missing) == len(items):
         raise DataError(f"none of the {len(items)} files that {path} names exists, the first is {missing[0].path}.")
     notes = (
@@ -168,6 +186,14 @@ def _from_manifest(root: Path, path: Path) -> Dataset:
     order = list(Split)
     items.sort(key=lambda i: (order.index(i.split), i.id))
     return Dataset(root, f"manifest ({path.name})", tuple(items), notes)
+
+
+def _may_be_file(path: Path) -> bool:
+    """Whether a path is a file, or what nobody may look at: reading it says so."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:

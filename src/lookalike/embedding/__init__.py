@@ -1,7 +1,7 @@
 """Embeddings of many images: made shard by shard, kept in a folder, and what a head learns from them."""
 
 from lookalike.embedding.embed import embed_to
-from lookalike.embedding.fit import Features, compute_features, fit_projection, fitted_encoder
+from lookalike.embedding.fit import Features, compute_features, fit_projection, fitted_encoder, kept_features
 from lookalike.embedding.store import (
     EmbeddingFacts,
     is_embeddings,
@@ -19,6 +19,7 @@ __all__ = [
     "fitted_encoder",
     "is_embeddings",
     "is_unfinished",
+    "kept_features",
     "load_embeddings",
     "read_embedding_facts",
 ]

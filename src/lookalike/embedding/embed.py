@@ -39,6 +39,7 @@ def embed_to(
     shard_size: int = SHARD_SIZE,
     batch_size: int | None = None,
     facts: Mapping[str, Any] | None = None,
+    left_out: Sequence[Skipped] = (),
     progress: Progress = SILENT,
 ) -> Embeddings:
     """Embed images into a folder that can be searched from without anything else.
@@ -53,6 +54,7 @@ def embed_to(
         shard_size: images in a shard, the most that a killed run loses; a folder keeps the size it was begun with.
         batch_size: images a forward pass; None for the encoder's own.
         facts: further content of the bundle's description.
+        left_out: what could not be given, such as folders that cannot be listed; kept with the files that are skipped.
         progress: told the number of images done.
 
     Returns:
@@ -74,8 +76,10 @@ def embed_to(
     root = root_of(sources)
     if old is not None and [row.digest for row in old.shards] == keys:
         keep_model(encoder, out / MODEL, facts)
-        if old.root != root:  # the images were moved
-            write_facts(out, replace(old, root=root))
+        files = old.skipped[: sum(row.skipped for row in old.shards)]
+        now = replace(old, root=root, skipped=(*files, *left_out))
+        if now != old:  # the images were moved, or other folders cannot be listed
+            write_facts(out, now)
     else:
         begin(out, encoder, size)
         keep_model(encoder, out / MODEL, facts)
@@ -91,7 +95,7 @@ def embed_to(
             root=root,
             shard_size=size,
             shards=tuple(rows),
-            skipped=tuple(skipped),
+            skipped=(*skipped, *left_out),
         )
         finish(out, new, ids)
     shutil.rmtree(out / SHARDS, ignore_errors=True)

@@ -55,13 +55,20 @@ def compute_features(
     """
     if cache is None:
         return _compute(member, images, batch_size, progress, task)
-    key = sources_digest(member.backbone_fingerprint, images)
-    place = cache / f"features-{key}.npz"
-    kept = _read(place)
+    kept = kept_features(member, images, cache)
     if kept is None:
         kept = _compute(member, images, batch_size, progress, task)
-        _write(place, kept)
+        _write(_place(member, images, cache), kept)
     return kept
+
+
+def kept_features(member: Member, images: Sequence[Source], cache: Path) -> Features | None:
+    """Return the features that `compute_features` kept of these images; None where it has not seen them."""
+    return _read(_place(member, images, cache))
+
+
+def _place(member: Member, images: Sequence[Source], cache: Path) -> Path:
+    return cache / f"features-{sources_digest(member.backbone_fingerprint, images)}.npz"
 
 
 def _read(place: Path) -> Features | None:

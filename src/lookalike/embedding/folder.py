@@ -42,12 +42,12 @@ def begun_with(out: Path, old: EmbeddingFacts | None, encoder: Encoder) -> int |
                 not out.is_dir() or any(p.name not in (SHARDS, MODEL) and p.name[0] != "." for p in out.iterdir())
             )
         if foreign:
-            raise StorageError(f"{out} already exists and is not an embeddings folder; choose another --out.")
+            raise StorageError(f"{out} already exists and is not an embeddings folder; choose another place.")
         return None
     if fingerprint != encoder.fingerprint:
         raise FingerprintMismatch(
             f"{out} holds embeddings made by the model {model} ({fingerprint}), not by {encoder.name} "
-            f"({encoder.fingerprint}); choose another --out or remove it."
+            f"({encoder.fingerprint}); choose another place or remove it."
         )
     return size
 

@@ -50,7 +50,7 @@ class EmbeddingFacts:
         root: the folder that every id is relative to; None where there is no such folder.
         shard_size: sources in a shard.
         shards: in the order of the rows.
-        skipped: files that could not be read, in the order of the shards.
+        skipped: files that could not be read, in the order of the shards, then what else was left out.
 
     """
 

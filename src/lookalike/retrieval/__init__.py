@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lookalike.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lookalike.retrieval.assess import evaluate, measures_for, submit
+    from lookalike.retrieval.assess import evaluate, submit
     from lookalike.retrieval.gallery import MadeIndex, embed, index
     from lookalike.retrieval.model import load_as_trained, resolve_model
     from lookalike.retrieval.query import LoadedIndex, SearchResult, load_index, search
@@ -20,7 +21,6 @@ _HOMES = {
     "index": "gallery",
     "load_as_trained": "model",
     "load_index": "query",
-    "measures_for": "assess",
     "resolve_model": "model",
     "search": "query",
     "submit": "assess",
@@ -35,18 +35,11 @@ __all__ = [
     "index",
     "load_as_trained",
     "load_index",
-    "measures_for",
     "resolve_model",
     "search",
     "submit",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is asked for, so that a page of results needs no torch."""
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'lookalike.retrieval' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"lookalike.retrieval.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take any name for known
+    __getattr__ = lazy_names(__name__, _HOMES)  # so that a page of results needs no torch

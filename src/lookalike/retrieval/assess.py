@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lookalike.backbones import Encoder
-from lookalike.data import Dataset, Item
+from lookalike.data import Dataset, Item, Split
+from lookalike.data.folders import and_skipped
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import (
-    DEFAULT,
     Evaluation,
     Measure,
     Submission,
@@ -22,35 +22,28 @@ from lookalike.evaluation import (
 from lookalike.files import require_free
 from lookalike.indexing import Index
 from lookalike.progress import SILENT, Progress
-from lookalike.retrieval.model import load_as_trained, resolve_model
+from lookalike.retrieval.model import Weights, load_as_trained, resolve_model
 from lookalike.types import Embeddings, Skipped
 
-Weights = str | Path | Mapping[str, str | Path]
-
-
-def measures_for(ks: Sequence[int], further: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return precision, hit and recall at each k, then map@r and mrr, then further ones; each once."""
-    wrong = next((k for k in ks if k < 1), None)
-    if wrong is not None:
-        raise OptionError(f"k must be at least 1, got {wrong}.")
-    names = [f"{kind}@{k}" for kind in ("precision", "hit", "recall") for k in ks]
-    return tuple(dict.fromkeys(str(m) for m in parse_measures([*names, "map@r", "mrr", *further])))
+_USUAL_K = (1, 3, 10)
 
 
 def evaluate(
     data: Dataset | Path | str,
     model: Encoder | Path | str,
     *,
-    measures: Sequence[str | Measure] = DEFAULT,
+    k: Sequence[int] = (),
+    measures: Sequence[str | Measure] = (),
     weights: Weights = "pretrained",
     progress: Progress = SILENT,
 ) -> tuple[Evaluation, tuple[Skipped, ...]]:
-    """Measure a model on query and gallery.
+    """Measure a model on query and gallery: precision, hit and recall at each k, `map@r`, `mrr`, and further measures.
 
     Args:
         data: a data folder whose test part is labelled.
         model: an encoder, a bundle, or a backbone's name; a name's head is fitted on the training part, without labels.
-        measures: names such as `precision@3`.
+        k: numbers of hits to look at; by default 1, 3 and 10, as far as the gallery is as large.
+        measures: further ones, such as `ndcg@10`.
         weights: for a name, as in `train`.
         progress: is told what happens.
 
@@ -59,18 +52,27 @@ def evaluate(
 
     Raises:
         DataError: without labels in query and gallery.
+        OptionError: for an unknown measure, or one that looks deeper than the gallery is.
 
     """
     data = data if isinstance(data, Dataset) else load_as_trained(data, model)
-    parse_measures(list(measures))
+    chosen = _measures(k or [n for n in _USUAL_K if n == 1 or n <= len(data.gallery)], measures)
     _require_test(data)
     if not data.test_is_labelled:
         raise DataError(
             f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'."
         )
     queries, gallery = _embed_test(data, model, weights, progress)
-    found = evaluate_embeddings(queries, gallery, _labels(data.query), _labels(data.gallery), list(measures))
-    return found, (*queries.skipped, *gallery.skipped)
+    found = evaluate_embeddings(queries, gallery, _labels(data.query), _labels(data.gallery), chosen)
+    return found, (*data.skipped, *queries.skipped, *gallery.skipped)
+
+
+def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measure, ...]:
+    wrong = next((one for one in k if one < 1), None)
+    if wrong is not None:
+        raise OptionError(f"k must be at least 1, got {wrong}.")
+    names = [f"{kind}@{one}" for kind in ("precision", "hit", "recall") for one in k]
+    return parse_measures([*names, "map@r", "mrr", *further])
 
 
 def submit(
@@ -78,27 +80,27 @@ def submit(
     model: Encoder | Path | str,
     *,
     top_k: int = 10,
-    groupname: str = "lookalike",
+    group: str = "lookalike",
     out: Path | str,
     weights: Weights = "pretrained",
     progress: Progress = SILENT,
-) -> Submission:
+) -> tuple[Submission, tuple[Skipped, ...]]:
     """Write the submission of a model for a data folder's queries, checked before it is written.
 
     Args:
         data: a data folder with query and gallery; labels are not looked at.
         model: as in `evaluate`.
         top_k: gallery names for each query.
-        groupname: stands in the file.
+        group: its name stands in the file.
         out: a `.json` or `.csv` file that does not exist yet.
         weights: for a name, as in `train`.
         progress: is told what happens.
 
     Returns:
-        The submission.
+        The submission, and the gallery files that could not be read.
 
     Raises:
-        DataError: a query that cannot be read, or names that are not unique.
+        DataError: a query that cannot be read, a query folder that cannot be listed, or names that are not unique.
         OptionError: `top_k` larger than the gallery.
         StorageError: `out` exists or cannot be written.
 
@@ -107,14 +109,15 @@ def submit(
     require_submission_name(out)
     require_free(out)
     data = data if isinstance(data, Dataset) else load_as_trained(data, model)
+    _require_all_queries(data)
     _require_test(data)
     queries, gallery = _embed_test(data, model, weights, progress)
-    submission = build_submission(Index.build(gallery).search(queries, top_k), groupname)
+    submission = build_submission(Index.build(gallery).search(queries, top_k), group)
     validate_submission(
         submission, [i.id for i in data.query], [i.id for i in data.gallery], top_k, skipped=queries.skipped
     )
     write_submission(submission, out)
-    return submission
+    return submission, (*data.skipped, *gallery.skipped)
 
 
 def require_submission_name(out: Path) -> None:
@@ -123,11 +126,19 @@ def require_submission_name(out: Path) -> None:
         raise DataError(f"a submission is a .json or .csv file, got {out}; choose such a name.")
 
 
+def _require_all_queries(data: Dataset) -> None:
+    folder = data.root / "test" / Split.QUERY
+    missing = next((s for s in data.skipped if s.path.is_relative_to(folder)), None)
+    if missing is not None:
+        raise DataError(f"a submission needs every query, but {missing}; change that first.")
+
+
 def _require_test(data: Dataset) -> None:
     for part in ("query", "gallery"):
         if not data.part(part):
             raise DataError(
-                f"{data.root} has no {part} images; they are expected in test/{part}, or in a manifest's split column."
+                f"{data.root} has no {part} images{and_skipped(data.skipped)}; they are expected in test/{part}, or in "
+                "a manifest's split column."
             )
 
 

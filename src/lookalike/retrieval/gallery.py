@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookalike.data import find_images, load_dataset
+from lookalike.data.folders import and_skipped, may_be_folder, require_folder
 from lookalike.embedding import (
     EmbeddingFacts,
     embed_to,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MadeIndex:
-    """An index that was just written, and the files that are not in it."""
+    """An index that was just written, and the files and folders that are not in it."""
 
     index: Index
     skipped: tuple[Skipped, ...]
@@ -61,9 +62,9 @@ def embed(
         StorageError: `out` cannot be written or holds something else.
 
     """
-    sources = images_in(Path(images))
+    found = images_in(Path(images))
     require_writable(Path(out))
-    return _embed(sources, sources, model, Path(out), weights, progress)
+    return _embed(found, model, Path(out), weights, progress)
 
 
 def index(
@@ -102,6 +103,7 @@ def index(
     require_min_recall(min_recall)
     if not replace:
         require_free(out)
+    require_folder(images)
     if is_embeddings(images) or is_unfinished(images):
         _require_made_by(model, images, read_embedding_facts(images))
         return _write_index(images, {}, out, min_recall=min_recall, replace=replace)
@@ -109,7 +111,7 @@ def index(
         raise OptionError(f"{images} holds no embeddings, so a model is needed; give a bundle or a backbone's name.")
     gallery = gallery_of(images, progress)
     work = out.with_name(out.name + ".embedding")
-    _embed(gallery.sources, gallery.fit_on, model, work, weights, progress)
+    _embed(gallery, model, work, weights, progress)
     made = _write_index(work, gallery.metadata, out, min_recall=min_recall, replace=replace)
     shutil.rmtree(work, ignore_errors=True)
     return made
@@ -117,11 +119,20 @@ def index(
 
 @dataclass(frozen=True)
 class Gallery:
-    """What of a folder is to be indexed, images to learn a head from, and further facts by id."""
+    """What of a folder is to be embedded.
+
+    Attributes:
+        sources: the images.
+        fit_on: images to learn a head from.
+        metadata: further facts by id.
+        skipped: folders that cannot be listed.
+
+    """
 
     sources: Sequence[Source]
     fit_on: Sequence[Source]
     metadata: Mapping[str, Mapping[str, str]]
+    skipped: tuple[Skipped, ...]
 
 
 def gallery_of(folder: Path, progress: Progress = SILENT) -> Gallery:
@@ -132,7 +143,7 @@ def gallery_of(folder: Path, progress: Progress = SILENT) -> Gallery:
 
     """
     manifest = any((folder / name).is_file() for name in ("manifest.csv", "manifest.parquet"))
-    if manifest or ((folder / "training").is_dir() and (folder / "test" / "gallery").is_dir()):
+    if manifest or (may_be_folder(folder / "training") and may_be_folder(folder / "test" / "gallery")):
         data = load_dataset(folder)
         if data.gallery:
             others = len(data) - len(data.gallery)
@@ -142,13 +153,14 @@ def gallery_of(folder: Path, progress: Progress = SILENT) -> Gallery:
                     f"the {others} images for training and queries are not"
                 )
             metadata = {item.id: item.metadata for item in data.gallery if item.metadata}
-            return Gallery(data.gallery, data.training or data.gallery, metadata)
-    sources = images_in(folder)
-    return Gallery(sources, sources, {})
+            return Gallery(data.gallery, data.training or data.gallery, metadata, data.skipped)
+        if data.skipped:
+            raise DataError(f"{folder} has no gallery image to index{and_skipped(data.skipped)}.")
+    return images_in(folder)
 
 
-def images_in(folder: Path) -> list[Source]:
-    """Return every image in a folder and the folders in it; ids are paths relative to it, with forward slashes.
+def images_in(folder: Path) -> Gallery:
+    """Find every image in a folder and the folders in it; ids are paths relative to it, with forward slashes.
 
     Raises:
         DataError: no folder, or no image in it.
@@ -156,25 +168,22 @@ def images_in(folder: Path) -> list[Source]:
     """
     from lookalike.backbones.stream import File
 
-    paths = find_images(folder)
+    require_folder(folder)
+    skipped: list[Skipped] = []
+    paths = find_images(folder, skip=skipped.append)
     if not paths:
-        raise DataError(f"{folder} holds no image; expected files such as .jpg, .png or .webp.")
-    return [File(path.relative_to(folder).as_posix(), path) for path in paths]
+        raise DataError(f"{folder} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp.")
+    sources = [File(path.relative_to(folder).as_posix(), path) for path in paths]
+    return Gallery(sources, sources, {}, tuple(skipped))
 
 
-def _embed(
-    sources: Sequence[Source],
-    fit_on: Sequence[Source],
-    model: Encoder | Path | str,
-    out: Path,
-    weights: Weights,
-    progress: Progress,
-) -> Embeddings:
+def _embed(found: Gallery, model: Encoder | Path | str, out: Path, weights: Weights, progress: Progress) -> Embeddings:
     """Embed with the model that is asked for, or with the one that the same words led to when the folder was begun."""
     asked = _asked_for(model, weights)
     before = _stored_model(out / MODEL, asked)
-    encoder = before or resolve_model(model, fit_on=fit_on, weights=weights, progress=progress)
-    return embed_to(sources, encoder, out, facts=asked and {"asked_for": asked}, progress=progress)
+    encoder = before or resolve_model(model, fit_on=found.fit_on, weights=weights, progress=progress)
+    facts = asked and {"asked_for": asked}
+    return embed_to(found.sources, encoder, out, facts=facts, left_out=found.skipped, progress=progress)
 
 
 def _asked_for(model: Encoder | Path | str, weights: Weights) -> dict[str, Any] | None:
@@ -213,7 +222,7 @@ def _require_made_by(model: Encoder | Path | str | None, folder: Path, facts: Em
         name = model if isinstance(model, str | Path) else model.name
         raise FingerprintMismatch(
             f"{folder} was made by the model {facts.model} ({facts.fingerprint}), not by {name}; "
-            "leave out --model, or embed again with it."
+            "leave out the model, or embed again with it."
         )
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.files import require_writable
 from lookalike.indexing import Index
 from lookalike.progress import SILENT, Progress
 from lookalike.retrieval.model import MODEL
+from lookalike.retrieval.page import write_search_page
 from lookalike.types import Hits, Skipped
 
 if TYPE_CHECKING:
     from lookalike.backbones import Encoder
+
+
+_USUAL_TOP_K = 10
+_PAGES = (".html", ".htm")
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def load_index(path: Path | str) -> LoadedIndex:
     """
     path = Path(path)
     index = Index.load(path)
-    from lookalike.backbones.bundle import is_bundle, load_bundle  # seconds of imports: only once there is an index
+    from lookalike.backbones.bundle import is_bundle, load_bundle  # as in `search`
 
     if not is_bundle(path / MODEL):
         raise StorageError(f"{path} has no {MODEL} folder to embed queries with; make the index again.")
@@ -79,7 +85,8 @@ def search(
     index: LoadedIndex | Path | str,
     images: Sequence[Path | str],
     *,
-    top_k: int = 10,
+    top_k: int | None = None,
+    html: Path | str | None = None,
     progress: Progress = SILENT,
 ) -> SearchResult:
     """Find the pictures of an index that look most like each of the given ones.
@@ -89,13 +96,15 @@ def search(
     Args:
         index: a folder made by `lookalike.index`, or what `load_index` made of it.
         images: files; one that is given twice is searched for once.
-        top_k: hits for each.
+        top_k: hits for each; by default 10, or as many as all of them can have.
+        html: also write this page with the pictures, in place of an older one.
         progress: is told the number of queries embedded.
 
     Raises:
         DataError: none of the files can be read.
-        OptionError: `top_k` is more than there is to find, or no file or a single path is given.
-        StorageError: no index, or a damaged one.
+        OptionError: `top_k` is more than there is to find, no file or a single path is given, or the page is not named
+            .html.
+        StorageError: no index, a damaged one, or a page that cannot be written.
         ModelError: its model is damaged.
 
     """
@@ -103,13 +112,15 @@ def search(
         raise OptionError(f"search takes a list of images, got the single path {images}; put it in a list.")
     if not images:
         raise OptionError("search needs at least one image, got none.")
-    from lookalike.backbones.stream import File
-
+    page = None if html is None else _page_at(html)
     loaded = index if isinstance(index, LoadedIndex) else load_index(index)
+    from lookalike.backbones.stream import File  # seconds of imports: only once there is an index
+
     made = loaded.index
     paths: dict[str, Path] = {}
     for image in images:
         paths.setdefault(query_id(Path(image), made), Path(image))
+    top_k = _usual_top_k(made, paths) if top_k is None else top_k
     made.require_top_k(top_k, paths)
     queries = loaded.encoder.embed([File(q, p) for q, p in paths.items()], progress=progress, task="queries")
     if not len(queries):
@@ -119,7 +130,24 @@ def search(
         raise DataError(f"none of the {len(paths)} images can be read, the first is {first}.")
     hits = made.search(queries, top_k)
     items = {item: made.path_of(item) or Path(item) for item in hits.ids.ravel()}
-    return SearchResult(hits, {q: paths[q] for q in queries.ids}, items, queries.skipped)
+    found = SearchResult(hits, {q: paths[q] for q in queries.ids}, items, queries.skipped)
+    if page is not None:
+        write_search_page(page, hits, found.query_paths, items)
+    return found
+
+
+def _page_at(html: Path | str) -> Path:
+    page = Path(html)
+    if page.suffix.lower() not in _PAGES:
+        raise OptionError(f"html must be named .html, got {page}; write for example found.html.")
+    require_writable(page)
+    return page
+
+
+def _usual_top_k(index: Index, query_ids: Iterable[str]) -> int:
+    """Return ten, or as many hits as every query can have."""
+    inside = any(query in index for query in query_ids)
+    return max(1, min(_USUAL_TOP_K, len(index) - inside))
 
 
 def query_id(path: Path, index: Index) -> str:

@@ -10,7 +10,7 @@ from lookalike.cli.commands.checking import check
 from lookalike.cli.commands.completion import completion
 from lookalike.cli.commands.evaluating import evaluate, submit
 from lookalike.cli.commands.searching import embed, index, search
-from lookalike.cli.commands.training import train
+from lookalike.cli.commands.training import refit, train
 
 
 @click.group(
@@ -35,5 +35,5 @@ def cli() -> None:
     """  # noqa: D301
 
 
-for command in (demo, check, train, benchmark, embed, index, search, evaluate, submit, completion):
+for command in (demo, check, train, benchmark, refit, embed, index, search, evaluate, submit, completion):
     cli.add_command(command)

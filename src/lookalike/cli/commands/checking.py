@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -36,29 +37,17 @@ def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | No
       lookalike check photos
       lookalike check photos --clean-manifest photos-clean/manifest.csv
     """  # noqa: D301
-    from lookalike.data import load_dataset
     from lookalike.data.check import check as run_check
     from lookalike.data.findings import clean_manifest_at
-    from lookalike.files import require_free, write_json
-    from lookalike.progress import counter
 
-    terminal = Terminal()
+    manifest = None if clean_manifest is None else clean_manifest_at(clean_manifest)
+    with closing(Terminal()) as terminal:
+        report = run_check(data, out=out, clean_manifest=manifest, near=not no_near, progress=terminal)
     if out is not None:
-        require_free(out)
-    if clean_manifest is not None:
-        clean_manifest_at(clean_manifest)  # better said now than when all is read
-    dataset = load_dataset(data)
-    terminal.say(str(dataset))
-    try:
-        report = run_check(dataset, near=not no_near, progress=counter(terminal, "checking"))
-    finally:
-        terminal.close()
-    if out is not None:
-        write_json(out, report.to_dict())
         terminal.say(f"findings: {display_path(out)}")
-    if clean_manifest is not None:
-        written = report.write_clean_manifest(clean_manifest)
-        terminal.say(f"clean manifest: {display_path(written)} ({len(report.clean_items())} of {report.images} images)")
+    if manifest is not None:
+        kept = len(report.clean_items())
+        terminal.say(f"clean manifest: {display_path(manifest)} ({kept} of {report.images} images)")
     if as_json:
         print_json(report.to_dict())
     elif report.findings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -12,8 +13,6 @@ from lookalike.cli.output import print_json, print_table
 from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import counted, display_path
 
-_DEFAULT_KS = (1, 3, 10)
-
 
 @click.command(cls=Command, short_help="Measure a model on DATA's query and gallery.")
 @data_argument
@@ -21,7 +20,6 @@ _DEFAULT_KS = (1, 3, 10)
 @weights_option
 @click.option(
     "-k",
-    "ks",
     type=int,
     multiple=True,
     help="Show precision@k, hit@k and recall@k for this k; repeat it.  [default: 1, 3, 10, if the gallery is as large]",
@@ -35,7 +33,7 @@ _DEFAULT_KS = (1, 3, 10)
 )
 @json_option
 def evaluate(
-    data: Path, model: str, weights: tuple[str, ...], ks: tuple[int, ...], measures: tuple[str, ...], as_json: bool
+    data: Path, model: str, weights: tuple[str, ...], k: tuple[int, ...], measures: tuple[str, ...], as_json: bool
 ) -> None:
     """Measure a model on DATA's query and gallery, with 95 % intervals.
 
@@ -48,17 +46,9 @@ def evaluate(
     """  # noqa: D301
     chosen = model_weights(weights, model)
     from lookalike.retrieval import evaluate as run_evaluate
-    from lookalike.retrieval import load_as_trained, measures_for
 
-    terminal = Terminal()
-    dataset = load_as_trained(data, model)
-    ks = ks or tuple(k for k in _DEFAULT_KS if k == 1 or k <= len(dataset.gallery))
-    try:
-        found, skipped = run_evaluate(
-            dataset, model, measures=measures_for(ks, measures), weights=chosen, progress=terminal
-        )
-    finally:
-        terminal.close()
+    with closing(Terminal()) as terminal:
+        found, skipped = run_evaluate(data, model, k=k, measures=measures, weights=chosen, progress=terminal)
     list_skipped(terminal, skipped)
     if found.note():
         terminal.say(found.note())
@@ -76,9 +66,9 @@ def evaluate(
 @model_option
 @weights_option
 @click.option("-k", "top_k", type=int, default=10, show_default=True, help="Gallery names for each query.")
-@click.option("--group", "groupname", default="lookalike", show_default=True, help="The group's name in the file.")
+@click.option("--group", default="lookalike", show_default=True, help="The group's name in the file.")
 @out_option("The file to write, .json or .csv; must not exist yet.")
-def submit(data: Path, model: str, weights: tuple[str, ...], top_k: int, groupname: str, out: Path) -> None:
+def submit(data: Path, model: str, weights: tuple[str, ...], top_k: int, group: str, out: Path) -> None:
     """Write a submission: for every query of DATA the names of its k nearest gallery images, validated.
 
     \b
@@ -88,18 +78,10 @@ def submit(data: Path, model: str, weights: tuple[str, ...], top_k: int, groupna
     chosen = model_weights(weights, model)
     from lookalike.retrieval import submit as run_submit
 
-    terminal = Terminal()
-    try:
-        submission = run_submit(
-            data,
-            model,
-            top_k=top_k,
-            groupname=groupname,
-            out=out,
-            weights=chosen,
-            progress=terminal,
+    with closing(Terminal()) as terminal:
+        submission, skipped = run_submit(
+            data, model, top_k=top_k, group=group, out=out, weights=chosen, progress=terminal
         )
-    finally:
-        terminal.close()
+    list_skipped(terminal, skipped)
     terminal.say(f"{len(submission['images'])} queries, {counted(top_k, 'gallery image')} each")
     click.echo(display_path(out))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,13 +13,7 @@ from lookalike.cli.options import PATH, json_option, model_option, model_weights
 from lookalike.cli.output import print_json, print_table
 from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import counted, display_path, typed_path
-from lookalike.errors import OptionError
-
-if TYPE_CHECKING:
-    from lookalike.retrieval import LoadedIndex
-
-_DEFAULT_K = 10
-_PAGES = (".html", ".htm")
+from lookalike.types import Skipped
 
 
 @click.command(cls=Command, interrupted=GOES_ON, short_help="Embed every image in a folder.")
@@ -39,15 +33,11 @@ def embed(images: Path, model: str, weights: tuple[str, ...], out: Path) -> None
     chosen = model_weights(weights, model)
     from lookalike.retrieval import embed as run_embed
 
-    terminal = Terminal()
-    try:
-        embeddings = run_embed(images, model, out=out, weights=chosen, progress=terminal)
-    finally:
-        terminal.close()
-    list_skipped(terminal, embeddings.skipped)
-    terminal.say(f"{counted(len(embeddings), 'image')} embedded, {embeddings.dim} dimensions")
-    terminal.say(f"next: lookalike index {typed_path(out)} --out {typed_path(out.with_suffix('.index'))}")
-    click.echo(display_path(out))
+    with closing(Terminal()) as terminal:
+        made = run_embed(images, model, out=out, weights=chosen, progress=terminal)
+    done = f"{counted(len(made), 'image')} embedded, {made.dim} dimensions"
+    following = f"index {typed_path(out)} --out {typed_path(out.with_suffix('.index'))}"
+    _say_made(terminal, out, made.skipped, done, following)
 
 
 @click.command(cls=Command, interrupted=GOES_ON, short_help="Make a search index of a folder of images.")
@@ -73,14 +63,17 @@ def index(images: Path, model: str | None, weights: tuple[str, ...], min_recall:
     chosen = model_weights(weights, model)
     from lookalike.retrieval import index as run_index
 
-    terminal = Terminal()
-    try:
+    with closing(Terminal()) as terminal:
         made = run_index(images, model, out=out, weights=chosen, min_recall=min_recall, progress=terminal)
-    finally:
-        terminal.close()
-    list_skipped(terminal, made.skipped)
-    terminal.say(f"{counted(len(made.index), 'image')} indexed")
-    terminal.say(f"next: lookalike search {typed_path(out)} PICTURE")
+    done = f"{counted(len(made.index), 'image')} indexed"
+    _say_made(terminal, out, made.skipped, done, f"search {typed_path(out)} PICTURE")
+
+
+def _say_made(terminal: Terminal, out: Path, skipped: Sequence[Skipped], done: str, following: str) -> None:
+    """Say what was left out, what was done and which command comes next, and print where the result is."""
+    list_skipped(terminal, skipped)
+    terminal.say(done)
+    terminal.say(f"next: lookalike {following}")
     click.echo(display_path(out))
 
 
@@ -91,7 +84,7 @@ def index(images: Path, model: str | None, weights: tuple[str, ...], min_recall:
     "-k",
     "top_k",
     type=int,
-    help=f"How many hits for each picture.  [default: {_DEFAULT_K}, or all there are if fewer]",
+    help="How many hits for each picture.  [default: 10, or all there are if fewer]",
 )
 @click.option(
     "--html", type=PATH, metavar="FILE", help="Also write a page with the pictures; replaces an older .html file."
@@ -108,22 +101,12 @@ def search(index: Path, images: tuple[Path, ...], top_k: int | None, html: Path 
       lookalike search photos.index picture.jpg
       lookalike search photos.index *.jpg -k 20 --html found.html
     """  # noqa: D301
-    if html is not None and html.suffix.lower() not in _PAGES:
-        raise OptionError(f"--html {html} must be named .html; write for example --html found.html.")
-    from lookalike.retrieval import load_index
     from lookalike.retrieval import search as run_search
-    from lookalike.retrieval.page import write_search_page
 
-    terminal = Terminal()
-    loaded = load_index(index)
-    k = _default_k(loaded, images) if top_k is None else top_k
-    try:
-        found = run_search(loaded, images, top_k=k, progress=terminal)
-    finally:
-        terminal.close()
+    with closing(Terminal()) as terminal:
+        found = run_search(index, images, top_k=top_k, html=html, progress=terminal)
     list_skipped(terminal, found.skipped)
     if html is not None:
-        write_search_page(html, found.hits, found.query_paths, found.item_paths)
         terminal.say(f"page: {display_path(html)}")
     if as_json:
         print_json(found.to_dict())
@@ -133,12 +116,3 @@ def search(index: Path, images: tuple[Path, ...], top_k: int | None, html: Path 
             click.echo()
         rows = [[str(n), f"{s:.4f}", display_path(found.item_paths[item])] for n, (item, s) in enumerate(hits, 1)]
         print_table(["rank", "score", "path"], rows, right=["rank", "score"], title=str(found.query_paths[query]))
-
-
-def _default_k(loaded: LoadedIndex, images: Sequence[Path]) -> int:
-    """Return ten, or as many hits as every picture can have."""
-    from lookalike.retrieval.query import query_id
-
-    index = loaded.index
-    inside = any(query_id(image, index) in index for image in images)
-    return max(1, min(_DEFAULT_K, len(index) - inside))
