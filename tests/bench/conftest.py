@@ -52,6 +52,7 @@ def make_trial() -> Callable[..., Trial]:
         trained: str = "fine-tuned",
         combine: str = "",
         note: str = "",
+        from_random: bool = False,
     ) -> Trial:
         return Trial(
             name=name,
@@ -64,6 +65,7 @@ def make_trial() -> Callable[..., Trial]:
             test=None if test is None else scores_of(test, prefix="t"),
             timing=None if ms is None else timing_of(ms),
             note=note,
+            from_random=from_random,
         )
 
     return build

@@ -65,6 +65,24 @@ def test_what_validation_kept_is_told_in_the_table_s_notes_and_the_report(
     assert (rf"- test\_efficientnet fine-tuned: {note}" in table) == bool(note)
 
 
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_what_began_with_random_weights_is_told_apart(again, finished, tmp_path):
+    given = finished.out / "members" / "test-resnet-frozen"
+    found = again(tmp_path / "run", backbones=[NAME], weights="none", bundles=[given])
+    random = {t.name: (t.trained, t.from_random) for t in found.trials if t.kind == "single" or "aligned" in t.name}
+    assert random == {
+        "test-resnet-frozen": ("frozen", False),
+        f"{NAME} untrained": ("untrained", True),
+        f"{NAME} fine-tuned": ("fine-tuned", True),
+        f"test-resnet-frozen + {NAME} untrained, aligned": ("untrained", True),
+        f"test-resnet-frozen + {NAME} fine-tuned, aligned": ("fine-tuned", True),
+        f"{NAME} untrained + {NAME} fine-tuned, aligned": ("untrained", True),
+    }
+    marked = {row.model for row in found.leaderboard.rows if row.name.endswith(" †")}
+    assert marked == {t.name for t in found.trials if t.from_random and t.trained == "fine-tuned"}
+    assert not any(t.from_random for t in finished.trials)
+
+
 @pytest.fixture
 def data(photo_folder_original):
     return with_validation(load_dataset(photo_folder_original))

@@ -67,7 +67,14 @@ def test_a_description_that_is_none_is_refused(run):
 def test_measures_are_the_one_to_choose_by_and_the_usual_ones(run):
     usual = ("precision@3", "hit@3", "hit@1", "map@r", "mrr")
     assert measures_for(run.data, "precision@3", OPTIONS) == usual
-    assert measures_for(run.data, "Recall@5", OPTIONS) == ("recall@5", *usual)
+    assert measures_for(run.data, "mrr", OPTIONS) == ("mrr", "hit@3", "precision@3", "hit@1", "map@r")
+
+
+@pytest.mark.parametrize("name", ["precision", "recall", "map", "ndcg"])
+def test_a_measure_with_a_k_brings_the_hit_rate_of_that_k(run, name):
+    taken = measures_for(run.data, f"{name}@5", OPTIONS)
+    assert taken == (f"{name}@5", "hit@5", "precision@3", "hit@3", "hit@1", "map@r", "mrr")
+    assert measures_for(run.data, "Recall@1", OPTIONS)[:3] == ("recall@1", "hit@1", "precision@3")
 
 
 def test_a_measure_deeper_than_a_part_is_an_error_or_left_out(run):

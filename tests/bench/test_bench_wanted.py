@@ -45,23 +45,43 @@ def test_a_damaged_bundle(random_bundle):
 
 
 def test_nothing_but_random_weights(random_bundle):
-    pattern = "candidates would have random weights, and such a model is never chosen"
-    refused(OptionError, f"all 1 {pattern}", backbones=[NAME], weights="none", finetune=False)
+    pattern = "every candidate would have random weights, and such a model is never chosen"
+    refused(OptionError, pattern, backbones=[NAME], weights="none", finetune=False)
     refused(
         OptionError,
-        f"all 2 {pattern}",
+        pattern,
         backbones=[NAME],
         weights={NAME: "none"},
         finetune=False,
         bundles=[random_bundle],
     )
-    refused(OptionError, f"all 1 {pattern}", bundles=[random_bundle])
+    refused(OptionError, pattern, bundles=[random_bundle])
 
 
 def test_random_weights_that_are_trained_or_not_alone_are_taken(random_bundle, finished):
     assert Wanted.of([NAME], [], "none", finetune=True).weights == {NAME: "none"}
     assert Wanted.of([NAME, "resnet50"], [], {NAME: "none"}, finetune=False).weights["resnet50"] == "pretrained"
     assert len(Wanted.of([], [random_bundle, finished.out / "best"], "none", finetune=False).bundles) == 2
+
+
+def test_fine_tuning_some_of_the_backbones(random_bundle):
+    def tuned(finetune):
+        return Wanted.of([NAME, "resnet50"], [], {NAME: "none"}, finetune=finetune).finetune
+
+    assert tuned(finetune=True) == {NAME, "resnet50"}
+    assert tuned(finetune=False) == set()
+    assert tuned(finetune=["resnet50"]) == {"resnet50"}
+    refused(
+        OptionError, f"'vit_b_16' is to be fine-tuned, but is not among {NAME}", backbones=[NAME], finetune=["vit_b_16"]
+    )
+    refused(
+        OptionError,
+        "every candidate would have random weights",
+        backbones=[NAME],
+        weights="none",
+        finetune=(),
+        bundles=[random_bundle],
+    )
 
 
 def test_names_twice(random_bundle):

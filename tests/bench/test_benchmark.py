@@ -23,6 +23,7 @@ from lookalike.bench.winner import write_best
 from lookalike.data import load_dataset, with_validation
 from lookalike.errors import DataError
 from lookalike.progress import SILENT
+from lookalike.training import refit
 
 EFFICIENTNET, RESNET = NAMES = ("test_efficientnet", "test_resnet")
 SINGLES = [f"{name} {kind}" for name in NAMES for kind in ("frozen", "fine-tuned")]
@@ -100,6 +101,20 @@ def test_best_embeds_exactly_as_the_winning_trial_did(finished, sitting, name):
         found = best.embed(run.data.part(part))
         assert found.ids == wanted[part].ids
         np.testing.assert_array_equal(found.vectors, wanted[part].vectors)
+
+
+@pytest.mark.parametrize("name", [SINGLES[0], SINGLES[3], f"{SINGLES[0]} + {SINGLES[3]}, average"])
+def test_best_can_be_trained_again_on_all_images(
+    finished, sitting, name, photo_folder_original, tiny_weights, tmp_path
+):
+    run, candidates, parts = sitting
+    write_best(run, replace(finished.choice, winner=name), finished.trials, candidates, parts)
+    weights = {b: w for b, w in tiny_weights.items() if b in name}
+    model = refit(photo_folder_original, run.out / "best", out=tmp_path / "final", weights=weights)
+    assert [m.backbone for m in model.members] == list(weights)
+    trained = {r["backbone"]: "history" in r or "validation" in r for r in read_facts(tmp_path / "final")["training"]}
+    assert trained == {b: f"{b} fine-tuned" in name for b in weights}
+    assert model.how == ("average" if "average" in name else load_bundle(run.out / "best").how)
 
 
 def test_best_of_the_run_says_what_it_is(finished):

@@ -23,7 +23,7 @@ KILLS = (
     ("epoch 2/2", 8),
     (f"{RESNET}: validation", 8),
     (f"{EFFICIENTNET} frozen: query", 8),
-    (f"{RESNET} fine-tuned: gallery", 12),
+    (f"{EFFICIENTNET} fine-tuned: gallery", 12),
     ("measuring", 3),
     ("measuring", 17),
     ("timing", 2),
@@ -92,7 +92,7 @@ def test_a_finished_run_takes_another_backbone(again, finished, tiny_weights, tm
     heard = listener()
     again(out, progress=heard)
     assert not any(task.startswith(EFFICIENTNET) for task in heard.tasks)
-    assert f"{RESNET} fine-tuned: query" in heard.tasks
+    assert f"{RESNET} frozen: query" in heard.tasks
     assert board_of(out) == board_of(finished.out)
     fewer = again(out, backbones=NAMES[:1], weights=one_file)  # and fewer again
     assert len(fewer.trials) == 2 + 3
@@ -150,6 +150,30 @@ def test_a_query_that_was_replaced_is_measured_anew(again, finished_copy, photo_
     scores = found.trials[0].test
     values = dict(zip(scores.query_ids, scores.values["hit@1"], strict=True))
     assert values["test/query/cat0.jpg"] == 0.0  # it is a rocket now
+
+
+@pytest.mark.parametrize(
+    ("changed", "timed"),
+    [
+        ({}, 0),
+        ({"processor": "another"}, 5),
+        ({"device": "another"}, 5),
+        ({"threads": 99}, 5),
+        ({"torch": "0.1"}, 5),
+        ({"timm": "0.1"}, 5),
+    ],
+)
+def test_times_are_kept_for_the_set_up_that_they_were_measured_with(again, finished_copy, monkeypatch, changed, timed):
+    """Two backbones make five sets of architectures: each alone, with itself, and both."""
+    measuring = sys.modules["lookalike.bench.measuring"]
+    measure, setup = measuring.measure_timing, measuring.timing_setup() | changed
+    taken = []
+    monkeypatch.setattr(measuring, "timing_setup", lambda: setup)
+    monkeypatch.setattr(measuring, "measure_timing", lambda *given: taken.append(given) or measure(*given))
+    again(finished_copy)
+    assert len(taken) == timed
+    again(finished_copy)
+    assert len(taken) == timed
 
 
 def test_damaged_files_of_an_earlier_sitting_are_made_anew(again, finished, finished_copy):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -79,11 +80,48 @@ def test_report_is_one_file_with_everything_in_it(trials, photo_folder, tmp_path
     assert all(str(image["src"]).startswith("data:image/jpeg;base64,") and image["alt"] for image in images)
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
     for text in (
-        "Cats <and> dogs", "of data", choice.reason, "untrained (0.500)", "weights from a package", "a note",
-        "a.jpg: the file is empty", "Cpu count", "lost.jpg", "✓", "✗", "could not be chosen",
+        "Cats <and> dogs", "of data", choice.reason, "untrained: 0.500 (0.400–0.600)", "weights from a package",
+        "a note", "a.jpg: the file is empty", "Cpu count", "lost.jpg", "✓", "✗", "could not be chosen",
     ):  # fmt: skip
         assert text in page.text
     assert "<and>" not in source
+
+
+def table_of(source: str) -> list[list[str]]:
+    """Return the texts of the cells of the main table, a row a list; headings of groups are left out."""
+    body = source[source.index("<table>") : source.index("</table>")]
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.DOTALL)
+    cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in rows]
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in cells if len(row) > 6]
+
+
+def test_the_table_has_every_interval_and_decoding_apart_from_the_model(trials, tmp_path):
+    trials.append(replace(trials[1], name="scratch fine-tuned", from_random=True))
+    write_report(tmp_path / "r.html", trials, select(trials), {})
+    source = (tmp_path / "r.html").read_text(encoding="utf-8")
+    header, *rows = table_of(source)
+    assert header == [
+        "#", "Model", "Top-3 accuracy", "hit@3", "hit@1", "map@r", "Top-3 accuracy", "p50", "decode", "model", "p95",
+        "batched", "Dim.", "MB",
+    ]  # fmt: skip
+    by_name = {row[1]: row[2:] for row in rows}
+    assert by_name["lite_2 fine-tuned"] == [
+        "0.500 (0.400–0.600)", "0.500 (0.400–0.600)", "0.250 (0.000–1.000)", "0.250 (0.000–1.000)",
+        "0.500 (0.400–0.600)", "12.0", "2.4", "9.6", "18.0", "6.0", "512", "900",
+    ]  # fmt: skip
+    assert "scratch fine-tuned †" in by_name
+    assert "† trained from random weights" in Page(source).text
+    spans = [int(n) for n in re.findall(r'colspan="(\d+)"', source[: source.index("</table>")])]
+    assert spans == [2, 4, 5, 2, 14, 14]
+
+
+def test_the_table_scrolls_beside_names_that_stay_on_a_narrow_screen(trials, tmp_path):
+    write_report(tmp_path / "r.html", trials, select(trials), {})
+    source = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert ".scroll { overflow-x: auto;" in source
+    narrow = source[source.index("@media (max-width: 40rem) {\n  .wide") :]
+    narrow = narrow[: narrow.index("@media print")]
+    assert "position: sticky; left: 0;" in narrow
 
 
 def test_relevance_is_told_by_a_mark_and_a_name_not_only_by_colour(trials, photo_folder, tmp_path):

@@ -146,6 +146,13 @@ def test_nothing_within_the_budget_names_the_fastest(make_trial):
     ):
         select(trials, budget_ms=3)
     assert select(trials, budget_ms=4.3).winner == "poor"
+    with pytest.raises(OptionError, match=r"at most 3 ms per image; the only one, good, takes 40.0 ms, so give"):
+        select(trials[:1], budget_ms=3)
+
+
+def test_one_candidate_over_the_budget_is_told_as_one(make_trial):
+    choice = select([make_trial("good", GOOD, 40), make_trial("poor", POOR, 4)], budget_ms=10)
+    assert choice.reason.endswith("The budget of 10 ms excluded 1 candidate, good (0.750 at 40.0 ms).")
 
 
 def test_untrained_and_untimed_are_never_chosen(make_trial):
@@ -162,10 +169,17 @@ def test_untrained_and_untimed_are_never_chosen(make_trial):
 
 def test_only_untrained_is_an_error_with_and_without_budget(make_trial):
     for budget in (None, 5):
-        with pytest.raises(OptionError, match="none of the 1 trials can be chosen"):
+        with pytest.raises(OptionError) as caught:
             select([make_trial("random", GOOD, 1, trained="untrained")], budget_ms=budget)
-    with pytest.raises(OptionError, match="none of the 0 trials"):
+        assert str(caught.value) == (
+            "the only trial, random, cannot be chosen (untrained: its weights are random); "
+            "benchmark at least one backbone with trained weights."
+        )
+    with pytest.raises(OptionError, match=r"^there is no trial to choose from; benchmark"):
         select([])
+    both = [make_trial("random", GOOD, 1, trained="untrained"), make_trial("no time", GOOD, None)]
+    with pytest.raises(OptionError, match="none of the 2 trials can be chosen, since each is untrained or has no"):
+        select(both)
 
 
 def test_test_scores_are_ignored(make_trial):
@@ -181,6 +195,30 @@ def test_test_scores_are_ignored(make_trial):
 def test_ties_in_cost_go_to_the_more_accurate_then_the_name(make_trial):
     assert select([make_trial("a", NEAR, 9), make_trial("b", GOOD, 9)]).winner == "b"
     assert select([make_trial("b", GOOD, 9), make_trial("a", GOOD, 9)]).winner == "a"
+
+
+def test_ties_in_cost_and_accuracy_go_to_the_frozen_one_before_the_name(make_trial):
+    """By name each first one here would win, and be called the most accurate."""
+    tuned, frozen = make_trial("a", GOOD, 9), make_trial("b", GOOD, 9, trained="frozen")
+    choice = select([tuned, frozen])
+    assert (choice.front, choice.winner, choice.most_accurate) == (["b", "a"], "b", "b")
+    better = make_trial("a", [1.0] * 31 + [0.0] * 9, 9)  # one query more, which is not significant
+    assert select([better, frozen]).winner == "a"
+
+
+def test_of_equal_ones_the_one_that_is_not_even_called_fine_tuned_wins(make_trial):
+    """Validation took both back to their pretrained weights, so that they are what their frozen forms are."""
+    names = ("x fine-tuned", "x frozen")
+    assert select([make_trial(name, GOOD, 9, trained="frozen") for name in names]).winner == "x frozen"
+    pairs = ("x fine-tuned + y fine-tuned", "x fine-tuned + y frozen", "x frozen + y frozen")
+    trials = [make_trial(name, GOOD, 9, trained="frozen", kind="ensemble", combine="concat") for name in pairs]
+    assert pareto_front(trials) == list(reversed(pairs))
+    assert select(trials).winner == "x frozen + y frozen"
+
+
+def test_what_is_hardly_faster_is_not_called_one_times_faster(make_trial):
+    choice = select([make_trial("good", GOOD, 40), make_trial("near", NEAR, 39)])
+    assert "is not significant, and the chosen one is faster." in choice.reason
 
 
 @pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf")])

@@ -5,12 +5,23 @@ from dataclasses import replace
 
 import pytest
 
-from lookalike.bench.trial import Scores, Timing, Trial, measure_label, ms_text
+from lookalike.bench.trial import (
+    Scores,
+    Timing,
+    Trial,
+    counted,
+    hit_beside,
+    interval_text,
+    measure_label,
+    ms_text,
+    signed_text,
+)
 from lookalike.errors import OptionError, StorageError
 
 
 def test_a_trial_comes_back_from_json_as_it_was(make_trial):
     full = make_trial("a + b", [1, 0, 1 / 3], 12.5, test=[0.5, 1], kind="ensemble", combine="aligned", note="as is")
+    full = replace(full, from_random=True)
     bare = make_trial("a", [1, 0], None)
     for trial in (full, bare):
         assert Trial.from_dict(json.loads(json.dumps(trial.to_dict()))) == trial
@@ -18,15 +29,15 @@ def test_a_trial_comes_back_from_json_as_it_was(make_trial):
 
 def test_json_says_its_schema_and_members(make_trial):
     stored = make_trial("a + b", [1.0], kind="ensemble").to_dict()
-    assert stored["schema"] == 1
+    assert stored["schema"] == 2
     assert stored["members"] == ["a", "b"]
     assert stored["validation"]["values"]["precision@3"] == [1.0]
 
 
-@pytest.mark.parametrize("schema", [None, 0, 2, "1"])
+@pytest.mark.parametrize("schema", [None, 0, 1, "2"])
 def test_another_schema_is_refused_with_the_way_out(make_trial, schema):
     stored = make_trial("a", [1.0]).to_dict() | {"schema": schema}
-    with pytest.raises(StorageError, match=r"'a' has the schema .* reads 1; remove its file"):
+    with pytest.raises(StorageError, match=r"'a' has the schema .* reads 2; remove its file"):
         Trial.from_dict(stored)
 
 
@@ -80,3 +91,23 @@ def test_labels_and_milliseconds_for_people():
     assert [ms_text(v) for v in (0.8437, 0.9951, 8.24, 41.26, 99.94, 99.96, 123.4)] == [
         "0.84", "1.0", "8.2", "41.3", "99.9", "100", "123",
     ]  # fmt: skip
+
+
+def test_means_differences_and_counts_for_people():
+    assert interval_text({"mean": 0.9186, "low": 0.89, "high": 0.9444}) == "0.919 (0.890–0.944)"
+    assert [signed_text(v) for v in (0.0251, -0.5, 0.0004, -0.0004, 0.0)] == [
+        "+0.025", "−0.500", "0.000", "0.000", "0.000",
+    ]  # fmt: skip
+    assert [counted(n, "query", "queries") for n in (0, 1, 2, 1200)] == [
+        "0 queries", "1 query", "2 queries", "1,200 queries",
+    ]  # fmt: skip
+
+
+def test_hit_at_k_beside_a_measure_is_of_its_own_k_or_of_three():
+    beside = {
+        "precision@5": "hit@5", "recall@1": "hit@1", "map@10": "hit@10", "ndcg@7": "hit@7", "hit@2": "hit@2",
+        "map@r": "hit@3", "mrr": "hit@3", "points@1,5,10": "hit@3",
+    }  # fmt: skip
+    assert {measure: hit_beside(measure) for measure in beside} == beside
+    with pytest.raises(OptionError, match="the measure 'top3' is not known"):
+        hit_beside("top3")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -39,7 +39,7 @@ class Benchmark:
         choice: the winner and why.
         leaderboard: the table.
         out: the folder with everything.
-        skipped: files that could not be read.
+        skipped: files and folders that could not be read.
 
     """
 
@@ -61,7 +61,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     out: Path | str | None = None,
     bundles: Sequence[Path | str] = (),
     weights: str | Path | Mapping[str, str | Path] = PRETRAINED,
-    finetune: bool = True,
+    finetune: bool | Collection[str] = True,
     options: TrainingOptions | None = None,
     budget_ms: float | None = None,
     measure: str = DEFAULT_MEASURE,
@@ -77,12 +77,12 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
 
     Args:
         data: a data folder or a loaded data set.
-        backbones: names; each becomes a frozen and, with `finetune`, a fine-tuned candidate.
+        backbones: names; each becomes a frozen and, as `finetune` says, a fine-tuned candidate.
         out: folder for leaderboard.*, report.html, trials/, timing/, members/ and best/; by default a new temporary
             one.
         bundles: encoders made before.
         weights: as in `train`.
-        finetune: train the backbones.
+        finetune: train all backbones, none, or those named.
         options: of the training; single ones may also be given by name, as `epochs=3`.
         budget_ms: the most milliseconds an image may cost.
         measure: the accuracy to choose by.
@@ -116,7 +116,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     trials = with_timing(run, measure_all(run, candidates, parts), candidates, parts)
     choice = select(trials, measure=measure, budget_ms=budget_ms)
 
-    skipped = skipped_files(parts)
+    skipped = (*data.skipped, *skipped_files(parts))
     facts = context(run, skipped, title, notes)
     write_best(run, choice, trials, candidates, parts)
     evaluation = evaluate_winner(run, choice, candidates, parts)

@@ -16,7 +16,8 @@ from lookalike.bench.wanted import Wanted, bundle_name
 from lookalike.data import Dataset
 from lookalike.embedding import compute_features, fit_projection
 from lookalike.training import TrainingOptions, train
-from lookalike.training.train import bundle_facts, validation_fingerprint
+from lookalike.training.one_backbone import validation_fingerprint
+from lookalike.training.train import bundle_facts
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def make_candidates(run: Run, wanted: Wanted) -> list[Candidate]:
     found = [given_candidate(run.data, bundle) for bundle in wanted.bundles]
     for backbone, weights in wanted.weights.items():
         found.append(frozen_candidate(run, backbone, weights))
-        if wanted.finetune:
+        if backbone in wanted.finetune:
             found.append(tuned_candidate(run, backbone, weights))
     return found
 
@@ -72,7 +73,8 @@ def frozen_candidate(run: Run, backbone: str, weights: str | Path) -> Candidate:
             member, run.data.training, progress=run.progress, task=f"{backbone}: features", cache=run.cache
         )
         fit_projection(member, features, seed=seed)
-        save_bundle(Encoder([member]), place, facts=bundle_facts(run.data, TrainingOptions(seed=seed), []))
+        options = TrainingOptions(seed=seed, class_disjoint=run.options.class_disjoint)  # how the data was split
+        save_bundle(Encoder([member]), place, facts=bundle_facts(run.data, options, []))
     facts = read_facts(place)
     return _candidate(place, f"{backbone} {facts['members'][0]['origin']['trained']}", facts, "")
 

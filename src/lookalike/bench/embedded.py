@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lookalike.backbones import Encoder, load_bundle
 from lookalike.bench.candidates import Candidate
 from lookalike.bench.run import Run
+from lookalike.data import Item
+from lookalike.embedding import kept_features
 from lookalike.embedding.shards import read_shard, sources_digest, write_shard
 from lookalike.types import Embeddings, Skipped
 
@@ -32,10 +34,26 @@ def embedded(run: Run, candidate: Candidate) -> dict[str, Embeddings]:
         cached = read_shard(place, key, candidate.fingerprint)
         if cached is None:
             encoder = encoder or load_bundle(candidate.bundle)
-            cached = encoder.embed(items, progress=run.progress, task=f"{candidate.name}: {part}")
+            cached = _from_features(run, encoder, items) if part == "training" else None
+            if cached is None:
+                cached = encoder.embed(items, progress=run.progress, task=f"{candidate.name}: {part}")
             write_shard(place, key, cached)
         found[part] = cached
     return found
+
+
+def _from_features(run: Run, encoder: Encoder, items: Sequence[Item]) -> Embeddings | None:
+    """Apply the head to what the frozen backbone saw when the head was fitted; None where that is not kept.
+
+    Good for the training part, which is embedded to fit alignments only: it may differ in the last bit.
+    """
+    if encoder.is_ensemble:
+        return None
+    member = encoder.members[0]
+    kept = kept_features(member, items, run.cache)
+    if kept is None:
+        return None
+    return Embeddings(kept.ids, member.project(kept.rows), encoder.fingerprint, kept.skipped)
 
 
 def skipped_files(parts: Parts) -> tuple[Skipped, ...]:

@@ -19,6 +19,7 @@ _SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "–": "--",
+    "†": r"$\dagger$",
     "−": "$-$",
     "×": r"$\times$",
     "→": r"$\rightarrow$",
@@ -57,7 +58,8 @@ def latex_table(board: Leaderboard, trials: Sequence[Trial]) -> str:
 
 def _line(row: Row) -> str:
     seconds = "--" if row.batched_ms is None else f"{row.batched_ms / 1000:.4f}"
-    cells = [latex_escape(row.model), latex_escape(row.accuracy_text()), seconds, row.kind.capitalize()]
+    accuracy = latex_escape(row.accuracy_text(interval=True))
+    cells = [latex_escape(row.name), accuracy, seconds, row.kind.capitalize()]
     if row.winner:
         cells[:3] = [rf"\textbf{{{cell}}}" for cell in cells[:3]]
     return " & ".join(cells) + r" \\"

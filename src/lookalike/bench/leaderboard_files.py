@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.bench.latex import latex_table
-from lookalike.bench.leaderboard import Leaderboard, Row, build_leaderboard
-from lookalike.bench.markdown import markdown
+from lookalike.bench.leaderboard import MILLISECONDS, Leaderboard, Row, build_leaderboard
+from lookalike.bench.markdown import markdown, more_ensembles
 from lookalike.bench.selection import Choice
 from lookalike.bench.trial import Trial, measure_label
 from lookalike.files import write_csv, write_json, write_text
@@ -33,7 +33,9 @@ def write_leaderboard(out: Path, trials: Sequence[Trial], choice: Choice, contex
     board = build_leaderboard(trials, choice)
     out = Path(out)
     write_json(out / "leaderboard.json", _as_json(board, trials, choice, context))
-    write_csv(out / "leaderboard.csv", _csv_header(board), ([_cell(v) for v in asdict(r).values()] for r in board.rows))
+    columns = _csv_columns(board)
+    rows = ([_cell(getattr(row, field)) for field in columns] for row in board.rows)
+    write_csv(out / "leaderboard.csv", list(columns.values()), rows)
     write_text(out / "leaderboard.md", markdown(board, choice))
     write_text(out / "leaderboard.tex", latex_table(_for_print(board), trials))
     return board
@@ -44,7 +46,8 @@ def _for_print(board: Leaderboard) -> Leaderboard:
     folded = {row.model for row in board.groups().folded}
     if not folded:
         return board
-    caption = f"{board.caption} {len(folded)} more ensembles, none on the Pareto front, are in leaderboard.csv."
+    be = "is" if len(folded) == 1 else "are"
+    caption = f"{board.caption} {more_ensembles(len(folded))}, {be} in leaderboard.csv."
     return replace(board, caption=caption, rows=tuple(row for row in board.rows if row.model not in folded))
 
 
@@ -55,8 +58,9 @@ def _as_json(board: Leaderboard, trials: Sequence[Trial], choice: Choice, contex
             if trial[part]:
                 trial[part] = {k: v for k, v in trial[part].items() if k not in ("values", "query_ids")}
     return {
-        "schema": 1,
+        "schema": 2,
         "measure": board.measure,
+        "hit_k": board.hit_k,
         "part": board.part,
         "caption": board.caption,
         "choice": choice.to_dict(),
@@ -75,11 +79,14 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _csv_header(board: Leaderboard) -> list[str]:
+def _csv_columns(board: Leaderboard) -> dict[str, str]:
+    """Return the fields of `Row` that are written, each with its column's name; no measure is written twice."""
     own = measure_label(board.measure).replace(" ", "_").replace("-", "_")
-    names = {"kind": "type", "accuracy": own, "hit_3": "hit@3", "hit_1": "hit@1", "map_r": "map@r"}
-    names |= {"validation": f"validation_{own}", "p50_ms": "ms_p50", "p95_ms": "ms_p95", "batched_ms": "ms_batched"}
-    return [names.get(f.name, f.name) for f in fields(Row)]
+    names = {"kind": "type", "accuracy": own} | {field: name.replace(" ", "_") for name, field in MILLISECONDS.items()}
+    for name, field in (*board.means.items(), (f"validation_{own}", "validation")):
+        names |= {f"{field}{end}": f"{name}{end}" for end in ("", "_low", "_high")}
+    written = [f.name for f in fields(Row) if f.name in names or not f.name.startswith(("hit_k", "hit_1", "map_r"))]
+    return {field: names.get(field, field) for field in written}
 
 
 def _cell(value: object) -> object:

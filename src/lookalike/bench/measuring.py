@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from lookalike.backbones.bundle import read_facts
+from lookalike.backbones.weights import NONE
 from lookalike.bench.candidates import Candidate
 from lookalike.bench.embedded import Parts
+from lookalike.bench.machine import timing_setup
 from lookalike.bench.pairs import Pair, pair_parts, pairs
 from lookalike.bench.run import Run, slug
 from lookalike.bench.timing import measure_timing
@@ -28,14 +31,17 @@ def measure_all(run: Run, candidates: Sequence[Candidate], parts: Parts) -> list
     """
     labels = digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in run.data.items))
     content = {name: _content(own) for name, own in parts.items()}
+    random = {c.name: _from_random(c) for c in candidates}
     entries: list[Candidate | Pair] = [*candidates, *pairs(candidates)]
     trials = []
     for done, entry in enumerate(entries, start=1):
         members = [entry] if isinstance(entry, Candidate) else [entry.first, entry.second]
-        key = digest(str(SCHEMA), labels, *run.measures, *(f"{content[m.name]} {m.trained} {m.note}" for m in members))
+        marks = (f"{content[m.name]} {m.trained} {random[m.name]} {m.note}" for m in members)
+        key = digest(str(SCHEMA), labels, *run.measures, *marks)
         trial = _kept_trial(run, entry.name, key)
         if trial is None:
             trial = _single_trial(run, entry, parts) if isinstance(entry, Candidate) else _pair_trial(run, entry, parts)
+            trial = replace(trial, from_random=any(random[m.name] for m in members))
             write_json(_place(run, entry.name), {"key": key, "trial": trial.to_dict()})
         trials.append(trial)
         run.progress.step("measuring", done, len(entries), entry.name)
@@ -44,6 +50,11 @@ def measure_all(run: Run, candidates: Sequence[Candidate], parts: Parts) -> list
 
 def _content(own: Mapping[str, Embeddings]) -> str:
     return digest(*(piece for e in own.values() for piece in ("\n".join(e.ids), e.vectors.tobytes())))
+
+
+def _from_random(candidate: Candidate) -> bool:
+    """Say whether the weights of a member were random before anything was trained."""
+    return any(m["origin"].get("weights") == NONE for m in read_facts(candidate.bundle)["members"])
 
 
 def _single_trial(run: Run, candidate: Candidate, parts: Parts) -> Trial:
@@ -156,13 +167,18 @@ def _timed_files(run: Run, parts: Parts) -> list[Path]:
 def _timing(
     run: Run, signature: str, bundles: Sequence[Path], ways: Sequence[str], images: Sequence[Path]
 ) -> Mapping[str, Timing]:
-    """Measure, or read what an earlier sitting measured; the file holds all ways that were ever asked for together."""
+    """Measure, or read what an earlier sitting measured with the same processor, device, threads and packages.
+
+    The file holds all ways that were ever asked for together.
+    """
+    setup = timing_setup()
     place = run.out / "timing" / f"{slug(signature)}.json"
     try:
         stored = read_json(place, "the timing")
-        return {way: Timing(**stored[way]) for way in ways}
+        if stored["setup"] == setup:
+            return {way: Timing(**stored["ways"][way]) for way in ways}
     except (LookalikeError, KeyError, TypeError):
         pass  # absent, damaged, or without one of the ways: all are measured
     found = measure_timing(bundles, ways, images)
-    write_json(place, {way: asdict(timing) for way, timing in found.items()})
+    write_json(place, {"setup": setup, "ways": {way: asdict(timing) for way, timing in found.items()}})
     return found

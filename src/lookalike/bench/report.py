@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lookalike.bench.leaderboard import Leaderboard, build_leaderboard
+from lookalike.bench.leaderboard import MILLISECONDS, Leaderboard, build_leaderboard
+from lookalike.bench.markdown import more_ensembles
 from lookalike.bench.pareto_plot import pareto_svg
 from lookalike.bench.selection import Choice
-from lookalike.bench.trial import Trial, measure_label, ms_text
+from lookalike.bench.trial import Trial, counted, measure_label, ms_text
 from lookalike.evaluation.intervals import bootstrap_interval
 from lookalike.files import write_text
 from lookalike.retrieval.page import page_environment
@@ -145,6 +146,8 @@ def write_report(
             winner=next(row for row in board.rows if row.winner),
             groups=[("Single models", singles), ("Ensembles", ensembles)],
             folded=folded,
+            more=more_ensembles(len(folded)),
+            times={name.removeprefix("ms "): field for name, field in MILLISECONDS.items()},
             numbers=numbers,
             wide=pareto_svg(trials, choice, numbers, size=(860, 460), names=True),
             narrow=pareto_svg(trials, choice, numbers, size=(360, 380), names=False),
@@ -189,15 +192,18 @@ def _facts(trials: Sequence[Trial], board: Leaderboard, context: Mapping[str, An
     facts.append(
         (
             "Choice",
-            f"by validation only: {validation.queries:,} queries against {validation.gallery:,} images"
-            f"{_left_out(validation.left_out)}; cost is the median time of one image",
+            f"by validation only: {counted(validation.queries, 'query', 'queries')} against "
+            f"{counted(validation.gallery, 'image', 'images')}{_left_out(validation.left_out)}; "
+            "cost is the median time of one image",
         )
     )
     if timings:
         threads, devices = _range(t.threads for t in timings), ", ".join(sorted({t.device for t in timings}))
         timed = (
             f"warm, file to embedding with decoding; {_range(t.images for t in timings)} images one at a time, "
-            f"then in batches of {_range(t.batch_size for t in timings)}; {threads} threads on {devices}"
+            f"then in batches of {_range(t.batch_size for t in timings)}; "
+            f"{threads} {'thread' if threads == '1' else 'threads'} on {devices}; decode is reading and preparing the "
+            "picture, model the rest, each with a median of its own"
         )
         facts.append(("Time", timed))
         facts.append(("Memory", "the process's peak while measuring, the deep-learning runtime included"))

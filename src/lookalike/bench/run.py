@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lookalike.bench.trial import hit_beside
 from lookalike.data import Dataset
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation import DEFAULT, Measure
@@ -105,7 +106,7 @@ def _require_unused(out: Path) -> None:
 
 
 def measures_for(data: Dataset, measure: str, options: TrainingOptions) -> tuple[str, ...]:
-    """Return what to take: the measure to choose by, then the usual ones that the parts are large enough for.
+    """Return what to take: the measure to choose by, hit@k of its k, and the usual ones that fit into the parts.
 
     Args:
         data: with its validation part, where every image is searched for among all the others.
@@ -127,7 +128,7 @@ def measures_for(data: Dataset, measure: str, options: TrainingOptions) -> tuple
                 f"{wanted} needs {_hits(wanted)} hits, but {where} has only {max(least, 0)} images to find; "
                 "choose a smaller k or give more images."
             )
-    usual = [m for m in map(Measure.parse, DEFAULT) if _hits(m) <= least]
+    usual = [m for m in map(Measure.parse, (hit_beside(chosen), *DEFAULT)) if _hits(m) <= least]
     return tuple(dict.fromkeys(str(m) for m in (chosen, *usual)))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.bench.trial import Trial, measure_label, ms_text
+from lookalike.bench.trial import Trial, counted, measure_label, ms_text, signed_text
 from lookalike.errors import OptionError
 from lookalike.evaluation.intervals import Comparison, compare
 
@@ -78,7 +78,8 @@ def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms
     """Choose the cheapest trial on the Pareto front that is not significantly less accurate than the most accurate.
 
     Accuracy is the validation mean of `measure`, cost the median time of one image; significance is a paired
-    bootstrap over the same queries. Among equal costs the more accurate goes first, then the name.
+    bootstrap over the same queries. Among equal costs the more accurate goes first; among those equal in both, what
+    keeps its pretrained weights goes before what was fine-tuned, then the name decides.
 
     Args:
         trials: all trials; untrained ones and those without a time are excluded, with their cause.
@@ -108,11 +109,19 @@ def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms
 
 
 def _by_cost(trials: Iterable[Trial], measure: str) -> list[Trial]:
-    return sorted(trials, key=lambda t: (t.cost_ms, -t.validation.mean(measure), t.name))
+    return sorted(trials, key=lambda t: (t.cost_ms, -t.validation.mean(measure), *_risk(t)))
 
 
 def _most_accurate(trials: Iterable[Trial], measure: str) -> Trial:
-    return min(trials, key=lambda t: (-t.validation.mean(measure), t.cost_ms, t.name))
+    return min(trials, key=lambda t: (-t.validation.mean(measure), t.cost_ms, *_risk(t)))
+
+
+def _risk(trial: Trial) -> tuple[bool, int, str]:
+    """Order trials that are equal otherwise: frozen ones first, then by how many members are called fine-tuned.
+
+    A model that validation took back to its pretrained weights keeps that name and goes after the frozen one it equals.
+    """
+    return trial.trained != "frozen", sum(m.endswith(" fine-tuned") for m in trial.members), trial.name
 
 
 def _check(trials: Sequence[Trial], budget_ms: float | None) -> None:
@@ -138,13 +147,16 @@ def _cause(trial: Trial, budget_ms: float | None) -> str:
 def _nothing_left(trials: Sequence[Trial], budget_ms: float | None) -> str:
     candidates = [t for t in trials if t.is_candidate]
     if budget_ms is None or not candidates:
-        return (
-            f"none of the {len(trials)} trials can be chosen, since each is untrained or has no measured time; "
-            "benchmark at least one backbone with trained weights."
-        )
+        which = "there is no trial to choose from"
+        if len(trials) == 1:
+            which = f"the only trial, {trials[0].name}, cannot be chosen ({_cause(trials[0], None)})"
+        elif trials:
+            which = f"none of the {len(trials)} trials can be chosen, since each is untrained or has no measured time"
+        return f"{which}; benchmark at least one backbone with trained weights."
     fastest = min(candidates, key=lambda t: (t.cost_ms, t.name))
+    which = "the only one" if len(candidates) == 1 else f"the fastest of {len(candidates)}"
     return (
-        f"no candidate takes at most {budget_ms:g} ms per image; the fastest of {len(candidates)}, {fastest.name}, "
+        f"no candidate takes at most {budget_ms:g} ms per image; {which}, {fastest.name}, "
         f"takes {ms_text(fastest.cost_ms)} ms, so give --budget-ms {math.ceil(fastest.cost_ms * 10) / 10:g} or more."
     )
 
@@ -183,9 +195,9 @@ def _reason(
         found = comparisons[winner.name]
         yield (
             f"The most accurate candidate, {best.name}, reaches {best.validation.mean(measure):.3f} at "
-            f"{ms_text(best.cost_ms)} ms; the paired difference of {_signed(found.difference)} (95% interval "
-            f"{_signed(found.low)} to {_signed(found.high)}) is not significant, and the chosen one is "
-            f"{best.cost_ms / winner.cost_ms:.1f} times faster."
+            f"{ms_text(best.cost_ms)} ms; the paired difference of {signed_text(found.difference)} (95% interval "
+            f"{signed_text(found.low)} to {signed_text(found.high)}) is not significant, and the chosen one is "
+            f"{_times(best.cost_ms / winner.cost_ms)}faster."
         )
     elif all(t.cost_ms >= winner.cost_ms for t in front):
         yield "It is the most accurate candidate, and none is faster."
@@ -197,9 +209,14 @@ def _reason(
         found = comparisons[nearest.name]
         yield (
             f"The next faster one, {nearest.name}, takes {ms_text(nearest.cost_ms)} ms but is significantly less "
-            f"accurate than the most accurate: {_signed(found.difference)} (95% interval {_signed(found.low)} to "
-            f"{_signed(found.high)})."
+            f"accurate than the most accurate: {signed_text(found.difference)} (95% interval "
+            f"{signed_text(found.low)} to {signed_text(found.high)})."
         )
+
+
+def _times(ratio: float) -> str:
+    """Write how many times; nothing where that would read 1.0."""
+    return f"{ratio:.1f} times " if ratio >= 1.05 else ""
 
 
 def _budget(over: Sequence[Trial], budget_ms: float | None, measure: str) -> Iterable[str]:
@@ -209,14 +226,8 @@ def _budget(over: Sequence[Trial], budget_ms: float | None, measure: str) -> Ite
         yield f"The budget of {budget_ms:g} ms excluded nothing."
         return
     best = _most_accurate(over, measure)
-    count = "1 candidate" if len(over) == 1 else f"{len(over)} candidates"
     which = "" if len(over) == 1 else "the most accurate of them "
     yield (
-        f"The budget of {budget_ms:g} ms excluded {count}, {which}{best.name} "
+        f"The budget of {budget_ms:g} ms excluded {counted(len(over), 'candidate', 'candidates')}, {which}{best.name} "
         f"({best.validation.mean(measure):.3f} at {ms_text(best.cost_ms)} ms)."
     )
-
-
-def _signed(value: float) -> str:
-    text = f"{abs(value):.3f}"
-    return text if float(text) == 0 else f"{'−' if value < 0 else '+'}{text}"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from lookalike.errors import OptionError, StorageError
-from lookalike.evaluation import Evaluation
+from lookalike.evaluation import Evaluation, Measure
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the files in trials/; another version is refused, so that a resumed run measures again."""
 
 Kind = Literal["single", "ensemble"]
@@ -139,6 +139,7 @@ class Trial:
         test: accuracy on query and gallery, None where they carry no labels.
         timing: what an image costs, None where it was not measured.
         note: anything a reader should know, one sentence.
+        from_random: whether the weights of a member began random, not pretrained.
 
     Raises:
         OptionError: for a kind, combination or training that does not exist.
@@ -155,6 +156,7 @@ class Trial:
     test: Scores | None = None
     timing: Timing | None = None
     note: str = ""
+    from_random: bool = False
 
     def __post_init__(self) -> None:
         allowed = {"kind": KINDS, "combine": COMBINES, "trained": TRAINED}
@@ -221,3 +223,29 @@ def measure_label(measure: str) -> str:
 def ms_text(ms: float) -> str:
     """Write milliseconds with two or three digits that matter: 0.84, 8.2, 41.3, 120."""
     return f"{ms:.0f}" if ms >= 99.95 else f"{ms:.1f}" if ms >= 0.995 else f"{ms:.2f}"
+
+
+def interval_text(found: Interval) -> str:
+    """Write a mean with its interval: 0.919 (0.890–0.944)."""
+    return f"{found['mean']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+
+
+def signed_text(value: float) -> str:
+    """Write a difference with its sign: +0.025, −0.500; what rounds to nothing is 0.000."""
+    text = f"{abs(value):.3f}"
+    return text if float(text) == 0 else f"{'−' if value < 0 else '+'}{text}"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Write a number with its noun: 1 query, 1,200 queries."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def hit_beside(measure: str | Measure) -> str:
+    """Return the hit@k that stands beside a measure: that of the measure's own k, of 3 where it has none.
+
+    Raises:
+        OptionError: for an unknown measure.
+
+    """
+    return f"hit@{Measure.parse(measure).k or 3}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,13 @@ class Wanted:
     Attributes:
         weights: by backbone, in the order given: `pretrained`, `none` or a file.
         bundles: encoders made before.
-        finetune: whether every backbone is fine-tuned as well.
+        finetune: names of the backbones that are fine-tuned as well.
 
     """
 
     weights: Mapping[str, Weights]
     bundles: tuple[Path, ...]
-    finetune: bool
+    finetune: frozenset[str]
 
     @classmethod
     def of(
@@ -38,13 +38,13 @@ class Wanted:
         backbones: Sequence[str],
         bundles: Sequence[Path | str],
         weights: Weights | Mapping[str, Weights],
-        finetune: bool,
+        finetune: bool | Collection[str],
     ) -> Wanted:
         """Check what was given and bring it to one form; no data is read yet.
 
         Raises:
-            OptionError: nothing to measure, a name given twice, an ensemble among the backbones, weights for a
-                backbone that is not there, or nothing but random weights.
+            OptionError: nothing to measure, a name given twice, an ensemble among the backbones, weights or
+                fine-tuning for a backbone that is not there, or nothing but random weights.
             ModelError: an unknown backbone, or a bundle that is missing or damaged.
 
         """
@@ -57,17 +57,17 @@ class Wanted:
         _require_distinct(backbones, [bundle_name(b) for b in places])
         for backbone in backbones:
             find_row(backbone)
-        wanted = cls(_by_backbone(backbones, weights), places, finetune)
+        wanted = cls(_by_backbone(backbones, weights), places, _tuned(backbones, finetune))
         wanted._require_trained([_trained(b) for b in places])
         return wanted
 
     def _require_trained(self, bundles: Sequence[bool]) -> None:
         """Raise `OptionError` when every candidate would have random weights; `bundles` says which of them have not."""
-        trained = [str(w) != NONE or self.finetune for w in self.weights.values()]
+        trained = [str(w) != NONE or name in self.finetune for name, w in self.weights.items()]
         if not any([*trained, *bundles]):
             raise OptionError(
-                f"all {len(trained) + len(bundles)} candidates would have random weights, and such a model is never "
-                "chosen; give pretrained weights for one of them, or leave fine-tuning on."
+                "every candidate would have random weights, and such a model is never chosen; "
+                "give pretrained weights for one of them, or leave fine-tuning on."
             )
 
     def require_weights(self, run: Run) -> None:
@@ -110,6 +110,17 @@ def _by_backbone(backbones: Sequence[str], weights: Weights | Mapping[str, Weigh
             f"weights are given for {unknown!r}, which is not among {', '.join(backbones)}; correct the name."
         )
     return {b: weights.get(b, PRETRAINED) for b in backbones}
+
+
+def _tuned(backbones: Sequence[str], finetune: bool | Collection[str]) -> frozenset[str]:
+    if isinstance(finetune, bool):
+        return frozenset(backbones if finetune else ())
+    unknown = next((name for name in finetune if name not in backbones), None)
+    if unknown is not None:
+        raise OptionError(
+            f"{unknown!r} is to be fine-tuned, but is not among {', '.join(backbones)}; correct the name."
+        )
+    return frozenset(finetune)
 
 
 def _trained(bundle: Path) -> bool:

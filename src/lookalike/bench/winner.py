@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from lookalike.backbones import load_bundle, save_bundle
 from lookalike.backbones.bundle import read_facts
 from lookalike.bench.candidates import Candidate
 from lookalike.bench.embedded import Parts
+from lookalike.bench.machine import machine
 from lookalike.bench.measuring import evaluate_test, evaluate_validation
 from lookalike.bench.pairs import Pair, joined_encoder, pair_parts, pairs
 from lookalike.bench.report import Example, best_and_worst
@@ -24,7 +22,6 @@ from lookalike.evaluation import Evaluation
 from lookalike.types import Skipped
 
 _SHOWN_HITS = 8
-_PACKAGES = ("lookalike", "torch", "timm", "faiss-cpu", "numpy")
 
 
 def _find(choice: Choice, candidates: Sequence[Candidate]) -> Candidate | Pair:
@@ -43,12 +40,13 @@ def evaluate_winner(run: Run, choice: Choice, candidates: Sequence[Candidate], p
 def write_best(
     run: Run, choice: Choice, trials: Sequence[Trial], candidates: Sequence[Candidate], parts: Parts
 ) -> None:
-    """Save the winner as the bundle `best/`, with what its first member knows of its training."""
+    """Save the winner as the bundle `best/`, with what its members know of their training."""
     winner = _find(choice, candidates)
     trial = next(t for t in trials if t.name == choice.winner)
-    single = winner if isinstance(winner, Candidate) else winner.first
-    known = read_facts(single.bundle)
-    facts: dict[str, Any] = {k: known[k] for k in ("classes", "training_data", "options") if k in known}
+    singles = [winner] if isinstance(winner, Candidate) else [winner.first, winner.second]
+    known = [read_facts(single.bundle) for single in singles]
+    facts: dict[str, Any] = {k: known[0][k] for k in ("classes", "training_data", "options") if k in known[0]}
+    facts["training"] = [report for own in known for report in _reports(own)]
     facts["measures"] = {
         name: scores.measures
         for name, scores in (("validation", trial.validation), ("test", trial.test))
@@ -57,6 +55,12 @@ def write_best(
     facts["benchmark"] = {"candidate": choice.winner, "reason": choice.reason, "seed": run.options.seed}
     encoder = load_bundle(winner.bundle) if isinstance(winner, Candidate) else joined_encoder(winner, parts)
     save_bundle(encoder, run.out / "best", facts=facts, replace=True)
+
+
+def _reports(facts: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """Return how each member of a bundle was trained, with its options; None for one that was not."""
+    reports = facts.get("training") or [None] * len(facts["members"])
+    return [report and {"options": facts.get("options"), **report} for report in reports]
 
 
 def examples(evaluation: Evaluation, values: Mapping[str, float], data: Dataset) -> list[Example]:
@@ -83,12 +87,7 @@ def context(run: Run, skipped: Sequence[Skipped], title: str | None, notes: Sequ
     data, options = run.data, run.options
     facts: dict[str, Any] = {
         "data": str(data).replace(str(data.root), data.root.name or "data", 1),
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            **{n: importlib.metadata.version(n) for n in _PACKAGES},
-        },
+        "machine": machine(),
         "settings": {
             "seed": options.seed,
             "validation": f"{len(data.validation)} images, each searched for among all the others",
@@ -102,14 +101,6 @@ def context(run: Run, skipped: Sequence[Skipped], title: str | None, notes: Sequ
         ],
     }
     return {"title": title, **facts} if title else facts
-
-
-def _processor() -> str:
-    """Return the processor's name where the system tells it, else its kind."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
-    names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _inside(root: Path, path: Path) -> str:
