@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from threadpoolctl import threadpool_limits
 
 from lookalike.backbones import Member, build_member
 from lookalike.data import Dataset, load_dataset, with_validation
@@ -43,16 +42,6 @@ class Recorder:
     def tasks(self) -> list[str]:
         """The tasks in the order they began."""
         return list(dict.fromkeys(task for task, _, _ in self.steps))
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute in one thread: work this small only waits for itself in several, for minutes on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1, user_api="blas"):
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

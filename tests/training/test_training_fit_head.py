@@ -35,7 +35,7 @@ def scripted(values):
 def test_where_every_epoch_is_worse_the_head_stays_to_the_bit(member, classifier, features, data):
     before, weight = member.fingerprint, classifier.weight.detach().clone()
     found = run(member, classifier, features, data, scripted([0.5, 0.4, 0.5, 0.3, 0.49]))
-    assert found == 0.5
+    assert found == (0.5, 0)
     assert member.fingerprint == before
     assert torch.equal(classifier.weight, weight)
     assert not member.head.training
@@ -48,9 +48,21 @@ def test_the_best_epoch_is_kept(member, classifier, features, data):
         heads.append(member.head.linear.weight.detach().clone())
         return next(values)
 
-    assert run(member, classifier, features, data, measure) == 0.8
+    assert run(member, classifier, features, data, measure) == (0.8, 2)
     assert torch.equal(member.head.linear.weight, heads[2])
     assert not torch.equal(heads[2], heads[4])
+
+
+def test_without_a_measure_the_last_epoch_is_kept(member, classifier, features, data):
+    """Three epochs that nobody measures end where the best of four ends when that is the third."""
+    before = {k: v.clone() for k, v in member.head.state_dict().items()}
+    assert run(member, classifier, features, data, scripted([0.1, 0.2, 0.3, 0.9, 0.4])) == (0.9, 3)
+    measured = member.head.linear.weight.detach().clone()
+    member.head.load_state_dict(before)
+    fresh = CosineClassifier(member.project(features.rows), class_rows(data.training), 4, 0.1)
+    best, epochs = run(member, fresh, features, data, None, epochs=3)
+    assert math.isnan(best) and epochs == 3
+    assert torch.equal(member.head.linear.weight, measured)
 
 
 def test_training_brings_the_loss_down_and_leaves_the_backbone_alone(member, classifier, features, data):
@@ -63,7 +75,7 @@ def test_training_brings_the_loss_down_and_leaves_the_backbone_alone(member, cla
 
     backbone = {k: v for k, v in member.state().items() if k.startswith("backbone.")}
     before = loss()
-    found = run(member, classifier, features, data, lambda: -loss(), epochs=20)
+    found, _ = run(member, classifier, features, data, lambda: -loss(), epochs=20)
     assert -found == pytest.approx(loss(), abs=1e-6)
     assert loss() < before - 0.02
     assert all(torch.equal(v, member.state()[k]) for k, v in backbone.items())

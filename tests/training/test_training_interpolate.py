@@ -47,7 +47,7 @@ def trained(member):
         (0.1, [0.8, 0.7, 0.3], 0.4, 0.25),
         (0.1, [0.2, 0.3, 0.3], 0.4, 1.0),
         (0.9, [0.2, 0.3, 0.3], 0.4, 0.0),
-        (0.4, [0.4, 0.4, 0.4], 0.4, 1.0),  # as good: the more of what was learnt
+        (0.4, [0.4, 0.4, 0.4], 0.4, 0.0),  # no better: it stays what it was
     ],
 )
 def test_the_best_share_is_chosen_and_set(start_measure, tried, end_measure, chosen, trained):

@@ -47,16 +47,17 @@ def test_an_unknown_measure_is_refused_before_any_work():
 
 
 @pytest.mark.parametrize(
-    ("given", "rates"),
+    ("given", "sturdy", "rates"),
     [
-        ({}, (5e-4, 1e-3)),
-        ({"optimizer": "sgd"}, (1e-2, 3e-2)),
-        ({"lr": 1e-5}, (1e-5, 1e-3)),
-        ({"optimizer": "sgd", "head_lr": 0.5}, (1e-2, 0.5)),
+        ({}, True, (5e-4, 1e-3)),
+        ({}, False, (1e-4, 1e-3)),
+        ({"optimizer": "sgd"}, True, (1e-2, 3e-2)),
+        ({"lr": 1e-5}, True, (1e-5, 1e-3)),
+        ({"optimizer": "sgd", "head_lr": 0.5}, False, (1e-2, 0.5)),
     ],
 )
-def test_learning_rates_not_given_are_the_optimizers_own(given, rates):
-    assert TrainingOptions(**given).learning_rates == rates
+def test_learning_rates_not_given_fit_optimizer_and_backbone(given, sturdy, rates):
+    assert TrainingOptions(**given).learning_rates(sturdy=sturdy) == rates
 
 
 def test_json_and_back():

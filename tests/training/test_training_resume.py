@@ -87,14 +87,17 @@ def test_killed_after_the_last_epoch_before_the_bundle(unbroken, data, weights, 
     assert comparable(out) == comparable(unbroken)
 
 
-def test_killed_before_the_first_epoch_ended_there_is_nothing_to_resume_and_nothing_in_the_way(
+def test_killed_before_the_first_epoch_ended_the_features_are_kept(
     unbroken, data, weights, options, recorder, tmp_path
 ):
     out = tmp_path / "model"
     kill(data, weights, out, options, recorder, task="epoch 1/3", done=8)
-    assert not list(tmp_path.iterdir())
-    train(data, SMALL, weights=weights, out=out, options=options)
+    progress = recorder()
+    train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=progress)
+    assert "epoch 1/3" in progress.tasks
+    assert not [task for task in progress.tasks if task.endswith((": features", ": validation"))]
     assert comparable(out) == comparable(unbroken)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 def test_random_weights_whose_statistics_are_trained_resume_too(data, quick, recorder, tmp_path):
@@ -220,6 +223,6 @@ def test_resuming_into_the_bundle_of_another_run_is_refused(unbroken, data, weig
         with pytest.raises(StorageError) as raised:
             train(data, SMALL, weights=given, out=out, options=options, resume=True)
         assert str(raised.value) == (
-            f"{out} already exists and is left as it is; choose another --out or remove it first."
+            f"{out} already exists and is left as it is; choose another place or remove it first."
         )
     assert comparable(out) == comparable(unbroken)

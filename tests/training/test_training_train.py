@@ -11,7 +11,8 @@ from lookalike.data import load_dataset, with_validation
 from lookalike.embedding import fitted_encoder
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
 from lookalike.training import train
-from lookalike.training.train import bundle_facts, train_member, validation_fingerprint
+from lookalike.training.one_backbone import train_member, validation_fingerprint
+from lookalike.training.train import bundle_facts
 
 SMALL = "test_efficientnet"
 
@@ -269,7 +270,7 @@ def test_a_measure_that_looks_deeper_than_validation_is(data, quick):
 def test_a_place_that_is_taken(trained, data, weights, quick, tmp_path):
     out, encoder, _ = trained
     assert refused(StorageError, data, SMALL, weights=weights, out=out, options=quick()) == (
-        f"{out} already exists and is left as it is; choose another --out or remove it first."
+        f"{out} already exists and is left as it is; choose another place or remove it first."
     )
     assert load_bundle(out).fingerprint == encoder.fingerprint
     for place in (".", tmp_path / ".."):
@@ -279,7 +280,8 @@ def test_a_place_that_is_taken(trained, data, weights, quick, tmp_path):
 
 def test_an_older_bundle_is_replaced_only_when_asked(trained, data, weights, quick, tmp_path):
     out = shutil.copytree(trained[0], tmp_path / "model")
-    encoder = train(data, SMALL, weights=weights, out=out, options=quick(frozen=True), replace=True)
+    other = quick(frozen=True, label_smoothing=0.3, seed=1)
+    encoder = train(data.root, SMALL, weights=weights, out=out, options=other, replace=True)
     assert load_bundle(out).fingerprint == encoder.fingerprint != trained[1].fingerprint
 
 

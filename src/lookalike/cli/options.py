@@ -117,7 +117,7 @@ def training_options(command: F) -> F:
                 type=float,
                 default=1.0,
                 show_default=True,
-                help="Size of the pictures in the first two thirds of the epochs, as a share of the full size.",
+                help="Side of the pictures in training, as a share of their side at test time; less is faster.",
             ),
             click.option(
                 "--optimizer",
@@ -126,7 +126,9 @@ def training_options(command: F) -> F:
                 show_default=True,
                 help="sgd is with Nesterov momentum 0.9.",
             ),
-            click.option("--lr", type=float, help="Peak learning rate of the backbone.  [default: by --optimizer]"),
+            click.option(
+                "--lr", type=float, help="Peak learning rate of the backbone.  [default: by --optimizer and backbone]"
+            ),
             click.option("--head-lr", type=float, help="The same of head and classifier.  [default: by --optimizer]"),
             click.option(
                 "--label-smoothing",

@@ -2,6 +2,7 @@
 
 from lookalike.embedding.fit import fit_projection, fitted_encoder
 from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
+from lookalike.training.refit import refit
 from lookalike.training.train import load_as, train
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "fit_projection",
     "fitted_encoder",
     "load_as",
+    "refit",
     "train",
 ]

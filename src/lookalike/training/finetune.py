@@ -39,6 +39,7 @@ class Run:
         history: per epoch its loss, measure and seconds.
         seconds: spent so far, over all sittings.
         epochs, steps: the plan: epochs at most, steps in each.
+        last: the epoch to end after, where it is known beforehand; the learning rate falls as for `epochs`.
 
     """
 
@@ -49,12 +50,13 @@ class Run:
     best_measure: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    last: int | None = None
 
     def is_over(self, patience: int) -> bool:
         """Whether all epochs ran, or the best one lies `patience` epochs back."""
-        if self.epoch >= self.epochs:
+        if self.epoch >= (self.epochs if self.last is None else self.last):
             return True
-        measures = [h["measure"] for h in self.history]
+        measures = [h["measure"] for h in self.history if "measure" in h]
         return bool(measures) and len(measures) - 1 - int(np.argmax(measures)) >= patience
 
 
@@ -115,8 +117,15 @@ class Trainee:
         self.classifier.load_state_dict(state["classifier"])
 
 
+def is_sturdy(module: nn.Module) -> bool:
+    """Whether a network bears a high learning rate: depthwise convolutions and batch norm, as EfficientNets have."""
+    layers = list(module.modules())
+    depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in layers)
+    return depthwise and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in layers)
+
+
 def _optimizer(member: Member, classifier: LinearClassifier, options: TrainingOptions) -> torch.optim.Optimizer:
-    backbone_lr, head_lr = options.learning_rates
+    backbone_lr, head_lr = options.learning_rates(sturdy=is_sturdy(member.module))
     groups: list[dict[str, Any]] = []
     for lr, modules in ((backbone_lr, [member.module]), (head_lr, [member.head, classifier])):
         parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
@@ -142,7 +151,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
 def plan(
     trainee: Trainee, items: Sequence[Item], targets: np.ndarray, seconds_left: float | None, overhead: float
 ) -> Run:
-    """Plan epochs and steps; with a time budget, by timing three steps that change nothing.
+    """Plan epochs and steps; with a time budget, by timing steps that change nothing, two after one to warm up.
 
     Args:
         trainee: what will be trained.
@@ -160,27 +169,21 @@ def plan(
     trainee.train_mode()
     first = items[: 3 * options.batch_size]
     keep_slow_layers_float32(trainee.member.module, trainee.member.device)
-    clock = time.perf_counter()
-    count = 0
-    for _, pixels, rows in _batches(first, np.arange(len(first)), training_view(trainee.member, 1.0), options, epoch=0):
+    clocks = [time.perf_counter()]
+    view = training_view(trainee.member, options.resolution)
+    for _, pixels, rows in _batches(first, np.arange(len(first)), view, options, epoch=0):
         trainee.loss(pixels, torch.from_numpy(targets[rows])).backward()  # type: ignore[no-untyped-call]
-        count += 1
-    per_step = (time.perf_counter() - clock) / max(1, count)
+        clocks.append(time.perf_counter())
+    warm = clocks[1:] if len(clocks) > 2 else clocks
+    per_step = (warm[-1] - warm[0]) / max(1, len(warm) - 1)
     unwrap(trainee.member.module)
     trainee.optimizer.zero_grad(set_to_none=True)
     trainee.eval_mode()
     for module, state in zip((trainee.member.module, trainee.member.head), before, strict=True):
         module.load_state_dict(state)
 
-    def seconds(epochs: int) -> float:
-        shares = (epoch_resolution(e, epochs, options.resolution) for e in range(epochs))
-        views = [training_view(trainee.member, share) for share in shares]
-        full = trainee.member.preprocessing
-        pixels = sum(v.height * v.width for v in views) / (full.height * full.width)
-        return pixels * steps * per_step + epochs * overhead
-
-    epochs = max((e for e in range(1, options.epochs + 1) if seconds(e) <= seconds_left), default=0)
-    if epochs:
+    epochs = min(options.epochs, math.floor(seconds_left / (steps * per_step + overhead)))
+    if epochs > 0:
         return Run(epochs, steps)
     return Run(1, max(1, min(steps, math.floor((seconds_left - overhead) / per_step))))
 
@@ -190,7 +193,7 @@ def finetune(
     run: Run,
     items: Sequence[Item],
     targets: np.ndarray,
-    measure: Callable[[], float],
+    measure: Callable[[], float] | None,
     after_epoch: Callable[[Run], None],
     *,
     progress: Progress = SILENT,
@@ -202,7 +205,7 @@ def finetune(
         run: likewise.
         items: training items.
         targets: their class rows `(n,)`.
-        measure: retrieval measure of the validation part with the present weights.
+        measure: retrieval measure of the validation part with the present weights; None keeps the last epoch.
         after_epoch: called with the run once an epoch is complete.
         progress: told each step with loss, measure and rate.
 
@@ -218,17 +221,16 @@ def finetune(
             loss = _one_epoch(trainee, run, items, targets, progress)
             trainee.eval_mode()
             unwrap(trainee.member.module)
-            now = measure()
-            if now > run.best_measure:
+            found = {} if measure is None else {"measure": measure()}
+            now = found.get("measure", math.nan)
+            if not now <= run.best_measure:  # better, or not measured
                 run.best_measure, run.best = now, trainee.state()
             run.epoch += 1
             seconds = time.perf_counter() - clock
             run.seconds += seconds
-            run.history.append({"loss": loss, "measure": now, "seconds": round(seconds, 1)})
-            progress.say(
-                f"  epoch {run.epoch}/{run.epochs}: loss {loss:.3f}, "
-                f"validation {options.stop_on} {now:.4f}, {seconds:.0f} s"
-            )
+            run.history.append({"loss": loss, **found, "seconds": round(seconds, 1)})
+            told = f", validation {options.stop_on} {now:.4f}" if found else ""
+            progress.say(f"  epoch {run.epoch}/{run.epochs}: loss {loss:.3f}{told}, {seconds:.0f} s")
             after_epoch(run)
             keep_slow_layers_float32(trainee.member.module, trainee.member.device)
     finally:
@@ -243,8 +245,8 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
     order = np.random.default_rng([options.seed, run.epoch]).permutation(len(items))[: run.steps * options.batch_size]
     trainee.train_mode()
     losses: list[float] = []
-    best = f", best {run.best_measure:.3f}" if run.best else ""
-    view = training_view(trainee.member, epoch_resolution(run.epoch, run.epochs, options.resolution))
+    best = f", best {run.best_measure:.3f}" if math.isfinite(run.best_measure) else ""
+    view = training_view(trainee.member, options.resolution)
     for done, pixels, rows in _batches(items, order, view, options, epoch=run.epoch):
         trainee.set_rate(schedule(run.epoch * run.steps + len(losses), run.epochs * run.steps, options.warmup))
         loss = trainee.loss(pixels, torch.from_numpy(targets[rows]))
@@ -258,11 +260,6 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
         detail = f"loss {np.mean(losses[-20:]):.3f}{best}"
         progress.step(f"epoch {run.epoch + 1}/{run.epochs}", done, len(order), detail)
     return float(np.mean(losses))
-
-
-def epoch_resolution(epoch: int, epochs: int, resolution: float) -> float:
-    """Return the share of the full sides that an epoch trains at: the first two thirds see fewer pixels."""
-    return resolution if epoch < epochs * 2 // 3 else 1.0
 
 
 def _batches(

@@ -14,6 +14,7 @@ from lookalike.embedding.fit import Features
 from lookalike.types import Vectors, unit
 
 BATCH_SIZE = 128
+HEAD_EPOCHS = 30
 
 
 def logit_scale(classes: int, label_smoothing: float) -> float:
@@ -60,12 +61,12 @@ def train_head(
     classifier: CosineClassifier,
     features: Features,
     targets: np.ndarray,
-    measure: Callable[[], float],
+    measure: Callable[[], float] | None,
     *,
     label_smoothing: float,
     seed: int,
-    epochs: int = 30,
-) -> float:
+    epochs: int = HEAD_EPOCHS,
+) -> tuple[float, int]:
     """Train head and classifier with cross-entropy on cached features; keep the epoch that measures best.
 
     Args:
@@ -73,13 +74,14 @@ def train_head(
         classifier: likewise.
         features: of the training images.
         targets: `(n,)` class rows of the same images.
-        measure: retrieval measure of the validation part with the member's present head.
+        measure: retrieval measure of the validation part with the member's present head; None keeps the last epoch.
         label_smoothing: of the cross-entropy.
         seed: decides the order.
         epochs: over the cached features.
 
     Returns:
-        The best measure; it is the starting one when training did not help.
+        The best measure and its epoch, counted from 1; the starting one and 0 when training did not help;
+        not a number and the last epoch without a measure.
 
     """
     head = member.head.train()
@@ -88,21 +90,21 @@ def train_head(
     classifier.to(device)
     optimizer = torch.optim.AdamW([*head.parameters(), *classifier.parameters()], lr=1e-3, weight_decay=1e-2)
     order = torch.Generator().manual_seed(seed)
-    best, kept = measure(), _copy(head, classifier)
-    for _ in range(epochs):
+    best, best_epoch, kept = measure() if measure else math.nan, 0, _copy(head, classifier)
+    for epoch in range(1, epochs + 1):
         for rows in torch.randperm(len(x), generator=order).to(device).split(BATCH_SIZE):  # type: ignore[no-untyped-call]
             loss = nn.functional.cross_entropy(classifier(head(x[rows])), y[rows], label_smoothing=label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        now = measure()
-        if now > best:
-            best, kept = now, _copy(head, classifier)
+        now = measure() if measure else math.nan
+        if not now <= best:  # better, or not measured
+            best, best_epoch, kept = now, epoch, _copy(head, classifier)
     head.load_state_dict(kept[0])
     classifier.load_state_dict(kept[1])
     head.eval()
     member.changed()
-    return best
+    return best, best_epoch
 
 
 def _copy(*modules: nn.Module) -> list[dict[str, torch.Tensor]]:

@@ -30,6 +30,8 @@ def best_mix(
 ) -> tuple[float, dict[str, float]]:
     """Set the member to the interpolation that measures best on validation (WiSE-FT; Wortsman et al. 2022).
 
+    Among equals the smaller share wins: what training did not better stays as it was.
+
     Args:
         member: is changed in place.
         start: its state before fine-tuning.
@@ -46,6 +48,6 @@ def best_mix(
     for share in SHARES:
         member.load_state(mix(start, end, share))
         found[share] = measure()
-    chosen = max(found, key=lambda share: (found[share], share))
+    chosen = max(found, key=lambda share: (found[share], -share))  # among equals the nearest to the original
     member.load_state(mix(start, end, chosen))
     return chosen, {f"{share:g}": round(found[share], 5) for share in sorted(found)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from lookalike.training.checkpoint import load_checkpoint, save_checkpoint
 from lookalike.training.finetune import Run, Trainee, finetune, plan
 from lookalike.training.interpolate import best_mix
 from lookalike.training.options import TrainingOptions
-from lookalike.training.precision import autocast
+from lookalike.training.precision import autocast, is_lowered
 from lookalike.training.start import Start, make_start, measured, require_classes
 
 
@@ -82,13 +84,15 @@ def train_member(
         "backbone": backbone,
         "run": job.key,
         "validation": {"frozen": start.frozen, "head": start.with_head},
+        "head_epochs": start.head_epochs,
         "skipped": start.skipped,
     }
     if options.frozen:
-        _keep_start(member, start)
+        keep_start(member, start)
     else:
-        run = _full_stage(job, member, start, stored)
+        run = full_stage(job, member, start, stored, partial(_planned, job, start), partial(job.validate, member))
         report["history"] = run.history
+        report["plan"] = {"epochs": run.epochs, "steps": run.steps}
         report["validation"]["fine-tuned"] = run.best_measure
         report["interpolation"] = _choose_weights(job, member, start, run)
     report["seconds"] = round(time.perf_counter() - began, 1)
@@ -107,7 +111,17 @@ def validation_fingerprint(data: Dataset) -> str:
     return digest(*sorted(i.id for i in data.validation))
 
 
-def _keep_start(member: Member, start: Start) -> None:
+def keep_share(member: Member, start: Start, share: float) -> None:
+    """Say how much of the fine-tuned weights the member has."""
+    if share > 0:
+        member.origin.update(trained="fine-tuned", head="cross-entropy")
+    else:
+        keep_start(member, start)
+    member.origin["fine_tuned_share"] = share
+    member.changed()
+
+
+def keep_start(member: Member, start: Start) -> None:
     """Say what the stage with the frozen backbone made; a head that training did not better is still the PCA one."""
     if start.head_helped:
         member.origin.update(trained="fine-tuned", head="cross-entropy, backbone frozen")
@@ -116,7 +130,25 @@ def _keep_start(member: Member, start: Start) -> None:
     member.changed()
 
 
-def _full_stage(job: Job, member: Member, start: Start, stored: dict[str, Any] | None) -> Run:
+def full_stage(
+    job: Job,
+    member: Member,
+    start: Start,
+    stored: dict[str, Any] | None,
+    planned: Callable[[Trainee], Run],
+    measure: Callable[[], float] | None,
+) -> Run:
+    """Train everything together from the start, or from where a checkpoint left it.
+
+    Args:
+        job: what stays the same.
+        member: is changed in place.
+        start: what the stage with the frozen backbone left.
+        stored: the checkpoint, if there is one.
+        planned: plans a run that begins.
+        measure: as in `finetune`.
+
+    """
     member.load_state({**start.state, **start.pca})
     trainee = Trainee(member, start.classes, job.options)
     frozen_start = start.dump()
@@ -133,16 +165,16 @@ def _full_stage(job: Job, member: Member, start: Start, stored: dict[str, Any] |
             save_checkpoint(job.work, content)
 
     if stored is None:
-        run = _planned(job, trainee, start)
+        run = planned(trainee)
     else:
         run = Run(**stored["run"])
         trainee.load(stored["state"])
         trainee.optimizer.load_state_dict(stored["optimizer"])
-    finetune(trainee, run, start.items, start.targets, lambda: job.validate(member), after_epoch, progress=job.progress)
+    finetune(trainee, run, start.items, start.targets, measure, after_epoch, progress=job.progress)
     return run
 
 
-def _planned(job: Job, trainee: Trainee, start: Start) -> Run:
+def _planned(job: Job, start: Start, trainee: Trainee) -> Run:
     """Plan the run; with a budget, from what one validation takes and from what is left of it."""
     if job.options.max_minutes is None:
         return plan(trainee, start.items, start.targets, None, 0.0)
@@ -162,15 +194,12 @@ def _choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[st
         member.load_state(end)
         share, shares = 1.0, dict[str, float]()
     else:
-        share, shares = best_mix(
-            member, start.state, end, start.with_head, run.best_measure, lambda: job.validate(member)
-        )
-    if share > 0:
-        member.origin.update(trained="fine-tuned", head="cross-entropy")
-    else:
-        _keep_start(member, start)
-    member.origin["fine_tuned_share"] = share
-    member.changed()
+        started = start.with_head
+        if is_lowered(member.device, job.options.precision):  # that was in float32, the others are not
+            member.load_state(start.state)
+            started = job.validate(member)
+        share, shares = best_mix(member, start.state, end, started, run.best_measure, lambda: job.validate(member))
+    keep_share(member, start, share)
     job.progress.say(
         f"{member.backbone}: keeps {share:.0%} of the fine-tuned weights, the rest of those it came with {shares}"
     )

@@ -23,7 +23,7 @@ class TrainingOptions:
         max_minutes: wall-clock budget for everything; the number of epochs is planned to fit.
         batch_size: images a step.
         optimizer: adamw or sgd (Nesterov, momentum 0.9).
-        lr, head_lr: peak learning rates; None takes the optimizer's default.
+        lr, head_lr: peak learning rates; None takes what fits the optimizer and the backbone.
         weight_decay: on weights, not on biases or normalisation.
         warmup: share of all steps with a rising learning rate; a cosine to zero follows.
         label_smoothing: of the cross-entropy.
@@ -31,7 +31,7 @@ class TrainingOptions:
         stop_on: the measure of the validation part which decides early stopping and what is kept.
         class_disjoint: how validation is cut; None decides by the data.
         precision: auto takes bfloat16 where the device computes in it.
-        resolution: side of the training views over the side at test time, in the first two thirds of the epochs.
+        resolution: side of the training views over the side at test time; less is faster.
         seed: of the split, the order, the augmentation and the weights.
 
     Raises:
@@ -98,11 +98,15 @@ class TrainingOptions:
             if value is not None and not isinstance(value, int | float):
                 raise OptionError(f"{name} must be a number, got {value!r}.")
 
-    @property
-    def learning_rates(self) -> tuple[float, float]:
-        """Peak rates of the backbone and of head and classifier."""
-        defaults = {"adamw": (5e-4, 1e-3), "sgd": (1e-2, 3e-2)}[self.optimizer]
-        return self.lr or defaults[0], self.head_lr or defaults[1]
+    def learning_rates(self, *, sturdy: bool) -> tuple[float, float]:
+        """Return the peak rates of the backbone, and of head and classifier.
+
+        Args:
+            sturdy: the backbone bears a high rate, see `is_sturdy`; measured in docs/log.md.
+
+        """
+        backbone, head = {"adamw": (5e-4 if sturdy else 1e-4, 1e-3), "sgd": (1e-2, 3e-2)}[self.optimizer]
+        return self.lr or backbone, self.head_lr or head
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""

@@ -26,10 +26,14 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(line.split())
 
 
+def is_lowered(device: torch.device, precision: str) -> bool:
+    """Whether forward passes are in bfloat16: asked for, or native where `auto` is."""
+    return precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device))
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Return the context for forward passes: bfloat16 when asked for, or when `auto` finds it native."""
-    enabled = precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    """Return the context for forward passes in that precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_lowered(device, precision))
 
 
 class _Float32(nn.Module):

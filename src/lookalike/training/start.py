@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,11 @@ import numpy.typing as npt
 
 from lookalike.backbones import Member
 from lookalike.data import Dataset, Item
-from lookalike.embedding import compute_features, fit_projection
+from lookalike.embedding import Features, compute_features, fit_projection
 from lookalike.errors import DataError
 from lookalike.evaluation import evaluate_embeddings
 from lookalike.progress import Progress
-from lookalike.training.fit_head import CosineClassifier, train_head
+from lookalike.training.fit_head import HEAD_EPOCHS, CosineClassifier, train_head
 from lookalike.training.options import TrainingOptions
 from lookalike.types import Embeddings
 
@@ -33,6 +35,7 @@ class Start:
         pca: weights of its PCA head, which the full stage starts from.
         head: what the origin says of the PCA head.
         frozen, with_head: validation measure before and after the head was trained.
+        head_epochs: after how many epochs that was; 0 when training did not better the PCA head.
         skipped: training and validation files that cannot be read, with their causes.
 
     """
@@ -44,6 +47,7 @@ class Start:
     head: str
     frozen: float
     with_head: float
+    head_epochs: int
     skipped: list[str]
 
     @property
@@ -54,7 +58,7 @@ class Start:
     @property
     def head_helped(self) -> bool:
         """Whether training the head alone bettered the PCA head."""
-        return self.with_head > self.frozen
+        return self.head_epochs > 0
 
     def dump(self) -> dict[str, Any]:
         """Return the state for a checkpoint; the backbone is not in it, it comes from its weights once more."""
@@ -65,6 +69,7 @@ class Start:
             "head": self.head,
             "frozen": self.frozen,
             "with_head": self.with_head,
+            "head_epochs": self.head_epochs,
             "skipped": self.skipped,
         }
 
@@ -75,7 +80,7 @@ class Start:
         items = tuple(i for i in items if i.id in kept)
         targets = class_rows(items)
         member.load_state({**member.state(), **stored["weights"]})
-        facts = {name: stored[name] for name in ("pca", "head", "frozen", "with_head", "skipped")}
+        facts = {name: stored[name] for name in ("pca", "head", "frozen", "with_head", "head_epochs", "skipped")}
         return cls(items, targets, member.state(), **facts)
 
 
@@ -97,25 +102,78 @@ def make_start(
     name = member.backbone
     features = compute_features(member, training, cache=cache, progress=progress, task=f"{name}: features")
     held_out = compute_features(member, data.validation, cache=cache, progress=progress, task=f"{name}: validation")
+
+    def measure() -> float:
+        return measured(Embeddings(held_out.ids, member.project(held_out.rows), ""), data, options.stop_on)
+
+    start = _start(member, data, features, training, options, measure=measure)
+    start.skipped += [str(s) for s in held_out.skipped]
+    progress.say(
+        f"{name}: validation {options.stop_on} {start.frozen:.4f} as it came, {start.with_head:.4f} with a trained head"
+    )
+    return start
+
+
+def repeat_start(
+    member: Member,
+    data: Dataset,
+    options: TrainingOptions,
+    head_epochs: int,
+    *,
+    cache: Path | None,
+    progress: Progress,
+) -> Start:
+    """Do the same with the validation part as training images too; nothing is measured, the epochs are known.
+
+    Raises:
+        DataError: when the readable images are of one class.
+
+    """
+    name = member.backbone
+    training = tuple(i for i in data.training if i.label is not None)
+    parts = [
+        compute_features(member, items, cache=cache, progress=progress, task=f"{name}: {part}")
+        for part, items in (("features", training), ("validation", data.validation))
+    ]
+    features = Features(
+        tuple(i for p in parts for i in p.ids),
+        np.concatenate([p.rows for p in parts]),
+        tuple(s for p in parts for s in p.skipped),
+    )
+    return _start(member, data, features, (*training, *data.validation), options, head_epochs=head_epochs)
+
+
+def _start(
+    member: Member,
+    data: Dataset,
+    features: Features,
+    images: tuple[Item, ...],
+    options: TrainingOptions,
+    *,
+    measure: Callable[[], float] | None = None,
+    head_epochs: int = HEAD_EPOCHS,
+) -> Start:
     readable = set(features.ids)
-    items = tuple(i for i in training if i.id in readable)
+    items = tuple(i for i in images if i.id in readable)
     require_classes(data, items, "readable ")
     fit_projection(member, features, seed=options.seed)
     targets = class_rows(items)
     classes = int(targets.max()) + 1
     classifier = CosineClassifier(member.project(features.rows), targets, classes, options.label_smoothing)
     pca, head = _only_head(member.state()), str(member.origin["head"])
-
-    def measure() -> float:
-        return measured(Embeddings(held_out.ids, member.project(held_out.rows), ""), data, options.stop_on)
-
-    frozen = measure()
-    with_head = train_head(
-        member, classifier, features, targets, measure, label_smoothing=options.label_smoothing, seed=options.seed
+    frozen = measure() if measure else math.nan
+    with_head, head_epochs = train_head(
+        member,
+        classifier,
+        features,
+        targets,
+        measure,
+        label_smoothing=options.label_smoothing,
+        seed=options.seed,
+        epochs=head_epochs,
     )
-    progress.say(f"{name}: validation {options.stop_on} {frozen:.4f} as it came, {with_head:.4f} with a trained head")
-    skipped = [str(s) for s in (*features.skipped, *held_out.skipped)]
-    return Start(items, targets, member.state(), pca, head, frozen, with_head, skipped)
+    skipped = [str(s) for s in features.skipped]
+    return Start(items, targets, member.state(), pca, head, frozen, with_head, head_epochs, skipped)
 
 
 def _only_head(state: dict[str, Any]) -> dict[str, Any]:

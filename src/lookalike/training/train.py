@@ -72,13 +72,13 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
     """
     options = changed_options(options, changes)
     require_combination(combine)
-    chosen = _weights_by_position(backbone.split("+"), weights)
+    chosen = weights_by_position(backbone.split("+"), weights)
     target = Path(out) if out is not None else None
     work = prepare_work(target, resume=resume, replace=replace)
     data = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
     if target is None or work is None:
         made = [train_member(data, name, given, options, None, progress, cache=cache) for name, given in chosen]
-        return _joined(made, combine, progress)
+        return joined(made, combine, progress)
     if resume and is_bundle(target):
         if _is_finished(target, data, chosen, options, combine):
             progress.say(f"{target} is the finished bundle of this run, there is nothing to go on with")
@@ -92,7 +92,7 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
         train_member(data, name, given, options, work / str(n), progress, cache=cache)
         for n, (name, given) in enumerate(chosen)
     ]
-    encoder = _joined(outcomes, combine, progress)
+    encoder = joined(outcomes, combine, progress)
     save_bundle(encoder, target, facts=bundle_facts(data, options, [o.report for o in outcomes]), replace=replace)
     shutil.rmtree(work, ignore_errors=True)
     return encoder
@@ -105,7 +105,7 @@ def load_as(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
     return load_dataset(data, seed=options.seed, class_disjoint=bool(options.class_disjoint))
 
 
-def _weights_by_position(names: list[str], weights: Weights | Mapping[str, Weights]) -> list[tuple[str, Weights]]:
+def weights_by_position(names: list[str], weights: Weights | Mapping[str, Weights]) -> list[tuple[str, Weights]]:
     """Pair every backbone with its weights."""
     if not isinstance(weights, Mapping):
         if len(names) > 1 and str(weights) not in (PRETRAINED, NONE):
@@ -156,13 +156,13 @@ def _is_finished(
 ) -> bool:
     """Whether the bundle at `target` came out of a run with these data, weights and options."""
     facts = read_facts(target)
-    found = [report.get("run") for report in facts.get("training", [])]
+    found = [(report or {}).get("run") for report in facts.get("training", [])]
     if len(found) != len(chosen) or facts["how"] not in (None, combine):
         return False
     return found == [run_key(build_member(name, given, seed=options.seed), data, options) for name, given in chosen]
 
 
-def _joined(outcomes: list[Outcome], combine: str, progress: Progress) -> Encoder:
+def joined(outcomes: list[Outcome], combine: str, progress: Progress) -> Encoder:
     """One encoder of all members; when aligned, each rotated onto the first by their embeddings of training images."""
     members = [o.member for o in outcomes]
     if len(members) == 1 or combine != "aligned":
@@ -177,6 +177,3 @@ def _joined(outcomes: list[Outcome], combine: str, progress: Progress) -> Encode
         shared = [i for i in first.ids if i in kept]
         alignments.append(fit_alignment(other.take(shared).vectors, first.take(shared).vectors))
     return Encoder(members, combine, alignments)
-
-
-__all__ = ["bundle_facts", "train", "train_member", "validation_fingerprint"]

@@ -1,14 +1,15 @@
-"""`lookalike train`."""
+"""`lookalike train` and `lookalike refit`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lookalike.cli.command import RESUMES, Command
 from lookalike.cli.options import (
+    PATH,
     data_argument,
     make_training_options,
     out_option,
@@ -18,6 +19,9 @@ from lookalike.cli.options import (
 )
 from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import display_path, typed_path
+
+if TYPE_CHECKING:
+    from lookalike.data import Dataset
 
 
 @click.command(cls=Command, interrupted=RESUMES, short_help="Fine-tune a backbone and save it as a bundle.")
@@ -58,7 +62,6 @@ def train(
       lookalike train photos --resume --out model          after an interruption
     """  # noqa: D301
     chosen = parse_weights(weights, tuple(backbone.split("+")))
-    from lookalike.backbones.bundle import read_facts
     from lookalike.training import load_as
     from lookalike.training import train as run_train
 
@@ -79,13 +82,58 @@ def train(
         )
     finally:
         terminal.close()
-    reports = read_facts(out)["training"]
-    list_skipped(terminal, list(dict.fromkeys(s for r in reports for s in r["skipped"])))
-    for report in reports:
-        measures = ", ".join(f"{stage} {value:.4f}" for stage, value in report["validation"].items())
-        terminal.say(f"{report['backbone']}: validation {options.stop_on}: {measures}")
+    _show(terminal, out, dataset)
     if dataset.test_is_labelled:
         terminal.say(f"next: lookalike evaluate {typed_path(data)} --model {typed_path(out)}")
     else:
         terminal.say(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
     click.echo(display_path(out))
+
+
+@click.command(cls=Command, interrupted=RESUMES, short_help="Train a model once more, on validation images too.")
+@data_argument
+@click.option("--model", required=True, type=PATH, metavar="BUNDLE", help="A bundle made by 'train' or 'benchmark'.")
+@weights_option
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run beside --out.")
+@out_option("The new bundle's folder; must not exist yet.")
+def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, out: Path) -> None:
+    """Train a model once more on all of DATA's training part, the validation images included.
+
+    For each backbone the first training has found out how many epochs are best and how much of the fine-tuned weights
+    to keep; this follows it, without measuring anything. Worth its time when a model is chosen and is to be as good as
+    it can be. --weights must be those of the first time.
+
+    \b
+    Example:
+      lookalike refit photos --model runs/first/best --out final
+    """  # noqa: D301
+    from lookalike.backbones.bundle import read_facts
+
+    names = tuple(member["backbone"] for member in read_facts(model)["members"])
+    chosen = parse_weights(weights, names)
+    from lookalike.retrieval import load_as_trained
+    from lookalike.training import refit as run_refit
+
+    terminal = Terminal()
+    dataset = load_as_trained(data, model)
+    try:
+        run_refit(dataset, model, out=out, weights=chosen, resume=resume, progress=terminal)
+    finally:
+        terminal.close()
+    _show(terminal, out, dataset)
+    terminal.say(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
+    click.echo(display_path(out))
+
+
+def _show(terminal: Terminal, bundle: Path, data: Dataset) -> None:
+    """Say what could not be read, and what validation measured."""
+    from lookalike.backbones.bundle import read_facts
+
+    facts = read_facts(bundle)
+    files = dict.fromkeys(s for r in facts["training"] for s in r["skipped"])
+    list_skipped(terminal, [*map(str, data.skipped), *files])
+    for report in facts["training"]:
+        if "validation" in report:
+            measures = ", ".join(f"{stage} {value:.4f}" for stage, value in report["validation"].items())
+            when = "of the first training, " if "refit_of" in facts else ""
+            terminal.say(f"{report['backbone']}: {when}validation {facts['options']['stop_on']}: {measures}")

@@ -1,0 +1,219 @@
+"""`refit`: train once more on all labelled images, by what validation found out the first time."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lookalike.backbones import Encoder, Member, build_member, load_bundle, save_bundle
+from lookalike.backbones.bundle import is_bundle, read_facts
+from lookalike.data import Dataset, Split, with_validation
+from lookalike.errors import DataError, ModelError, OptionError
+from lookalike.files import digest, require_free
+from lookalike.progress import SILENT, Progress
+from lookalike.training.checkpoint import load_checkpoint
+from lookalike.training.finetune import Run, Trainee
+from lookalike.training.interpolate import mix
+from lookalike.training.one_backbone import (
+    Job,
+    Outcome,
+    full_stage,
+    keep_share,
+    keep_start,
+    run_key,
+    validation_fingerprint,
+)
+from lookalike.training.options import TrainingOptions
+from lookalike.training.start import Start, repeat_start
+from lookalike.training.train import Weights, bundle_facts, joined, load_as, prepare_work, weights_by_position
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What validation found out about training one backbone.
+
+    Attributes:
+        head_epochs: of the head, backbone frozen.
+        epochs, steps: the plan that the learning rate followed.
+        last: the epoch whose weights were best; 0 without a full stage.
+        share: of the fine-tuned weights that was kept.
+
+    """
+
+    head_epochs: int = 0
+    epochs: int = 0
+    steps: int = 0
+    last: int = 0
+    share: float = 0.0
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any] | None) -> Schedule:
+        """Read it from a report of a training; without one the backbone stayed as it came."""
+        if report is None:
+            return cls()
+        measures = [epoch["measure"] for epoch in report.get("history", [])]
+        share = (report.get("interpolation") or {"share": 0.0})["share"]
+        if not measures or share == 0:
+            return cls(report["head_epochs"])
+        return cls(report["head_epochs"], **report["plan"], last=int(np.argmax(measures)) + 1, share=share)
+
+
+def refit(
+    data: Dataset | Path | str,
+    model: Path | str,
+    *,
+    out: Path | str,
+    weights: Weights | Mapping[str, Weights] = "pretrained",
+    resume: bool = False,
+    replace: bool = False,
+    cache: Path | None = None,
+    progress: Progress = SILENT,
+) -> Encoder:
+    """Train the members of a bundle once more, on the training and validation images together.
+
+    Validation has said how many epochs are best and how much of the fine-tuned weights to keep; now its images are
+    worth more as training images. The new model has no validation accuracy of its own: that of the bundle is the one to
+    choose by.
+
+    Args:
+        data: what the bundle was trained on.
+        model: a bundle that `train` or `benchmark` made.
+        out: the new bundle.
+        weights: that the bundle was trained from, as in `train`.
+        resume: go on with the unfinished run that stands beside `out`.
+        replace: let the new bundle take the place of an older one.
+        cache: as in `train`.
+        progress: is told what happens.
+
+    Returns:
+        The encoder, as saved.
+
+    Raises:
+        DataError: other data than the bundle was trained on.
+        ModelError: no bundle, one that says nothing of its training, or other weights than it was trained from.
+        OptionError: weights for a backbone that is not in the bundle.
+        StorageError: `out` is taken, or holds an unfinished run and `resume` is not set.
+
+    """
+    model, target = Path(model), Path(out)
+    facts, first = read_facts(model), load_bundle(model)
+    reports, options = _training_of(model, facts)
+    given = dict(weights_by_position([m.backbone for m in first.members], weights))
+    work = prepare_work(target, resume=resume, replace=replace)
+    assert work is not None
+    if resume and is_bundle(target) and read_facts(target).get("refit_of") == first.fingerprint:
+        progress.say(f"{target} is the finished bundle of this run, there is nothing to go on with")
+        shutil.rmtree(work, ignore_errors=True)
+        return load_bundle(target)
+    if not replace:
+        require_free(target)
+    cut = with_validation(load_as(data, options[0]), seed=options[0].seed, class_disjoint=options[0].class_disjoint)
+    known = facts["training_data"]
+    if (cut.fingerprint, validation_fingerprint(cut)) != (known["fingerprint"], known["validation"]):
+        raise DataError(f"{model} was not trained on the images in {cut.root}; give the folder that it was trained on.")
+    outcomes = [
+        _refit_member(
+            cut,
+            member,
+            given[member.backbone],
+            own,
+            report,
+            work / str(n),
+            cache=cache or work / "cache",
+            progress=progress,
+        )
+        for n, (member, report, own) in enumerate(zip(first.members, reports, options, strict=True))
+    ]
+    everything = _all_training(cut)
+    encoder = joined(outcomes, first.how, progress)
+    new = bundle_facts(everything, options[0], [o.report for o in outcomes])
+    save_bundle(encoder, target, facts={**new, "refit_of": first.fingerprint}, replace=replace)
+    shutil.rmtree(work, ignore_errors=True)
+    return encoder
+
+
+def _training_of(
+    model: Path, facts: Mapping[str, Any]
+) -> tuple[Sequence[Mapping[str, Any] | None], list[TrainingOptions]]:
+    """Return each member's report, None for one that was not trained, and its options."""
+    try:
+        members = len(facts["members"])
+        reports = facts["training"] or [None] * members
+        if len(reports) != members or "validation" not in facts["training_data"]:
+            raise KeyError("training")
+        own = [(r or {}).get("options") or facts["options"] for r in reports]
+        for report in reports:
+            Schedule.of(report)
+        return reports, [TrainingOptions(**o) for o in own]
+    except (KeyError, TypeError, OptionError) as error:
+        raise ModelError(
+            f"{model} does not say how it was trained; give a bundle that 'lookalike train' or 'benchmark' made."
+        ) from error
+
+
+def _all_training(data: Dataset) -> Dataset:
+    return data.replace_items(
+        [replace(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in data.items]
+    )
+
+
+def _refit_member(
+    data: Dataset,
+    first: Member,
+    weights: Weights,
+    options: TrainingOptions,
+    report: Mapping[str, Any] | None,
+    work: Path,
+    *,
+    cache: Path,
+    progress: Progress,
+) -> Outcome:
+    began = time.perf_counter()
+    name = first.backbone
+    member = build_member(name, weights, seed=options.seed)
+    same = run_key(member, data, options) == report["run"] if report else _same_backbone(member, first)
+    if not same:
+        raise ModelError(
+            f"{name} was not trained from these weights with the options that its bundle names; "
+            "give the weights that it was trained from."
+        )
+    schedule = Schedule.of(report)
+    job = Job(data, options, work, progress, began, digest(run_key(member, data, options), "refit", repr(schedule)))
+    stored = load_checkpoint(work, job.key)
+    if stored is None:
+        start = repeat_start(member, data, options, schedule.head_epochs, cache=cache, progress=progress)
+    else:
+        start = Start.restore(stored["start"], member, (*data.training, *data.validation))
+        progress.say(f"{name}: going on after epoch {stored['run']['epoch']}")
+    new: dict[str, Any] = {"backbone": name, "run": job.key, "images": len(start.items), "skipped": start.skipped}
+    if schedule.last:
+        run = full_stage(job, member, start, stored, lambda trainee: _planned(schedule, data, start, trainee), None)
+        assert run.best is not None
+        member.load_state(mix(start.state, run.best["member"], schedule.share))
+        keep_share(member, start, schedule.share)
+        new["history"] = run.history
+    elif report is not None:
+        keep_start(member, start)
+    if report is not None:
+        kept = ("validation", "head_epochs", "plan", "interpolation")
+        new |= {key: report[key] for key in kept if key in report}
+    new["seconds"] = round(time.perf_counter() - began, 1)
+    return Outcome(member, start.items, new)
+
+
+def _same_backbone(member: Member, first: Member) -> bool:
+    return member.backbone_fingerprint == first.backbone_fingerprint
+
+
+def _planned(schedule: Schedule, data: Dataset, start: Start, trainee: Trainee) -> Run:
+    """As many epochs, each over all images now, unless a budget had cut the first ones short."""
+    whole = math.ceil(len(data.training) / trainee.options.batch_size)
+    steps = math.ceil(len(start.items) / trainee.options.batch_size) if schedule.steps >= whole else schedule.steps
+    return Run(schedule.epochs, steps, last=schedule.last)
