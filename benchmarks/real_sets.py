@@ -31,7 +31,7 @@ SETS = ("clothing", "trashnet", "caltech", "demo")
 # fine-tuning loses on the unseen classes of caltech, so that it gets less time there
 OPTIONS = {
     name: ("--epochs", "6", "--resolution", "0.75", "--max-minutes", minutes)
-    for name, minutes in (("clothing", "10"), ("trashnet", "10"), ("caltech", "5"))
+    for name, minutes in (("clothing", "10"), ("trashnet", "10"), ("caltech", "4"))
 }
 UNTRAINED = ("vit_b_16", "efficientnet_b0")
 REFIT = ("clothing", "trashnet")
