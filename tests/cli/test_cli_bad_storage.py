@@ -205,10 +205,8 @@ def test_a_read_only_folder(line, place, world, refused, monkeypatch):
     monkeypatch.setattr(
         "lookalike.files.os.access", lambda path, _mode: Path(path) != Path()
     )  # root may write anywhere
-    refused(
-        line,
-        f"{place.removesuffix('/…').removesuffix('.training/cache')} cannot be written, as the folder . is read-only; choose another place.",
-    )
+    folder = place.removesuffix("/…").removesuffix(".training/cache")
+    refused(line, f"{folder} cannot be written, as the folder . is read-only; choose another place.")
 
 
 def test_stdout_that_is_full(world):
