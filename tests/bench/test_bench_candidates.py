@@ -90,15 +90,17 @@ def data(photo_folder_original):
 
 def test_a_bundle_of_other_data_or_another_validation_part_says_so(finished_copy, data):
     bundle = finished_copy / "members" / "test-resnet-fine-tuned"
-    assert given_candidate(data, bundle).note == ""
+    assert (given_candidate(data, bundle).note, given_candidate(data, bundle).seen_validation) == ("", False)
     place = bundle / "bundle.json"
     facts = read_facts(bundle)
     facts["training_data"]["validation"] = "another"
     place.write_text(json.dumps(facts))
-    assert given_candidate(data, bundle).note.startswith("its training held out other images")
+    assert given_candidate(data, bundle).note.startswith("its training saw validation images")
+    assert given_candidate(data, bundle).seen_validation
     facts["training_data"]["fingerprint"] = "another"
     place.write_text(json.dumps(facts))
     assert given_candidate(data, bundle).note == "trained on other data than this training part."
+    assert not given_candidate(data, bundle).seen_validation
 
 
 def test_candidates_know_what_decides_their_time(finished_copy, data, tiny_weights):

@@ -84,6 +84,11 @@ def test_fine_tuning_some_of_the_backbones(random_bundle):
     )
 
 
+def test_one_name_is_no_list():
+    refused(OptionError, "backbones must be a list, got the single resnet50; put it in a list", backbones="resnet50")
+    refused(OptionError, "finetune must be a list, got the single b", backbones=[NAME], finetune="b")
+
+
 def test_names_twice(random_bundle):
     refused(OptionError, f"'{NAME}' is given more than once", backbones=[NAME, NAME])
     refused(OptionError, "'random' is given more than once.*rename a bundle", bundles=[random_bundle, random_bundle])
@@ -92,6 +97,9 @@ def test_names_twice(random_bundle):
 def test_names_that_would_share_files(random_bundle):
     alike = random_bundle.rename(random_bundle.with_name(f"{NAME}-frozen"))
     refused(OptionError, f"'{NAME} frozen' and '{NAME}-frozen' are too much alike", backbones=[NAME], bundles=[alike])
+    same = alike.rename(alike.with_name(f"{NAME} frozen"))
+    refused(OptionError, f"'{NAME} frozen' and '{NAME} frozen' are too much alike", backbones=[NAME], bundles=[same])
+    alike = same
     Wanted.of(
         [NAME], [alike.rename(alike.with_name(NAME))], "pretrained", finetune=True
     )  # the backbone's own name is free

@@ -167,6 +167,13 @@ def test_untrained_and_untimed_are_never_chosen(make_trial):
     assert choice.excluded == {"lucky": "untrained: its weights are random", "no time": "its time was not measured"}
 
 
+def test_what_was_trained_on_validation_images_is_never_chosen(make_trial):
+    seen = replace(make_trial("seen", accurate(40), 1), seen_validation=True)
+    choice = select([seen, make_trial("a", GOOD, 5)])
+    assert (choice.winner, choice.front) == ("a", ["a"])
+    assert choice.excluded == {"seen": "its training saw validation images, which the choice is made by"}
+
+
 def test_only_untrained_is_an_error_with_and_without_budget(make_trial):
     for budget in (None, 5):
         with pytest.raises(OptionError) as caught:
@@ -178,7 +185,7 @@ def test_only_untrained_is_an_error_with_and_without_budget(make_trial):
     with pytest.raises(OptionError, match=r"^there is no trial to choose from; benchmark"):
         select([])
     both = [make_trial("random", GOOD, 1, trained="untrained"), make_trial("no time", GOOD, None)]
-    with pytest.raises(OptionError, match="none of the 2 trials can be chosen, since each is untrained or has no"):
+    with pytest.raises(OptionError, match="none of the 2 trials can be chosen, since each is untrained, untimed, or"):
         select(both)
 
 

@@ -81,10 +81,8 @@ def test_links_that_lead_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "itself").symlink_to("itself")
     skipped: list[Skipped] = []
     assert find_images(tmp_path, skip=skipped.append) == [tmp_path / "deep/1.jpg"]
-    assert {s.path: s.cause for s in skipped} == {
-        tmp_path / "deep/back": "the link leads back to a folder that holds it",
-        tmp_path / "itself": f"the folder cannot be listed ({os.strerror(errno.ELOOP).lower()})",
-    }
+    cause = f"the folder cannot be listed ({os.strerror(errno.ELOOP).lower()})"
+    assert skipped == [Skipped(tmp_path / "itself", cause)]  # behind the other there is nothing but what was found
 
 
 def test_a_link_to_another_folder_is_followed(tmp_path: Path) -> None:

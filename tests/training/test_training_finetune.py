@@ -127,7 +127,13 @@ def test_planning_changes_nothing(start, make_trainee, member, data, targets, mo
 
 @pytest.mark.parametrize(
     ("name", "sturdy"),
-    [("test_efficientnet", True), ("test_resnet", False), ("test_vit", False), ("test_convnext", False)],
+    [
+        ("test_efficientnet", True),
+        ("test_resnet", False),
+        ("test_vit", False),
+        ("test_convnext", False),
+        ("coatnet_0_rw_224", False),
+    ],
 )
 def test_only_networks_of_depthwise_convolutions_and_batch_norm_get_the_high_rate(name, sturdy):
     assert is_sturdy(build_member(name, "none").module) is sturdy

@@ -30,6 +30,8 @@ from lookalike.training import TrainingOptions
         ({"warmup": 1.0}, "warmup must be at least 0 and below 1, got 1.0."),
         ({"label_smoothing": -0.1}, "label_smoothing must be at least 0 and below 1, got -0.1."),
         ({"weight_decay": math.nan}, "weight_decay must be at least 0 and below 1, got nan."),
+        ({"epochs": True}, "epochs must be a whole number of at least 1, got True."),
+        ({"frozen": "no"}, "frozen must be true or false, got 'no'."),
         ({"resolution": 0.2}, "resolution must be from 0.25 to 1, got 0.2."),
         ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd, got 'adam'."),
         ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16, got 'float16'."),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from lookalike.backbones.bundle import read_facts
 from lookalike.embedding import compute_features
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.files import write_json
+from lookalike.progress import SILENT
 from lookalike.training import refit, train
-from lookalike.training.refit import Schedule
+from lookalike.training.finetune import Trainee
+from lookalike.training.refit import Schedule, _planned
+from lookalike.training.start import repeat_start
 
 SMALL = "test_efficientnet"
 WITH_VALIDATION = 32  # 24 training and 8 validation crops
@@ -56,7 +61,7 @@ def test_it_trains_as_long_as_validation_said_on_all_images(first, crops_origina
     progress = recorder()
     model = refit(crops_original, first, out=tmp_path / "again", weights=weights, progress=progress)
     epochs = [task for task in progress.tasks if task.startswith("epoch")]
-    assert epochs == ["epoch 1/3", "epoch 2/3"]  # the learning rate falls as for three
+    assert epochs == ["epoch 1/2", "epoch 2/2"]  # the learning rate falls as for three
     assert {total for task, _, total in progress.steps if task in epochs} == {WITH_VALIDATION}
     facts = read_facts(tmp_path / "again")
     assert facts["refit_of"] == load_bundle(first).fingerprint
@@ -71,7 +76,7 @@ def test_it_trains_as_long_as_validation_said_on_all_images(first, crops_origina
     assert not (tmp_path / "again.training").exists()
 
 
-@pytest.mark.parametrize("moment", [("epoch 1/3", 16), ("epoch 2/3", 16)])
+@pytest.mark.parametrize("moment", [("epoch 1/2", 16), ("epoch 2/2", 16)])
 def test_interrupted_and_resumed_it_is_the_same_to_the_bit(moment, first, crops_original, weights, recorder, tmp_path):
     whole = refit(crops_original, first, out=tmp_path / "whole", weights=weights)
     given = {"out": tmp_path / "parts", "weights": weights}
@@ -114,6 +119,31 @@ def test_an_ensemble_is_aligned_anew(crops_original, weights, quick, tmp_path):
     alignment = model.alignments[1]
     assert alignment is not None
     np.testing.assert_allclose(alignment @ alignment.T, np.eye(len(alignment)), atol=1e-4)
+
+
+def test_unlabelled_validation_images_are_left_out(data, member, quick):
+    lost = data.validation[0]
+    held_out = [replace(i, label=None) if i.id == lost.id else i for i in data.items]
+    start = repeat_start(member, data.replace_items(held_out), quick(), 0, cache=None, progress=SILENT)
+    assert start.classes == 4
+    assert lost.id not in {i.id for i in start.items}
+    assert len(start.items) == WITH_VALIDATION - 1
+
+
+def test_an_epoch_that_a_budget_cut_short_stays_short(data, member, quick):
+    """24 training images in batches of 8 are 3 steps; with validation they are 32, 4 steps."""
+    start = repeat_start(member, data, quick(), 0, cache=None, progress=SILENT)
+    trainee = Trainee(member, 4, quick())
+    planned = {n: _planned(Schedule(0, 3, n, 2, 1.0), start, trainee) for n in (2, 3)}
+    assert {n: (run.epochs, run.last, run.steps) for n, run in planned.items()} == {2: (3, 2, 2), 3: (3, 2, 4)}
+
+
+def test_what_was_refitted_is_refused(first, crops_original, weights, tmp_path):
+    again = Path(shutil.copytree(first, tmp_path / "again"))
+    facts = read_facts(again)
+    write_json(again / "bundle.json", {**facts, "refit_of": "another"})
+    with pytest.raises(ModelError, match="again was refitted already, on all images that there are; give the bundle"):
+        refit(crops_original, again, out=tmp_path / "more", weights=weights)
 
 
 def test_other_data_is_refused(first, crops, weights, tmp_path):

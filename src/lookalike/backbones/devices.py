@@ -19,11 +19,17 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
+def device_name() -> str:
+    """Return what the first accelerator is called, else cpu."""
+    device = default_device()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 @functools.cache
 def keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed activations instead of giving it back to the kernel after every layer.
 
-    Without it each forward pass faults its pages in anew; benchmarks/allocator.py measures what that costs here.
+    Without it each forward pass faults its pages in anew; benchmarks/allocator.py measures what that costs.
     Does nothing on other C libraries, or when LOOKALIKE_MALLOC=default.
     """
     if not sys.platform.startswith("linux") or os.environ.get("LOOKALIKE_MALLOC") == "default":

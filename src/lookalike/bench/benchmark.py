@@ -117,7 +117,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     choice = select(trials, measure=measure, budget_ms=budget_ms)
 
     skipped = (*data.skipped, *skipped_files(parts))
-    facts = context(run, skipped, title, notes)
+    facts = context(run, bool(wanted.finetune), skipped, title, notes)
     write_best(run, choice, trials, candidates, parts)
     evaluation = evaluate_winner(run, choice, candidates, parts)
     values = dict(zip(evaluation.query_ids, evaluation.per_query(measure).tolist(), strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Candidate:
         how: how these are combined; empty for one.
         dim: dimensions of an embedding.
         note: what a reader should know, one sentence.
+        seen_validation: whether its training may have seen the validation images.
 
     """
 
@@ -46,6 +47,7 @@ class Candidate:
     how: str
     dim: int
     note: str = ""
+    seen_validation: bool = False
 
     @property
     def is_ensemble(self) -> bool:
@@ -121,12 +123,12 @@ def given_candidate(data: Dataset, bundle: Path) -> Candidate:
     """Take a bundle that was made before; says so when its training may have seen the validation part."""
     facts = read_facts(bundle)
     trained_on = facts.get("training_data") or {}
-    note = ""
+    note, seen = "", False
     if trained_on.get("fingerprint") != data.fingerprint:
         note = "trained on other data than this training part."
     elif trained_on.get("validation") != validation_fingerprint(data):
-        note = "its training held out other images, so its validation accuracy is too good."
-    return _candidate(bundle, bundle_name(bundle), facts, note)
+        note, seen = "its training saw validation images, so its validation accuracy is too good to choose by.", True
+    return replace(_candidate(bundle, bundle_name(bundle), facts, note), seen_validation=seen)
 
 
 def _candidate(bundle: Path, name: str, facts: Mapping[str, Any], note: str) -> Candidate:

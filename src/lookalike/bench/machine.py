@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from lookalike.backbones.devices import default_device, threads
+from lookalike.backbones.devices import device_name, threads
 
 _PACKAGES = ("lookalike", "torch", "timm", "faiss-cpu", "numpy")
 _LISTED = Path("/proc/cpuinfo")
@@ -25,12 +25,13 @@ def machine() -> dict[str, Any]:
 
 
 def timing_setup() -> dict[str, Any]:
-    """Return all that a measured time holds for: processor, device, threads, and the versions of torch and timm."""
+    """Return all that a measured time holds for: processor, device, threads, and the versions that compute."""
     return {
         "processor": _processor(),
-        "device": default_device().type,
+        "device": device_name(),
+        "cores": os.cpu_count(),  # decode
         "threads": threads(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "timm")},
+        **{name: importlib.metadata.version(name) for name in ("torch", "timm", "pillow")},
     }
 
 

@@ -137,6 +137,8 @@ def _cause(trial: Trial, budget_ms: float | None) -> str:
     """Say why a trial cannot be chosen; empty when it can."""
     if trial.trained == "untrained":
         return "untrained: its weights are random"
+    if trial.seen_validation:
+        return "its training saw validation images, which the choice is made by"
     if trial.timing is None:
         return "its time was not measured"
     if budget_ms is not None and trial.cost_ms > budget_ms:
@@ -151,7 +153,9 @@ def _nothing_left(trials: Sequence[Trial], budget_ms: float | None) -> str:
         if len(trials) == 1:
             which = f"the only trial, {trials[0].name}, cannot be chosen ({_cause(trials[0], None)})"
         elif trials:
-            which = f"none of the {len(trials)} trials can be chosen, since each is untrained or has no measured time"
+            which = (
+                f"none of the {len(trials)} trials can be chosen, since each is untrained, untimed, or saw validation"
+            )
         return f"{which}; benchmark at least one backbone with trained weights."
     fastest = min(candidates, key=lambda t: (t.cost_ms, t.name))
     which = "the only one" if len(candidates) == 1 else f"the fastest of {len(candidates)}"

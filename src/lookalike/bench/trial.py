@@ -157,6 +157,7 @@ class Trial:
     timing: Timing | None = None
     note: str = ""
     from_random: bool = False
+    seen_validation: bool = False
 
     def __post_init__(self) -> None:
         allowed = {"kind": KINDS, "combine": COMBINES, "trained": TRAINED}
@@ -168,8 +169,8 @@ class Trial:
 
     @property
     def is_candidate(self) -> bool:
-        """Whether it may be chosen: trained weights, and a time to weigh its accuracy against."""
-        return self.trained != "untrained" and self.timing is not None
+        """Whether it may be chosen: trained, not on validation images, and timed."""
+        return self.trained != "untrained" and not self.seen_validation and self.timing is not None
 
     @property
     def cost_ms(self) -> float:

@@ -48,6 +48,9 @@ class Wanted:
             ModelError: an unknown backbone, or a bundle that is missing or damaged.
 
         """
+        for what, given in (("backbones", backbones), ("bundles", bundles), ("finetune", finetune)):
+            if isinstance(given, str | Path):
+                raise OptionError(f"{what} must be a list, got the single {given!s}; put it in a list.")
         if not backbones and not bundles:
             raise OptionError("a benchmark needs at least one --backbone or --bundle, got none.")
         joined = next((b for b in backbones if "+" in b), None)
@@ -96,8 +99,9 @@ def _require_distinct(backbones: Sequence[str], bundles: Sequence[str]) -> None:
             raise OptionError(f"{twice!r} is given more than once; candidates need distinct names, so rename a bundle.")
     files: dict[str, str] = {}
     for name in (*(f"{b} {kind}" for b in backbones for kind in TRAINED), *bundles):
-        other = files.setdefault(slug(name), name)
-        if other != name:
+        other = files.get(slug(name))
+        files[slug(name)] = name
+        if other is not None:
             raise OptionError(f"{other!r} and {name!r} are too much alike to have files of their own; rename a bundle.")
 
 
@@ -117,9 +121,8 @@ def _tuned(backbones: Sequence[str], finetune: bool | Collection[str]) -> frozen
         return frozenset(backbones if finetune else ())
     unknown = next((name for name in finetune if name not in backbones), None)
     if unknown is not None:
-        raise OptionError(
-            f"{unknown!r} is to be fine-tuned, but is not among {', '.join(backbones)}; correct the name."
-        )
+        among = f"not among {', '.join(backbones)}" if backbones else "no backbone of this benchmark"
+        raise OptionError(f"{unknown!r} is to be fine-tuned, but is {among}; correct the name.")
     return frozenset(finetune)
 
 

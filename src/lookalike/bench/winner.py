@@ -19,6 +19,7 @@ from lookalike.bench.selection import Choice
 from lookalike.bench.trial import Scores, Trial
 from lookalike.data import Dataset
 from lookalike.evaluation import Evaluation
+from lookalike.training import TrainingOptions
 from lookalike.types import Skipped
 
 _SHOWN_HITS = 8
@@ -82,16 +83,18 @@ def examples(evaluation: Evaluation, values: Mapping[str, float], data: Dataset)
     ]
 
 
-def context(run: Run, skipped: Sequence[Skipped], title: str | None, notes: Sequence[str]) -> dict[str, Any]:
+def context(
+    run: Run, trained: bool, skipped: Sequence[Skipped], title: str | None, notes: Sequence[str]
+) -> dict[str, Any]:
     """Return how it was measured, as `write_report` takes it; holds no path of this machine outside the data folder."""
     data, options = run.data, run.options
     facts: dict[str, Any] = {
-        "data": str(data).replace(str(data.root), data.root.name or "data", 1),
+        "data": str(data).replace(str(data.root), data.root.name or "data"),
         "machine": machine(),
         "settings": {
             "seed": options.seed,
             "validation": f"{len(data.validation)} images, each searched for among all the others",
-            "fine-tuning": f"at most {options.epochs} epochs, early stopping on {options.stop_on}",
+            **({"fine-tuning": _fine_tuning(options)} if trained else {}),
         },
         "skipped": [f"{_inside(data.root, s.path)}: {s.cause}" for s in skipped],
         "notes": [
@@ -101,6 +104,14 @@ def context(run: Run, skipped: Sequence[Skipped], title: str | None, notes: Sequ
         ],
     }
     return {"title": title, **facts} if title else facts
+
+
+def _fine_tuning(options: TrainingOptions) -> str:
+    if options.frozen:
+        return "of the head only"
+    size = f" at {options.resolution:g} of the test side" if options.resolution != 1 else ""
+    limit = f" and {options.max_minutes:g} minutes" if options.max_minutes is not None else ""
+    return f"at most {options.epochs} epochs{limit}{size}, early stopping on {options.stop_on}"
 
 
 def _inside(root: Path, path: Path) -> str:

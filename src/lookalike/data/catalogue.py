@@ -45,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A catalogue of images; see DESIGN of layouts in `lookalike.data.layouts`.
+    """A catalogue of images; the layouts are described in `lookalike.data.layouts`.
 
     Attributes:
         root: the data folder.

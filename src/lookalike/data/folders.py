@@ -77,10 +77,9 @@ def _listing(folder: Path, skip: Skip) -> tuple[list[Path], list[Path]]:
                 if entry.name.startswith("."):
                     continue
                 path = Path(entry.path)
-                if _is_folder(entry) and _leads_back(path):
-                    skip(Skipped(path, "the link leads back to a folder that holds it"))
-                elif _is_folder(entry):
-                    folders.append(path)
+                if _is_folder(entry):
+                    if not _leads_back(path):  # what is behind it is found without it
+                        folders.append(path)
                 elif is_image_name(entry.name):
                     images.append(path)
     except OSError as error:

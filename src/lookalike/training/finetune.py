@@ -52,9 +52,14 @@ class Run:
     seconds: float = 0.0
     last: int | None = None
 
+    @property
+    def planned(self) -> int:
+        """The epoch to end after, at most."""
+        return self.epochs if self.last is None else self.last
+
     def is_over(self, patience: int) -> bool:
         """Whether all epochs ran, or the best one lies `patience` epochs back."""
-        if self.epoch >= (self.epochs if self.last is None else self.last):
+        if self.epoch >= self.planned:
             return True
         measures = [h["measure"] for h in self.history if "measure" in h]
         return bool(measures) and len(measures) - 1 - int(np.argmax(measures)) >= patience
@@ -121,7 +126,8 @@ def is_sturdy(module: nn.Module) -> bool:
     """Whether a network bears a high learning rate: depthwise convolutions and batch norm, as EfficientNets have."""
     layers = list(module.modules())
     depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in layers)
-    return depthwise and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in layers)
+    attention = any(isinstance(m, nn.LayerNorm) for m in layers)  # in the blocks of hybrids
+    return depthwise and not attention and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in layers)
 
 
 def _optimizer(member: Member, classifier: LinearClassifier, options: TrainingOptions) -> torch.optim.Optimizer:
@@ -230,7 +236,7 @@ def finetune(
             run.seconds += seconds
             run.history.append({"loss": loss, **found, "seconds": round(seconds, 1)})
             told = f", validation {options.stop_on} {now:.4f}" if found else ""
-            progress.say(f"  epoch {run.epoch}/{run.epochs}: loss {loss:.3f}{told}, {seconds:.0f} s")
+            progress.say(f"  epoch {run.epoch}/{run.planned}: loss {loss:.3f}{told}, {seconds:.0f} s")
             after_epoch(run)
             keep_slow_layers_float32(trainee.member.module, trainee.member.device)
     finally:
@@ -258,7 +264,7 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
         trainee.step(loss)
         losses.append(value)
         detail = f"loss {np.mean(losses[-20:]):.3f}{best}"
-        progress.step(f"epoch {run.epoch + 1}/{run.epochs}", done, len(order), detail)
+        progress.step(f"epoch {run.epoch + 1}/{run.planned}", done, len(order), detail)
     return float(np.mean(losses))
 
 

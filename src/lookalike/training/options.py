@@ -62,6 +62,8 @@ class TrainingOptions:
         self._at_least("batch_size", 2)
         self._at_least("patience", 1)
         self._at_least("seed", 0)
+        if not isinstance(self.frozen, bool):
+            raise OptionError(f"frozen must be true or false, got {self.frozen!r}.")
         Measure.parse(self.stop_on)
         if self.max_minutes is not None and not (self.max_minutes > 0 and math.isfinite(self.max_minutes)):
             raise OptionError(f"max_minutes must be above 0, got {self.max_minutes}.")
@@ -81,7 +83,7 @@ class TrainingOptions:
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}.")
 
     def _require_numbers(self) -> None:
@@ -102,7 +104,7 @@ class TrainingOptions:
         """Return the peak rates of the backbone, and of head and classifier.
 
         Args:
-            sturdy: the backbone bears a high rate, see `is_sturdy`; measured in docs/log.md.
+            sturdy: the backbone bears a high rate, see `is_sturdy`; two networks were measured, docs/log.md.
 
         """
         backbone, head = {"adamw": (5e-4 if sturdy else 1e-4, 1e-3), "sgd": (1e-2, 3e-2)}[self.optimizer]

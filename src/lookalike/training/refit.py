@@ -104,6 +104,8 @@ def refit(
     """
     model, target = Path(model), Path(out)
     facts, first = read_facts(model), load_bundle(model)
+    if "refit_of" in facts:
+        raise ModelError(f"{model} was refitted already, on all images that there are; give the bundle it was made of.")
     reports, options = _training_of(model, facts)
     given = dict(weights_by_position([m.backbone for m in first.members], weights))
     work = prepare_work(target, resume=resume, replace=replace)
@@ -114,6 +116,8 @@ def refit(
         return load_bundle(target)
     if not replace:
         require_free(target)
+    if len({(o.seed, o.class_disjoint) for o in options}) > 1:
+        raise ModelError(f"the members of {model} were trained with different validation parts; refit them one by one.")
     cut = with_validation(load_as(data, options[0]), seed=options[0].seed, class_disjoint=options[0].class_disjoint)
     known = facts["training_data"]
     if (cut.fingerprint, validation_fingerprint(cut)) != (known["fingerprint"], known["validation"]):
@@ -148,6 +152,8 @@ def _training_of(
         reports = facts["training"] or [None] * members
         if len(reports) != members or "validation" not in facts["training_data"]:
             raise KeyError("training")
+        for report in reports:
+            assert report is None or report["run"]
         own = [(r or {}).get("options") or facts["options"] for r in reports]
         for report in reports:
             Schedule.of(report)
@@ -194,7 +200,7 @@ def _refit_member(
         progress.say(f"{name}: going on after epoch {stored['run']['epoch']}")
     new: dict[str, Any] = {"backbone": name, "run": job.key, "images": len(start.items), "skipped": start.skipped}
     if schedule.last:
-        run = full_stage(job, member, start, stored, lambda trainee: _planned(schedule, data, start, trainee), None)
+        run = full_stage(job, member, start, stored, lambda trainee: _planned(schedule, start, trainee), None)
         assert run.best is not None
         member.load_state(mix(start.state, run.best["member"], schedule.share))
         keep_share(member, start, schedule.share)
@@ -212,8 +218,9 @@ def _same_backbone(member: Member, first: Member) -> bool:
     return member.backbone_fingerprint == first.backbone_fingerprint
 
 
-def _planned(schedule: Schedule, data: Dataset, start: Start, trainee: Trainee) -> Run:
+def _planned(schedule: Schedule, start: Start, trainee: Trainee) -> Run:
     """As many epochs, each over all images now, unless a budget had cut the first ones short."""
-    whole = math.ceil(len(data.training) / trainee.options.batch_size)
-    steps = math.ceil(len(start.items) / trainee.options.batch_size) if schedule.steps >= whole else schedule.steps
+    size = trainee.options.batch_size
+    whole = math.ceil(sum(i.split is Split.TRAINING for i in start.items) / size)
+    steps = math.ceil(len(start.items) / size) if schedule.steps >= whole else schedule.steps
     return Run(schedule.epochs, steps, last=schedule.last)

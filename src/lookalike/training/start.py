@@ -130,17 +130,17 @@ def repeat_start(
 
     """
     name = member.backbone
-    training = tuple(i for i in data.training if i.label is not None)
+    training, held_out = (tuple(i for i in part if i.label is not None) for part in (data.training, data.validation))
     parts = [
         compute_features(member, items, cache=cache, progress=progress, task=f"{name}: {part}")
-        for part, items in (("features", training), ("validation", data.validation))
+        for part, items in (("features", training), ("validation", held_out))
     ]
     features = Features(
         tuple(i for p in parts for i in p.ids),
         np.concatenate([p.rows for p in parts]),
         tuple(s for p in parts for s in p.skipped),
     )
-    return _start(member, data, features, (*training, *data.validation), options, head_epochs=head_epochs)
+    return _start(member, data, features, (*training, *held_out), options, head_epochs=head_epochs)
 
 
 def _start(

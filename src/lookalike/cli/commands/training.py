@@ -100,8 +100,8 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, out: 
     """Train a model once more on all of DATA's training part, the validation images included.
 
     For each backbone the first training has found out how many epochs are best and how much of the fine-tuned weights
-    to keep; this follows it, without measuring anything. Worth its time when a model is chosen and is to be as good as
-    it can be. --weights must be those of the first time.
+    to keep; this follows it, without measuring anything: the validation accuracy to choose by is that of BUNDLE.
+    --weights must be those of the first time.
 
     \b
     Example:
