@@ -34,7 +34,7 @@ def test_a_processor_without_a_name_is_told_by_its_kind(listed, monkeypatch):
 
 def test_what_a_time_holds_for():
     setup = timing_setup()
-    assert setup.keys() == {"processor", "device", "threads", "torch", "timm"}
+    assert setup.keys() == {"processor", "device", "cores", "threads", "torch", "timm", "pillow"}
     assert setup["threads"] == torch.get_num_threads()
     assert (setup["torch"], setup["timm"]) == tuple(importlib.metadata.version(n) for n in ("torch", "timm"))
 
