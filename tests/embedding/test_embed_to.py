@@ -269,6 +269,26 @@ def test_a_disk_that_fills_while_the_vectors_are_joined(encoder, sources, tmp_pa
     assert counting.seen == 0
 
 
+def test_a_disk_that_fills_leaves_finished_embeddings_as_they_were(encoder, sources, tmp_path, monkeypatch):
+    out, written = tmp_path / "emb", Path.write_text
+    before = embed_to(sources[:8], encoder, out, shard_size=4)
+    for stop in ("ids.json", "embeddings.json"):
+
+        def full(path, *text, stop=stop, **how):
+            if stop in path.name:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return written(path, *text, **how)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", full)
+            with pytest.raises(StorageError, match="no space left on device"):
+                embed_to(sources, encoder, out, shard_size=4)
+        kept = load_embeddings(out)
+        assert kept.ids == before.ids and np.array_equal(kept.vectors, before.vectors)
+    assert len(embed_to(sources, encoder, out)) == 10
+    assert names(out) == ["embeddings.json", "ids.json", "model", "vectors.npy"]
+
+
 def test_a_place_that_cannot_be_written(encoder, sources, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot be written"):

@@ -95,7 +95,9 @@ class OldShards:
 
 
 def finish(out: Path, facts: EmbeddingFacts, ids: Sequence[str]) -> None:
-    """Join all shards; until the last file is written the folder is not finished and every shard is still there.
+    """Join all shards; all files are written beside the shards, then moved: a full disk leaves older ones as they were.
+
+    Until the last file is moved the folder is not finished, and every shard is still there.
 
     Raises:
         StorageError: when the disk does not take it, or a shard went bad meanwhile.
@@ -109,11 +111,14 @@ def finish(out: Path, facts: EmbeddingFacts, ids: Sequence[str]) -> None:
                 raise StorageError(f"{shard_path(out, number)} went bad; run the same command again.")
             yield shard.vectors
 
+    made = out / SHARDS
+    write_vectors(made / VECTORS, parts(), (facts.count, facts.dim))
+    write_ascii_json(made / IDS, list(ids))
+    write_facts(made, facts)
     with storage_errors(out):
         (out / FACTS).unlink(missing_ok=True)  # from here on the older vectors do not count any more
-    write_vectors(out / VECTORS, parts(), (facts.count, facts.dim))
-    write_ascii_json(out / IDS, list(ids))
-    write_facts(out, facts)
+        for name in (VECTORS, IDS, FACTS):
+            (made / name).replace(out / name)
 
 
 def write_facts(out: Path, facts: EmbeddingFacts) -> None:
