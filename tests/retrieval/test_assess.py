@@ -9,7 +9,7 @@ import pytest
 from lookalike.data import load_dataset
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import Measure
-from lookalike.retrieval import evaluate, submit
+from lookalike.retrieval import evaluate, index, submit
 from lookalike.types import Skipped
 
 NO_PICTURE = "this is not an image that Pillow can read"
@@ -43,6 +43,30 @@ def test_a_default_k_larger_than_the_gallery_is_left_out(photo_folder, encoder):
     assert "hit@3" in found.to_dict()["measures"] and "hit@10" not in found.to_dict()["measures"]
     with pytest.raises(OptionError, match="precision@10 needs 10 hits, but the gallery has only 9"):
         evaluate(photo_folder, encoder, k=[10])
+
+
+def test_a_default_k_is_held_to_what_can_be_read(photo_folder, encoder):
+    paths = sorted((photo_folder / "test" / "gallery").glob("*.jpg"))
+    for path in paths[:2]:
+        path.unlink()
+    paths[2].write_text("no picture")
+    found, skipped = evaluate(photo_folder, encoder)  # 10 files, 9 pictures
+    assert "hit@3" in found.to_dict()["measures"] and "hit@10" not in found.to_dict()["measures"]
+    assert skipped == (Skipped(paths[2], NO_PICTURE),)
+
+
+def test_what_a_head_could_not_be_learnt_from_is_listed_once(photo_folder, tmp_path):
+    training = photo_folder / "training" / "cat" / "cat0.jpg"
+    gallery = photo_folder / "test" / "gallery" / "cat0.jpg"
+    for path in (training, gallery):
+        path.write_text("no picture")
+    expected = [Skipped(training, NO_PICTURE), Skipped(gallery, NO_PICTURE)]
+    _, skipped = evaluate(photo_folder, "test_efficientnet", k=[1], weights="none")
+    assert list(skipped) == expected
+    _, skipped = submit(photo_folder, "test_efficientnet", top_k=1, weights="none", out=tmp_path / "s.json")
+    assert list(skipped) == expected
+    made = index(photo_folder, "test_efficientnet", weights="none", out=tmp_path / "photos.index")
+    assert sorted(made.skipped, key=str) == sorted(expected, key=str)
 
 
 def test_no_hits(photo_folder, encoder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,16 +133,32 @@ def fitted_encoder(
     *,
     how: str = "aligned",
     seed: int = 0,
+    skip: Callable[[Skipped], None] | None = None,
     progress: Progress = SILENT,
 ) -> Encoder:
-    """Fit every member's head on the images (no label is used), and the alignments of an ensemble."""
+    """Fit every member's head on the images (no label is used), and the alignments of an ensemble.
+
+    Args:
+        members: one, or those of an ensemble.
+        images: the files.
+        how: how several members are combined.
+        seed: of the principal components.
+        skip: is told once of each file that cannot be read.
+        progress: is told what happens.
+
+    """
     from lookalike.backbones import Encoder, fit_alignment
 
     projected: list[dict[str, np.ndarray]] = []
+    skipped: dict[Skipped, None] = {}
     for member in members:
         features = compute_features(member, images, progress=progress, task=f"fitting {member.backbone}")
         fit_projection(member, features, seed=seed)
+        skipped |= dict.fromkeys(features.skipped)
         projected.append(dict(zip(features.ids, member.project(features.rows), strict=True)))
+    if skip is not None:
+        for one in skipped:
+            skip(one)
     if len(members) == 1:
         return Encoder(members)
     shared = [i for i in projected[0] if all(i in p for p in projected)]

@@ -9,6 +9,7 @@ from lookalike.evaluation.submission import (
     Submission,
     build_submission,
     read_submission,
+    submission_format,
     validate_submission,
     write_submission,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "judge",
     "parse_measures",
     "read_submission",
+    "submission_format",
     "validate_submission",
     "write_submission",
 ]

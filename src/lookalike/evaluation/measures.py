@@ -195,6 +195,11 @@ class Measure:
         depth = REGISTRY[self.pattern].depth
         return depth if depth is not None else (self.k or 1)
 
+    @property
+    def hits(self) -> int:
+        """The fewest images that a gallery must have for it."""
+        return self.depth if isinstance(self.depth, int) else 1
+
     def values(self, relevant: Relevant, total: Total) -> Values:
         """Compute `(n_query,)` float64 values from a judged ranking.
 

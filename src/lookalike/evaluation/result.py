@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.intervals import Comparison, bootstrap_interval, compare
 from lookalike.evaluation.measures import Measure, Values
 from lookalike.types import Hits
@@ -120,49 +119,3 @@ class Evaluation:
             low, high = self.interval(name)
             measures[name] = {"mean": self.mean(name), "low": low, "high": high}
         return {"measures": measures, "queries": len(self), "left_out": len(self.left_out), "gallery": self.gallery}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything, each query's values too, as a plain structure for a JSON file."""
-        return {
-            "query_ids": list(self.query_ids),
-            "query_labels": list(self.query_labels),
-            "values": {name: values.tolist() for name, values in self.values.items()},
-            "left_out": list(self.left_out),
-            "unlabelled": list(self.unlabelled),
-            "gallery": self.gallery,
-            "top": {"ids": self.top.ids.tolist(), "scores": self.top.scores.astype(float).round(6).tolist()},
-        }
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Evaluation:
-        """Read what `to_json` gave.
-
-        Raises:
-            StorageError: when a part is missing or the parts do not belong together.
-
-        """
-        try:
-            query_ids = tuple(stored["query_ids"])
-            return cls(
-                query_ids=query_ids,
-                query_labels=tuple(stored["query_labels"]),
-                values={str(Measure.parse(m)): _floats(v) for m, v in stored["values"].items()},
-                left_out=tuple(stored["left_out"]),
-                unlabelled=tuple(stored["unlabelled"]),
-                gallery=int(stored["gallery"]),
-                top=_hits(query_ids, stored["top"]),
-            )
-        except KeyError as error:
-            raise StorageError(f"a stored evaluation lacks {error}; run the evaluation again.") from error
-        except (AttributeError, TypeError, ValueError, DataError, OptionError) as error:
-            raise StorageError(
-                f"a stored evaluation cannot be used ({str(error).rstrip('.')}); run the evaluation again."
-            ) from error
-
-
-def _floats(values: npt.ArrayLike) -> Values:
-    return np.asarray(values, dtype=np.float64)
-
-
-def _hits(query_ids: tuple[str, ...], stored: Mapping[str, Any]) -> Hits:
-    return Hits(query_ids, np.array(stored["ids"], dtype=object), np.array(stored["scores"], dtype=np.float32))

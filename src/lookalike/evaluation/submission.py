@@ -19,6 +19,14 @@ Submission = dict[str, Any]
 """`{"groupname": str, "images": {query name: [gallery name, ...]}}`, names without folders."""
 
 
+def submission_format(path: Path) -> str:
+    """Return the ending of a submission's file name, `.json` or `.csv`; another raises `OptionError`."""
+    kind = path.suffix.lower()
+    if kind not in (".json", ".csv"):
+        raise OptionError(f"a submission is a .json or .csv file, got {path.name!r}; choose one of the two endings.")
+    return kind
+
+
 def build_submission(hits: Hits, groupname: str) -> Submission:
     """Turn hits into a submission; the names are the last parts of the item ids.
 
@@ -124,7 +132,7 @@ def write_submission(submission: Mapping[str, Any], path: Path | str) -> None:
     """
     path = Path(path)
     images = _images(submission)
-    if _kind(path) == ".json":
+    if submission_format(path) == ".json":
         write_json(path, {"groupname": submission["groupname"], "images": images})
         return
     k = len(next(iter(images.values()), []))
@@ -148,7 +156,7 @@ def read_submission(path: Path | str) -> Submission:
 
     """
     path = Path(path)
-    read = {".json": _read_json, ".csv": _read_csv}[_kind(path)]
+    read = {".json": _read_json, ".csv": _read_csv}[submission_format(path)]
     try:
         submission = read(path)
     except FileNotFoundError as error:
@@ -235,10 +243,3 @@ def _first(offenders: Iterable[_Offender], sentence: Callable[[_Offender, int], 
 
 def _rank_columns(k: int) -> list[str]:
     return [f"rank{rank}" for rank in range(1, k + 1)]
-
-
-def _kind(path: Path) -> str:
-    kind = path.suffix.lower()
-    if kind not in (".json", ".csv"):
-        raise OptionError(f"a submission is a .json or .csv file, got {path.name!r}; choose one of the two endings.")
-    return kind

@@ -16,6 +16,7 @@ from lookalike.evaluation import (
     build_submission,
     evaluate_embeddings,
     parse_measures,
+    submission_format,
     validate_submission,
     write_submission,
 )
@@ -56,15 +57,16 @@ def evaluate(
 
     """
     data = data if isinstance(data, Dataset) else load_as_trained(data, model)
-    chosen = _measures(k or [n for n in _USUAL_K if n == 1 or n <= len(data.gallery)], measures)
+    _measures(k, measures)  # a wrong one is told before the work
     _require_test(data)
     if not data.test_is_labelled:
         raise DataError(
             f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'."
         )
-    queries, gallery = _embed_test(data, model, weights, progress)
+    queries, gallery, skipped = _embed_test(data, model, weights, progress)
+    chosen = _measures(k or [n for n in _USUAL_K if n == 1 or n <= len(gallery)], measures)
     found = evaluate_embeddings(queries, gallery, _labels(data.query), _labels(data.gallery), chosen)
-    return found, (*data.skipped, *queries.skipped, *gallery.skipped)
+    return found, (*skipped, *queries.skipped, *gallery.skipped)
 
 
 def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measure, ...]:
@@ -97,33 +99,27 @@ def submit(
         progress: is told what happens.
 
     Returns:
-        The submission, and the gallery files that could not be read.
+        The submission, and the files that could not be read.
 
     Raises:
         DataError: a query that cannot be read, a query folder that cannot be listed, or names that are not unique.
-        OptionError: `top_k` larger than the gallery.
+        OptionError: `top_k` larger than the gallery, or a file of another kind.
         StorageError: `out` exists or cannot be written.
 
     """
     out = Path(out)
-    require_submission_name(out)
+    submission_format(out)
     require_free(out)
     data = data if isinstance(data, Dataset) else load_as_trained(data, model)
     _require_all_queries(data)
     _require_test(data)
-    queries, gallery = _embed_test(data, model, weights, progress)
+    queries, gallery, skipped = _embed_test(data, model, weights, progress)
     submission = build_submission(Index.build(gallery).search(queries, top_k), group)
     validate_submission(
         submission, [i.id for i in data.query], [i.id for i in data.gallery], top_k, skipped=queries.skipped
     )
     write_submission(submission, out)
-    return submission, (*data.skipped, *gallery.skipped)
-
-
-def require_submission_name(out: Path) -> None:
-    """Raise `DataError` for a file name that says no known format."""
-    if out.suffix not in (".json", ".csv"):
-        raise DataError(f"a submission is a .json or .csv file, got {out}; choose such a name.")
+    return submission, (*skipped, *gallery.skipped)
 
 
 def _require_all_queries(data: Dataset) -> None:
@@ -148,8 +144,12 @@ def _labels(items: Sequence[Item]) -> dict[str, str]:
 
 def _embed_test(
     data: Dataset, model: Encoder | Path | str, weights: Weights, progress: Progress
-) -> tuple[Embeddings, Embeddings]:
-    encoder = resolve_model(model, fit_on=data.training or data.gallery, weights=weights, progress=progress)
+) -> tuple[Embeddings, Embeddings, tuple[Skipped, ...]]:
+    """Embed query and gallery; also return what was skipped besides: folders, and images to learn a head from."""
+    skipped = list(data.skipped)
+    encoder = resolve_model(
+        model, fit_on=data.training or data.gallery, weights=weights, skip=skipped.append, progress=progress
+    )
     queries = encoder.embed(data.query, progress=progress, task="queries")
     gallery = encoder.embed(data.gallery, progress=progress, task="gallery")
     for part, found in (("query", queries), ("gallery", gallery)):
@@ -157,4 +157,5 @@ def _embed_test(
             raise DataError(
                 f"none of the {len(found.skipped)} {part} images can be read, the first is {found.skipped[0]}."
             )
-    return queries, gallery
+    own = {item.path for item in (*data.query, *data.gallery)}
+    return queries, gallery, tuple(one for one in skipped if one.path not in own)

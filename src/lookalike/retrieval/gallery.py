@@ -181,9 +181,14 @@ def _embed(found: Gallery, model: Encoder | Path | str, out: Path, weights: Weig
     """Embed with the model that is asked for, or with the one that the same words led to when the folder was begun."""
     asked = _asked_for(model, weights)
     before = _stored_model(out / MODEL, asked)
-    encoder = before or resolve_model(model, fit_on=found.fit_on, weights=weights, progress=progress)
+    left_out = list(found.skipped)
+    encoder = before or resolve_model(
+        model, fit_on=found.fit_on, weights=weights, skip=left_out.append, progress=progress
+    )
     facts = asked and {"asked_for": asked}
-    return embed_to(found.sources, encoder, out, facts=facts, left_out=found.skipped, progress=progress)
+    own = {source.path for source in found.sources}  # embedding them says itself which of them cannot be read
+    left_out = [one for one in left_out if one.path not in own]
+    return embed_to(found.sources, encoder, out, facts=facts, left_out=left_out, progress=progress)
 
 
 def _asked_for(model: Encoder | Path | str, weights: Weights) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from lookalike.data import Dataset, load_dataset
+from lookalike.data.folders import Skip
 from lookalike.embedding.fit import fitted_encoder
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
@@ -34,6 +35,7 @@ def resolve_model(
     fit_on: Sequence[Source] | None = None,
     weights: Weights = "pretrained",
     seed: int = 0,
+    skip: Skip | None = None,
     progress: Progress = SILENT,
 ) -> Encoder:
     """Return the encoder that a user means.
@@ -45,6 +47,7 @@ def resolve_model(
             spaced; no label is looked at. Without at least two the head is a random projection.
         weights: for a name, as in `build_member`; a mapping gives them by backbone, where it lacks one "pretrained".
         seed: decides which images are taken, and random weights and projections.
+        skip: is told of the images that cannot be read.
         progress: is told what happens.
 
     Raises:
@@ -65,7 +68,7 @@ def resolve_model(
     sample = evenly_spaced(fit_on or (), FIT_IMAGES, seed=seed)
     if len(sample) > 1:
         progress.say(f"{model}: its head is learnt from {len(sample)} of {len(fit_on or ())} images, without labels")
-        return fitted_encoder(members, sample, seed=seed, progress=progress)
+        return fitted_encoder(members, sample, seed=seed, skip=skip, progress=progress)
     joined = ", their embeddings joined end to end" if len(names) > 1 else ""  # an average needs images to align by
     progress.say(f"{model}: without images to learn a head from, a random projection is taken{joined}")
     return Encoder(members, how="concat")
