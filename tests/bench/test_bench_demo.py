@@ -86,6 +86,14 @@ def test_a_folder_with_other_things_is_refused(bench, tmp_path):
     assert not bench.calls
 
 
+def test_pictures_of_another_s_are_not_taken_for_the_demo_s(bench, photo_folder, tmp_path):
+    (tmp_path / "demo").mkdir()
+    photo_folder.rename(tmp_path / "demo" / "photographs")
+    with pytest.raises(StorageError, match=r"photographs holds other pictures than the demo's; choose another --out"):
+        demo(tmp_path / "demo")
+    assert not bench.calls
+
+
 def test_a_folder_of_one_s_own(bench, photo_folder, tmp_path):
     demo(tmp_path / "demo", data=photo_folder)
     ((folder, given),) = bench.calls

@@ -94,7 +94,7 @@ def test_layout_2(tmp_path: Path) -> None:
     assert data.layout == "training and test folders, class folders in the test part"
     assert [item.label for item in data.items] == ["cat", "owl", "owl"]
     assert data.test_classes_unseen
-    assert "validation will be class-disjoint" in str(data)
+    assert "most queries are of classes that the training part does not have" in str(data)
 
 
 def test_layout_3(tmp_path: Path) -> None:
@@ -189,6 +189,24 @@ def test_layout_5(tmp_path: Path, names: Iterable[str]) -> None:
     data = load_dataset(tmp_path)
     assert data.layout == "images without labels"
     assert found(data) == [(name, None, "gallery") for name in names]
+
+
+def test_a_picture_beside_class_folders_is_told_of(tmp_path: Path) -> None:
+    make(tmp_path, "cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "cover.jpg")
+    data = load_dataset(tmp_path)
+    assert {item.label for item in data.items} == {None}
+    assert data.notes == (
+        "1 image lies beside the 2 folders, the first is cover.jpg, so these are not taken for classes; "
+        "move what has no class elsewhere if they are",
+    )
+
+
+def test_a_summary_under_another_name_holds_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "training/cat/1.jpg", "test/query/1.jpg", "test/gallery/2.jpg", "labels.csv")
+    (tmp_path / "labels.csv").write_text("path,label\ntest/query/1.jpg,cat\ntest/gallery/2.jpg,cat\n")
+    monkeypatch.chdir(tmp_path)
+    first = load_dataset(Path()).summary("photos").splitlines()[0]
+    assert first == "photos: training and test folders, test part labelled by labels.csv, 3 images"
 
 
 def test_folder_that_is_not_there(tmp_path: Path) -> None:

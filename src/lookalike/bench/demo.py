@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from lookalike.bench.benchmark import Benchmark, benchmark
-from lookalike.data.builtin import DESCRIPTION, make_builtin
+from lookalike.data.builtin import DESCRIPTION, is_builtin, make_builtin
 from lookalike.data.downloads import SOURCES, is_torchvision_name, torchvision_dataset
-from lookalike.errors import DataError
+from lookalike.errors import DataError, StorageError
 from lookalike.files import require_free
 from lookalike.progress import SILENT, Progress
 from lookalike.training import TrainingOptions
@@ -51,8 +51,10 @@ def demo(
 
 def _builtin(out: Path, progress: Progress) -> Path:
     folder = out / _PHOTOGRAPHS
+    _require_ours(out)
+    if folder.exists() and not is_builtin(folder):
+        raise StorageError(f"{folder} holds other pictures than the demo's; choose another --out, or remove it.")
     if not folder.exists():
-        _require_ours(out)
         progress.say("cutting the demo's views from scikit-image's photographs")
         make_builtin(folder)
     return folder

@@ -1,6 +1,6 @@
 """Images on disk: reading them, finding the layout of a folder, cutting a validation part, checking it all."""
 
-from lookalike.data.catalogue import Dataset, Item, Split
+from lookalike.data.catalogue import Dataset, Item, Split, contents
 from lookalike.data.folders import find_images
 from lookalike.data.images import IMAGE_SUFFIXES, read_image
 from lookalike.data.layouts import load_dataset
@@ -11,6 +11,7 @@ __all__ = [
     "Dataset",
     "Item",
     "Split",
+    "contents",
     "find_images",
     "load_dataset",
     "read_image",

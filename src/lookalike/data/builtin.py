@@ -73,6 +73,12 @@ _SHORT_SIDE = 256  # pixels of a view
 _SOURCE_SHORT_SIDE = 640  # larger photographs are shrunk first, so that cutting a view never has to skip pixels
 
 
+def is_builtin(folder: Path) -> bool:
+    """Whether a folder has the scenes that `make_builtin` writes, and no other class."""
+    training = folder / "training"
+    return training.is_dir() and {p.name for p in training.iterdir()} == set(SCENES)
+
+
 def make_builtin(
     out: Path,
     *,

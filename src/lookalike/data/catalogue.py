@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -124,22 +125,17 @@ class Dataset:
 
         Whether an image is for training or validation is left out, so that cutting a validation part keeps it.
         """
-        lines = []
-        for item in sorted((*self.training, *self.validation), key=lambda i: i.id):
-            try:
-                content = file_digest(item.path) if item.path.is_file() else "missing"
-            except OSError:  # not to be read: it is skipped in all that follows
-                content = "missing"
-            lines.append(f"{item.id}\t{item.label}\t{content}")
-        return digest(*lines)
+        items = sorted((*self.training, *self.validation), key=lambda i: i.id)
+        found = contents(items)
+        return digest(*(f"{i.id}\t{i.label}\t{found.get(i.id, 'missing')}" for i in items))
 
     def replace_items(self, items: Iterable[Item]) -> Dataset:
         """Return the same data set with other items."""
         return replace(self, items=tuple(items))
 
-    def summary(self) -> str:
-        """Say what was found, in a few lines."""
-        lines = [f"{self.root}: {self.layout}, {len(self.items)} images"]
+    def summary(self, name: str = "") -> str:
+        """Say what was found, in a few lines; `name` stands for the folder's path."""
+        lines = [f"{name or self.root}: {self.layout}, {len(self.items)} images"]
         for split in Split:
             part = self.part(split)
             if not part:
@@ -151,12 +147,25 @@ class Dataset:
             text += f", {unlabelled} without a label" if unlabelled else ""
             lines.append(text)
         if self.test_classes_unseen:
-            lines.append("  the test classes are not among the training classes: validation will be class-disjoint")
+            lines.append("  most queries are of classes that the training part does not have")
         lines.extend(f"  note: {note}" for note in self.notes)
         if self.skipped:
             many = f"{len(self.skipped)} folders were" if len(self.skipped) > 1 else "1 folder was"
-            lines.append(f"  note: {many} skipped, the first is {self.skipped[0]}")
+            first = self.skipped[0]
+            if name and first.path.is_relative_to(self.root):
+                first = replace(first, path=name / first.path.relative_to(self.root))
+            lines.append(f"  note: {many} skipped, the first is {first}")
         return "\n".join(lines)
+
+
+def contents(items: Iterable[Item]) -> dict[str, str]:
+    """Return the fingerprint of each image's bytes by id; one that cannot be read is skipped in all that follows."""
+    found = {}
+    for item in items:
+        with suppress(OSError):
+            if item.path.is_file():
+                found[item.id] = file_digest(item.path)
+    return found
 
 
 def class_names(items: Iterable[Item]) -> tuple[str, ...]:

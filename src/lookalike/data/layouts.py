@@ -53,9 +53,11 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
     skipped: list[Skipped] = []
     classes = {p.name: find_images(p, skip=skipped.append) for p in find_folders(root, skipped.append)}
     classes = {name: images for name, images in classes.items() if images}
-    if len(classes) >= 2 and not find_images(root, recursive=False):
+    beside = find_images(root, recursive=False)
+    if len(classes) >= 2 and not beside:
         return _from_classes(root, classes, skipped, seed, class_disjoint)
-    return _from_images(root)
+    notes = (_not_classes(len(classes), beside),) if len(classes) >= 2 else ()
+    return _from_images(root, notes)
 
 
 def _require_open(root: Path) -> None:
@@ -70,7 +72,15 @@ def _item(root: Path, path: Path, label: str | None, split: Split) -> Item:
     return Item(path.relative_to(root).as_posix(), path, label, split)
 
 
-def _from_images(root: Path) -> Dataset:
+def _not_classes(folders: int, beside: Sequence[Path]) -> str:
+    are = "images lie" if len(beside) > 1 else "image lies"
+    return (
+        f"{len(beside)} {are} beside the {folders} folders, the first is {beside[0].name}, so these are not taken for "
+        "classes; move what has no class elsewhere if they are"
+    )
+
+
+def _from_images(root: Path, notes: tuple[str, ...] = ()) -> Dataset:
     skipped: list[Skipped] = []
     images = find_images(root, skip=skipped.append)
     if not images:
@@ -79,7 +89,7 @@ def _from_images(root: Path) -> Dataset:
             "manifest.csv."
         )
     items = tuple(_item(root, p, None, Split.GALLERY) for p in images)
-    return Dataset(root, "images without labels", items, skipped=tuple(skipped))
+    return Dataset(root, "images without labels", items, notes, tuple(skipped))
 
 
 def _from_classes(
