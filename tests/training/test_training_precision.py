@@ -113,6 +113,10 @@ def test_auto_takes_bfloat16_on_a_gpu_only_where_it_is_not_emulated(monkeypatch)
     assert not computes_bfloat16(torch.device("mps"))
 
 
-def test_the_flags_of_this_machine_are_words():
-    found = precision._cpu_flags()
-    assert all(word == word.strip() and " " not in word for word in found)
+def test_the_flags_are_read_from_the_first_processor(tmp_path, monkeypatch):
+    place = tmp_path / "cpuinfo"
+    place.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\nbugs\t\t: none\n\nflags\t\t: fpu\n")
+    monkeypatch.setattr(precision, "_CPUINFO", place)
+    assert precision._cpu_flags() == {"fpu", "avx2", "avx512_bf16"}
+    monkeypatch.setattr(precision, "_CPUINFO", tmp_path / "none")
+    assert precision._cpu_flags() == frozenset()

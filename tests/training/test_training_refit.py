@@ -70,6 +70,8 @@ def test_it_trains_as_long_as_validation_said_on_all_images(first, crops_origina
     report = facts["training"][0]
     assert report["images"] == WITH_VALIDATION
     assert report["validation"] == read_facts(first)["training"][0]["validation"]
+    assert report["options"] == read_facts(first)["options"]
+    assert "measures" not in facts and "precision@3" in read_facts(first)["measures"]["validation"]
     assert [set(epoch) for epoch in report["history"]] == [{"loss", "seconds"}] * 2
     assert model.members[0].origin["fine_tuned_share"] == 0.5
     assert model.fingerprint == load_bundle(tmp_path / "again").fingerprint != load_bundle(first).fingerprint

@@ -117,7 +117,8 @@ def training_options(command: F) -> F:
                 type=float,
                 default=1.0,
                 show_default=True,
-                help="Side of the pictures in training, as a share of their side at test time; less is faster.",
+                help="Side of the pictures in training, as a share of their side at test time; less is faster. "
+                "Networks of a fixed input size keep theirs.",
             ),
             click.option(
                 "--optimizer",

@@ -31,7 +31,8 @@ class TrainingOptions:
         stop_on: the measure of the validation part which decides early stopping and what is kept.
         class_disjoint: how validation is cut; None decides by the data.
         precision: auto takes bfloat16 where the device computes in it.
-        resolution: side of the training views over the side at test time; less is faster.
+        resolution: side of the training views over the side at test time; less is faster. Networks of a fixed
+            input size keep theirs.
         seed: of the split, the order, the augmentation and the weights.
 
     Raises:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+_CPUINFO = Path("/proc/cpuinfo")
+
 
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is native there, so that mixed precision is faster."""
@@ -19,11 +21,11 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 def _cpu_flags() -> frozenset[str]:
     try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as handle:
+        with _CPUINFO.open(encoding="utf-8") as handle:
             line = next((text for text in handle if text.startswith("flags")), "")
     except OSError:
         return frozenset()
-    return frozenset(line.split())
+    return frozenset(line.partition(":")[2].split())
 
 
 def is_lowered(device: torch.device, precision: str) -> bool:

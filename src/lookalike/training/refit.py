@@ -152,8 +152,8 @@ def _training_of(
         reports = facts["training"] or [None] * members
         if len(reports) != members or "validation" not in facts["training_data"]:
             raise KeyError("training")
-        for report in reports:
-            assert report is None or report["run"]
+        if any(report is not None and not report["run"] for report in reports):
+            raise KeyError("run")
         own = [(r or {}).get("options") or facts["options"] for r in reports]
         for report in reports:
             Schedule.of(report)
@@ -198,7 +198,13 @@ def _refit_member(
     else:
         start = Start.restore(stored["start"], member, (*data.training, *data.validation))
         progress.say(f"{name}: going on after epoch {stored['run']['epoch']}")
-    new: dict[str, Any] = {"backbone": name, "run": job.key, "images": len(start.items), "skipped": start.skipped}
+    new: dict[str, Any] = {
+        "backbone": name,
+        "run": job.key,
+        "options": options.to_dict(),
+        "images": len(start.items),
+        "skipped": start.skipped,
+    }
     if schedule.last:
         run = full_stage(job, member, start, stored, lambda trainee: _planned(schedule, start, trainee), None)
         assert run.best is not None

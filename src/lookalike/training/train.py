@@ -17,8 +17,9 @@ from lookalike.backbones import (
 )
 from lookalike.backbones.bundle import is_bundle, read_facts
 from lookalike.backbones.weights import NONE, PRETRAINED
-from lookalike.data import Dataset, load_dataset, with_validation
+from lookalike.data import Dataset, contents, load_dataset, with_validation
 from lookalike.errors import OptionError, StorageError
+from lookalike.evaluation import DEFAULT, Measure, evaluate_embeddings
 from lookalike.files import require_free
 from lookalike.progress import SILENT, Progress
 from lookalike.training.one_backbone import Outcome, run_key, train_member, validation_fingerprint
@@ -93,7 +94,9 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
         for n, (name, given) in enumerate(chosen)
     ]
     encoder = joined(outcomes, combine, progress)
-    save_bundle(encoder, target, facts=bundle_facts(data, options, [o.report for o in outcomes]), replace=replace)
+    facts = bundle_facts(data, options, [o.report for o in outcomes])
+    facts["measures"] = {"validation": _validation_measures(encoder, data, progress)}
+    save_bundle(encoder, target, facts=facts, replace=replace)
     shutil.rmtree(work, ignore_errors=True)
     return encoder
 
@@ -131,10 +134,25 @@ def bundle_facts(data: Dataset, options: TrainingOptions, reports: list[dict[str
             "images": len(data.training),
             "validation_images": len(data.validation),
             "validation": validation_fingerprint(data),
+            "contents": trained_contents(data),
         },
         "options": options.to_dict(),
         "training": reports,
     }
+
+
+def _validation_measures(encoder: Encoder, data: Dataset, progress: Progress) -> dict[str, Any]:
+    """Take the usual measures of the finished encoder within the validation part, as many as it has images for."""
+    found = encoder.embed(data.validation, progress=progress, task=f"{encoder.name}: measures")
+    labels = {i.id: i.label for i in data.validation if i.label is not None}
+    fitting = [m for m in map(Measure.parse, DEFAULT) if m.hits < len(found)]
+    measures: dict[str, Any] = evaluate_embeddings(found, found, labels, labels, fitting).to_dict()["measures"]
+    return measures
+
+
+def trained_contents(data: Dataset) -> list[str]:
+    """Return short fingerprints of the training images' bytes: whoever measures the model can see what it has seen."""
+    return sorted({found[:16] for found in contents(data.training).values()})
 
 
 def prepare_work(target: Path | None, *, resume: bool, replace: bool) -> Path | None:

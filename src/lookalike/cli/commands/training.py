@@ -136,4 +136,5 @@ def _show(terminal: Terminal, bundle: Path, data: Dataset) -> None:
         if "validation" in report:
             measures = ", ".join(f"{stage} {value:.4f}" for stage, value in report["validation"].items())
             when = "of the first training, " if "refit_of" in facts else ""
-            terminal.say(f"{report['backbone']}: {when}validation {facts['options']['stop_on']}: {measures}")
+            measure = report.get("options", facts["options"])["stop_on"]
+            terminal.say(f"{report['backbone']}: {when}validation {measure}: {measures}")
