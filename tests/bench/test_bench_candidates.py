@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -10,8 +11,9 @@ from lookalike.bench.candidates import given_candidate, make_candidates, togethe
 from lookalike.bench.run import Run
 from lookalike.bench.wanted import Wanted
 from lookalike.data import load_dataset, with_validation
+from lookalike.errors import OptionError
 from lookalike.progress import SILENT
-from lookalike.training import TrainingOptions
+from lookalike.training import TrainingOptions, refit
 
 NAME = "test_efficientnet"
 ORIGINAL = "validation kept the original weights, since training did not better them."
@@ -88,19 +90,50 @@ def data(photo_folder_original):
     return with_validation(load_dataset(photo_folder_original))
 
 
-def test_a_bundle_of_other_data_or_another_validation_part_says_so(finished_copy, data):
+def swapped(data, here, there):
+    """Return the data with the first item of one part and the first of another in each other's place."""
+    one, other = data.part(here)[0], data.part(there)[0]
+    splits = {one.id: other.split, other.id: one.split}
+    return data.replace_items(replace(i, split=splits.get(i.id, i.split)) for i in data.items)
+
+
+@pytest.mark.parametrize(("part", "named", "of"), [("validation", "validation", 8), ("query", "query and gallery", 20)])
+def test_a_bundle_that_was_trained_on_images_it_is_measured_on_is_told_by_their_bytes(
+    finished_copy, data, part, named, of
+):
     bundle = finished_copy / "members" / "test-resnet-fine-tuned"
-    assert (given_candidate(data, bundle).note, given_candidate(data, bundle).seen_validation) == ("", False)
-    place = bundle / "bundle.json"
-    facts = read_facts(bundle)
-    facts["training_data"]["validation"] = "another"
-    place.write_text(json.dumps(facts))
-    assert given_candidate(data, bundle).note.startswith("its training saw validation images")
-    assert given_candidate(data, bundle).seen_validation
-    facts["training_data"]["fingerprint"] = "another"
-    place.write_text(json.dumps(facts))
-    assert given_candidate(data, bundle).note == "trained on other data than this training part."
-    assert not given_candidate(data, bundle).seen_validation
+    assert (given_candidate(data, bundle).note, given_candidate(data, bundle).leaked) == ("", False)
+    found = given_candidate(swapped(data, "training", part), bundle)
+    assert found.leaked
+    assert found.note == f"its training saw 1 of {of} {named} images, so it measures better there than it is."
+
+
+def test_a_bundle_of_other_data_says_so_and_may_be_chosen(finished_copy, data):
+    bundle = finished_copy / "members" / "test-resnet-fine-tuned"
+    gone = data.training[0].id
+    fewer = data.replace_items(i for i in data.items if i.id != gone)
+    found = given_candidate(fewer, bundle)
+    assert (found.note, found.leaked) == ("trained on other data than this training part.", False)
+
+
+def test_a_fine_tuned_bundle_that_does_not_say_what_it_saw_is_not_trusted(finished_copy, data):
+    for kind, leaked in (("fine-tuned", True), ("frozen", False)):
+        bundle = finished_copy / "members" / f"test-resnet-{kind}"
+        facts = read_facts(bundle)
+        facts["members"][0]["origin"]["trained"] = kind
+        del facts["training_data"]["contents"]
+        (bundle / "bundle.json").write_text(json.dumps(facts))
+        found = given_candidate(data, bundle)
+        assert (found.leaked, "does not say which images" in found.note) == (leaked, leaked)
+
+
+def test_a_benchmark_without_a_model_to_choose_stops_before_the_work(again, finished, data, tiny_weights, tmp_path):
+    final = tmp_path / "final"
+    first = finished.out / "members" / "test-resnet-frozen"
+    refit(data, first, out=final, weights={"test_resnet": tiny_weights["test_resnet"]})
+    with pytest.raises(OptionError, match=r"final cannot be chosen, and there is nothing else to choose: its training"):
+        again(tmp_path / "run", backbones=[], weights="pretrained", bundles=[final])
+    assert not (tmp_path / "run").exists()
 
 
 def test_candidates_know_what_decides_their_time(finished_copy, data, tiny_weights):

@@ -93,3 +93,6 @@ def test_a_measure_deeper_than_a_part_is_an_error_or_left_out(run):
         i for i in run.data.items if i.split != "gallery" or i.id.endswith(("cat0.jpg", "cat1.jpg"))
     )
     assert measures_for(two, "mrr", OPTIONS) == ("mrr", "hit@1", "map@r")
+    assert measures_for(run.data, "mrr", OPTIONS, {"validation": 8, "gallery": 2}) == ("mrr", "hit@1", "map@r")
+    with pytest.raises(OptionError, match=r"precision@3 needs 3 hits, but validation.* has only 2 images to find"):
+        measures_for(run.data, "precision@3", OPTIONS, {"validation": 3})

@@ -166,9 +166,9 @@ def test_latex_escapes():
 
 def test_terminal_rows_have_the_header_s_width_and_a_star(trials, tmp_path):
     board = write_leaderboard(tmp_path, trials, select(trials), {})
-    assert {len(row) for row in board.terminal_rows} == {len(board.header)}
-    assert [row[0].startswith("★ ") for row in board.terminal_rows] == [False, False, True, False]
-    shown = dict(zip(board.header, board.terminal_rows[0], strict=True))
+    assert {len(row) for row in board.short_rows(50)} == {len(board.header)}
+    assert [row[0].startswith("★ ") for row in board.short_rows(50)] == [False, False, True, False]
+    shown = dict(zip(board.header, board.short_rows(50)[0], strict=True))
     assert (shown["top-3 accuracy"], shown["95% interval"], shown["hit@3"]) == ("0.750", "0.650–0.850", "0.750")
     assert (shown["ms p50"], shown["ms decode"], shown["ms model"]) == ("20.0", "4.0", "16.0")
 
@@ -177,7 +177,7 @@ def test_short_rows_keep_the_winner(trials, tmp_path):
     board = write_leaderboard(tmp_path, trials, select(trials), {})
     assert [row[0] for row in board.short_rows(2)] == ["lite_0 + lite_2 fine-tuned", "★ lite_0 frozen"]
     assert [row[0] for row in board.short_rows(1)] == ["★ lite_0 frozen"]
-    assert board.short_rows(50) == board.terminal_rows
+    assert len(board.short_rows(50)) == len(board.rows)
 
 
 def test_the_front_is_marked_over_the_budget_too(trials, tmp_path):
@@ -255,7 +255,7 @@ def test_no_measure_has_two_columns(make_trial, tmp_path, measure, columns):
     board = write_leaderboard(tmp_path, trials, select(trials, measure=measure), {})
     assert board.file_header[2 : board.file_header.index(f"validation {columns[0]}")] == columns
     assert len(board.file_cells(board.rows[0])) == len(board.file_header)
-    assert len(board.terminal_rows[0]) == len(board.header)
+    assert len(board.short_rows(50)[0]) == len(board.header)
     written = (tmp_path / "leaderboard.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     assert len(set(written)) == len(written)
 
@@ -268,7 +268,7 @@ def test_what_was_trained_from_random_weights_is_marked(make_trial, tmp_path):
     ]
     board = write_leaderboard(tmp_path, trials, select(trials), {})
     assert [row.name for row in board.rows] == ["a fine-tuned †", "b fine-tuned", "a untrained"]
-    assert board.terminal_rows[0][0] == "★ a fine-tuned †"
+    assert board.short_rows(50)[0][0] == "★ a fine-tuned †"
     assert board.caption.endswith(" † trained from random weights (of an ensemble: at least one member).")
     assert "| **a fine-tuned †** (chosen) |" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
     tex = (tmp_path / "leaderboard.tex").read_text(encoding="utf-8")

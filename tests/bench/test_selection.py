@@ -167,11 +167,11 @@ def test_untrained_and_untimed_are_never_chosen(make_trial):
     assert choice.excluded == {"lucky": "untrained: its weights are random", "no time": "its time was not measured"}
 
 
-def test_what_was_trained_on_validation_images_is_never_chosen(make_trial):
-    seen = replace(make_trial("seen", accurate(40), 1), seen_validation=True)
+def test_what_was_trained_on_images_that_it_is_measured_on_is_never_chosen(make_trial):
+    seen = replace(make_trial("seen", accurate(40), 1), leaked=True)
     choice = select([seen, make_trial("a", GOOD, 5)])
     assert (choice.winner, choice.front) == ("a", ["a"])
-    assert choice.excluded == {"seen": "its training saw validation images, which the choice is made by"}
+    assert choice.excluded == {"seen": "its training may have seen images that it is measured on"}
 
 
 def test_only_untrained_is_an_error_with_and_without_budget(make_trial):

@@ -82,6 +82,7 @@ def test_only_trained_and_timed_trials_are_candidates(make_trial):
     assert make_trial("a", [1.0], trained="frozen").is_candidate
     assert not make_trial("a", [1.0], trained="untrained").is_candidate
     assert not make_trial("a", [1.0], None).is_candidate
+    assert not replace(make_trial("a", [1.0]), leaked=True).is_candidate
 
 
 def test_labels_and_milliseconds_for_people():

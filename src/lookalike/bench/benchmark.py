@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
 from lookalike.backbones.weights import PRETRAINED
-from lookalike.bench.candidates import make_candidates
-from lookalike.bench.embedded import embedded, skipped_files
+from lookalike.bench.candidates import make_candidates, require_choosable
+from lookalike.bench.embedded import Parts, embedded, skipped_files
 from lookalike.bench.leaderboard import Leaderboard
 from lookalike.bench.leaderboard_files import write_leaderboard
 from lookalike.bench.markdown import markdown
@@ -93,7 +93,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
 
     Raises:
         DataError: too little labelled data.
-        OptionError: nothing to measure, nothing but random weights, or nothing within the budget.
+        OptionError: nothing to measure, nothing that could be chosen, or nothing within the budget.
         ModelError: an unknown backbone, weights that cannot be had, or a bundle that is missing or damaged.
         StorageError: `out` belongs to something else, or to a run with other data, options or weights.
 
@@ -107,12 +107,14 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     measures = measures_for(data, measure, options)
     place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-"))
     run = Run(data, place, options, measures, progress)
+    require_choosable(data, wanted)
     wanted.require_weights(run)
     run.claim(wanted.weights)
     progress.say(str(data))
 
     candidates = make_candidates(run, wanted)
     parts = {c.name: embedded(run, c) for c in candidates}
+    run = _with_readable(run, parts)
     trials = with_timing(run, measure_all(run, candidates, parts), candidates, parts)
     choice = select(trials, measure=measure, budget_ms=budget_ms)
 
@@ -126,6 +128,12 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     write_report(place / "report.html", trials, choice, facts, shown, class_scores(values, labels))
     board = write_leaderboard(place, trials, choice, facts)
     return Benchmark(tuple(trials), choice, board, place, skipped)
+
+
+def _with_readable(run: Run, parts: Parts) -> Run:
+    """Leave out the usual measures that look deeper than the images that every candidate could read."""
+    readable = {part: min(len(own[part]) for own in parts.values()) for part in ("validation", "gallery")}
+    return replace(run, measures=measures_for(run.data, run.measures[0], run.options, readable))
 
 
 def _with_parts(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:

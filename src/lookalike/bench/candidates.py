@@ -13,11 +13,11 @@ from lookalike.backbones.bundle import is_bundle, read_facts
 from lookalike.bench.run import Run
 from lookalike.bench.trial import Trained
 from lookalike.bench.wanted import Wanted, bundle_name
-from lookalike.data import Dataset
+from lookalike.data import Dataset, contents
 from lookalike.embedding import compute_features, fit_projection
+from lookalike.errors import OptionError
 from lookalike.training import TrainingOptions, train
-from lookalike.training.one_backbone import validation_fingerprint
-from lookalike.training.train import bundle_facts
+from lookalike.training.train import bundle_facts, trained_contents
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Candidate:
         how: how these are combined; empty for one.
         dim: dimensions of an embedding.
         note: what a reader should know, one sentence.
-        seen_validation: whether its training may have seen the validation images.
+        leaked: whether its training may have seen images that it is measured on here.
 
     """
 
@@ -47,7 +47,7 @@ class Candidate:
     how: str
     dim: int
     note: str = ""
-    seen_validation: bool = False
+    leaked: bool = False
 
     @property
     def is_ensemble(self) -> bool:
@@ -120,15 +120,39 @@ _KEPT_ORIGINAL = "validation kept the original weights, since training did not b
 
 
 def given_candidate(data: Dataset, bundle: Path) -> Candidate:
-    """Take a bundle that was made before; says so when its training may have seen the validation part."""
+    """Take a bundle that was made before; says so when its training may have seen images that it is measured on here.
+
+    Images are known by their bytes, so that a bundle of another split, or of a folder that grew since, is seen through.
+    An image that this training part has as well does not count: every candidate has seen it.
+    """
     facts = read_facts(bundle)
+    found = _candidate(bundle, bundle_name(bundle), facts, "")
     trained_on = facts.get("training_data") or {}
-    note, seen = "", False
-    if trained_on.get("fingerprint") != data.fingerprint:
-        note = "trained on other data than this training part."
-    elif trained_on.get("validation") != validation_fingerprint(data):
-        note, seen = "its training saw validation images, so its validation accuracy is too good to choose by.", True
-    return replace(_candidate(bundle, bundle_name(bundle), facts, note), seen_validation=seen)
+    if "contents" not in trained_on:
+        unknown = found.trained == "fine-tuned"
+        note = "it does not say which images it was trained on, and may have seen those here." if unknown else ""
+        return replace(found, note=note, leaked=unknown)
+    seen = set(trained_on["contents"]) - set(trained_contents(data))
+    for items, where in ((data.validation, "validation"), ((*data.query, *data.gallery), "query and gallery")):
+        count = sum(content[:16] in seen for content in contents(items).values())
+        if count:
+            note = f"its training saw {count} of {len(items)} {where} images, so it measures better there than it is."
+            return replace(found, note=note, leaked=True)
+    other = trained_on.get("fingerprint") != data.fingerprint
+    return replace(found, note="trained on other data than this training part." if other else "")
+
+
+def require_choosable(data: Dataset, wanted: Wanted) -> None:
+    """Raise `OptionError` when no candidate could be chosen: hours later is too late to say so."""
+    if wanted.has_trained_backbone:
+        return
+    given = [given_candidate(data, bundle) for bundle in wanted.bundles]
+    leaked = [c for c in given if c.leaked]
+    if all(c.leaked or c.trained == "untrained" for c in given) and leaked:
+        raise OptionError(
+            f"{leaked[0].bundle} cannot be chosen, and there is nothing else to choose: "
+            f"{leaked[0].note.removesuffix('.')}; give a --backbone too, or the bundle that it was refitted from."
+        )
 
 
 def _candidate(bundle: Path, name: str, facts: Mapping[str, Any], note: str) -> Candidate:

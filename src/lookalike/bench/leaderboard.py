@@ -181,13 +181,8 @@ class Leaderboard:
         shown = [r for r in ensembles if r.model in kept]
         return Groups(singles, shown, [r for r in ensembles if r.model not in kept])
 
-    @property
-    def terminal_rows(self) -> list[tuple[str, ...]]:
-        """All rows as text for a terminal; the winner's name carries a star."""
-        return [self._terminal_cells(row) for row in self.rows]
-
     def short_rows(self, limit: int) -> list[tuple[str, ...]]:
-        """Return at most `limit` rows for a terminal: the best ones, the winner always among them."""
+        """Return at most `limit` rows for a terminal: the best ones, the winner always among them, with a star."""
         kept = list(self.rows[: max(limit, 1)])
         if not any(row.winner for row in kept):
             kept[-1:] = [row for row in self.rows if row.winner] or kept[-1:]

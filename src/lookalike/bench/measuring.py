@@ -69,7 +69,7 @@ def _single_trial(run: Run, candidate: Candidate, parts: Parts) -> Trial:
         validation=validation,
         test=test,
         note=candidate.note,
-        seen_validation=candidate.seen_validation,
+        leaked=candidate.leaked,
     )
 
 
@@ -84,7 +84,7 @@ def _pair_trial(run: Run, pair: Pair, parts: Parts) -> Trial:
         dim=pair.dim,
         validation=validation,
         test=test,
-        seen_validation=pair.first.seen_validation or pair.second.seen_validation,
+        leaked=pair.first.leaked or pair.second.leaked,
     )
 
 

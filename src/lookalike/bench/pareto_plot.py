@@ -47,7 +47,7 @@ def pareto_svg(
     """Return an `<svg>` of validation accuracy against median milliseconds of one image.
 
     Args:
-        trials: all trials; untrained ones and those without a time are not drawn.
+        trials: all trials; those that are no candidates are not drawn.
         choice: names the winner, the measure and the budget.
         numbers: the number of each trial in the table beside the plot.
         size: width and height in CSS pixels.

@@ -105,32 +105,32 @@ def _require_unused(out: Path) -> None:
         raise StorageError(f"{out} is not empty and holds no benchmark; choose another --out.")
 
 
-def measures_for(data: Dataset, measure: str, options: TrainingOptions) -> tuple[str, ...]:
+def measures_for(
+    data: Dataset, measure: str, options: TrainingOptions, readable: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
     """Return what to take: the measure to choose by, hit@k of its k, and the usual ones that fit into the parts.
 
     Args:
         data: with its validation part, where every image is searched for among all the others.
         measure: to choose by.
         options: their measure decides early stopping.
+        readable: number of images in validation and gallery that every candidate could read, once that is known.
 
     Raises:
         OptionError: for an unknown measure, or one that looks deeper than validation or gallery are.
 
     """
-    sizes = {"validation, where an image is not its own hit,": len(data.validation) - 1}
+    counts = {"validation": len(data.validation), "gallery": len(data.gallery), **(readable or {})}
+    sizes = {"validation, where an image is not its own hit,": counts["validation"] - 1}
     if data.test_is_labelled:
-        sizes["the gallery"] = len(data.gallery)
+        sizes["the gallery"] = counts["gallery"]
     where, least = min(sizes.items(), key=lambda found: found[1])
     chosen = Measure.parse(measure)
     for wanted in (chosen, Measure.parse(options.stop_on)):
-        if _hits(wanted) > least:
+        if wanted.hits > least:
             raise OptionError(
-                f"{wanted} needs {_hits(wanted)} hits, but {where} has only {max(least, 0)} images to find; "
+                f"{wanted} needs {wanted.hits} hits, but {where} has only {max(least, 0)} images to find; "
                 "choose a smaller k or give more images."
             )
-    usual = [m for m in map(Measure.parse, (hit_beside(chosen), *DEFAULT)) if _hits(m) <= least]
+    usual = [m for m in map(Measure.parse, (hit_beside(chosen), *DEFAULT)) if m.hits <= least]
     return tuple(dict.fromkeys(str(m) for m in (chosen, *usual)))
-
-
-def _hits(measure: Measure) -> int:
-    return measure.depth if isinstance(measure.depth, int) else 1

@@ -58,7 +58,7 @@ def pareto_front(trials: Iterable[Trial], measure: str = DEFAULT_MEASURE) -> lis
     """Return the names of the trials that no other beats on validation accuracy and time together, cheapest first.
 
     A trial is beaten by one that is at least as accurate and at least as fast, and better in one of the two; equal
-    ones stand together. Untrained trials and those without a time take no part. O(n log n).
+    ones stand together. Only candidates take part (`Trial.is_candidate`). O(n log n).
 
     Raises:
         OptionError: when `measure` was not taken on a trial.
@@ -82,7 +82,7 @@ def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms
     keeps its pretrained weights goes before what was fine-tuned, then the name decides.
 
     Args:
-        trials: all trials; untrained ones and those without a time are excluded, with their cause.
+        trials: all trials; those that are no candidates (`Trial.is_candidate`) are excluded, with their cause.
         measure: the accuracy to choose by.
         budget_ms: the most that `timing.single_p50_ms` of the winner may be.
 
@@ -137,8 +137,8 @@ def _cause(trial: Trial, budget_ms: float | None) -> str:
     """Say why a trial cannot be chosen; empty when it can."""
     if trial.trained == "untrained":
         return "untrained: its weights are random"
-    if trial.seen_validation:
-        return "its training saw validation images, which the choice is made by"
+    if trial.leaked:
+        return "its training may have seen images that it is measured on"
     if trial.timing is None:
         return "its time was not measured"
     if budget_ms is not None and trial.cost_ms > budget_ms:
@@ -153,9 +153,7 @@ def _nothing_left(trials: Sequence[Trial], budget_ms: float | None) -> str:
         if len(trials) == 1:
             which = f"the only trial, {trials[0].name}, cannot be chosen ({_cause(trials[0], None)})"
         elif trials:
-            which = (
-                f"none of the {len(trials)} trials can be chosen, since each is untrained, untimed, or saw validation"
-            )
+            which = f"none of the {len(trials)} trials can be chosen, since each is untrained, untimed, or leaked"
         return f"{which}; benchmark at least one backbone with trained weights."
     fastest = min(candidates, key=lambda t: (t.cost_ms, t.name))
     which = "the only one" if len(candidates) == 1 else f"the fastest of {len(candidates)}"

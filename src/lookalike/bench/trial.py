@@ -140,6 +140,7 @@ class Trial:
         timing: what an image costs, None where it was not measured.
         note: anything a reader should know, one sentence.
         from_random: whether the weights of a member began random, not pretrained.
+        leaked: whether a member may have been trained on images that it is measured on here.
 
     Raises:
         OptionError: for a kind, combination or training that does not exist.
@@ -157,7 +158,7 @@ class Trial:
     timing: Timing | None = None
     note: str = ""
     from_random: bool = False
-    seen_validation: bool = False
+    leaked: bool = False
 
     def __post_init__(self) -> None:
         allowed = {"kind": KINDS, "combine": COMBINES, "trained": TRAINED}
@@ -169,8 +170,8 @@ class Trial:
 
     @property
     def is_candidate(self) -> bool:
-        """Whether it may be chosen: trained, not on validation images, and timed."""
-        return self.trained != "untrained" and not self.seen_validation and self.timing is not None
+        """Whether it may be chosen: trained, not on images that it is measured on, and timed."""
+        return self.trained != "untrained" and not self.leaked and self.timing is not None
 
     @property
     def cost_ms(self) -> float:
@@ -217,8 +218,7 @@ def _plain(value: Any) -> Any:
 
 def measure_label(measure: str) -> str:
     """Return what tables call a measure: precision@k is the top-k accuracy, the others keep their name."""
-    name, _, k = measure.partition("@")
-    return f"top-{k} accuracy" if name == "precision" else measure
+    return Measure.parse(measure).title
 
 
 def ms_text(ms: float) -> str:

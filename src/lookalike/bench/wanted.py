@@ -66,12 +66,16 @@ class Wanted:
 
     def _require_trained(self, bundles: Sequence[bool]) -> None:
         """Raise `OptionError` when every candidate would have random weights; `bundles` says which of them have not."""
-        trained = [str(w) != NONE or name in self.finetune for name, w in self.weights.items()]
-        if not any([*trained, *bundles]):
+        if not (self.has_trained_backbone or any(bundles)):
             raise OptionError(
                 "every candidate would have random weights, and such a model is never chosen; "
                 "give pretrained weights for one of them, or leave fine-tuning on."
             )
+
+    @property
+    def has_trained_backbone(self) -> bool:
+        """Whether a backbone has pretrained weights, or is fine-tuned."""
+        return any(str(w) != NONE or name in self.finetune for name, w in self.weights.items())
 
     def require_weights(self, run: Run) -> None:
         """Build every backbone that has not been used yet, and forget it: what is missing is missing before the work.

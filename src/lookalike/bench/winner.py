@@ -46,7 +46,8 @@ def write_best(
     trial = next(t for t in trials if t.name == choice.winner)
     singles = [winner] if isinstance(winner, Candidate) else [winner.first, winner.second]
     known = [read_facts(single.bundle) for single in singles]
-    facts: dict[str, Any] = {k: known[0][k] for k in ("classes", "training_data", "options") if k in known[0]}
+    facts: dict[str, Any] = {k: known[0][k] for k in ("classes", "options") if k in known[0]}
+    facts |= _trained_on(known)
     facts["training"] = [report for own in known for report in _reports(own)]
     facts["measures"] = {
         name: scores.measures
@@ -56,6 +57,15 @@ def write_best(
     facts["benchmark"] = {"candidate": choice.winner, "reason": choice.reason, "seed": run.options.seed}
     encoder = load_bundle(winner.bundle) if isinstance(winner, Candidate) else joined_encoder(winner, parts)
     save_bundle(encoder, run.out / "best", facts=facts, replace=True)
+
+
+def _trained_on(known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the members were trained on: the first one's data, with the images that any of them saw."""
+    data = [facts.get("training_data") or {} for facts in known]
+    first = {key: value for key, value in data[0].items() if key != "contents"}
+    if all("contents" in own for own in data):
+        first["contents"] = sorted({image for own in data for image in own["contents"]})
+    return {"training_data": first} if first else {}
 
 
 def _reports(facts: Mapping[str, Any]) -> list[dict[str, Any] | None]:
@@ -89,7 +99,7 @@ def context(
     """Return how it was measured, as `write_report` takes it; holds no path of this machine outside the data folder."""
     data, options = run.data, run.options
     facts: dict[str, Any] = {
-        "data": str(data).replace(str(data.root), data.root.name or "data"),
+        "data": data.summary(data.root.resolve().name or "data"),
         "machine": machine(),
         "settings": {
             "seed": options.seed,
@@ -109,7 +119,7 @@ def context(
 def _fine_tuning(options: TrainingOptions) -> str:
     if options.frozen:
         return "of the head only"
-    size = f" at {options.resolution:g} of the test side" if options.resolution != 1 else ""
+    size = f" at {options.resolution:g} of the test side where the network takes it" if options.resolution != 1 else ""
     limit = f" and {options.max_minutes:g} minutes" if options.max_minutes is not None else ""
     return f"at most {options.epochs} epochs{limit}{size}, early stopping on {options.stop_on}"
 
