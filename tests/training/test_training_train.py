@@ -1,5 +1,6 @@
 """`train` from the data folder to the bundle: what it learns from, what it keeps, what it refuses."""
 
+import hashlib
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from lookalike.backbones.bundle import read_facts
 from lookalike.data import load_dataset, with_validation
 from lookalike.embedding import fitted_encoder
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
+from lookalike.evaluation import evaluate_embeddings
 from lookalike.training import train
 from lookalike.training.one_backbone import train_member, validation_fingerprint
 from lookalike.training.train import bundle_facts
@@ -49,6 +51,9 @@ def test_what_the_bundle_remembers(trained, data, quick):
         "images": 24,
         "validation_images": 8,
         "validation": validation_fingerprint(data),
+        "contents": sorted(
+            hashlib.blake2b(i.path.read_bytes(), digest_size=16).hexdigest()[:16] for i in data.training
+        ),
     }
     assert facts["options"] == quick().to_dict()
     (report,) = facts["training"]
@@ -71,6 +76,15 @@ def test_the_kept_weights_measure_best_of_all_that_were_tried(trained, data):
     assert again == pytest.approx(max(shares.values()), abs=1e-4)
 
 
+def test_the_bundle_s_measures_are_those_of_its_encoder_on_validation(trained, data):
+    out, encoder, _ = trained
+    found = encoder.embed(data.validation)
+    labels = {i.id: i.label for i in data.validation}
+    expected = evaluate_embeddings(found, found, labels, labels).to_dict()["measures"]
+    assert read_facts(out)["measures"] == {"validation": expected}
+    assert set(expected["precision@3"]) == {"mean", "low", "high"}
+
+
 def test_progress_names_each_stage(trained):
     _, _, listener = trained
     assert listener.tasks == [
@@ -78,8 +92,9 @@ def test_progress_names_each_stage(trained):
         f"{SMALL}: validation",
         "epoch 1/2",
         "epoch 2/2",
+        f"{SMALL}: measures",
     ]
-    assert listener.steps[-1] == ("epoch 2/2", 24, 24)
+    assert ("epoch 2/2", 24, 24) in listener.steps
     assert any("epoch 2/2: loss" in text for text in listener.said)
 
 
