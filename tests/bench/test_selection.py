@@ -83,6 +83,19 @@ def test_the_most_accurate_wins_where_all_cheaper_ones_are_worse(make_trial):
     assert "It is the most accurate candidate, and each faster one on the front is significantly" in choice.reason
 
 
+def test_costs_within_one_percent_count_as_equal(make_trial):
+    near, good = make_trial("near", NEAR, 100.0), make_trial("good", GOOD, 100.9)
+    choice = select([near, good, make_trial("poor", POOR, 99.95)])
+    assert (choice.winner, choice.front) == ("good", ["poor", "near", "good"])
+    assert choice.reason.endswith("It is the most accurate candidate, and none is faster.")
+    assert select([near, make_trial("good", GOOD, 101.1)]).winner == "near"
+
+
+def test_of_two_that_are_equal_in_all_the_frozen_one_stays(make_trial):
+    same = [make_trial("a", GOOD, 40, trained="fine-tuned"), make_trial("z", GOOD, 40, trained="frozen")]
+    assert select(same).winner == "z"
+
+
 def test_a_single_candidate_wins(make_trial):
     choice = select([make_trial("only", GOOD, 40)])
     assert (choice.winner, choice.front, dict(choice.comparisons)) == ("only", ["only"], {})

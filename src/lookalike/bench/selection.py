@@ -19,6 +19,7 @@ from lookalike.errors import OptionError
 from lookalike.evaluation.intervals import Comparison, compare
 
 DEFAULT_MEASURE = "precision@3"
+_SAME_COST = 0.01  # of the smaller one
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms
     """Choose the cheapest trial on the Pareto front that is not significantly less accurate than the most accurate.
 
     Accuracy is the validation mean of `measure`, cost the median time of one image; significance is a paired
-    bootstrap over the same queries. Among equal costs the more accurate goes first; among those equal in both, what
-    keeps its pretrained weights goes before what was fine-tuned, then the name decides.
+    bootstrap over the same queries. Costs within 1 % of the cheapest count as equal: two ways of joining the same
+    members differ by less, and no measurement is as exact. Among equal costs the more accurate goes first; among those
+    equal in both, what keeps its pretrained weights goes before what was fine-tuned, then the name decides.
 
     Args:
         trials: all trials; those that are no candidates (`Trial.is_candidate`) are excluded, with their cause.
@@ -100,7 +102,7 @@ def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms
     best = _most_accurate(allowed, measure)
     comparisons = {name: _compare(by_name[name], best, measure) for name in front if name != best.name}
     worse = {name for name, found in comparisons.items() if found.significant and found.difference < 0}
-    winner = by_name[next(name for name in front if name not in worse)]
+    winner = _cheapest([by_name[name] for name in front if name not in worse], measure)
     over = [t for t in trials if t.is_candidate and t.name in excluded]
     reason = " ".join(
         [*_reason(winner, best, [by_name[n] for n in front], comparisons, measure), *_budget(over, budget_ms, measure)]
@@ -122,6 +124,12 @@ def _risk(trial: Trial) -> tuple[bool, int, str]:
     A model that validation took back to its pretrained weights keeps that name and goes after the frozen one it equals.
     """
     return trial.trained != "frozen", sum(m.endswith(" fine-tuned") for m in trial.members), trial.name
+
+
+def _cheapest(front: Sequence[Trial], measure: str) -> Trial:
+    """Return the most accurate of those that cost as much as the first; among equals the first stays."""
+    cheapest = [t for t in front if t.cost_ms <= front[0].cost_ms * (1 + _SAME_COST)]
+    return max(cheapest, key=lambda t: t.validation.mean(measure))
 
 
 def _check(trials: Sequence[Trial], budget_ms: float | None) -> None:
@@ -201,11 +209,11 @@ def _reason(
             f"{signed_text(found.low)} to {signed_text(found.high)}) is not significant, and the chosen one is "
             f"{_times(best.cost_ms / winner.cost_ms)}faster."
         )
-    elif all(t.cost_ms >= winner.cost_ms for t in front):
+    elif all(t.cost_ms * (1 + _SAME_COST) >= winner.cost_ms for t in front):
         yield "It is the most accurate candidate, and none is faster."
     else:
         yield "It is the most accurate candidate, and each faster one on the front is significantly less accurate."
-    faster = [t for t in front[: front.index(winner)] if t.name in comparisons]
+    faster = [t for t in front if t.cost_ms * (1 + _SAME_COST) < winner.cost_ms]
     if faster:
         nearest = faster[-1]
         found = comparisons[nearest.name]
