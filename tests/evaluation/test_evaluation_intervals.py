@@ -78,6 +78,17 @@ def test_pairing_sees_what_two_separate_intervals_do_not():
     assert compare(better, base).significant
 
 
+def test_rounding_of_thirds_makes_nothing_significant():
+    """Six queries gain a third, one loses a third, five stay; the 2.5 % quantile is a draw of as many gains as losses."""
+    ours, theirs = [1.0] * 6 + [1 / 3] + [2 / 3] * 5, [2 / 3] * 12
+    assert bootstrap_interval(np.array(ours) - theirs)[0] != 0  # 5.6e-17 here
+    found = compare(ours, theirs)
+    assert found.low == 0
+    assert not found.significant
+    tie = compare([1 / 3, 2 / 3, 1.0], [2 / 3, 1.0, 1 / 3])
+    assert (tie.difference, tie.significant) == (0.0, False)
+
+
 def test_zero_on_the_edge_is_not_significant():
     # 10 queries, one of them won: more than 2.5 % of the resamples miss it and have the difference 0
     result = compare([1] + [0] * 9, [0] * 10)

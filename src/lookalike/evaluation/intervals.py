@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lookalike.errors import DataError, OptionError
 
+_ROUNDING = 1e-12
 _CHUNK_CELLS = 2_000_000  # resamples × queries in memory at once
 
 
@@ -89,8 +90,9 @@ def compare(
             f"a paired comparison needs the same queries on both sides, got {len(first)} and {len(second)} values."
         )
     differences = first - second
-    low, high = bootstrap_interval(differences, seed=seed, resamples=resamples, level=level)
-    return Comparison(float(differences.mean()), low, high)
+    interval = bootstrap_interval(differences, seed=seed, resamples=resamples, level=level)
+    # thirds do not add up exactly: without this a tie of 1e-18 would count as a difference, and as a significant one
+    return Comparison(*(0.0 if abs(x) < _ROUNDING else x for x in (float(differences.mean()), *interval)))
 
 
 def _checked(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
