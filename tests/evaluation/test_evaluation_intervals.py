@@ -79,7 +79,7 @@ def test_pairing_sees_what_two_separate_intervals_do_not():
 
 
 def test_rounding_of_thirds_makes_nothing_significant():
-    """Six queries gain a third, one loses a third, five stay; the 2.5 % quantile is a draw of as many gains as losses."""
+    """Six queries gain a third, one loses a third, five stay; the 2.5 % quantile has as many gains as losses."""
     ours, theirs = [1.0] * 6 + [1 / 3] + [2 / 3] * 5, [2 / 3] * 12
     assert bootstrap_interval(np.array(ours) - theirs)[0] != 0  # 5.6e-17 here
     found = compare(ours, theirs)
