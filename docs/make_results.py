@@ -13,7 +13,7 @@ from typing import Any
 
 from lookalike.bench.leaderboard import Leaderboard, Row
 from lookalike.bench.markdown import escape, table, table_line
-from lookalike.bench.trial import counted, interval_text, measure_label, signed_text
+from lookalike.bench.trial import counted, interval_text, measure_label, ms_text, signed_text
 
 HERE = Path(__file__).parent
 _ABSENT = "–"
@@ -34,8 +34,25 @@ Rows in italics are the yardstick: what the plainest code reached with the same 
 
 def render(results: Mapping[str, Any]) -> str:
     """Return the page for what `real_sets.py` kept, by data set."""
-    sections = [_INTRODUCTION, *("\n".join(_section(name, found)) for name, found in results.items())]
+    introduction = "\n".join([_INTRODUCTION, *summary(results), ""])
+    sections = [introduction, *("\n".join(_section(name, found)) for name, found in results.items())]
     return "\n".join(sections)
+
+
+def summary(results: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table of what was chosen on each set that something was fine-tuned on."""
+    rows = [
+        "| data | chosen | top-3 accuracy | hit@1 | map@r | ms an image | best frozen single model |",
+        "|:--|:--|--:|--:|--:|--:|--:|",
+    ]
+    for name, found in results.items():
+        if not found["training"]:
+            continue
+        winner = next(r for r in found["rows"] if r["winner"])
+        frozen = max(r["accuracy"] for r in found["rows"] if r["kind"] == "single" and r["trained"] == "frozen")
+        cells = [name, escape(winner["model"]), *(f"{winner[key]:.3f}" for key in ("accuracy", "hit_1", "map_r"))]
+        rows.append(f"| {' | '.join([*cells, ms_text(winner['p50_ms']), f'{frozen:.3f}'])} |")
+    return rows
 
 
 def _section(name: str, found: Mapping[str, Any]) -> Iterator[str]:
