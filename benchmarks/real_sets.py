@@ -73,9 +73,15 @@ def main() -> None:
         out = given.runs / name
         data, options = _task(name, given.runs, given.weights)
         lookalike("benchmark", str(data), "--out", str(out), *options)
-        shown = [f"{w.partition('=')[0]}={Path(w).name}" if "=" in w else w for w in options]
+        shown = " ".join(_without_folder(option) for option in options)
         again = _refit(data, out, given.runs / f"{name}-refit", given.weights) if name in REFIT else None
-        keep(name, out, YARDSTICK.get(name, {}), command=f"lookalike benchmark {name} {' '.join(shown)}", refit=again)
+        keep(name, out, YARDSTICK.get(name, {}), command=f"lookalike benchmark {data.name} {shown}", refit=again)
+
+
+def _without_folder(option: str) -> str:
+    """Return an option as the page shows it: a weights file without where it lies on this machine."""
+    name, equals, file = option.partition("=")
+    return f"{name}={Path(file).name}" if equals else option
 
 
 def _task(name: str, runs: Path, weights: list[str]) -> tuple[Path, list[str]]:
