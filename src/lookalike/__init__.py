@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lookalike.evaluation import Evaluation, Measure
     from lookalike.indexing import Index
     from lookalike.retrieval import embed, evaluate, index, search, submit
-    from lookalike.training import TrainingOptions, refit, train
+    from lookalike.training import Recipe, TrainingOptions, recipes, refit, train
     from lookalike.types import Embeddings, Hits, Skipped
 
 _HOMES = {
@@ -43,6 +43,7 @@ _HOMES = {
     "Item": "data",
     "LookalikeError": "errors",
     "Measure": "evaluation",
+    "Recipe": "training",
     "Skipped": "types",
     "TrainingOptions": "training",
     "Trial": "bench",
@@ -54,6 +55,7 @@ _HOMES = {
     "index": "retrieval",
     "load_bundle": "backbones",
     "load_dataset": "data",
+    "recipes": "training",
     "refit": "training",
     "save_bundle": "backbones",
     "search": "retrieval",
@@ -73,6 +75,7 @@ __all__ = [
     "Item",
     "LookalikeError",
     "Measure",
+    "Recipe",
     "Skipped",
     "TrainingOptions",
     "Trial",
@@ -84,6 +87,7 @@ __all__ = [
     "index",
     "load_bundle",
     "load_dataset",
+    "recipes",
     "refit",
     "save_bundle",
     "search",

@@ -1,6 +1,7 @@
 """Random views: decided by seed, epoch and item alone, always the right size, always inside the picture."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ from PIL import Image
 
 from lookalike.backbones import build_member
 from lookalike.backbones.preprocessing import Preprocessing
-from lookalike.training.augment import _crop_box, augmented, training_view
+from lookalike.training.augment import _CHANGES, _crop_box, augmented, resolution_at, training_view
+from lookalike.training.recipe import Recipe
 
 P = Preprocessing(48, 64)
 
 
-def view(image, seed=0, epoch=0, item="a"):
-    return augmented(image, P, seed=seed, epoch=epoch, item_id=item)
+def view(image, seed=0, epoch=0, item="a", recipe=None):
+    return augmented(image, P, recipe or Recipe(), seed=seed, epoch=epoch, item_id=item)
 
 
 def test_the_same_seed_epoch_and_item_give_the_same_view_and_any_other_another(photos):
@@ -47,7 +49,7 @@ def test_boxes_lie_inside_and_cover_30_to_100_percent(size):
     width, height = size
     shares = []
     for number in range(400):
-        left, top, right, bottom = _crop_box(size, random.Random(number))
+        left, top, right, bottom = _crop_box(size, 0.3, random.Random(number))
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
         shares.append((right - left) * (bottom - top) / (width * height))
@@ -68,7 +70,7 @@ def test_a_box_whose_sum_is_rounded_up_past_the_edge_is_cut_there():
         def uniform(self, _low, _high):
             return next(self.values)
 
-    left, top, right, bottom = _crop_box((100, 100), Chance())
+    left, top, right, bottom = _crop_box((100, 100), 0.3, Chance())
     assert (right, bottom) == (100, 100)
     assert left + 70 > 100
     assert top + 70 > 100
@@ -94,3 +96,49 @@ def test_half_of_the_views_are_mirrored(photos):
 def test_training_views_are_smaller_where_the_network_takes_any_size(name, resolution, side):
     found = training_view(build_member(name, "none"), resolution)
     assert (found.height, found.width) == (side, side)
+
+
+def test_the_resolution_rises_evenly_to_the_recipes():
+    recipe = Recipe(resolution=1.0, first_resolution=0.5)
+    assert [resolution_at(recipe, epoch, 5) for epoch in range(5)] == [0.5, 0.625, 0.75, 0.875, 1.0]
+    assert resolution_at(recipe, 0, 1) == 1.0
+    assert resolution_at(Recipe(resolution=0.75), 0, 5) == 0.75
+
+
+def test_erasing_puts_noise_over_a_rectangle_of_up_to_a_third(photos):
+    plain = Recipe(jitter=0.0)
+    shares = []
+    for number in range(60):
+        whole = view(photos["cat"], item=str(number), recipe=plain)
+        erased = view(photos["cat"], item=str(number), recipe=replace(plain, erase=1.0))
+        changed = (whole != erased).any(axis=2)
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+        assert changed.sum() > 0.95 * box  # a pixel of noise may be the picture's by chance
+        shares.append(box / changed.size)
+    assert min(shares) > 0.01 and 0.25 < max(shares) < 0.36
+    half = [np.array_equal(view(photos["cat"], item=str(n), recipe=replace(plain, erase=0.5)),
+                           view(photos["cat"], item=str(n), recipe=plain)) for n in range(200)]  # fmt: skip
+    assert 70 < sum(half) < 130
+
+
+def test_random_changes_grow_with_their_strength_and_leave_the_crop_alone(photos):
+    plain = Recipe(jitter=0.0)
+
+    def difference(strength):
+        recipe = replace(plain, rand_augment=strength)
+        return np.mean([
+            np.abs(view(photos["cat"], item=str(n), recipe=recipe).astype(int)
+                   - view(photos["cat"], item=str(n), recipe=plain)).mean() for n in range(40)
+        ])  # fmt: skip
+
+    assert 0 < difference(1.0) < difference(10.0)
+
+
+def test_every_random_change_gives_a_picture_of_the_same_size(photos):
+    cat = photos["cat"].resize((64, 48))
+    for change in _CHANGES:
+        for strength in (-1.0, 0.0, 1.0):
+            assert change(cat, strength, P).size == (64, 48)
+    turned = np.array(_CHANGES[0](cat, 0.0, P))
+    assert np.abs(turned.astype(int) - np.array(cat)).max() <= 1  # a turn by no angle

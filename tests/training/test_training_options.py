@@ -7,6 +7,7 @@ import pytest
 
 from lookalike.errors import OptionError
 from lookalike.training import TrainingOptions
+from lookalike.training.recipe import FIELDS, RecipeChanges
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,15 @@ from lookalike.training import TrainingOptions
         ({"frozen": "no"}, "frozen must be true or false, got 'no'."),
         ({"resolution": 0.2}, "resolution must be from 0.25 to 1, got 0.2."),
         ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd, got 'adam'."),
-        ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16, got 'float16'."),
+        ({"precision": "half"}, "precision must be one of auto, float32, bfloat16, float16, got 'half'."),
+        ({"frozen_statistics": 1}, "frozen_statistics must be true or false, got 1."),
+        ({"last_stride": 3}, "last_stride must be a whole number from 1 to 2, got 3."),
+        (
+            {"recipe": "best"},
+            "there is no recipe named 'best'; allowed are auto, cnn, mobile-cnn, transformer, hybrid.",
+        ),
+        ({"allow_leaks": 1}, "allow_leaks must be true or false, got 1."),
+        ({"speed": 1}, "there is no option named 'speed'; 'lookalike recipes' lists what a recipe has."),
     ],
 )
 def test_a_value_outside_what_is_allowed(given, sentence):
@@ -49,19 +58,35 @@ def test_an_unknown_measure_is_refused_before_any_work():
 
 
 @pytest.mark.parametrize(
-    ("given", "sturdy", "rates"),
+    ("given", "family", "rates"),
     [
-        ({}, True, (5e-4, 1e-3)),
-        ({}, False, (1e-4, 1e-3)),
-        ({"optimizer": "sgd"}, True, (1e-2, 3e-2)),
-        ({"lr": 1e-5}, True, (1e-5, 1e-3)),
-        ({"optimizer": "sgd", "head_lr": 0.5}, False, (1e-2, 0.5)),
+        ({}, "mobile-cnn", (5e-4, 1e-3)),
+        ({}, "cnn", (1e-4, 1e-3)),
+        ({}, "transformer", (1e-4, 1e-3)),
+        ({"optimizer": "sgd"}, "mobile-cnn", (1e-2, 3e-2)),
+        ({"lr": 1e-5}, "mobile-cnn", (1e-5, 1e-3)),
+        ({"optimizer": "sgd", "head_lr": 0.5}, "cnn", (1e-2, 0.5)),
+        ({"recipe": "cnn"}, "mobile-cnn", (1e-4, 1e-3)),
     ],
 )
-def test_learning_rates_not_given_fit_optimizer_and_backbone(given, sturdy, rates):
-    assert TrainingOptions(**given).learning_rates(sturdy=sturdy) == rates
+def test_learning_rates_not_given_fit_optimizer_and_network(given, family, rates):
+    recipe = TrainingOptions(**given).recipe_for(family)
+    assert (recipe.lr, recipe.head_lr) == rates
 
 
 def test_json_and_back():
     options = TrainingOptions(epochs=9, max_minutes=2.5, class_disjoint=True)
     assert TrainingOptions(**json.loads(json.dumps(options.to_dict()))) == options
+
+
+def test_every_field_of_a_recipe_is_an_option_explained():
+    assert set(RecipeChanges.__annotations__) == set(FIELDS)
+    assert all(own.metadata["help"] for own in FIELDS.values())
+
+
+def test_what_a_recipe_cannot_be_in_combination():
+    options = TrainingOptions(first_resolution=0.9, resolution=0.5)
+    with pytest.raises(
+        OptionError, match=r"first_resolution must be 0, or from 0\.25 to the resolution of 0.5, got 0.9"
+    ):
+        options.recipe_for("cnn")

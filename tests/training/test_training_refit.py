@@ -18,9 +18,9 @@ from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.files import write_json
 from lookalike.progress import SILENT
 from lookalike.training import refit, train
-from lookalike.training.finetune import Trainee
 from lookalike.training.refit import Schedule, _planned
-from lookalike.training.start import repeat_start
+from lookalike.training.start import NOTHING, Known, repeat_start
+from lookalike.training.trainee import Trainee
 
 SMALL = "test_efficientnet"
 WITH_VALIDATION = 32  # 24 training and 8 validation crops
@@ -48,12 +48,13 @@ def test_the_schedule_is_what_validation_found_best():
     report: dict[str, Any] = {
         "head_epochs": 4,
         "plan": {"epochs": 6, "steps": 9},
+        "shrinkage": 0.5,
         "history": [{"measure": m} for m in (0.2, 0.5, 0.4)],
         "interpolation": {"share": 0.75},
     }
-    assert Schedule.of(report) == Schedule(head_epochs=4, epochs=6, steps=9, last=2, share=0.75)
-    assert Schedule.of({**report, "interpolation": {"share": 0}}) == Schedule(head_epochs=4)
-    assert Schedule.of({"head_epochs": 7}) == Schedule(head_epochs=7)
+    assert Schedule.of(report) == Schedule(Known(4, 0.5), epochs=6, steps=9, last=2, share=0.75)
+    assert Schedule.of({**report, "interpolation": {"share": 0}}) == Schedule(Known(4, 0.5))
+    assert Schedule.of({"head_epochs": 7, "shrinkage": None}) == Schedule(Known(7))
     assert Schedule.of(None) == Schedule()
 
 
@@ -126,7 +127,15 @@ def test_an_ensemble_is_aligned_anew(crops_original, weights, quick, tmp_path):
 def test_unlabelled_validation_images_are_left_out(data, member, quick):
     lost = data.validation[0]
     held_out = [replace(i, label=None) if i.id == lost.id else i for i in data.items]
-    start = repeat_start(member, data.replace_items(held_out), quick(), 0, cache=None, progress=SILENT)
+    start = repeat_start(
+        member,
+        data.replace_items(held_out),
+        quick(),
+        quick().recipe_for("mobile-cnn"),
+        NOTHING,
+        cache=None,
+        progress=SILENT,
+    )
     assert start.classes == 4
     assert lost.id not in {i.id for i in start.items}
     assert len(start.items) == WITH_VALIDATION - 1
@@ -134,9 +143,9 @@ def test_unlabelled_validation_images_are_left_out(data, member, quick):
 
 def test_an_epoch_that_a_budget_cut_short_stays_short(data, member, quick):
     """24 training images in batches of 8 are 3 steps; with validation they are 32, 4 steps."""
-    start = repeat_start(member, data, quick(), 0, cache=None, progress=SILENT)
-    trainee = Trainee(member, 4, quick())
-    planned = {n: _planned(Schedule(0, 3, n, 2, 1.0), start, trainee) for n in (2, 3)}
+    start = repeat_start(member, data, quick(), quick().recipe_for("mobile-cnn"), NOTHING, cache=None, progress=SILENT)
+    trainee = Trainee(member, 4, quick().recipe_for("mobile-cnn"))
+    planned = {n: _planned(Schedule(NOTHING, 3, n, 2, 1.0), start, trainee) for n in (2, 3)}
     assert {n: (run.epochs, run.last, run.steps) for n, run in planned.items()} == {2: (3, 2, 2), 3: (3, 2, 4)}
 
 

@@ -88,6 +88,7 @@ def test_the_bundle_s_measures_are_those_of_its_encoder_on_validation(trained, d
 def test_progress_names_each_stage(trained):
     _, _, listener = trained
     assert listener.tasks == [
+        "looking for leaks",
         f"{SMALL}: features",
         f"{SMALL}: validation",
         "epoch 1/2",

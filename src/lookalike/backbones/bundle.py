@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from lookalike.backbones.adapt import Adaptation
 from lookalike.backbones.encoder import Encoder
 from lookalike.backbones.heads import ProjectionHead
 from lookalike.backbones.member import Member
@@ -60,6 +61,7 @@ def save_bundle(
                 "timm_name": member.timm_name,
                 "head": {"kind": "ProjectionHead", "features": member.features_width, "dim": member.dim},
                 "preprocessing": member.preprocessing.to_dict(),
+                **({} if member.adaptation.changes_nothing else {"adaptation": member.adaptation.to_dict()}),
                 "origin": member.origin,
                 "fingerprint": member.fingerprint,
                 "aligned": alignment is not None,
@@ -144,9 +146,12 @@ def read_facts(path: Path | str) -> dict[str, Any]:
 def _member(row: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) -> Member:
     preprocessing = Preprocessing.from_dict(row["preprocessing"])
     module = blank_backbone(BackboneRow(row["backbone"], row["timm_name"]))
+    adaptation = Adaptation.from_dict(row.get("adaptation"))
+    adaptation.repeat(module, preprocessing)
     with own_randomness(0):
         head = ProjectionHead(row["head"]["features"], row["head"]["dim"])
-    member = Member(row["backbone"], row["timm_name"], module, head, preprocessing, row["origin"])
+    name, timm_name, origin = row["backbone"], row["timm_name"], row["origin"]
+    member = Member(name, timm_name, module, head, preprocessing, origin, adaptation=adaptation)
     problem = mismatch(member.state(), state)
     if problem:
         raise ModelError(f"{path / _WEIGHTS} does not fit {path / _FACTS}: {problem}; make the bundle again.")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from lookalike.backbones.adapt import Adaptation
 from lookalike.backbones.devices import default_device, keep_freed_memory
 from lookalike.backbones.heads import ProjectionHead
 from lookalike.backbones.preprocessing import Preprocessing
@@ -29,6 +30,7 @@ class Member:
         head: `ProjectionHead`.
         preprocessing: what the pixels must look like.
         origin: facts for people: where the weights come from, how the head was made, how it was trained.
+        adaptation: what was changed of the network as timm builds it; `module` has it already.
 
     """
 
@@ -40,6 +42,8 @@ class Member:
         head: ProjectionHead,
         preprocessing: Preprocessing,
         origin: dict[str, Any] | None = None,
+        *,
+        adaptation: Adaptation = Adaptation(),  # noqa: B008 - frozen
     ) -> None:
         self.backbone = backbone
         self.timm_name = timm_name
@@ -49,6 +53,7 @@ class Member:
         self.head = head.eval().to(device)
         self.preprocessing = preprocessing
         self.origin = dict(origin or {})
+        self.adaptation = adaptation
         self._fingerprint: str | None = None
 
     @property
@@ -129,6 +134,8 @@ class Member:
 
     def _digest(self, prefix: str) -> str:
         parts: list[bytes | str] = [self.timm_name, json.dumps(self.preprocessing.to_dict(), sort_keys=True)]
+        if not self.adaptation.changes_nothing:
+            parts.append(json.dumps(self.adaptation.to_dict(), sort_keys=True))
         for key, value in sorted(self._tensors(), key=itemgetter(0)):
             if key.startswith(prefix):
                 parts += [key, value.cpu().contiguous().numpy().tobytes()]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from lookalike.backbones.adapt import Adaptation
 from lookalike.backbones.heads import ProjectionHead
 from lookalike.backbones.member import Member
 from lookalike.backbones.preprocessing import Preprocessing
@@ -16,11 +17,24 @@ from lookalike.backbones.registry import BackboneRow, find_row
 from lookalike.backbones.weights import NONE, PRETRAINED, load_backbone, own_randomness
 
 
-def build_member(name: str, weights: str | Path = PRETRAINED, *, seed: int = 0) -> Member:
+def build_member(
+    name: str,
+    weights: str | Path = PRETRAINED,
+    *,
+    seed: int = 0,
+    adapt: Callable[[nn.Module], Adaptation] | None = None,
+) -> Member:
     """Build one member by name, its head a seeded orthonormal projection until `fit_pca` or training replaces it.
+
+    Args:
+        name: one of ours or of timm's.
+        weights: as in `load_backbone`.
+        seed: of what is random.
+        adapt: looks at the network and says what to change of it.
 
     Raises:
         ModelError: unknown name, or weights that do not fit.
+        OptionError: the network cannot be changed so.
         WeightsUnavailable: pretrained weights cannot be had.
 
     """
@@ -31,9 +45,11 @@ def build_member(name: str, weights: str | Path = PRETRAINED, *, seed: int = 0) 
     with own_randomness(seed):
         head = ProjectionHead(width, EMBEDDING_DIM)
     head.set(*random_projection(width, EMBEDDING_DIM, seed=seed))
+    adaptation = adapt(module) if adapt is not None else Adaptation()
+    preprocessing = adaptation.apply(module, preprocessing_of(row, module))
     trained = "untrained" if source == NONE else "frozen"
     origin = {"weights": source, "head": "random orthonormal", "trained": trained}
-    return Member(row.name, row.timm_name, module, head, preprocessing_of(row, module), origin)
+    return Member(row.name, row.timm_name, module, head, preprocessing, origin, adaptation=adaptation)
 
 
 def preprocessing_of(row: BackboneRow, module: nn.Module) -> Preprocessing:

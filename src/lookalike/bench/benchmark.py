@@ -22,7 +22,7 @@ from lookalike.bench.selection import DEFAULT_MEASURE, Choice, select
 from lookalike.bench.trial import Trial
 from lookalike.bench.wanted import Wanted
 from lookalike.bench.winner import context, evaluate_winner, examples, write_best
-from lookalike.data import Dataset, with_validation
+from lookalike.data import Dataset, require_no_leaks, with_validation
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import Measure
 from lookalike.progress import SILENT, Progress
@@ -92,7 +92,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
         changes: options by name, in place of what `options` says.
 
     Raises:
-        DataError: too little labelled data.
+        DataError: too little labelled data, or training images that are in query or gallery too.
         OptionError: nothing to measure, nothing that could be chosen, or nothing within the budget.
         ModelError: an unknown backbone, weights that cannot be had, or a bundle that is missing or damaged.
         StorageError: `out` belongs to something else, or to a run with other data, options or weights.
@@ -109,6 +109,8 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     run = Run(data, place, options, measures, progress)
     require_choosable(data, wanted)
     wanted.require_weights(run)
+    if wanted.finetune:
+        require_no_leaks(data, allowed=options.allow_leaks, progress=progress)
     run.claim(wanted.weights)
     progress.say(str(data))
 

@@ -16,8 +16,8 @@ from lookalike.bench.wanted import Wanted, bundle_name
 from lookalike.data import Dataset, contents
 from lookalike.embedding import compute_features, fit_projection
 from lookalike.errors import OptionError
-from lookalike.training import TrainingOptions, train
-from lookalike.training.train import bundle_facts, trained_contents
+from lookalike.training import TrainingOptions
+from lookalike.training.train import bundle_facts, prepare_work, train_into, trained_contents
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def tuned_candidate(run: Run, backbone: str, weights: str | Path) -> Candidate:
         shutil.rmtree(place.with_name(f"{place.name}.training"), ignore_errors=True)  # killed while it was removed
     else:
         options, cache, progress = run.options, run.cache, run.progress
-        train(
-            run.data, backbone, weights=weights, out=place, options=options, resume=True, cache=cache, progress=progress
-        )
+        work = prepare_work(place, resume=True, replace=False)
+        assert work is not None
+        train_into(place, work, run.data, [(backbone, weights)], options, cache=cache, progress=progress)
     facts = read_facts(place)
     return _candidate(place, f"{backbone} fine-tuned", facts, _kept(facts))
 

@@ -119,9 +119,9 @@ def context(
 def _fine_tuning(options: TrainingOptions) -> str:
     if options.frozen:
         return "of the head only"
-    size = f" at {options.resolution:g} of the test side where the network takes it" if options.resolution != 1 else ""
-    limit = f" and {options.max_minutes:g} minutes" if options.max_minutes is not None else ""
-    return f"at most {options.epochs} epochs{limit}{size}, early stopping on {options.stop_on}"
+    limit = f", at most {options.max_minutes:g} minutes" if options.max_minutes is not None else ""
+    changes = "".join(f", {name} {value}" for name, value in sorted(options.changes.items()))
+    return f"recipe {options.recipe}{limit}{changes}, early stopping on {options.stop_on}"
 
 
 def _inside(root: Path, path: Path) -> str:

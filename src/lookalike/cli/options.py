@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,39 +103,43 @@ def _value(text: str) -> str | Path:
 
 
 def training_options(command: F) -> F:
-    """Add the options of fine-tuning to a command."""
+    """Add the options of fine-tuning to a command; those of a recipe have no default of their own."""
     for option in reversed(
         [
-            click.option("--epochs", type=int, default=6, show_default=True, help="Epochs of the full stage, at most."),
+            click.option(
+                "--recipe",
+                default="auto",
+                show_default=True,
+                metavar="NAME",
+                help="How the network is trained; auto goes by the kind of network. 'lookalike recipes' lists them.",
+            ),
+            click.option(
+                "--set",
+                "settings",
+                multiple=True,
+                metavar="FIELD=VALUE",
+                help="Change one field of the recipe, such as pooling=gem; may be repeated.",
+            ),
+            click.option("--loss", metavar="LOSS", help="One loss or a weighted sum: cross-entropy+0.5*triplet."),
+            click.option("--epochs", type=int, help="Epochs of the full stage, at most."),
             click.option(
                 "--max-minutes", type=float, help="Wall-clock budget for each backbone; epochs are planned to fit."
             ),
-            click.option("--batch-size", type=int, default=32, show_default=True, help="Images a step."),
+            click.option("--batch-size", type=int, help="Images a step."),
             click.option(
                 "--resolution",
                 type=float,
-                default=1.0,
-                show_default=True,
                 help="Side of the pictures in training, as a share of their side at test time; less is faster. "
                 "Networks of a fixed input size keep theirs.",
             ),
+            click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="sgd is with Nesterov momentum 0.9."),
+            click.option("--lr", type=float, help="Peak learning rate of the backbone."),
+            click.option("--head-lr", type=float, help="The same of head and classifier."),
+            click.option("--label-smoothing", type=float, help="Of the cross-entropy, 0 for none."),
             click.option(
-                "--optimizer",
-                type=click.Choice(["adamw", "sgd"]),
-                default="adamw",
-                show_default=True,
-                help="sgd is with Nesterov momentum 0.9.",
-            ),
-            click.option(
-                "--lr", type=float, help="Peak learning rate of the backbone.  [default: by --optimizer and backbone]"
-            ),
-            click.option("--head-lr", type=float, help="The same of head and classifier.  [default: by --optimizer]"),
-            click.option(
-                "--label-smoothing",
-                type=float,
-                default=0.1,
-                show_default=True,
-                help="Of the cross-entropy, 0 for none.",
+                "--precision",
+                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+                help="auto takes bfloat16 where the device computes in it.",
             ),
             click.option(
                 "--patience",
@@ -159,11 +162,7 @@ def training_options(command: F) -> F:
                 "[default: class-disjoint when the test classes are unseen]",
             ),
             click.option(
-                "--precision",
-                type=click.Choice(["auto", "float32", "bfloat16"]),
-                default="auto",
-                show_default=True,
-                help="auto takes bfloat16 where the device computes in it.",
+                "--allow-leaks", is_flag=True, help="Train although training images are in query or gallery too."
             ),
             seed_option,
         ]
@@ -173,7 +172,36 @@ def training_options(command: F) -> F:
 
 
 def make_training_options(values: dict[str, Any]) -> Any:
-    """Build `TrainingOptions` from a command's values; what the command has no option for keeps its default."""
-    from lookalike.training import TrainingOptions
+    """Build `TrainingOptions` from a command's values; what was not given is left to the recipe.
 
-    return TrainingOptions(**{f.name: values[f.name] for f in fields(TrainingOptions) if f.name in values})
+    Raises:
+        OptionError: a `--set` that is no FIELD=VALUE, or names what has an option of its own and was given there too.
+
+    """
+    from lookalike.training import TrainingOptions
+    from lookalike.training.options import option_names
+
+    given = {name: values[name] for name in option_names() if values.get(name) is not None}
+    for text in values.get("settings", ()):
+        name, value = _setting(text)
+        if name in given:
+            raise OptionError(f"{name} is given twice; leave one of them out.")
+        given[name] = value
+    return TrainingOptions(**given)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Read `FIELD=VALUE` as the field's type."""
+    from lookalike.training.recipe import FIELDS
+
+    name, separator, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not separator or name not in FIELDS:
+        raise OptionError(f"--set takes FIELD=VALUE with a field of a recipe, got {text!r}; see 'lookalike recipes'.")
+    value, kind = value.strip(), FIELDS[name].type
+    if kind == "bool":
+        return name, {"true": True, "false": False}.get(value.lower(), value)
+    try:
+        return name, {"int": int, "float": float}.get(str(kind), str)(value)
+    except ValueError:
+        return name, value  # is refused with the others' sentence

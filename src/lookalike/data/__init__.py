@@ -4,6 +4,7 @@ from lookalike.data.catalogue import Dataset, Item, Split, contents
 from lookalike.data.folders import find_images
 from lookalike.data.images import IMAGE_SUFFIXES, read_image
 from lookalike.data.layouts import load_dataset
+from lookalike.data.leaks import require_no_leaks
 from lookalike.data.split import with_validation
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "find_images",
     "load_dataset",
     "read_image",
+    "require_no_leaks",
     "with_validation",
 ]

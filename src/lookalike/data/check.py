@@ -11,11 +11,9 @@ from lookalike.data.catalogue import Dataset, Item, Split, by_class
 from lookalike.data.duplicates import Rows, Scan, connected, exact_groups, near_links, scan
 from lookalike.data.findings import CheckReport, Finding, clean_manifest_at
 from lookalike.data.layouts import load_dataset
+from lookalike.data.leaks import LEARNING, MEASURING, is_leak
 from lookalike.files import require_free, write_json
 from lookalike.progress import SILENT, Progress, counter
-
-_TRAINING = (Split.TRAINING, Split.VALIDATION)
-_TEST = (Split.QUERY, Split.GALLERY)
 
 
 def check(
@@ -83,16 +81,16 @@ def _exact(group: Sequence[Item]) -> Iterator[Finding]:
     ids = tuple(item.id for item in group)
     labels = _labels_of(group)
     splits = {item.split for item in group}
-    if splits & set(_TRAINING) and splits & set(_TEST):
+    if is_leak(splits):
         yield Finding("leak", "error", f"{_names(ids)} are the same picture, in training and in test.", ids)
     if len(labels) > 1:
         text = f"{_names(ids)} are the same picture, but carry the labels {_names(labels)}."
         yield Finding("contradiction", "error", text, ids)
         return  # none of them can stay, so that they are copies as well is no further news
-    if splits.issuperset(_TRAINING):
-        yield _pair("validation-leak", "the same picture", group, _TRAINING)
-    if splits.issuperset(_TEST):
-        yield _pair("query-in-gallery", "the same picture", group, _TEST)
+    if splits.issuperset(LEARNING):
+        yield _pair("validation-leak", "the same picture", group, LEARNING)
+    if splits.issuperset(MEASURING):
+        yield _pair("query-in-gallery", "the same picture", group, MEASURING)
     for split in Split:
         same = tuple(item.id for item in group if item.split == split)
         if len(same) > 1:
@@ -114,7 +112,7 @@ def _near(found: Scan, items: Sequence[Item]) -> Iterator[Finding]:
     links = near_links(found, list(first.values()))
     order = list(Split)
     sides = np.array([order.index(item.split) for item in items], np.int64)[links]  # (m, 2)
-    training = sides < len(_TRAINING)
+    training = sides < len(LEARNING)
     same = sides[:, 0] == sides[:, 1]
     across = training[:, 0] != training[:, 1]
     kinds = (
@@ -149,7 +147,9 @@ def _labels(dataset: Dataset, readable: Sequence[Item]) -> Iterator[Finding]:
                 who = "one query" if len(members) == 1 else f"{len(members)} queries"
                 text = f"{who} of the class {label!r} will be left out: the gallery has no image of it."
                 yield Finding("query-without-match", "warning", text, tuple(item.id for item in members))
-    yield from _unseen(part[Split.TRAINING] | part[Split.VALIDATION], by_class(i for i in readable if i.split in _TEST))
+    yield from _unseen(
+        part[Split.TRAINING] | part[Split.VALIDATION], by_class(i for i in readable if i.split in MEASURING)
+    )
 
 
 def _unseen(trained: dict[str, list[Item]], tested: dict[str, list[Item]]) -> Iterator[Finding]:
@@ -186,7 +186,7 @@ def _copies(group: Sequence[Item]) -> dict[str, str]:
     out: dict[str, str] = {}
     kept: dict[tuple[Split, str | None], str] = {}
     for item in group:
-        if item.split in _TRAINING and splits & set(_TEST):
+        if item.split in LEARNING and splits & set(MEASURING):
             out[item.id] = "the same picture is in test"
         elif item.split == Split.TRAINING and Split.VALIDATION in splits:
             out[item.id] = "the same picture is in validation"

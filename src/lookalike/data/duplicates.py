@@ -104,11 +104,15 @@ def _read(item: Item) -> _Trace | Skipped:
         return Skipped(item.path, error.cause)
     except OSError as error:  # gone, or a failing disk, between the two readings
         return Skipped(item.path, f"it cannot be read ({error.strerror})")
-    size = f"{image.width}x{image.height}:".encode()
-    pixels = hashlib.blake2b(size + image.tobytes(), digest_size=16).hexdigest()
     small = image.resize((_GREY, _GREY), Image.Resampling.BILINEAR, reducing_gap=2.0)
     colour = small.resize((_COLOUR, _COLOUR), Image.Resampling.BOX)
-    return _Trace(file, pixels, np.asarray(small.convert("L")), np.asarray(colour))
+    return _Trace(file, pixel_digest(image), np.asarray(small.convert("L")), np.asarray(colour))
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """Return the digest of a picture's decoded pixels and its size: the same for what is exactly the same picture."""
+    size = f"{image.width}x{image.height}:".encode()
+    return hashlib.blake2b(size + image.tobytes(), digest_size=16).hexdigest()
 
 
 def perceptual_hashes(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:

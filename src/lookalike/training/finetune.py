@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from lookalike.backbones import Member
 from lookalike.backbones.preprocessing import Preprocessing
 from lookalike.backbones.stream import map_ahead
 from lookalike.data import Item, read_image
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
-from lookalike.training.augment import augmented, training_view
-from lookalike.training.fit_head import LinearClassifier
-from lookalike.training.options import TrainingOptions
-from lookalike.training.precision import autocast, keep_slow_layers_float32, unwrap
+from lookalike.training.augment import augmented, resolution_at, training_view
+from lookalike.training.sampling import epoch_order
+from lookalike.training.trainee import Trainee
 from lookalike.types import Skipped
-
-State = dict[str, dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -34,7 +27,7 @@ class Run:
 
     Attributes:
         epoch: epochs finished.
-        best: state of member and classifier after the epoch that measured best; None before any.
+        best: weights of the member after the epoch that measured best; None before any.
         best_measure: its measure.
         history: per epoch its loss, measure and seconds.
         seconds: spent so far, over all sittings.
@@ -46,7 +39,7 @@ class Run:
     epochs: int
     steps: int
     epoch: int = 0
-    best: State | None = None
+    best: dict[str, torch.Tensor] | None = None
     best_measure: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -65,85 +58,20 @@ class Run:
         return bool(measures) and len(measures) - 1 - int(np.argmax(measures)) >= patience
 
 
-class Trainee:
-    """A member with the classifier and the optimizer that train it; nothing here decides when to stop."""
+@dataclass(frozen=True)
+class Validation:
+    """What decides which epoch is kept, and when to stop.
 
-    def __init__(self, member: Member, classes: int, options: TrainingOptions) -> None:
-        self.member = member
-        self.classifier = LinearClassifier(member.dim, classes).to(member.device)
-        self.options = options
-        self.keep_statistics = member.trained != "untrained"
-        self.optimizer = _optimizer(member, self.classifier, options)
+    Attributes:
+        name: of the measure.
+        measure: takes it with the member's present weights.
+        patience: epochs without a better measure before stopping.
 
-    def train_mode(self) -> None:
-        """Turn training behaviour on; pretrained batch statistics stay as they are, small batches would spoil them."""
-        self.member.module.train()
-        self.member.head.train()
-        if self.keep_statistics:
-            for layer in self.member.module.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
+    """
 
-    def eval_mode(self) -> None:
-        """Turn training behaviour off."""
-        self.member.module.eval()
-        self.member.head.eval()
-        self.member.changed()
-
-    def loss(self, pixels: np.ndarray, targets: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of one batch of `(n, h, w, 3)` uint8 pixels."""
-        device = self.member.device
-        with autocast(device, self.options.precision):
-            features = self.member.module(self.member.to_input(pixels))
-        logits = self.classifier(self.member.head.linear(features.float()))
-        return nn.functional.cross_entropy(logits, targets.to(device), label_smoothing=self.options.label_smoothing)
-
-    def step(self, loss: torch.Tensor) -> None:
-        """Take one optimizer step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        self.optimizer.step()
-
-    def set_rate(self, share: float) -> None:
-        """Scale every group's peak learning rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
-
-    def state(self) -> State:
-        """Copy of the weights."""
-        classifier = {k: v.to("cpu", copy=True) for k, v in self.classifier.state_dict().items()}
-        return {"member": self.member.state(), "classifier": classifier}
-
-    def load(self, state: State) -> None:
-        """Undo `state`."""
-        self.member.load_state(state["member"])
-        self.classifier.load_state_dict(state["classifier"])
-
-
-def is_sturdy(module: nn.Module) -> bool:
-    """Whether a network bears a high learning rate: depthwise convolutions and batch norm, as EfficientNets have."""
-    layers = list(module.modules())
-    depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in layers)
-    attention = any(isinstance(m, nn.LayerNorm) for m in layers)  # in the blocks of hybrids
-    return depthwise and not attention and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in layers)
-
-
-def _optimizer(member: Member, classifier: LinearClassifier, options: TrainingOptions) -> torch.optim.Optimizer:
-    backbone_lr, head_lr = options.learning_rates(sturdy=is_sturdy(member.module))
-    groups: list[dict[str, Any]] = []
-    for lr, modules in ((backbone_lr, [member.module]), (head_lr, [member.head, classifier])):
-        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        for decay, chosen in (
-            (options.weight_decay, [p for p in parameters if p.ndim >= 2]),
-            (0.0, [p for p in parameters if p.ndim < 2]),
-        ):
-            if chosen:
-                groups.append({"params": chosen, "lr": lr, "peak": lr, "weight_decay": decay})
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=backbone_lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=backbone_lr)
+    name: str
+    measure: Callable[[], float]
+    patience: int
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
@@ -167,28 +95,24 @@ def plan(
         overhead: seconds that each epoch's validation takes.
 
     """
-    options = trainee.options
-    steps = max(1, math.ceil(len(items) / options.batch_size))
+    recipe = trainee.recipe
+    steps = max(1, math.ceil(len(items) / recipe.batch_size))
     if seconds_left is None:
-        return Run(options.epochs, steps)
-    before = copy.deepcopy([m.state_dict() for m in (trainee.member.module, trainee.member.head)])
-    trainee.train_mode()
-    first = items[: 3 * options.batch_size]
-    keep_slow_layers_float32(trainee.member.module, trainee.member.device)
+        return Run(recipe.epochs, steps)
+    before = trainee.state()
     clocks = [time.perf_counter()]
-    view = training_view(trainee.member, options.resolution)
-    for _, pixels, rows in _batches(first, np.arange(len(first)), view, options, epoch=0):
-        trainee.loss(pixels, torch.from_numpy(targets[rows])).backward()  # type: ignore[no-untyped-call]
-        clocks.append(time.perf_counter())
+    view = training_view(trainee.member, recipe.resolution)
+    order = np.arange(min(len(items), 3 * recipe.batch_size))
+    with trainee.training():
+        for batch in _batches(trainee, items, order, view, epoch=0):
+            trainee.loss(batch.pixels, torch.from_numpy(targets[batch.rows]), present=batch.present).backward()  # type: ignore[no-untyped-call]
+            clocks.append(time.perf_counter())
     warm = clocks[1:] if len(clocks) > 2 else clocks
     per_step = (warm[-1] - warm[0]) / max(1, len(warm) - 1)
-    unwrap(trainee.member.module)
     trainee.optimizer.zero_grad(set_to_none=True)
-    trainee.eval_mode()
-    for module, state in zip((trainee.member.module, trainee.member.head), before, strict=True):
-        module.load_state_dict(state)
+    trainee.load(before)
 
-    epochs = min(options.epochs, math.floor(seconds_left / (steps * per_step + overhead)))
+    epochs = min(recipe.epochs, math.floor(seconds_left / (steps * per_step + overhead)))
     if epochs > 0:
         return Run(epochs, steps)
     return Run(1, max(1, min(steps, math.floor((seconds_left - overhead) / per_step))))
@@ -199,7 +123,7 @@ def finetune(
     run: Run,
     items: Sequence[Item],
     targets: np.ndarray,
-    measure: Callable[[], float] | None,
+    validation: Validation | None,
     after_epoch: Callable[[Run], None],
     *,
     progress: Progress = SILENT,
@@ -211,7 +135,7 @@ def finetune(
         run: likewise.
         items: training items.
         targets: their class rows `(n,)`.
-        measure: retrieval measure of the validation part with the present weights; None keeps the last epoch.
+        validation: decides what is kept and when to stop; None keeps the last epoch.
         after_epoch: called with the run once an epoch is complete.
         progress: told each step with loss, measure and rate.
 
@@ -219,67 +143,86 @@ def finetune(
         ModelError: when the loss is no longer a number.
 
     """
-    options = trainee.options
-    keep_slow_layers_float32(trainee.member.module, trainee.member.device)
-    try:
-        while not run.is_over(options.patience):
-            clock = time.perf_counter()
+    while not run.is_over(validation.patience if validation else 0):
+        clock = time.perf_counter()
+        with trainee.training():
             loss = _one_epoch(trainee, run, items, targets, progress)
-            trainee.eval_mode()
-            unwrap(trainee.member.module)
-            found = {} if measure is None else {"measure": measure()}
+        with trainee.as_kept():
+            found = {} if validation is None else {"measure": validation.measure()}
             now = found.get("measure", math.nan)
             if not now <= run.best_measure:  # better, or not measured
-                run.best_measure, run.best = now, trainee.state()
-            run.epoch += 1
-            seconds = time.perf_counter() - clock
-            run.seconds += seconds
-            run.history.append({"loss": loss, **found, "seconds": round(seconds, 1)})
-            told = f", validation {options.stop_on} {now:.4f}" if found else ""
-            progress.say(f"  epoch {run.epoch}/{run.planned}: loss {loss:.3f}{told}, {seconds:.0f} s")
-            after_epoch(run)
-            keep_slow_layers_float32(trainee.member.module, trainee.member.device)
-    finally:
-        unwrap(trainee.member.module)
-        trainee.eval_mode()
+                run.best_measure, run.best = now, trainee.member.state()
+        run.epoch += 1
+        seconds = time.perf_counter() - clock
+        run.seconds += seconds
+        run.history.append({"loss": loss, **found, "seconds": round(seconds, 1)})
+        told = f", validation {validation.name} {now:.4f}" if validation else ""
+        progress.say(f"  epoch {run.epoch}/{run.planned}: loss {loss:.3f}{told}, {seconds:.0f} s")
+        after_epoch(run)
 
 
 def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.ndarray, progress: Progress) -> float:
     """Train one epoch; order, augmentation and dropout depend on seed and epoch alone. Returns the mean loss."""
-    options = trainee.options
-    torch.manual_seed(options.seed * 100_003 + run.epoch)
-    order = np.random.default_rng([options.seed, run.epoch]).permutation(len(items))[: run.steps * options.batch_size]
-    trainee.train_mode()
+    recipe, seed = trainee.recipe, trainee.seed
+    torch.manual_seed(seed * 100_003 + run.epoch)
+    order = epoch_order(targets, recipe, seed=seed, epoch=run.epoch)[: run.steps * recipe.batch_size]
     losses: list[float] = []
     best = f", best {run.best_measure:.3f}" if math.isfinite(run.best_measure) else ""
-    view = training_view(trainee.member, options.resolution)
-    for done, pixels, rows in _batches(items, order, view, options, epoch=run.epoch):
-        trainee.set_rate(schedule(run.epoch * run.steps + len(losses), run.epochs * run.steps, options.warmup))
-        loss = trainee.loss(pixels, torch.from_numpy(targets[rows]))
+    view = training_view(trainee.member, resolution_at(recipe, run.epoch, run.epochs))
+    for batch in _batches(trainee, items, order, view, epoch=run.epoch):
+        trainee.set_rate(schedule(run.epoch * run.steps + len(losses), run.epochs * run.steps, recipe.warmup))
+        key = (seed, run.epoch, len(losses))
+        loss = trainee.loss(batch.pixels, torch.from_numpy(targets[batch.rows]), present=batch.present, key=key)
         value = float(loss.detach())
         if not math.isfinite(value):
+            kept = f"epoch {run.epoch} and all before are kept; " if run.epoch else ""
             raise ModelError(
-                f"training diverged in epoch {run.epoch + 1} (the loss is {value}); lower the learning rate."
+                f"training diverged in epoch {run.epoch + 1} (the loss is {value}); {kept}lower the learning rate."
             )
-        trainee.step(loss)
+        trainee.step(loss, last=batch.done == len(order))
         losses.append(value)
         detail = f"loss {np.mean(losses[-20:]):.3f}{best}"
-        progress.step(f"epoch {run.epoch + 1}/{run.planned}", done, len(order), detail)
+        progress.step(f"epoch {run.epoch + 1}/{run.planned}", batch.done, len(order), detail)
     return float(np.mean(losses))
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """A process's share of a batch: `(n, h, w, 3)` uint8 pixels and their rows, of which the first `present` count.
+
+    `done` is the number of images of the epoch that all processes have gone through with it.
+    """
+
+    done: int
+    pixels: np.ndarray
+    rows: np.ndarray
+    present: int
+
+
 def _batches(
-    items: Sequence[Item], order: np.ndarray, view: Preprocessing, options: TrainingOptions, epoch: int
-) -> Any:
-    """Yield `(images done, pixels, rows)`; a last batch of one image is passed over, it has no batch statistics."""
-    done = 0
+    trainee: Trainee, items: Sequence[Item], order: np.ndarray, view: Preprocessing, epoch: int
+) -> Iterator[_Batch]:
+    """Yield the batches of an epoch; alone, one of a single image is passed over, it has no batch statistics."""
+    recipe, team = trainee.recipe, trainee.team
+    starts = range(0, len(order), recipe.batch_size)
+    shares = [team.share(order[start : start + recipe.batch_size]) for start in starts]
+    # a process without an image of the last batch takes part with a blank one that does not count
+    padded = [share if len(share) else np.array([-1]) for share in shares]
+    size = max(len(share) for share in padded)
 
     def prepare(row: int) -> np.ndarray:
+        if row < 0:
+            return np.zeros((view.height, view.width, 3), np.uint8)
         item = items[row]
-        return augmented(read_image(item.path), view, seed=options.seed, epoch=epoch, item_id=item.id)
+        return augmented(read_image(item.path), view, recipe, seed=trainee.seed, epoch=epoch, item_id=item.id)
 
-    for results in map_ahead([int(r) for r in order], prepare, options.batch_size):
-        done += len(results)
+    rows = [int(r) for share in padded for r in share]
+    for number, results in enumerate(map_ahead(rows, prepare, size)):
         good = [(row, pixels) for row, pixels in results if not isinstance(pixels, Skipped)]
-        if len(good) >= 2:
-            yield done, np.stack([p for _, p in good]), np.array([row for row, _ in good])
+        done = min(len(order), (number + 1) * recipe.batch_size)
+        present = sum(row >= 0 for row, _ in good)
+        if team.size > 1 and not good:
+            good = [(-1, prepare(-1))]
+        if len(good) >= 2 or team.size > 1:
+            pixels = np.stack([p for _, p in good])
+            yield _Batch(done, pixels, np.array([max(row, 0) for row, _ in good]), present)

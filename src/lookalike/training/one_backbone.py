@@ -9,16 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lookalike.backbones import Encoder, Member, build_member
+import numpy as np
+from torch import nn
+
+from lookalike.backbones import Adaptation, Encoder, Member, build_member, family_of
 from lookalike.data import Dataset, Item
 from lookalike.files import digest
 from lookalike.progress import Progress
 from lookalike.training.checkpoint import load_checkpoint, save_checkpoint
-from lookalike.training.finetune import Run, Trainee, finetune, plan
+from lookalike.training.finetune import Run, Validation, finetune, plan
 from lookalike.training.interpolate import best_mix
 from lookalike.training.options import TrainingOptions
 from lookalike.training.precision import autocast, is_lowered
+from lookalike.training.recipe import Recipe
 from lookalike.training.start import Start, make_start, measured, require_classes
+from lookalike.training.team import ALONE, Team, split_evenly
+from lookalike.training.trainee import Trainee
+from lookalike.types import Embeddings
 
 
 @dataclass
@@ -36,26 +43,35 @@ class Job:
 
     Attributes:
         data: with its validation part.
-        options: all that can be turned.
+        options: of the run.
+        recipe: for this backbone.
         work: folder for checkpoints, None for none.
         progress: is told what happens.
         began: `time.perf_counter()` at the start of this sitting, in seconds.
         key: identifies the run in its checkpoint.
+        team: the processes that train.
 
     """
 
     data: Dataset
     options: TrainingOptions
+    recipe: Recipe
     work: Path | None
     progress: Progress
     began: float
     key: str
+    team: Team = ALONE
 
     def validate(self, member: Member) -> float:
-        """Take the validation measure of the member's present weights."""
-        with autocast(member.device, self.options.precision):
-            embeddings = Encoder([member]).embed(self.data.validation)
-        return measured(embeddings, self.data, self.options.stop_on)
+        """Take the validation measure of the member's present weights; each process embeds its share."""
+        with autocast(member.device, self.recipe.precision):
+            part = Encoder([member]).embed(split_evenly(self.data.validation, self.team))
+        parts = self.team.collect(part)
+        if len(parts) == 1:
+            return measured(part, self.data, self.options.stop_on)
+        ids = tuple(i for p in parts for i in p.ids)
+        together = Embeddings(ids, np.concatenate([p.vectors for p in parts]), part.fingerprint)
+        return self.team.agree(lambda: measured(together, self.data, self.options.stop_on))
 
 
 def train_member(
@@ -67,23 +83,32 @@ def train_member(
     progress: Progress,
     *,
     cache: Path | None = None,
+    team: Team = ALONE,
 ) -> Outcome:
     """Train one backbone; see `train`."""
     began = time.perf_counter()
     training = tuple(i for i in data.training if i.label is not None)
     require_classes(data, training)
-    member = build_member(backbone, weights, seed=options.seed)
-    job = Job(data, options, work, progress, began, run_key(member, data, options))
+    member, recipe = fresh_member(backbone, weights, options)
+    job = Job(data, options, recipe, work, progress, began, run_key(member, data, options, recipe), team)
     stored = load_checkpoint(work, job.key) if work is not None else None
     if stored is None:
-        start = make_start(member, data, training, options, cache=cache, progress=progress)
+        start = _made_once(
+            team,
+            member,
+            training,
+            lambda: make_start(member, data, training, options, recipe, cache=cache, progress=progress),
+        )
     else:
         start = Start.restore(stored["start"], member, training)
         progress.say(f"{backbone}: going on after epoch {stored['run']['epoch']}")
     report: dict[str, Any] = {
         "backbone": backbone,
         "run": job.key,
+        "recipe": recipe.to_dict(),
+        "family": family_of(member.module),
         "validation": {"frozen": start.frozen, "head": start.with_head},
+        "shrinkage": start.shrinkage,
         "head_epochs": start.head_epochs,
         "skipped": start.skipped,
     }
@@ -99,10 +124,37 @@ def train_member(
     return Outcome(member, start.items, report)
 
 
-def run_key(member: Member, data: Dataset, options: TrainingOptions) -> str:
-    """Fingerprint of all that decides a run: first weights, training and validation images, options."""
+def fresh_member(backbone: str, weights: str | Path, options: TrainingOptions) -> tuple[Member, Recipe]:
+    """Build a member as the recipe for its network wants it, and return both."""
+    recipes: list[Recipe] = []
+
+    def adapt(module: nn.Module) -> Adaptation:
+        recipe = options.recipe_for(family_of(module))
+        recipes.append(recipe)
+        return Adaptation(recipe.pooling, recipe.last_stride, recipe.side)
+
+    member = build_member(backbone, weights, seed=options.seed, adapt=adapt)
+    return member, recipes[0]
+
+
+def _made_once(team: Team, member: Member, items: tuple[Item, ...], make: Callable[[], Start]) -> Start:
+    """Let the leading process make the start, and give the others the same."""
+    if team.size == 1:
+        return make()
+    stored = team.agree(lambda: make().dump() | {"full": member.state(), "origin": dict(member.origin)})
+    member.load_state(stored["full"])
+    member.origin.update(stored["origin"])
+    return Start.restore(stored, member, items)
+
+
+def run_key(member: Member, data: Dataset, options: TrainingOptions, recipe: Recipe) -> str:
+    """Fingerprint of all that decides a run: first weights, training and validation images, options, recipe."""
     return digest(
-        member.fingerprint, data.fingerprint, validation_fingerprint(data), repr(sorted(options.to_dict().items()))
+        member.fingerprint,
+        data.fingerprint,
+        validation_fingerprint(data),
+        repr(sorted(options.to_dict().items())),
+        repr(recipe),
     )
 
 
@@ -111,10 +163,10 @@ def validation_fingerprint(data: Dataset) -> str:
     return digest(*sorted(i.id for i in data.validation))
 
 
-def keep_share(member: Member, start: Start, share: float) -> None:
+def keep_share(member: Member, start: Start, share: float, loss: str) -> None:
     """Say how much of the fine-tuned weights the member has."""
     if share > 0:
-        member.origin.update(trained="fine-tuned", head="cross-entropy")
+        member.origin.update(trained="fine-tuned", head=loss)
     else:
         keep_start(member, start)
     member.origin["fine_tuned_share"] = share
@@ -124,7 +176,8 @@ def keep_share(member: Member, start: Start, share: float) -> None:
 def keep_start(member: Member, start: Start) -> None:
     """Say what the stage with the frozen backbone made; a head that training did not better is still the PCA one."""
     if start.head_helped:
-        member.origin.update(trained="fine-tuned", head="cross-entropy, backbone frozen")
+        trained = "cross-entropy, backbone frozen" if start.head_epochs else start.head
+        member.origin.update(trained="fine-tuned", head=trained)
     else:
         member.origin.update(head=start.head)
     member.changed()
@@ -149,28 +202,31 @@ def full_stage(
         measure: as in `finetune`.
 
     """
-    member.load_state({**start.state, **start.pca})
-    trainee = Trainee(member, start.classes, job.options)
+    member.load_state({**start.state, **start.fitted})
+    trainee = Trainee(member, start.classes, job.recipe, seed=job.options.seed, team=job.team)
     frozen_start = start.dump()
 
     def after_epoch(run: Run) -> None:
-        if job.work is not None:
-            content = {
-                "key": job.key,
-                "start": frozen_start,
-                "state": trainee.state(),
-                "optimizer": trainee.optimizer.state_dict(),
-                "run": dict(vars(run)),
-            }
+        if job.work is not None and job.team.leads:
+            content = {"key": job.key, "start": frozen_start, "trainee": trainee.state(), "run": dict(vars(run))}
             save_checkpoint(job.work, content)
 
     if stored is None:
-        run = planned(trainee)
+        trainee.objective.start_from(start.means)
+        first = planned(trainee)
+        run = job.team.agree(lambda: first)
     else:
         run = Run(**stored["run"])
-        trainee.load(stored["state"])
-        trainee.optimizer.load_state_dict(stored["optimizer"])
-    finetune(trainee, run, start.items, start.targets, measure, after_epoch, progress=job.progress)
+        trainee.load(stored["trainee"])
+    finetune(
+        trainee,
+        run,
+        start.items,
+        start.targets,
+        Validation(job.options.stop_on, measure, job.options.patience) if measure else None,
+        after_epoch,
+        progress=job.progress,
+    )
     return run
 
 
@@ -189,17 +245,17 @@ def _planned(job: Job, start: Start, trainee: Trainee) -> Run:
 def _choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str, Any]:
     """Set the member to the best epoch, or to its best interpolation with where it came from; return both shares."""
     assert run.best is not None
-    end = run.best["member"]
+    end = run.best
     if member.trained == "untrained":  # random weights are nothing to go back to
         member.load_state(end)
         share, shares = 1.0, dict[str, float]()
     else:
         started = start.with_head
-        if is_lowered(member.device, job.options.precision):  # that was in float32, the others are not
+        if is_lowered(member.device, job.recipe.precision):  # that was in float32, the others are not
             member.load_state(start.state)
             started = job.validate(member)
         share, shares = best_mix(member, start.state, end, started, run.best_measure, lambda: job.validate(member))
-    keep_share(member, start, share)
+    keep_share(member, start, share, job.recipe.loss)
     job.progress.say(
         f"{member.backbone}: keeps {share:.0%} of the fine-tuned weights, the rest of those it came with {shares}"
     )

@@ -1,142 +1,127 @@
-"""What can be turned in training; the defaults are meant to be left alone."""
+"""What can be turned in a training run; the defaults are meant to be left alone."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack, cast
 
 from lookalike.errors import OptionError
 from lookalike.evaluation import Measure
-
-OPTIMIZERS = ("adamw", "sgd")
-PRECISIONS = ("auto", "float32", "bfloat16")
+from lookalike.training.recipe import AUTO, FIELDS, Recipe, RecipeChanges, check_changes, make_recipe, require_recipe
 
 
-@dataclass(frozen=True)
+class RunChanges(TypedDict, total=False):
+    """The options of a run by name, without those of its recipe."""
+
+    recipe: str
+    frozen: bool
+    max_minutes: float | None
+    patience: int
+    stop_on: str
+    class_disjoint: bool | None
+    allow_leaks: bool
+    seed: int
+
+
+class OptionChanges(RunChanges, RecipeChanges, total=False):
+    """The options by name, as `train` and `benchmark` take them; those left out keep what they are."""
+
+
+_RUN = tuple(RunChanges.__annotations__)
+
+
+@dataclass(frozen=True, init=False)
 class TrainingOptions:
-    """Options of a training run; checked when made.
+    """Options of a training run: those of the run itself, a recipe, and changes to it; checked when made.
 
     Attributes:
-        epochs: of the full stage, at most.
+        recipe: how the network is trained, by name; `auto` takes the recipe of the network's family.
+        changes: fields of `Recipe` in place of what the recipe says.
         frozen: stop after the stage with the backbone frozen (seconds).
         max_minutes: wall-clock budget for everything; the number of epochs is planned to fit.
-        batch_size: images a step.
-        optimizer: adamw or sgd (Nesterov, momentum 0.9).
-        lr, head_lr: peak learning rates; None takes what fits the optimizer and the backbone.
-        weight_decay: on weights, not on biases or normalisation.
-        warmup: share of all steps with a rising learning rate; a cosine to zero follows.
-        label_smoothing: of the cross-entropy.
         patience: epochs without a better measure before stopping.
         stop_on: the measure of the validation part which decides early stopping and what is kept.
         class_disjoint: how validation is cut; None decides by the data.
-        precision: auto takes bfloat16 where the device computes in it.
-        resolution: side of the training views over the side at test time; less is faster. Networks of a fixed
-            input size keep theirs.
+        allow_leaks: train although training images are in query or gallery too.
         seed: of the split, the order, the augmentation and the weights.
 
     Raises:
-        OptionError: for a value outside what is allowed.
+        OptionError: for a value outside what is allowed, or a name that is not known.
 
     """
 
-    epochs: int = 6
-    frozen: bool = False
-    max_minutes: float | None = None
-    batch_size: int = 32
-    optimizer: str = "adamw"
-    lr: float | None = None
-    head_lr: float | None = None
-    weight_decay: float = 0.02
-    warmup: float = 0.1
-    label_smoothing: float = 0.1
-    patience: int = 3
-    stop_on: str = "map@r"
-    class_disjoint: bool | None = None
-    precision: str = "auto"
-    resolution: float = 1.0
-    seed: int = 0
+    recipe: str
+    changes: Mapping[str, Any]
+    frozen: bool
+    max_minutes: float | None
+    patience: int
+    stop_on: str
+    class_disjoint: bool | None
+    allow_leaks: bool
+    seed: int
 
-    def __post_init__(self) -> None:
-        self._require_numbers()
-        self._at_least("epochs", 1)
-        self._at_least("batch_size", 2)
+    def __init__(
+        self,
+        *,
+        recipe: str = AUTO,
+        frozen: bool = False,
+        max_minutes: float | None = None,
+        patience: int = 3,
+        stop_on: str = "map@r",
+        class_disjoint: bool | None = None,
+        allow_leaks: bool = False,
+        seed: int = 0,
+        **changes: Unpack[RecipeChanges],
+    ) -> None:
+        own = {
+            "recipe": recipe,
+            "changes": dict(changes),
+            "frozen": frozen,
+            "max_minutes": max_minutes,
+            "patience": patience,
+            "stop_on": stop_on,
+            "class_disjoint": class_disjoint,
+            "allow_leaks": allow_leaks,
+            "seed": seed,
+        }
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
+        require_recipe(recipe)
+        check_changes(changes)
         self._at_least("patience", 1)
         self._at_least("seed", 0)
-        if not isinstance(self.frozen, bool):
-            raise OptionError(f"frozen must be true or false, got {self.frozen!r}.")
-        Measure.parse(self.stop_on)
-        if self.max_minutes is not None and not (self.max_minutes > 0 and math.isfinite(self.max_minutes)):
-            raise OptionError(f"max_minutes must be above 0, got {self.max_minutes}.")
-        for name in ("lr", "head_lr"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 10:
-                raise OptionError(f"{name} must be above 0 and at most 10, got {value}.")
-        for name in ("warmup", "label_smoothing", "weight_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
-        if not 0.25 <= self.resolution <= 1:
-            raise OptionError(f"resolution must be from 0.25 to 1, got {self.resolution}.")
-        if self.optimizer not in OPTIMIZERS:
-            raise OptionError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
-        if self.precision not in PRECISIONS:
-            raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
+        for name in ("frozen", "allow_leaks"):
+            if not isinstance(own[name], bool):
+                raise OptionError(f"{name} must be true or false, got {own[name]!r}.")
+        Measure.parse(stop_on)
+        if max_minutes is None:
+            return
+        if not isinstance(max_minutes, int | float):
+            raise OptionError(f"max_minutes must be a number, got {max_minutes!r}.")
+        if not (max_minutes > 0 and math.isfinite(max_minutes)):
+            raise OptionError(f"max_minutes must be above 0, got {max_minutes}.")
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}.")
 
-    def _require_numbers(self) -> None:
-        for name in (
-            "max_minutes",
-            "lr",
-            "head_lr",
-            "weight_decay",
-            "warmup",
-            "label_smoothing",
-            "resolution",
-        ):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, int | float):
-                raise OptionError(f"{name} must be a number, got {value!r}.")
-
-    def learning_rates(self, *, sturdy: bool) -> tuple[float, float]:
-        """Return the peak rates of the backbone, and of head and classifier.
-
-        Args:
-            sturdy: the backbone bears a high rate, see `is_sturdy`; two networks were measured, docs/log.md.
-
-        """
-        backbone, head = {"adamw": (5e-4 if sturdy else 1e-4, 1e-3), "sgd": (1e-2, 3e-2)}[self.optimizer]
-        return self.lr or backbone, self.head_lr or head
+    def recipe_for(self, family: str) -> Recipe:
+        """Return the whole recipe for a network of that family, see `family_of`."""
+        return make_recipe(self.recipe, family, **cast("RecipeChanges", self.changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for JSON."""
-        return asdict(self)
-
-
-class OptionChanges(TypedDict, total=False):
-    """The options by name, as `train` and `benchmark` take them; those left out keep what they are."""
-
-    epochs: int
-    frozen: bool
-    max_minutes: float | None
-    batch_size: int
-    optimizer: str
-    lr: float | None
-    head_lr: float | None
-    weight_decay: float
-    warmup: float
-    label_smoothing: float
-    patience: int
-    stop_on: str
-    class_disjoint: bool | None
-    precision: str
-    resolution: float
-    seed: int
+        """Return a plain structure for JSON; `TrainingOptions(**it)` makes the same again."""
+        return {name: getattr(self, name) for name in _RUN} | dict(self.changes)
 
 
 def changed_options(options: TrainingOptions | None, changes: OptionChanges) -> TrainingOptions:
     """Return the options, by default the usual ones, with what was given by name in place of what they say."""
-    return replace(options or TrainingOptions(), **changes)
+    return TrainingOptions(**{**(options or TrainingOptions()).to_dict(), **changes})
+
+
+def option_names() -> tuple[str, ...]:
+    """Return the names of all options: those of a run, then those of a recipe."""
+    return (*_RUN, *FIELDS)

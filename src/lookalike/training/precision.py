@@ -29,13 +29,19 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def is_lowered(device: torch.device, precision: str) -> bool:
-    """Whether forward passes are in bfloat16: asked for, or native where `auto` is."""
-    return precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device))
+    """Whether forward passes are in 16 bits: asked for, or native where `auto` is."""
+    return precision in ("bfloat16", "float16") or (precision == "auto" and computes_bfloat16(device))
+
+
+def is_scaled(precision: str) -> bool:
+    """Whether the loss must be scaled up, so that small gradients do not vanish: float16 has a short exponent."""
+    return precision == "float16"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Return the context for forward passes in that precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=is_lowered(device, precision))
+    kind = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=is_lowered(device, precision))
 
 
 class _Float32(nn.Module):

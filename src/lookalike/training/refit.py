@@ -14,16 +14,17 @@ import numpy as np
 
 from lookalike.backbones import Encoder, Member, build_member, load_bundle, save_bundle
 from lookalike.backbones.bundle import is_bundle, read_facts
-from lookalike.data import Dataset, Split, with_validation
+from lookalike.data import Dataset, Split, require_no_leaks, with_validation
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.files import digest, require_free
 from lookalike.progress import SILENT, Progress
 from lookalike.training.checkpoint import load_checkpoint
-from lookalike.training.finetune import Run, Trainee
+from lookalike.training.finetune import Run
 from lookalike.training.interpolate import mix
 from lookalike.training.one_backbone import (
     Job,
     Outcome,
+    fresh_member,
     full_stage,
     keep_share,
     keep_start,
@@ -31,8 +32,10 @@ from lookalike.training.one_backbone import (
     validation_fingerprint,
 )
 from lookalike.training.options import TrainingOptions
-from lookalike.training.start import Start, repeat_start
+from lookalike.training.recipe import Recipe
+from lookalike.training.start import NOTHING, Known, Start, repeat_start
 from lookalike.training.train import Weights, bundle_facts, joined, load_as, prepare_work, weights_by_position
+from lookalike.training.trainee import Trainee
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,14 @@ class Schedule:
     """What validation found out about training one backbone.
 
     Attributes:
-        head_epochs: of the head, backbone frozen.
+        known: of the stage with the backbone frozen.
         epochs, steps: the plan that the learning rate followed.
         last: the epoch whose weights were best; 0 without a full stage.
         share: of the fine-tuned weights that was kept.
 
     """
 
-    head_epochs: int = 0
+    known: Known = NOTHING
     epochs: int = 0
     steps: int = 0
     last: int = 0
@@ -60,9 +63,10 @@ class Schedule:
             return cls()
         measures = [epoch["measure"] for epoch in report.get("history", [])]
         share = (report.get("interpolation") or {"share": 0.0})["share"]
+        known = Known(report["head_epochs"], report["shrinkage"])
         if not measures or share == 0:
-            return cls(report["head_epochs"])
-        return cls(report["head_epochs"], **report["plan"], last=int(np.argmax(measures)) + 1, share=share)
+            return cls(known)
+        return cls(known, **report["plan"], last=int(np.argmax(measures)) + 1, share=share)
 
 
 def refit(
@@ -122,6 +126,7 @@ def refit(
     known = facts["training_data"]
     if (cut.fingerprint, validation_fingerprint(cut)) != (known["fingerprint"], known["validation"]):
         raise DataError(f"{model} was not trained on the images in {cut.root}; give the folder that it was trained on.")
+    require_no_leaks(cut, allowed=options[0].allow_leaks, progress=progress)
     outcomes = [
         _refit_member(
             cut,
@@ -183,18 +188,23 @@ def _refit_member(
 ) -> Outcome:
     began = time.perf_counter()
     name = first.backbone
-    member = build_member(name, weights, seed=options.seed)
-    same = run_key(member, data, options) == report["run"] if report else _same_backbone(member, first)
+    if report:
+        member, recipe = fresh_member(name, weights, options)
+        same = run_key(member, data, options, recipe) == report["run"]
+    else:
+        member, recipe = build_member(name, weights, seed=options.seed), Recipe()
+        same = member.backbone_fingerprint == first.backbone_fingerprint
     if not same:
         raise ModelError(
             f"{name} was not trained from these weights with the options that its bundle names; "
             "give the weights that it was trained from."
         )
     schedule = Schedule.of(report)
-    job = Job(data, options, work, progress, began, digest(run_key(member, data, options), "refit", repr(schedule)))
+    key = digest(run_key(member, data, options, recipe), "refit", repr(schedule))
+    job = Job(data, options, recipe, work, progress, began, key)
     stored = load_checkpoint(work, job.key)
     if stored is None:
-        start = repeat_start(member, data, options, schedule.head_epochs, cache=cache, progress=progress)
+        start = repeat_start(member, data, options, recipe, schedule.known, cache=cache, progress=progress)
     else:
         start = Start.restore(stored["start"], member, (*data.training, *data.validation))
         progress.say(f"{name}: going on after epoch {stored['run']['epoch']}")
@@ -202,31 +212,28 @@ def _refit_member(
         "backbone": name,
         "run": job.key,
         "options": options.to_dict(),
+        "recipe": recipe.to_dict(),
         "images": len(start.items),
         "skipped": start.skipped,
     }
     if schedule.last:
         run = full_stage(job, member, start, stored, lambda trainee: _planned(schedule, start, trainee), None)
         assert run.best is not None
-        member.load_state(mix(start.state, run.best["member"], schedule.share))
-        keep_share(member, start, schedule.share)
+        member.load_state(mix(start.state, run.best, schedule.share))
+        keep_share(member, start, schedule.share, recipe.loss)
         new["history"] = run.history
     elif report is not None:
         keep_start(member, start)
     if report is not None:
-        kept = ("validation", "head_epochs", "plan", "interpolation")
+        kept = ("family", "validation", "shrinkage", "head_epochs", "plan", "interpolation")
         new |= {key: report[key] for key in kept if key in report}
     new["seconds"] = round(time.perf_counter() - began, 1)
     return Outcome(member, start.items, new)
 
 
-def _same_backbone(member: Member, first: Member) -> bool:
-    return member.backbone_fingerprint == first.backbone_fingerprint
-
-
 def _planned(schedule: Schedule, start: Start, trainee: Trainee) -> Run:
     """As many epochs, each over all images now, unless a budget had cut the first ones short."""
-    size = trainee.options.batch_size
+    size = trainee.recipe.batch_size
     whole = math.ceil(sum(i.split is Split.TRAINING for i in start.items) / size)
     steps = math.ceil(len(start.items) / size) if schedule.steps >= whole else schedule.steps
     return Run(schedule.epochs, steps, last=schedule.last)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from lookalike.backbones import Member
+from lookalike.backbones import Member, fit_whitened
 from lookalike.data import Dataset, Item
 from lookalike.embedding import Features, compute_features, fit_projection
 from lookalike.errors import DataError
@@ -19,9 +20,12 @@ from lookalike.evaluation import evaluate_embeddings
 from lookalike.progress import Progress
 from lookalike.training.fit_head import HEAD_EPOCHS, CosineClassifier, train_head
 from lookalike.training.options import TrainingOptions
+from lookalike.training.recipe import Recipe
 from lookalike.types import Embeddings
 
 Rows = npt.NDArray[np.int64]
+SHRINKAGES = (0.3, 0.5, 0.7, 0.9)
+_FACTS = ("fitted", "means", "head", "frozen", "with_head", "shrinkage", "head_epochs", "skipped")
 
 
 @dataclass
@@ -31,11 +35,13 @@ class Start:
     Attributes:
         items: the training items that can be read.
         targets: `(n,)` the class of each as a row number.
-        state: weights of the member with the better of its PCA head and its trained head, backbone as it came.
-        pca: weights of its PCA head, which the full stage starts from.
-        head: what the origin says of the PCA head.
-        frozen, with_head: validation measure before and after the head was trained.
-        head_epochs: after how many epochs that was; 0 when training did not better the PCA head.
+        state: weights of the member with the best of its heads, backbone as it came.
+        fitted: weights of its head before any training, which the full stage starts from.
+        means: `(classes, dim)` float32, unit length: the mean embedding of each class with that head.
+        head: what the origin says of that head.
+        frozen, with_head: validation measure with the principal components as head, and with the best head.
+        shrinkage: of the whitening within classes, where the fitted head is not the principal components.
+        head_epochs: of training that made the best head; 0 when it did not better the fitted one.
         skipped: training and validation files that cannot be read, with their causes.
 
     """
@@ -43,10 +49,12 @@ class Start:
     items: tuple[Item, ...]
     targets: Rows
     state: dict[str, Any]
-    pca: dict[str, Any]
+    fitted: dict[str, Any]
+    means: torch.Tensor
     head: str
     frozen: float
     with_head: float
+    shrinkage: float | None
     head_epochs: int
     skipped: list[str]
 
@@ -57,20 +65,15 @@ class Start:
 
     @property
     def head_helped(self) -> bool:
-        """Whether training the head alone bettered the PCA head."""
-        return self.head_epochs > 0
+        """Whether labels bettered the head, the backbone frozen."""
+        return self.head_epochs > 0 or self.shrinkage is not None
 
     def dump(self) -> dict[str, Any]:
         """Return the state for a checkpoint; the backbone is not in it, it comes from its weights once more."""
         return {
             "ids": [i.id for i in self.items],
             "weights": _only_head(self.state),
-            "pca": self.pca,
-            "head": self.head,
-            "frozen": self.frozen,
-            "with_head": self.with_head,
-            "head_epochs": self.head_epochs,
-            "skipped": self.skipped,
+            **{name: getattr(self, name) for name in _FACTS},
         }
 
     @classmethod
@@ -80,8 +83,25 @@ class Start:
         items = tuple(i for i in items if i.id in kept)
         targets = class_rows(items)
         member.load_state({**member.state(), **stored["weights"]})
-        facts = {name: stored[name] for name in ("pca", "head", "frozen", "with_head", "head_epochs", "skipped")}
+        facts = {name: stored[name] for name in _FACTS}
         return cls(items, targets, member.state(), **facts)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an earlier start found out, for one that measures nothing.
+
+    Attributes:
+        head_epochs: of training the head.
+        shrinkage: of the whitening within classes; None for principal components.
+
+    """
+
+    head_epochs: int = 0
+    shrinkage: float | None = None
+
+
+NOTHING = Known()
 
 
 def make_start(
@@ -89,11 +109,12 @@ def make_start(
     data: Dataset,
     training: tuple[Item, ...],
     options: TrainingOptions,
+    recipe: Recipe,
     *,
     cache: Path | None,
     progress: Progress,
 ) -> Start:
-    """Fit the PCA head, then train head and classifier on cached features; the member is left with the better head.
+    """Fit the head, then train head and classifier on cached features; the member is left with the better head.
 
     Raises:
         DataError: when the readable training images are of one class, or validation cannot be measured.
@@ -106,7 +127,7 @@ def make_start(
     def measure() -> float:
         return measured(Embeddings(held_out.ids, member.project(held_out.rows), ""), data, options.stop_on)
 
-    start = _start(member, data, features, training, options, measure=measure)
+    start = _start(member, data, features, training, options.seed, recipe, measure=measure)
     start.skipped += [str(s) for s in held_out.skipped]
     progress.say(
         f"{name}: validation {options.stop_on} {start.frozen:.4f} as it came, {start.with_head:.4f} with a trained head"
@@ -118,12 +139,13 @@ def repeat_start(
     member: Member,
     data: Dataset,
     options: TrainingOptions,
-    head_epochs: int,
+    recipe: Recipe,
+    known: Known,
     *,
     cache: Path | None,
     progress: Progress,
 ) -> Start:
-    """Do the same with the validation part as training images too; nothing is measured, the epochs are known.
+    """Do the same with the validation part as training images too; nothing is measured, what is best is known.
 
     Raises:
         DataError: when the readable images are of one class.
@@ -140,7 +162,7 @@ def repeat_start(
         np.concatenate([p.rows for p in parts]),
         tuple(s for p in parts for s in p.skipped),
     )
-    return _start(member, data, features, (*training, *held_out), options, head_epochs=head_epochs)
+    return _start(member, data, features, (*training, *held_out), options.seed, recipe, known=known)
 
 
 def _start(
@@ -148,32 +170,71 @@ def _start(
     data: Dataset,
     features: Features,
     images: tuple[Item, ...],
-    options: TrainingOptions,
+    seed: int,
+    recipe: Recipe,
     *,
     measure: Callable[[], float] | None = None,
-    head_epochs: int = HEAD_EPOCHS,
+    known: Known | None = None,
 ) -> Start:
     readable = set(features.ids)
     items = tuple(i for i in images if i.id in readable)
     require_classes(data, items, "readable ")
-    fit_projection(member, features, seed=options.seed)
+    fit_projection(member, features, seed=seed)
     targets = class_rows(items)
-    classes = int(targets.max()) + 1
-    classifier = CosineClassifier(member.project(features.rows), targets, classes, options.label_smoothing)
-    pca, head = _only_head(member.state()), str(member.origin["head"])
     frozen = measure() if measure else math.nan
+    if known is not None:
+        shrinkage = known.shrinkage
+        if shrinkage is not None:
+            _whiten(member, features, targets, shrinkage, seed)
+    else:
+        assert measure is not None
+        shrinkage = _best_shrinkage(
+            member, measure, frozen, lambda s: _whiten(member, features, targets, s, seed), recipe.head
+        )
+    classes = int(targets.max()) + 1
+    classifier = CosineClassifier(member.project(features.rows), targets, classes, recipe.label_smoothing)
+    means = classifier.weight.detach().to("cpu", copy=True)
+    fitted, head = _only_head(member.state()), str(member.origin["head"])
     with_head, head_epochs = train_head(
         member,
         classifier,
         features,
         targets,
         measure,
-        label_smoothing=options.label_smoothing,
-        seed=options.seed,
-        epochs=head_epochs,
+        label_smoothing=recipe.label_smoothing,
+        seed=seed,
+        epochs=HEAD_EPOCHS if known is None else known.head_epochs,
     )
     skipped = [str(s) for s in features.skipped]
-    return Start(items, targets, member.state(), pca, head, frozen, with_head, head_epochs, skipped)
+    return Start(
+        items, targets, member.state(), fitted, means, head, frozen, with_head, shrinkage, head_epochs, skipped
+    )
+
+
+def _best_shrinkage(
+    member: Member, measure: Callable[[], float], frozen: float, whiten: Callable[[float], None], heads: str
+) -> float | None:
+    """Leave the member with the fitted head that measures best, of those the recipe allows."""
+    if heads == "pca":
+        return None
+    state, head = member.state(), str(member.origin["head"])
+    found: dict[float | None, float] = {None: frozen} if heads == "auto" else {}
+    for shrinkage in SHRINKAGES:
+        whiten(shrinkage)
+        found[shrinkage] = measure()
+    best = max(found, key=lambda s: found[s])
+    if best is None:
+        member.load_state(state)
+        member.origin["head"] = head
+    else:
+        whiten(best)
+    return best
+
+
+def _whiten(member: Member, features: Features, targets: Rows, shrinkage: float, seed: int) -> None:
+    member.head.set(*fit_whitened(features.rows, targets, shrinkage, member.dim, seed=seed))
+    member.origin["head"] = f"whitened within the classes of {len(features.ids)} images, shrinkage {shrinkage:g}"
+    member.changed()
 
 
 def _only_head(state: dict[str, Any]) -> dict[str, Any]:

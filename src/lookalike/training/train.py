@@ -9,7 +9,6 @@ from typing import Any, Unpack
 
 from lookalike.backbones import (
     Encoder,
-    build_member,
     fit_alignment,
     load_bundle,
     require_combination,
@@ -17,13 +16,14 @@ from lookalike.backbones import (
 )
 from lookalike.backbones.bundle import is_bundle, read_facts
 from lookalike.backbones.weights import NONE, PRETRAINED
-from lookalike.data import Dataset, contents, load_dataset, with_validation
+from lookalike.data import Dataset, contents, load_dataset, require_no_leaks, with_validation
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation import DEFAULT, Measure, evaluate_embeddings
 from lookalike.files import require_free
 from lookalike.progress import SILENT, Progress
-from lookalike.training.one_backbone import Outcome, run_key, train_member, validation_fingerprint
+from lookalike.training.one_backbone import Outcome, fresh_member, run_key, train_member, validation_fingerprint
 from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
+from lookalike.training.team import ALONE, Team, open_team
 from lookalike.types import Vectors
 
 Weights = str | Path
@@ -65,8 +65,8 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
         The encoder, as saved.
 
     Raises:
-        DataError: too little labelled training data.
-        ModelError: unknown backbone or unfit weights.
+        DataError: too little labelled training data, or training images that are in query or gallery too.
+        ModelError: unknown backbone or unfit weights, a loss that is no number, or another process that ended.
         OptionError: weights for a backbone that is not trained, or one file for several.
         StorageError: `out` is taken, or holds an unfinished run and `resume` is not set.
 
@@ -75,30 +75,88 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
     require_combination(combine)
     chosen = weights_by_position(backbone.split("+"), weights)
     target = Path(out) if out is not None else None
-    work = prepare_work(target, resume=resume, replace=replace)
-    data = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
-    if target is None or work is None:
-        made = [train_member(data, name, given, options, None, progress, cache=cache) for name, given in chosen]
-        return joined(made, combine, progress)
-    if resume and is_bundle(target):
-        if _is_finished(target, data, chosen, options, combine):
-            progress.say(f"{target} is the finished bundle of this run, there is nothing to go on with")
-            shutil.rmtree(work, ignore_errors=True)
-            return load_bundle(target)
-        if not replace:
-            require_free(target)
+    with open_team() as team:
+        if not team.leads:
+            progress = SILENT
+        work = team.agree(lambda: prepare_work(target, resume=resume, replace=replace))
+        parts = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
+        if resume and target is not None and is_bundle(target):
+            if _is_finished(target, parts, chosen, options, combine):
+                progress.say(f"{target} is the finished bundle of this run, there is nothing to go on with")
+                team.agree(lambda: _remove(work))
+                return load_bundle(target)
+            if not replace:
+                require_free(target)
+        team.agree(lambda: require_no_leaks(parts, allowed=options.allow_leaks, progress=progress))
+        if target is None or work is None:
+            made = [
+                train_member(parts, name, given, options, None, progress, cache=cache, team=team)
+                for name, given in chosen
+            ]
+            return joined(made, combine, progress)
+        return train_into(
+            target,
+            work,
+            parts,
+            chosen,
+            options,
+            combine=combine,
+            replace=replace,
+            cache=cache,
+            progress=progress,
+            team=team,
+        )
+
+
+def train_into(  # noqa: PLR0913 - what `train` has found out
+    target: Path,
+    work: Path,
+    data: Dataset,
+    chosen: Sequence[tuple[str, Weights]],
+    options: TrainingOptions,
+    *,
+    combine: str = "aligned",
+    replace: bool = False,
+    cache: Path | None = None,
+    progress: Progress = SILENT,
+    team: Team = ALONE,
+) -> Encoder:
+    """Train on data that has its validation part and was looked through for leaks, and write the bundle.
+
+    Args:
+        target: the bundle.
+        work: folder of the unfinished run.
+        data: with its validation part.
+        chosen: names of the backbones with their weights.
+        options: as in `train`, and so are the others.
+        combine: likewise.
+        replace: likewise.
+        cache: likewise.
+        progress: likewise.
+        team: the processes that train.
+
+    """
     # what the frozen backbone saw is kept too: it is most of the work before the first epoch ends
     cache = cache or work / "cache"
     outcomes = [
-        train_member(data, name, given, options, work / str(n), progress, cache=cache)
+        train_member(data, name, given, options, work / str(n), progress, cache=cache, team=team)
         for n, (name, given) in enumerate(chosen)
     ]
     encoder = joined(outcomes, combine, progress)
-    facts = bundle_facts(data, options, [o.report for o in outcomes])
-    facts["measures"] = {"validation": _validation_measures(encoder, data, progress)}
-    save_bundle(encoder, target, facts=facts, replace=replace)
-    shutil.rmtree(work, ignore_errors=True)
+
+    def finish() -> None:
+        facts = bundle_facts(data, options, [o.report for o in outcomes])
+        facts["measures"] = {"validation": _validation_measures(encoder, data, progress)}
+        save_bundle(encoder, target, facts=facts, replace=replace)
+        shutil.rmtree(work, ignore_errors=True)
+
+    team.agree(finish)
     return encoder
+
+
+def _remove(work: Path | None) -> None:
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def load_as(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
@@ -177,7 +235,8 @@ def _is_finished(
     found = [(report or {}).get("run") for report in facts.get("training", [])]
     if len(found) != len(chosen) or facts["how"] not in (None, combine):
         return False
-    return found == [run_key(build_member(name, given, seed=options.seed), data, options) for name, given in chosen]
+    fresh = [fresh_member(name, given, options) for name, given in chosen]
+    return found == [run_key(member, data, options, recipe) for member, recipe in fresh]
 
 
 def joined(outcomes: list[Outcome], combine: str, progress: Progress) -> Encoder:

@@ -1,0 +1,164 @@
+"""The processes that train one network together, each on its share of every batch; usually there is one.
+
+Started with `accelerate launch` or `torchrun`, every process runs the same command. The network is copied to all of
+them and its gradients are averaged; the embeddings of a batch are gathered before the loss, so that losses which
+compare images, and a neck's batch statistics, see the whole batch: two processes compute what one would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from lookalike.errors import ModelError, OptionError
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+
+class Team:
+    """One process that trains alone."""
+
+    rank = 0
+    size = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and talks."""
+        return self.rank == 0
+
+    def share(self, rows: np.ndarray) -> np.ndarray:
+        """Return this process's share of some rows, in their order; it may be empty."""
+        return np.array_split(rows, self.size)[self.rank]
+
+    def prepare(self, module: M) -> M:
+        """Return the module so that its gradients are those of all processes."""
+        return module
+
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:  # noqa: ARG002
+        """Inside, gradients are added up without being exchanged."""
+        return contextlib.nullcontext()
+
+    def gather(self, projected: torch.Tensor, targets: torch.Tensor, present: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Join the first `present` rows of every process, in the order of the processes."""
+        return projected[:present], targets[:present]
+
+    def agree(self, make: Callable[[], T]) -> T:
+        """Let the leading process make something, and return what it made, or raise what it raised, everywhere."""
+        return make()
+
+    def collect(self, part: T) -> list[T]:
+        """Return what each process has, in their order."""
+        return [part]
+
+    def close(self) -> None:
+        """Leave the team."""
+
+
+ALONE = Team()
+
+
+class _Processes(Team):
+    """Several processes, through accelerate."""
+
+    def __init__(self) -> None:
+        try:
+            from accelerate import Accelerator
+            from accelerate.utils import DistributedDataParallelKwargs
+        except ImportError as error:
+            raise OptionError(
+                "training with several processes needs accelerate, which is not installed; "
+                "run: pip install 'lookalike[distributed]'."
+            ) from error
+        ours = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ours])
+        self.rank = int(self._accelerator.process_index)
+        self.size = int(self._accelerator.num_processes)
+
+    def prepare(self, module: M) -> M:
+        prepared: M = self._accelerator.prepare_model(module)
+        return prepared
+
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
+        quiet: AbstractContextManager[Any] = self._accelerator.no_sync(module)
+        return quiet
+
+    def gather(self, projected: torch.Tensor, targets: torch.Tensor, present: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from torch.distributed.nn.functional import all_gather
+
+        counts = [int(n) for n in self._all(torch.tensor([present], device=projected.device))]
+        most = max(counts)
+        padding = most - len(projected)
+        if padding > 0:
+            projected = torch.cat([projected, projected.new_zeros(padding, *projected.shape[1:])])
+            targets = torch.cat([targets, targets.new_zeros(padding, *targets.shape[1:])])
+        every = all_gather(projected[:most].contiguous())  # type: ignore[no-untyped-call]
+        theirs = [torch.empty_like(targets[:most]) for _ in range(self.size)]
+        torch.distributed.all_gather(theirs, targets[:most].contiguous())
+        joined = [torch.cat([t[:n] for t, n in zip(parts, counts, strict=True)]) for parts in (every, theirs)]
+        return joined[0], joined[1]
+
+    def _all(self, value: torch.Tensor) -> list[torch.Tensor]:
+        out = [torch.empty_like(value) for _ in range(self.size)]
+        torch.distributed.all_gather(out, value)
+        return out
+
+    def agree(self, make: Callable[[], T]) -> T:
+        box: list[Any] = [None]
+        if self.leads:
+            try:
+                box = [(make(), None)]
+            except Exception as error:  # is raised in every process
+                box = [(None, error)]
+        torch.distributed.broadcast_object_list(box, src=0)
+        made, failure = box[0]
+        if failure is not None:
+            raise failure
+        return made  # type: ignore[no-any-return]
+
+    def collect(self, part: T) -> list[T]:
+        parts: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(parts, part)
+        return parts
+
+    def close(self) -> None:
+        self._accelerator.end_training()
+
+
+@contextlib.contextmanager
+def open_team() -> Iterator[Team]:
+    """Join the processes that were started together, if there are several.
+
+    Raises:
+        OptionError: accelerate is not installed.
+        ModelError: another process ended.
+
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield ALONE
+        return
+    team = _Processes()
+    try:
+        yield team
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("Connection", "gloo", "NCCL", "peer", "Timed out")):
+            raise
+        raise ModelError(
+            f"process {team.rank + 1} of {team.size} lost the others, one of them has ended; "
+            "start all of them again with --resume."
+        ) from error
+    finally:
+        with contextlib.suppress(RuntimeError):
+            team.close()
+
+
+def split_evenly(items: Sequence[T], team: Team) -> list[T]:
+    """Return every n-th item, beginning with the process's own number."""
+    return list(items[team.rank :: team.size])
