@@ -62,8 +62,9 @@ def test_each_sitting_goes_on_where_the_last_was_killed(again, tmp_path, listene
             assert stop is not None
         started.append(heard.tasks)
     first, second, third = started
-    assert first == [f"{EFFICIENTNET}: features", f"{EFFICIENTNET}: validation", "epoch 1/2", "epoch 2/2"]
-    assert second[:3] == ["epoch 2/2", f"{EFFICIENTNET}: measures", f"{RESNET}: features"]
+    assert first[0] == "looking for leaks"
+    assert first[1:] == [f"{EFFICIENTNET}: features", f"{EFFICIENTNET}: validation", "epoch 1/2", "epoch 2/2"]
+    assert second[1:4] == ["epoch 2/2", f"{EFFICIENTNET}: measures", f"{RESNET}: features"]
     assert second[-1] == f"{RESNET} frozen: query"
     assert third[0] == f"{RESNET} frozen: query" and not any(task.startswith("epoch") for task in third)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,11 @@ import pytest
 
 import lookalike as la
 from lookalike.cli.commands import cli
-from lookalike.cli.options import training_options
+from lookalike.cli.options import make_training_options, training_options
+from lookalike.errors import OptionError
+from lookalike.training.losses import LOSSES
+from lookalike.training.options import RunChanges
+from lookalike.training.recipe import FIELDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -81,7 +86,45 @@ def test_completion_completes(capsys, monkeypatch, lookalike):
 def test_the_defaults_of_training_are_the_librarys():
     shown = click.command()(training_options(lambda **_: None)).make_context("train", []).params
     options = la.TrainingOptions()
-    assert shown == {name: getattr(options, name) for name in shown}
+    run = {name: getattr(options, name) for name in RunChanges.__annotations__ if name != "frozen"}
+    recipe = dict.fromkeys([*FIELDS, "settings"], None) | {"settings": ()}
+    assert shown == run | {name: recipe[name] for name in shown if name not in run}
+
+
+def test_set_changes_any_field_of_a_recipe_as_its_type():
+    settings = ("pooling=gem", "ema = 0.9", "compile=true", "last-stride=1")
+    options = make_training_options({"settings": settings, "seed": 3, "lr": None})
+    assert (
+        options.to_dict().items()
+        >= {"pooling": "gem", "ema": 0.9, "compile": True, "last_stride": 1, "seed": 3}.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"settings": ("pooling",)}, "--set takes FIELD=VALUE with a field of a recipe, got 'pooling'; see"),
+        ({"settings": ("speed=9",)}, "--set takes FIELD=VALUE with a field of a recipe, got 'speed=9'; see"),
+        ({"settings": ("epochs=9",), "epochs": 2}, "epochs is given twice; leave one of them out."),
+        ({"settings": ("epochs=many",)}, "epochs must be a whole number of at least 1, got 'many'."),
+        ({"settings": ("compile=perhaps",)}, "compile must be true or false, got 'perhaps'."),
+        ({"loss": "hinge"}, "there is no loss named 'hinge'; allowed are cross-entropy,"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be(values, sentence):
+    with pytest.raises(OptionError) as raised:
+        make_training_options(values)
+    assert str(raised.value).startswith(sentence)
+
+
+def test_recipes_lists_every_field_and_loss(lookalike):
+    found = lookalike("recipes")
+    assert all(f"\n{name} = " in f"\n{found.out}" for name in FIELDS)
+    assert "lr = 0.0001, mobile-cnn 0.0005" in found.out
+    assert all(name in found.out for name in LOSSES)
+    made = json.loads(lookalike("recipes --json").out)
+    assert made["recipes"]["mobile-cnn"]["lr"] == 5e-4
+    assert set(made) == {"recipes", "fields", "losses"}
 
 
 def test_the_reference_has_not_drifted():

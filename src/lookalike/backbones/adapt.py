@@ -135,6 +135,8 @@ def _widen_last_stage(module: nn.Module) -> None:
             "leave it at 2."
         )
     for m in ours:
+        if isinstance(m, nn.AvgPool2d):  # of a shortcut: without its stride there is nothing to average
+            m.kernel_size = 1
         m.stride = (1, 1) if isinstance(m.stride, tuple) else 1
 
 

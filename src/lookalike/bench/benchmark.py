@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
+from lookalike.backbones.bundle import is_bundle
 from lookalike.backbones.weights import PRETRAINED
 from lookalike.bench.candidates import make_candidates, require_choosable
 from lookalike.bench.embedded import Parts, embedded, skipped_files
@@ -109,7 +110,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     run = Run(data, place, options, measures, progress)
     require_choosable(data, wanted)
     wanted.require_weights(run)
-    if wanted.finetune:
+    if any(not is_bundle(run.member(name, "fine-tuned")) for name in wanted.finetune):
         require_no_leaks(data, allowed=options.allow_leaks, progress=progress)
     run.claim(wanted.weights)
     progress.say(str(data))

@@ -157,6 +157,12 @@ def parse_loss(text: str) -> tuple[tuple[float, Loss], ...]:
     return tuple(terms)
 
 
+def require_losses(text: str) -> None:
+    """Raise `OptionError` when the package of one of these losses is not installed."""
+    if any(row.name != CROSS_ENTROPY for _, row in parse_loss(text)):
+        _library()
+
+
 class Objective(nn.Module):
     """What is minimised: a weighted sum of losses on the projection, and the batch norm of a BNNeck before some.
 

@@ -9,7 +9,10 @@ from typing import Any, TypedDict, Unpack, cast
 
 from lookalike.errors import OptionError
 from lookalike.evaluation import Measure
+from lookalike.training.losses import parse_loss, require_losses
+from lookalike.training.mixing import mixes
 from lookalike.training.recipe import AUTO, FIELDS, Recipe, RecipeChanges, check_changes, make_recipe, require_recipe
+from lookalike.training.sampling import require_sampling
 
 
 class RunChanges(TypedDict, total=False):
@@ -90,6 +93,8 @@ class TrainingOptions:
             object.__setattr__(self, name, value)
         require_recipe(recipe)
         check_changes(changes)
+        if "loss" in changes:
+            parse_loss(changes["loss"])
         self._at_least("patience", 1)
         self._at_least("seed", 0)
         for name in ("frozen", "allow_leaks"):
@@ -109,8 +114,17 @@ class TrainingOptions:
             raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}.")
 
     def recipe_for(self, family: str) -> Recipe:
-        """Return the whole recipe for a network of that family, see `family_of`."""
-        return make_recipe(self.recipe, family, **cast("RecipeChanges", self.changes))
+        """Return the whole recipe for a network of that family, see `family_of`.
+
+        Raises:
+            OptionError: fields that cannot be together, or a loss whose package is not installed.
+
+        """
+        recipe = make_recipe(self.recipe, family, **cast("RecipeChanges", self.changes))
+        require_losses(recipe.loss)
+        require_sampling(recipe)
+        mixes(recipe)
+        return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON; `TrainingOptions(**it)` makes the same again."""

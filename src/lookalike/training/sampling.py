@@ -19,6 +19,16 @@ def sampler_of(recipe: Recipe) -> str:
     return "pk" if any(row.compares for _, row in parse_loss(recipe.loss)) else "shuffled"
 
 
+def require_sampling(recipe: Recipe) -> None:
+    """Raise `OptionError` when a batch of the sampler pk would hold fewer than two classes."""
+    at_once = recipe.batch_size // recipe.per_class
+    if sampler_of(recipe) == "pk" and at_once < 2:
+        raise OptionError(
+            f"the sampler pk needs at least two classes a batch, but a batch_size of {recipe.batch_size} holds "
+            f"{at_once} of per_class {recipe.per_class}; raise one or lower the other."
+        )
+
+
 def epoch_order(targets: Rows, recipe: Recipe, *, seed: int, epoch: int) -> Rows:
     """Return as many rows as there are images, in the order of the epoch.
 
@@ -27,9 +37,6 @@ def epoch_order(targets: Rows, recipe: Recipe, *, seed: int, epoch: int) -> Rows
         recipe: its sampler, batch size and images a class decide.
         seed: of the run.
         epoch: counted from 0.
-
-    Raises:
-        OptionError: a batch of the sampler pk would hold fewer than two classes.
 
     """
     random = np.random.default_rng([seed, epoch])
@@ -75,11 +82,6 @@ def _class_aware(targets: Rows, random: np.random.Generator) -> Rows:
 def _pk(targets: Rows, batch_size: int, per_class: int, random: np.random.Generator) -> Rows:
     """Batches of P classes with K images each (Hermans et al. 2017), classes in turn."""
     at_once = batch_size // per_class
-    if at_once < 2:
-        raise OptionError(
-            f"the sampler pk needs at least two classes a batch, but a batch_size of {batch_size} holds "
-            f"{at_once} of per_class {per_class}; raise one or lower the other."
-        )
     dealers = _dealers(targets, random)
     order: list[int] = []
     waiting: list[int] = []
