@@ -66,7 +66,11 @@ def test_a_last_stride_of_one_doubles_the_sides_of_the_last_map(name):
 @pytest.mark.parametrize(
     ("name", "changes", "sentence"),
     [
-        ("test_vit", {"pooling": "gem"}, "pooling 'gem' needs a network that pools one feature map, which test_vit does"),
+        (
+            "test_vit",
+            {"pooling": "gem"},
+            "pooling 'gem' needs a network that pools one feature map, which test_vit does",
+        ),
         ("test_vit", {"last_stride": 1}, "last_stride 1 needs a convolutional network with overlapping strides, which"),
         ("test_convnext", {"last_stride": 1}, "last_stride 1 needs a convolutional network with overlapping strides"),
     ],

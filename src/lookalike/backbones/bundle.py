@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,12 @@ def is_bundle(path: Path) -> bool:
 
 
 def save_bundle(
-    encoder: Encoder, out: Path | str, *, facts: Mapping[str, Any] | None = None, replace: bool = False
+    encoder: Encoder,
+    out: Path | str,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    replace: bool = False,
+    further: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write a bundle in one step.
 
@@ -44,6 +49,7 @@ def save_bundle(
         out: the folder; must be free unless `replace`.
         facts: further content of `bundle.json`, such as classes, training data fingerprint and measures.
         replace: take the place of an older bundle.
+        further: writes further files into the folder before it is put in place.
 
     Raises:
         StorageError: when the place is taken or cannot be written.
@@ -88,6 +94,8 @@ def save_bundle(
             ) from error
         (folder / _WEIGHTS).chmod(0o644)
         write_json(folder / _FACTS, description)
+        if further is not None:
+            further(folder)
     return out
 
 

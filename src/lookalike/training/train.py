@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,6 +22,7 @@ from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation import DEFAULT, Measure, evaluate_embeddings
 from lookalike.files import require_free
 from lookalike.progress import SILENT, Progress
+from lookalike.training.curves import write_curves
 from lookalike.training.one_backbone import Outcome, fresh_member, run_key, train_member, validation_fingerprint
 from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
 from lookalike.training.team import ALONE, Team, open_team
@@ -147,7 +149,9 @@ def train_into(  # noqa: PLR0913 - what `train` has found out
     def finish() -> None:
         facts = bundle_facts(data, options, [o.report for o in outcomes])
         facts["measures"] = {"validation": _validation_measures(encoder, data, progress)}
-        save_bundle(encoder, target, facts=facts, replace=replace)
+        reports = facts["training"]
+        curves = partial(write_curves, reports=reports, measure=options.stop_on)
+        save_bundle(encoder, target, facts=facts, replace=replace, further=curves)
         shutil.rmtree(work, ignore_errors=True)
 
     team.agree(finish)
