@@ -32,6 +32,8 @@ SETS = ("clothing", "trashnet", "caltech", "demo")
 OPTIONS = {
     name: ("--max-minutes", minutes) for name, minutes in (("clothing", "10"), ("trashnet", "10"), ("caltech", "4"))
 }
+# metal91 and glass115 are the same picture, one in training and one in test: the set stays as others measure it
+OPTIONS["trashnet"] += ("--allow-leaks",)
 UNTRAINED = ("vit_b_16", "efficientnet_b0")
 REFIT = ("clothing", "trashnet")
 REFIT_BACKBONE = "efficientnet_lite0"
