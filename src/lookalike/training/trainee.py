@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -168,7 +169,7 @@ class Trainee:
         return {
             "member": self.member.state(),
             "objective": {k: v.to("cpu", copy=True) for k, v in self.objective.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "mean": self.mean.state() if self.mean is not None else {},
             "scaler": self.scaler.state_dict(),
         }

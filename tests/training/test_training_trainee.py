@@ -1,0 +1,212 @@
+"""What a recipe turns in training: layers and their rates, the running mean, mixing, accumulation, half precision."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from lookalike.backbones import build_member
+from lookalike.errors import OptionError
+from lookalike.training import Recipe
+from lookalike.training.average import RunningMean
+from lookalike.training.layers import freeze_first_layers, layer_numbers, rate_shares, stochastic_depth
+from lookalike.training.mixing import mixed
+from lookalike.training.trainee import Trainee
+
+SMALL = "test_efficientnet"
+PIXELS = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
+TARGETS = torch.arange(8) % 4
+
+
+def trainee(member, **changes):
+    return Trainee(member, 4, Recipe(**{"precision": "float32", **changes}))
+
+
+def weights_of(member):
+    return {k: v.clone() for k, v in member.state().items()}
+
+
+def train_a_step(trained, pixels=PIXELS, targets=TARGETS, **how):
+    with trained.training():
+        trained.set_rate(1.0)
+        trained.step(trained.loss(pixels, targets), **how)
+
+
+# ---------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", SMALL])
+def test_layers_rise_from_the_first_to_the_last(name):
+    module = timm.create_model(name, num_classes=0)
+    numbers = layer_numbers(module)
+    assert set(numbers) == {n for n, _ in module.named_parameters()}
+    assert min(numbers.values()) == 0
+    first, last = next(iter(numbers)), list(numbers)[-1]
+    assert numbers[first] < numbers[last]
+
+
+def test_rates_fall_by_the_decay_from_layer_to_layer():
+    module = timm.create_model("test_vit", num_classes=0)
+    numbers, shares = layer_numbers(module), rate_shares(module, 0.5)
+    top = max(numbers.values())
+    assert all(shares[name] == 0.5 ** (top - number) for name, number in numbers.items())
+    assert set(rate_shares(module, 1.0).values()) == {1.0}
+
+
+@pytest.mark.parametrize(("share", "trained"), [(1.0, 1.0), (0.5, None), (1e-9, None)])
+def test_only_the_last_layers_are_trained(share, trained, member):
+    made = trainee(member, unfreeze=share, lr=0.01)
+    before = weights_of(member)
+    train_a_step(made)
+    made.objective.losses[0].classifier.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    train_a_step(made)
+    numbers = layer_numbers(member.module)
+    moved = {numbers[k] for k, _ in member.module.named_parameters() if not torch.equal(member.state()[f"backbone.{k}"], before[f"backbone.{k}"])}  # fmt: skip  # noqa: E501
+    frozen = {numbers[k] for k, p in member.module.named_parameters() if not p.requires_grad}
+    assert not moved & frozen
+    assert max(numbers.values()) in moved
+    assert (frozen == set()) is (trained == 1.0)
+    if share < 0.1:
+        assert moved == {max(numbers.values())}
+    freeze_first_layers(member.module, 1.0)
+    assert all(p.requires_grad for p in member.module.parameters())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "resnet10t", "mobilenetv3_small_050"])
+def test_stochastic_depth_is_there_only_inside_and_only_in_training(name):
+    module = timm.create_model(name, num_classes=0)
+    names = [n for n, _ in module.named_modules()]
+    x = torch.randn(16, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    for layer in module.eval().modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):  # some blocks begin as if they were passed over
+            torch.nn.init.ones_(layer.weight)
+    plain = module(x).detach()
+    torch.manual_seed(0)
+    with stochastic_depth(module, 0.9):
+        assert torch.equal(module(x).detach(), plain)
+        for layer in module.modules():
+            if type(layer).__name__ == "DropPath":
+                layer.train()
+        assert not torch.equal(module(x).detach(), plain)
+    assert torch.equal(module(x).detach(), plain)
+    assert [n for n, _ in module.named_modules()] == names
+
+
+def test_stochastic_depth_needs_residual_blocks():
+    sentence = "drop_path needs a network of residual blocks, which Sequential is not"
+    with pytest.raises(OptionError, match=sentence), stochastic_depth(torch.nn.Sequential(torch.nn.Linear(2, 2)), 0.1):
+        pass
+
+
+# ---------------------------------------------------------------- the running mean
+
+
+def test_the_running_mean_by_hand():
+    """From 0, weights of 1 and then 3: decays of 2/11 and 3/12, both below .9."""
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.data.zero_()
+    mean = RunningMean([layer], 0.9)
+    for value in (1.0, 3.0):
+        layer.weight.data.fill_(value)
+        mean.update()
+    first = 1 - 2 / 11
+    expected = first * 3 / 12 + 3.0 * (1 - 3 / 12)
+    mean.swap()
+    assert layer.weight.item() == pytest.approx(expected)
+    mean.swap()
+    assert layer.weight.item() == 3.0
+
+
+def test_what_is_kept_is_the_mean_and_training_goes_on_from_the_last_weights(member):
+    made = trainee(member, ema=0.999, lr=0.01)
+    start = weights_of(member)
+    for _ in range(3):
+        train_a_step(made)
+    last = weights_of(member)
+    with made.as_kept():
+        kept = weights_of(member)
+    key = "head.linear.weight"
+    assert not torch.equal(kept[key], last[key])
+    between = (kept[key] - start[key]).norm() < (last[key] - start[key]).norm()
+    assert between
+    assert all(torch.equal(v, last[k]) for k, v in weights_of(member).items())
+
+
+def test_a_checkpoint_brings_mean_optimizer_and_scale_back(weights):
+    members = [build_member(SMALL, weights) for _ in range(2)]
+    one, two = (trainee(m, ema=0.9, neck="bnneck", lr=0.01) for m in members)
+    train_a_step(one)
+    two.load(one.state())
+    for made in (one, two):
+        train_a_step(made)
+    with one.as_kept(), two.as_kept():
+        assert all(torch.equal(v, members[1].state()[k]) for k, v in members[0].state().items())
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def test_two_accumulated_halves_move_the_weights_as_the_whole_batch(weights):
+    members = [build_member(SMALL, weights) for _ in range(2)]
+    whole, halves = trainee(members[0]), trainee(members[1], accumulate=2)
+    train_a_step(whole)
+    before = weights_of(members[1])
+    train_a_step(halves, PIXELS[:4], TARGETS[:4], last=False)
+    assert all(torch.equal(v, before[k]) for k, v in weights_of(members[1]).items())
+    train_a_step(halves, PIXELS[4:], TARGETS[4:], last=False)
+    for key, value in members[0].state().items():
+        torch.testing.assert_close(members[1].state()[key], value, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "float16"},
+        {"precision": "bfloat16"},
+        {"checkpointing": True},
+        {"channels_last": False},
+        {"pooling": "gem"},
+        {"neck": "bnneck"},
+        {"optimizer": "sgd", "lr": 0.01},
+    ],
+    ids=lambda c: next(iter(c)),
+)
+def test_the_loss_falls_with(changes, weights):
+    from lookalike.backbones import Adaptation
+
+    pooling = Adaptation(pooling=changes.get("pooling", "as it came"))
+    made = trainee(build_member(SMALL, weights, adapt=lambda _: pooling), **changes)
+    losses = []
+    for _ in range(8):
+        with made.training():
+            made.set_rate(1.0)
+            loss = made.loss(PIXELS, TARGETS)
+            losses.append(float(loss.detach()))
+            made.step(loss)
+    assert losses[-1] < losses[0]
+    assert np.isfinite(losses).all()
+
+
+# ---------------------------------------------------------------- mixing
+
+
+def test_mixup_is_the_weighted_mean_of_pictures_and_of_labels():
+    x = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8)
+    out, shares = mixed(x, torch.arange(4), 4, Recipe(mixup=1.0, mix_probability=1.0), (0, 0, 0))
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(4))
+    torch.testing.assert_close(out[:, 0, 0, 0], shares @ torch.arange(4.0))
+
+
+def test_cutmix_shares_are_the_areas():
+    x = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8)
+    for step in range(20):
+        out, shares = mixed(x, torch.arange(4), 4, Recipe(cutmix=1.0, mix_probability=1.0), (0, 0, step))
+        for picture, share in zip(out, shares, strict=True):
+            areas = [(picture[0] == c).float().mean().item() for c in range(4)]
+            assert share.tolist() == pytest.approx(areas)
+
+
+def test_a_share_of_the_batches_is_mixed():
+    x, recipe = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8), Recipe(mixup=1.0, mix_probability=0.25)
+    plain = sum(mixed(x, torch.arange(4), 4, recipe, (0, 0, step))[0] is x for step in range(200))
+    assert 130 < plain < 170
