@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +66,12 @@ def train(
     from lookalike.training import load_as
     from lookalike.training import train as run_train
 
-    terminal = Terminal()
     options = make_training_options(values)
     dataset = load_as(data, options)
-    terminal.say(str(dataset))
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started, one talks
+    terminal = Terminal()
+    if leads:
+        terminal.say(str(dataset))
     try:
         run_train(
             dataset,
@@ -82,6 +85,8 @@ def train(
         )
     finally:
         terminal.close()
+    if not leads:
+        return
     _show(terminal, out, dataset)
     if dataset.test_is_labelled:
         terminal.say(f"next: lookalike evaluate {typed_path(data)} --model {typed_path(out)}")
