@@ -18,7 +18,7 @@ from lookalike.bench.leaderboard_files import write_leaderboard
 from lookalike.bench.markdown import markdown
 from lookalike.bench.measuring import measure_all, with_timing
 from lookalike.bench.report import class_scores, write_report
-from lookalike.bench.run import Run, measures_for
+from lookalike.bench.run import Run, measures_for, slug
 from lookalike.bench.selection import DEFAULT_MEASURE, Choice, select
 from lookalike.bench.trial import Trial
 from lookalike.bench.wanted import Wanted
@@ -26,7 +26,9 @@ from lookalike.bench.winner import context, evaluate_winner, examples, write_bes
 from lookalike.data import Dataset, require_no_leaks, with_validation
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import Measure
+from lookalike.files import digest
 from lookalike.progress import SILENT, Progress
+from lookalike.tracking import Tracked, open_tracked, parse_targets
 from lookalike.training import OptionChanges, TrainingOptions, changed_options, load_as
 from lookalike.types import Skipped
 
@@ -68,6 +70,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     measure: str = DEFAULT_MEASURE,
     title: str | None = None,
     notes: Sequence[str] = (),
+    track: Sequence[str] = (),
     progress: Progress = SILENT,
     **changes: Unpack[OptionChanges],
 ) -> Benchmark:
@@ -89,6 +92,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
         measure: the accuracy to choose by.
         title: heading of the report.
         notes: further sentences for the report.
+        track: trackers, as in `train`; they get the leaderboard, and the winner as a model.
         progress: is told what happens.
         changes: options by name, in place of what `options` says.
 
@@ -107,6 +111,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     data = _with_parts(data, options)
     measures = measures_for(data, measure, options)
     place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-"))
+    targets = parse_targets(track)
     run = Run(data, place, options, measures, progress)
     require_choosable(data, wanted)
     wanted.require_weights(run)
@@ -114,7 +119,15 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
         require_no_leaks(data, allowed=options.allow_leaks, progress=progress)
     run.claim(wanted.weights)
     progress.say(str(data))
+    with open_tracked(targets, place.name, digest(data.fingerprint, str(place)), progress=progress) as tracked:
+        found = _measured(replace(run, tracked=tracked), wanted, budget_ms, title, notes)
+        _track(tracked, found)
+    return found
 
+
+def _measured(run: Run, wanted: Wanted, budget_ms: float | None, title: str | None, notes: Sequence[str]) -> Benchmark:
+    """Make the candidates, measure them, choose, and write everything."""
+    data, place, measure = run.data, run.out, run.measures[0]
     candidates = make_candidates(run, wanted)
     parts = {c.name: embedded(run, c) for c in candidates}
     run = _with_readable(run, parts)
@@ -131,6 +144,19 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     write_report(place / "report.html", trials, choice, facts, shown, class_scores(values, labels))
     board = write_leaderboard(place, trials, choice, facts)
     return Benchmark(tuple(trials), choice, board, place, skipped)
+
+
+def _track(tracked: Tracked, found: Benchmark) -> None:
+    """Tell trackers the table, figure by figure and as files, and hand the winner over."""
+    for trial in found.trials:
+        for part, scores in (("validation", trial.validation), ("test", trial.test)):
+            if scores is not None:
+                means = {f"{slug(trial.name)}/{part}/{name}": own["mean"] for name, own in scores.measures.items()}
+                tracked.metrics(means, 1)
+    for name in ("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html"):
+        tracked.file(found.out / name)
+    tracked.params({"winner": found.choice.winner})
+    tracked.model(found.out / "best", found.out.name)
 
 
 def _with_readable(run: Run, parts: Parts) -> Run:

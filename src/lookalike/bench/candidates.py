@@ -90,10 +90,18 @@ def tuned_candidate(run: Run, backbone: str, weights: str | Path) -> Candidate:
     if is_bundle(place):
         shutil.rmtree(place.with_name(f"{place.name}.training"), ignore_errors=True)  # killed while it was removed
     else:
-        options, cache, progress = run.options, run.cache, run.progress
         work = prepare_work(place, resume=True, replace=False)
         assert work is not None
-        train_into(place, work, run.data, [(backbone, weights)], options, cache=cache, progress=progress)
+        train_into(
+            place,
+            work,
+            run.data,
+            [(backbone, weights)],
+            run.options,
+            cache=run.cache,
+            progress=run.progress,
+            tracked=run.tracked,
+        )
     facts = read_facts(place)
     return _candidate(place, f"{backbone} fine-tuned", facts, _kept(facts))
 

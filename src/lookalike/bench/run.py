@@ -14,6 +14,7 @@ from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation import DEFAULT, Measure
 from lookalike.files import digest, file_digest, read_json, write_json
 from lookalike.progress import Progress
+from lookalike.tracking import UNTRACKED, Tracked
 from lookalike.training import TrainingOptions
 
 _DESCRIPTION = "run.json"
@@ -34,6 +35,7 @@ class Run:
         options: of the training.
         measures: what is taken on every trial; the first is the one to choose by.
         progress: is told what happens.
+        tracked: is told of each epoch.
 
     """
 
@@ -42,6 +44,7 @@ class Run:
     options: TrainingOptions
     measures: tuple[str, ...]
     progress: Progress
+    tracked: Tracked = UNTRACKED
 
     @property
     def cache(self) -> Path:

@@ -171,6 +171,17 @@ def training_options(command: F) -> F:
     return command
 
 
+def track_option(command: F) -> F:
+    """Add the option that names trackers."""
+    return click.option(
+        "--track",
+        multiple=True,
+        metavar="NAME[=PLACE]",
+        help="Tell a tracker of the run: tensorboard, mlflow, or with a folder or URI, mlflow=http://host:5000; may be "
+        "repeated.",
+    )(command)
+
+
 def make_training_options(values: dict[str, Any]) -> Any:
     """Build `TrainingOptions` from a command's values; what was not given is left to the recipe.
 

@@ -15,6 +15,7 @@ from lookalike.cli.options import (
     make_training_options,
     out_option,
     parse_weights,
+    track_option,
     training_options,
     weights_option,
 )
@@ -60,6 +61,7 @@ _SPARE = (
     "--measure", default="precision@3", show_default=True, metavar="MEASURE", help="The accuracy to choose by."
 )
 @training_options
+@track_option
 @out_option("Folder for everything; started again with the same one, the run goes on where it was.")
 @json_option
 def benchmark(
@@ -98,6 +100,7 @@ def benchmark(
             options=make_training_options(values),
             budget_ms=values["budget_ms"],
             measure=values["measure"],
+            track=values["track"],
             progress=terminal,
         )
     finally:

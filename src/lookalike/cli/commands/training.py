@@ -15,6 +15,7 @@ from lookalike.cli.options import (
     make_training_options,
     out_option,
     parse_weights,
+    track_option,
     training_options,
     weights_option,
 )
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option("--frozen", is_flag=True, help="Train the head only, on cached features: seconds instead of minutes.")
 @training_options
+@track_option
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run beside --out.")
 @out_option("The bundle's folder; must not exist yet.")
 def train(
@@ -81,6 +83,7 @@ def train(
             options=options,
             combine=combine,
             resume=resume,
+            track=values["track"],
             progress=terminal,
         )
     finally:
@@ -99,9 +102,10 @@ def train(
 @data_argument
 @click.option("--model", required=True, type=PATH, metavar="BUNDLE", help="A bundle made by 'train' or 'benchmark'.")
 @weights_option
+@track_option
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run beside --out.")
 @out_option("The new bundle's folder; must not exist yet.")
-def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, out: Path) -> None:
+def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track: tuple[str, ...], out: Path) -> None:
     """Train a model once more on all of DATA's training part, the validation images included.
 
     For each backbone the first training has found out how many epochs are best and how much of the fine-tuned weights
@@ -122,7 +126,7 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, out: 
     terminal = Terminal()
     dataset = load_as_trained(data, model)
     try:
-        run_refit(dataset, model, out=out, weights=chosen, resume=resume, progress=terminal)
+        run_refit(dataset, model, out=out, weights=chosen, resume=resume, track=track, progress=terminal)
     finally:
         terminal.close()
     _show(terminal, out, dataset)

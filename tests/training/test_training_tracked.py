@@ -1,0 +1,146 @@
+"""What TensorBoard and MLflow are told of a training, read back with their own readers."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from lookalike.backbones import load_bundle
+from lookalike.backbones.bundle import read_facts
+from lookalike.errors import MissingExtra, ModelError, OptionError
+from lookalike.tracking import Target, Tracked, open_tracked
+from lookalike.training import train
+
+SMALL = "test_efficientnet"
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # the trackers' own
+
+
+@pytest.fixture(scope="module")
+def tracked_run(data, weights, quick, tmp_path_factory):
+    """One training told to both trackers: the bundle, the folder of events, the URI of the database."""
+    folder = tmp_path_factory.mktemp("tracked")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    out = folder / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # where mlflow keeps the files of a local database
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            track = [f"tensorboard={folder}/events", f"mlflow={uri}"]
+            train(data, SMALL, weights=weights, out=out, options=quick(), track=track)
+    return out, folder / "events", uri
+
+
+@pytest.mark.slow
+def test_tensorboard_has_a_point_an_epoch(tracked_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, events, _ = tracked_run
+    read = EventAccumulator(str(events / "model"))
+    read.Reload()
+    history = read_facts(out)["training"][0]["history"]
+    tensors = {name: [t.tensor_proto for t in read.Tensors(name)] for name in read.Tags()["tensors"]}
+    from tensorboard.util.tensor_util import make_ndarray
+
+    found = [float(make_ndarray(t)) for t in tensors[f"{SMALL}/loss"]]
+    assert found == pytest.approx([epoch["loss"] for epoch in history], rel=1e-6)
+    assert len(tensors[f"{SMALL}/measure"]) == 2
+    assert {"validation/map_at_r", "validation/precision_at_1"} <= tensors.keys()
+
+
+@pytest.mark.slow
+def test_mlflow_has_the_recipe_the_figures_the_curves_and_a_model_that_loads_back(tracked_run, data):
+    import mlflow
+
+    out, _, uri = tracked_run
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("lookalike").experiment_id])
+    facts = read_facts(out)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "model"
+    assert run.data.params["data"] == data.fingerprint
+    assert run.data.params[f"{SMALL}/loss"] == "cross-entropy"
+    points = client.get_metric_history(run.info.run_id, f"{SMALL}/loss")
+    assert [p.step for p in points] == [1, 2]
+    assert [p.value for p in points] == [epoch["loss"] for epoch in facts["training"][0]["history"]]
+    measured = facts["measures"]["validation"]["precision@1"]["mean"]
+    assert run.data.metrics["validation/precision_at_1"] == measured
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"curves.png", "curves.html", "model"}
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    import mlflow.pyfunc
+
+    images = [str(item.path) for item in data.gallery]
+    back = mlflow.pyfunc.load_model("models:/model/1")
+    assert np.array_equal(back.predict(images), load_bundle(out).embed(images).vectors)
+
+
+class Broken:
+    """A tracker that cannot be written to any more."""
+
+    def metrics(self, _values, _step):
+        raise OSError("no space left\non device")
+
+    def close(self, _state):
+        raise AssertionError("it was let go of")
+
+
+def test_a_tracker_that_fails_on_the_way_ends_alone(recorder):
+    listener = recorder()
+    tracked = Tracked({Target("mlflow", "sqlite:///x"): Broken()}, listener)
+    tracked.metrics({"loss": 1.0}, 1)
+    tracked.metrics({"loss": 1.0}, 2)
+    tracked.close("finished")
+    assert listener.said == ["tracking with mlflow at sqlite:///x ended, the run goes on: no space left on device"]
+
+
+class Noted:
+    """Remembers how it was closed."""
+
+    def __init__(self):
+        self.states = []
+
+    def close(self, state):
+        self.states.append(state)
+
+
+@pytest.mark.parametrize(
+    ("raised", "state"), [(None, "finished"), (ValueError(), "failed"), (KeyboardInterrupt(), "killed")]
+)
+def test_a_run_is_closed_as_it_ended(raised, state, monkeypatch):
+    noted = Noted()
+    monkeypatch.setattr(Target, "opener", lambda _self: lambda _place, _name, _key: noted)
+    try:
+        with open_tracked([Target("mlflow", "here")], "name", "key"):
+            if raised is not None:
+                raise raised
+    except BaseException as error:
+        assert error is raised
+    assert noted.states == [state]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(data, weights, quick, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"cannot track with tensorboard at .*file"):
+        train(data, SMALL, weights=weights, options=quick(), track=[f"tensorboard={tmp_path}/file/below"])
+
+
+@pytest.mark.parametrize("text", ["wandb", "mlflow=", ""])
+def test_an_unknown_tracker_is_refused(data, text):
+    with pytest.raises(OptionError, match=r"NAME one of tensorboard, mlflow, got"):
+        train(data, SMALL, track=[text])
+
+
+def test_one_text_in_place_of_a_list_is_refused(data):
+    with pytest.raises(OptionError, match=r"write \['mlflow'\]"):
+        train(data, SMALL, track="mlflow")
+
+
+def test_a_missing_package_names_its_extra(data, monkeypatch):
+    find = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "mlflow" else find(name))
+    with pytest.raises(MissingExtra, match=r"lookalike\[mlflow\]"):
+        train(data, SMALL, track=["mlflow"])
