@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from lookalike.backbones.projection import fit_pca, random_projection
+from lookalike.backbones.projection import fit_pca, fit_whitened, random_projection
 from lookalike.errors import DataError
 
 
@@ -101,3 +101,41 @@ def test_without_data_the_projection_is_orthonormal_and_decided_by_the_seed(widt
     assert not bias.any()
     assert np.array_equal(weight, random_projection(width, dim, seed=3)[0])
     assert not np.array_equal(weight, random_projection(width, dim, seed=4)[0])
+
+
+# ---------------------------------------------------------------- evened out within the classes
+
+
+def two_classes():
+    """Two classes of four points, 2 apart along the first axis; within a class the second axis spreads more."""
+    inner = np.array([[1, 4], [1, -4], [-1, 4], [-1, -4]], np.float32) / 4
+    apart = np.array([1, 0], np.float32)
+    features = np.vstack([inner + apart, inner - apart]).astype(np.float32)
+    return features, np.array([0, 0, 0, 0, 1, 1, 1, 1])
+
+
+def test_emphasis_stretches_the_directions_between_class_means_and_no_other():
+    features, targets = two_classes()
+    seen = {}
+    for emphasis in (1.0, 2.0):
+        weight, bias = fit_whitened(features, targets, 0.25, 2, emphasis=emphasis)
+        seen[emphasis] = np.abs(features @ weight.T + bias)
+    # the second axis has no part in the means, so it comes out the same; the first is doubled
+    for emphasis, rows in seen.items():
+        first = rows[:, rows.mean(axis=0).argmax()]
+        other = rows[:, 1 - rows.mean(axis=0).argmax()]
+        np.testing.assert_allclose(first / seen[1.0].max(), emphasis * seen[1.0].max(axis=1) / seen[1.0].max())
+        np.testing.assert_allclose(other, seen[1.0].min(axis=1), rtol=1e-5)
+
+
+def test_a_large_emphasis_is_linear_discriminant_analysis():
+    """The leading direction is the one that scikit-learn finds with the same shrinkage of a pooled covariance."""
+    random = np.random.default_rng(0)
+    targets = np.repeat([0, 1], 200)
+    features = random.standard_normal((400, 5)) * [1, 2, 3, 1, 1] + targets[:, None] * np.array([1, 1, 1, 0, 0])
+    weight, _ = fit_whitened(features.astype(np.float32), targets, 1e-9, 5, emphasis=1000.0)
+    direction = weight[0] / np.linalg.norm(weight[0])
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    theirs = LinearDiscriminantAnalysis(solver="eigen").fit(features, targets).scalings_[:, 0]
+    assert abs(direction @ theirs) / np.linalg.norm(theirs) == pytest.approx(1, abs=1e-4)

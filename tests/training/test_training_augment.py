@@ -142,3 +142,18 @@ def test_every_random_change_gives_a_picture_of_the_same_size(photos):
             assert change(cat, strength, P).size == (64, 48)
     turned = np.array(_CHANGES[0](cat, 0.0, P))
     assert np.abs(turned.astype(int) - np.array(cat)).max() <= 1  # a turn by no angle
+
+
+@pytest.mark.parametrize("size", [(160, 120), (100, 300)])
+def test_boxes_of_the_pictures_own_shape_may_be_all_of_it(size):
+    """Width over height is at most 4/3 away from the picture's own."""
+    width, height = size
+    shares = []
+    for number in range(400):
+        left, top, right, bottom = _crop_box(size, 0.5, random.Random(number), own_shape=True)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        assert 0.74 < (right - left) / (bottom - top) * height / width < 1.34
+        shares.append((right - left) * (bottom - top) / (width * height))
+    assert 0.5 <= min(shares) < 0.55
+    assert max(shares) > 0.97

@@ -9,7 +9,7 @@ import torch
 
 from lookalike.backbones import build_member, family_of
 from lookalike.errors import ModelError
-from lookalike.training.finetune import Run, Validation, finetune, plan, schedule
+from lookalike.training.finetune import Run, Validation, _require_sane, finetune, plan, schedule
 from lookalike.training.start import class_rows
 from lookalike.training.trainee import Trainee
 
@@ -200,6 +200,25 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_network_in_one_pi
     assert [name for name, _ in trainee.member.module.named_modules()] == names
     assert not trainee.member.module.training
     assert run.history == []
+
+
+def test_a_loss_far_above_that_of_the_first_twenty_steps_is_divergence():
+    run = Run(2, 30, epoch=1)
+    losses = []
+    for _ in range(20):
+        losses.append(2.0)
+        _require_sane(run, losses)
+    assert run.level == 2.0
+    for _ in range(19):  # the mean of the last twenty is then 2 / 20 + 19 * 8 / 20 = 7.7, not above 4 * 2
+        losses.append(8.0)
+        _require_sane(run, losses)
+    losses.append(16.5)  # 19 * 8 / 20 + 16.5 / 20 = 8.425
+    with pytest.raises(ModelError) as raised:
+        _require_sane(run, losses)
+    assert str(raised.value) == (
+        "training diverged in epoch 2 (the loss rose from 2 to 8.43); epoch 1 and all before are kept; "
+        "lower the learning rate."
+    )
 
 
 def test_an_epoch_of_fewer_steps_sees_that_many_batches(make_trainee, data, targets, recorder):

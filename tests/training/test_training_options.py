@@ -74,6 +74,16 @@ def test_learning_rates_not_given_fit_optimizer_and_network(given, family, rates
     assert (recipe.lr, recipe.head_lr) == rates
 
 
+def test_unseen_classes_are_trained_more_gently_unless_a_recipe_or_a_value_is_named():
+    def of(**given):
+        recipe = TrainingOptions(**given).recipe_for("mobile-cnn", unseen=True)
+        return recipe.epochs, recipe.lr
+
+    assert of() == (3, 1e-4)
+    assert of(epochs=5) == (5, 1e-4)
+    assert of(recipe="mobile-cnn") == (8, 5e-4)
+
+
 def test_json_and_back():
     options = TrainingOptions(epochs=9, max_minutes=2.5, class_disjoint=True)
     assert TrainingOptions(**json.loads(json.dumps(options.to_dict()))) == options

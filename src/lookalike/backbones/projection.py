@@ -48,7 +48,13 @@ def fit_pca(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tu
 
 
 def fit_whitened(
-    features: Vectors, targets: npt.NDArray[np.int64], shrinkage: float, dim: int = EMBEDDING_DIM, *, seed: int = 0
+    features: Vectors,
+    targets: npt.NDArray[np.int64],
+    shrinkage: float,
+    dim: int = EMBEDDING_DIM,
+    *,
+    emphasis: float = 1.0,
+    seed: int = 0,
 ) -> tuple[Vectors, Vectors]:
     """Fit a projection that evens out how images of one class differ, then keeps the principal directions.
 
@@ -61,6 +67,8 @@ def fit_whitened(
         targets: `(n,)` class rows.
         shrinkage: above 0, up to 1: how far the covariance is drawn towards a multiple of the identity.
         dim: rows of the result.
+        emphasis: at least 1: factor on the directions between the class means, once all is evened out. Without limit
+            it leaves linear discriminant analysis.
         seed: decides the completing basis.
 
     Returns:
@@ -78,8 +86,13 @@ def fit_whitened(
     covariance = (1 - shrinkage) * covariance + shrinkage * level * np.eye(len(covariance))
     values, vectors = np.linalg.eigh(covariance)
     whitening = (vectors * np.sqrt(level / values)) @ vectors.T
+    if emphasis != 1:
+        centred = (means - means.mean(axis=0)) @ whitening
+        _, strengths, between = np.linalg.svd(centred, full_matrices=False)
+        between = between[strengths > strengths.max(initial=0.0) * 1e-6]
+        whitening = whitening + (emphasis - 1) * (whitening @ between.T) @ between
     weight, bias = fit_pca((x @ whitening).astype(np.float32), dim, seed=seed)
-    return (weight.astype(np.float64) @ whitening).astype(np.float32), bias
+    return (weight.astype(np.float64) @ whitening.T).astype(np.float32), bias
 
 
 def random_projection(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tuple[Vectors, Vectors]:

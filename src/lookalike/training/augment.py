@@ -48,7 +48,7 @@ def augmented(
 ) -> npt.NDArray[np.uint8]:
     """Return a view `(height, width, 3)` uint8: a random resized crop (Szegedy et al. 2015), mirrored or not."""
     chance = random.Random(f"{seed}/{epoch}/{item_id}")
-    box = _crop_box(image.size, recipe.crop_scale, chance)
+    box = _crop_box(image.size, recipe.crop_scale, chance, own_shape=preprocessing.crop_mode == "squash")
     size = (preprocessing.width, preprocessing.height)
     view = image.resize(size, preprocessing.resampling, box=box, reducing_gap=2.0)
     if chance.random() < 0.5:
@@ -112,15 +112,21 @@ def _erase(pixels: npt.NDArray[np.uint8], chance: random.Random) -> None:
     pixels[top : top + h, left : left + w] = noise
 
 
-def _crop_box(size: tuple[int, int], least: float, chance: random.Random) -> tuple[float, float, float, float]:
+def _crop_box(
+    size: tuple[int, int], least: float, chance: random.Random, *, own_shape: bool = False
+) -> tuple[float, float, float, float]:
+    """Draw a rectangle; with `own_shape` it is about as wide for its height as the picture, else about a square."""
     width, height = size
+    square = width / height if own_shape else 1.0
     for _ in range(10):
         area = width * height * chance.uniform(least, 1)
-        ratio = math.exp(chance.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
+        ratio = square * math.exp(chance.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
         w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
         if w <= width and h <= height:
             left, top = chance.uniform(0, width - w), chance.uniform(0, height - h)
             return left, top, min(left + w, width), min(top + h, height)  # a sum may be rounded up past the edge
+    if own_shape:
+        return 0, 0, width, height
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side

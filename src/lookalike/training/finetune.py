@@ -20,6 +20,11 @@ from lookalike.training.sampling import epoch_order
 from lookalike.training.trainee import Trainee
 from lookalike.types import Skipped
 
+_WINDOW = 20
+"""Steps that a mean loss is taken over."""
+_FAR = 4
+"""A mean loss so many times that of the first steps, which are a classifier's that knows nothing, is divergence."""
+
 
 @dataclass
 class Run:
@@ -32,6 +37,7 @@ class Run:
         history: per epoch its loss, measure and seconds.
         seconds: spent so far, over all sittings.
         epochs, steps: the plan: epochs at most, steps in each.
+        level: mean of the first losses of the run, which a later mean is held against.
         last: the epoch to end after, where it is known beforehand; the learning rate falls as for `epochs`.
 
     """
@@ -43,6 +49,7 @@ class Run:
     best_measure: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    level: float | None = None
     last: int | None = None
 
     @property
@@ -140,7 +147,7 @@ def finetune(
         progress: told each step with loss, measure and rate.
 
     Raises:
-        ModelError: when the loss is no longer a number.
+        ModelError: when the loss is no longer a number, or far above what it began with.
 
     """
     while not run.is_over(validation.patience if validation else 0):
@@ -173,17 +180,27 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
         trainee.set_rate(schedule(run.epoch * run.steps + len(losses), run.epochs * run.steps, recipe.warmup))
         key = (seed, run.epoch, len(losses))
         loss = trainee.loss(batch.pixels, torch.from_numpy(targets[batch.rows]), present=batch.present, key=key)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            kept = f"epoch {run.epoch} and all before are kept; " if run.epoch else ""
-            raise ModelError(
-                f"training diverged in epoch {run.epoch + 1} (the loss is {value}); {kept}lower the learning rate."
-            )
+        losses.append(float(loss.detach()))
+        _require_sane(run, losses)
         trainee.step(loss, last=batch.done == len(order))
-        losses.append(value)
-        detail = f"loss {np.mean(losses[-20:]):.3f}{best}"
+        detail = f"loss {np.mean(losses[-_WINDOW:]):.3f}{best}"
         progress.step(f"epoch {run.epoch + 1}/{run.planned}", batch.done, len(order), detail)
     return float(np.mean(losses))
+
+
+def _require_sane(run: Run, losses: Sequence[float]) -> None:
+    """Raise `ModelError` for a loss that is no number, or a recent mean far above that of the run's first steps."""
+    recent = float(np.mean(losses[-_WINDOW:]))
+    told = ""
+    if not math.isfinite(losses[-1]):
+        told = f"the loss is {losses[-1]}"
+    elif run.level is not None and len(losses) >= _WINDOW and recent > _FAR * run.level:
+        told = f"the loss rose from {run.level:.3g} to {recent:.3g}"
+    if told:
+        kept = f"epoch {run.epoch} and all before are kept; " if run.epoch else ""
+        raise ModelError(f"training diverged in epoch {run.epoch + 1} ({told}); {kept}lower the learning rate.")
+    if run.level is None and len(losses) == _WINDOW:
+        run.level = recent
 
 
 @dataclass(frozen=True)

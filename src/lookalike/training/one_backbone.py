@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,18 @@ from torch import nn
 
 from lookalike.backbones import Adaptation, Encoder, Member, build_member, family_of
 from lookalike.data import Dataset, Item
+from lookalike.embedding import Features, compute_features
 from lookalike.files import digest
 from lookalike.progress import Progress
+from lookalike.tracking import UNTRACKED, Tracked
 from lookalike.training.checkpoint import load_checkpoint, save_checkpoint
 from lookalike.training.finetune import Run, Validation, finetune, plan
-from lookalike.training.interpolate import best_mix
+from lookalike.training.interpolate import SHARES, best_mix, mix
+from lookalike.training.last_head import Fit, Kept, best_last_head, fit_last_head, joined_features
 from lookalike.training.options import TrainingOptions
 from lookalike.training.precision import autocast, is_lowered
 from lookalike.training.recipe import Recipe
-from lookalike.training.start import Start, make_start, measured, require_classes
+from lookalike.training.start import Rows, Start, are_unseen, make_start, measured, require_classes
 from lookalike.training.team import ALONE, Team, split_evenly
 from lookalike.training.trainee import Trainee
 from lookalike.types import Embeddings
@@ -50,6 +54,7 @@ class Job:
         began: `time.perf_counter()` at the start of this sitting, in seconds.
         key: identifies the run in its checkpoint.
         team: the processes that train.
+        tracked: is told of each epoch, by the leading process.
 
     """
 
@@ -61,6 +66,7 @@ class Job:
     began: float
     key: str
     team: Team = ALONE
+    tracked: Tracked = UNTRACKED
 
     def validate(self, member: Member) -> float:
         """Take the validation measure of the member's present weights; each process embeds its share."""
@@ -73,8 +79,26 @@ class Job:
         together = Embeddings(ids, np.concatenate([p.vectors for p in parts]), part.fingerprint)
         return self.team.agree(lambda: measured(together, self.data, self.options.stop_on))
 
+    def features(self, member: Member, items: Sequence[Item]) -> Features:
+        """Return what the member's present backbone sees in images; each process goes through its share."""
+        with autocast(member.device, self.recipe.precision):
+            part = compute_features(
+                member, split_evenly(items, self.team), progress=self.progress, task=f"{member.backbone}: last head"
+            )
+        return joined_features(self.team.collect(part), [i.id for i in items])
 
-def train_member(
+    def measure_heads(self, member: Member) -> Callable[[], float]:
+        """Go through the validation images once; what is returned takes the measure for the member's present head."""
+        held_out = self.features(member, self.data.validation)
+
+        def measure() -> float:
+            embeddings = Embeddings(held_out.ids, member.project(held_out.rows), "")
+            return measured(embeddings, self.data, self.options.stop_on)
+
+        return measure
+
+
+def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbone
     data: Dataset,
     backbone: str,
     weights: str | Path,
@@ -84,13 +108,15 @@ def train_member(
     *,
     cache: Path | None = None,
     team: Team = ALONE,
+    tracked: Tracked = UNTRACKED,
 ) -> Outcome:
     """Train one backbone; see `train`."""
     began = time.perf_counter()
     training = tuple(i for i in data.training if i.label is not None)
     require_classes(data, training)
-    member, recipe = fresh_member(backbone, weights, options)
-    job = Job(data, options, recipe, work, progress, began, run_key(member, data, options, recipe), team)
+    member, recipe = fresh_member(backbone, weights, options, unseen=are_unseen(data))
+    job = Job(data, options, recipe, work, progress, began, run_key(member, data, options, recipe), team, tracked)
+    tracked.params({f"{backbone}/{field}": value for field, value in recipe.to_dict().items()})
     stored = load_checkpoint(work, job.key) if work is not None else None
     if stored is None:
         start = _made_once(
@@ -108,6 +134,7 @@ def train_member(
         "recipe": recipe.to_dict(),
         "family": family_of(member.module),
         "validation": {"frozen": start.frozen, "head": start.with_head},
+        "view": start.view,
         "shrinkage": start.shrinkage,
         "head_epochs": start.head_epochs,
         "skipped": start.skipped,
@@ -119,17 +146,21 @@ def train_member(
         report["history"] = run.history
         report["plan"] = {"epochs": run.epochs, "steps": run.steps}
         report["validation"]["fine-tuned"] = run.best_measure
-        report["interpolation"] = _choose_weights(job, member, start, run)
+        chosen = _choose_weights(job, member, start, run)
+        report["validation"]["kept"] = chosen.pop("kept")
+        report |= chosen
     report["seconds"] = round(time.perf_counter() - began, 1)
     return Outcome(member, start.items, report)
 
 
-def fresh_member(backbone: str, weights: str | Path, options: TrainingOptions) -> tuple[Member, Recipe]:
-    """Build a member as the recipe for its network wants it, and return both."""
+def fresh_member(
+    backbone: str, weights: str | Path, options: TrainingOptions, *, unseen: bool
+) -> tuple[Member, Recipe]:
+    """Build a member as the recipe for its network and for (un)seen test classes wants it, and return both."""
     recipes: list[Recipe] = []
 
     def adapt(module: nn.Module) -> Adaptation:
-        recipe = options.recipe_for(family_of(module))
+        recipe = options.recipe_for(family_of(module), unseen=unseen)
         recipes.append(recipe)
         return Adaptation(recipe.pooling, recipe.last_stride, recipe.side)
 
@@ -207,6 +238,8 @@ def full_stage(
     frozen_start = start.dump()
 
     def after_epoch(run: Run) -> None:
+        told = {f"{member.backbone}/{name}": value for name, value in run.history[-1].items()}
+        job.tracked.metrics(told, run.epoch)
         if job.work is not None and job.team.leads:
             content = {"key": job.key, "start": frozen_start, "trainee": trainee.state(), "run": dict(vars(run))}
             save_checkpoint(job.work, content)
@@ -237,13 +270,15 @@ def _planned(job: Job, start: Start, trainee: Trainee) -> Run:
     clock = time.perf_counter()
     job.validate(trainee.member)
     overhead = time.perf_counter() - clock
-    # the interpolations and the last pass cost about five more validations
-    left = job.options.max_minutes * 60 - (time.perf_counter() - job.began) - 5 * overhead
+    # the interpolations and the last pass cost about five more validations, each fit of a head a pass over all images
+    passes = 0 if job.recipe.last_head == "trained" else 1 + len(SHARES) if are_unseen(job.data) else 1
+    fits = passes * overhead * (1 + len(start.items) / max(1, len(job.data.validation)))
+    left = job.options.max_minutes * 60 - (time.perf_counter() - job.began) - 5 * overhead - fits
     return plan(trainee, start.items, start.targets, left, overhead)
 
 
 def _choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str, Any]:
-    """Set the member to the best epoch, or to its best interpolation with where it came from; return both shares."""
+    """Set the member to the weights and the head that validation prefers, and return what the report says of it."""
     assert run.best is not None
     end = run.best
     if member.trained == "untrained":  # random weights are nothing to go back to
@@ -255,8 +290,43 @@ def _choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[st
             member.load_state(start.state)
             started = job.validate(member)
         share, shares = best_mix(member, start.state, end, started, run.best_measure, lambda: job.validate(member))
+    best = shares.get(f"{share:g}", run.best_measure)
+    kept: Kept | None = None
+    if job.recipe.last_head != "trained" and run.epoch:
+        # for unseen classes, or where none was kept, another share may be the best once the head is another
+        tried = (1.0, *reversed(SHARES)) if shares and (are_unseen(job.data) or share == 0) else (share,)
+        kept = best_last_head(
+            member,
+            [(s, mix(start.state, end, s)) for s in tried],
+            lambda: _seen(job, member, start),
+            lambda: job.measure_heads(member),
+            best if job.recipe.last_head == "auto" else -math.inf,
+            seed=job.options.seed,
+        )
+    head = str(member.origin["head"])
+    share, best = (share, best) if kept is None else (kept.share, kept.measure)
     keep_share(member, start, share, job.recipe.loss)
+    said = ""
+    if kept is not None:
+        member.origin["head"] = head
+        said = f"; with a head fitted to them, shrinkage {kept.fit[0]:g}, emphasis {kept.fit[1]:g}: {best:.4f}"
     job.progress.say(
-        f"{member.backbone}: keeps {share:.0%} of the fine-tuned weights, the rest of those it came with {shares}"
+        f"{member.backbone}: keeps {share:.0%} of the fine-tuned weights, the rest of those it came with {shares}{said}"
     )
-    return {"share": share, "measures": shares}
+    return {
+        "interpolation": {"share": share, "measures": shares},
+        "last_head": list(kept.fit) if kept else None,
+        "kept": best,
+    }
+
+
+def repeat_last_head(job: Job, member: Member, start: Start, fit: Fit) -> None:
+    """Fit the head to the member's present backbone, as validation has found it best."""
+    fit_last_head(member, *_seen(job, member, start), fit, seed=job.options.seed)
+
+
+def _seen(job: Job, member: Member, start: Start) -> tuple[Features, Rows]:
+    """Take the features of the training images with the present backbone, and their class rows."""
+    features = job.features(member, start.items)
+    rows = dict(zip((i.id for i in start.items), start.targets.tolist(), strict=True))
+    return features, np.array([rows[i] for i in features.ids], dtype=np.int64)

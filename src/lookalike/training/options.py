@@ -113,14 +113,14 @@ class TrainingOptions:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}.")
 
-    def recipe_for(self, family: str) -> Recipe:
-        """Return the whole recipe for a network of that family, see `family_of`.
+    def recipe_for(self, family: str, *, unseen: bool = False) -> Recipe:
+        """Return the whole recipe for a network of that family, see `family_of`; `unseen` as in `make_recipe`.
 
         Raises:
             OptionError: fields that cannot be together, or a loss whose package is not installed.
 
         """
-        recipe = make_recipe(self.recipe, family, **cast("RecipeChanges", self.changes))
+        recipe = make_recipe(self.recipe, family, unseen=unseen, **cast("RecipeChanges", self.changes))
         require_losses(recipe.loss)
         require_sampling(recipe)
         mixes(recipe)

@@ -16,7 +16,9 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 POOLINGS = ("as it came", "avg", "max", "avgmax", "gem")
 NECKS = ("none", "bnneck")
 SAMPLERS = ("auto", "shuffled", "pk", "class-aware")
-HEADS = ("pca", "whitened", "auto")
+HEADS = ("auto", "pca", "whitened")
+LAST_HEADS = ("auto", "trained", "whitened")
+VIEWS = ("auto", "as it came", "center", "squash", "border")
 
 
 def _field(default: Any, words: str, **limits: Any) -> Any:
@@ -34,7 +36,7 @@ class Recipe:
     """
 
     # schedule
-    epochs: int = _field(6, "epochs of the full stage, at most", low=1)
+    epochs: int = _field(8, "epochs of the full stage, at most", low=1)
     batch_size: int = _field(32, "images a step, over all devices together", low=2)
     accumulate: int = _field(1, "steps whose gradients are summed before the weights move", low=1)
     optimizer: str = _field("adamw", "adamw, or sgd with Nesterov momentum 0.9", choices=OPTIMIZERS)
@@ -65,7 +67,14 @@ class Recipe:
     )
     per_class: int = _field(4, "images a class in a batch of the sampler pk", low=2)
     # views
-    crop_scale: float = _field(0.3, "least area of a random resized crop, as a share of the picture", above=0, high=1)
+    view: str = _field(
+        "auto",
+        "what is seen of a picture at test time: as it came with the weights; center, the largest square; squash, all "
+        "of it, pressed into a square; border, all of it, with borders. auto takes squash, and where the backbone "
+        "stays frozen or the classes are unseen what validation prefers",
+        choices=VIEWS,
+    )
+    crop_scale: float = _field(0.5, "least area of a random resized crop, as a share of the picture", above=0, high=1)
     jitter: float = _field(0.25, "largest change of brightness, contrast and colour", low=0, below=1)
     rand_augment: float = _field(
         0.0, "strength, of 10, of two random changes a view (RandAugment; Cubuk et al. 2020)", low=0, high=10
@@ -80,7 +89,7 @@ class Recipe:
         1.0, "side of the pictures at test time over what the weights were trained at", low=0.25, high=2
     )
     resolution: float = _field(
-        1.0,
+        6 / 7,
         "side of the training views over the side at test time; less is faster and evens out that crops show things "
         "larger (Touvron et al. 2019). Networks of a fixed input size keep theirs",
         low=0.25,
@@ -98,10 +107,16 @@ class Recipe:
     )
     neck: str = _field("none", "bnneck: batch norm between embedding and classifier (Luo et al. 2019)", choices=NECKS)
     head: str = _field(
-        "pca",
-        "what the head starts from: principal components; whitened within the classes; auto takes what validation "
-        "prefers",
+        "auto",
+        "what the head starts from: pca, principal components; whitened within the classes; auto takes pca, and where "
+        "the backbone stays frozen or the classes are unseen what validation prefers",
         choices=HEADS,
+    )
+    last_head: str = _field(
+        "auto",
+        "the head kept with a fine-tuned backbone: trained; whitened, fitted anew to what the backbone sees now; auto "
+        "takes what validation prefers",
+        choices=LAST_HEADS,
     )
     frozen_statistics: bool = _field(True, "keep a pretrained network's batch statistics as they are")
     unfreeze: float = _field(1.0, "share of the backbone's layers, from the last, that are trained", above=0, high=1)
@@ -143,6 +158,7 @@ class RecipeChanges(TypedDict, total=False):
     label_smoothing: float
     sampler: str
     per_class: int
+    view: str
     crop_scale: float
     jitter: float
     rand_augment: float
@@ -157,6 +173,7 @@ class RecipeChanges(TypedDict, total=False):
     last_stride: int
     neck: str
     head: str
+    last_head: str
     frozen_statistics: bool
     unfreeze: float
     drop_path: float
@@ -181,13 +198,17 @@ RECIPES: dict[str, RecipeChanges] = {
     "hybrid": {"layer_decay": 0.85, "weight_decay": 0.05, "drop_path": 0.1, "clip": 1.0},
 }
 
+UNSEEN: RecipeChanges = {"epochs": 3, "lr": 1e-4}
+"""What `auto` changes where the test classes are unseen, so that less is lost of what serves any class."""
 
-def make_recipe(name: str, family: str, **changes: Unpack[RecipeChanges]) -> Recipe:
+
+def make_recipe(name: str, family: str, *, unseen: bool = False, **changes: Unpack[RecipeChanges]) -> Recipe:
     """Return a named recipe, single fields changed.
 
     Args:
         name: of RECIPES; `auto` takes the one of the network's family.
         family: the network's, from `family_of`.
+        unseen: the classes to be found are not those of training.
         changes: fields by name, in place of what the recipe says.
 
     Raises:
@@ -196,6 +217,8 @@ def make_recipe(name: str, family: str, **changes: Unpack[RecipeChanges]) -> Rec
     """
     require_recipe(name)
     own = RECIPES[family if name == AUTO else name]
+    if name == AUTO and unseen:
+        own = {**own, **UNSEEN}
     rates = SGD_RATES if changes.get("optimizer") == "sgd" and own.get("optimizer") != "sgd" else RecipeChanges()
     merged: dict[str, Any] = {**own, **rates, **changes}
     return Recipe(**merged)

@@ -18,9 +18,11 @@ from lookalike.data import Dataset, Split, require_no_leaks, with_validation
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.files import digest, require_free
 from lookalike.progress import SILENT, Progress
+from lookalike.tracking import Tracked, open_tracked, parse_targets
 from lookalike.training.checkpoint import load_checkpoint
 from lookalike.training.finetune import Run
 from lookalike.training.interpolate import mix
+from lookalike.training.last_head import Fit
 from lookalike.training.one_backbone import (
     Job,
     Outcome,
@@ -28,14 +30,24 @@ from lookalike.training.one_backbone import (
     full_stage,
     keep_share,
     keep_start,
+    repeat_last_head,
     run_key,
     validation_fingerprint,
 )
 from lookalike.training.options import TrainingOptions
 from lookalike.training.recipe import Recipe
-from lookalike.training.start import NOTHING, Known, Start, repeat_start
-from lookalike.training.train import Weights, bundle_facts, joined, load_as, prepare_work, weights_by_position
+from lookalike.training.start import NOTHING, Known, Start, are_unseen, repeat_start
+from lookalike.training.train import (
+    Weights,
+    bundle_facts,
+    joined,
+    load_as,
+    prepare_work,
+    track_bundle,
+    weights_by_position,
+)
 from lookalike.training.trainee import Trainee
+from lookalike.training.view import AS_IT_CAME
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ class Schedule:
         epochs, steps: the plan that the learning rate followed.
         last: the epoch whose weights were best; 0 without a full stage.
         share: of the fine-tuned weights that was kept.
+        last_head: shrinkage and emphasis of the head that was fitted to them; None where the trained one was kept.
 
     """
 
@@ -55,6 +68,7 @@ class Schedule:
     steps: int = 0
     last: int = 0
     share: float = 0.0
+    last_head: Fit | None = None
 
     @classmethod
     def of(cls, report: Mapping[str, Any] | None) -> Schedule:
@@ -63,13 +77,15 @@ class Schedule:
             return cls()
         measures = [epoch["measure"] for epoch in report.get("history", [])]
         share = (report.get("interpolation") or {"share": 0.0})["share"]
-        known = Known(report["head_epochs"], report["shrinkage"])
+        known = Known(report["head_epochs"], report["shrinkage"], report.get("view", AS_IT_CAME))
         if not measures or share == 0:
             return cls(known)
-        return cls(known, **report["plan"], last=int(np.argmax(measures)) + 1, share=share)
+        fit = report.get("last_head")
+        last_head = (float(fit[0]), float(fit[1])) if fit else None
+        return cls(known, **report["plan"], last=int(np.argmax(measures)) + 1, share=share, last_head=last_head)
 
 
-def refit(
+def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     data: Dataset | Path | str,
     model: Path | str,
     *,
@@ -78,6 +94,7 @@ def refit(
     resume: bool = False,
     replace: bool = False,
     cache: Path | None = None,
+    track: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> Encoder:
     """Train the members of a bundle once more, on the training and validation images together.
@@ -94,6 +111,7 @@ def refit(
         resume: go on with the unfinished run that stands beside `out`.
         replace: let the new bundle take the place of an older one.
         cache: as in `train`.
+        track: as in `train`.
         progress: is told what happens.
 
     Returns:
@@ -106,7 +124,7 @@ def refit(
         StorageError: `out` is taken, or holds an unfinished run and `resume` is not set.
 
     """
-    model, target = Path(model), Path(out)
+    model, target, targets = Path(model), Path(out), parse_targets(track)
     facts, first = read_facts(model), load_bundle(model)
     if "refit_of" in facts:
         raise ModelError(f"{model} was refitted already, on all images that there are; give the bundle it was made of.")
@@ -127,24 +145,27 @@ def refit(
     if (cut.fingerprint, validation_fingerprint(cut)) != (known["fingerprint"], known["validation"]):
         raise DataError(f"{model} was not trained on the images in {cut.root}; give the folder that it was trained on.")
     require_no_leaks(cut, allowed=options[0].allow_leaks, progress=progress)
-    outcomes = [
-        _refit_member(
-            cut,
-            member,
-            given[member.backbone],
-            own,
-            report,
-            work / str(n),
-            cache=cache or work / "cache",
-            progress=progress,
-        )
-        for n, (member, report, own) in enumerate(zip(first.members, reports, options, strict=True))
-    ]
-    everything = _all_training(cut)
-    encoder = joined(outcomes, first.how, progress)
-    new = bundle_facts(everything, options[0], [o.report for o in outcomes])
-    save_bundle(encoder, target, facts={**new, "refit_of": first.fingerprint}, replace=replace)
-    shutil.rmtree(work, ignore_errors=True)
+    with open_tracked(targets, target.name, digest(first.fingerprint, str(target)), progress=progress) as tracked:
+        outcomes = [
+            _refit_member(
+                cut,
+                member,
+                given[member.backbone],
+                own,
+                report,
+                work / str(n),
+                cache=cache or work / "cache",
+                progress=progress,
+                tracked=tracked,
+            )
+            for n, (member, report, own) in enumerate(zip(first.members, reports, options, strict=True))
+        ]
+        everything = _all_training(cut)
+        encoder = joined(outcomes, first.how, progress)
+        new = bundle_facts(everything, options[0], [o.report for o in outcomes])
+        save_bundle(encoder, target, facts={**new, "refit_of": first.fingerprint}, replace=replace)
+        shutil.rmtree(work, ignore_errors=True)
+        track_bundle(tracked, target)
     return encoder
 
 
@@ -175,7 +196,7 @@ def _all_training(data: Dataset) -> Dataset:
     )
 
 
-def _refit_member(
+def _refit_member(  # noqa: PLR0913 - what `refit` has found out, for one backbone
     data: Dataset,
     first: Member,
     weights: Weights,
@@ -185,11 +206,12 @@ def _refit_member(
     *,
     cache: Path,
     progress: Progress,
+    tracked: Tracked,
 ) -> Outcome:
     began = time.perf_counter()
     name = first.backbone
     if report:
-        member, recipe = fresh_member(name, weights, options)
+        member, recipe = fresh_member(name, weights, options, unseen=are_unseen(data))
         same = run_key(member, data, options, recipe) == report["run"]
     else:
         member, recipe = build_member(name, weights, seed=options.seed), Recipe()
@@ -201,7 +223,7 @@ def _refit_member(
         )
     schedule = Schedule.of(report)
     key = digest(run_key(member, data, options, recipe), "refit", repr(schedule))
-    job = Job(data, options, recipe, work, progress, began, key)
+    job = Job(data, options, recipe, work, progress, began, key, tracked=tracked)
     stored = load_checkpoint(work, job.key)
     if stored is None:
         start = repeat_start(member, data, options, recipe, schedule.known, cache=cache, progress=progress)
@@ -221,11 +243,13 @@ def _refit_member(
         assert run.best is not None
         member.load_state(mix(start.state, run.best, schedule.share))
         keep_share(member, start, schedule.share, recipe.loss)
+        if schedule.last_head is not None:
+            repeat_last_head(job, member, start, schedule.last_head)
         new["history"] = run.history
     elif report is not None:
         keep_start(member, start)
     if report is not None:
-        kept = ("family", "validation", "shrinkage", "head_epochs", "plan", "interpolation")
+        kept = ("family", "validation", "view", "shrinkage", "head_epochs", "plan", "interpolation", "last_head")
         new |= {key: report[key] for key in kept if key in report}
     new["seconds"] = round(time.perf_counter() - began, 1)
     return Outcome(member, start.items, new)

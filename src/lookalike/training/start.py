@@ -20,12 +20,13 @@ from lookalike.evaluation import evaluate_embeddings
 from lookalike.progress import Progress
 from lookalike.training.fit_head import HEAD_EPOCHS, CosineClassifier, train_head
 from lookalike.training.options import TrainingOptions
-from lookalike.training.recipe import Recipe
+from lookalike.training.recipe import AUTO, Recipe
+from lookalike.training.view import AS_IT_CAME, TRIED, look
 from lookalike.types import Embeddings
 
 Rows = npt.NDArray[np.int64]
 SHRINKAGES = (0.3, 0.5, 0.7, 0.9)
-_FACTS = ("fitted", "means", "head", "frozen", "with_head", "shrinkage", "head_epochs", "skipped")
+_FACTS = ("view", "fitted", "means", "head", "frozen", "with_head", "shrinkage", "head_epochs", "skipped")
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Start:
     Attributes:
         items: the training items that can be read.
         targets: `(n,)` the class of each as a row number.
+        view: what is seen of a picture.
         state: weights of the member with the best of its heads, backbone as it came.
         fitted: weights of its head before any training, which the full stage starts from.
         means: `(classes, dim)` float32, unit length: the mean embedding of each class with that head.
@@ -48,6 +50,7 @@ class Start:
 
     items: tuple[Item, ...]
     targets: Rows
+    view: str
     state: dict[str, Any]
     fitted: dict[str, Any]
     means: torch.Tensor
@@ -82,9 +85,10 @@ class Start:
         kept = set(stored["ids"])
         items = tuple(i for i in items if i.id in kept)
         targets = class_rows(items)
+        look(member, stored["view"])
         member.load_state({**member.state(), **stored["weights"]})
         facts = {name: stored[name] for name in _FACTS}
-        return cls(items, targets, member.state(), **facts)
+        return cls(items, targets, facts.pop("view"), member.state(), **facts)
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,13 @@ class Known:
     Attributes:
         head_epochs: of training the head.
         shrinkage: of the whitening within classes; None for principal components.
+        view: what is seen of a picture.
 
     """
 
     head_epochs: int = 0
     shrinkage: float | None = None
+    view: str = AS_IT_CAME
 
 
 NOTHING = Known()
@@ -114,20 +120,35 @@ def make_start(
     cache: Path | None,
     progress: Progress,
 ) -> Start:
-    """Fit the head, then train head and classifier on cached features; the member is left with the better head.
+    """Settle what is seen of a picture, fit the head, then train head and classifier on cached features.
+
+    The member is left with the best of these heads.
 
     Raises:
         DataError: when the readable training images are of one class, or validation cannot be measured.
 
     """
     name = member.backbone
-    features = compute_features(member, training, cache=cache, progress=progress, task=f"{name}: features")
-    held_out = compute_features(member, data.validation, cache=cache, progress=progress, task=f"{name}: validation")
+    by_validation = options.frozen or are_unseen(data)
+    views = (recipe.view,) if recipe.view != AUTO else TRIED if by_validation else ("squash",)
+
+    def see(view: str, label: str) -> tuple[Features, Features]:
+        look(member, view)
+        parts = ((training, f"{label}: features"), (data.validation, f"{label}: validation"))
+        found = [compute_features(member, items, cache=cache, progress=progress, task=task) for items, task in parts]
+        return found[0], found[1]
+
+    if len(views) == 1:
+        best = views[0]
+        features, held_out = see(best, name)
+    else:
+        best, features, held_out = _best_view(member, views, see, data, options, progress)
 
     def measure() -> float:
         return measured(Embeddings(held_out.ids, member.project(held_out.rows), ""), data, options.stop_on)
 
-    start = _start(member, data, features, training, options.seed, recipe, measure=measure)
+    head = recipe.head if recipe.head != AUTO or by_validation else "pca"
+    start = _start(member, data, features, training, options.seed, recipe, best, measure=measure, heads=head)
     start.skipped += [str(s) for s in held_out.skipped]
     progress.say(
         f"{name}: validation {options.stop_on} {start.frozen:.4f} as it came, {start.with_head:.4f} with a trained head"
@@ -152,6 +173,7 @@ def repeat_start(
 
     """
     name = member.backbone
+    look(member, known.view)
     training, held_out = (tuple(i for i in part if i.label is not None) for part in (data.training, data.validation))
     parts = [
         compute_features(member, items, cache=cache, progress=progress, task=f"{name}: {part}")
@@ -162,19 +184,50 @@ def repeat_start(
         np.concatenate([p.rows for p in parts]),
         tuple(s for p in parts for s in p.skipped),
     )
-    return _start(member, data, features, (*training, *held_out), options.seed, recipe, known=known)
+    return _start(member, data, features, (*training, *held_out), options.seed, recipe, known.view, known=known)
 
 
-def _start(
+def _best_view(
+    member: Member,
+    views: tuple[str, ...],
+    see: Callable[[str, str], tuple[Features, Features]],
+    data: Dataset,
+    options: TrainingOptions,
+    progress: Progress,
+) -> tuple[str, Features, Features]:
+    """Leave the member with the view whose principal components measure best; return it and what is seen so."""
+    fresh, seen = member.preprocessing, {}
+    for view in views:
+        member.preprocessing = fresh
+        features, held_out = see(view, f"{member.backbone}, {view}")
+        fit_projection(member, features, seed=options.seed)
+        embeddings = Embeddings(held_out.ids, member.project(held_out.rows), "")
+        seen[view] = (measured(embeddings, data, options.stop_on), features, held_out)
+    best = max(seen, key=lambda view: seen[view][0])
+    member.preprocessing = fresh
+    look(member, best)
+    told = ", ".join(f"{view} {found:.4f}" for view, (found, _, _) in seen.items())
+    progress.say(f"{member.backbone}: validation {options.stop_on} by what is seen of a picture: {told}")
+    return best, *seen[best][1:]
+
+
+def are_unseen(data: Dataset) -> bool:
+    """Whether validation stands for test classes that training does not have."""
+    return {i.label for i in data.training}.isdisjoint(i.label for i in data.validation)
+
+
+def _start(  # noqa: PLR0913, PLR0917 - what the two kinds of start have found out
     member: Member,
     data: Dataset,
     features: Features,
     images: tuple[Item, ...],
     seed: int,
     recipe: Recipe,
+    view: str,
     *,
     measure: Callable[[], float] | None = None,
     known: Known | None = None,
+    heads: str = "pca",
 ) -> Start:
     readable = set(features.ids)
     items = tuple(i for i in images if i.id in readable)
@@ -189,7 +242,7 @@ def _start(
     else:
         assert measure is not None
         shrinkage = _best_shrinkage(
-            member, measure, frozen, lambda s: _whiten(member, features, targets, s, seed), recipe.head
+            member, measure, frozen, lambda s: _whiten(member, features, targets, s, seed), heads
         )
     classes = int(targets.max()) + 1
     classifier = CosineClassifier(member.project(features.rows), targets, classes, recipe.label_smoothing)
@@ -207,7 +260,7 @@ def _start(
     )
     skipped = [str(s) for s in features.skipped]
     return Start(
-        items, targets, member.state(), fitted, means, head, frozen, with_head, shrinkage, head_epochs, skipped
+        items, targets, view, member.state(), fitted, means, head, frozen, with_head, shrinkage, head_epochs, skipped
     )
 
 

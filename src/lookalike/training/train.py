@@ -20,11 +20,13 @@ from lookalike.backbones.weights import NONE, PRETRAINED
 from lookalike.data import Dataset, contents, load_dataset, require_no_leaks, with_validation
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation import DEFAULT, Measure, evaluate_embeddings
-from lookalike.files import require_free
+from lookalike.files import digest, require_free
 from lookalike.progress import SILENT, Progress
+from lookalike.tracking import UNTRACKED, Tracked, open_tracked, parse_targets
 from lookalike.training.curves import write_curves
 from lookalike.training.one_backbone import Outcome, fresh_member, run_key, train_member, validation_fingerprint
 from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
+from lookalike.training.start import are_unseen
 from lookalike.training.team import ALONE, Team, open_team
 from lookalike.types import Vectors
 
@@ -42,6 +44,7 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
     resume: bool = False,
     replace: bool = False,
     cache: Path | None = None,
+    track: Sequence[str] = (),
     progress: Progress = SILENT,
     **changes: Unpack[OptionChanges],
 ) -> Encoder:
@@ -60,6 +63,8 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
         resume: go on with the unfinished run that stands beside `out`; a run that is finished is loaded as it is.
         replace: let the new bundle take the place of an older one.
         cache: a folder that keeps the features of the frozen backbone for other runs on the same images.
+        track: trackers that are told of each epoch and of the bundle: `tensorboard`, `mlflow`, or with a place after
+            a sign, as `mlflow=http://host:5000`.
         progress: is told what happens.
         changes: options by name, in place of what `options` says.
 
@@ -68,7 +73,9 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
 
     Raises:
         DataError: too little labelled training data, or training images that are in query or gallery too.
-        ModelError: unknown backbone or unfit weights, a loss that is no number, or another process that ended.
+        MissingExtra: a tracker that is not installed.
+        ModelError: unknown backbone or unfit weights, a loss that is no number, another process that ended, or a
+            tracker that cannot be reached.
         OptionError: weights for a backbone that is not trained, or one file for several.
         StorageError: `out` is taken, or holds an unfinished run and `resume` is not set.
 
@@ -76,6 +83,7 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
     options = changed_options(options, changes)
     require_combination(combine)
     chosen = weights_by_position(backbone.split("+"), weights)
+    targets = parse_targets(track)
     target = Path(out) if out is not None else None
     with open_team() as team:
         if not team.leads:
@@ -90,24 +98,31 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
             if not replace:
                 require_free(target)
         team.agree(lambda: require_no_leaks(parts, allowed=options.allow_leaks, progress=progress))
-        if target is None or work is None:
-            made = [
-                train_member(parts, name, given, options, None, progress, cache=cache, team=team)
-                for name, given in chosen
-            ]
-            return joined(made, combine, progress)
-        return train_into(
-            target,
-            work,
-            parts,
-            chosen,
-            options,
-            combine=combine,
-            replace=replace,
-            cache=cache,
-            progress=progress,
-            team=team,
-        )
+        key = digest(parts.fingerprint, repr(sorted(options.to_dict().items())), repr(chosen), str(target))
+        name = target.name if target is not None else backbone
+        with open_tracked(targets if team.leads else (), name, key, progress=progress) as tracked:
+            tracked.params(options.to_dict() | {"backbone": backbone, "data": parts.fingerprint})
+            if target is None or work is None:
+                made = [
+                    train_member(parts, name, given, options, None, progress, cache=cache, team=team, tracked=tracked)
+                    for name, given in chosen
+                ]
+                return joined(made, combine, progress)
+            encoder = train_into(
+                target,
+                work,
+                parts,
+                chosen,
+                options,
+                combine=combine,
+                replace=replace,
+                cache=cache,
+                progress=progress,
+                team=team,
+                tracked=tracked,
+            )
+            track_bundle(tracked, target)
+            return encoder
 
 
 def train_into(  # noqa: PLR0913 - what `train` has found out
@@ -122,6 +137,7 @@ def train_into(  # noqa: PLR0913 - what `train` has found out
     cache: Path | None = None,
     progress: Progress = SILENT,
     team: Team = ALONE,
+    tracked: Tracked = UNTRACKED,
 ) -> Encoder:
     """Train on data that has its validation part and was looked through for leaks, and write the bundle.
 
@@ -136,12 +152,13 @@ def train_into(  # noqa: PLR0913 - what `train` has found out
         cache: likewise.
         progress: likewise.
         team: the processes that train.
+        tracked: is told of each epoch.
 
     """
     # what the frozen backbone saw is kept too: it is most of the work before the first epoch ends
     cache = cache or work / "cache"
     outcomes = [
-        train_member(data, name, given, options, work / str(n), progress, cache=cache, team=team)
+        train_member(data, name, given, options, work / str(n), progress, cache=cache, team=team, tracked=tracked)
         for n, (name, given) in enumerate(chosen)
     ]
     encoder = joined(outcomes, combine, progress)
@@ -156,6 +173,15 @@ def train_into(  # noqa: PLR0913 - what `train` has found out
 
     team.agree(finish)
     return encoder
+
+
+def track_bundle(tracked: Tracked, bundle: Path) -> None:
+    """Tell trackers what validation measured of a finished bundle, and hand it and its curves over."""
+    measures = read_facts(bundle).get("measures", {}).get("validation", {})
+    tracked.metrics({f"validation/{name}": found["mean"] for name, found in measures.items()}, 1)
+    for drawn in ("curves.png", "curves.html"):
+        tracked.file(bundle / drawn)
+    tracked.model(bundle, bundle.name)
 
 
 def _remove(work: Path | None) -> None:
@@ -239,7 +265,7 @@ def _is_finished(
     found = [(report or {}).get("run") for report in facts.get("training", [])]
     if len(found) != len(chosen) or facts["how"] not in (None, combine):
         return False
-    fresh = [fresh_member(name, given, options) for name, given in chosen]
+    fresh = [fresh_member(name, given, options, unseen=are_unseen(data)) for name, given in chosen]
     return found == [run_key(member, data, options, recipe) for member, recipe in fresh]
 
 

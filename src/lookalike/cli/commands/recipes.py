@@ -15,7 +15,8 @@ from lookalike.cli.options import json_option
 def recipes(as_json: bool) -> None:
     """List the recipes of 'train' and 'benchmark': every field, what it means and its value in each; then the losses.
 
-    'auto' takes the recipe that is named after the kind of network. Single fields are changed by --set FIELD=VALUE.
+    'auto' takes the recipe that is named after the kind of network, and trains more gently where the test classes are
+    not those of training. Single fields are changed by --set FIELD=VALUE.
 
     \b
     Examples:
@@ -23,14 +24,15 @@ def recipes(as_json: bool) -> None:
       lookalike train photos --recipe cnn --set pooling=gem --set ema=0.99 --out model
     """  # noqa: D301
     from lookalike.training.losses import LOSSES
-    from lookalike.training.recipe import FIELDS
+    from lookalike.training.recipe import FIELDS, UNSEEN
     from lookalike.training.recipe import recipes as all_recipes
 
     made = {name: recipe.to_dict() for name, recipe in all_recipes().items()}
     if as_json:
         explained = {name: own.metadata["help"] for name, own in FIELDS.items()}
         losses = {row.name: row.words for row in LOSSES.values()}
-        click.echo(json.dumps({"recipes": made, "fields": explained, "losses": losses}, indent=2, ensure_ascii=False))
+        known = {"recipes": made, "unseen": UNSEEN, "fields": explained, "losses": losses}
+        click.echo(json.dumps(known, indent=2, ensure_ascii=False))
         return
     for name, own in FIELDS.items():
         values = {recipe: _plain(value[name]) for recipe, value in made.items()}
@@ -38,6 +40,8 @@ def recipes(as_json: bool) -> None:
         others = [f"{recipe} {value}" for recipe, value in values.items() if value != usual]
         click.echo(f"{name} = {', '.join([usual, *others])}")
         click.echo(f"    {own.metadata['help']}{_allowed(own.metadata.get('choices'))}")
+    gentle = ", ".join(f"{name} = {_plain(value)}" for name, value in UNSEEN.items())
+    click.echo(f"\nauto, where the test classes are unseen: {gentle}")
     click.echo("\nlosses")
     for row in LOSSES.values():
         click.echo(f"  {row.name}: {row.words}")

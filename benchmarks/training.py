@@ -1,0 +1,225 @@
+"""Train every way beside each other: frozen, head only, the whole recipe, each loss, and another library's trainer.
+
+    python benchmarks/training.py --runs runs/training --weights resnet50=resnet50_imagenet.safetensors
+    python docs/make_training.py
+
+Reads the data folders `clothing`, `trashnet` and `caltech` from $LOOKALIKE_SHARED/data (default ../shared/data). Every
+figure is added to docs/training.json as it is found; what stands there is not run again (`--again` does). Takes many
+hours as a whole on two cores, so say what you want: --only SET, --backbone NAME, --way WAY, --seed N, each repeatable.
+
+Ways:
+  frozen      as it came, principal components as head
+  head        `lookalike train --frozen`
+  full        `lookalike train`
+  refit       `lookalike refit` of the above, on the validation images too
+  LOSS        the short form of the recipe (pictures of 5/7 of the side, 3 epochs) with that loss: only to be compared
+              with each other, and with cross-entropy in the short form
+  their-trainer  pytorch-metric-learning's own trainer, for as many minutes as `full` and `refit` took, on all images
+  ensemble    of the `full` models of a seed, aligned, beside the better one of them
+Figures are on query and gallery. Pictures are embedded in bfloat16 where the machine has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lookalike.backbones import Encoder, build_member, fit_alignment, load_bundle
+from lookalike.backbones.bundle import is_bundle, read_facts
+from lookalike.bench.machine import machine
+from lookalike.data import Dataset, load_dataset, with_validation
+from lookalike.embedding import fitted_encoder
+from lookalike.evaluation import evaluate_embeddings
+from lookalike.files import write_json
+from lookalike.training import refit, train
+from lookalike.training.losses import LOSSES
+from lookalike.training.precision import autocast
+from lookalike.training.start import class_rows
+from rival_trainer import train_with_its_trainer
+
+SETS = ("clothing", "trashnet", "caltech")
+BACKBONES = ("efficientnet_lite0", "resnet50")
+SHORT = {"epochs": 3, "side": 5 / 7, "resolution": 0.8}
+MEASURES = ["precision@3", "hit@1", "map@r"]
+RESULTS = Path(__file__).parent.parent / "docs" / "training.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: a set, a backbone with its weights, a way, a seed, and the folder for bundles."""
+
+    name: str
+    data: Dataset
+    backbone: str
+    weights: str | Path
+    way: str
+    seed: int
+    runs: Path
+
+    def bundle(self, way: str) -> Path:
+        """Return where the bundle of a way is kept."""
+        return self.runs / f"{self.name}-{self.backbone}-{way}-{self.seed}"
+
+
+class Talk:
+    """Prints what is said, and no steps."""
+
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(f"  {text}", flush=True)
+
+
+def frozen(case: Case) -> tuple[Encoder, dict[str, Any]]:
+    member = build_member(case.backbone, case.weights, seed=case.seed)
+    images = [i for i in case.data.training if i.label is not None]
+    with autocast(member.device, "auto"):
+        return fitted_encoder([member], images, seed=case.seed), {}
+
+
+def trained(case: Case, **changes: Any) -> tuple[Encoder, dict[str, Any]]:
+    out = case.bundle(case.way)
+    options = {"seed": case.seed, "allow_leaks": True, **changes}
+    cache = case.runs / "cache"
+    encoder = train(
+        case.data, case.backbone, weights=case.weights, out=out, resume=True, cache=cache, progress=Talk(), **options
+    )
+    report = read_facts(out)["training"][0]
+    facts = {
+        "share": (report.get("interpolation") or {}).get("share"),
+        "view": report["view"],
+        "last_head": report.get("last_head"),
+        "validation": report["validation"],
+        "training_minutes": sum(e["seconds"] for e in report.get("history", [])) / 60,
+    }
+    if case.way in LOSSES:  # a bundle a loss would fill the disk
+        shutil.rmtree(out)
+    return encoder, facts
+
+
+def refitted(case: Case) -> tuple[Encoder, dict[str, Any]]:
+    out = case.bundle("refit")
+    given = {"weights": case.weights, "cache": case.runs / "cache", "progress": Talk()}
+    return refit(case.data, case.bundle("full"), out=out, resume=True, **given), {}
+
+
+def theirs(case: Case) -> tuple[Encoder, dict[str, Any]]:
+    rows = stored()
+    minutes = sum(rows[key(case, way)]["minutes"] for way in ("full", "refit") if key(case, way) in rows)
+    if not minutes:
+        raise SystemExit("their-trainer gets as many minutes as full and refit took: run these first.")
+    items = tuple(i for i in case.data.training if i.label is not None)
+    recipe = read_facts(case.bundle("full"))["training"][0]["recipe"]
+    encoder = train_with_its_trainer(
+        items,
+        class_rows(items),
+        case.backbone,
+        case.weights,
+        lr=recipe["lr"],
+        head_lr=recipe["head_lr"],
+        seconds=60 * minutes,
+        seed=case.seed,
+    )
+    return encoder, {}
+
+
+WAYS: dict[str, Callable[[Case], tuple[Encoder, dict[str, Any]]]] = {
+    "frozen": frozen,
+    "head": lambda case: trained(case, frozen=True),
+    "full": trained,
+    "refit": refitted,
+    "their-trainer": theirs,
+    **{loss: lambda case, loss=loss: trained(case, loss=loss, **SHORT) for loss in LOSSES},
+}
+
+
+def measured(encoder: Encoder, data: Dataset) -> dict[str, float]:
+    """Take the measures on query and gallery."""
+    with autocast(encoder.members[0].device, "auto"):
+        query, gallery = (encoder.embed(part) for part in (data.query, data.gallery))
+    labels = [{i.id: i.label for i in part if i.label is not None} for part in (data.query, data.gallery)]
+    found = evaluate_embeddings(query, gallery, *labels, MEASURES)
+    return {name: found.mean(name) for name in MEASURES}
+
+
+def key(case: Case, way: str) -> str:
+    return "/".join((case.name, case.backbone, way, str(case.seed)))
+
+
+def stored() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def keep(name: str, row: Mapping[str, Any]) -> None:
+    write_json(RESULTS, {**stored(), name: row})
+    shown = " / ".join(f"{row['measures'][m]:.3f}" for m in MEASURES)
+    print(f"{name}: {shown}, {row['minutes']:.1f} minutes", flush=True)
+
+
+def run(case: Case) -> None:
+    clock, processor = time.perf_counter(), time.process_time()
+    encoder, facts = WAYS[case.way](case)
+    minutes, spent = (time.perf_counter() - clock) / 60, (time.process_time() - processor) / 60
+    row = {"measures": measured(encoder, case.data), "minutes": minutes, "processor_minutes": spent}
+    keep(key(case, case.way), {**row, **facts, "machine": machine()})
+
+
+def ensembles(cases: list[Case]) -> None:
+    """Join the `full` models of a set and a seed, and measure the pair."""
+    for (name, seed), group in itertools.groupby(cases, lambda c: (c.name, c.seed)):
+        bundles = [c.bundle("full") for c in group]
+        if len(bundles) < 2 or not all(map(is_bundle, bundles)):
+            continue
+        data = next(c.data for c in cases if c.name == name)
+        members = [load_bundle(b).members[0] for b in bundles]
+        images = [i for i in with_validation(data, seed=seed).training if i.label is not None]
+        with autocast(members[0].device, "auto"):
+            parts = [Encoder([m]).embed(images) for m in members]
+        alignments = [None, *(fit_alignment(p.vectors, parts[0].vectors) for p in parts[1:])]
+        found = measured(Encoder(members, "aligned", alignments), data)
+        keep(f"{name}/{'+'.join(m.backbone for m in members)}/ensemble/{seed}", {"measures": found, "minutes": 0.0})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--runs", type=Path, default=Path("runs/training"))
+    parser.add_argument("--only", action="append", choices=SETS)
+    parser.add_argument("--backbone", action="append")
+    parser.add_argument("--way", action="append", choices=[*WAYS, "ensemble"])
+    parser.add_argument("--seed", action="append", type=int)
+    parser.add_argument("--again", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    shared = Path(os.environ.get("LOOKALIKE_SHARED", Path(__file__).parent.parent.parent / "shared"))
+    weights = dict(text.split("=", 1) for text in given.weights)
+    ways = given.way or list(WAYS)
+    for seed in given.seed or (0, 1, 2):
+        for name in given.only or SETS:
+            data = load_dataset(shared / "data" / name)
+            cases = [
+                Case(name, data, backbone, weights.get(backbone, "pretrained"), way, seed, given.runs)
+                for backbone in given.backbone or BACKBONES
+                for way in ways
+            ]
+            for case in cases:
+                if case.way != "ensemble" and (given.again or key(case, case.way) not in stored()):
+                    run(case)
+            if "ensemble" in ways:
+                ensembles(cases)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Make docs/training-results.md from docs/training.json, which benchmarks/training.py writes.
+
+python docs/make_training.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MEASURES = ("precision@3", "hit@1", "map@r")
+WAYS = {
+    "frozen": "frozen, as it came",
+    "head": "head only (`--frozen`)",
+    "full": "whole recipe (`train`)",
+    "refit": "the same, then `refit`",
+    "their-trainer": "pytorch-metric-learning's trainer, same minutes",
+    "ensemble": "ensemble of the whole recipes",
+}
+
+_INTRODUCTION = """# Ways of training beside each other
+
+Made by `docs/make_training.py` from `docs/training.json`, which `benchmarks/training.py` writes; not edited by hand.
+
+Figures are on query and gallery: mean over the seeds, and in brackets the largest distance of a seed from it. A seed
+decides the validation part, the order, the views and the head. Minutes are wall-clock on two cores; some runs had the
+machine to themselves and some did not, so that they say an order of magnitude. What is missing was not run.
+"""
+
+_SHORT = """### Losses in the short form
+
+Three epochs on pictures of 5/7 of the side, all else as the recipe has it. Only to be compared with each other.
+"""
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """Return the page for what `benchmarks/training.py` kept, by set, backbone, way and seed."""
+    found: dict[str, dict[str, dict[str, list[Any]]]] = {}
+    for name, row in results.items():
+        data, backbone, way, _seed = name.split("/")
+        found.setdefault(data, {}).setdefault(backbone, {}).setdefault(way, []).append(row)
+    return "\n".join([_INTRODUCTION, *(line for data, own in found.items() for line in _section(data, own))])
+
+
+def _section(data: str, backbones: Mapping[str, Mapping[str, Sequence[Any]]]) -> Iterator[str]:
+    yield f"## {data}\n"
+    yield from _table(
+        (backbone, words, ways[way])
+        for backbone, ways in backbones.items()
+        for way, words in WAYS.items()
+        if way in ways
+    )
+    short = [
+        (backbone, way, rows) for backbone, ways in backbones.items() for way, rows in ways.items() if way not in WAYS
+    ]
+    if short:
+        yield _SHORT
+        best = sorted(short, key=lambda row: (row[0], -_means(row[2])["map@r"]))
+        yield from _table(iter(best))
+
+
+def _table(rows: Iterator[tuple[str, str, Sequence[Any]]]) -> Iterator[str]:
+    yield f"| backbone | way | {' | '.join(MEASURES)} | minutes | seeds |"
+    yield "|:--|:--|--:|--:|--:|--:|--:|"
+    for backbone, words, runs in rows:
+        means = _means(runs)
+        cells = [_with_spread(means[m], [r["measures"][m] for r in runs]) for m in MEASURES]
+        minutes = statistics.median(r["minutes"] for r in runs)
+        name = backbone.replace("_", chr(92) + "_")
+        yield f"| {' | '.join([name, words, *cells, f'{minutes:.1f}', str(len(runs))])} |"
+    yield ""
+
+
+def _means(runs: Sequence[Any]) -> dict[str, float]:
+    return {m: statistics.fmean(r["measures"][m] for r in runs) for m in MEASURES}
+
+
+def _with_spread(mean: float, values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} (±{max(abs(v - mean) for v in values):.3f})"
+
+
+def main() -> None:
+    """Write the page."""
+    results = json.loads((HERE / "training.json").read_text(encoding="utf-8"))
+    (HERE / "training-results.md").write_text(render(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

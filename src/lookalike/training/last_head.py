@@ -1,0 +1,94 @@
+"""The head that is kept with a fine-tuned backbone: the trained one, or one fitted to what the backbone sees now.
+
+Fine-tuning pulls the training classes together in some directions more than in others. Evening that out in closed form
+costs one pass over the training images, and nothing at search time. It pays most where the classes to be found are
+unseen, where the classifier's own head fits the wrong ones (figures in docs/training.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lookalike.backbones import Member, fit_whitened
+from lookalike.embedding import Features
+from lookalike.training.start import Rows
+
+Fit = tuple[float, float]
+"""Shrinkage and emphasis, as `fit_whitened` takes them."""
+
+FITS: tuple[Fit, ...] = tuple((shrinkage, emphasis) for shrinkage in (0.1, 0.3, 0.5, 0.7) for emphasis in (1.0, 2.0))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A share of the fine-tuned weights with a head fitted to them, and what validation measures of it."""
+
+    share: float
+    fit: Fit
+    measure: float
+
+
+def fit_last_head(member: Member, features: Features, targets: Rows, fit: Fit, *, seed: int) -> None:
+    """Put the whitening of the present backbone's features in the member's head.
+
+    Args:
+        member: fine-tuned; only its head is changed.
+        features: of the training images, as its backbone sees them now.
+        targets: `(n,)` their class rows.
+        fit: shrinkage and emphasis.
+        seed: of the completing basis.
+
+    """
+    shrinkage, emphasis = fit
+    member.head.set(*fit_whitened(features.rows, targets, shrinkage, member.dim, emphasis=emphasis, seed=seed))
+    words = f"shrinkage {shrinkage:g}, emphasis {emphasis:g}"
+    member.origin["head"] = f"whitened within the classes of {len(features.ids)} images after training, {words}"
+    member.changed()
+
+
+def best_last_head(
+    member: Member,
+    mixtures: Sequence[tuple[float, dict[str, torch.Tensor]]],
+    see: Callable[[], tuple[Features, Rows]],
+    measure: Callable[[], Callable[[], float]],
+    at_least: float,
+    *,
+    seed: int,
+) -> Kept | None:
+    """Set the member to the mixture of weights and the head fitted to it that measure best.
+
+    Args:
+        member: is left as it is when none measures above `at_least`.
+        mixtures: shares of the fine-tuned weights, and the weights.
+        see: takes the features of the training images with the member's present backbone, and their class rows.
+        measure: prepares the validation measure for the present backbone; what it returns takes it for a head.
+        at_least: what the trained head measures; minus infinity to take the best in any case.
+        seed: of the completing basis.
+
+    """
+    before, origin = member.state(), dict(member.origin)
+    best: Kept | None = None
+    for share, weights in mixtures:
+        member.load_state(weights)
+        features, targets = see()
+        take = measure()
+        for fit in FITS:
+            fit_last_head(member, features, targets, fit, seed=seed)
+            found = take()
+            if found > (at_least if best is None else best.measure):
+                best = Kept(share, fit, found)
+                before, origin = member.state(), dict(member.origin)
+    member.load_state(before)
+    member.origin.update(origin)
+    return best
+
+
+def joined_features(parts: Sequence[Features], ids: Sequence[str]) -> Features:
+    """Bring what several processes computed into the order of the ids; what none could read is left out."""
+    rows = {i: row for part in parts for i, row in zip(part.ids, part.rows, strict=True)}
+    found = tuple(i for i in ids if i in rows)
+    return Features(found, np.stack([rows[i] for i in found]), tuple(s for part in parts for s in part.skipped))
