@@ -207,3 +207,31 @@ def test_trials_on_disk_are_what_was_returned_but_for_the_time(finished):
         slug = trial.name.replace("_", "-").replace(" + ", "-").replace(", ", "-").replace(" ", "-")
         stored = json.loads((finished.out / "trials" / f"{slug}.json").read_text(encoding="utf-8"))
         assert Trial.from_dict(stored["trial"]) == replace(trial, timing=None)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # mlflow's own
+def test_mlflow_gets_the_figures_of_every_candidate_the_table_and_the_winner(
+    again, photo_folder_original, no_timing, tmp_path, monkeypatch
+):
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)  # where mlflow keeps the files of a local database
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    found = again(tmp_path / "run", track=[f"mlflow={uri}"])
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("lookalike").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["winner"] == found.choice.winner
+    frozen = found.trials[0]
+    expected = frozen.validation.mean("precision@3")
+    assert run.data.metrics["test-efficientnet-frozen/validation/precision_at_3"] == expected
+    assert f"{EFFICIENTNET}/loss" in run.data.metrics
+    kept = {f.path for f in client.list_artifacts(run.info.run_id)}
+    assert kept >= {"leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html", "model"}
+    mlflow.set_tracking_uri(uri)
+    import mlflow.pyfunc
+
+    images = [str(item.path) for item in load_dataset(photo_folder_original).gallery][:2]
+    back = mlflow.pyfunc.load_model("models:/run/1").predict(images)
+    np.testing.assert_array_equal(back, load_bundle(tmp_path / "run" / "best").embed(images).vectors)

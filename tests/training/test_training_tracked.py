@@ -47,7 +47,7 @@ def test_tensorboard_has_a_point_an_epoch(tracked_run):
     found = [float(make_ndarray(t)) for t in tensors[f"{SMALL}/loss"]]
     assert found == pytest.approx([epoch["loss"] for epoch in history], rel=1e-6)
     assert len(tensors[f"{SMALL}/measure"]) == 2
-    assert {"validation/map_at_r", "validation/precision_at_1"} <= tensors.keys()
+    assert {"validation/map_at_r", "validation/precision_at_3"} <= tensors.keys()
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_mlflow_has_the_recipe_the_figures_the_curves_and_a_model_that_loads_bac
     points = client.get_metric_history(run.info.run_id, f"{SMALL}/loss")
     assert [p.step for p in points] == [1, 2]
     assert [p.value for p in points] == [epoch["loss"] for epoch in facts["training"][0]["history"]]
-    measured = facts["measures"]["validation"]["precision@1"]["mean"]
-    assert run.data.metrics["validation/precision_at_1"] == measured
+    measured = facts["measures"]["validation"]["precision@3"]["mean"]
+    assert run.data.metrics["validation/precision_at_3"] == measured
     assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"curves.png", "curves.html", "model"}
 
     mlflow.set_tracking_uri(uri)

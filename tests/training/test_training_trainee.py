@@ -1,5 +1,7 @@
 """What a recipe turns in training: layers and their rates, the running mean, mixing, accumulation, half precision."""
 
+import shutil
+
 import numpy as np
 import pytest
 import timm
@@ -210,3 +212,56 @@ def test_a_share_of_the_batches_is_mixed():
     x, recipe = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8), Recipe(mixup=1.0, mix_probability=0.25)
     plain = sum(mixed(x, torch.arange(4), 4, recipe, (0, 0, step))[0] is x for step in range(200))
     assert 130 < plain < 170
+
+
+# ---------------------------------------------------------------- the large ones
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_b_16", "efficientnet_b0", "resnet50", "mobilevitv2_050"])
+def test_a_step_of_the_recipe_moves_every_layer_of_the_large_ones(name):
+    """Of random weights, a batch of two: the second step's gradients reach the first layer."""
+    from lookalike.backbones import family_of
+    from lookalike.training.recipe import make_recipe
+
+    member = build_member(name, "none", seed=0)
+    random = np.random.default_rng(0)
+    member.head.set(random.normal(0, 0.05, (512, member.features_width)).astype(np.float32), np.zeros(512, np.float32))
+    recipe = make_recipe("auto", family_of(member.module), drop_path=0.0, warmup=0.0)
+    trained = Trainee(member, 2, recipe)
+    p = member.preprocessing
+    pixels = random.integers(0, 256, (2, p.height, p.width, 3), dtype=np.uint8)
+    before = {n: w.detach().clone() for n, w in member.module.named_parameters()}
+    losses = []
+    with trained.training():
+        trained.set_rate(1.0)
+        for _ in range(3):  # the classifier begins at zero, and lets nothing through in the first
+            loss = trained.loss(pixels, torch.tensor([0, 1]))
+            losses.append(float(loss.detach()))
+            trained.step(loss)
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-4)
+    assert all(np.isfinite(losses))
+    still = [n for n, w in member.module.named_parameters() if torch.equal(w, before[n])]
+    assert still == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_network_has_nearly_the_same_loss_and_gradients():
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("compiling a network on a CPU needs a C++ compiler, and none is installed")
+    made = {}
+    for compiled in (False, True):
+        member = build_member("test_vit", "none", seed=0)
+        made[compiled] = trainee(member, compile=compiled)
+        made[compiled].objective.losses[0].classifier.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    p = made[True].member.preprocessing
+    pixels = np.random.default_rng(0).integers(0, 256, (8, p.height, p.width, 3), dtype=np.uint8)
+    gradients = {}
+    for compiled, own in made.items():
+        with own.training():
+            loss = own.loss(pixels, TARGETS)
+            loss.backward()
+        assert float(loss.detach()) == pytest.approx(float(made[False].loss(pixels, TARGETS).detach()), rel=1e-4)
+        gradients[compiled] = torch.cat([w.grad.flatten() for w in own.member.module.parameters()])
+    assert torch.nn.functional.cosine_similarity(gradients[False], gradients[True], dim=0) > 0.9999
