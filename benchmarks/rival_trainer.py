@@ -68,7 +68,7 @@ def train_with_its_trainer(
     models = {"trunk": member.module, "embedder": member.head.linear, "classifier": classifier}
     rates = {"trunk": lr, "embedder": head_lr, "classifier": head_lr}
     optimizers = {
-        f"{name}_optimizer": torch.optim.AdamW(module.parameters(), lr=rates[name], weight_decay=0.02)
+        f"{name}_optimizer": torch.optim.AdamW(module.parameters(), lr=0.0, weight_decay=0.02)
         for name, module in models.items()
     }
     began = time.perf_counter()

@@ -15,7 +15,7 @@ Ways:
   LOSS        the short form of the recipe (pictures of 5/7 of the side, 3 epochs) with that loss: only to be compared
               with each other, and with cross-entropy in the short form
   their-trainer  pytorch-metric-learning's own trainer, for as many minutes as `full` took, on all training images
-  ensemble    of the `full` models of a seed, aligned, beside the better one of them
+  ensemble    of the `full` models of a seed, aligned
 Figures are on query and gallery. Pictures are embedded in bfloat16 where the machine has it.
 """
 
@@ -179,7 +179,7 @@ def run(case: Case) -> None:
 def ensembles(cases: list[Case]) -> None:
     """Join the `full` models of a set and a seed, and measure the pair."""
     for (name, seed), group in itertools.groupby(cases, lambda c: (c.name, c.seed)):
-        bundles = [c.bundle("full") for c in group]
+        bundles = list(dict.fromkeys(c.bundle("full") for c in group))
         if len(bundles) < 2 or not all(map(is_bundle, bundles)):
             continue
         data = next(c.data for c in cases if c.name == name)
@@ -205,7 +205,7 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     shared = Path(os.environ.get("LOOKALIKE_SHARED", Path(__file__).parent.parent.parent / "shared"))
     weights = dict(text.split("=", 1) for text in given.weights)
-    ways = given.way or list(WAYS)
+    ways = given.way or [*WAYS, "ensemble"]
     for seed in given.seed or (0, 1, 2):
         for name in given.only or SETS:
             data = load_dataset(shared / "data" / name)
@@ -216,6 +216,10 @@ def main() -> None:
             ]
             for case in cases:
                 if case.way != "ensemble" and (given.again or key(case, case.way) not in stored()):
+                    if given.again:
+                        old = case.bundle(case.way)
+                        for folder in (old, old.with_name(f"{old.name}.training")):
+                            shutil.rmtree(folder, ignore_errors=True)
                     run(case)
             if "ensemble" in ways:
                 ensembles(cases)

@@ -204,17 +204,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_network_in_one_pi
 
 def test_a_loss_far_above_that_of_the_first_twenty_steps_is_divergence():
     run = Run(2, 30, epoch=1)
-    losses = []
     for _ in range(20):
-        losses.append(2.0)
-        _require_sane(run, losses)
+        _require_sane(run, 2.0)
     assert run.level == 2.0
     for _ in range(19):  # the mean of the last twenty is then 2 / 20 + 19 * 8 / 20 = 7.7, not above 4 * 2
-        losses.append(8.0)
-        _require_sane(run, losses)
-    losses.append(16.5)  # 19 * 8 / 20 + 16.5 / 20 = 8.425
+        _require_sane(run, 8.0)
     with pytest.raises(ModelError) as raised:
-        _require_sane(run, losses)
+        _require_sane(run, 16.5)  # 19 * 8 / 20 + 16.5 / 20 = 8.425
     assert str(raised.value) == (
         "training diverged in epoch 2 (the loss rose from 2 to 8.43); epoch 1 and all before are kept; "
         "lower the learning rate."

@@ -1,7 +1,5 @@
 """The head fitted to the fine-tuned backbone: when it is taken, what the bundle says of it, and its repetition."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from lookalike.backbones import fit_whitened, load_bundle
 from lookalike.backbones.bundle import read_facts
 from lookalike.embedding import Features, compute_features
 from lookalike.training import refit, train
-from lookalike.training.last_head import FITS, best_last_head, fit_last_head, joined_features
+from lookalike.training.last_head import FITS, best_last_head, joined_features
 from lookalike.training.one_backbone import train_member
 from lookalike.training.start import class_rows
 from lookalike.training.view import TRIED
@@ -27,7 +25,8 @@ def test_the_best_of_all_is_kept_and_a_tie_goes_to_the_first(member, see):
     state = member.state()
     other = {k: v * 0.9 if v.is_floating_point() else v for k, v in state.items()}
     values = iter([0.1, 0.5, 0.5, 0, 0, 0, 0, 0, 0.2, 0.3, 0.4, 0.5, 0, 0, 0, 0])
-    kept = best_last_head(member, [(1.0, state), (0.5, other)], see, lambda: lambda: next(values), 0.2, seed=0)
+    weights = {1.0: state, 0.5: other}
+    kept = best_last_head(member, [1.0, 0.5], weights.get, see, lambda: lambda: next(values), 0.2, seed=0)
     assert (kept.share, kept.fit, kept.measure) == (1.0, FITS[1], 0.5)
     after = member.state()
     assert all(np.array_equal(after[k], state[k]) for k in state if k.startswith("backbone."))
@@ -41,10 +40,25 @@ def test_the_best_of_all_is_kept_and_a_tie_goes_to_the_first(member, see):
 
 def test_none_above_the_trained_head_leaves_everything_as_it_was(member, see):
     before, origin = member.state(), dict(member.origin)
-    assert best_last_head(member, [(1.0, before)], see, lambda: lambda: 0.7, 0.7, seed=0) is None
+    assert best_last_head(member, [1.0], lambda _: before, see, lambda: lambda: 0.7, 0.7, seed=0) is None
     after = member.state()
     assert all(np.array_equal(after[k], before[k]) for k in before)
     assert member.origin == origin
+
+
+def test_further_shares_are_tried_only_while_there_is_time(member, see):
+    seen = []
+    best_last_head(
+        member,
+        [0.75, 0.5],
+        lambda share: seen.append(share) or member.state(),
+        see,
+        lambda: lambda: 0.7,
+        0.2,
+        seed=0,
+        may_go_on=lambda: False,
+    )
+    assert seen == [0.75]
 
 
 def test_parts_of_several_processes_are_put_in_order():
@@ -67,15 +81,15 @@ class Silent:
         self.said.append(text)
 
 
-def test_a_head_asked_for_is_in_the_bundle_and_refit_repeats_it(data, crops_original, weights, quick, tmp_path):
-    train(data, SMALL, weights=weights, out=tmp_path / "model", options=quick(last_head="whitened", view="center"))
+def test_a_head_asked_for_is_in_the_bundle_and_refit_repeats_it(data, crops_original, quick, tmp_path):
+    train(data, SMALL, weights="none", out=tmp_path / "model", options=quick(last_head="whitened", view="center"))
     (report,) = read_facts(tmp_path / "model")["training"]
     assert tuple(report["last_head"]) in FITS
     assert report["view"] == "center"
     (member,) = load_bundle(tmp_path / "model").members
     assert member.origin["head"].startswith("whitened within the classes of 24 images after training")
 
-    again = refit(crops_original, tmp_path / "model", out=tmp_path / "again", weights=weights)
+    again = refit(crops_original, tmp_path / "model", out=tmp_path / "again", weights="none")
     (second,) = read_facts(tmp_path / "again")["training"]
     assert (second["last_head"], second["view"]) == (report["last_head"], "center")
     assert again.members[0].origin["head"].startswith("whitened within the classes of 32 images after training")
@@ -105,9 +119,3 @@ def test_the_whole_picture_is_seen_where_the_network_is_trained(data, weights, q
     outcome = train_member(data, SMALL, weights, quick(epochs=1), None, Silent())
     assert outcome.report["view"] == "squash"
     assert (outcome.member.preprocessing.crop_mode, outcome.member.preprocessing.crop_pct) == ("squash", 1.0)
-
-
-def test_no_validation_measure_is_needed_to_fit(member, see):
-    features, targets = see()
-    fit_last_head(member, features, targets, (0.5, 2.0), seed=0)
-    assert math.isclose(float(np.linalg.norm(member.project(features.rows), axis=1).mean()), 1, rel_tol=1e-5)

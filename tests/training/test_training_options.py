@@ -82,6 +82,7 @@ def test_unseen_classes_are_trained_more_gently_unless_a_recipe_or_a_value_is_na
     assert of() == (3, 1e-4)
     assert of(epochs=5) == (5, 1e-4)
     assert of(recipe="mobile-cnn") == (8, 5e-4)
+    assert of(optimizer="sgd") == (3, 2e-3)
 
 
 def test_json_and_back():

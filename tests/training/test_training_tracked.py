@@ -10,7 +10,7 @@ import pytest
 from lookalike.backbones import load_bundle
 from lookalike.backbones.bundle import read_facts
 from lookalike.errors import MissingExtra, ModelError, OptionError
-from lookalike.tracking import Target, Tracked, open_tracked
+from lookalike.tracking import Target, Tracked, begin_tracked
 from lookalike.training import train
 
 SMALL = "test_efficientnet"
@@ -38,7 +38,7 @@ def test_tensorboard_has_a_point_an_epoch(tracked_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out, events, _ = tracked_run
-    read = EventAccumulator(str(events / "model"))
+    read = EventAccumulator(str(next(events.glob("model-*"))))
     read.Reload()
     history = read_facts(out)["training"][0]["history"]
     tensors = {name: [t.tensor_proto for t in read.Tensors(name)] for name in read.Tags()["tensors"]}
@@ -75,7 +75,29 @@ def test_mlflow_has_the_recipe_the_figures_the_curves_and_a_model_that_loads_bac
 
     images = [str(item.path) for item in data.gallery]
     back = mlflow.pyfunc.load_model("models:/model/1")
-    assert np.array_equal(back.predict(images), load_bundle(out).embed(images).vectors)
+    expected = load_bundle(out).embed(images).vectors
+    assert np.array_equal(back.predict(images), expected)
+    assert np.array_equal(back.predict([images[1], images[0], images[1]]), expected[[1, 0, 1]])
+
+
+def test_a_run_that_goes_on_is_the_same_run_and_a_fresh_one_another(tmp_path):
+    from mlflow import MlflowClient
+
+    target = Target("mlflow", f"sqlite:///{tmp_path}/mlflow.db")
+    found = []
+    for resume, state in ((False, "killed"), (True, "killed"), (False, "finished"), (True, "finished")):
+        tracked = begin_tracked([target], "name", "key", resume=resume)
+        found.append(next(iter(tracked._trackers.values()))._id)
+        tracked.params({"a": 1})
+        tracked.close(state)
+    assert found[0] == found[1] == found[3] != found[2]
+    client = MlflowClient(target.place)
+    assert client.get_run(found[0]).info.status == "FINISHED"
+
+    events = Target("tensorboard", str(tmp_path / "events"))
+    for resume in (False, True, False):
+        begin_tracked([events], "name", "0123456789", resume=resume).close("finished")
+    assert sorted(p.name for p in (tmp_path / "events").iterdir()) == ["name-01234567", "name-01234567-2"]
 
 
 class Broken:
@@ -112,9 +134,9 @@ class Noted:
 )
 def test_a_run_is_closed_as_it_ended(raised, state, monkeypatch):
     noted = Noted()
-    monkeypatch.setattr(Target, "opener", lambda _self: lambda _place, _name, _key: noted)
+    monkeypatch.setattr(Target, "opener", lambda _self: lambda *_: noted)
     try:
-        with open_tracked([Target("mlflow", "here")], "name", "key"):
+        with begin_tracked([Target("mlflow", "here")], "name", "key").closing():
             if raised is not None:
                 raise raised
     except BaseException as error:

@@ -6,7 +6,7 @@ from lookalike.backbones.bundle import load_bundle, save_bundle
 from lookalike.backbones.encoder import COMBINATIONS, Encoder, combine, require_combination
 from lookalike.backbones.member import Member
 from lookalike.backbones.pretrained import build_member
-from lookalike.backbones.projection import EMBEDDING_DIM, fit_pca, fit_whitened
+from lookalike.backbones.projection import EMBEDDING_DIM, Whitening, fit_pca, fit_whitened
 
 __all__ = [
     "COMBINATIONS",
@@ -14,6 +14,7 @@ __all__ = [
     "Adaptation",
     "Encoder",
     "Member",
+    "Whitening",
     "build_member",
     "combine",
     "family_of",

@@ -56,7 +56,7 @@ def fit_whitened(
     emphasis: float = 1.0,
     seed: int = 0,
 ) -> tuple[Vectors, Vectors]:
-    """Fit a projection that evens out how images of one class differ, then keeps the principal directions.
+    """Fit a projection to the principal directions that evens out how images of one class differ in them.
 
     Within-class covariance normalisation (Hatch, Kajarekar, Stolcke 2006), which is linear discriminant analysis
     without its last step: directions in which classes spread count less. It has no parameters a class, so it serves
@@ -75,24 +75,39 @@ def fit_whitened(
         weight `(dim, features)` and bias `(dim,)`, float32.
 
     """
-    x = features.astype(np.float64)
-    classes, rows = np.unique(targets, return_inverse=True)
-    means = np.stack([x[rows == c].mean(axis=0) for c in range(len(classes))])
-    inner = x - means[rows]
-    covariance = inner.T @ inner / len(x)
-    level = float(np.trace(covariance)) / len(covariance)
-    if level <= 0:  # one image a class: nothing to even out
-        return fit_pca(features, dim, seed=seed)
-    covariance = (1 - shrinkage) * covariance + shrinkage * level * np.eye(len(covariance))
-    values, vectors = np.linalg.eigh(covariance)
-    whitening = (vectors * np.sqrt(level / values)) @ vectors.T
-    if emphasis != 1:
-        centred = (means - means.mean(axis=0)) @ whitening
-        _, strengths, between = np.linalg.svd(centred, full_matrices=False)
-        between = between[strengths > strengths.max(initial=0.0) * 1e-6]
-        whitening = whitening + (emphasis - 1) * (whitening @ between.T) @ between
-    weight, bias = fit_pca((x @ whitening).astype(np.float32), dim, seed=seed)
-    return (weight.astype(np.float64) @ whitening.T).astype(np.float32), bias
+    return Whitening(features, targets, dim, seed=seed).fit(shrinkage, emphasis)
+
+
+class Whitening:
+    """What `fit_whitened` needs of the features whatever shrinkage and emphasis are, so that many fits cost little.
+
+    Args: as of `fit_whitened`.
+    """
+
+    def __init__(
+        self, features: Vectors, targets: npt.NDArray[np.int64], dim: int = EMBEDDING_DIM, *, seed: int = 0
+    ) -> None:
+        self._weight, self._bias = fit_pca(features, dim, seed=seed)
+        x = features.astype(np.float64) @ self._weight.T.astype(np.float64) + self._bias
+        classes, rows = np.unique(targets, return_inverse=True)
+        means = np.stack([x[rows == c].mean(axis=0) for c in range(len(classes))])
+        inner = x - means[rows]
+        self._values, self._vectors = np.linalg.eigh(inner.T @ inner / len(x))
+        self._level = float(self._values.clip(min=0).sum()) / min(features.shape[1], dim)
+        self._means = means - means.mean(axis=0)
+
+    def fit(self, shrinkage: float, emphasis: float = 1.0) -> tuple[Vectors, Vectors]:
+        """Return weight `(dim, features)` and bias `(dim,)`, float32."""
+        if self._level <= 0:  # one image a class: nothing to even out
+            return self._weight, self._bias
+        values = (1 - shrinkage) * self._values.clip(min=0) + shrinkage * self._level
+        matrix = (self._vectors * np.sqrt(self._level / values)) @ self._vectors.T
+        if emphasis != 1:
+            _, strengths, between = np.linalg.svd(self._means @ matrix, full_matrices=False)
+            between = between[strengths > strengths.max(initial=0.0) * 1e-6]
+            matrix = matrix + (emphasis - 1) * (matrix @ between.T) @ between
+        weight, bias = matrix.T @ self._weight.astype(np.float64), matrix.T @ self._bias.astype(np.float64)
+        return weight.astype(np.float32), bias.astype(np.float32)
 
 
 def random_projection(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tuple[Vectors, Vectors]:

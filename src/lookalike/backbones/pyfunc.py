@@ -35,10 +35,12 @@ class BundleModel:
         """
         column = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else model_input
         paths: Sequence[str] = [str(path) for path in ([column] if isinstance(column, str | Path) else column)]
-        found = self.encoder.embed(paths)
-        if len(found) != len(paths):
-            raise OptionError(f"{len(paths) - len(found)} of {len(paths)} images cannot be read; leave them out.")
-        return found.vectors
+        found = self.encoder.embed(dict.fromkeys(paths))
+        rows = {name: row for row, name in enumerate(found.ids)}
+        if found.skipped:
+            raise OptionError(f"{len(found.skipped)} images cannot be read, the first is {found.skipped[0]}.")
+        vectors: Vectors = found.vectors[[rows[path] for path in paths]]
+        return vectors
 
 
 def _load_pyfunc(data_path: str) -> BundleModel:

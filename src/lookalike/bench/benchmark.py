@@ -28,7 +28,7 @@ from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import Measure
 from lookalike.files import digest
 from lookalike.progress import SILENT, Progress
-from lookalike.tracking import Tracked, open_tracked, parse_targets
+from lookalike.tracking import Tracked, begin_tracked, parse_targets
 from lookalike.training import OptionChanges, TrainingOptions, changed_options, load_as
 from lookalike.types import Skipped
 
@@ -119,7 +119,10 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
         require_no_leaks(data, allowed=options.allow_leaks, progress=progress)
     run.claim(wanted.weights)
     progress.say(str(data))
-    with open_tracked(targets, place.name, digest(data.fingerprint, str(place)), progress=progress) as tracked:
+    key = digest(data.fingerprint, str(place.absolute()))
+    tracked = begin_tracked(targets, place.name, key, resume=True, progress=progress)
+    with tracked.closing():
+        tracked.params(options.to_dict() | {"data": data.fingerprint, "measure": measure})
         found = _measured(replace(run, tracked=tracked), wanted, budget_ms, title, notes)
         _track(tracked, found)
     return found

@@ -38,6 +38,7 @@ def compute_features(
     progress: Progress = SILENT,
     task: str,
     cache: Path | None = None,
+    least: int = 2,
 ) -> Features:
     """Run the backbone without its head over the images.
 
@@ -48,16 +49,17 @@ def compute_features(
         progress: told the number of images done.
         task: what to call it there.
         cache: a folder that keeps the features, by the backbone's weights and the files' names, sizes and times.
+        least: how many of them must be readable.
 
     Raises:
-        DataError: when fewer than two of them can be read.
+        DataError: when fewer can be read.
 
     """
     if cache is None:
-        return _compute(member, images, batch_size, progress, task)
+        return _compute(member, images, batch_size, progress, task, least)
     kept = kept_features(member, images, cache)
     if kept is None:
-        kept = _compute(member, images, batch_size, progress, task)
+        kept = _compute(member, images, batch_size, progress, task, least)
         _write(_place(member, images, cache), kept)
     return kept
 
@@ -98,7 +100,7 @@ def _write(place: Path, features: Features) -> None:
 
 
 def _compute(
-    member: Member, images: Sequence[Source], batch_size: int | None, progress: Progress, task: str
+    member: Member, images: Sequence[Source], batch_size: int | None, progress: Progress, task: str, least: int
 ) -> Features:
     from lookalike.backbones.stream import BATCH_SIZE, batches
 
@@ -111,11 +113,12 @@ def _compute(
         if batch.pixels:
             rows.append(member.features(batch.pixels[0]))
         progress.step(task, batch.done, len(images))
-    if len(ids) < 2:
+    if len(ids) < least:
         raise DataError(
-            f"at least 2 readable images are needed to fit {member.backbone}, got {len(ids)} of {len(images)}."
+            f"at least {least} readable images are needed to fit {member.backbone}, got {len(ids)} of {len(images)}."
         )
-    return Features(tuple(ids), np.concatenate(rows), tuple(skipped))
+    joined = np.concatenate(rows) if rows else np.zeros((0, member.features_width), np.float32)
+    return Features(tuple(ids), joined, tuple(skipped))
 
 
 def fit_projection(member: Member, features: Features, *, seed: int = 0) -> None:

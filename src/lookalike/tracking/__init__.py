@@ -4,6 +4,6 @@ A target is written as `tensorboard`, `tensorboard=FOLDER`, `mlflow` or `mlflow=
 """
 
 from lookalike.tracking.target import TRACKERS, Target, parse_targets
-from lookalike.tracking.tracked import UNTRACKED, Tracked, open_tracked
+from lookalike.tracking.tracked import UNTRACKED, Tracked, begin_tracked
 
-__all__ = ["TRACKERS", "UNTRACKED", "Target", "Tracked", "open_tracked", "parse_targets"]
+__all__ = ["TRACKERS", "UNTRACKED", "Target", "Tracked", "begin_tracked", "parse_targets"]

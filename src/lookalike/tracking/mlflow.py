@@ -72,8 +72,8 @@ class MLflow:
         self._client.set_terminated(self._id, _STATES[state])
 
 
-def open_run(place: str, name: str, key: str) -> MLflow:
-    """Begin a run in the experiment `lookalike`, or go on with the one of that key that did not finish."""
+def open_run(place: str, name: str, key: str, resume: bool) -> MLflow:
+    """Begin a run in the experiment `lookalike`, or go on with the last one of that key that did not finish."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from mlflow import MlflowClient
@@ -83,7 +83,7 @@ def open_run(place: str, name: str, key: str) -> MLflow:
     found = client.get_experiment_by_name(EXPERIMENT)
     experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
     unfinished = f"tags.`{_KEY}` = '{key}' and attributes.status != 'FINISHED'"
-    runs = client.search_runs([experiment], unfinished, max_results=1)
+    runs = client.search_runs([experiment], unfinished, max_results=1) if resume else []
     if runs:
         client.update_run(runs[0].info.run_id, "RUNNING")
         return MLflow(client, runs[0])

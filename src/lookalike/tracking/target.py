@@ -32,15 +32,16 @@ class Tracker(Protocol):
 
 
 class Opener(Protocol):
-    """Begins a run in a tracker, or goes on with the unfinished one of the same key."""
+    """Begins a run in a tracker, or goes on with an unfinished one."""
 
-    def __call__(self, place: str, name: str, key: str) -> Tracker:
+    def __call__(self, place: str, name: str, key: str, resume: bool) -> Tracker:
         """Open it.
 
         Args:
             place: folder or URI.
             name: of the run, for people.
             key: identifies the run when it is resumed.
+            resume: go on with the unfinished run of that key, if there is one.
 
         """
 

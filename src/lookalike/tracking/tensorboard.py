@@ -38,8 +38,10 @@ class TensorBoard:
         self._writer.close()
 
 
-def open_run(place: str, name: str, key: str) -> TensorBoard:  # noqa: ARG001
-    """Write into the folder `place/name`; a run that goes on adds to what is there."""
-    folder = Path(place) / name
+def open_run(place: str, name: str, key: str, resume: bool) -> TensorBoard:
+    """Write into a folder of the run's name and key below `place`; one that goes on adds to the last of them."""
+    stem = f"{name}-{key[:8]}"
+    before = sorted(Path(place).glob(f"{stem}*"), key=lambda folder: (len(folder.name), folder.name))
+    folder = before[-1] if before and resume else Path(place) / (f"{stem}-{len(before) + 1}" if before else stem)
     folder.mkdir(parents=True, exist_ok=True)
     return TensorBoard(folder)

@@ -41,6 +41,19 @@ class Tracked:
         """End the run everywhere."""
         self._each(lambda tracker: tracker.close(state))
 
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """End the run as the block ends: finished, failed, or killed by an interrupt."""
+        try:
+            yield
+        except Exception:
+            self.close("failed")
+            raise
+        except BaseException:
+            self.close("killed")
+            raise
+        self.close("finished")
+
     def _each(self, act: Callable[[Tracker], None]) -> None:
         for target, tracker in list(self._trackers.items()):
             try:
@@ -54,37 +67,30 @@ class Tracked:
 UNTRACKED = Tracked({})
 
 
-@contextlib.contextmanager
-def open_tracked(targets: Sequence[Target], name: str, key: str, *, progress: Progress = SILENT) -> Iterator[Tracked]:
-    """Begin a run in every tracker, and end it as the block ends.
+def begin_tracked(
+    targets: Sequence[Target], name: str, key: str, *, resume: bool = False, progress: Progress = SILENT
+) -> Tracked:
+    """Begin a run in every tracker.
 
     Args:
         targets: where.
         name: of the run, for people.
         key: what identifies it when it goes on after an interruption.
+        resume: go on with the unfinished run of that key where there is one.
         progress: is told of a tracker that fails on the way.
 
     Raises:
-        ModelError: a tracker cannot be reached at the start.
+        ModelError: a tracker cannot be reached.
 
     """
     opened: dict[Target, Tracker] = {}
     for target in targets:
         try:
-            opened[target] = target.opener()(target.place, name, key)
+            opened[target] = target.opener()(target.place, name, key, resume)
         except Exception as error:
             Tracked(opened).close("failed")
             cause = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(
                 f"cannot track with {target.tracker} at {target.place} ({cause}); correct the place, or leave it out."
             ) from error
-    tracked = Tracked(opened, progress)
-    try:
-        yield tracked
-    except Exception:
-        tracked.close("failed")
-        raise
-    except BaseException:  # an interrupt
-        tracked.close("killed")
-        raise
-    tracked.close("finished")
+    return Tracked(opened, progress)

@@ -38,6 +38,7 @@ class Run:
         seconds: spent so far, over all sittings.
         epochs, steps: the plan: epochs at most, steps in each.
         level: mean of the first losses of the run, which a later mean is held against.
+        recent: the last losses, over epochs.
         last: the epoch to end after, where it is known beforehand; the learning rate falls as for `epochs`.
 
     """
@@ -50,6 +51,7 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     level: float | None = None
+    recent: list[float] = field(default_factory=list)
     last: int | None = None
 
     @property
@@ -181,26 +183,27 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
         key = (seed, run.epoch, len(losses))
         loss = trainee.loss(batch.pixels, torch.from_numpy(targets[batch.rows]), present=batch.present, key=key)
         losses.append(float(loss.detach()))
-        _require_sane(run, losses)
+        _require_sane(run, losses[-1])
         trainee.step(loss, last=batch.done == len(order))
         detail = f"loss {np.mean(losses[-_WINDOW:]):.3f}{best}"
         progress.step(f"epoch {run.epoch + 1}/{run.planned}", batch.done, len(order), detail)
     return float(np.mean(losses))
 
 
-def _require_sane(run: Run, losses: Sequence[float]) -> None:
+def _require_sane(run: Run, loss: float) -> None:
     """Raise `ModelError` for a loss that is no number, or a recent mean far above that of the run's first steps."""
-    recent = float(np.mean(losses[-_WINDOW:]))
+    run.recent = [*run.recent, loss][-_WINDOW:]
+    mean = float(np.mean(run.recent))
     told = ""
-    if not math.isfinite(losses[-1]):
-        told = f"the loss is {losses[-1]}"
-    elif run.level is not None and len(losses) >= _WINDOW and recent > _FAR * run.level:
-        told = f"the loss rose from {run.level:.3g} to {recent:.3g}"
+    if not math.isfinite(loss):
+        told = f"the loss is {loss}"
+    elif run.level is not None and mean > _FAR * run.level:
+        told = f"the loss rose from {run.level:.3g} to {mean:.3g}"
     if told:
         kept = f"epoch {run.epoch} and all before are kept; " if run.epoch else ""
         raise ModelError(f"training diverged in epoch {run.epoch + 1} ({told}); {kept}lower the learning rate.")
-    if run.level is None and len(losses) == _WINDOW:
-        run.level = recent
+    if run.level is None and len(run.recent) == _WINDOW:
+        run.level = mean
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Fine-tuning pulls the training classes together in some directions more than in others. Evening that out in closed form
 costs one pass over the training images, and nothing at search time. It pays most where the classes to be found are
-unseen, where the classifier's own head fits the wrong ones (figures in docs/training.md).
+unseen, where the classifier's own head fits the wrong ones (figures in docs/log.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lookalike.backbones import Member, fit_whitened
+from lookalike.backbones import Member, Whitening
 from lookalike.embedding import Features
 from lookalike.training.start import Rows
 
@@ -32,52 +32,58 @@ class Kept:
     measure: float
 
 
-def fit_last_head(member: Member, features: Features, targets: Rows, fit: Fit, *, seed: int) -> None:
-    """Put the whitening of the present backbone's features in the member's head.
+def set_last_head(member: Member, whitening: Whitening, fit: Fit, images: int) -> None:
+    """Put a whitening of the present backbone's features in the member's head.
 
     Args:
         member: fine-tuned; only its head is changed.
-        features: of the training images, as its backbone sees them now.
-        targets: `(n,)` their class rows.
+        whitening: of the features of the training images, as its backbone sees them now.
         fit: shrinkage and emphasis.
-        seed: of the completing basis.
+        images: how many there were.
 
     """
     shrinkage, emphasis = fit
-    member.head.set(*fit_whitened(features.rows, targets, shrinkage, member.dim, emphasis=emphasis, seed=seed))
+    member.head.set(*whitening.fit(shrinkage, emphasis))
     words = f"shrinkage {shrinkage:g}, emphasis {emphasis:g}"
-    member.origin["head"] = f"whitened within the classes of {len(features.ids)} images after training, {words}"
+    member.origin["head"] = f"whitened within the classes of {images} images after training, {words}"
     member.changed()
 
 
 def best_last_head(
     member: Member,
-    mixtures: Sequence[tuple[float, dict[str, torch.Tensor]]],
+    shares: Sequence[float],
+    weights: Callable[[float], dict[str, torch.Tensor]],
     see: Callable[[], tuple[Features, Rows]],
     measure: Callable[[], Callable[[], float]],
     at_least: float,
     *,
     seed: int,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> Kept | None:
     """Set the member to the mixture of weights and the head fitted to it that measure best.
 
     Args:
         member: is left as it is when none measures above `at_least`.
-        mixtures: shares of the fine-tuned weights, and the weights.
+        shares: of the fine-tuned weights, to be tried in this order.
+        weights: makes the mixture of a share.
         see: takes the features of the training images with the member's present backbone, and their class rows.
         measure: prepares the validation measure for the present backbone; what it returns takes it for a head.
         at_least: what the trained head measures; minus infinity to take the best in any case.
         seed: of the completing basis.
+        may_go_on: asked before each share but the first.
 
     """
     before, origin = member.state(), dict(member.origin)
     best: Kept | None = None
-    for share, weights in mixtures:
-        member.load_state(weights)
+    for number, share in enumerate(shares):
+        if number and not may_go_on():
+            break
+        member.load_state(weights(share))
         features, targets = see()
+        whitening = Whitening(features.rows, targets, member.dim, seed=seed)
         take = measure()
         for fit in FITS:
-            fit_last_head(member, features, targets, fit, seed=seed)
+            set_last_head(member, whitening, fit, len(features.ids))
             found = take()
             if found > (at_least if best is None else best.measure):
                 best = Kept(share, fit, found)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lookalike.backbones import Adaptation, Encoder, Member, build_member, family_of
+from lookalike.backbones import Adaptation, Encoder, Member, Whitening, build_member, family_of
 from lookalike.data import Dataset, Item
 from lookalike.embedding import Features, compute_features
 from lookalike.files import digest
@@ -22,11 +22,11 @@ from lookalike.tracking import UNTRACKED, Tracked
 from lookalike.training.checkpoint import load_checkpoint, save_checkpoint
 from lookalike.training.finetune import Run, Validation, finetune, plan
 from lookalike.training.interpolate import SHARES, best_mix, mix
-from lookalike.training.last_head import Fit, Kept, best_last_head, fit_last_head, joined_features
+from lookalike.training.last_head import Fit, Kept, best_last_head, joined_features, set_last_head
 from lookalike.training.options import TrainingOptions
 from lookalike.training.precision import autocast, is_lowered
 from lookalike.training.recipe import Recipe
-from lookalike.training.start import Rows, Start, are_unseen, make_start, measured, require_classes
+from lookalike.training.start import Rows, Start, are_unseen, make_start, measured, measured_head, require_classes
 from lookalike.training.team import ALONE, Team, split_evenly
 from lookalike.training.trainee import Trainee
 from lookalike.types import Embeddings
@@ -82,9 +82,8 @@ class Job:
     def features(self, member: Member, items: Sequence[Item]) -> Features:
         """Return what the member's present backbone sees in images; each process goes through its share."""
         with autocast(member.device, self.recipe.precision):
-            part = compute_features(
-                member, split_evenly(items, self.team), progress=self.progress, task=f"{member.backbone}: last head"
-            )
+            own, task = split_evenly(items, self.team), f"{member.backbone}: last head"
+            part = compute_features(member, own, progress=self.progress, task=task, least=0)
         return joined_features(self.team.collect(part), [i.id for i in items])
 
     def measure_heads(self, member: Member) -> Callable[[], float]:
@@ -92,10 +91,17 @@ class Job:
         held_out = self.features(member, self.data.validation)
 
         def measure() -> float:
-            embeddings = Embeddings(held_out.ids, member.project(held_out.rows), "")
-            return measured(embeddings, self.data, self.options.stop_on)
+            with autocast(member.device, self.recipe.precision):
+                return self.team.agree(lambda: measured_head(member, held_out, self.data, self.options.stop_on))
 
         return measure
+
+    def has_time_for_more(self) -> bool:
+        """Whether a tenth of the budget is left: for what may better the result but need not be done."""
+        if self.options.max_minutes is None:
+            return True
+        left = 1 - (time.perf_counter() - self.began) / (60 * self.options.max_minutes)
+        return self.team.agree(lambda: left > 0.1)
 
 
 def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbone
@@ -194,10 +200,10 @@ def validation_fingerprint(data: Dataset) -> str:
     return digest(*sorted(i.id for i in data.validation))
 
 
-def keep_share(member: Member, start: Start, share: float, loss: str) -> None:
-    """Say how much of the fine-tuned weights the member has."""
+def keep_share(member: Member, start: Start, share: float, head: str) -> None:
+    """Say how much of the fine-tuned weights the member has, and what made its head."""
     if share > 0:
-        member.origin.update(trained="fine-tuned", head=loss)
+        member.origin.update(trained="fine-tuned", head=head)
     else:
         keep_start(member, start)
     member.origin["fine_tuned_share"] = share
@@ -271,9 +277,10 @@ def _planned(job: Job, start: Start, trainee: Trainee) -> Run:
     job.validate(trainee.member)
     overhead = time.perf_counter() - clock
     # the interpolations and the last pass cost about five more validations, each fit of a head a pass over all images
+    budget = job.options.max_minutes * 60
     passes = 0 if job.recipe.last_head == "trained" else 1 + len(SHARES) if are_unseen(job.data) else 1
     fits = passes * overhead * (1 + len(start.items) / max(1, len(job.data.validation)))
-    left = job.options.max_minutes * 60 - (time.perf_counter() - job.began) - 5 * overhead - fits
+    left = budget - (time.perf_counter() - job.began) - 5 * overhead - min(fits, 0.3 * budget)
     return plan(trainee, start.items, start.targets, left, overhead)
 
 
@@ -294,21 +301,21 @@ def _choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[st
     kept: Kept | None = None
     if job.recipe.last_head != "trained" and run.epoch:
         # for unseen classes, or where none was kept, another share may be the best once the head is another
-        tried = (1.0, *reversed(SHARES)) if shares and (are_unseen(job.data) or share == 0) else (share,)
+        several = bool(shares) and (are_unseen(job.data) or share == 0)
         kept = best_last_head(
             member,
-            [(s, mix(start.state, end, s)) for s in tried],
+            sorted((1.0, *SHARES), key=lambda s: abs(s - 0.7)) if several else (share,),
+            lambda s: mix(start.state, end, s),
             lambda: _seen(job, member, start),
             lambda: job.measure_heads(member),
-            best if job.recipe.last_head == "auto" else -math.inf,
+            -math.inf if job.recipe.last_head == "whitened" and share > 0 else best,
             seed=job.options.seed,
+            may_go_on=job.has_time_for_more,
         )
-    head = str(member.origin["head"])
     share, best = (share, best) if kept is None else (kept.share, kept.measure)
-    keep_share(member, start, share, job.recipe.loss)
+    keep_share(member, start, share, job.recipe.loss if kept is None else str(member.origin["head"]))
     said = ""
     if kept is not None:
-        member.origin["head"] = head
         said = f"; with a head fitted to them, shrinkage {kept.fit[0]:g}, emphasis {kept.fit[1]:g}: {best:.4f}"
     job.progress.say(
         f"{member.backbone}: keeps {share:.0%} of the fine-tuned weights, the rest of those it came with {shares}{said}"
@@ -322,7 +329,9 @@ def _choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[st
 
 def repeat_last_head(job: Job, member: Member, start: Start, fit: Fit) -> None:
     """Fit the head to the member's present backbone, as validation has found it best."""
-    fit_last_head(member, *_seen(job, member, start), fit, seed=job.options.seed)
+    features, targets = _seen(job, member, start)
+    whitening = Whitening(features.rows, targets, member.dim, seed=job.options.seed)
+    set_last_head(member, whitening, fit, len(features.ids))
 
 
 def _seen(job: Job, member: Member, start: Start) -> tuple[Features, Rows]:

@@ -200,6 +200,8 @@ RECIPES: dict[str, RecipeChanges] = {
 
 UNSEEN: RecipeChanges = {"epochs": 3, "lr": 1e-4}
 """What `auto` changes where the test classes are unseen, so that less is lost of what serves any class."""
+UNSEEN_SGD_RATES: RecipeChanges = {"lr": 2e-3, "head_lr": 3e-2}
+"""SGD_RATES there."""
 
 
 def make_recipe(name: str, family: str, *, unseen: bool = False, **changes: Unpack[RecipeChanges]) -> Recipe:
@@ -217,9 +219,11 @@ def make_recipe(name: str, family: str, *, unseen: bool = False, **changes: Unpa
     """
     require_recipe(name)
     own = RECIPES[family if name == AUTO else name]
-    if name == AUTO and unseen:
+    gentle = name == AUTO and unseen
+    if gentle:
         own = {**own, **UNSEEN}
-    rates = SGD_RATES if changes.get("optimizer") == "sgd" and own.get("optimizer") != "sgd" else RecipeChanges()
+    by_sgd = changes.get("optimizer") == "sgd" and own.get("optimizer") != "sgd"
+    rates = RecipeChanges() if not by_sgd else UNSEEN_SGD_RATES if gentle else SGD_RATES
     merged: dict[str, Any] = {**own, **rates, **changes}
     return Recipe(**merged)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from lookalike.data import Dataset, Split, require_no_leaks, with_validation
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.files import digest, require_free
 from lookalike.progress import SILENT, Progress
-from lookalike.tracking import Tracked, open_tracked, parse_targets
+from lookalike.tracking import Tracked, begin_tracked, parse_targets
 from lookalike.training.checkpoint import load_checkpoint
 from lookalike.training.finetune import Run
 from lookalike.training.interpolate import mix
@@ -120,10 +121,12 @@ def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     Raises:
         DataError: other data than the bundle was trained on.
         ModelError: no bundle, one that says nothing of its training, or other weights than it was trained from.
-        OptionError: weights for a backbone that is not in the bundle.
+        OptionError: weights for a backbone that is not in the bundle, or several processes.
         StorageError: `out` is taken, or holds an unfinished run and `resume` is not set.
 
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError("refit runs in one process; start it without a launcher.")
     model, target, targets = Path(model), Path(out), parse_targets(track)
     facts, first = read_facts(model), load_bundle(model)
     if "refit_of" in facts:
@@ -145,7 +148,12 @@ def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     if (cut.fingerprint, validation_fingerprint(cut)) != (known["fingerprint"], known["validation"]):
         raise DataError(f"{model} was not trained on the images in {cut.root}; give the folder that it was trained on.")
     require_no_leaks(cut, allowed=options[0].allow_leaks, progress=progress)
-    with open_tracked(targets, target.name, digest(first.fingerprint, str(target)), progress=progress) as tracked:
+    key = digest(first.fingerprint, str(target.absolute()))
+    tracked = begin_tracked(targets, target.name, key, resume=resume, progress=progress)
+    with tracked.closing():
+        tracked.params({"refit_of": first.fingerprint, "data": cut.fingerprint})
+        for report in filter(None, reports):
+            tracked.params({f"{report['backbone']}/{field}": value for field, value in report["recipe"].items()})
         outcomes = [
             _refit_member(
                 cut,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,13 +146,13 @@ def make_start(
         best, features, held_out = _best_view(member, views, see, data, options, progress)
 
     def measure() -> float:
-        return measured(Embeddings(held_out.ids, member.project(held_out.rows), ""), data, options.stop_on)
+        return measured_head(member, held_out, data, options.stop_on)
 
     head = recipe.head if recipe.head != AUTO or by_validation else "pca"
     start = _start(member, data, features, training, options.seed, recipe, best, measure=measure, heads=head)
     start.skipped += [str(s) for s in held_out.skipped]
     progress.say(
-        f"{name}: validation {options.stop_on} {start.frozen:.4f} as it came, {start.with_head:.4f} with a trained head"
+        f"{name}: validation {options.stop_on} {start.frozen:.4f} frozen, {start.with_head:.4f} with its best head"
     )
     return start
 
@@ -196,13 +197,15 @@ def _best_view(
     progress: Progress,
 ) -> tuple[str, Features, Features]:
     """Leave the member with the view whose principal components measure best; return it and what is seen so."""
-    fresh, seen = member.preprocessing, {}
+    began, fresh, seen = time.perf_counter(), member.preprocessing, {}
     for view in views:
         member.preprocessing = fresh
         features, held_out = see(view, f"{member.backbone}, {view}")
         fit_projection(member, features, seed=options.seed)
-        embeddings = Embeddings(held_out.ids, member.project(held_out.rows), "")
-        seen[view] = (measured(embeddings, data, options.stop_on), features, held_out)
+        seen[view] = (measured_head(member, held_out, data, options.stop_on), features, held_out)
+        gone = (time.perf_counter() - began) / 60
+        if options.max_minutes is not None and gone * (1 + 1 / len(seen)) > 0.25 * options.max_minutes:
+            break  # another would leave too little of the budget for training
     best = max(seen, key=lambda view: seen[view][0])
     member.preprocessing = fresh
     look(member, best)
@@ -212,8 +215,9 @@ def _best_view(
 
 
 def are_unseen(data: Dataset) -> bool:
-    """Whether validation stands for test classes that training does not have."""
-    return {i.label for i in data.training}.isdisjoint(i.label for i in data.validation)
+    """Whether validation is of classes that training does not have, as it is cut where the test classes are unseen."""
+    trained, held_out = ({i.label for i in part if i.label is not None} for part in (data.training, data.validation))
+    return bool(held_out) and trained.isdisjoint(held_out)
 
 
 def _start(  # noqa: PLR0913, PLR0917 - what the two kinds of start have found out
@@ -309,6 +313,11 @@ def class_rows(items: tuple[Item, ...]) -> Rows:
     names = sorted({str(i.label) for i in items})
     rows = {name: row for row, name in enumerate(names)}
     return np.array([rows[str(i.label)] for i in items], dtype=np.int64)
+
+
+def measured_head(member: Member, features: Features, data: Dataset, measure: str) -> float:
+    """Take a measure within the validation part from its pooled features and the member's present head."""
+    return measured(Embeddings(features.ids, member.project(features.rows), ""), data, measure)
 
 
 def measured(embeddings: Embeddings, data: Dataset, measure: str) -> float:

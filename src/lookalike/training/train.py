@@ -22,7 +22,7 @@ from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation import DEFAULT, Measure, evaluate_embeddings
 from lookalike.files import digest, require_free
 from lookalike.progress import SILENT, Progress
-from lookalike.tracking import UNTRACKED, Tracked, open_tracked, parse_targets
+from lookalike.tracking import UNTRACKED, Tracked, begin_tracked, parse_targets
 from lookalike.training.curves import write_curves
 from lookalike.training.one_backbone import Outcome, fresh_member, run_key, train_member, validation_fingerprint
 from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
@@ -50,8 +50,9 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
 ) -> Encoder:
     """Fine-tune a backbone on the training part as a classifier and keep the weights that retrieve best on validation.
 
-    Stages: principal components as head; head and classifier on cached features, backbone frozen; everything together,
-    with a checkpoint each epoch; last, the interpolation between frozen and fine-tuned weights that measures best.
+    Stages: a head in closed form; head and classifier on cached features, backbone frozen; everything together, with a
+    checkpoint each epoch; the interpolation between frozen and fine-tuned weights that measures best; last, a head
+    fitted to what the fine-tuned backbone sees, where that measures better.
 
     Args:
         data: a data folder or a loaded data set; a validation part is cut from its training part.
@@ -98,9 +99,17 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
             if not replace:
                 require_free(target)
         team.agree(lambda: require_no_leaks(parts, allowed=options.allow_leaks, progress=progress))
-        key = digest(parts.fingerprint, repr(sorted(options.to_dict().items())), repr(chosen), str(target))
+        place = target.absolute() if target is not None else None
+        key = digest(parts.fingerprint, repr(sorted(options.to_dict().items())), repr(chosen), str(place))
         name = target.name if target is not None else backbone
-        with open_tracked(targets if team.leads else (), name, key, progress=progress) as tracked:
+        tracked = UNTRACKED
+
+        def begin() -> None:
+            nonlocal tracked
+            tracked = begin_tracked(targets, name, key, resume=resume, progress=progress)
+
+        team.agree(begin)
+        with tracked.closing():
             tracked.params(options.to_dict() | {"backbone": backbone, "data": parts.fingerprint})
             if target is None or work is None:
                 made = [
@@ -121,7 +130,8 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
                 team=team,
                 tracked=tracked,
             )
-            track_bundle(tracked, target)
+            if team.leads:
+                track_bundle(tracked, target)
             return encoder
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How several backbones become one model.",
 )
-@click.option("--frozen", is_flag=True, help="Train the head only, on cached features: seconds instead of minutes.")
+@click.option("--frozen", is_flag=True, help="Train the head only, on cached features: a few passes over the images.")
 @training_options
 @track_option
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run beside --out.")
@@ -53,9 +53,9 @@ def train(
 ) -> None:
     """Fine-tune a backbone on DATA's training part and save it as a bundle.
 
-    A validation part is cut from training. Three stages: a projection learnt without labels; head and classifier with
-    the backbone frozen; everything together, a checkpoint each epoch. What is kept is what retrieves best on
-    validation, which may be a mixture of the fine-tuned and the original weights.
+    A validation part is cut from training. Stages: a head in closed form; head and classifier with the backbone frozen;
+    everything together, a checkpoint each epoch; a head fitted to what the backbone sees then. What is kept is what
+    retrieves best on validation, which may be a mixture of the fine-tuned and the original weights.
 
     \b
     Examples:
