@@ -163,7 +163,7 @@ def test_a_frozen_run_keeps_the_backbone_and_takes_no_epoch(data, weights, quick
 def test_where_fine_tuning_only_harms_the_start_is_kept_to_the_bit(data, weights, quick, monkeypatch):
     same = {"view": "squash", "head": "pca"}
     expected = train_member(data, SMALL, weights, quick(frozen=True, **same), None, Silent())
-    monkeypatch.setattr("lookalike.training.one_backbone.Job.validate", lambda _job, _member: 0.0)
+    monkeypatch.setattr("lookalike.training.job.Job.validate", lambda _job, _member: 0.0)
     outcome = train_member(data, SMALL, weights, quick(**same), None, listener := Silent())
     assert outcome.report["interpolation"]["share"] == 0.0
     assert outcome.report["interpolation"]["measures"]["0"] > 0

@@ -30,7 +30,10 @@ _PAGE = """<!doctype html>
 {%- for stage, value in report.validation.items() %} {{ stage }} {{ "%.4f"|format(value) }}{{ "," if not loop.last }}
 {%- endfor %}.
 {% if report.interpolation %}Kept: {{ "%.0f"|format(100 * report.interpolation.share) }} % of the fine-tuned weights,
-the rest of those it came with.{% endif %}</p>
+the rest of those it came with.{% endif %}
+{% if report.view %}Pictures are seen: {{ report.view }}.{% endif %}
+{% if report.last_head %}The head was fitted anew after training: shrinkage {{ report.last_head[0] }}, emphasis
+{{ report.last_head[1] }}.{% endif %}</p>
 {% if report.history %}<table><tr><th>epoch<th>loss<th>validation {{ measure }}<th>seconds</tr>
 {% for epoch in report.history %}<tr><td>{{ loop.index }}<td>{{ "%.4f"|format(epoch.loss) }}
 <td>{{ "%.4f"|format(epoch.measure) if epoch.measure is defined else "–" }}<td>{{ "%.0f"|format(epoch.seconds) }}</tr>
@@ -67,7 +70,10 @@ def write_curves(folder: Path, reports: Sequence[Mapping[str, Any]], measure: st
         names=" + ".join(report["backbone"] for report in reports),
         measure=measure,
         picture=base64.b64encode(picture).decode(),
-        reports=[{"interpolation": None, "history": [], "recipe": {}, "validation": {}, **r} for r in reports],
+        reports=[
+            {"interpolation": None, "view": None, "last_head": None, "history": [], "recipe": {}, "validation": {}, **r}
+            for r in reports
+        ],
     )
     write_file(folder / "curves.html", lambda path: _put(path, text.encode()))
     return True

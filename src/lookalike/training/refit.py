@@ -21,20 +21,12 @@ from lookalike.files import digest, require_free
 from lookalike.progress import SILENT, Progress
 from lookalike.tracking import Tracked, begin_tracked, parse_targets
 from lookalike.training.checkpoint import load_checkpoint
+from lookalike.training.choice import keep_share, keep_start, repeat_last_head
 from lookalike.training.finetune import Run
 from lookalike.training.interpolate import mix
+from lookalike.training.job import Job
 from lookalike.training.last_head import Fit
-from lookalike.training.one_backbone import (
-    Job,
-    Outcome,
-    fresh_member,
-    full_stage,
-    keep_share,
-    keep_start,
-    repeat_last_head,
-    run_key,
-    validation_fingerprint,
-)
+from lookalike.training.one_backbone import Outcome, fresh_member, full_stage, run_key, validation_fingerprint
 from lookalike.training.options import TrainingOptions
 from lookalike.training.recipe import Recipe
 from lookalike.training.start import NOTHING, Known, Start, are_unseen, repeat_start

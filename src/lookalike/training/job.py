@@ -1,0 +1,86 @@
+"""What stays the same while one backbone is trained, and how its members are measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lookalike.backbones import Encoder, Member
+from lookalike.data import Dataset, Item
+from lookalike.embedding import Features, compute_features
+from lookalike.progress import Progress
+from lookalike.tracking import UNTRACKED, Tracked
+from lookalike.training.last_head import joined_features
+from lookalike.training.options import TrainingOptions
+from lookalike.training.precision import autocast
+from lookalike.training.recipe import Recipe
+from lookalike.training.start import measured, measured_head
+from lookalike.training.team import ALONE, Team, split_evenly
+from lookalike.types import Embeddings
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same while one backbone is trained.
+
+    Attributes:
+        data: with its validation part.
+        options: of the run.
+        recipe: for this backbone.
+        work: folder for checkpoints, None for none.
+        progress: is told what happens.
+        began: `time.perf_counter()` at the start of this sitting, in seconds.
+        key: identifies the run in its checkpoint.
+        team: the processes that train.
+        tracked: is told of each epoch, by the leading process.
+
+    """
+
+    data: Dataset
+    options: TrainingOptions
+    recipe: Recipe
+    work: Path | None
+    progress: Progress
+    began: float
+    key: str
+    team: Team = ALONE
+    tracked: Tracked = UNTRACKED
+
+    def validate(self, member: Member) -> float:
+        """Take the validation measure of the member's present weights; each process embeds its share."""
+        with autocast(member.device, self.recipe.precision):
+            part = Encoder([member]).embed(split_evenly(self.data.validation, self.team))
+        parts = self.team.collect(part)
+        if len(parts) == 1:
+            return measured(part, self.data, self.options.stop_on)
+        ids = tuple(i for p in parts for i in p.ids)
+        together = Embeddings(ids, np.concatenate([p.vectors for p in parts]), part.fingerprint)
+        return self.team.agree(lambda: measured(together, self.data, self.options.stop_on))
+
+    def features(self, member: Member, items: Sequence[Item]) -> Features:
+        """Return what the member's present backbone sees in images; each process goes through its share."""
+        with autocast(member.device, self.recipe.precision):
+            own, task = split_evenly(items, self.team), f"{member.backbone}: last head"
+            part = compute_features(member, own, progress=self.progress, task=task, least=0)
+        return joined_features(self.team.collect(part), [i.id for i in items])
+
+    def measure_heads(self, member: Member) -> Callable[[], float]:
+        """Go through the validation images once; what is returned takes the measure for the member's present head."""
+        held_out = self.features(member, self.data.validation)
+
+        def measure() -> float:
+            with autocast(member.device, self.recipe.precision):
+                return self.team.agree(lambda: measured_head(member, held_out, self.data, self.options.stop_on))
+
+        return measure
+
+    def has_time_for_more(self) -> bool:
+        """Whether a tenth of the budget is left: for what may better the result but need not be done."""
+        if self.options.max_minutes is None:
+            return True
+        left = 1 - (time.perf_counter() - self.began) / (60 * self.options.max_minutes)
+        return self.team.agree(lambda: left > 0.1)

@@ -1,0 +1,65 @@
+"""docs/training-results.md and the script that makes it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def pages() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_training", ROOT / "docs" / "make_training.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(precision, hit, found, minutes=1.0):
+    return {"measures": {"precision@3": precision, "hit@1": hit, "map@r": found}, "minutes": minutes}
+
+
+def test_means_and_the_largest_distance_by_hand(pages):
+    page = pages.render(
+        {
+            "photos/resnet_x/full/0": row(0.5, 0.25, 0.1, 2.0),
+            "photos/resnet_x/full/1": row(0.6, 0.25, 0.4, 4.0),
+            "photos/resnet_x/full/2": row(0.7, 0.25, 0.1, 9.0),
+            "photos/resnet_x/frozen/0": row(0.125, 0.5, 1.0),
+            "photos/resnet_x+other/ensemble/0": row(0.1, 0.2, 0.3, 0.0),
+        }
+    )
+    lines = page.splitlines()
+    # the order of the ways is that of the table of ways, whatever that of the runs
+    first = lines.index(r"| resnet\_x | frozen, as it came | 0.125 | 0.500 | 1.000 | 1.0 | 1 |")
+    assert lines[first + 1] == (
+        r"| resnet\_x | whole recipe (`train`) | 0.600 (±0.100) | 0.250 (±0.000) | 0.200 (±0.200) | 4.0 | 3 |"
+    )
+    assert r"| resnet\_x+other | ensemble of the whole recipes | 0.100 | 0.200 | 0.300 | – | 1 |" in lines
+    assert "## photos" in lines
+    assert "### Losses" not in page
+
+
+def test_losses_stand_apart_the_best_first(pages):
+    page = pages.render(
+        {
+            "photos/a/frozen/0": row(0.1, 0.1, 0.1),
+            "photos/a/triplet/0": row(0.9, 0.9, 0.2),
+            "photos/a/arcface/0": row(0.1, 0.1, 0.7),
+        }
+    )
+    before, after = page.split("### Losses in the short form")
+    assert "arcface" not in before
+    assert after.index("arcface") < after.index("triplet")
+
+
+def test_the_page_is_the_one_made_of_the_figures(pages):
+    found = json.loads((ROOT / "docs" / "training.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / "training-results.md").read_text(encoding="utf-8") == pages.render(found), (
+        "run python docs/make_training.py"
+    )
