@@ -14,7 +14,7 @@ Ways:
   refit       `lookalike refit` of the above, on the validation images too
   LOSS        the short form of the recipe (pictures of 5/7 of the side, 3 epochs) with that loss: only to be compared
               with each other, and with cross-entropy in the short form
-  their-trainer  pytorch-metric-learning's own trainer, for as many minutes as `full` took, on all training images
+  their-trainer  pytorch-metric-learning's own trainer, for as many minutes as `full` took, on the same images
   ensemble    of the `full` models of a seed, aligned
 Figures are on query and gallery. Pictures are embedded in bfloat16 where the machine has it.
 """
@@ -120,7 +120,7 @@ def theirs(case: Case) -> tuple[Encoder, dict[str, Any]]:
     if key(case, "full") not in rows:
         raise SystemExit("their-trainer gets as many minutes as full took: run that first.")
     minutes = rows[key(case, "full")]["minutes"]
-    items = tuple(i for i in case.data.training if i.label is not None)
+    items = tuple(i for i in with_validation(case.data, seed=case.seed).training if i.label is not None)
     recipe = read_facts(case.bundle("full"))["training"][0]["recipe"]
     encoder = train_with_its_trainer(
         items,

@@ -26,7 +26,7 @@ def choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str
         share, shares = 1.0, dict[str, float]()
     else:
         started = start.with_head
-        if is_lowered(member.device, job.recipe.precision):  # that was in float32, the others are not
+        if is_lowered(member.device, job.recipe.precision):  # its head was measured in float32, the others are not
             member.load_state(start.state)
             started = job.validate(member)
         share, shares = best_mix(member, start.state, end, started, run.best_measure, lambda: job.validate(member))

@@ -21,6 +21,7 @@ from lookalike.evaluation import evaluate_embeddings
 from lookalike.progress import Progress
 from lookalike.training.fit_head import HEAD_EPOCHS, CosineClassifier, train_head
 from lookalike.training.options import TrainingOptions
+from lookalike.training.precision import autocast, is_lowered
 from lookalike.training.recipe import AUTO, Recipe
 from lookalike.training.view import AS_IT_CAME, TRIED, look
 from lookalike.types import Embeddings
@@ -136,7 +137,7 @@ def make_start(
     def see(view: str, label: str) -> tuple[Features, Features]:
         look(member, view)
         parts = ((training, f"{label}: features"), (data.validation, f"{label}: validation"))
-        found = [compute_features(member, items, cache=cache, progress=progress, task=task) for items, task in parts]
+        found = [_features(member, items, recipe, cache, progress, task) for items, task in parts]
         return found[0], found[1]
 
     if len(views) == 1:
@@ -177,7 +178,7 @@ def repeat_start(
     look(member, known.view)
     training, held_out = (tuple(i for i in part if i.label is not None) for part in (data.training, data.validation))
     parts = [
-        compute_features(member, items, cache=cache, progress=progress, task=f"{name}: {part}")
+        _features(member, items, recipe, cache, progress, f"{name}: {part}")
         for part, items in (("features", training), ("validation", held_out))
     ]
     features = Features(
@@ -186,6 +187,16 @@ def repeat_start(
         tuple(s for p in parts for s in p.skipped),
     )
     return _start(member, data, features, (*training, *held_out), options.seed, recipe, known.view, known=known)
+
+
+def _features(
+    member: Member, items: tuple[Item, ...], recipe: Recipe, cache: Path | None, progress: Progress, task: str
+) -> Features:
+    """Take features in the precision that the recipe trains in, which is kept apart from others in the cache."""
+    if cache is not None and is_lowered(member.device, recipe.precision):
+        cache = cache / recipe.precision
+    with autocast(member.device, recipe.precision):
+        return compute_features(member, items, cache=cache, progress=progress, task=task)
 
 
 def _best_view(
