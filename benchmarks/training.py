@@ -11,11 +11,12 @@ Ways:
   frozen      as it came, principal components as head
   head        `lookalike train --frozen`
   full        `lookalike train`
+  full-LOSS   the same with another loss than cross-entropy
   refit       `lookalike refit` of the above, on the validation images too
   LOSS        the short form of the recipe (pictures of 5/7 of the side, 3 epochs) with that loss: only to be compared
               with each other, and with cross-entropy in the short form
   their-trainer  pytorch-metric-learning's own trainer, for as many minutes as `full` took, on the same images
-  ensemble    of the `full` models of a seed, aligned
+  ensemble    of the `full` models of a seed, or `head` where there is no other, aligned
 Figures are on query and gallery. Pictures are embedded in bfloat16 where the machine has it.
 """
 
@@ -42,7 +43,7 @@ from lookalike.embedding import fitted_encoder
 from lookalike.evaluation import evaluate_embeddings
 from lookalike.files import write_json
 from lookalike.training import refit, train
-from lookalike.training.losses import LOSSES
+from lookalike.training.losses import CROSS_ENTROPY, LOSSES
 from lookalike.training.precision import autocast
 from lookalike.training.start import class_rows
 from rival_trainer import train_with_its_trainer
@@ -141,6 +142,7 @@ WAYS: dict[str, Callable[[Case], tuple[Encoder, dict[str, Any]]]] = {
     "full": trained,
     "refit": refitted,
     "their-trainer": theirs,
+    **{f"full-{loss}": lambda case, loss=loss: trained(case, loss=loss) for loss in LOSSES if loss != CROSS_ENTROPY},
     **{loss: lambda case, loss=loss: trained(case, loss=loss, **SHORT) for loss in LOSSES},
 }
 
@@ -177,10 +179,16 @@ def run(case: Case) -> None:
 
 
 def ensembles(cases: list[Case]) -> None:
-    """Join the `full` models of a set and a seed, and measure the pair."""
+    """Join the models of a set and a seed, `full` where there is one and else `head`, and measure them together."""
     for (name, seed), group in itertools.groupby(cases, lambda c: (c.name, c.seed)):
-        bundles = list(dict.fromkeys(c.bundle("full") for c in group))
-        if len(bundles) < 2 or not all(map(is_bundle, bundles)):
+        ways: dict[str, str] = {}
+        bundles: list[Path] = []
+        for case in group:
+            way = next((w for w in ("full", "head") if is_bundle(case.bundle(w))), None)
+            if way is not None and case.backbone not in ways:
+                ways[case.backbone] = way
+                bundles.append(case.bundle(way))
+        if len(bundles) < 2:
             continue
         data = next(c.data for c in cases if c.name == name)
         members = [load_bundle(b).members[0] for b in bundles]
@@ -189,7 +197,10 @@ def ensembles(cases: list[Case]) -> None:
             parts = [Encoder([m]).embed(images) for m in members]
         alignments = [None, *(fit_alignment(p.vectors, parts[0].vectors) for p in parts[1:])]
         found = measured(Encoder(members, "aligned", alignments), data)
-        keep(f"{name}/{'+'.join(m.backbone for m in members)}/ensemble/{seed}", {"measures": found, "minutes": 0.0})
+        keep(
+            f"{name}/{'+'.join(m.backbone for m in members)}/ensemble/{seed}",
+            {"measures": found, "minutes": 0.0, "of": ways},
+        )
 
 
 def main() -> None:

@@ -19,8 +19,10 @@ WAYS = {
     "full": "whole recipe (`train`)",
     "refit": "the same, then `refit`",
     "their-trainer": "pytorch-metric-learning's trainer, same minutes",
-    "ensemble": "ensemble of the whole recipes",
+    "ensemble": "ensemble, aligned",
 }
+
+_WHOLE = "full-"
 
 _INTRODUCTION = """# Ways of training beside each other
 
@@ -52,19 +54,20 @@ def render(results: Mapping[str, Any]) -> str:
 
 def _section(data: str, backbones: Mapping[str, Mapping[str, Sequence[Any]]]) -> Iterator[str]:
     yield f"## {data}\n"
-    yield from _table(
-        (backbone, words, ways[way])
-        for backbone, ways in backbones.items()
-        for way, words in WAYS.items()
-        if way in ways
-    )
-    short = [
-        (backbone, way, rows) for backbone, ways in backbones.items() for way, rows in ways.items() if way not in WAYS
-    ]
+    every = [(backbone, way, rows) for backbone, ways in backbones.items() for way, rows in ways.items()]
+    long = [row for row in every if row[1] in WAYS or row[1].startswith(_WHOLE)]
+    order = [*WAYS, _WHOLE]
+    long.sort(key=lambda row: (list(backbones).index(row[0]), order.index(row[1] if row[1] in WAYS else _WHOLE)))
+    yield from _table((backbone, _words(way), rows) for backbone, way, rows in long)
+    short = [row for row in every if row not in long]
     if short:
         yield _SHORT
         best = sorted(short, key=lambda row: (row[0], -_means(row[2])["map@r"]))
         yield from _table(iter(best))
+
+
+def _words(way: str) -> str:
+    return WAYS.get(way, f"whole recipe with `--loss {way.removeprefix(_WHOLE)}`")
 
 
 def _table(rows: Iterator[tuple[str, str, Sequence[Any]]]) -> Iterator[str]:

@@ -30,6 +30,7 @@ def test_means_and_the_largest_distance_by_hand(pages):
             "photos/resnet_x/full/0": row(0.5, 0.25, 0.1, 2.0),
             "photos/resnet_x/full/1": row(0.6, 0.25, 0.4, 4.0),
             "photos/resnet_x/full/2": row(0.7, 0.25, 0.1, 9.0),
+            "photos/resnet_x/full-arcface/0": row(0.5, 0.5, 0.5),
             "photos/resnet_x/frozen/0": row(0.125, 0.5, 1.0),
             "photos/resnet_x+other/ensemble/0": row(0.1, 0.2, 0.3, 0.0),
         }
@@ -40,7 +41,8 @@ def test_means_and_the_largest_distance_by_hand(pages):
     assert lines[first + 1] == (
         r"| resnet\_x | whole recipe (`train`) | 0.600 (±0.100) | 0.250 (±0.000) | 0.200 (±0.200) | 4.0 | 3 |"
     )
-    assert r"| resnet\_x+other | ensemble of the whole recipes | 0.100 | 0.200 | 0.300 | – | 1 |" in lines
+    assert r"| resnet\_x+other | ensemble, aligned | 0.100 | 0.200 | 0.300 | – | 1 |" in lines
+    assert r"| resnet\_x | whole recipe with `--loss arcface` | 0.500 | 0.500 | 0.500 | 1.0 | 1 |" in lines
     assert "## photos" in lines
     assert "### Losses" not in page
 

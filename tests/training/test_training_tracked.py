@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 
 import numpy as np
@@ -150,9 +151,19 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(data, weights
         train(data, SMALL, weights=weights, options=quick(), track=[f"tensorboard={tmp_path}/file/below"])
 
 
+def test_a_server_that_is_not_there_is_refused_at_once(data, weights, quick):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: whoever calls is refused
+        place = f"mlflow=http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ModelError, match=r"cannot track with mlflow at http.*refused"):
+            train(data, SMALL, weights=weights, options=quick(), track=[place])
+
+
 @pytest.mark.parametrize("text", ["wandb", "mlflow=", ""])
 def test_an_unknown_tracker_is_refused(data, text):
-    with pytest.raises(OptionError, match=r"NAME one of tensorboard, mlflow, got"):
+    with pytest.raises(
+        OptionError, match=r"there is no tracker .*; write NAME or NAME=PLACE with NAME one of tensorboard, mlflow"
+    ):
         train(data, SMALL, track=[text])
 
 

@@ -93,13 +93,16 @@ class Member:
     @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
         """Return the embeddings `(n, dim)` float32, unit length, of `(n, h, w, 3)` uint8 pixels."""
-        out: Vectors = self.head(self.module(self.to_input(pixels)).float()).cpu().numpy()
-        return out
+        return self._projected(self.module(self.to_input(pixels)))
 
     @torch.inference_mode()
     def project(self, features: Vectors) -> Vectors:
         """Apply the head alone to pooled features `(n, features)`."""
-        out: Vectors = self.head(torch.from_numpy(features).to(self.device)).cpu().numpy()
+        return self._projected(torch.from_numpy(features).to(self.device))
+
+    def _projected(self, features: torch.Tensor) -> Vectors:
+        with torch.autocast(self.device.type, enabled=False):  # 16 bits would make near neighbours equal
+            out: Vectors = self.head(features.float()).cpu().numpy()
         return out
 
     def state(self) -> dict[str, torch.Tensor]:

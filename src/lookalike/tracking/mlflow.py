@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 import time
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 EXPERIMENT = "lookalike"
 _KEY = "lookalike.key"
@@ -72,6 +74,14 @@ class MLflow:
         self._client.set_terminated(self._id, _STATES[state])
 
 
+def _require_server(place: str) -> None:
+    """Raise `OSError` at once when nothing listens at an http(s) URI: MLflow itself tries for minutes."""
+    parts = urlsplit(place)
+    if parts.scheme in ("http", "https"):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
+
+
 def open_run(place: str, name: str, key: str, resume: bool) -> MLflow:
     """Begin a run in the experiment `lookalike`, or go on with the last one of that key that did not finish."""
     with warnings.catch_warnings():
@@ -79,6 +89,7 @@ def open_run(place: str, name: str, key: str, resume: bool) -> MLflow:
         from mlflow import MlflowClient
     for noisy in ("mlflow", "alembic"):  # of tables they make
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    _require_server(place)
     client = MlflowClient(place)
     found = client.get_experiment_by_name(EXPERIMENT)
     experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)

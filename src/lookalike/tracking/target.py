@@ -98,7 +98,7 @@ class Target:
         name, separator, place = text.partition("=")
         if name not in TRACKERS or (separator and not place):
             raise OptionError(
-                f"a tracker is written NAME or NAME=PLACE with NAME one of {', '.join(TRACKERS)}, got {text!r}."
+                f"there is no tracker {text!r}; write NAME or NAME=PLACE with NAME one of {', '.join(TRACKERS)}."
             )
         return cls(name, place or TRACKERS[name].default)
 

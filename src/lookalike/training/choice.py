@@ -13,7 +13,6 @@ from lookalike.training.finetune import Run
 from lookalike.training.interpolate import SHARES, best_mix, mix
 from lookalike.training.job import Job
 from lookalike.training.last_head import Fit, Kept, best_last_head, set_last_head
-from lookalike.training.precision import is_lowered
 from lookalike.training.start import Rows, Start, are_unseen
 
 
@@ -25,11 +24,8 @@ def choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str
         member.load_state(end)
         share, shares = 1.0, dict[str, float]()
     else:
-        started = start.with_head
-        if is_lowered(member.device, job.recipe.precision):  # its head was measured in float32, the others are not
-            member.load_state(start.state)
-            started = job.validate(member)
-        share, shares = best_mix(member, start.state, end, started, run.best_measure, lambda: job.validate(member))
+        before, after = start.with_head, run.best_measure
+        share, shares = best_mix(member, start.state, end, before, after, lambda: job.validate(member))
     best = shares.get(f"{share:g}", run.best_measure)
     kept: Kept | None = None
     if job.recipe.last_head != "trained" and run.epoch:
@@ -47,12 +43,13 @@ def choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str
         )
     share, best = (share, best) if kept is None else (kept.share, kept.measure)
     keep_share(member, start, share, job.recipe.loss if kept is None else str(member.origin["head"]))
-    said = ""
+    found = ", ".join(f"{float(s):.0%} {value:.4f}" for s, value in shares.items())
+    told = [f"{member.backbone}: keeps {share:.0%} of the fine-tuned weights, the rest of those it came with"]
+    if found:
+        told.append(f"validation {job.options.stop_on} by share: {found}")
     if kept is not None:
-        said = f"; with a head fitted to them, shrinkage {kept.fit[0]:g}, emphasis {kept.fit[1]:g}: {best:.4f}"
-    job.progress.say(
-        f"{member.backbone}: keeps {share:.0%} of the fine-tuned weights, the rest of those it came with {shares}{said}"
-    )
+        told.append(f"{best:.4f} with a head fitted to them (shrinkage {kept.fit[0]:g}, emphasis {kept.fit[1]:g})")
+    job.progress.say("; ".join(told))
     return {
         "interpolation": {"share": share, "measures": shares},
         "last_head": list(kept.fit) if kept else None,

@@ -31,15 +31,15 @@ _PAGE = """<!doctype html>
 {%- endfor %}.
 {% if report.interpolation %}Kept: {{ "%.0f"|format(100 * report.interpolation.share) }} % of the fine-tuned weights,
 the rest of those it came with.{% endif %}
-{% if report.view %}Pictures are seen: {{ report.view }}.{% endif %}
-{% if report.last_head %}The head was fitted anew after training: shrinkage {{ report.last_head[0] }}, emphasis
+{% if report.view %} Pictures are seen: {{ report.view }}.{% endif %}
+{% if report.last_head %} The head was fitted anew after training, shrinkage {{ report.last_head[0] }}, emphasis
 {{ report.last_head[1] }}.{% endif %}</p>
 {% if report.history %}<table><tr><th>epoch<th>loss<th>validation {{ measure }}<th>seconds</tr>
 {% for epoch in report.history %}<tr><td>{{ loop.index }}<td>{{ "%.4f"|format(epoch.loss) }}
 <td>{{ "%.4f"|format(epoch.measure) if epoch.measure is defined else "–" }}<td>{{ "%.0f"|format(epoch.seconds) }}</tr>
 {% endfor %}</table>{% endif %}
-<details><summary>Recipe</summary><table>
-{% for name, value in report.recipe.items() %}<tr><td>{{ name }}<td>{{ value }}</tr>
+<details><summary>Recipe {{ report.family }}; what auto became is said above</summary><table>
+{% for name, value in report.recipe.items() %}<tr><td>{{ name }}<td>{{ "%.4g"|format(value) if value is float else value }}</tr>
 {% endfor %}</table></details>
 {% endfor %}
 </html>
@@ -71,7 +71,16 @@ def write_curves(folder: Path, reports: Sequence[Mapping[str, Any]], measure: st
         measure=measure,
         picture=base64.b64encode(picture).decode(),
         reports=[
-            {"interpolation": None, "view": None, "last_head": None, "history": [], "recipe": {}, "validation": {}, **r}
+            {
+                "interpolation": None,
+                "family": "",
+                "view": None,
+                "last_head": None,
+                "history": [],
+                "recipe": {},
+                "validation": {},
+                **r,
+            }
             for r in reports
         ],
     )
@@ -98,10 +107,10 @@ def curves_png(reports: Sequence[Mapping[str, Any]], measure: str) -> bytes:
         measures = [(n, e["measure"]) for n, e in zip(epochs, history, strict=True) if "measure" in e]
         if measures:
             axes[1].plot(*zip(*measures, strict=True), "o-", color=colour, label=f"{name}, fine-tuned")
-        for stage, style in (("frozen", "--"), ("head", ":")):
+        for stage, style in (("frozen", "--"), ("head", ":"), ("kept", "-")):
             value = report.get("validation", {}).get(stage)
             if measures and value is not None:
-                words = "as it came" if stage == "frozen" else "with its best head"
+                words = {"frozen": "frozen", "head": "frozen, with its best head", "kept": "as kept"}[stage]
                 axes[1].axhline(value, color=colour, linestyle=style, label=f"{name}, {words}")
     axes[0].set_ylabel("training loss, mean of the epoch")
     axes[1].set_ylabel(f"{measure} on validation")

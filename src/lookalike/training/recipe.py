@@ -198,6 +198,13 @@ RECIPES: dict[str, RecipeChanges] = {
     "hybrid": {"layer_decay": 0.85, "weight_decay": 0.05, "drop_path": 0.1, "clip": 1.0},
 }
 
+RECIPE_WORDS = {
+    "cnn": "ResNets and the like",
+    "mobile-cnn": "depthwise convolutions with batch norm, as EfficientNets have",
+    "transformer": "attention, no convolutions but the first",
+    "hybrid": "attention and convolutions",
+}
+
 UNSEEN: RecipeChanges = {"epochs": 3, "lr": 1e-4}
 """What `auto` changes where the test classes are unseen, so that less is lost of what serves any class."""
 UNSEEN_SGD_RATES: RecipeChanges = {"lr": 2e-3, "head_lr": 3e-2}

@@ -24,7 +24,7 @@ def recipes(as_json: bool) -> None:
       lookalike train photos --recipe cnn --set pooling=gem --set ema=0.99 --out model
     """  # noqa: D301
     from lookalike.training.losses import LOSSES
-    from lookalike.training.recipe import FIELDS, UNSEEN
+    from lookalike.training.recipe import FIELDS, RECIPE_WORDS, UNSEEN
     from lookalike.training.recipe import recipes as all_recipes
 
     made = {name: recipe.to_dict() for name, recipe in all_recipes().items()}
@@ -34,6 +34,9 @@ def recipes(as_json: bool) -> None:
         known = {"recipes": made, "unseen": UNSEEN, "fields": explained, "losses": losses}
         click.echo(json.dumps(known, indent=2, ensure_ascii=False))
         return
+    for name, words in RECIPE_WORDS.items():
+        click.echo(f"{name}: {words}")
+    click.echo("auto: the one of these that fits the network\n")
     for name, own in FIELDS.items():
         values = {recipe: _plain(value[name]) for recipe, value in made.items()}
         usual = max(set(values.values()), key=list(values.values()).count)
