@@ -161,9 +161,7 @@ def test_a_server_that_is_not_there_is_refused_at_once(data, weights, quick):
 
 @pytest.mark.parametrize("text", ["wandb", "mlflow=", ""])
 def test_an_unknown_tracker_is_refused(data, text):
-    with pytest.raises(
-        OptionError, match=r"there is no tracker .*; write NAME or NAME=PLACE with NAME one of tensorboard, mlflow"
-    ):
+    with pytest.raises(OptionError, match=r"there is no tracker .*; write NAME or NAME=PLACE with NAME one of"):
         train(data, SMALL, track=[text])
 
 

@@ -39,7 +39,8 @@ the rest of those it came with.{% endif %}
 <td>{{ "%.4f"|format(epoch.measure) if epoch.measure is defined else "–" }}<td>{{ "%.0f"|format(epoch.seconds) }}</tr>
 {% endfor %}</table>{% endif %}
 <details><summary>Recipe {{ report.family }}; what auto became is said above</summary><table>
-{% for name, value in report.recipe.items() %}<tr><td>{{ name }}<td>{{ "%.4g"|format(value) if value is float else value }}</tr>
+{% for name, value in report.recipe.items() %}
+<tr><td>{{ name }}<td>{{ "%.4g"|format(value) if value is float else value }}</tr>
 {% endfor %}</table></details>
 {% endfor %}
 </html>
