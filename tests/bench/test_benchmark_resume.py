@@ -64,7 +64,8 @@ def test_each_sitting_goes_on_where_the_last_was_killed(again, tmp_path, listene
     first, second, third = started
     assert first[0] == "looking for leaks"
     assert first[1:] == [f"{EFFICIENTNET}: features", f"{EFFICIENTNET}: validation", "epoch 1/2", "epoch 2/2"]
-    assert second[1:4] == ["epoch 2/2", f"{EFFICIENTNET}: measures", f"{RESNET}: features"]
+    own = [f"{EFFICIENTNET}: last head", f"{EFFICIENTNET}: measures"]
+    assert second[1:5] == ["epoch 2/2", *own, f"{RESNET}: features"]
     assert second[-1] == f"{RESNET} frozen: query"
     assert third[0] == f"{RESNET} frozen: query" and not any(task.startswith("epoch") for task in third)
 

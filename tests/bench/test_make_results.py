@@ -80,7 +80,7 @@ def test_training_is_kept(results):
     assert [r["backbone"] for r in reports] == [EFFICIENTNET, RESNET]
     for report in reports:
         assert 0 <= report["share"] <= 1 and report["epochs"] == 2 and report["seconds"] > 0
-        assert set(report["validation"]) == {"frozen", "head", "fine-tuned"}
+        assert set(report["validation"]) == {"frozen", "head", "fine-tuned", "kept"}
 
 
 def section(page: str, name: str) -> str:

@@ -124,7 +124,8 @@ def test_recipes_lists_every_field_and_loss(lookalike):
     assert all(name in found.out for name in LOSSES)
     made = json.loads(lookalike("recipes --json").out)
     assert made["recipes"]["mobile-cnn"]["lr"] == 5e-4
-    assert set(made) == {"recipes", "fields", "losses"}
+    assert set(made) == {"recipes", "unseen", "fields", "losses"}
+    assert "auto, where the test classes are unseen: epochs = 3, lr = 0.0001" in found.out
 
 
 def test_the_reference_has_not_drifted():

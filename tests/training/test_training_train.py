@@ -210,8 +210,9 @@ def test_mixed_precision_trains_nearly_the_same_weights_in_float32(data, quick):
         for precision in ("float32", "bfloat16")
     )
     assert {p.dtype for p in mixed.members[0].module.parameters()} == {torch.float32}
-    cosines = (plain.embed(data.validation).vectors * mixed.embed(data.validation).vectors).sum(axis=1)
-    assert 0.9 < cosines.mean() < 1 - 1e-6
+    # by their similarities: the principal components that the heads start from may turn among themselves
+    first, second = (v @ v.T for v in (encoder.embed(data.validation).vectors for encoder in (plain, mixed)))
+    assert 1e-6 < np.abs(first - second).mean() < 0.1
 
 
 def test_a_tiny_budget_still_gives_a_bundle(data, weights, quick, tmp_path):

@@ -214,7 +214,7 @@ def _refit_member(  # noqa: PLR0913 - what `refit` has found out, for one backbo
         member, recipe = fresh_member(name, weights, options, unseen=are_unseen(data))
         same = run_key(member, data, options, recipe) == report["run"]
     else:
-        member, recipe = build_member(name, weights, seed=options.seed), Recipe()
+        member, recipe = build_member(name, weights, seed=options.seed), Recipe(precision="float32")
         same = member.backbone_fingerprint == first.backbone_fingerprint
     if not same:
         raise ModelError(
