@@ -73,8 +73,7 @@ class Job:
         held_out = self.features(member, self.data.validation)
 
         def measure() -> float:
-            with autocast(member.device, self.recipe.precision):
-                return self.team.agree(lambda: measured_head(member, held_out, self.data, self.options.stop_on))
+            return self.team.agree(lambda: measured_head(member, held_out, self.data, self.options.stop_on))
 
         return measure
 

@@ -16,6 +16,7 @@ import torch
 from lookalike.backbones import Member, Whitening
 from lookalike.embedding import Features
 from lookalike.training.start import Rows
+from lookalike.types import Vectors
 
 Fit = tuple[float, float]
 """Shrinkage and emphasis, as `fit_whitened` takes them."""
@@ -73,12 +74,14 @@ def best_last_head(
         may_go_on: asked before each share but the first.
 
     """
-    before, origin = member.state(), dict(member.origin)
+    backbone, origin = member.state(), dict(member.origin)
     best: Kept | None = None
+    head: tuple[Vectors, Vectors] | None = None
     for number, share in enumerate(shares):
         if number and not may_go_on():
             break
-        member.load_state(weights(share))
+        mixture = weights(share)
+        member.load_state(mixture)
         features, targets = see()
         whitening = Whitening(features.rows, targets, member.dim, seed=seed)
         take = measure()
@@ -86,10 +89,13 @@ def best_last_head(
             set_last_head(member, whitening, fit, len(features.ids))
             found = take()
             if found > (at_least if best is None else best.measure):
-                best = Kept(share, fit, found)
-                before, origin = member.state(), dict(member.origin)
-    member.load_state(before)
+                best, head = Kept(share, fit, found), whitening.fit(*fit)
+                backbone, origin = mixture, dict(member.origin)
+    member.load_state(backbone)
+    if head is not None:
+        member.head.set(*head)
     member.origin.update(origin)
+    member.changed()
     return best
 
 

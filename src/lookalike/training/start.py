@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lookalike.backbones import Member, fit_whitened
+from lookalike.backbones import Member, Whitening
 from lookalike.data import Dataset, Item
 from lookalike.embedding import Features, compute_features, fit_projection
 from lookalike.errors import DataError
@@ -253,12 +253,10 @@ def _start(  # noqa: PLR0913, PLR0917 - what the two kinds of start have found o
     if known is not None:
         shrinkage = known.shrinkage
         if shrinkage is not None:
-            _whiten(member, features, targets, shrinkage, seed)
+            _whiten(member, Whitening(features.rows, targets, member.dim, seed=seed), shrinkage, len(features.ids))
     else:
         assert measure is not None
-        shrinkage = _best_shrinkage(
-            member, measure, frozen, lambda s: _whiten(member, features, targets, s, seed), heads
-        )
+        shrinkage = _best_shrinkage(member, measure, frozen, features, targets, heads, seed=seed)
     classes = int(targets.max()) + 1
     classifier = CosineClassifier(member.project(features.rows), targets, classes, recipe.label_smoothing)
     means = classifier.weight.detach().to("cpu", copy=True)
@@ -280,28 +278,36 @@ def _start(  # noqa: PLR0913, PLR0917 - what the two kinds of start have found o
 
 
 def _best_shrinkage(
-    member: Member, measure: Callable[[], float], frozen: float, whiten: Callable[[float], None], heads: str
+    member: Member,
+    measure: Callable[[], float],
+    frozen: float,
+    features: Features,
+    targets: Rows,
+    heads: str,
+    *,
+    seed: int,
 ) -> float | None:
     """Leave the member with the fitted head that measures best, of those the recipe allows."""
     if heads == "pca":
         return None
     state, head = member.state(), str(member.origin["head"])
     found: dict[float | None, float] = {None: frozen} if heads == "auto" else {}
+    whitening = Whitening(features.rows, targets, member.dim, seed=seed)
     for shrinkage in SHRINKAGES:
-        whiten(shrinkage)
+        _whiten(member, whitening, shrinkage, len(features.ids))
         found[shrinkage] = measure()
     best = max(found, key=lambda s: found[s])
     if best is None:
         member.load_state(state)
         member.origin["head"] = head
     else:
-        whiten(best)
+        _whiten(member, whitening, best, len(features.ids))
     return best
 
 
-def _whiten(member: Member, features: Features, targets: Rows, shrinkage: float, seed: int) -> None:
-    member.head.set(*fit_whitened(features.rows, targets, shrinkage, member.dim, seed=seed))
-    member.origin["head"] = f"whitened within the classes of {len(features.ids)} images, shrinkage {shrinkage:g}"
+def _whiten(member: Member, whitening: Whitening, shrinkage: float, images: int) -> None:
+    member.head.set(*whitening.fit(shrinkage))
+    member.origin["head"] = f"whitened within the classes of {images} images, shrinkage {shrinkage:g}"
     member.changed()
 
 
