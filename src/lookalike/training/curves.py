@@ -108,7 +108,7 @@ def curves_png(reports: Sequence[Mapping[str, Any]], measure: str) -> bytes:
         measures = [(n, e["measure"]) for n, e in zip(epochs, history, strict=True) if "measure" in e]
         if measures:
             axes[1].plot(*zip(*measures, strict=True), "o-", color=colour, label=f"{name}, fine-tuned")
-        for stage, style in (("frozen", "--"), ("head", ":"), ("kept", "-")):
+        for stage, style in (("frozen", "--"), ("head", ":"), ("kept", "-.")):
             value = report.get("validation", {}).get(stage)
             if measures and value is not None:
                 words = {"frozen": "frozen", "head": "frozen, with its best head", "kept": "as kept"}[stage]
@@ -121,7 +121,7 @@ def curves_png(reports: Sequence[Mapping[str, Any]], measure: str) -> bytes:
         axis.grid(visible=True, color="#dddddd", linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.lines:
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(edgecolor="none", framealpha=0.85, fontsize=8)
     out = BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
