@@ -11,10 +11,10 @@ Ways:
   frozen      as it came, principal components as head
   head        `lookalike train --frozen`
   full        `lookalike train`
-  full-LOSS   the same with another loss than cross-entropy
+  full-LOSS   the same with another loss than the recipe's
   refit       `lookalike refit` of the above, on the validation images too
   LOSS        the short form of the recipe (pictures of 5/7 of the side, 3 epochs) with that loss: only to be compared
-              with each other, and with cross-entropy in the short form
+              with each other
   their-trainer  pytorch-metric-learning's own trainer, for as many minutes as `full` took, on the same images
   ensemble    of the `full` models of a seed, or `head` where there is no other, aligned
 Figures are on query and gallery. Pictures are embedded in bfloat16 where the machine has it.
@@ -43,8 +43,9 @@ from lookalike.embedding import fitted_encoder
 from lookalike.evaluation import evaluate_embeddings
 from lookalike.files import write_json
 from lookalike.training import refit, train
-from lookalike.training.losses import CROSS_ENTROPY, LOSSES
+from lookalike.training.losses import LOSSES
 from lookalike.training.precision import autocast
+from lookalike.training.recipe import Recipe
 from lookalike.training.start import class_rows
 from rival_trainer import train_with_its_trainer
 
@@ -142,7 +143,7 @@ WAYS: dict[str, Callable[[Case], tuple[Encoder, dict[str, Any]]]] = {
     "full": trained,
     "refit": refitted,
     "their-trainer": theirs,
-    **{f"full-{loss}": lambda case, loss=loss: trained(case, loss=loss) for loss in LOSSES if loss != CROSS_ENTROPY},
+    **{f"full-{loss}": lambda case, loss=loss: trained(case, loss=loss) for loss in LOSSES if loss != Recipe().loss},
     **{loss: lambda case, loss=loss: trained(case, loss=loss, **SHORT) for loss in LOSSES},
 }
 

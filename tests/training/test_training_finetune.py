@@ -27,6 +27,7 @@ def make_trainee(member, quick):
 
     def make(trained=None, **options):
         trained = trained or member
+        options = {"loss": "cross-entropy", **options}
         return Trainee(trained, 4, quick(**options).recipe_for(family_of(trained.module)))
 
     return make

@@ -93,10 +93,3 @@ def test_only_the_cross_entropy_takes_shares(projected):
     assert by_shares == pytest.approx(by_rows)
     with pytest.raises(OptionError, match=r"^mixup and cutmix give an image two classes, which only cross-entropy"):
         TrainingOptions(loss="arcface", mixup=0.2).recipe_for("cnn")
-
-
-def test_without_its_package_the_sentence_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pytorch_metric_learning", None)
-    TrainingOptions().recipe_for("cnn")
-    with pytest.raises(OptionError, match=r"not installed; run: pip install 'lookalike\[losses\]'\.$"):
-        TrainingOptions(loss="arcface").recipe_for("cnn")

@@ -62,7 +62,7 @@ def test_mlflow_has_the_recipe_the_figures_the_curves_and_a_model_that_loads_bac
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "model"
     assert run.data.params["data"] == data.fingerprint
-    assert run.data.params[f"{SMALL}/loss"] == "cross-entropy"
+    assert run.data.params[f"{SMALL}/loss"] == "subcenter-arcface"
     points = client.get_metric_history(run.info.run_id, f"{SMALL}/loss")
     assert [p.step for p in points] == [1, 2]
     assert [p.value for p in points] == [epoch["loss"] for epoch in facts["training"][0]["history"]]

@@ -57,7 +57,7 @@ def test_rates_fall_by_the_decay_from_layer_to_layer():
 
 @pytest.mark.parametrize(("share", "trained"), [(1.0, 1.0), (0.5, None), (1e-9, None)])
 def test_only_the_last_layers_are_trained(share, trained, member):
-    made = trainee(member, unfreeze=share, lr=0.01)
+    made = trainee(member, unfreeze=share, lr=0.01, loss="cross-entropy")
     before = weights_of(member)
     train_a_step(made)
     made.objective.losses[0].classifier.weight.data.normal_(generator=torch.Generator().manual_seed(0))

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from lookalike.backbones import Encoder, Member
+from lookalike.backbones import Member
 from lookalike.data import Dataset, Item
 from lookalike.embedding import Features, compute_features
 from lookalike.progress import Progress
@@ -18,9 +16,8 @@ from lookalike.training.last_head import joined_features
 from lookalike.training.options import TrainingOptions
 from lookalike.training.precision import autocast
 from lookalike.training.recipe import Recipe
-from lookalike.training.start import measured, measured_head
+from lookalike.training.start import measured_head
 from lookalike.training.team import ALONE, Team, split_evenly
-from lookalike.types import Embeddings
 
 
 @dataclass(frozen=True)
@@ -51,26 +48,19 @@ class Job:
     tracked: Tracked = UNTRACKED
 
     def validate(self, member: Member) -> float:
-        """Take the validation measure of the member's present weights; each process embeds its share."""
-        with autocast(member.device, self.recipe.precision):
-            part = Encoder([member]).embed(split_evenly(self.data.validation, self.team))
-        parts = self.team.collect(part)
-        if len(parts) == 1:
-            return measured(part, self.data, self.options.stop_on)
-        ids = tuple(i for p in parts for i in p.ids)
-        together = Embeddings(ids, np.concatenate([p.vectors for p in parts]), part.fingerprint)
-        return self.team.agree(lambda: measured(together, self.data, self.options.stop_on))
+        """Take the validation measure of the member's present weights."""
+        return self.measure_heads(member)()
 
-    def features(self, member: Member, items: Sequence[Item]) -> Features:
+    def features(self, member: Member, items: Sequence[Item], task: str) -> Features:
         """Return what the member's present backbone sees in images; each process goes through its share."""
         with autocast(member.device, self.recipe.precision):
-            own, task = split_evenly(items, self.team), f"{member.backbone}: last head"
+            own, task = split_evenly(items, self.team), f"{member.backbone}: {task}"
             part = compute_features(member, own, progress=self.progress, task=task, least=0)
         return joined_features(self.team.collect(part), [i.id for i in items])
 
     def measure_heads(self, member: Member) -> Callable[[], float]:
         """Go through the validation images once; what is returned takes the measure for the member's present head."""
-        held_out = self.features(member, self.data.validation)
+        held_out = self.features(member, self.data.validation, "measuring")
 
         def measure() -> float:
             return self.team.agree(lambda: measured_head(member, held_out, self.data, self.options.stop_on))

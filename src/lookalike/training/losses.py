@@ -61,14 +61,10 @@ class _Mined(nn.Module):
 
 
 def _library() -> Any:
-    try:
-        import pytorch_metric_learning as library
-        from pytorch_metric_learning import losses, miners  # noqa: F401 - loads what is used below
-    except ImportError as error:
-        raise OptionError(
-            "losses other than cross-entropy come with pytorch-metric-learning, which is not installed; "
-            "run: pip install 'lookalike[losses]'."
-        ) from error
+    """Import pytorch-metric-learning, which takes as long as half of torch, when a loss of it is made."""
+    import pytorch_metric_learning as library
+    from pytorch_metric_learning import losses, miners  # noqa: F401 - loads what is used below
+
     return library
 
 
@@ -155,12 +151,6 @@ def parse_loss(text: str) -> tuple[tuple[float, Loss], ...]:
     if len(set(names)) < len(names):
         raise OptionError(f"the loss {text!r} names a loss twice; give it once, with its weight.")
     return tuple(terms)
-
-
-def require_losses(text: str) -> None:
-    """Raise `OptionError` when the package of one of these losses is not installed."""
-    if any(row.name != CROSS_ENTROPY for _, row in parse_loss(text)):
-        _library()
 
 
 class Objective(nn.Module):

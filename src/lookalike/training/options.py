@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack, cast
 
 from lookalike.errors import OptionError
 from lookalike.evaluation import Measure
-from lookalike.training.losses import parse_loss, require_losses
+from lookalike.training.losses import parse_loss
 from lookalike.training.mixing import mixes
 from lookalike.training.recipe import AUTO, FIELDS, Recipe, RecipeChanges, check_changes, make_recipe, require_recipe
 from lookalike.training.sampling import require_sampling
@@ -117,11 +117,10 @@ class TrainingOptions:
         """Return the whole recipe for a network of that family, see `family_of`; `unseen` as in `make_recipe`.
 
         Raises:
-            OptionError: fields that cannot be together, or a loss whose package is not installed.
+            OptionError: fields that cannot be together.
 
         """
         recipe = make_recipe(self.recipe, family, unseen=unseen, **cast("RecipeChanges", self.changes))
-        require_losses(recipe.loss)
         require_sampling(recipe)
         mixes(recipe)
         return recipe

@@ -56,7 +56,8 @@ class Recipe:
     )
     # loss
     loss: str = _field(
-        "cross-entropy", "one loss, or a weighted sum as cross-entropy+0.5*multi-similarity; see `lookalike recipes`"
+        "subcenter-arcface",
+        "one loss, or a weighted sum as cross-entropy+0.5*multi-similarity; see `lookalike recipes`",
     )
     label_smoothing: float = _field(0.1, "of the cross-entropy, 0 for none", low=0, below=1)
     sampler: str = _field(

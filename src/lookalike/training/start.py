@@ -333,11 +333,7 @@ def class_rows(items: tuple[Item, ...]) -> Rows:
 
 
 def measured_head(member: Member, features: Features, data: Dataset, measure: str) -> float:
-    """Take a measure within the validation part from its pooled features and the member's present head."""
-    return measured(Embeddings(features.ids, member.project(features.rows), ""), data, measure)
-
-
-def measured(embeddings: Embeddings, data: Dataset, measure: str) -> float:
-    """Take a leave-one-out retrieval measure within the validation part."""
+    """Take a leave-one-out measure within the validation part, from its features and the member's present head."""
+    found = Embeddings(features.ids, member.project(features.rows), "")
     labels = {i.id: i.label for i in data.validation if i.label is not None}
-    return evaluate_embeddings(embeddings, embeddings, labels, labels, [measure]).mean(measure)
+    return evaluate_embeddings(found, found, labels, labels, [measure]).mean(measure)
