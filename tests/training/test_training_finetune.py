@@ -197,7 +197,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_network_in_one_pi
     run = Run(2, 3)
     with pytest.raises(ModelError) as raised:
         finetune(trainee, run, data.training, targets, watched(lambda: 0.0), lambda _: None)
-    assert str(raised.value) == "training diverged in epoch 1 (the loss is nan); lower the learning rate."
+    assert str(raised.value) == "training diverged in epoch 1 (the loss is nan); take a lower learning rate."
     assert [name for name, _ in trainee.member.module.named_modules()] == names
     assert not trainee.member.module.training
     assert run.history == []
@@ -214,7 +214,7 @@ def test_a_loss_far_above_that_of_the_first_twenty_steps_is_divergence():
         _require_sane(run, 16.5)  # 19 * 8 / 20 + 16.5 / 20 = 8.425
     assert str(raised.value) == (
         "training diverged in epoch 2 (the loss rose from 2 to 8.43); epoch 1 and all before are kept; "
-        "lower the learning rate."
+        "go on from there with --resume and a lower learning rate."
     )
 
 

@@ -13,6 +13,7 @@ from lookalike.backbones import load_bundle
 from lookalike.backbones.bundle import read_facts
 from lookalike.errors import StorageError
 from lookalike.training import train
+from lookalike.training.options import changed_options
 
 SMALL = "test_efficientnet"
 
@@ -85,6 +86,23 @@ def test_killed_after_the_last_epoch_before_the_bundle(unbroken, data, weights, 
     train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=listener)
     assert not any(t.startswith("epoch") for t in listener.tasks)
     assert comparable(out) == comparable(unbroken)
+
+
+def test_a_run_goes_on_with_lower_learning_rates(unbroken, data, weights, options, recorder, tmp_path):
+    out, listener = tmp_path / "model", recorder()
+    kill(data, weights, out, options, recorder)
+    lower = changed_options(options, {"lr": 2e-5, "head_lr": 2e-4})
+    train(data, SMALL, weights=weights, out=out, options=lower, resume=True, progress=listener)
+    assert f"{SMALL}: with other learning rates, 2e-05 and 0.0002" in listener.said
+    (report,), (before,) = (read_facts(bundle)["training"] for bundle in (out, unbroken))
+    first = {"epoch": 0, "lr": before["recipe"]["lr"], "head_lr": before["recipe"]["head_lr"]}
+    assert before["rates"] == [first]
+    assert report["rates"] == [first, {"epoch": 1, "lr": 2e-5, "head_lr": 2e-4}]
+    losses = [[epoch["loss"] for epoch in found["history"]] for found in (report, before)]
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1] != losses[1][1]
+    train(data, SMALL, weights=weights, out=out, options=lower, resume=True, progress=listener)
+    assert listener.said[-1] == f"{out} is the finished bundle of this run, there is nothing to go on with"
 
 
 def test_killed_before_the_first_epoch_ended_the_features_are_kept(

@@ -199,7 +199,9 @@ def test_random_weights_are_not_mixed_back_in(data, quick):
 
 
 def test_the_loss_falls_from_epoch_to_epoch(data, quick):
-    outcome = train_member(data, SMALL, "none", quick(loss="cross-entropy", epochs=6, lr=3e-3, crop_scale=0.3), None, Silent())
+    outcome = train_member(
+        data, SMALL, "none", quick(loss="cross-entropy", epochs=6, lr=3e-3, crop_scale=0.3), None, Silent()
+    )
     losses = [epoch["loss"] for epoch in outcome.report["history"]]
     assert losses[-1] < losses[2] < losses[0] < 2 * np.log(4)
 

@@ -40,6 +40,8 @@ class Run:
         level: mean of the first losses of the run, which a later mean is held against.
         recent: the last losses, over epochs.
         last: the epoch to end after, where it is known beforehand; the learning rate falls as for `epochs`.
+        rates: peak learning rates of backbone and head, and the epoch that they were taken from, counted from 0; more
+            than one where the run went on with others.
 
     """
 
@@ -53,6 +55,7 @@ class Run:
     level: float | None = None
     recent: list[float] = field(default_factory=list)
     last: int | None = None
+    rates: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def planned(self) -> int:
@@ -200,8 +203,8 @@ def _require_sane(run: Run, loss: float) -> None:
     elif run.level is not None and mean > _FAR * run.level:
         told = f"the loss rose from {run.level:.3g} to {mean:.3g}"
     if told:
-        kept = f"epoch {run.epoch} and all before are kept; " if run.epoch else ""
-        raise ModelError(f"training diverged in epoch {run.epoch + 1} ({told}); {kept}lower the learning rate.")
+        kept = f"epoch {run.epoch} and all before are kept; go on from there with --resume and" if run.epoch else "take"
+        raise ModelError(f"training diverged in epoch {run.epoch + 1} ({told}); {kept} a lower learning rate.")
     if run.level is None and len(run.recent) == _WINDOW:
         run.level = mean
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
     training = tuple(i for i in data.training if i.label is not None)
     require_classes(data, training)
     member, recipe = fresh_member(backbone, weights, options, unseen=are_unseen(data))
-    job = Job(data, options, recipe, work, progress, began, run_key(member, data, options, recipe), team, tracked)
+    run, key = (run_key(member, data, options, recipe, rated=rated) for rated in (True, False))
+    job = Job(data, options, recipe, work, progress, began, key, team, tracked)
     tracked.params({f"{backbone}/{field}": value for field, value in recipe.to_dict().items()})
     stored = load_checkpoint(work, job.key) if work is not None else None
     if stored is None:
@@ -69,7 +70,7 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
         progress.say(f"{backbone}: going on after epoch {stored['run']['epoch']}")
     report: dict[str, Any] = {
         "backbone": backbone,
-        "run": job.key,
+        "run": run,
         "recipe": recipe.to_dict(),
         "family": family_of(member.module),
         "validation": {"frozen": start.frozen, "head": start.with_head},
@@ -81,11 +82,12 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
     if options.frozen:
         keep_start(member, start)
     else:
-        run = full_stage(job, member, start, stored, partial(_planned, job, start), partial(job.validate, member))
-        report["history"] = run.history
-        report["plan"] = {"epochs": run.epochs, "steps": run.steps}
-        report["validation"]["fine-tuned"] = run.best_measure
-        chosen = choose_weights(job, member, start, run)
+        done = full_stage(job, member, start, stored, partial(_planned, job, start), partial(job.validate, member))
+        report["history"] = done.history
+        report["plan"] = {"epochs": done.epochs, "steps": done.steps}
+        report["rates"] = done.rates
+        report["validation"]["fine-tuned"] = done.best_measure
+        chosen = choose_weights(job, member, start, done)
         report["validation"]["kept"] = chosen.pop("kept")
         report |= chosen
     report["seconds"] = round(time.perf_counter() - began, 1)
@@ -117,15 +119,17 @@ def _made_once(team: Team, member: Member, items: tuple[Item, ...], make: Callab
     return Start.restore(stored, member, items)
 
 
-def run_key(member: Member, data: Dataset, options: TrainingOptions, recipe: Recipe) -> str:
-    """Fingerprint of all that decides a run: first weights, training and validation images, options, recipe."""
-    return digest(
-        member.fingerprint,
-        data.fingerprint,
-        validation_fingerprint(data),
-        repr(sorted(options.to_dict().items())),
-        repr(recipe),
-    )
+def run_key(member: Member, data: Dataset, options: TrainingOptions, recipe: Recipe, *, rated: bool = True) -> str:
+    """Fingerprint of all that decides a run: fresh member, training and validation images, options, recipe.
+
+    Without the learning rates, `rated` false, it names a checkpoint: a run may go on with others.
+    """
+    own = options.to_dict()
+    if not rated:
+        recipe = replace(recipe, lr=1.0, head_lr=1.0)
+        own = {name: value for name, value in own.items() if name not in ("lr", "head_lr")}
+    parts = repr(sorted(own.items())), repr(recipe)
+    return digest(member.fingerprint, data.fingerprint, validation_fingerprint(data), *parts)
 
 
 def validation_fingerprint(data: Dataset) -> str:
@@ -170,6 +174,11 @@ def full_stage(
     else:
         run = Run(**stored["run"])
         trainee.load(stored["trainee"])
+    rates = {"lr": job.recipe.lr, "head_lr": job.recipe.head_lr}
+    if not run.rates or run.rates[-1] != {**rates, "epoch": run.rates[-1]["epoch"]}:
+        if run.rates:
+            job.progress.say(f"{member.backbone}: with other learning rates, {rates['lr']:g} and {rates['head_lr']:g}")
+        run.rates.append({"epoch": run.epoch, **rates})
     finetune(
         trainee,
         run,

@@ -178,7 +178,10 @@ class Trainee:
         """Undo `state`."""
         self.member.load_state(state["member"])
         self.objective.load_state_dict(state["objective"])
+        peaks = [group["peak"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak  # of this recipe, which may go on with another
         if self.mean is not None:
             self.mean.load(state["mean"])
         self.scaler.load_state_dict(state["scaler"])
@@ -195,15 +198,16 @@ def _set_checkpointing(module: nn.Module, on: bool) -> None:
 
 
 def _optimizer(member: Member, objective: Objective, recipe: Recipe) -> torch.optim.Optimizer:
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float | None, float], dict[str, Any]] = {}  # by share of the backbone's rate, and decay
     shares = rate_shares(member.module, recipe.layer_decay)
-    rated = [(recipe.lr * shares[name], p) for name, p in member.module.named_parameters()]
-    rated += [(recipe.head_lr, p) for m in (member.head, objective) for p in m.parameters()]
-    for lr, parameter in rated:
+    rated: list[tuple[float | None, nn.Parameter]] = [(shares[n], p) for n, p in member.module.named_parameters()]
+    rated += [(None, p) for m in (member.head, objective) for p in m.parameters()]
+    for share, parameter in rated:
         if parameter.requires_grad:
+            lr = recipe.head_lr if share is None else recipe.lr * share
             decay = recipe.weight_decay if parameter.ndim >= 2 else 0.0
             empty = {"params": [], "lr": lr, "peak": lr, "weight_decay": decay}
-            groups.setdefault((lr, decay), empty)["params"].append(parameter)
+            groups.setdefault((share, decay), empty)["params"].append(parameter)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(list(groups.values()), lr=recipe.lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(list(groups.values()), lr=recipe.lr)
