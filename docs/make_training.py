@@ -39,8 +39,8 @@ them but where `refit` stands. What is missing was not run. What `auto` chose of
 _SHORT = """### Losses in the short form
 
 Three epochs on pictures of 5/7 of the side (160 px), views of 4/5 of that; all else as the recipe has it. Only to be
-compared with each other. Losses with figures equal to the last digit kept none of their fine-tuning: validation preferred
-the backbone as it came, with the head that was fitted to it.
+compared with each other. Losses with figures equal to the last digit kept none of their fine-tuning:
+validation preferred the backbone as it came, with the head that was fitted to it.
 """
 
 
@@ -59,7 +59,7 @@ def _section(data: str, backbones: Mapping[str, Mapping[str, Sequence[Any]]]) ->
     long = [row for row in every if row[1] in WAYS or row[1].startswith(_WHOLE)]
     order = [*WAYS, _WHOLE]
     long.sort(key=lambda row: (list(backbones).index(row[0]), order.index(row[1] if row[1] in WAYS else _WHOLE)))
-    yield from _table((backbone, _words(way), rows) for backbone, way, rows in long)
+    yield from _table((backbone, _words(way, rows), rows) for backbone, way, rows in long)
     short = [row for row in every if row not in long]
     if short:
         yield _SHORT
@@ -67,8 +67,10 @@ def _section(data: str, backbones: Mapping[str, Mapping[str, Sequence[Any]]]) ->
         yield from _table(iter(best))
 
 
-def _words(way: str) -> str:
-    return WAYS.get(way, f"whole recipe with `--loss {way.removeprefix(_WHOLE)}`")
+def _words(way: str, rows: Sequence[Any]) -> str:
+    words = WAYS.get(way, f"whole recipe with `--loss {way.removeprefix(_WHOLE)}`")
+    of = rows[0].get("of")
+    return f"{words} ({' + '.join(of.values())})" if of else words
 
 
 def _table(rows: Iterator[tuple[str, str, Sequence[Any]]]) -> Iterator[str]:

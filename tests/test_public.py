@@ -16,7 +16,20 @@ import lookalike.retrieval
 from lookalike.cli.commands import cli
 from lookalike.training import OptionChanges
 
-HEAVY = ("torch", "torchvision", "timm", "faiss", "matplotlib", "jinja2", "numpy", "PIL", "click", "rich")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "faiss",
+    "pytorch_metric_learning",
+    "sklearn",
+    "matplotlib",
+    "jinja2",
+    "numpy",
+    "PIL",
+    "click",
+    "rich",
+)
 
 
 def in_a_new_process(code: str) -> str:

@@ -58,7 +58,7 @@ def test_training_that_was_stopped_goes_on(refused, lookalike, world):
     refused(
         f"{TRAIN} --resume --seed 1",
         "the checkpoint in new.training/0 belongs to a run with other data, weights or options; resume with the "
-        "options it was started with, or remove it.",
+        "options it was started with (learning rates may be others), or remove it.",
     )
     found = lookalike(f"{TRAIN} --resume")
     assert (found.code, found.out) == (0, "new\n")

@@ -35,7 +35,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
         load_checkpoint(tmp_path, "other")
     assert str(raised.value) == (
         f"the checkpoint in {tmp_path} belongs to a run with other data, weights or options; "
-        "resume with the options it was started with, or remove it."
+        "resume with the options it was started with (learning rates may be others), or remove it."
     )
 
 

@@ -11,7 +11,7 @@ from lookalike.backbones import build_member, family_of
 from lookalike.errors import ModelError
 from lookalike.training.finetune import Run, Validation, _require_sane, finetune, plan, schedule
 from lookalike.training.start import class_rows
-from lookalike.training.trainee import Trainee
+from lookalike.training.trainee import Rates, Trainee
 
 SMALL = "test_efficientnet"
 
@@ -206,16 +206,47 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_network_in_one_pi
 def test_a_loss_far_above_that_of_the_first_twenty_steps_is_divergence():
     run = Run(2, 30, epoch=1)
     for _ in range(20):
-        _require_sane(run, 2.0)
+        _require_sane(run, 2.0, classes=4)
     assert run.level == 2.0
     for _ in range(19):  # the mean of the last twenty is then 2 / 20 + 19 * 8 / 20 = 7.7, not above 4 * 2
-        _require_sane(run, 8.0)
+        _require_sane(run, 8.0, classes=4)
     with pytest.raises(ModelError) as raised:
-        _require_sane(run, 16.5)  # 19 * 8 / 20 + 16.5 / 20 = 8.425
+        _require_sane(run, 16.5, classes=4)  # 19 * 8 / 20 + 16.5 / 20 = 8.425
     assert str(raised.value) == (
-        "training diverged in epoch 2 (the loss rose from 2 to 8.43); epoch 1 and all before are kept; "
-        "go on from there with --resume and a lower learning rate."
+        "training diverged in epoch 2 (the loss rose from 2 to 8.43); take a lower learning rate."
     )
+
+
+def test_a_start_that_is_nearly_perfect_is_no_level_to_fall_from():
+    run = Run(2, 30)
+    for loss in [0.01] * 20 + [1.3] * 20:
+        _require_sane(run, loss, classes=4)
+    assert run.level == pytest.approx(math.log(4))
+
+
+def test_rates_hold_from_their_epoch(make_trainee, data, targets):
+    run = Run(3, 1, rates=[Rates(0, 1e-4, 1e-3), Rates(1, 1e-5, 1e-4)])
+    trainee = make_trainee(warmup=0.0, layer_decay=0.5, lr=0.5, head_lr=0.5)
+    seen = []
+    for _ in range(2):
+        run.last = run.epoch + 1
+        finetune(trainee, run, data.training, targets, None, lambda _: None)
+        seen.append({g["share"]: g["lr"] for g in trainee.optimizer.param_groups})
+    top, bottom = max(s for s in seen[0] if s), min(s for s in seen[0] if s)
+    assert (top, bottom < 0.1) == (1.0, True)
+    # the steps are 1 of 3 and 2 of 3, and the first of them is the whole warm-up: shares 1 and (1 + cos(0)) / 2 = 1
+    for rates, lr, head_lr in ((seen[0], 1e-4, 1e-3), (seen[1], 1e-5, 1e-4)):
+        assert rates[None] == pytest.approx(head_lr)
+        assert (rates[top], rates[bottom]) == pytest.approx((lr, lr * bottom))
+
+
+def test_a_run_takes_new_rates_once():
+    run = Run(3, 1)
+    assert [run.go_on_with(1e-4, 1e-3), run.go_on_with(1e-4, 1e-3)] == [False, False]
+    run.epoch = 2
+    assert [run.go_on_with(1e-5, 1e-3), run.go_on_with(1e-5, 1e-3)] == [True, False]
+    assert run.rates == [(0, 1e-4, 1e-3), (2, 1e-5, 1e-3)]
+    assert Run.restore(run.dump()) == run
 
 
 def test_an_epoch_of_fewer_steps_sees_that_many_batches(make_trainee, data, targets, recorder):

@@ -91,5 +91,14 @@ def test_only_the_cross_entropy_takes_shares(projected):
     objective = Objective("cross-entropy", CLASSES, DIM, label_smoothing=0.1)
     by_shares, by_rows = (float(objective(projected, t).detach()) for t in (shares, TARGETS))
     assert by_shares == pytest.approx(by_rows)
-    with pytest.raises(OptionError, match=r"^mixup and cutmix give an image two classes, which only cross-entropy"):
-        TrainingOptions(loss="arcface", mixup=0.2).recipe_for("cnn")
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0, "loss": "arcface"}])
+def test_mixing_is_refused_at_once_with_a_loss_of_one_class_an_image(options):
+    with pytest.raises(OptionError) as raised:
+        TrainingOptions(**options)
+    assert str(raised.value) == (
+        "mixup and cutmix give an image two classes, which only cross-entropy takes; got the loss "
+        f"{options.get('loss', 'subcenter-arcface')!r}, so give the loss cross-entropy, or set both to 0."
+    )
+    TrainingOptions(**{**options, "loss": "cross-entropy"})

@@ -20,7 +20,7 @@ from lookalike.progress import SILENT
 from lookalike.training import refit, train
 from lookalike.training.refit import Schedule, _planned
 from lookalike.training.start import NOTHING, Known, repeat_start
-from lookalike.training.trainee import Trainee
+from lookalike.training.trainee import Rates, Trainee
 
 SMALL = "test_efficientnet"
 WITH_VALIDATION = 32  # 24 training and 8 validation crops
@@ -48,11 +48,13 @@ def test_the_schedule_is_what_validation_found_best():
     report: dict[str, Any] = {
         "head_epochs": 4,
         "plan": {"epochs": 6, "steps": 9},
+        "rates": [{"epoch": 0, "lr": 1e-3, "head_lr": 1e-2}, {"epoch": 1, "lr": 1e-4, "head_lr": 1e-3}],
         "shrinkage": 0.5,
         "history": [{"measure": m} for m in (0.2, 0.5, 0.4)],
         "interpolation": {"share": 0.75},
     }
-    assert Schedule.of(report) == Schedule(Known(4, 0.5), epochs=6, steps=9, last=2, share=0.75)
+    rates = (Rates(0, 1e-3, 1e-2), Rates(1, 1e-4, 1e-3))
+    assert Schedule.of(report) == Schedule(Known(4, 0.5), epochs=6, steps=9, last=2, share=0.75, rates=rates)
     assert Schedule.of({**report, "interpolation": {"share": 0}}) == Schedule(Known(4, 0.5))
     assert Schedule.of({"head_epochs": 7, "shrinkage": None}) == Schedule(Known(7))
     assert Schedule.of(None) == Schedule()
@@ -71,6 +73,7 @@ def test_it_trains_as_long_as_validation_said_on_all_images(first, crops_origina
     report = facts["training"][0]
     assert report["images"] == WITH_VALIDATION
     assert report["validation"] == read_facts(first)["training"][0]["validation"]
+    assert report["rates"] == read_facts(first)["training"][0]["rates"]
     assert report["options"] == read_facts(first)["options"]
     assert "measures" not in facts and "precision@3" in read_facts(first)["measures"]["validation"]
     assert [set(epoch) for epoch in report["history"]] == [{"loss", "seconds"}] * 2
@@ -145,7 +148,9 @@ def test_an_epoch_that_a_budget_cut_short_stays_short(data, member, quick):
     """24 training images in batches of 8 are 3 steps; with validation they are 32, 4 steps."""
     start = repeat_start(member, data, quick(), quick().recipe_for("mobile-cnn"), NOTHING, cache=None, progress=SILENT)
     trainee = Trainee(member, 4, quick().recipe_for("mobile-cnn"))
-    planned = {n: _planned(Schedule(NOTHING, 3, n, 2, 1.0), start, trainee) for n in (2, 3)}
+    rates = (Rates(0, 1e-3, 1e-2),)
+    planned = {n: _planned(Schedule(NOTHING, 3, n, 2, 1.0, rates=rates), start, trainee) for n in (2, 3)}
+    assert [run.rates for run in planned.values()] == [list(rates)] * 2
     assert {n: (run.epochs, run.last, run.steps) for n, run in planned.items()} == {2: (3, 2, 2), 3: (3, 2, 4)}
 
 

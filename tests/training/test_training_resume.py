@@ -105,6 +105,18 @@ def test_a_run_goes_on_with_lower_learning_rates(unbroken, data, weights, option
     assert listener.said[-1] == f"{out} is the finished bundle of this run, there is nothing to go on with"
 
 
+def test_what_is_trained_keeps_the_rates_it_was_trained_with(unbroken, data, weights, options, recorder, tmp_path):
+    out = tmp_path / "model"
+    listener = recorder(lambda task, _: task == f"{SMALL}: last head")
+    with pytest.raises(KeyboardInterrupt):
+        train(data, SMALL, weights=weights, out=out, options=options, progress=listener)
+    train(data, SMALL, weights=weights, out=out, options=changed_options(options, {"lr": 2e-5}), resume=True)
+    (report,), (before,) = (read_facts(bundle)["training"] for bundle in (out, unbroken))
+    assert (report["rates"], report["recipe"]) == (before["rates"], before["recipe"])
+    assert report["options"]["lr"] == before["recipe"]["lr"]
+    assert load_bundle(out).fingerprint == load_bundle(unbroken).fingerprint
+
+
 def test_killed_before_the_first_epoch_ended_the_features_are_kept(
     unbroken, data, weights, options, recorder, tmp_path
 ):
@@ -203,7 +215,7 @@ def test_an_unfinished_run_is_not_overwritten_without_a_word(data, weights, opti
         train(data, SMALL, weights="none", out=out, options=options, resume=True)
     assert str(raised.value) == (
         f"the checkpoint in {tmp_path / 'model.training' / '0'} belongs to a run with other data, weights or options; "
-        "resume with the options it was started with, or remove it."
+        "resume with the options it was started with (learning rates may be others), or remove it."
     )
     assert (tmp_path / "model.training" / "0" / "checkpoint.pt").read_bytes() == before
 

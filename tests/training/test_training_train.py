@@ -92,7 +92,6 @@ def test_progress_names_each_stage(trained):
         f"{SMALL}: features",
         f"{SMALL}: validation",
         "epoch 1/2",
-        f"{SMALL}: measuring",
         "epoch 2/2",
         f"{SMALL}: last head",
         f"{SMALL}: measures",

@@ -135,7 +135,7 @@ def training_options(command: F) -> F:
             click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="sgd is with Nesterov momentum 0.9."),
             click.option("--lr", type=float, help="Peak learning rate of the backbone."),
             click.option("--head-lr", type=float, help="The same of head and classifier."),
-            click.option("--label-smoothing", type=float, help="Of the cross-entropy, 0 for none."),
+            click.option("--label-smoothing", type=float, help="Of the loss cross-entropy and the frozen stage."),
             click.option(
                 "--precision",
                 type=click.Choice(["auto", "float32", "bfloat16", "float16"]),

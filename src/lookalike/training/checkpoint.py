@@ -49,6 +49,6 @@ def load_checkpoint(folder: Path, key: str) -> dict[str, Any] | None:
     if not isinstance(content, dict) or content.get("key") != key:
         raise StorageError(
             f"the checkpoint in {folder} belongs to a run with other data, weights or options; "
-            "resume with the options it was started with, or remove it."
+            "resume with the options it was started with (learning rates may be others), or remove it."
         )
     return content

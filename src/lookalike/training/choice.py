@@ -66,7 +66,7 @@ def repeat_last_head(job: Job, member: Member, start: Start, fit: Fit) -> None:
 
 def _seen(job: Job, member: Member, start: Start) -> tuple[Features, Rows]:
     """Take the features of the training images with the present backbone, and their class rows."""
-    features = job.features(member, start.items, "last head")
+    features = job.features(member, start.items)
     rows = dict(zip((i.id for i in start.items), start.targets.tolist(), strict=True))
     return features, np.array([rows[i] for i in features.ids], dtype=np.int64)
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,17 @@ from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
 from lookalike.training.augment import augmented, resolution_at, training_view
 from lookalike.training.sampling import epoch_order
-from lookalike.training.trainee import Trainee
+from lookalike.training.trainee import Rates, Trainee
 from lookalike.types import Skipped
 
 _WINDOW = 20
 """Steps that a mean loss is taken over."""
 _FAR = 4
-"""A mean loss so many times that of the first steps, which are a classifier's that knows nothing, is divergence."""
+"""A mean loss so many times that of the first steps, or that of a guess among the classes, is divergence."""
+
+
+class DivergedError(ModelError):
+    """A loss that is no number, or far above what it began with."""
 
 
 @dataclass
@@ -37,11 +42,11 @@ class Run:
         history: per epoch its loss, measure and seconds.
         seconds: spent so far, over all sittings.
         epochs, steps: the plan: epochs at most, steps in each.
-        level: mean of the first losses of the run, which a later mean is held against.
+        level: mean of the first losses of the run, or what guessing costs if that is more; later means are held
+            against it.
         recent: the last losses, over epochs.
         last: the epoch to end after, where it is known beforehand; the learning rate falls as for `epochs`.
-        rates: peak learning rates of backbone and head, and the epoch that they were taken from, counted from 0; more
-            than one where the run went on with others.
+        rates: peak learning rates; several where the run went on with others.
 
     """
 
@@ -55,12 +60,28 @@ class Run:
     level: float | None = None
     recent: list[float] = field(default_factory=list)
     last: int | None = None
-    rates: list[dict[str, float]] = field(default_factory=list)
+    rates: list[Rates] = field(default_factory=list)
 
     @property
     def planned(self) -> int:
         """The epoch to end after, at most."""
         return self.epochs if self.last is None else self.last
+
+    def dump(self) -> dict[str, Any]:
+        """Return a plain structure for a checkpoint."""
+        return dict(vars(self), rates=[list(r) for r in self.rates])
+
+    @classmethod
+    def restore(cls, stored: dict[str, Any]) -> Run:
+        """Undo `dump`."""
+        return cls(**{**stored, "rates": [Rates(*r) for r in stored["rates"]]})
+
+    def go_on_with(self, lr: float, head_lr: float) -> bool:
+        """Take these rates from here on; returns whether they take the place of others."""
+        if self.rates and self.rates[-1][1:] == (lr, head_lr):
+            return False
+        self.rates.append(Rates(self.epoch, lr, head_lr))
+        return len(self.rates) > 1
 
     def is_over(self, patience: int) -> bool:
         """Whether all epochs ran, or the best one lies `patience` epochs back."""
@@ -152,7 +173,7 @@ def finetune(
         progress: told each step with loss, measure and rate.
 
     Raises:
-        ModelError: when the loss is no longer a number, or far above what it began with.
+        DivergedError: when the loss is no longer a number, or far above what it began with.
 
     """
     while not run.is_over(validation.patience if validation else 0):
@@ -181,20 +202,21 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
     losses: list[float] = []
     best = f", best {run.best_measure:.3f}" if math.isfinite(run.best_measure) else ""
     view = training_view(trainee.member, resolution_at(recipe, run.epoch, run.epochs))
+    rates = next((r for r in reversed(run.rates) if r.epoch <= run.epoch), None)
     for batch in _batches(trainee, items, order, view, epoch=run.epoch):
-        trainee.set_rate(schedule(run.epoch * run.steps + len(losses), run.epochs * run.steps, recipe.warmup))
+        trainee.set_rate(schedule(run.epoch * run.steps + len(losses), run.epochs * run.steps, recipe.warmup), rates)
         key = (seed, run.epoch, len(losses))
         loss = trainee.loss(batch.pixels, torch.from_numpy(targets[batch.rows]), present=batch.present, key=key)
         losses.append(float(loss.detach()))
-        _require_sane(run, losses[-1])
+        _require_sane(run, losses[-1], trainee.classes)
         trainee.step(loss, last=batch.done == len(order))
         detail = f"loss {np.mean(losses[-_WINDOW:]):.3f}{best}"
         progress.step(f"epoch {run.epoch + 1}/{run.planned}", batch.done, len(order), detail)
     return float(np.mean(losses))
 
 
-def _require_sane(run: Run, loss: float) -> None:
-    """Raise `ModelError` for a loss that is no number, or a recent mean far above that of the run's first steps."""
+def _require_sane(run: Run, loss: float, classes: int) -> None:
+    """Raise `DivergedError` for a loss that is no number, or a recent mean far above that of the run's first steps."""
     run.recent = [*run.recent, loss][-_WINDOW:]
     mean = float(np.mean(run.recent))
     told = ""
@@ -203,10 +225,9 @@ def _require_sane(run: Run, loss: float) -> None:
     elif run.level is not None and mean > _FAR * run.level:
         told = f"the loss rose from {run.level:.3g} to {mean:.3g}"
     if told:
-        kept = f"epoch {run.epoch} and all before are kept; go on from there with --resume and" if run.epoch else "take"
-        raise ModelError(f"training diverged in epoch {run.epoch + 1} ({told}); {kept} a lower learning rate.")
+        raise DivergedError(f"training diverged in epoch {run.epoch + 1} ({told}); take a lower learning rate.")
     if run.level is None and len(run.recent) == _WINDOW:
-        run.level = mean
+        run.level = max(mean, math.log(classes))
 
 
 @dataclass(frozen=True)

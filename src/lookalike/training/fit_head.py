@@ -45,9 +45,10 @@ class CosineClassifier(nn.Module):
 
 
 class LinearClassifier(nn.Linear):
-    """For the full stage: logits `(n, classes)` from the projection before it is normalised; starts at zero.
+    """Of the loss cross-entropy: logits `(n, classes)` from the projection before it is normalised; starts at zero.
 
-    At the small scales that make classes compact, the cosine classifier lost first hits (single runs, docs/log.md).
+    Under cross-entropy without a margin, the cosine classifier at the small scales that make classes compact lost first
+    hits (single runs, docs/log.md).
     """
 
     def __init__(self, dim: int, classes: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lookalike.backbones import Member
 from lookalike.data import Dataset, Item
 from lookalike.embedding import Features, compute_features
-from lookalike.progress import Progress
+from lookalike.progress import SILENT, Progress
 from lookalike.tracking import UNTRACKED, Tracked
 from lookalike.training.last_head import joined_features
 from lookalike.training.options import TrainingOptions
@@ -49,18 +49,18 @@ class Job:
 
     def validate(self, member: Member) -> float:
         """Take the validation measure of the member's present weights."""
-        return self.measure_heads(member)()
+        return self.measure_heads(member, SILENT)()
 
-    def features(self, member: Member, items: Sequence[Item], task: str) -> Features:
+    def features(self, member: Member, items: Sequence[Item], progress: Progress | None = None) -> Features:
         """Return what the member's present backbone sees in images; each process goes through its share."""
         with autocast(member.device, self.recipe.precision):
-            own, task = split_evenly(items, self.team), f"{member.backbone}: {task}"
-            part = compute_features(member, own, progress=self.progress, task=task, least=0)
+            own, task = split_evenly(items, self.team), f"{member.backbone}: last head"
+            part = compute_features(member, own, progress=progress or self.progress, task=task, least=0)
         return joined_features(self.team.collect(part), [i.id for i in items])
 
-    def measure_heads(self, member: Member) -> Callable[[], float]:
+    def measure_heads(self, member: Member, progress: Progress | None = None) -> Callable[[], float]:
         """Go through the validation images once; what is returned takes the measure for the member's present head."""
-        held_out = self.features(member, self.data.validation, "measuring")
+        held_out = self.features(member, self.data.validation, progress)
 
         def measure() -> float:
             return self.team.agree(lambda: measured_head(member, held_out, self.data, self.options.stop_on))

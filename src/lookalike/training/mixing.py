@@ -26,7 +26,7 @@ def mixes(recipe: Recipe) -> bool:
     if names != [CROSS_ENTROPY]:
         raise OptionError(
             f"mixup and cutmix give an image two classes, which only {CROSS_ENTROPY} takes; got the loss "
-            f"{recipe.loss!r}, so add --loss {CROSS_ENTROPY} or set both to 0."
+            f"{recipe.loss!r}, so give the loss {CROSS_ENTROPY}, or set both to 0."
         )
     return True
 

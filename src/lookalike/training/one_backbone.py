@@ -21,11 +21,14 @@ from lookalike.training.choice import choose_weights, keep_start
 from lookalike.training.finetune import Run, Validation, finetune, plan
 from lookalike.training.interpolate import SHARES
 from lookalike.training.job import Job
-from lookalike.training.options import TrainingOptions
+from lookalike.training.options import TrainingOptions, changed_options
 from lookalike.training.recipe import Recipe
 from lookalike.training.start import Start, are_unseen, make_start, require_classes
 from lookalike.training.team import ALONE, Team
 from lookalike.training.trainee import Trainee
+
+RATES = ("lr", "head_lr")
+"""What a run may go on with other values of."""
 
 
 @dataclass
@@ -54,10 +57,13 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
     training = tuple(i for i in data.training if i.label is not None)
     require_classes(data, training)
     member, recipe = fresh_member(backbone, weights, options, unseen=are_unseen(data))
-    run, key = (run_key(member, data, options, recipe, rated=rated) for rated in (True, False))
+    key = run_key(member, data, options, recipe, rated=False)
+    stored = load_checkpoint(work, key) if work is not None else None
+    of_all = options
+    options, recipe = _keep_rates(stored, options, recipe)
+    run = run_key(member, data, options, recipe)
     job = Job(data, options, recipe, work, progress, began, key, team, tracked)
     tracked.params({f"{backbone}/{field}": value for field, value in recipe.to_dict().items()})
-    stored = load_checkpoint(work, job.key) if work is not None else None
     if stored is None:
         start = _made_once(
             team,
@@ -71,6 +77,7 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
     report: dict[str, Any] = {
         "backbone": backbone,
         "run": run,
+        **({"options": options.to_dict()} if options is not of_all else {}),
         "recipe": recipe.to_dict(),
         "family": family_of(member.module),
         "validation": {"frozen": start.frozen, "head": start.with_head},
@@ -85,13 +92,24 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
         done = full_stage(job, member, start, stored, partial(_planned, job, start), partial(job.validate, member))
         report["history"] = done.history
         report["plan"] = {"epochs": done.epochs, "steps": done.steps}
-        report["rates"] = done.rates
+        report["rates"] = [r._asdict() for r in done.rates]
         report["validation"]["fine-tuned"] = done.best_measure
         chosen = choose_weights(job, member, start, done)
         report["validation"]["kept"] = chosen.pop("kept")
         report |= chosen
     report["seconds"] = round(time.perf_counter() - began, 1)
     return Outcome(member, start.items, report)
+
+
+def _keep_rates(
+    stored: dict[str, Any] | None, options: TrainingOptions, recipe: Recipe
+) -> tuple[TrainingOptions, Recipe]:
+    """Take the learning rates of a checkpoint with nothing left to train: others would be told of, and not used."""
+    run = Run.restore(stored["run"]) if stored is not None else None
+    if run is None or not run.is_over(options.patience) or run.rates[-1][1:] == (recipe.lr, recipe.head_lr):
+        return options, recipe
+    _, lr, head_lr = run.rates[-1]
+    return changed_options(options, {"lr": lr, "head_lr": head_lr}), replace(recipe, lr=lr, head_lr=head_lr)
 
 
 def fresh_member(
@@ -127,7 +145,7 @@ def run_key(member: Member, data: Dataset, options: TrainingOptions, recipe: Rec
     own = options.to_dict()
     if not rated:
         recipe = replace(recipe, lr=1.0, head_lr=1.0)
-        own = {name: value for name, value in own.items() if name not in ("lr", "head_lr")}
+        own = {name: value for name, value in own.items() if name not in RATES}
     parts = repr(sorted(own.items())), repr(recipe)
     return digest(member.fingerprint, data.fingerprint, validation_fingerprint(data), *parts)
 
@@ -164,7 +182,7 @@ def full_stage(
         told = {f"{member.backbone}/{name}": value for name, value in run.history[-1].items()}
         job.tracked.metrics(told, run.epoch)
         if job.work is not None and job.team.leads:
-            content = {"key": job.key, "start": frozen_start, "trainee": trainee.state(), "run": dict(vars(run))}
+            content = {"key": job.key, "start": frozen_start, "trainee": trainee.state(), "run": run.dump()}
             save_checkpoint(job.work, content)
 
     if stored is None:
@@ -172,13 +190,12 @@ def full_stage(
         first = planned(trainee)
         run = job.team.agree(lambda: first)
     else:
-        run = Run(**stored["run"])
+        run = Run.restore(stored["run"])
         trainee.load(stored["trainee"])
-    rates = {"lr": job.recipe.lr, "head_lr": job.recipe.head_lr}
-    if not run.rates or run.rates[-1] != {**rates, "epoch": run.rates[-1]["epoch"]}:
-        if run.rates:
-            job.progress.say(f"{member.backbone}: with other learning rates, {rates['lr']:g} and {rates['head_lr']:g}")
-        run.rates.append({"epoch": run.epoch, **rates})
+    if run.go_on_with(job.recipe.lr, job.recipe.head_lr):
+        told = {"lr": job.recipe.lr, "head_lr": job.recipe.head_lr}
+        job.progress.say(f"{member.backbone}: with other learning rates, {told['lr']:g} and {told['head_lr']:g}")
+        job.tracked.params({f"{member.backbone}/{name} after epoch {run.epoch}": v for name, v in told.items()})
     finetune(
         trainee,
         run,

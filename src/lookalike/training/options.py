@@ -95,6 +95,8 @@ class TrainingOptions:
         check_changes(changes)
         if "loss" in changes:
             parse_loss(changes["loss"])
+        mixing = {name: value for name, value in changes.items() if name in ("loss", "mixup", "cutmix")}
+        mixes(Recipe(**cast("RecipeChanges", mixing)))
         self._at_least("patience", 1)
         self._at_least("seed", 0)
         for name in ("frozen", "allow_leaks"):

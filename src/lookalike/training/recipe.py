@@ -59,7 +59,12 @@ class Recipe:
         "subcenter-arcface",
         "one loss, or a weighted sum as cross-entropy+0.5*multi-similarity; see `lookalike recipes`",
     )
-    label_smoothing: float = _field(0.1, "of the cross-entropy, 0 for none", low=0, below=1)
+    label_smoothing: float = _field(
+        0.1,
+        "of the loss cross-entropy, and of the head that is trained with the backbone frozen; 0 for none",
+        low=0,
+        below=1,
+    )
     sampler: str = _field(
         "auto",
         "what a batch is made of: shuffled; pk: a few images each of several classes; class-aware: every class as "

@@ -39,7 +39,7 @@ from lookalike.training.train import (
     track_bundle,
     weights_by_position,
 )
-from lookalike.training.trainee import Trainee
+from lookalike.training.trainee import Rates, Trainee
 from lookalike.training.view import AS_IT_CAME
 
 
@@ -53,6 +53,7 @@ class Schedule:
         last: the epoch whose weights were best; 0 without a full stage.
         share: of the fine-tuned weights that was kept.
         last_head: shrinkage and emphasis of the head that was fitted to them; None where the trained one was kept.
+        rates: peak learning rates, by the epoch that they hold from.
 
     """
 
@@ -62,6 +63,7 @@ class Schedule:
     last: int = 0
     share: float = 0.0
     last_head: Fit | None = None
+    rates: tuple[Rates, ...] = ()
 
     @classmethod
     def of(cls, report: Mapping[str, Any] | None) -> Schedule:
@@ -75,7 +77,9 @@ class Schedule:
             return cls(known)
         fit = report.get("last_head")
         last_head = (float(fit[0]), float(fit[1])) if fit else None
-        return cls(known, **report["plan"], last=int(np.argmax(measures)) + 1, share=share, last_head=last_head)
+        rates = tuple(Rates(**given) for given in report["rates"])
+        last = int(np.argmax(measures)) + 1
+        return cls(known, **report["plan"], last=last, share=share, last_head=last_head, rates=rates)
 
 
 def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
@@ -249,7 +253,17 @@ def _refit_member(  # noqa: PLR0913 - what `refit` has found out, for one backbo
     elif report is not None:
         keep_start(member, start)
     if report is not None:
-        kept = ("family", "validation", "view", "shrinkage", "head_epochs", "plan", "interpolation", "last_head")
+        kept = (
+            "family",
+            "validation",
+            "view",
+            "shrinkage",
+            "head_epochs",
+            "plan",
+            "rates",
+            "interpolation",
+            "last_head",
+        )
         new |= {key: report[key] for key in kept if key in report}
     new["seconds"] = round(time.perf_counter() - began, 1)
     return Outcome(member, start.items, new)
@@ -260,4 +274,4 @@ def _planned(schedule: Schedule, start: Start, trainee: Trainee) -> Run:
     size = trainee.recipe.batch_size
     whole = math.ceil(sum(i.split is Split.TRAINING for i in start.items) / size)
     steps = math.ceil(len(start.items) / size) if schedule.steps >= whole else schedule.steps
-    return Run(schedule.epochs, steps, last=schedule.last)
+    return Run(schedule.epochs, steps, last=schedule.last, rates=list(schedule.rates))

@@ -18,13 +18,21 @@ from lookalike.backbones import (
 from lookalike.backbones.bundle import is_bundle, read_facts
 from lookalike.backbones.weights import NONE, PRETRAINED
 from lookalike.data import Dataset, contents, load_dataset, require_no_leaks, with_validation
-from lookalike.errors import OptionError, StorageError
+from lookalike.errors import ModelError, OptionError, StorageError
 from lookalike.evaluation import DEFAULT, Measure, evaluate_embeddings
 from lookalike.files import digest, require_free
 from lookalike.progress import SILENT, Progress
 from lookalike.tracking import UNTRACKED, Tracked, begin_tracked, parse_targets
 from lookalike.training.curves import write_curves
-from lookalike.training.one_backbone import Outcome, fresh_member, run_key, train_member, validation_fingerprint
+from lookalike.training.finetune import DivergedError
+from lookalike.training.one_backbone import (
+    RATES,
+    Outcome,
+    fresh_member,
+    run_key,
+    train_member,
+    validation_fingerprint,
+)
 from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
 from lookalike.training.start import are_unseen
 from lookalike.training.team import ALONE, Team, open_team
@@ -61,7 +69,8 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
         out: the bundle to write; without it nothing is written and nothing can be resumed.
         options: all that can be turned; single ones may also be given by name, as `epochs=3`.
         combine: how several backbones become one: aligned, average or concat.
-        resume: go on with the unfinished run that stands beside `out`; a run that is finished is loaded as it is.
+        resume: go on with the unfinished run that stands beside `out`, if need be with other learning rates; a run
+            that is finished is loaded as it is.
         replace: let the new bundle take the place of an older one.
         cache: a folder that keeps the features of the frozen backbone for other runs on the same images.
         track: trackers that are told of each epoch and of the bundle: `tensorboard`, `mlflow`, or with a place after
@@ -100,7 +109,8 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
                 require_free(target)
         team.agree(lambda: require_no_leaks(parts, allowed=options.allow_leaks, progress=progress))
         place = target.absolute() if target is not None else None
-        key = digest(parts.fingerprint, repr(sorted(options.to_dict().items())), repr(chosen), str(place))
+        own = sorted((k, v) for k, v in options.to_dict().items() if k not in RATES)
+        key = digest(parts.fingerprint, repr(own), repr(chosen), str(place))
         name = target.name if target is not None else backbone
         tracked = UNTRACKED
 
@@ -117,19 +127,22 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
                     for name, given in chosen
                 ]
                 return joined(made, combine, progress)
-            encoder = train_into(
-                target,
-                work,
-                parts,
-                chosen,
-                options,
-                combine=combine,
-                replace=replace,
-                cache=cache,
-                progress=progress,
-                team=team,
-                tracked=tracked,
-            )
+            try:
+                encoder = train_into(
+                    target,
+                    work,
+                    parts,
+                    chosen,
+                    options,
+                    combine=combine,
+                    replace=replace,
+                    cache=cache,
+                    progress=progress,
+                    team=team,
+                    tracked=tracked,
+                )
+            except DivergedError as error:
+                raise ModelError(f"{str(error).rstrip('.')}: go on with --resume and a lower --lr.") from error
             if team.leads:
                 track_bundle(tracked, target)
             return encoder

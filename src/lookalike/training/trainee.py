@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,14 @@ from lookalike.training.recipe import Recipe
 from lookalike.training.team import ALONE, Team
 
 State = dict[str, Any]
+
+
+class Rates(NamedTuple):
+    """Peak learning rates of backbone and head, and the epoch they hold from, counted from 0."""
+
+    epoch: int
+    lr: float
+    head_lr: float
 
 
 class Learner(nn.Module):
@@ -159,10 +167,12 @@ class Trainee:
         if self.mean is not None:
             self.mean.update()
 
-    def set_rate(self, share: float) -> None:
-        """Scale every group's peak learning rate."""
+    def set_rate(self, share: float, rates: Rates | None = None) -> None:
+        """Set every group's learning rate to a share of its peak; the peaks are the recipe's unless given."""
+        rates = rates or Rates(0, self.recipe.lr, self.recipe.head_lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
+            own = group["share"]
+            group["lr"] = share * (rates.head_lr if own is None else rates.lr * own)
 
     def state(self) -> State:
         """Copy of all that changes in training."""
@@ -178,10 +188,7 @@ class Trainee:
         """Undo `state`."""
         self.member.load_state(state["member"])
         self.objective.load_state_dict(state["objective"])
-        peaks = [group["peak"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
-            group["peak"] = peak  # of this recipe, which may go on with another
         if self.mean is not None:
             self.mean.load(state["mean"])
         self.scaler.load_state_dict(state["scaler"])
@@ -204,9 +211,8 @@ def _optimizer(member: Member, objective: Objective, recipe: Recipe) -> torch.op
     rated += [(None, p) for m in (member.head, objective) for p in m.parameters()]
     for share, parameter in rated:
         if parameter.requires_grad:
-            lr = recipe.head_lr if share is None else recipe.lr * share
             decay = recipe.weight_decay if parameter.ndim >= 2 else 0.0
-            empty = {"params": [], "lr": lr, "peak": lr, "weight_decay": decay}
+            empty: dict[str, Any] = {"params": [], "share": share, "weight_decay": decay}
             groups.setdefault((share, decay), empty)["params"].append(parameter)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(list(groups.values()), lr=recipe.lr, momentum=0.9, nesterov=True)

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 @click.option("--frozen", is_flag=True, help="Train the head only, on cached features: a few passes over the images.")
 @training_options
 @track_option
-@click.option("--resume", is_flag=True, help="Go on with the unfinished run beside --out.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the unfinished run beside --out; --lr and --head-lr may be others."
+)
 @out_option("The bundle's folder; must not exist yet.")
 def train(
     data: Path, backbone: str, weights: tuple[str, ...], combine: str, resume: bool, out: Path, **values: Any
