@@ -255,6 +255,14 @@ def test_an_epoch_of_fewer_steps_sees_that_many_batches(make_trainee, data, targ
     assert listener.steps == [("epoch 1/1", 8, 16), ("epoch 1/1", 16, 16)]
 
 
+def test_an_image_left_over_is_no_batch_and_the_weights_move_all_the_same(make_trainee, data, targets, recorder):
+    listener, trainee = recorder(), make_trainee(batch_size=23, accumulate=2)
+    before = trainee.member.fingerprint
+    finetune(trainee, Run(1, 2), data.training, targets, watched(lambda: 0.0), lambda _: None, progress=listener)
+    assert listener.steps == [("epoch 1/1", 23, 23)]
+    assert trainee.member.fingerprint != before
+
+
 # ---------------------------------------------------------------- the trainee
 
 

@@ -199,6 +199,8 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
     recipe, seed = trainee.recipe, trainee.seed
     torch.manual_seed(seed * 100_003 + run.epoch)
     order = epoch_order(targets, recipe, seed=seed, epoch=run.epoch)[: run.steps * recipe.batch_size]
+    if len(order) % recipe.batch_size == 1:
+        order = order[:-1]  # a batch of one image has no batch statistics
     losses: list[float] = []
     best = f", best {run.best_measure:.3f}" if math.isfinite(run.best_measure) else ""
     view = training_view(trainee.member, resolution_at(recipe, run.epoch, run.epochs))
@@ -246,7 +248,7 @@ class _Batch:
 def _batches(
     trainee: Trainee, items: Sequence[Item], order: np.ndarray, view: Preprocessing, epoch: int
 ) -> Iterator[_Batch]:
-    """Yield the batches of an epoch; alone, one of a single image is passed over, it has no batch statistics."""
+    """Yield the batches of an epoch; alone, one of which a single image can be read is passed over."""
     recipe, team = trainee.recipe, trainee.team
     starts = range(0, len(order), recipe.batch_size)
     shares = [team.share(order[start : start + recipe.batch_size]) for start in starts]
