@@ -4,9 +4,10 @@ r"""Time the training step of a backbone: images a second, memory, and the share
     python benchmarks/training_step.py --backbone vit_b_16 --backbone resnet50 --backbone efficientnet_b0 \
         --batch-size 128 --steps 30 --compile --out step.json                for a GPU
 
-Weights are random and so are the pictures: neither decides the time. Every backbone runs in turn as the recipe has it,
-in float32, without channels_last, and with --compile compiled, so that one run shows what each is worth; a line is
-printed for each with its ratio to float32. The share is of the fastest matrix product found in the same precision.
+Weights are random and so are the pictures: neither decides the time; statistics of batch norms stay as they are, as
+with weights that were trained. Every backbone runs in turn as the recipe has it, in float32, without channels_last,
+and with --compile compiled, so that one run shows what each is worth; a line is printed for each with its ratio to
+float32. The share is of the fastest matrix product found in the same precision.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def measure(backbone: str, batch_size: int, steps: int, changes: dict[str, Any])
         np.zeros(512, np.float32),
     )
     trainee = Trainee(member, CLASSES, recipe)
+    trainee.keep_statistics = recipe.frozen_statistics
     p = member.preprocessing
     pixels = np.random.default_rng(0).integers(0, 256, (batch_size, p.height, p.width, 3), dtype=np.uint8)
     targets = torch.arange(batch_size) % CLASSES
