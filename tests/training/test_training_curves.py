@@ -25,7 +25,15 @@ def test_the_page_has_the_figures_and_the_recipe_and_needs_nothing_else(tmp_path
     for text in ("<td>1<td>1.5000", "<td>0.5000<td>8", "75 % of the fine-tuned weights", "<td>loss<td>arcface"):
         assert text in page
     assert "http" not in page
+    assert "Learning rates" not in page
     assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_the_page_tells_of_learning_rates_that_were_changed(tmp_path):
+    rates = [{"epoch": 0, "lr": 5e-4, "head_lr": 1e-3}, {"epoch": 1, "lr": 1e-4, "head_lr": 2e-4}]
+    write_curves(tmp_path, [{**REPORT, "rates": rates}], "map@r")
+    page = (tmp_path / "curves.html").read_text()
+    assert "changed on the way: 0.0005 and 0.001 for the head, 0.0001 and 0.0002 for the head after epoch 1." in page
 
 
 def test_the_lines_are_there_and_the_same_report_draws_the_same():

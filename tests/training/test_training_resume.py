@@ -247,6 +247,17 @@ def test_resuming_a_finished_run_gives_its_bundle_at_once(unbroken, data, weight
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_other_learning_rates_come_too_late_for_a_finished_run(unbroken, data, weights, quick, tmp_path):
+    out = shutil.copytree(unbroken, tmp_path / "model")
+    with pytest.raises(StorageError) as raised:
+        train(data, SMALL, weights=weights, out=out, options=quick(epochs=3, lr=1e-5), resume=True)
+    assert str(raised.value) == (
+        f"{out} is the finished bundle of this run, trained with other learning rates, and is left as it is; "
+        "choose another place to train with these."
+    )
+    assert comparable(out) == comparable(unbroken)
+
+
 def test_resuming_into_the_bundle_of_another_run_is_refused(unbroken, data, weights, quick, tmp_path):
     out = shutil.copytree(unbroken, tmp_path / "model")
     for given, options in (("none", quick(epochs=3)), (weights, quick(epochs=4))):

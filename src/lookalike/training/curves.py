@@ -34,6 +34,10 @@ the rest of those it came with.{% endif %}
 {% if report.view %} Pictures are seen: {{ report.view }}.{% endif %}
 {% if report.last_head %} The head was fitted anew after training, shrinkage {{ report.last_head[0] }}, emphasis
 {{ report.last_head[1] }}.{% endif %}</p>
+{% if report.rates|length > 1 %}<p>Learning rates were changed on the way:
+{%- for r in report.rates %} {{ "%g"|format(r.lr) }} and {{ "%g"|format(r.head_lr) }} for the head
+{%- if r.epoch %} after epoch {{ r.epoch }}{% endif %}{{ "," if not loop.last }}
+{%- endfor %}.</p>{% endif %}
 {% if report.history %}<table><tr><th>epoch<th>loss<th>validation {{ measure }}<th>seconds</tr>
 {% for epoch in report.history %}<tr><td>{{ loop.index }}<td>{{ "%.4f"|format(epoch.loss) }}
 <td>{{ "%.4f"|format(epoch.measure) if epoch.measure is defined else "–" }}<td>{{ "%.0f"|format(epoch.seconds) }}</tr>
@@ -78,6 +82,7 @@ def write_curves(folder: Path, reports: Sequence[Mapping[str, Any]], measure: st
                 "view": None,
                 "last_head": None,
                 "history": [],
+                "rates": [],
                 "recipe": {},
                 "validation": {},
                 **r,

@@ -27,9 +27,6 @@ from lookalike.training.start import Start, are_unseen, make_start, require_clas
 from lookalike.training.team import ALONE, Team
 from lookalike.training.trainee import Trainee
 
-RATES = ("lr", "head_lr")
-"""What a run may go on with other values of."""
-
 
 @dataclass
 class Outcome:
@@ -142,10 +139,9 @@ def run_key(member: Member, data: Dataset, options: TrainingOptions, recipe: Rec
 
     Without the learning rates, `rated` false, it names a checkpoint: a run may go on with others.
     """
-    own = options.to_dict()
+    own = options.to_dict() if rated else options.without_rates()
     if not rated:
         recipe = replace(recipe, lr=1.0, head_lr=1.0)
-        own = {name: value for name, value in own.items() if name not in RATES}
     parts = repr(sorted(own.items())), repr(recipe)
     return digest(member.fingerprint, data.fingerprint, validation_fingerprint(data), *parts)
 

@@ -34,6 +34,9 @@ class OptionChanges(RunChanges, RecipeChanges, total=False):
 
 _RUN = tuple(RunChanges.__annotations__)
 
+RATES = ("lr", "head_lr")
+"""What a run may go on with other values of."""
+
 
 @dataclass(frozen=True, init=False)
 class TrainingOptions:
@@ -130,6 +133,10 @@ class TrainingOptions:
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON; `TrainingOptions(**it)` makes the same again."""
         return {name: getattr(self, name) for name in _RUN} | dict(self.changes)
+
+    def without_rates(self) -> dict[str, Any]:
+        """Return the same without what a run may go on with other values of: what names a run, sorted by name."""
+        return {name: value for name, value in sorted(self.to_dict().items()) if name not in RATES}
 
 
 def changed_options(options: TrainingOptions | None, changes: OptionChanges) -> TrainingOptions:

@@ -26,14 +26,13 @@ from lookalike.tracking import UNTRACKED, Tracked, begin_tracked, parse_targets
 from lookalike.training.curves import write_curves
 from lookalike.training.finetune import DivergedError
 from lookalike.training.one_backbone import (
-    RATES,
     Outcome,
     fresh_member,
     run_key,
     train_member,
     validation_fingerprint,
 )
-from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
+from lookalike.training.options import RATES, OptionChanges, TrainingOptions, changed_options
 from lookalike.training.start import are_unseen
 from lookalike.training.team import ALONE, Team, open_team
 from lookalike.types import Vectors
@@ -106,11 +105,11 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
                 team.agree(lambda: _remove(work))
                 return load_bundle(target)
             if not replace:
+                _require_other_run(target, parts, chosen, options, combine)
                 require_free(target)
         team.agree(lambda: require_no_leaks(parts, allowed=options.allow_leaks, progress=progress))
         place = target.absolute() if target is not None else None
-        own = sorted((k, v) for k, v in options.to_dict().items() if k not in RATES)
-        key = digest(parts.fingerprint, repr(own), repr(chosen), str(place))
+        key = digest(parts.fingerprint, repr(options.without_rates()), repr(chosen), str(place))
         name = target.name if target is not None else backbone
         tracked = UNTRACKED
 
@@ -290,6 +289,20 @@ def _is_finished(
         return False
     fresh = [fresh_member(name, given, options, unseen=are_unseen(data)) for name, given in chosen]
     return found == [run_key(member, data, options, recipe) for member, recipe in fresh]
+
+
+def _require_other_run(
+    target: Path, data: Dataset, chosen: Sequence[tuple[str, Weights]], options: TrainingOptions, combine: str
+) -> None:
+    """Refuse to go on with a run that is finished, with other learning rates than it was finished with."""
+    stored = read_facts(target).get("options", {})
+    rates = {name: stored[name] for name in RATES if name in stored}
+    before = TrainingOptions(**{**options.without_rates(), **rates})
+    if _is_finished(target, data, chosen, before, combine):
+        raise StorageError(
+            f"{target} is the finished bundle of this run, trained with other learning rates, and is left as it is; "
+            "choose another place to train with these."
+        )
 
 
 def joined(outcomes: list[Outcome], combine: str, progress: Progress) -> Encoder:
