@@ -23,6 +23,7 @@ WAYS = {
 }
 
 _WHOLE = "full-"
+_DEFAULT = "subcenter-arcface"  # of the way `full`
 
 _INTRODUCTION = """# Ways of training beside each other
 
@@ -39,8 +40,15 @@ them but where `refit` stands. What is missing was not run. What `auto` chose of
 _SHORT = """### Losses in the short form
 
 Three epochs on pictures of 5/7 of the side (160 px), views of 4/5 of that; all else as the recipe has it. Only to be
-compared with each other. Losses with figures equal to the last digit kept none of their fine-tuning:
-validation preferred the backbone as it came, with the head that was fitted to it.
+compared with each other. It is short for losses that compare images: at full length some of them do well (at the end
+of this page). Losses with figures equal to the last digit kept none of their fine-tuning: validation preferred the
+backbone as it came, with the head that was fitted to it.
+"""
+
+_LOSSES = """## Which loss wins where
+
+precision@3 / map@r of every loss, means over the seeds that the tables above name; in bold the best map@r of a column.
+With †, validation kept none of the fine-tuning: the figures are those of the backbone as it came, with its best head.
 """
 
 
@@ -50,7 +58,8 @@ def render(results: Mapping[str, Any]) -> str:
     for name, row in results.items():
         data, backbone, way, _seed = name.split("/")
         found.setdefault(data, {}).setdefault(backbone, {}).setdefault(way, []).append(row)
-    return "\n".join([_INTRODUCTION, *(line for data, own in found.items() for line in _section(data, own))])
+    sections = [line for data, own in found.items() for line in _section(data, own)]
+    return "\n".join([_INTRODUCTION, *sections, *_losses(found)])
 
 
 def _section(data: str, backbones: Mapping[str, Mapping[str, Sequence[Any]]]) -> Iterator[str]:
@@ -65,6 +74,43 @@ def _section(data: str, backbones: Mapping[str, Mapping[str, Sequence[Any]]]) ->
         yield _SHORT
         best = sorted(short, key=lambda row: (row[0], -_means(row[2])["map@r"]))
         yield from _table(iter(best))
+
+
+def _losses(found: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]]) -> Iterator[str]:
+    columns: dict[str, dict[tuple[str, str], dict[str, Sequence[Any]]]] = {}  # by backbone, set and form, loss
+    for data, backbones in found.items():
+        for backbone, ways in backbones.items():
+            for way, rows in ways.items():
+                form, loss = _form_and_loss(way)
+                if form:
+                    columns.setdefault(backbone, {}).setdefault((data, form), {})[loss] = rows
+    columns = {backbone: own for backbone, own in columns.items() if any(len(column) > 1 for column in own.values())}
+    if columns:
+        yield _LOSSES
+    for backbone, own in columns.items():
+        sets = [data for data, _ in own]
+        order = sorted(own, key=lambda column: (sets.index(column[0]), column[1]))
+        yield f"| {backbone.replace('_', chr(92) + '_')} | {' | '.join(f'{data}, {form}' for data, form in order)} |"
+        yield f"|:--|{'--:|' * len(order)}"
+        for loss in dict.fromkeys(loss for column in order for loss in own[column]):
+            yield f"| {loss} | {' | '.join(_cell(loss, own[column]) for column in order)} |"
+        yield ""
+
+
+def _form_and_loss(way: str) -> tuple[str, str]:
+    if way == "full" or way.startswith(_WHOLE):
+        return "whole recipe", way.removeprefix(_WHOLE) if way != "full" else _DEFAULT
+    return ("", "") if way in WAYS else ("short form", way)
+
+
+def _cell(loss: str, column: Mapping[str, Sequence[Any]]) -> str:
+    if loss not in column:
+        return "–"
+    found = _means(column[loss])
+    text = f"{found['precision@3']:.3f} / {found['map@r']:.3f}"
+    text += " †" if all(row.get("share") == 0 for row in column[loss]) else ""
+    best = max(_means(rows)["map@r"] for rows in column.values())
+    return f"**{text}**" if len(column) > 1 and found["map@r"] == best else text
 
 
 def _words(way: str, rows: Sequence[Any]) -> str:

@@ -60,6 +60,27 @@ def test_losses_stand_apart_the_best_first(pages):
     assert after.index("arcface") < after.index("triplet")
 
 
+def test_losses_beside_each_other_by_set_and_form(pages):
+    page = pages.render(
+        {
+            "x/a/full/0": row(0.5, 0.5, 0.25),
+            "x/a/full/1": row(0.5, 0.5, 0.75),
+            "x/a/full-arcface/0": row(0.5, 0.5, 0.625),
+            "y/a/arcface/0": {**row(0.125, 0.5, 0.25), "share": 0},
+            "y/a/triplet/0": {**row(0.125, 0.5, 0.125), "share": 0.5},
+            "x/b/full/0": row(0.5, 0.5, 0.5),
+        }
+    )
+    own = page.split("## Which loss wins where")[1].splitlines()
+    table = own[own.index("| a | x, whole recipe | y, short form |") :]
+    assert table[2:5] == [
+        "| subcenter-arcface | 0.500 / 0.500 | – |",
+        "| arcface | **0.500 / 0.625** | **0.125 / 0.250 †** |",
+        "| triplet | – | 0.125 / 0.125 |",
+    ]
+    assert "| b |" not in page.split("## Which loss wins where")[1]
+
+
 def test_the_page_is_the_one_made_of_the_figures(pages):
     found = json.loads((ROOT / "docs" / "training.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs" / "training-results.md").read_text(encoding="utf-8") == pages.render(found), (
