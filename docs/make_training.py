@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lookalike.training import Recipe
+
 HERE = Path(__file__).parent
 MEASURES = ("precision@3", "hit@1", "map@r")
 WAYS = {
@@ -23,7 +25,6 @@ WAYS = {
 }
 
 _WHOLE = "full-"
-_DEFAULT = "subcenter-arcface"  # of the way `full`
 
 _INTRODUCTION = """# Ways of training beside each other
 
@@ -90,16 +91,20 @@ def _losses(found: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]]) -> I
     for backbone, own in columns.items():
         sets = [data for data, _ in own]
         order = sorted(own, key=lambda column: (sets.index(column[0]), column[1]))
-        yield f"| {backbone.replace('_', chr(92) + '_')} | {' | '.join(f'{data}, {form}' for data, form in order)} |"
+        yield f"| {_escaped(backbone)} | {' | '.join(f'{data}, {form}' for data, form in order)} |"
         yield f"|:--|{'--:|' * len(order)}"
         for loss in dict.fromkeys(loss for column in order for loss in own[column]):
             yield f"| {loss} | {' | '.join(_cell(loss, own[column]) for column in order)} |"
         yield ""
 
 
+def _escaped(name: str) -> str:
+    return name.replace("_", r"\_")
+
+
 def _form_and_loss(way: str) -> tuple[str, str]:
     if way == "full" or way.startswith(_WHOLE):
-        return "whole recipe", way.removeprefix(_WHOLE) if way != "full" else _DEFAULT
+        return "whole recipe", way.removeprefix(_WHOLE) if way != "full" else Recipe().loss
     return ("", "") if way in WAYS else ("short form", way)
 
 
@@ -127,8 +132,7 @@ def _table(rows: Iterator[tuple[str, str, Sequence[Any]]]) -> Iterator[str]:
         cells = [_with_spread(means[m], [r["measures"][m] for r in runs]) for m in MEASURES]
         minutes = statistics.median(r["minutes"] for r in runs)
         time = f"{minutes:.1f}" if minutes else "–"
-        name = backbone.replace("_", chr(92) + "_")
-        yield f"| {' | '.join([name, words, *cells, time, str(len(runs))])} |"
+        yield f"| {' | '.join([_escaped(backbone), words, *cells, time, str(len(runs))])} |"
     yield ""
 
 
