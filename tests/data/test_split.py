@@ -95,8 +95,13 @@ def test_fraction_out_of_range(fraction: float) -> None:
             "at least 4 classes, as whole classes are cut, got 3 classes with 27 images",
         ),
         ({"a": 9}, {"x": 2}, "at least 4 classes, as whole classes are cut, got 1 class with 9 images"),
+        (
+            {"a": 9, "b": 1, "c": 1, "d": 1},
+            {"x": 2},
+            "two classes of 2 images or more, as whole classes are cut, got 4 classes with 12 images",
+        ),
     ],
-    ids=["few images", "few classes", "one class"],
+    ids=["few images", "few classes", "one class", "single images"],
 )
 def test_too_little_to_cut_from(training: dict[str, int], test: dict[str, int], needs: str) -> None:
     with pytest.raises(DataError) as caught:

@@ -43,7 +43,10 @@ def with_validation(
     chosen = _whole_classes(groups, fraction, seed) if disjoint else _from_each_class(groups, fraction, seed)
     if not chosen:
         got = f"{len(groups)} {'class' if len(groups) == 1 else 'classes'} with {len(data.training)} images"
-        needs = "at least 4 classes, as whole classes are cut" if disjoint else "a class of 5 images or more"
+        needs = "a class of 5 images or more"
+        if disjoint:
+            few = "at least 4 classes, as whole classes are cut"
+            needs = few if len(groups) < 4 else "two classes of 2 images or more, as whole classes are cut"
         raise DataError(
             f"{data.root} has too few training images to cut a validation part: it needs {needs}, got {got}; add some."
         )
@@ -75,7 +78,7 @@ def _whole_classes(groups: dict[str, list[Item]], fraction: float, seed: int) ->
     labels = sorted(label for label, items in groups.items() if len(items) >= 2)
     random.Random(f"{seed}/classes").shuffle(labels)
     count = max(2, round(fraction * len(groups)))
-    if len(groups) - count < 2:
+    if len(groups) - count < 2 or len(labels) < 2:  # among images of one class every measure is perfect
         return set()
     return {i.id for label in labels[:count] for i in groups[label]}
 
