@@ -109,6 +109,7 @@ def test_best_can_be_trained_again_on_all_images(
 ):
     run, candidates, parts = sitting
     write_best(run, replace(finished.choice, winner=name), finished.trials, candidates, parts)
+    assert (run.out / "best" / "curves.html").exists() is ("fine-tuned" in name)
     weights = {b: w for b, w in tiny_weights.items() if b in name}
     model = refit(photo_folder_original, run.out / "best", out=tmp_path / "final", weights=weights)
     assert [m.backbone for m in model.members] == list(weights)

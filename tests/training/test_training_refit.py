@@ -70,6 +70,7 @@ def test_it_trains_as_long_as_validation_said_on_all_images(first, crops_origina
     assert facts["refit_of"] == load_bundle(first).fingerprint
     assert facts["training_data"]["images"] == WITH_VALIDATION
     assert facts["training_data"]["validation_images"] == 0
+    assert (tmp_path / "again" / "curves.png").exists() and (tmp_path / "again" / "curves.html").exists()
     report = facts["training"][0]
     assert report["images"] == WITH_VALIDATION
     assert report["validation"] == read_facts(first)["training"][0]["validation"]

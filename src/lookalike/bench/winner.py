@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lookalike.bench.trial import Scores, Trial
 from lookalike.data import Dataset
 from lookalike.evaluation import Evaluation
 from lookalike.training import TrainingOptions
+from lookalike.training.curves import write_curves
 from lookalike.types import Skipped
 
 _SHOWN_HITS = 8
@@ -56,7 +58,9 @@ def write_best(
     }
     facts["benchmark"] = {"candidate": choice.winner, "reason": choice.reason, "seed": run.options.seed}
     encoder = load_bundle(winner.bundle) if isinstance(winner, Candidate) else joined_encoder(winner, parts)
-    save_bundle(encoder, run.out / "best", facts=facts, replace=True)
+    trained = [report for report in facts["training"] if report]
+    curves = partial(write_curves, reports=trained, measure=run.options.stop_on)
+    save_bundle(encoder, run.out / "best", facts=facts, replace=True, further=curves)
 
 
 def _trained_on(known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lookalike.progress import SILENT, Progress
 from lookalike.tracking import Tracked, begin_tracked, parse_targets
 from lookalike.training.checkpoint import load_checkpoint
 from lookalike.training.choice import keep_share, keep_start, repeat_last_head
+from lookalike.training.curves import write_curves
 from lookalike.training.finetune import Run
 from lookalike.training.interpolate import mix
 from lookalike.training.job import Job
@@ -167,7 +169,8 @@ def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
         everything = _all_training(cut)
         encoder = joined(outcomes, first.how, progress)
         new = bundle_facts(everything, options[0], [o.report for o in outcomes])
-        save_bundle(encoder, target, facts={**new, "refit_of": first.fingerprint}, replace=replace)
+        curves = partial(write_curves, reports=new["training"], measure=options[0].stop_on)
+        save_bundle(encoder, target, facts={**new, "refit_of": first.fingerprint}, replace=replace, further=curves)
         shutil.rmtree(work, ignore_errors=True)
         track_bundle(tracked, target)
     return encoder
