@@ -203,6 +203,39 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_network_in_one_pi
     assert run.history == []
 
 
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_reaches_the_weights(make_trainee, data, targets):
+    trainee = make_trainee()
+    trainee.member.head.linear.weight.register_hook(lambda gradient: gradient * math.nan)
+    before = trainee.member.fingerprint
+    with pytest.raises(ModelError) as raised:
+        finetune(trainee, Run(1, 3), data.training, targets, watched(lambda: 0.0), lambda _: None)
+    assert str(raised.value) == "training diverged in epoch 1 (a gradient is no number); take a lower learning rate."
+    trainee.member.changed()
+    assert trainee.member.fingerprint == before
+
+
+def test_it_stops_when_there_is_no_time_for_another_epoch_unless_the_end_is_known(
+    make_trainee, data, targets, recorder
+):
+    listener, run = recorder(), Run(3, 1)
+    left = iter([True, False])
+    finetune(
+        make_trainee(),
+        run,
+        data.training,
+        targets,
+        None,
+        lambda _: None,
+        may_go_on=lambda: next(left),
+        progress=listener,
+    )
+    assert run.epoch == 2
+    assert listener.said[-1] == "  stopped before epoch 3/3: the time is needed for the rest"
+    known = Run(3, 1, last=2)
+    finetune(make_trainee(), known, data.training, targets, None, lambda _: None, may_go_on=lambda: False)
+    assert known.epoch == 2
+
+
 def test_a_loss_far_above_that_of_the_first_twenty_steps_is_divergence():
     run = Run(2, 30, epoch=1)
     for _ in range(20):

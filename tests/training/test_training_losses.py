@@ -86,11 +86,27 @@ def test_a_neck_folded_into_the_projection_computes_the_same(projected):
     np.testing.assert_allclose((x @ weight.T + bias).detach().numpy(), expected.numpy(), atol=1e-5)
 
 
-def test_only_the_cross_entropy_takes_shares(projected):
+def test_cross_entropy_takes_shares_of_classes(projected):
     shares = torch.nn.functional.one_hot(TARGETS, CLASSES).float()
     objective = Objective("cross-entropy", CLASSES, DIM, label_smoothing=0.1)
     by_shares, by_rows = (float(objective(projected, t).detach()) for t in (shares, TARGETS))
     assert by_shares == pytest.approx(by_rows)
+
+
+@pytest.mark.parametrize(
+    ("loss", "fits"), [("triplet", False), ("triplet+0.5*multi-similarity", False), ("triplet+arcface", True)]
+)
+def test_a_neck_needs_a_loss_that_classifies(loss, fits):
+    options = TrainingOptions(loss=loss, neck="bnneck")
+    if fits:
+        assert options.recipe_for("cnn").neck == "bnneck"
+        return
+    with pytest.raises(OptionError) as raised:
+        options.recipe_for("cnn")
+    assert str(raised.value) == (
+        f"a neck stands before losses that classify, and {loss} only compares images; "
+        "add a loss that classifies, or set neck to none."
+    )
 
 
 @pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0, "loss": "arcface"}])

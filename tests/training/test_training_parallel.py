@@ -99,4 +99,18 @@ def test_one_process_dies_the_other_says_so_and_the_run_resumes(crops, weights, 
     codes, ended = start_two({**given, "resume": True})
     assert codes == [0, 0], ended
     assert f"{SMALL}: going on after epoch 1" in ended[0][0]
-    assert load_bundle(tmp_path / "model").dim == 512
+    train(crops, SMALL, weights=weights, out=tmp_path / "unbroken", **OPTIONS)
+    paths = sorted((crops / "test" / "gallery").iterdir())
+    vectors = [load_bundle(tmp_path / name).embed(paths).vectors for name in ("model", "unbroken")]
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
+
+
+def test_batch_statistics_that_are_trained_are_those_of_all_processes(crops, tmp_path):
+    """Each process looks at its share of the validation images, and the bundle that one writes measures the same."""
+    options = {**OPTIONS, "last_head": "trained", "batch_size": 16}  # random weights: all that was trained is kept
+    given = {"data": str(crops), "weights": "none", "out": str(tmp_path / "two"), "options": options}
+    codes, ended = start_two(given)
+    assert codes == [0, 0], ended
+    facts = read_facts(tmp_path / "two")
+    found = facts["training"][0]["validation"]["fine-tuned"]
+    assert facts["measures"]["validation"]["map@r"]["mean"] == pytest.approx(found, abs=1e-6)

@@ -11,7 +11,7 @@ import pytest
 
 from lookalike.backbones import load_bundle
 from lookalike.backbones.bundle import read_facts
-from lookalike.errors import StorageError
+from lookalike.errors import ModelError, StorageError
 from lookalike.training import train
 from lookalike.training.options import changed_options
 
@@ -103,6 +103,20 @@ def test_a_run_goes_on_with_lower_learning_rates(unbroken, data, weights, option
     assert losses[0][1] != losses[1][1]
     train(data, SMALL, weights=weights, out=out, options=lower, resume=True, progress=listener)
     assert listener.said[-1] == f"{out} is the finished bundle of this run, there is nothing to go on with"
+
+
+def test_a_rate_far_too_high_ends_with_a_sentence_and_the_run_goes_on_with_a_lower_one(
+    data, weights, quick, recorder, tmp_path
+):
+    out, wild = tmp_path / "model", quick(epochs=3, lr=0.05, head_lr=0.05, loss="cross-entropy")
+    sentence = (
+        r"training diverged in epoch 1 \(the loss rose from 1.39 to .* lower learning rate: go on with --resume and a "
+    )
+    with pytest.raises(ModelError, match=sentence):
+        train(data, SMALL, weights=weights, out=out, options=wild)
+    calm = changed_options(wild, {"lr": 1e-5, "head_lr": 1e-3})
+    train(data, SMALL, weights=weights, out=out, options=calm, resume=True)
+    assert len(read_facts(out)["training"][0]["history"]) == 3
 
 
 def test_what_is_trained_keeps_the_rates_it_was_trained_with(unbroken, data, weights, options, recorder, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from lookalike.embedding import fitted_encoder
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
 from lookalike.evaluation import evaluate_embeddings
 from lookalike.training import train
-from lookalike.training.one_backbone import train_member, validation_fingerprint
+from lookalike.training.one_backbone import fresh_member, train_member, validation_fingerprint
+from lookalike.training.precision import is_lowered
 from lookalike.training.train import bundle_facts
 
 SMALL = "test_efficientnet"
@@ -220,6 +222,35 @@ def test_a_tiny_budget_still_gives_a_bundle(data, weights, quick, tmp_path):
     out = tmp_path / "model"
     train(data, SMALL, weights=weights, out=out, options=quick(epochs=6, max_minutes=0.001))
     assert len(read_facts(out)["training"][0]["history"]) == 1
+
+
+def test_a_budget_ends_the_epochs_when_they_take_longer_than_planned(data, weights, quick, recorder, tmp_path):
+    slow = recorder(lambda task, _: task.startswith("epoch") and bool(time.sleep(1)))
+    train(
+        data, SMALL, weights=weights, out=tmp_path / "model", options=quick(epochs=40, max_minutes=0.2), progress=slow
+    )
+    report = read_facts(tmp_path / "model")["training"][0]
+    assert 1 <= len(report["history"]) < report["plan"]["epochs"]
+    stopped = len(report["history"]) + 1
+    assert f"  stopped before epoch {stopped}/{report['plan']['epochs']}: the time is needed for the rest" in slow.said
+
+
+def test_the_bundle_says_what_auto_became(data, weights, quick, tmp_path):
+    train(
+        data, SMALL, weights=weights, out=tmp_path / "model", options=quick(epochs=1, loss="triplet", precision="auto")
+    )
+    report = read_facts(tmp_path / "model")["training"][0]
+    lowered = is_lowered(torch.device("cpu"), "auto")
+    assert report["recipe"]["sampler"] == report["recipe"]["precision"] == "auto"
+    assert report["resolved"] == {"sampler": "pk", "precision": "bfloat16" if lowered else "float32"}
+
+
+def test_stochastic_depth_is_left_out_where_it_has_no_place_unless_asked_for(quick):
+    _, recipe = fresh_member("efficientvit_m0", "none", quick(), unseen=False)
+    assert recipe.drop_path == 0
+    sentence = "drop_path needs a network of residual blocks, which EfficientVitMsra is not; set it to 0."
+    with pytest.raises(OptionError, match=sentence):
+        fresh_member("efficientvit_m0", "none", quick(drop_path=0.2), unseen=False)
 
 
 # ---------------------------------------------------------------- ensembles

@@ -24,7 +24,7 @@ from lookalike.types import Skipped
 _WINDOW = 20
 """Steps that a mean loss is taken over."""
 _FAR = 4
-"""A mean loss so many times that of the first steps, or that of a guess among the classes, is divergence."""
+"""A mean loss so many times the first one, or that of a guess among the classes, is divergence."""
 
 
 class DivergedError(ModelError):
@@ -42,11 +42,12 @@ class Run:
         history: per epoch its loss, measure and seconds.
         seconds: spent so far, over all sittings.
         epochs, steps: the plan: epochs at most, steps in each.
-        level: mean of the first losses of the run, or what guessing costs if that is more; later means are held
-            against it.
+        level: the first loss of the run, or what guessing costs if that is more; later means are held against it.
         recent: the last losses, over epochs.
-        last: the epoch to end after, where it is known beforehand; the learning rate falls as for `epochs`.
+        last: the epoch to end after, where it is known beforehand, whatever the time; the learning rate falls as for
+            `epochs`.
         rates: peak learning rates; several where the run went on with others.
+        reserve: seconds of a time budget that are kept for what comes after the last epoch.
 
     """
 
@@ -61,6 +62,7 @@ class Run:
     recent: list[float] = field(default_factory=list)
     last: int | None = None
     rates: list[Rates] = field(default_factory=list)
+    reserve: float = 0.0
 
     @property
     def planned(self) -> int:
@@ -159,9 +161,10 @@ def finetune(
     validation: Validation | None,
     after_epoch: Callable[[Run], None],
     *,
+    may_go_on: Callable[[], bool] = lambda: True,
     progress: Progress = SILENT,
 ) -> None:
-    """Train until the plan or the patience ends; `run` and `trainee` are changed in place.
+    """Train until the plan, the patience or the time ends; `run` and `trainee` are changed in place.
 
     Args:
         trainee: fresh, or as a checkpoint left it.
@@ -170,6 +173,7 @@ def finetune(
         targets: their class rows `(n,)`.
         validation: decides what is kept and when to stop; None keeps the last epoch.
         after_epoch: called with the run once an epoch is complete.
+        may_go_on: asked before each epoch but the first, where the end is not known beforehand.
         progress: told each step with loss, measure and rate.
 
     Raises:
@@ -177,9 +181,14 @@ def finetune(
 
     """
     while not run.is_over(validation.patience if validation else 0):
+        if run.epoch and run.last is None and not may_go_on():
+            progress.say(f"  stopped before epoch {run.epoch + 1}/{run.planned}: the time is needed for the rest")
+            return
         clock = time.perf_counter()
         with trainee.training():
             loss = _one_epoch(trainee, run, items, targets, progress)
+        if not trainee.keep_statistics:
+            trainee.team.average_buffers(trainee.member.module)
         with trainee.as_kept():
             found = {} if validation is None else {"measure": validation.measure()}
             now = found.get("measure", math.nan)
@@ -208,28 +217,32 @@ def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.nd
     for batch in _batches(trainee, items, order, view, epoch=run.epoch):
         trainee.set_rate(schedule(run.epoch * run.steps + len(losses), run.epochs * run.steps, recipe.warmup), rates)
         key = (seed, run.epoch, len(losses))
-        loss = trainee.loss(batch.pixels, torch.from_numpy(targets[batch.rows]), present=batch.present, key=key)
-        losses.append(float(loss.detach()))
-        _require_sane(run, losses[-1], trainee.classes)
-        trainee.step(loss, last=batch.done == len(order))
+        rows, last = torch.from_numpy(targets[batch.rows]), batch.done == len(order)
+        with trainee.exchanging(last=last):
+            loss = trainee.loss(batch.pixels, rows, present=batch.present, key=key)
+            losses.append(float(loss.detach()))
+            _require_sane(run, losses[-1], trainee.classes)
+            if not trainee.step(loss, last=last):
+                raise _diverged(run, "a gradient is no number")
         detail = f"loss {np.mean(losses[-_WINDOW:]):.3f}{best}"
         progress.step(f"epoch {run.epoch + 1}/{run.planned}", batch.done, len(order), detail)
     return float(np.mean(losses))
 
 
 def _require_sane(run: Run, loss: float, classes: int) -> None:
-    """Raise `DivergedError` for a loss that is no number, or a recent mean far above that of the run's first steps."""
+    """Raise `DivergedError` for a loss that is no number, or a recent mean far above the run's first loss."""
+    if not math.isfinite(loss):
+        raise _diverged(run, f"the loss is {loss}")
+    if run.level is None:
+        run.level = max(loss, math.log(classes))
     run.recent = [*run.recent, loss][-_WINDOW:]
     mean = float(np.mean(run.recent))
-    told = ""
-    if not math.isfinite(loss):
-        told = f"the loss is {loss}"
-    elif run.level is not None and mean > _FAR * run.level:
-        told = f"the loss rose from {run.level:.3g} to {mean:.3g}"
-    if told:
-        raise DivergedError(f"training diverged in epoch {run.epoch + 1} ({told}); take a lower learning rate.")
-    if run.level is None and len(run.recent) == _WINDOW:
-        run.level = max(mean, math.log(classes))
+    if mean > _FAR * run.level:
+        raise _diverged(run, f"the loss rose from {run.level:.3g} to {mean:.3g}")
+
+
+def _diverged(run: Run, told: str) -> DivergedError:
+    return DivergedError(f"training diverged in epoch {run.epoch + 1} ({told}); take a lower learning rate.")
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,11 @@ class Job:
 
     def has_time_for_more(self) -> bool:
         """Whether a tenth of the budget is left: for what may better the result but need not be done."""
+        return self.has_time_for(6 * (self.options.max_minutes or 0))
+
+    def has_time_for(self, seconds: float) -> bool:
+        """Whether more than so many seconds of the budget are left, by the clock of the leading process."""
         if self.options.max_minutes is None:
             return True
-        left = 1 - (time.perf_counter() - self.began) / (60 * self.options.max_minutes)
-        return self.team.agree(lambda: left > 0.1)
+        left = 60 * self.options.max_minutes - (time.perf_counter() - self.began)
+        return self.team.agree(lambda: left > seconds)

@@ -42,6 +42,23 @@ def rate_shares(module: nn.Module, decay: float) -> dict[str, float]:
     return {name: decay ** (last - number) for name, number in numbers.items()}
 
 
+def shortcuts(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return the blocks with a shortcut, each with the name of its part that can pass it over."""
+    return [
+        (parent, name)
+        for parent in module.modules()
+        for name in ("drop_path", "drop_path1", "drop_path2")
+        if hasattr(parent, name) and (getattr(parent, name) is None or isinstance(getattr(parent, name), nn.Identity))
+    ]
+
+
+def no_shortcuts(module: nn.Module) -> OptionError:
+    """Return the error of a network in which stochastic depth has no place."""
+    return OptionError(
+        f"drop_path needs a network of residual blocks, which {type(module).__name__} is not; set it to 0."
+    )
+
+
 @contextlib.contextmanager
 def stochastic_depth(module: nn.Module, rate: float) -> Iterator[None]:
     """Inside, blocks with a shortcut are passed over by chance: the last with `rate`, those before it less, evenly.
@@ -55,17 +72,10 @@ def stochastic_depth(module: nn.Module, rate: float) -> Iterator[None]:
     if rate == 0:
         yield
         return
-    places = [
-        (parent, name)
-        for parent in module.modules()
-        for name in ("drop_path", "drop_path1", "drop_path2")
-        if hasattr(parent, name) and (getattr(parent, name) is None or isinstance(getattr(parent, name), nn.Identity))
-    ]
+    places = shortcuts(module)
     blocks = list(dict.fromkeys(id(parent) for parent, _ in places))
     if not blocks:
-        raise OptionError(
-            f"drop_path needs a network of residual blocks, which {type(module).__name__} is not; set it to 0."
-        )
+        raise no_shortcuts(module)
     before = [getattr(parent, name) for parent, name in places]
     for parent, name in places:
         depth = blocks.index(id(parent)) / max(1, len(blocks) - 1)

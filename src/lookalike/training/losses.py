@@ -154,6 +154,15 @@ def parse_loss(text: str) -> tuple[tuple[float, Loss], ...]:
     return tuple(terms)
 
 
+def require_neck(loss: str, neck: str) -> None:
+    """Raise `OptionError` for a neck in front of losses that all see what is before it."""
+    if neck != "none" and all(row.compares for _, row in parse_loss(loss)):
+        raise OptionError(
+            f"a neck stands before losses that classify, and {loss} only compares images; "
+            "add a loss that classifies, or set neck to none."
+        )
+
+
 class Objective(nn.Module):
     """What is minimised: a weighted sum of losses on the projection, and the batch norm of a BNNeck before some.
 
@@ -167,11 +176,6 @@ class Objective(nn.Module):
         self.losses = nn.ModuleList(row.make(classes, dim, label_smoothing) for _, row in self.terms)
         self.neck = nn.BatchNorm1d(dim) if neck else None
         self.classes = classes
-
-    @property
-    def takes_shares(self) -> bool:
-        """Whether a target may be several classes by shares, as mixed images have."""
-        return all(row.name == CROSS_ENTROPY for _, row in self.terms)
 
     def forward(self, projected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the loss of `(n, dim)` projections, not normalised; targets `(n,)` or shares `(n, classes)`."""

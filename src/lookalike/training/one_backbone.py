@@ -21,8 +21,11 @@ from lookalike.training.choice import choose_weights, keep_start
 from lookalike.training.finetune import Run, Validation, finetune, plan
 from lookalike.training.interpolate import SHARES
 from lookalike.training.job import Job
+from lookalike.training.layers import no_shortcuts, shortcuts
 from lookalike.training.options import TrainingOptions, changed_options
+from lookalike.training.precision import resolved_precision
 from lookalike.training.recipe import Recipe
+from lookalike.training.sampling import sampler_of
 from lookalike.training.start import Start, are_unseen, make_start, require_classes
 from lookalike.training.team import ALONE, Team
 from lookalike.training.trainee import Trainee
@@ -76,6 +79,10 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
         "run": run,
         **({"options": options.to_dict()} if options is not of_all else {}),
         "recipe": recipe.to_dict(),
+        "resolved": {
+            "precision": resolved_precision(member.device, recipe.precision),
+            "sampler": sampler_of(recipe),
+        },
         "family": family_of(member.module),
         "validation": {"frozen": start.frozen, "head": start.with_head},
         "view": start.view,
@@ -117,6 +124,10 @@ def fresh_member(
 
     def adapt(module: nn.Module) -> Adaptation:
         recipe = options.recipe_for(family_of(module), unseen=unseen)
+        if recipe.drop_path and not shortcuts(module):
+            if "drop_path" in options.changes:
+                raise no_shortcuts(module)
+            recipe = replace(recipe, drop_path=0.0)
         recipes.append(recipe)
         return Adaptation(recipe.pooling, recipe.last_stride, recipe.side)
 
@@ -139,9 +150,9 @@ def run_key(member: Member, data: Dataset, options: TrainingOptions, recipe: Rec
 
     Without the learning rates, `rated` false, it names a checkpoint: a run may go on with others.
     """
-    own = options.to_dict() if rated else options.without_rates()
+    own = options.to_dict()
     if not rated:
-        recipe = replace(recipe, lr=1.0, head_lr=1.0)
+        recipe, own = replace(recipe, lr=1.0, head_lr=1.0), options.without_rates()
     parts = repr(sorted(own.items())), repr(recipe)
     return digest(member.fingerprint, data.fingerprint, validation_fingerprint(data), *parts)
 
@@ -199,6 +210,7 @@ def full_stage(
         start.targets,
         Validation(job.options.stop_on, measure, job.options.patience) if measure else None,
         after_epoch,
+        may_go_on=lambda: job.has_time_for(run.history[-1]["seconds"] + run.reserve),
         progress=job.progress,
     )
     return run
@@ -215,5 +227,8 @@ def _planned(job: Job, start: Start, trainee: Trainee) -> Run:
     budget = job.options.max_minutes * 60
     passes = 0 if job.recipe.last_head == "trained" else 1 + len(SHARES) if are_unseen(job.data) else 1
     fits = passes * overhead * (1 + len(start.items) / max(1, len(job.data.validation)))
-    left = budget - (time.perf_counter() - job.began) - 5 * overhead - min(fits, 0.3 * budget)
-    return plan(trainee, start.items, start.targets, left, overhead)
+    reserve = 5 * overhead + min(fits, 0.3 * budget)
+    left = budget - (time.perf_counter() - job.began) - reserve
+    run = plan(trainee, start.items, start.targets, left, overhead)
+    run.reserve = reserve
+    return run

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack, cast
 
 from lookalike.errors import OptionError
 from lookalike.evaluation import Measure
-from lookalike.training.losses import parse_loss
+from lookalike.training.losses import parse_loss, require_neck
 from lookalike.training.mixing import mixes
 from lookalike.training.recipe import AUTO, FIELDS, Recipe, RecipeChanges, check_changes, make_recipe, require_recipe
 from lookalike.training.sampling import require_sampling
@@ -127,6 +127,7 @@ class TrainingOptions:
         """
         recipe = make_recipe(self.recipe, family, unseen=unseen, **cast("RecipeChanges", self.changes))
         require_sampling(recipe)
+        require_neck(recipe.loss, recipe.neck)
         mixes(recipe)
         return recipe
 

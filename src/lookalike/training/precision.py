@@ -33,6 +33,13 @@ def is_lowered(device: torch.device, precision: str) -> bool:
     return precision in ("bfloat16", "float16") or (precision == "auto" and computes_bfloat16(device))
 
 
+def resolved_precision(device: torch.device, precision: str) -> str:
+    """Return what `auto` is there; another precision is what it says."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if is_lowered(device, precision) else "float32"
+
+
 def is_scaled(precision: str) -> bool:
     """Whether the loss must be scaled up, so that small gradients do not vanish: float16 has a short exponent."""
     return precision == "float16"

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,6 +43,9 @@ class Team:
         """Return the module so that its gradients are those of all processes."""
         return module
 
+    def average_buffers(self, module: nn.Module) -> None:
+        """Give the module the mean of all processes' buffers: each has moved batch statistics by its own share."""
+
     def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:  # noqa: ARG002
         """Inside, gradients are added up without being exchanged."""
         return contextlib.nullcontext()
@@ -71,20 +75,28 @@ class _Processes(Team):
     def __init__(self) -> None:
         try:
             from accelerate import Accelerator
-            from accelerate.utils import DistributedDataParallelKwargs
+            from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
         except ImportError as error:
             raise OptionError(
                 "training with several processes needs accelerate, which is not installed; "
                 "run: pip install 'lookalike[distributed]'."
             ) from error
         ours = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ours])
+        # the others wait while the leading process goes through all images; one that has ended is noticed at once
+        patient = InitProcessGroupKwargs(timeout=timedelta(days=7))
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ours, patient])
         self.rank = int(self._accelerator.process_index)
         self.size = int(self._accelerator.num_processes)
 
     def prepare(self, module: M) -> M:
         prepared: M = self._accelerator.prepare_model(module)
         return prepared
+
+    def average_buffers(self, module: nn.Module) -> None:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                torch.distributed.all_reduce(buffer)
+                buffer.div_(self.size)
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         quiet: AbstractContextManager[Any] = self._accelerator.no_sync(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,24 +149,39 @@ class Trainee:
         found: torch.Tensor = self.learner(x, targets, len(x) if present is None else present)
         return found
 
-    def step(self, loss: torch.Tensor, *, last: bool = True) -> None:
-        """Add the gradients of a loss, and move the weights once enough have been added, or at an epoch's last."""
-        self._waiting += 1
-        moves = last or self._waiting >= self.recipe.accumulate
-        with contextlib.nullcontext() if moves else self.team.no_sync(self.learner):
-            self.scaler.scale(loss / self.recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+    def exchanging(self, *, last: bool) -> AbstractContextManager[Any]:
+        """For `loss` and `step` together: processes exchange gradients only where the weights move."""
+        return contextlib.nullcontext() if self._moves(last=last) else self.team.no_sync(self.learner)
+
+    def _moves(self, *, last: bool) -> bool:
+        return last or self._waiting + 1 >= self.recipe.accumulate
+
+    def step(self, loss: torch.Tensor, *, last: bool = True) -> bool:
+        """Add the gradients of a loss, and move the weights once enough have been added, or at an epoch's last.
+
+        Returns:
+            Whether all is well: false for a gradient that is no number, with the weights as they were. Known only
+            where gradients are clipped; those of a scaled loss are expected to overflow and are passed over.
+
+        """
+        moves = self._moves(last=last)
+        self.scaler.scale(loss / self.recipe.accumulate).backward()  # type: ignore[no-untyped-call]
         if not moves:
-            return
+            self._waiting += 1
+            return True
         self._waiting = 0
         if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+            norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+            if not self.scaler.is_enabled() and not bool(norm.isfinite()):
+                return False
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.mean is not None:
             self.mean.update()
+        return True
 
     def set_rate(self, share: float, rates: Rates | None = None) -> None:
         """Set every group's learning rate to a share of its peak; the peaks are the recipe's unless given."""
