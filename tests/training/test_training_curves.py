@@ -46,6 +46,14 @@ def test_the_lines_are_there_and_the_same_report_draws_the_same():
         assert (pixels == colour).all(axis=1).sum() > 100
 
 
+def test_without_measures_there_is_one_panel_and_the_page_says_whose_they_are(tmp_path):
+    again = {**REPORT, "history": [{"loss": 1.5, "seconds": 9.6}]}
+    with Image.open(BytesIO(curves_png([again], "map@r"))) as image:
+        assert image.size == (600, 480)
+    write_curves(tmp_path, [again], "map@r")
+    assert "Validation map@r of the first training: frozen 0.2000" in (tmp_path / "curves.html").read_text()
+
+
 def test_a_name_cannot_break_the_page(tmp_path):
     write_curves(tmp_path, [{**REPORT, "backbone": "<script>x</script>"}], "map@r")
     assert "<script>" not in (tmp_path / "curves.html").read_text()

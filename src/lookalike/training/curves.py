@@ -26,7 +26,8 @@ _PAGE = """<!doctype html>
 <p><img alt="Loss and validation {{ measure }} by epoch" src="data:image/png;base64,{{ picture }}"></p>
 {% for report in reports %}
 <h2>{{ report.backbone }}</h2>
-<p>Validation {{ measure }}:
+<p>Validation {{ measure }}{% if report.history and report.history[0].measure is not defined %} of the first training
+{%- endif %}:
 {%- for stage, value in report.validation.items() %} {{ stage }} {{ "%.4f"|format(value) }}{{ "," if not loop.last }}
 {%- endfor %}.
 {% if report.interpolation %}Kept: {{ "%.0f"|format(100 * report.interpolation.share) }} % of the fine-tuned weights,
@@ -99,12 +100,14 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def curves_png(reports: Sequence[Mapping[str, Any]], measure: str) -> bytes:
-    """Draw loss and validation measure by epoch, one colour a backbone; what the frozen backbone measured is dashed."""
+    """Draw loss and, where taken, validation measure by epoch, one colour a backbone; the frozen one is dashed."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    axes = figure.subplots(1, 2)
+    measured = any("measure" in epoch for report in reports for epoch in report["history"])
+    panels = 2 if measured else 1  # what is trained again on all images has nothing to be measured on
+    figure = Figure(figsize=(5 * panels, 4), dpi=120, layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
     for report, colour in zip(reports, _COLOURS * len(reports), strict=False):
         history = report["history"]
         epochs = range(1, len(history) + 1)
@@ -119,7 +122,8 @@ def curves_png(reports: Sequence[Mapping[str, Any]], measure: str) -> bytes:
                 words = {"frozen": "frozen", "head": "frozen, with its best head", "kept": "as kept"}[stage]
                 axes[1].axhline(value, color=colour, linestyle=style, label=f"{name}, {words}")
     axes[0].set_ylabel("training loss, mean of the epoch")
-    axes[1].set_ylabel(f"{measure} on validation")
+    if measured:
+        axes[1].set_ylabel(f"{measure} on validation")
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
