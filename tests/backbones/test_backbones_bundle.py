@@ -74,7 +74,8 @@ def test_what_the_description_says(make_encoder, tmp_path):
     assert (first["aligned"], second["aligned"]) == (False, True)
     assert first["head"] == {"kind": "ProjectionHead", "features": 256, "dim": 512}
     assert first["preprocessing"]["height"] == 160
-    assert set(found["versions"]) == {"python", "lookalike", "torch", "timm", "numpy"}
+    versions = {"python", "lookalike", "torch", "timm", "numpy", "pillow", "pytorch-metric-learning"}
+    assert set(found["versions"]) == versions
     assert found["fingerprint"] == make_encoder("aligned").fingerprint
     assert read_facts(save_bundle(make_encoder("single"), tmp_path / "one"))["how"] is None
 

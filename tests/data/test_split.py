@@ -76,6 +76,22 @@ def test_the_order_of_the_items_does_not_matter() -> None:
 def test_a_validation_part_that_is_there_is_left_alone() -> None:
     cut = with_validation(SEEN)
     assert with_validation(cut, seed=9) is cut
+    assert with_validation(cut, class_disjoint=False) is cut
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "words"),
+    [
+        (SEEN, True, "shares classes with training; leave out class-disjoint"),
+        (UNSEEN, False, "has no class of training; leave out stratified"),
+    ],
+    ids=["seen", "unseen"],
+)
+def test_a_validation_part_that_is_there_is_not_of_another_kind_than_asked_for(
+    data: Dataset, asked: bool, words: str
+) -> None:
+    with pytest.raises(OptionError, match=f"^the validation part of data is there already and {words}"):
+        with_validation(with_validation(data), class_disjoint=asked)
 
 
 @pytest.mark.parametrize("fraction", [0, 0.51, -1, float("nan")])

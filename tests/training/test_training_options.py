@@ -42,6 +42,11 @@ from lookalike.training.recipe import FIELDS, RecipeChanges
             {"recipe": "best"},
             "there is no recipe named 'best'; allowed are auto, cnn, mobile-cnn, transformer, hybrid.",
         ),
+        (
+            {"neck": "bnneck", "loss": "triplet"},
+            "a neck stands before losses that classify, and triplet only compares images; "
+            "add a loss that classifies, or set neck to none.",
+        ),
         ({"allow_leaks": 1}, "allow_leaks must be true or false, got 1."),
         ({"speed": 1}, "there is no option named 'speed'; 'lookalike recipes' lists what a recipe has."),
     ],

@@ -169,5 +169,5 @@ def _member(row: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) 
 
 def versions() -> dict[str, str]:
     """Versions that a bundle was made with."""
-    names = ("lookalike", "torch", "timm", "numpy")
+    names = ("lookalike", "torch", "timm", "numpy", "pillow", "pytorch-metric-learning")
     return {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}

@@ -25,13 +25,14 @@ def with_validation(
         class_disjoint: cut whole classes; by default exactly when the test classes are unseen in training.
 
     Raises:
-        OptionError: for a fraction outside 0 to 0.5.
+        OptionError: for a fraction outside 0 to 0.5, or a way of cutting that the present validation part is not of.
         DataError: when training has too few classes or images to cut from.
 
     """
     if not 0 < fraction <= 0.5:
         raise OptionError(f"the validation fraction must be above 0 and at most 0.5, got {fraction}.")
     if data.validation:
+        _require_cut(data, class_disjoint)
         return data
     groups = by_class(data.training)
     if not groups:
@@ -52,6 +53,18 @@ def with_validation(
         )
     items = [replace(i, split=Split.VALIDATION) if i.id in chosen else i for i in data.items]
     return data.replace_items(items)
+
+
+def _require_cut(data: Dataset, class_disjoint: bool | None) -> None:
+    """Raise `OptionError` when validation, which is there already, is not of classes of its own, or is, as asked."""
+    shared = {i.label for i in data.validation} & {i.label for i in data.training}
+    if class_disjoint is None or class_disjoint == (not shared):
+        return
+    told, wanted = ("shares classes with", "class-disjoint") if shared else ("has no class of", "stratified")
+    raise OptionError(
+        f"the validation part of {data.root} is there already and {told} training; "
+        f"leave out {wanted}, or leave the part out of the manifest, so that one is cut."
+    )
 
 
 def _shuffled(items: Iterable[Item], seed: int, salt: str) -> list[Item]:

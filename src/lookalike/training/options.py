@@ -98,8 +98,8 @@ class TrainingOptions:
         check_changes(changes)
         if "loss" in changes:
             parse_loss(changes["loss"])
-        mixing = {name: value for name, value in changes.items() if name in ("loss", "mixup", "cutmix")}
-        mixes(Recipe(**cast("RecipeChanges", mixing)))
+        together = {name: value for name, value in changes.items() if name in ("loss", "mixup", "cutmix", "neck")}
+        _require_fitting(Recipe(**cast("RecipeChanges", together)))
         self._at_least("patience", 1)
         self._at_least("seed", 0)
         for name in ("frozen", "allow_leaks"):
@@ -127,8 +127,7 @@ class TrainingOptions:
         """
         recipe = make_recipe(self.recipe, family, unseen=unseen, **cast("RecipeChanges", self.changes))
         require_sampling(recipe)
-        require_neck(recipe.loss, recipe.neck)
-        mixes(recipe)
+        _require_fitting(recipe)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,6 +137,12 @@ class TrainingOptions:
     def without_rates(self) -> dict[str, Any]:
         """Return the same without what a run may go on with other values of: what names a run, sorted by name."""
         return {name: value for name, value in sorted(self.to_dict().items()) if name not in RATES}
+
+
+def _require_fitting(recipe: Recipe) -> None:
+    """Raise `OptionError` for a loss that takes neither the neck before it nor images that are mixed."""
+    require_neck(recipe.loss, recipe.neck)
+    mixes(recipe)
 
 
 def changed_options(options: TrainingOptions | None, changes: OptionChanges) -> TrainingOptions:
