@@ -12,7 +12,7 @@ from lookalike.backbones import load_bundle
 from lookalike.backbones.bundle import read_facts
 from lookalike.errors import MissingExtra, ModelError, OptionError
 from lookalike.tracking import Target, Tracked, begin_tracked
-from lookalike.training import train
+from lookalike.training import refit, train
 
 SMALL = "test_efficientnet"
 
@@ -143,6 +143,45 @@ def test_a_run_is_closed_as_it_ended(raised, state, monkeypatch):
     except BaseException as error:
         assert error is raised
     assert noted.states == [state]
+
+
+class Interrupted:
+    """A tracker that is interrupted when the bundle is handed over, unless it was before."""
+
+    def __init__(self):
+        self.handed = []
+
+    def __getattr__(self, _name):
+        return lambda *_: None
+
+    def model(self, bundle, name):
+        self.handed.append((bundle, name))
+        if len(self.handed) == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("refitted", [False, True], ids=["train", "refit"])
+def test_a_bundle_that_no_tracker_was_told_of_is_handed_over_by_the_next_sitting(
+    refitted, data, weights, quick, tmp_path, monkeypatch
+):
+    if refitted:
+        train(data, SMALL, weights=weights, out=tmp_path / "first", options=quick(frozen=True))
+    out, noted = tmp_path / "model", Interrupted()
+    monkeypatch.setattr(Target, "opener", lambda _self: lambda *_: noted)
+
+    def run(**given):
+        if refitted:
+            return refit(data, tmp_path / "first", out=out, weights=weights, track=["mlflow"], **given)
+        return train(data, SMALL, weights=weights, out=out, options=quick(frozen=True), track=["mlflow"], **given)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    left = load_bundle(out)
+    assert run(resume=True).fingerprint == left.fingerprint
+    assert noted.handed == 2 * [(out, "model")]
+    assert not out.with_name("model.training").exists()
+    run(resume=True)
+    assert len(noted.handed) == 2
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_training(data, weights, quick, tmp_path):

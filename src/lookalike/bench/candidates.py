@@ -87,11 +87,9 @@ def tuned_candidate(run: Run, backbone: str, weights: str | Path) -> Candidate:
     It is a candidate by its own name even when validation gave all of the fine-tuning up; the note says so.
     """
     place = run.member(backbone, "fine-tuned")
-    if is_bundle(place):
-        shutil.rmtree(place.with_name(f"{place.name}.training"), ignore_errors=True)  # killed while it was removed
-    else:
-        work = prepare_work(place, resume=True, replace=False)
-        assert work is not None
+    work = prepare_work(place, resume=True, replace=False)
+    assert work is not None
+    if not is_bundle(place):
         train_into(
             place,
             work,
@@ -102,6 +100,7 @@ def tuned_candidate(run: Run, backbone: str, weights: str | Path) -> Candidate:
             progress=run.progress,
             tracked=run.tracked,
         )
+    shutil.rmtree(work, ignore_errors=True)
     facts = read_facts(place)
     return _candidate(place, f"{backbone} fine-tuned", facts, _kept(facts))
 

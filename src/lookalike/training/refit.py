@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from lookalike.training.train import (
     prepare_work,
     track_bundle,
     weights_by_position,
+    wind_up,
 )
 from lookalike.training.trainee import Rates, Trainee
 from lookalike.training.view import AS_IT_CAME
@@ -133,9 +133,9 @@ def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     given = dict(weights_by_position([m.backbone for m in first.members], weights))
     work = prepare_work(target, resume=resume, replace=replace)
     assert work is not None
+    key = digest(first.fingerprint, str(target.absolute()))
     if resume and is_bundle(target) and read_facts(target).get("refit_of") == first.fingerprint:
-        progress.say(f"{target} is the finished bundle of this run, there is nothing to go on with")
-        shutil.rmtree(work, ignore_errors=True)
+        wind_up(target, work, targets, key, progress)
         return load_bundle(target)
     if not replace:
         require_free(target)
@@ -146,7 +146,6 @@ def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     if (cut.fingerprint, validation_fingerprint(cut)) != (known["fingerprint"], known["validation"]):
         raise DataError(f"{model} was not trained on the images in {cut.root}; give the folder that it was trained on.")
     require_no_leaks(cut, allowed=options[0].allow_leaks, progress=progress)
-    key = digest(first.fingerprint, str(target.absolute()))
     tracked = begin_tracked(targets, target.name, key, resume=resume, progress=progress)
     with tracked.closing():
         tracked.params({"refit_of": first.fingerprint, "data": cut.fingerprint})
@@ -171,8 +170,7 @@ def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
         new = bundle_facts(everything, options[0], [o.report for o in outcomes])
         curves = partial(write_curves, reports=new["training"], measure=options[0].stop_on)
         save_bundle(encoder, target, facts={**new, "refit_of": first.fingerprint}, replace=replace, further=curves)
-        shutil.rmtree(work, ignore_errors=True)
-        track_bundle(tracked, target)
+        track_bundle(tracked, target, work)
     return encoder
 
 

@@ -22,7 +22,7 @@ from lookalike.errors import ModelError, OptionError, StorageError
 from lookalike.evaluation import DEFAULT, Measure, evaluate_embeddings
 from lookalike.files import digest, require_free
 from lookalike.progress import SILENT, Progress
-from lookalike.tracking import UNTRACKED, Tracked, begin_tracked, parse_targets
+from lookalike.tracking import UNTRACKED, Target, Tracked, begin_tracked, parse_targets
 from lookalike.training.curves import write_curves
 from lookalike.training.finetune import DivergedError
 from lookalike.training.one_backbone import (
@@ -99,17 +99,16 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
             progress = SILENT
         work = team.agree(lambda: prepare_work(target, resume=resume, replace=replace))
         parts = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
+        place = target.absolute() if target is not None else None
+        key = digest(parts.fingerprint, repr(options.without_rates()), repr(chosen), str(place))
         if resume and target is not None and is_bundle(target):
             if _is_finished(target, parts, chosen, options, combine):
-                progress.say(f"{target} is the finished bundle of this run, there is nothing to go on with")
-                team.agree(lambda: _remove(work))
+                team.agree(lambda: wind_up(target, work, targets, key, progress))
                 return load_bundle(target)
             if not replace:
                 _require_other_run(target, parts, chosen, options, combine)
                 require_free(target)
         team.agree(lambda: require_no_leaks(parts, allowed=options.allow_leaks, progress=progress))
-        place = target.absolute() if target is not None else None
-        key = digest(parts.fingerprint, repr(options.without_rates()), repr(chosen), str(place))
         name = target.name if target is not None else backbone
         tracked = UNTRACKED
 
@@ -143,7 +142,7 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
             except DivergedError as error:
                 raise ModelError(f"{str(error).rstrip('.')}: go on with --resume and a lower --lr.") from error
             if team.leads:
-                track_bundle(tracked, target)
+                track_bundle(tracked, target, work)
             return encoder
 
 
@@ -162,6 +161,8 @@ def train_into(  # noqa: PLR0913 - what `train` has found out
     tracked: Tracked = UNTRACKED,
 ) -> Encoder:
     """Train on data that has its validation part and was looked through for leaks, and write the bundle.
+
+    The folder of the run is left: it is to be removed once all that is to be done with the bundle is done.
 
     Args:
         target: the bundle.
@@ -191,24 +192,28 @@ def train_into(  # noqa: PLR0913 - what `train` has found out
         reports = facts["training"]
         curves = partial(write_curves, reports=reports, measure=options.stop_on)
         save_bundle(encoder, target, facts=facts, replace=replace, further=curves)
-        shutil.rmtree(work, ignore_errors=True)
 
     team.agree(finish)
     return encoder
 
 
-def track_bundle(tracked: Tracked, bundle: Path) -> None:
-    """Tell trackers what validation measured of a finished bundle, and hand it and its curves over."""
+def wind_up(target: Path, work: Path | None, targets: Sequence[Target], key: str, progress: Progress) -> None:
+    """Say that a run is finished; what was interrupted after its bundle was saved, the telling of trackers, is done."""
+    progress.say(f"{target} is the finished bundle of this run, there is nothing to go on with")
+    if work is not None and work.exists():
+        tracked = begin_tracked(targets, target.name, key, resume=True, progress=progress)
+        with tracked.closing():
+            track_bundle(tracked, target, work)
+
+
+def track_bundle(tracked: Tracked, bundle: Path, work: Path) -> None:
+    """Tell trackers what validation measured of a finished bundle, hand it over, and remove the folder of its run."""
     measures = read_facts(bundle).get("measures", {}).get("validation", {})
     tracked.metrics({f"validation/{name}": found["mean"] for name, found in measures.items()}, 1)
     for drawn in ("curves.png", "curves.html"):
         tracked.file(bundle / drawn)
     tracked.model(bundle, bundle.name)
-
-
-def _remove(work: Path | None) -> None:
-    if work is not None:
-        shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def load_as(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
