@@ -16,7 +16,7 @@ P = Preprocessing(48, 64)
 
 
 def view(image, seed=0, epoch=0, item="a", recipe=None):
-    return augmented(image, P, recipe or Recipe(), seed=seed, epoch=epoch, item_id=item)
+    return augmented(image, P, recipe or Recipe(), seed=seed, epoch=epoch, item_id=item, turn=0)
 
 
 def test_the_same_seed_epoch_and_item_give_the_same_view_and_any_other_another(photos):

@@ -9,7 +9,8 @@ import torch
 
 from lookalike.backbones import build_member, family_of
 from lookalike.errors import ModelError
-from lookalike.training.finetune import Run, Validation, _require_sane, finetune, plan, schedule
+from lookalike.training.augment import training_view
+from lookalike.training.finetune import Run, Validation, _batches, _require_sane, finetune, plan, schedule
 from lookalike.training.start import class_rows
 from lookalike.training.trainee import Rates, Trainee
 
@@ -212,6 +213,60 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_it_reaches_the_weight
     assert str(raised.value) == "training diverged in epoch 1 (a gradient is no number); take a lower learning rate."
     trainee.member.changed()
     assert trainee.member.fingerprint == before
+
+
+# ---------------------------------------------------------------- what the recipe turns, in an epoch
+
+
+class Watched:
+    """Stands in for the loss of a trainee, and keeps what each step of training is given."""
+
+    def __init__(self, trainee):
+        self.trainee, self.steps = trainee, []
+        self.own, trainee.loss = trainee.loss, self
+
+    def __call__(self, pixels, rows, **given):
+        paths = [m for m in self.trainee.member.module.modules() if type(m).__name__ == "DropPath"]
+        self.steps.append(
+            SimpleNamespace(
+                side=pixels.shape[1],
+                rows=sorted(rows.tolist()),
+                lr=max(g["lr"] for g in self.trainee.optimizer.param_groups if g["share"]),
+                drops=[p.drop_prob for p in paths if p.training],
+            )
+        )
+        return self.own(pixels, rows, **given)
+
+
+def test_an_epoch_has_the_sides_the_batches_the_rates_and_the_depth_of_its_recipe(make_trainee, data, targets):
+    options = {"first_resolution": 0.4, "resolution": 1.0, "sampler": "pk", "per_class": 2, "warmup": 0.5}
+    watch = Watched(make_trainee(drop_path=0.2, lr=1e-3, **options))
+    finetune(watch.trainee, Run(2, 3), data.training, targets, None, lambda _: None)
+    assert [s.side for s in watch.steps] == [64] * 3 + [160] * 3
+    assert all(s.rows == [0, 0, 1, 1, 2, 2, 3, 3] for s in watch.steps)
+    shares = [1 / 3, 2 / 3, 1, 1, (1 + math.cos(math.pi / 3)) / 2, (1 + math.cos(2 * math.pi / 3)) / 2]
+    assert [s.lr for s in watch.steps] == pytest.approx([1e-3 * share for share in shares])
+    assert all(max(s.drops) == pytest.approx(0.2) for s in watch.steps)
+
+
+def test_classes_come_as_often_where_the_sampler_is_aware_of_them(make_trainee, data, targets):
+    few = [n for n, row in enumerate(targets) if row != 0 or n < 1]  # 1 image of the first class, 6 of the others
+    watch = Watched(make_trainee(sampler="class-aware", batch_size=4))
+    finetune(watch.trainee, Run(1, 4), [data.training[n] for n in few], targets[few], None, lambda _: None)
+    assert [s.rows for s in watch.steps] == [[0, 1, 2, 3]] * 4
+
+
+def test_an_image_that_an_epoch_shows_again_is_another_view(make_trainee, data):
+    trainee = make_trainee()
+    view = training_view(trainee.member, 0.5)
+    (several,) = _batches(trainee, data.training, np.array([3, 3, 1, 3]), view, epoch=0)
+    (once,) = _batches(trainee, data.training, np.array([1, 3]), view, epoch=0)
+    first, second, other, third = several.pixels
+    assert np.array_equal(once.pixels, [other, first])
+    assert not any(np.array_equal(a, b) for a, b in ((first, second), (first, third), (second, third)))
+
+
+# ---------------------------------------------------------------- when it stops
 
 
 def test_it_stops_when_there_is_no_time_for_another_epoch_unless_the_end_is_known(

@@ -97,12 +97,11 @@ def test_cross_entropy_takes_shares_of_classes(projected):
     ("loss", "fits"), [("triplet", False), ("triplet+0.5*multi-similarity", False), ("triplet+arcface", True)]
 )
 def test_a_neck_needs_a_loss_that_classifies(loss, fits):
-    options = TrainingOptions(loss=loss, neck="bnneck")
     if fits:
-        assert options.recipe_for("cnn").neck == "bnneck"
+        assert TrainingOptions(loss=loss, neck="bnneck").recipe_for("cnn").neck == "bnneck"
         return
     with pytest.raises(OptionError) as raised:
-        options.recipe_for("cnn")
+        TrainingOptions(loss=loss, neck="bnneck")
     assert str(raised.value) == (
         f"a neck stands before losses that classify, and {loss} only compares images; "
         "add a loss that classifies, or set neck to none."

@@ -13,6 +13,7 @@ import pytest
 from lookalike.backbones import load_bundle
 from lookalike.backbones.bundle import read_facts
 from lookalike.training import train
+from lookalike.training.team import open_team
 
 SMALL = "test_efficientnet"
 pytestmark = pytest.mark.slow
@@ -90,6 +91,30 @@ def test_two_processes_make_the_model_of_one(changes, crops, weights, tmp_path):
     assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
 
 
+def test_the_launcher_that_the_docs_name_starts_two(crops, weights, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    ours = ["lookalike", "train", str(crops), "--backbone", SMALL, "--weights", str(weights)]
+    options = ["--epochs", "1", "--batch-size", "10", "--precision", "float32", "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [*launcher, *ours, *options], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "2 processes train together, each on its share of every batch" in ended.stderr
+    assert "Warning" not in ended.stderr
+    train(crops, SMALL, weights=weights, out=tmp_path / "one", epochs=1, batch_size=10, precision="float32")
+    losses = [read_facts(tmp_path / name)["training"][0]["history"][0]["loss"] for name in ("two", "one")]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+def test_a_launcher_that_started_one_process_is_told_of(monkeypatch):
+    with open_team() as team:
+        assert team.described == ""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as accelerate launch sets it
+    with open_team() as team:
+        assert team.described.startswith("accelerate has started one process")
+
+
 def test_one_process_dies_the_other_says_so_and_the_run_resumes(crops, weights, tmp_path):
     given = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "model"), "options": OPTIONS}
     codes, ended = start_two({**given, "dies_in": "epoch 2/2"})
@@ -105,9 +130,15 @@ def test_one_process_dies_the_other_says_so_and_the_run_resumes(crops, weights, 
     assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
 
 
-def test_batch_statistics_that_are_trained_are_those_of_all_processes(crops, tmp_path):
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_batch_statistics_that_are_trained_are_those_of_all_processes(ema, crops, tmp_path):
     """Each process looks at its share of the validation images, and the bundle that one writes measures the same."""
-    options = {**OPTIONS, "last_head": "trained", "batch_size": 16}  # random weights: all that was trained is kept
+    options = {
+        **OPTIONS,
+        "last_head": "trained",
+        "batch_size": 16,
+        "ema": ema,
+    }  # random weights: all that was trained is kept
     given = {"data": str(crops), "weights": "none", "out": str(tmp_path / "two"), "options": options}
     codes, ended = start_two(given)
     assert codes == [0, 0], ended

@@ -5,7 +5,7 @@ import pytest
 
 from lookalike.errors import OptionError
 from lookalike.training import Recipe, TrainingOptions
-from lookalike.training.sampling import epoch_order, sampler_of
+from lookalike.training.sampling import epoch_order, sampler_of, turns
 
 LONG_TAIL = np.repeat([0, 1, 2], [80, 16, 4])
 
@@ -30,6 +30,10 @@ def test_class_aware_shows_every_class_as_often_and_its_images_in_turn():
     assert counts.max() - counts.min() <= 1
     rare = np.bincount(order, minlength=100)[96:]
     assert rare.max() - rare.min() <= 1
+
+
+def test_turns_count_how_often_a_row_stood_before():
+    assert turns(np.array([4, 2, 4, 4, 0, 2])).tolist() == [0, 0, 1, 2, 0, 1]
 
 
 def test_pk_fills_a_batch_with_p_classes_of_k_images():

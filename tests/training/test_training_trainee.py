@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from lookalike.backbones import build_member
+from lookalike.backbones import Adaptation, build_member
 from lookalike.errors import OptionError
 from lookalike.training import Recipe
 from lookalike.training.average import RunningMean
@@ -45,6 +45,18 @@ def test_layers_rise_from_the_first_to_the_last(name):
     assert min(numbers.values()) == 0
     first, last = next(iter(numbers)), list(numbers)[-1]
     assert numbers[first] < numbers[last]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", SMALL, "test_convnext"])
+def test_a_pooling_that_is_trained_is_no_layer_of_its_own(name):
+    numbers = {}
+    for pooling in ("as it came", "gem"):
+        module = build_member(name, "none", adapt=lambda _, p=pooling: Adaptation(pooling=p)).module
+        numbers[pooling] = layer_numbers(module)
+    (exponent,) = numbers["gem"].keys() - numbers["as it came"].keys()
+    last = numbers["gem"].pop(exponent)
+    assert numbers["gem"] == numbers["as it came"]
+    assert last == max(numbers["gem"].values())
 
 
 def test_rates_fall_by_the_decay_from_layer_to_layer():
@@ -145,6 +157,23 @@ def test_a_checkpoint_brings_mean_optimizer_and_scale_back(weights):
         assert all(torch.equal(v, members[1].state()[k]) for k, v in members[0].state().items())
 
 
+def test_the_neck_that_is_folded_is_the_mean_of_it_too(member):
+    made = trainee(member, ema=0.9, neck="bnneck", lr=0.01)
+    train_a_step(made)
+    with made.as_kept():
+        kept = weights_of(member)["head.linear.weight"]
+    made.objective.neck.weight.data.fill_(7.0)
+    with made.as_kept():
+        assert torch.equal(weights_of(member)["head.linear.weight"], kept)
+
+
+def test_the_means_of_statistics_are_told_from_those_of_weights():
+    modules = [torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(5)]
+    mean = RunningMean(modules, 0.9)
+    assert [tuple(t.shape) for t in mean.of_buffers()] == [(3,), (3,), (5,), (5,)]
+    assert all(any(t is m for m in mean.means) for t in mean.of_buffers())
+
+
 # ---------------------------------------------------------------- gradients
 
 
@@ -174,8 +203,6 @@ def test_two_accumulated_halves_move_the_weights_as_the_whole_batch(weights):
     ids=lambda c: next(iter(c)),
 )
 def test_the_loss_falls_with(changes, weights):
-    from lookalike.backbones import Adaptation
-
     pooling = Adaptation(pooling=changes.get("pooling", "as it came"))
     made = trainee(build_member(SMALL, weights, adapt=lambda _: pooling), **changes)
     losses = []
@@ -189,7 +216,99 @@ def test_the_loss_falls_with(changes, weights):
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.parametrize("clip", [0.01, 0.0], ids=["clipped", "not clipped"])
+def test_the_first_step_of_sgd_by_hand(clip, member):
+    """Nesterov's first step is 1 + .9 of the gradient, which is as long as the limit where there is one."""
+    made = trainee(member, optimizer="sgd", clip=clip, lr=0.1, head_lr=0.1, weight_decay=0.0, layer_decay=1.0)
+    parameters = [p for group in made.optimizer.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in parameters]
+    with made.training():
+        made.set_rate(0.5)
+        made.loss(PIXELS, TARGETS).backward()
+        gradient = torch.cat([p.grad.flatten() for p in parameters]).norm().item()
+        made.optimizer.zero_grad()
+        assert made.step(made.loss(PIXELS, TARGETS))
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(parameters, before, strict=True)]).norm().item()
+    assert gradient > 0.1
+    assert moved == pytest.approx(0.5 * 0.1 * 1.9 * (clip or gradient), rel=1e-3)
+
+
+def test_gradients_too_small_for_float16_arrive_because_the_loss_is_scaled(weights):
+    moved = {}
+    for scaled in (True, False):
+        made = trainee(
+            build_member(SMALL, weights), precision="float16", optimizer="sgd", lr=10.0, clip=0.0, weight_decay=0.0
+        )
+        assert made.scaler.is_enabled()
+        if not scaled:
+            made.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        with made.training():
+            made.set_rate(1.0)
+            made.step(1e-7 * made.loss(PIXELS, TARGETS))
+        changes = made.member.module.conv_stem.weight - build_member(SMALL, weights).module.conv_stem.weight
+        moved[scaled] = (changes != 0).float().mean().item()
+    assert moved[True] > 0.9
+    assert moved[False] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [({}, 1), ({"clip": 0.0}, 1), ({"precision": "float16"}, 18), ({"precision": "float16", "clip": 0.0}, 18)],
+    ids=lambda c: "-".join(map(str, c.values())) if isinstance(c, dict) else "",
+)
+def test_a_gradient_that_is_no_number_is_told_and_never_reaches_the_weights(changes, steps, member):
+    """A scale of 2 to the power of 16 is one after 16 steps that overflow, and below one after 17."""
+    made = trainee(member, **changes)
+    member.head.linear.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = weights_of(member)
+    with made.training():
+        made.set_rate(1.0)
+        told = [made.step(made.loss(PIXELS, TARGETS)) for _ in range(steps)]
+    assert told == [True] * (steps - 1) + [False]
+    assert all(torch.equal(v, before[k]) for k, v in weights_of(member).items())
+
+
+def test_checkpointing_goes_through_the_blocks_twice(weights):
+    passes = {}
+    for on in (False, True):
+        made = trainee(build_member(SMALL, weights), checkpointing=on)
+        counted = []
+        made.member.module.blocks[1][0].register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        with made.training():
+            made.loss(PIXELS, TARGETS).backward()
+        passes[on] = len(counted)
+    assert passes == {False: 1, True: 2}
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_network_computes_in_the_memory_layout_asked_for(on, member):
+    made, seen = trainee(member, channels_last=on), []
+    for layer in member.module.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda _layer, _given, out: seen.append(out))
+    with made.training():
+        made.loss(PIXELS, TARGETS)
+    maps = [out for out in seen if out.shape[1] > 1 and out.shape[2] > 1]  # of others both layouts are the same
+    assert len(maps) > 5
+    assert {out.is_contiguous(memory_format=torch.channels_last) for out in maps} == {on}
+
+
 # ---------------------------------------------------------------- mixing
+
+
+@pytest.mark.parametrize("changes", [{"mixup": 0.2}, {"cutmix": 1.0}, {}], ids=["mixup", "cutmix", "neither"])
+def test_training_mixes_when_it_is_asked_to(changes, member):
+    made = trainee(member, loss="cross-entropy", mix_probability=1.0, **changes)
+    seen = []
+    made.learner.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    with made.training():
+        made.loss(PIXELS, TARGETS)
+    if not changes:
+        assert torch.equal(seen[0], TARGETS)
+        return
+    assert seen[0].shape == (8, 4)
+    torch.testing.assert_close(seen[0].sum(dim=1), torch.ones(8))
+    assert ((seen[0] > 0) & (seen[0] < 1)).any()
 
 
 def test_mixup_is_the_weighted_mean_of_pictures_and_of_labels():

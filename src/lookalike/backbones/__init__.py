@@ -1,6 +1,6 @@
 """Encoders: backbone + head + preprocessing, single or several combined, with their weights and bundles."""
 
-from lookalike.backbones.adapt import Adaptation, family_of
+from lookalike.backbones.adapt import Adaptation, GeneralizedMean, family_of
 from lookalike.backbones.alignment import fit_alignment
 from lookalike.backbones.bundle import load_bundle, save_bundle
 from lookalike.backbones.encoder import COMBINATIONS, Encoder, combine, require_combination
@@ -13,6 +13,7 @@ __all__ = [
     "EMBEDDING_DIM",
     "Adaptation",
     "Encoder",
+    "GeneralizedMean",
     "Member",
     "Whitening",
     "build_member",

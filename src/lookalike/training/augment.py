@@ -1,4 +1,4 @@
-"""Random views of a training picture, decided by seed, epoch and item alone, so that a resumed run sees the same."""
+"""Random views of a training picture, decided by seed, epoch, item and turn, so that a resumed run sees the same."""
 
 from __future__ import annotations
 
@@ -44,10 +44,13 @@ def resolution_at(recipe: Recipe, epoch: int, epochs: int) -> float:
 
 
 def augmented(
-    image: Image.Image, preprocessing: Preprocessing, recipe: Recipe, *, seed: int, epoch: int, item_id: str
+    image: Image.Image, preprocessing: Preprocessing, recipe: Recipe, *, seed: int, epoch: int, item_id: str, turn: int
 ) -> npt.NDArray[np.uint8]:
-    """Return a view `(height, width, 3)` uint8: a random resized crop (Szegedy et al. 2015), mirrored or not."""
-    chance = random.Random(f"{seed}/{epoch}/{item_id}")
+    """Return a view `(height, width, 3)` uint8: a random resized crop (Szegedy et al. 2015), mirrored or not.
+
+    `turn` says how often the epoch has shown this item before: each time it is another view.
+    """
+    chance = random.Random(f"{seed}/{epoch}/{item_id}" + (f"/{turn}" if turn else ""))
     box = _crop_box(image.size, recipe.crop_scale, chance, own_shape=preprocessing.crop_mode == "squash")
     size = (preprocessing.width, preprocessing.height)
     view = image.resize(size, preprocessing.resampling, box=box, reducing_gap=2.0)

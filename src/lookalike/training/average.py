@@ -26,6 +26,11 @@ class RunningMean:
             yield from module.parameters()
             yield from (b for b in module.buffers() if b.is_floating_point())
 
+    def of_buffers(self) -> Iterator[torch.Tensor]:
+        """Yield the means of statistics, without those of weights."""
+        kinds = (isinstance(t, nn.Parameter) for t in self._tensors())
+        yield from (mean for mean, is_weight in zip(self.means, kinds, strict=True) if not is_weight)
+
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the present weights."""

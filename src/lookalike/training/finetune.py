@@ -17,7 +17,7 @@ from lookalike.data import Item, read_image
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
 from lookalike.training.augment import augmented, resolution_at, training_view
-from lookalike.training.sampling import epoch_order
+from lookalike.training.sampling import epoch_order, turns
 from lookalike.training.trainee import Rates, Trainee
 from lookalike.types import Skipped
 
@@ -25,6 +25,9 @@ _WINDOW = 20
 """Steps that a mean loss is taken over."""
 _FAR = 4
 """A mean loss so many times the first one, or that of a guess among the classes, is divergence."""
+
+_BLANK = (-1, 0)
+"""Row and turn of a picture that does not count."""
 
 
 class DivergedError(ModelError):
@@ -187,8 +190,7 @@ def finetune(
         clock = time.perf_counter()
         with trainee.training():
             loss = _one_epoch(trainee, run, items, targets, progress)
-        if not trainee.keep_statistics:
-            trainee.team.average_buffers(trainee.member.module)
+        trainee.agree_statistics()
         with trainee.as_kept():
             found = {} if validation is None else {"measure": validation.measure()}
             now = found.get("measure", math.nan)
@@ -263,25 +265,27 @@ def _batches(
 ) -> Iterator[_Batch]:
     """Yield the batches of an epoch; alone, one of which a single image can be read is passed over."""
     recipe, team = trainee.recipe, trainee.team
+    places = np.stack([order, turns(order)], axis=1)
     starts = range(0, len(order), recipe.batch_size)
-    shares = [team.share(order[start : start + recipe.batch_size]) for start in starts]
+    shares = [team.share(places[start : start + recipe.batch_size]) for start in starts]
     # a process without an image of the last batch takes part with a blank one that does not count
-    padded = [share if len(share) else np.array([-1]) for share in shares]
+    padded = [share if len(share) else np.array([_BLANK]) for share in shares]
     size = max(len(share) for share in padded)
 
-    def prepare(row: int) -> np.ndarray:
+    def prepare(place: tuple[int, int]) -> np.ndarray:
+        row, turn = place
         if row < 0:
             return np.zeros((view.height, view.width, 3), np.uint8)
-        item = items[row]
-        return augmented(read_image(item.path), view, recipe, seed=trainee.seed, epoch=epoch, item_id=item.id)
+        item, seed = items[row], trainee.seed
+        return augmented(read_image(item.path), view, recipe, seed=seed, epoch=epoch, item_id=item.id, turn=turn)
 
-    rows = [int(r) for share in padded for r in share]
-    for number, results in enumerate(map_ahead(rows, prepare, size)):
-        good = [(row, pixels) for row, pixels in results if not isinstance(pixels, Skipped)]
+    shown = [(int(row), int(turn)) for share in padded for row, turn in share]
+    for number, results in enumerate(map_ahead(shown, prepare, size)):
+        good = [(row, pixels) for (row, _), pixels in results if not isinstance(pixels, Skipped)]
         done = min(len(order), (number + 1) * recipe.batch_size)
         present = sum(row >= 0 for row, _ in good)
         if team.size > 1 and not good:
-            good = [(-1, prepare(-1))]
+            good = [(_BLANK[0], prepare(_BLANK))]
         if len(good) >= 2 or team.size > 1:
             pixels = np.stack([p for _, p in good])
             yield _Batch(done, pixels, np.array([max(row, 0) for row, _ in good]), present)

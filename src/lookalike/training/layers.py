@@ -10,17 +10,24 @@ from timm.layers.drop import DropPath
 from timm.models import group_parameters
 from torch import nn
 
+from lookalike.backbones import GeneralizedMean
 from lookalike.errors import OptionError
 
 
 def layer_numbers(module: nn.Module) -> dict[str, int]:
-    """Return the layer of each parameter, 0 for the first; as timm groups them, else by their top-level parts."""
+    """Return the layer of each parameter, 0 for the first; as timm groups them, else by their top-level parts.
+
+    A pooling that learns its exponent is no layer of its own: it belongs to the last.
+    """
     matcher = getattr(module, "group_matcher", None)
     if matcher is not None:
         found: dict[str, int] = group_parameters(module, matcher(coarse=False), reverse=True)
-        return found
-    parts = list(dict.fromkeys(name.partition(".")[0] for name, _ in module.named_parameters()))
-    return {name: parts.index(name.partition(".")[0]) for name, _ in module.named_parameters()}
+    else:
+        parts = list(dict.fromkeys(name.partition(".")[0] for name, _ in module.named_parameters()))
+        found = {name: parts.index(name.partition(".")[0]) for name, _ in module.named_parameters()}
+    exponents = {f"{name}.p" for name, part in module.named_modules() if isinstance(part, GeneralizedMean)}
+    last = max(number for name, number in found.items() if name not in exponents)
+    return {name: last if name in exponents else number for name, number in found.items()}
 
 
 def freeze_first_layers(module: nn.Module, share: float) -> None:

@@ -38,7 +38,7 @@ class Recipe:
     # schedule
     epochs: int = _field(8, "epochs of the full stage, at most", low=1)
     batch_size: int = _field(32, "images a step, over all devices together", low=2)
-    accumulate: int = _field(1, "steps whose gradients are summed before the weights move", low=1)
+    accumulate: int = _field(1, "steps whose gradients are averaged before the weights move", low=1)
     optimizer: str = _field("adamw", "adamw, or sgd with Nesterov momentum 0.9", choices=OPTIMIZERS)
     lr: float = _field(1e-4, "peak learning rate of the backbone", above=0, high=10)
     head_lr: float = _field(1e-3, "the same of head and classifier", above=0, high=10)

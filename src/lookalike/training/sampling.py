@@ -48,6 +48,16 @@ def epoch_order(targets: Rows, recipe: Recipe, *, seed: int, epoch: int) -> Rows
     return _pk(targets, recipe.batch_size, recipe.per_class, random)
 
 
+def turns(order: Rows) -> Rows:
+    """Return for each place of an order how often its row stands before it."""
+    seen: dict[int, int] = {}
+    found = np.zeros(len(order), np.int64)
+    for place, row in enumerate(order.tolist()):
+        found[place] = seen.get(row, 0)
+        seen[row] = found[place] + 1
+    return found
+
+
 class _Dealer:
     """Deals the images of a class, every one before any again."""
 

@@ -1,7 +1,7 @@
 """The processes that train one network together, each on its share of every batch; usually there is one.
 
-Started with `accelerate launch` or `torchrun`, every process runs the same command. The network is copied to all of
-them and its gradients are averaged; the embeddings of a batch are gathered before the loss, so that losses which
+Started with `torchrun` or, on GPUs, `accelerate launch`, every process runs the same command. The network is copied to
+all of them and its gradients are averaged; the embeddings of a batch are gathered before the loss, so that losses which
 compare images, and a neck's batch statistics, see the whole batch: two processes compute what one would.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -43,8 +44,8 @@ class Team:
         """Return the module so that its gradients are those of all processes."""
         return module
 
-    def average_buffers(self, module: nn.Module) -> None:
-        """Give the module the mean of all processes' buffers: each has moved batch statistics by its own share."""
+    def average(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Put the mean of all processes' tensors in their place."""
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:  # noqa: ARG002
         """Inside, gradients are added up without being exchanged."""
@@ -62,9 +63,19 @@ class Team:
         """Return what each process has, in their order."""
         return [part]
 
+    @property
+    def described(self) -> str:
+        """What to say of it before training; nothing of a process that was meant to train alone."""
+        if _LAUNCHER not in os.environ:
+            return ""
+        return "accelerate has started one process, which trains alone; on CPUs torchrun starts several"
+
     def close(self) -> None:
         """Leave the team."""
 
+
+_LAUNCHER = "ACCELERATE_MIXED_PRECISION"
+"""Set by `accelerate launch`."""
 
 ALONE = Team()
 
@@ -88,39 +99,36 @@ class _Processes(Team):
         self.rank = int(self._accelerator.process_index)
         self.size = int(self._accelerator.num_processes)
 
+    @property
+    def described(self) -> str:
+        return f"{self.size} processes train together, each on its share of every batch"
+
     def prepare(self, module: M) -> M:
-        prepared: M = self._accelerator.prepare_model(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of names that accelerate passes on to torch
+            prepared: M = self._accelerator.prepare_model(module)
         return prepared
 
-    def average_buffers(self, module: nn.Module) -> None:
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                torch.distributed.all_reduce(buffer)
-                buffer.div_(self.size)
+    def average(self, tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+            tensor.div_(self.size)
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         quiet: AbstractContextManager[Any] = self._accelerator.no_sync(module)
         return quiet
 
     def gather(self, projected: torch.Tensor, targets: torch.Tensor, present: int) -> tuple[torch.Tensor, torch.Tensor]:
-        from torch.distributed.nn.functional import all_gather
-
-        counts = [int(n) for n in self._all(torch.tensor([present], device=projected.device))]
+        counts = [int(n) for n in _all_of(torch.tensor([present], device=projected.device))]
         most = max(counts)
         padding = most - len(projected)
         if padding > 0:
             projected = torch.cat([projected, projected.new_zeros(padding, *projected.shape[1:])])
             targets = torch.cat([targets, targets.new_zeros(padding, *targets.shape[1:])])
-        every = all_gather(projected[:most].contiguous())  # type: ignore[no-untyped-call]
-        theirs = [torch.empty_like(targets[:most]) for _ in range(self.size)]
-        torch.distributed.all_gather(theirs, targets[:most].contiguous())
+        every = _Gathered.apply(projected[:most].contiguous())
+        theirs = _all_of(targets[:most].contiguous())
         joined = [torch.cat([t[:n] for t, n in zip(parts, counts, strict=True)]) for parts in (every, theirs)]
         return joined[0], joined[1]
-
-    def _all(self, value: torch.Tensor) -> list[torch.Tensor]:
-        out = [torch.empty_like(value) for _ in range(self.size)]
-        torch.distributed.all_gather(out, value)
-        return out
 
     def agree(self, make: Callable[[], T]) -> T:
         box: list[Any] = [None]
@@ -142,6 +150,26 @@ class _Processes(Team):
 
     def close(self) -> None:
         self._accelerator.end_training()
+
+
+class _Gathered(torch.autograd.Function):
+    """What all processes have, in their order; backwards, each gets the sum of what all found for its part."""
+
+    @staticmethod
+    def forward(_ctx: Any, own: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(_all_of(own))
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        joined = torch.stack(gradients)
+        torch.distributed.all_reduce(joined)
+        return joined[torch.distributed.get_rank()]
+
+
+def _all_of(own: torch.Tensor) -> list[torch.Tensor]:
+    out = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(out, own)
+    return out
 
 
 @contextlib.contextmanager

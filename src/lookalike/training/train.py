@@ -97,6 +97,8 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
     with open_team() as team:
         if not team.leads:
             progress = SILENT
+        if team.described:
+            progress.say(team.described)
         work = team.agree(lambda: prepare_work(target, resume=resume, replace=replace))
         parts = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
         place = target.absolute() if target is not None else None

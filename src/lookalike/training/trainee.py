@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -75,10 +76,13 @@ class Trainee:
             ).to(member.device)
         self.keep_statistics = recipe.frozen_statistics and member.trained != "untrained"
         self.mixes = mixes(recipe)
+        if not recipe.channels_last:
+            member.module.to(memory_format=torch.contiguous_format)
         freeze_first_layers(member.module, recipe.unfreeze)
         _set_checkpointing(member.module, recipe.checkpointing)
         self.optimizer = _optimizer(member, self.objective, recipe)
-        self.mean = RunningMean([member.module, member.head], recipe.ema) if recipe.ema else None
+        averaged = [m for m in (member.module, member.head, self.objective.neck) if m is not None]
+        self.mean = RunningMean(averaged, recipe.ema) if recipe.ema else None
         self.scaler = torch.amp.GradScaler(member.device.type, enabled=is_scaled(recipe.precision))
         self.learner = team.prepare(Learner(member, self.objective, recipe, team))
         self._waiting = 0
@@ -107,6 +111,13 @@ class Trainee:
         """Turn training behaviour off."""
         self.learner.eval()
         self.member.changed()
+
+    def agree_statistics(self) -> None:
+        """Give batch statistics that are trained the mean of all processes': each has moved them by its own share."""
+        if not self.keep_statistics:
+            self.team.average(b for b in self.member.module.buffers() if b.is_floating_point())
+            if self.mean is not None:
+                self.team.average(self.mean.of_buffers())
 
     @contextlib.contextmanager
     def as_kept(self) -> Iterator[None]:
@@ -160,8 +171,8 @@ class Trainee:
         """Add the gradients of a loss, and move the weights once enough have been added, or at an epoch's last.
 
         Returns:
-            Whether all is well: false for a gradient that is no number, with the weights as they were. Known only
-            where gradients are clipped; those of a scaled loss are expected to overflow and are passed over.
+            Whether all is well: false for a gradient that is no number, with the weights as they were. Those of a
+            scaled loss are expected to overflow at first: they are passed over until the scale is below one.
 
         """
         moves = self._moves(last=last)
@@ -170,12 +181,12 @@ class Trainee:
             self._waiting += 1
             return True
         self._waiting = 0
-        if self.recipe.clip:
-            self.scaler.unscale_(self.optimizer)
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
-            if not self.scaler.is_enabled() and not bool(norm.isfinite()):
-                return False
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf)
+        scaled = self.scaler.is_enabled()
+        if not bool(norm.isfinite()) and not (scaled and self.scaler.get_scale() >= 1):
+            return False
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
