@@ -2,7 +2,7 @@
 
 `TrainWithClassifier` with cross-entropy and a mined multi-similarity loss, its sampler of four images a class, AdamW at
 the peak rates of our recipe with a cosine to zero, batch norm statistics kept, the crops of its example (scale 0.16 to
-1), for as many minutes as ours took. It trains in float32: it has no mixed precision.
+1), for as many minutes as our head and our whole recipe took. It trains in float32: it has no mixed precision.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ Ways:
   refit       `lookalike refit` of the above, on the validation images too
   LOSS        the short form of the recipe (pictures of 5/7 of the side, 3 epochs) with that loss: only to be compared
               with each other
-  their-trainer  pytorch-metric-learning's own trainer, for as many minutes as `full` took, on the same images
+  their-trainer  pytorch-metric-learning's own trainer on the same images, for as many minutes as `head` and `full`
+              took together
   ensemble    of the `full` models of a seed, or `head` where there is no other, aligned
 Figures are on query and gallery. Pictures are embedded in bfloat16 where the machine has it.
 """
@@ -42,11 +43,12 @@ from lookalike.data import Dataset, load_dataset, with_validation
 from lookalike.embedding import fitted_encoder
 from lookalike.evaluation import evaluate_embeddings
 from lookalike.files import write_json
-from lookalike.training import refit, train
+from lookalike.training import TrainingOptions, refit, train
 from lookalike.training.losses import LOSSES
+from lookalike.training.one_backbone import fresh_member
 from lookalike.training.precision import autocast
 from lookalike.training.recipe import Recipe
-from lookalike.training.start import class_rows
+from lookalike.training.start import are_unseen, class_rows
 from rival_trainer import train_with_its_trainer
 
 SETS = ("clothing", "trashnet", "caltech")
@@ -100,6 +102,7 @@ def trained(case: Case, **changes: Any) -> tuple[Encoder, dict[str, Any]]:
     )
     report = read_facts(out)["training"][0]
     facts = {
+        "minutes": report["seconds"] / 60,  # of all sittings, where the run was interrupted
         "share": (report.get("interpolation") or {}).get("share"),
         "view": report["view"],
         "last_head": report.get("last_head"),
@@ -114,23 +117,26 @@ def trained(case: Case, **changes: Any) -> tuple[Encoder, dict[str, Any]]:
 def refitted(case: Case) -> tuple[Encoder, dict[str, Any]]:
     out = case.bundle("refit")
     given = {"weights": case.weights, "cache": case.runs / "cache", "progress": Talk()}
-    return refit(case.data, case.bundle("full"), out=out, resume=True, **given), {}
+    encoder = refit(case.data, case.bundle("full"), out=out, resume=True, **given)
+    return encoder, {"minutes": sum(report["seconds"] for report in read_facts(out)["training"]) / 60}
 
 
 def theirs(case: Case) -> tuple[Encoder, dict[str, Any]]:
-    rows = stored()
-    if key(case, "full") not in rows:
-        raise SystemExit("their-trainer gets as many minutes as full took: run that first.")
-    minutes = rows[key(case, "full")]["minutes"]
-    items = tuple(i for i in with_validation(case.data, seed=case.seed).training if i.label is not None)
-    recipe = read_facts(case.bundle("full"))["training"][0]["recipe"]
+    ours = [stored().get(key(case, way)) for way in ("head", "full")]
+    if None in ours:
+        raise SystemExit("their-trainer gets as many minutes as head and full took: run these first.")
+    minutes = sum(row["minutes"] for row in ours if row is not None)
+    parts = with_validation(case.data, seed=case.seed)
+    items = tuple(i for i in parts.training if i.label is not None)
+    options = TrainingOptions(seed=case.seed)
+    _, recipe = fresh_member(case.backbone, case.weights, options, unseen=are_unseen(parts))
     encoder = train_with_its_trainer(
         items,
         class_rows(items),
         case.backbone,
         case.weights,
-        lr=recipe["lr"],
-        head_lr=recipe["head_lr"],
+        lr=recipe.lr,
+        head_lr=recipe.head_lr,
         seconds=60 * minutes,
         seed=case.seed,
     )
@@ -172,10 +178,10 @@ def keep(name: str, row: Mapping[str, Any]) -> None:
 
 
 def run(case: Case) -> None:
-    clock, processor = time.perf_counter(), time.process_time()
+    clock = time.perf_counter()
     encoder, facts = WAYS[case.way](case)
-    minutes, spent = (time.perf_counter() - clock) / 60, (time.process_time() - processor) / 60
-    row = {"measures": measured(encoder, case.data), "minutes": minutes, "processor_minutes": spent}
+    minutes = (time.perf_counter() - clock) / 60
+    row = {"measures": measured(encoder, case.data), "minutes": minutes}
     keep(key(case, case.way), {**row, **facts, "machine": machine()})
 
 

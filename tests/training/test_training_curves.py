@@ -36,6 +36,15 @@ def test_the_page_tells_of_learning_rates_that_were_changed(tmp_path):
     assert "changed on the way: 0.0005 and 0.001 for the head, 0.0001 and 0.0002 for the head after epoch 1." in page
 
 
+def test_the_page_says_what_auto_became(tmp_path):
+    auto = {"recipe": "transformer", "precision": "bfloat16", "sampler": "pk"}
+    write_curves(tmp_path, [{**REPORT, "resolved": auto, "shrinkage": 0.3, "last_head": [0.5, 2.0]}], "map@r")
+    page = " ".join((tmp_path / "curves.html").read_text().split())
+    assert "<summary>Recipe transformer</summary>" in page
+    assert "Precision bfloat16, images pk. The head that training starts from is whitened within the classes" in page
+    assert "shrinkage 0.3. The head was fitted anew after training, shrinkage 0.5, emphasis 2.0." in page
+
+
 def test_the_lines_are_there_and_the_same_report_draws_the_same():
     first = curves_png([REPORT, {**REPORT, "backbone": "other"}], "map@r")
     assert first == curves_png([REPORT, {**REPORT, "backbone": "other"}], "map@r")

@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 from lookalike.backbones import load_bundle
 from lookalike.backbones.bundle import read_facts
@@ -60,6 +61,17 @@ def test_killed_in_the_second_epoch_and_resumed(unbroken, data, weights, options
     assert comparable(out) == comparable(unbroken)
     assert encoder.fingerprint == load_bundle(unbroken).fingerprint
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_seconds_are_those_of_all_sittings(data, weights, options, recorder, tmp_path):
+    out = tmp_path / "model"
+    kill(data, weights, out, options, recorder)
+    place = tmp_path / "model.training" / "0" / "checkpoint.pt"
+    content = torch.load(place, weights_only=True)
+    assert content["seconds"] > content["run"]["seconds"] > 0
+    torch.save({**content, "seconds": 5000.0}, place)
+    train(data, SMALL, weights=weights, out=out, options=options, resume=True)
+    assert 5000 < read_facts(out)["training"][0]["seconds"] < 5100
 
 
 def test_killed_twice(unbroken, data, weights, options, recorder, tmp_path):

@@ -242,7 +242,11 @@ def test_the_bundle_says_what_auto_became(data, weights, quick, tmp_path):
     report = read_facts(tmp_path / "model")["training"][0]
     lowered = is_lowered(torch.device("cpu"), "auto")
     assert report["recipe"]["sampler"] == report["recipe"]["precision"] == "auto"
-    assert report["resolved"] == {"sampler": "pk", "precision": "bfloat16" if lowered else "float32"}
+    assert report["resolved"] == {
+        "recipe": "mobile-cnn",
+        "sampler": "pk",
+        "precision": "bfloat16" if lowered else "float32",
+    }
 
 
 def test_stochastic_depth_is_left_out_where_it_has_no_place_unless_asked_for(quick):

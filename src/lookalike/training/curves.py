@@ -33,6 +33,10 @@ _PAGE = """<!doctype html>
 {% if report.interpolation %}Kept: {{ "%.0f"|format(100 * report.interpolation.share) }} % of the fine-tuned weights,
 the rest of those it came with.{% endif %}
 {% if report.view %} Pictures are seen: {{ report.view }}.{% endif %}
+{% if report.resolved.precision %} Precision {{ report.resolved.precision }}, images {{ report.resolved.sampler }}.
+{%- endif %}
+{% if report.shrinkage %} The head that training starts from is whitened within the classes, shrinkage
+{{ "%g"|format(report.shrinkage) }}.{% endif %}
 {% if report.last_head %} The head was fitted anew after training, shrinkage {{ report.last_head[0] }}, emphasis
 {{ report.last_head[1] }}.{% endif %}</p>
 {% if report.rates|length > 1 %}<p>Learning rates were changed on the way:
@@ -43,7 +47,7 @@ the rest of those it came with.{% endif %}
 {% for epoch in report.history %}<tr><td>{{ loop.index }}<td>{{ "%.4f"|format(epoch.loss) }}
 <td>{{ "%.4f"|format(epoch.measure) if epoch.measure is defined else "–" }}<td>{{ "%.0f"|format(epoch.seconds) }}</tr>
 {% endfor %}</table>{% endif %}
-<details><summary>Recipe {{ report.family }}; what auto became is said above</summary><table>
+<details><summary>Recipe{{ " " ~ report.resolved.recipe if report.resolved.recipe }}</summary><table>
 {% for name, value in report.recipe.items() %}
 <tr><td>{{ name }}<td>{{ "%.4g"|format(value) if value is float else value }}</tr>
 {% endfor %}</table></details>
@@ -79,7 +83,8 @@ def write_curves(folder: Path, reports: Sequence[Mapping[str, Any]], measure: st
         reports=[
             {
                 "interpolation": None,
-                "family": "",
+                "resolved": {"recipe": "", "precision": ""},
+                "shrinkage": None,
                 "view": None,
                 "last_head": None,
                 "history": [],

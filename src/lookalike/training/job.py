@@ -34,6 +34,7 @@ class Job:
         key: identifies the run in its checkpoint.
         team: the processes that train.
         tracked: is told of each epoch, by the leading process.
+        before: seconds that earlier sittings took, up to their last checkpoint.
 
     """
 
@@ -46,6 +47,12 @@ class Job:
     key: str
     team: Team = ALONE
     tracked: Tracked = UNTRACKED
+    before: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, over all sittings."""
+        return self.before + time.perf_counter() - self.began
 
     def validate(self, member: Member) -> float:
         """Take the validation measure of the member's present weights."""

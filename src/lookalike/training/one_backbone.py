@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lookalike.backbones import Adaptation, Member, build_member, family_of
@@ -24,7 +25,7 @@ from lookalike.training.job import Job
 from lookalike.training.layers import no_shortcuts, shortcuts
 from lookalike.training.options import TrainingOptions, changed_options
 from lookalike.training.precision import resolved_precision
-from lookalike.training.recipe import Recipe
+from lookalike.training.recipe import AUTO, Recipe
 from lookalike.training.sampling import sampler_of
 from lookalike.training.start import Start, are_unseen, make_start, require_classes
 from lookalike.training.team import ALONE, Team
@@ -62,7 +63,8 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
     of_all = options
     options, recipe = _keep_rates(stored, options, recipe)
     run = run_key(member, data, options, recipe)
-    job = Job(data, options, recipe, work, progress, began, key, team, tracked)
+    before = stored["seconds"] if stored is not None else 0.0
+    job = Job(data, options, recipe, work, progress, began, key, team, tracked, before)
     tracked.params({f"{backbone}/{field}": value for field, value in recipe.to_dict().items()})
     if stored is None:
         start = _made_once(
@@ -80,6 +82,7 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
         **({"options": options.to_dict()} if options is not of_all else {}),
         "recipe": recipe.to_dict(),
         "resolved": {
+            "recipe": family_of(member.module) if options.recipe == AUTO else options.recipe,
             "precision": resolved_precision(member.device, recipe.precision),
             "sampler": sampler_of(recipe),
         },
@@ -101,7 +104,7 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
         chosen = choose_weights(job, member, start, done)
         report["validation"]["kept"] = chosen.pop("kept")
         report |= chosen
-    report["seconds"] = round(time.perf_counter() - began, 1)
+    report["seconds"] = round(job.seconds, 1)
     return Outcome(member, start.items, report)
 
 
@@ -189,8 +192,8 @@ def full_stage(
         told = {f"{member.backbone}/{name}": value for name, value in run.history[-1].items()}
         job.tracked.metrics(told, run.epoch)
         if job.work is not None and job.team.leads:
-            content = {"key": job.key, "start": frozen_start, "trainee": trainee.state(), "run": run.dump()}
-            save_checkpoint(job.work, content)
+            parts = {"start": frozen_start, "trainee": trainee.state(), "run": run.dump()}
+            save_checkpoint(job.work, {"key": job.key, "seconds": job.seconds, **parts})
 
     if stored is None:
         trainee.objective.start_from(start.means)
@@ -213,6 +216,7 @@ def full_stage(
         may_go_on=lambda: job.has_time_for(run.history[-1]["seconds"] + run.reserve),
         progress=job.progress,
     )
+    member.module.to(memory_format=torch.channels_last)
     return run
 
 

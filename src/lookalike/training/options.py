@@ -46,7 +46,7 @@ class TrainingOptions:
         recipe: how the network is trained, by name; `auto` takes the recipe of the network's family.
         changes: fields of `Recipe` in place of what the recipe says.
         frozen: stop after the stage with the backbone frozen, which goes through the images a few times.
-        max_minutes: wall-clock budget for everything; the number of epochs is planned to fit.
+        max_minutes: wall-clock budget for each backbone, of one sitting; the number of epochs is planned to fit.
         patience: epochs without a better measure before stopping.
         stop_on: the measure of the validation part which decides early stopping and what is kept.
         class_disjoint: how validation is cut; None decides by the data.

@@ -228,8 +228,9 @@ def _refit_member(  # noqa: PLR0913 - what `refit` has found out, for one backbo
         )
     schedule = Schedule.of(report)
     key = digest(run_key(member, data, options, recipe), "refit", repr(schedule))
-    job = Job(data, options, recipe, work, progress, began, key, tracked=tracked)
-    stored = load_checkpoint(work, job.key)
+    stored = load_checkpoint(work, key)
+    before = stored["seconds"] if stored is not None else 0.0
+    job = Job(data, options, recipe, work, progress, began, key, tracked=tracked, before=before)
     if stored is None:
         start = repeat_start(member, data, options, recipe, schedule.known, cache=cache, progress=progress)
     else:
@@ -256,6 +257,7 @@ def _refit_member(  # noqa: PLR0913 - what `refit` has found out, for one backbo
     if report is not None:
         kept = (
             "family",
+            "resolved",
             "validation",
             "view",
             "shrinkage",
@@ -266,7 +268,7 @@ def _refit_member(  # noqa: PLR0913 - what `refit` has found out, for one backbo
             "last_head",
         )
         new |= {key: report[key] for key in kept if key in report}
-    new["seconds"] = round(time.perf_counter() - began, 1)
+    new["seconds"] = round(job.seconds, 1)
     return Outcome(member, start.items, new)
 
 
