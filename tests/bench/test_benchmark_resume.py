@@ -64,8 +64,9 @@ def test_each_sitting_goes_on_where_the_last_was_killed(again, tmp_path, listene
     first, second, third = started
     assert first[0] == "looking for leaks"
     assert first[1:] == [f"{EFFICIENTNET}: features", f"{EFFICIENTNET}: validation", "epoch 1/2", "epoch 2/2"]
-    own = [f"{EFFICIENTNET}: last head", f"{EFFICIENTNET}: measures"]
-    assert second[1:5] == ["epoch 2/2", *own, f"{RESNET}: features"]
+    heads = [f"{EFFICIENTNET}: last head at {share}% of fine-tuning" for share in (75, 50, 100, 25)]
+    own = [heads[0], f"{EFFICIENTNET}: last head, validation", *heads[1:], f"{EFFICIENTNET}: measures"]
+    assert second[1:9] == ["epoch 2/2", *own, f"{RESNET}: features"]
     assert second[-1] == f"{RESNET} frozen: query"
     assert third[0] == f"{RESNET} frozen: query" and not any(task.startswith("epoch") for task in third)
 

@@ -133,7 +133,8 @@ CASES = {
     "no training part": (
         without("training"),
         TRAIN,
-        "photos has no labelled training images; put them in training/<class>/ or name them in a manifest.csv.",
+        "photos has no labelled training images; put them in training/<class>/, in two class folders or more,"
+        " or name them in a manifest.csv.",
     ),
     "no training part to benchmark with": (
         without("training"),

@@ -181,6 +181,16 @@ def test_a_class_with_one_training_image(photo_folder: Path) -> None:
     assert only(check(photo_folder), "single-image-class") == ("warning", text, ("training/cat/cat0.jpg",))
 
 
+def test_a_training_part_of_one_class(photo_folder: Path) -> None:
+    for folder in (photo_folder / "training").iterdir():
+        if folder.name != "cat":
+            shutil.rmtree(folder)
+    text = "training is of one class, 'cat', and fine-tuning needs at least two."
+    report = check(photo_folder)
+    assert ("single-class", "warning", text) in [(f.code, f.severity, f.message) for f in report.findings]
+    assert "in 1 class\n" in str(load_dataset(photo_folder))
+
+
 def test_queries_without_a_relevant_gallery_image(photo_folder: Path) -> None:
     for number in range(3):
         (photo_folder / f"test/gallery/cat{number}.jpg").unlink()

@@ -131,5 +131,6 @@ def test_nothing_to_cut_from() -> None:
     with pytest.raises(DataError) as caught:
         with_validation(dataset({}, {"cat": 2}))
     assert str(caught.value) == (
-        "data has no labelled training images; put them in training/<class>/ or name them in a manifest.csv."
+        "data has no labelled training images; put them in training/<class>/, in two class folders or more,"
+        " or name them in a manifest.csv."
     )

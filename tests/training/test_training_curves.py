@@ -49,7 +49,7 @@ def test_the_lines_are_there_and_the_same_report_draws_the_same():
     first = curves_png([REPORT, {**REPORT, "backbone": "other"}], "map@r")
     assert first == curves_png([REPORT, {**REPORT, "backbone": "other"}], "map@r")
     with Image.open(BytesIO(first)) as image:
-        assert image.size == (1200, 480)
+        assert image.size == (1200, 600)
         pixels = np.array(image.convert("RGB")).reshape(-1, 3)
     for colour in ((0, 0x72, 0xB2), (0xD5, 0x5E, 0)):
         assert (pixels == colour).all(axis=1).sum() > 100
@@ -58,7 +58,7 @@ def test_the_lines_are_there_and_the_same_report_draws_the_same():
 def test_without_measures_there_is_one_panel_and_the_page_says_whose_they_are(tmp_path):
     again = {**REPORT, "history": [{"loss": 1.5, "seconds": 9.6}]}
     with Image.open(BytesIO(curves_png([again], "map@r"))) as image:
-        assert image.size == (600, 480)
+        assert image.size == (600, 600)
     write_curves(tmp_path, [again], "map@r")
     assert "Validation map@r of the first training: frozen 0.2000" in (tmp_path / "curves.html").read_text()
 

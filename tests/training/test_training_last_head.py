@@ -18,7 +18,7 @@ SMALL = "test_efficientnet"
 @pytest.fixture
 def see(member, data):
     """Take the features of the training crops with the member's present backbone."""
-    return lambda: (compute_features(member, data.training, task="test"), class_rows(data.training))
+    return lambda _share: (compute_features(member, data.training, task="test"), class_rows(data.training))
 
 
 def test_the_best_of_all_is_kept_and_a_tie_goes_to_the_first(member, see):
@@ -30,7 +30,7 @@ def test_the_best_of_all_is_kept_and_a_tie_goes_to_the_first(member, see):
     assert (kept.share, kept.fit, kept.measure) == (1.0, FITS[1], 0.5)
     after = member.state()
     assert all(np.array_equal(after[k], state[k]) for k in state if k.startswith("backbone."))
-    features, targets = see()
+    features, targets = see(1.0)
     shrinkage, emphasis = FITS[1]
     weight, bias = fit_whitened(features.rows, targets, shrinkage, member.dim, emphasis=emphasis, seed=0)
     assert np.array_equal(after["head.linear.weight"], weight)

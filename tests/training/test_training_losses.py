@@ -42,7 +42,8 @@ def test_a_weighted_sum_is_the_sum_of_its_terms(projected):
     ("text", "sentence"),
     [
         ("hinge", "there is no loss named 'hinge'; allowed are cross-entropy, "),
-        ("", "there is no loss named ''; allowed are"),
+        ("", "the loss '' lacks a name; write losses with a + between them."),
+        ("0.5*triplet+", "the loss '0.5*triplet+' lacks a name; write losses with a + between them."),
         ("0*triplet", "the weight of triplet must be a number above 0, got '0'."),
         ("much*triplet", "the weight of triplet must be a number above 0, got 'much'."),
         ("triplet+2*triplet", "the loss 'triplet+2*triplet' names a loss twice; give it once, with its weight."),

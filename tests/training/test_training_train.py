@@ -95,7 +95,9 @@ def test_progress_names_each_stage(trained):
         f"{SMALL}: validation",
         "epoch 1/2",
         "epoch 2/2",
-        f"{SMALL}: last head",
+        f"{SMALL}: last head at 75% of fine-tuning",
+        f"{SMALL}: last head, validation",
+        *(f"{SMALL}: last head at {share}% of fine-tuning" for share in (50, 100, 25)),
         f"{SMALL}: measures",
     ]
     assert ("epoch 2/2", 24, 24) in listener.steps
@@ -170,7 +172,7 @@ def test_where_fine_tuning_only_harms_the_start_is_kept_to_the_bit(data, weights
     assert outcome.report["interpolation"]["measures"]["0"] > 0
     assert outcome.member.fingerprint == expected.member.fingerprint
     assert outcome.member.origin == {**expected.member.origin, "fine_tuned_share": 0.0}
-    assert "keeps 0% of the fine-tuned weights" in listener.text
+    assert "fine-tuning did not help, keeps the weights it came with" in listener.text
 
 
 class Silent:

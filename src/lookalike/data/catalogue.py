@@ -143,7 +143,7 @@ class Dataset:
             names = class_names(part)
             unlabelled = sum(i.label is None for i in part)
             text = f"  {split:<10} {len(part):>6} images"
-            text += f" in {len(names)} classes" if names else ""
+            text += f" in {len(names)} {'class' if len(names) == 1 else 'classes'}" if names else ""
             text += f", {unlabelled} without a label" if unlabelled else ""
             lines.append(text)
         if self.test_classes_unseen:

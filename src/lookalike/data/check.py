@@ -141,6 +141,9 @@ def _labels(dataset: Dataset, readable: Sequence[Item]) -> Iterator[Finding]:
         if len(members) == 1:
             text = f"the class {label!r} has one training image, too few to learn from and to validate with."
             yield Finding("single-image-class", "warning", text, (members[0].id,))
+    if len(part[Split.TRAINING]) == 1:
+        text = f"training is of one class, {next(iter(part[Split.TRAINING]))!r}, and fine-tuning needs at least two."
+        yield Finding("single-class", "warning", text, ())
     if dataset.test_is_labelled:
         for label, members in part[Split.QUERY].items():
             if label not in part[Split.GALLERY]:

@@ -38,7 +38,7 @@ def with_validation(
     if not groups:
         raise DataError(
             f"{data.root} has no labelled training images; "
-            "put them in training/<class>/ or name them in a manifest.csv."
+            "put them in training/<class>/, in two class folders or more, or name them in a manifest.csv."
         )
     disjoint = data.test_classes_unseen if class_disjoint is None else class_disjoint
     chosen = _whole_classes(groups, fraction, seed) if disjoint else _from_each_class(groups, fraction, seed)

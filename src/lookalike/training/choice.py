@@ -35,7 +35,7 @@ def choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str
             member,
             sorted((1.0, *SHARES), key=lambda s: abs(s - 0.7)) if several else (share,),
             lambda s: mix(start.state, end, s),
-            lambda: _seen(job, member, start),
+            lambda s: _seen(job, member, start, f"last head at {s:.0%} of fine-tuning" if several else "last head"),
             lambda: job.measure_heads(member),
             -math.inf if job.recipe.last_head == "whitened" and share > 0 else best,
             seed=job.options.seed,
@@ -45,6 +45,8 @@ def choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str
     keep_share(member, start, share, job.recipe.loss if kept is None else str(member.origin["head"]))
     found = ", ".join(f"{float(s):.0%} {value:.4f}" for s, value in shares.items())
     told = [f"{member.backbone}: keeps {share:.0%} of the fine-tuned weights, the rest of those it came with"]
+    if share == 0:
+        told = [f"{member.backbone}: fine-tuning did not help, keeps the weights it came with"]
     if found:
         told.append(f"validation {job.options.stop_on} by share: {found}")
     if kept is not None:
@@ -59,14 +61,14 @@ def choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str
 
 def repeat_last_head(job: Job, member: Member, start: Start, fit: Fit) -> None:
     """Fit the head to the member's present backbone, as validation has found it best."""
-    features, targets = _seen(job, member, start)
+    features, targets = _seen(job, member, start, "last head")
     whitening = Whitening(features.rows, targets, member.dim, seed=job.options.seed)
     set_last_head(member, whitening, fit, len(features.ids))
 
 
-def _seen(job: Job, member: Member, start: Start) -> tuple[Features, Rows]:
+def _seen(job: Job, member: Member, start: Start, task: str) -> tuple[Features, Rows]:
     """Take the features of the training images with the present backbone, and their class rows."""
-    features = job.features(member, start.items)
+    features = job.features(member, start.items, task)
     rows = dict(zip((i.id for i in start.items), start.targets.tolist(), strict=True))
     return features, np.array([rows[i] for i in features.ids], dtype=np.int64)
 

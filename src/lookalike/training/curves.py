@@ -111,7 +111,7 @@ def curves_png(reports: Sequence[Mapping[str, Any]], measure: str) -> bytes:
 
     measured = any("measure" in epoch for report in reports for epoch in report["history"])
     panels = 2 if measured else 1  # what is trained again on all images has nothing to be measured on
-    figure = Figure(figsize=(5 * panels, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(5 * panels, 5), dpi=120, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for report, colour in zip(reports, _COLOURS * len(reports), strict=False):
         history = report["history"]
@@ -134,8 +134,8 @@ def curves_png(reports: Sequence[Mapping[str, Any]], measure: str) -> bytes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(visible=True, color="#dddddd", linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)
-        if axis.lines:
-            axis.legend(edgecolor="none", framealpha=0.85, fontsize=8)
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 if panels == 2 else 1, frameon=False, fontsize=8)
     out = BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()

@@ -58,16 +58,16 @@ class Job:
         """Take the validation measure of the member's present weights."""
         return self.measure_heads(member, SILENT)()
 
-    def features(self, member: Member, items: Sequence[Item], progress: Progress | None = None) -> Features:
+    def features(self, member: Member, items: Sequence[Item], task: str, progress: Progress | None = None) -> Features:
         """Return what the member's present backbone sees in images; each process goes through its share."""
         with autocast(member.device, self.recipe.precision):
-            own, task = split_evenly(items, self.team), f"{member.backbone}: last head"
+            own, task = split_evenly(items, self.team), f"{member.backbone}: {task}"
             part = compute_features(member, own, progress=progress or self.progress, task=task, least=0)
         return joined_features(self.team.collect(part), [i.id for i in items])
 
     def measure_heads(self, member: Member, progress: Progress | None = None) -> Callable[[], float]:
         """Go through the validation images once; what is returned takes the measure for the member's present head."""
-        held_out = self.features(member, self.data.validation, progress)
+        held_out = self.features(member, self.data.validation, "last head, validation", progress)
 
         def measure() -> float:
             return self.team.agree(lambda: measured_head(member, held_out, self.data, self.options.stop_on))

@@ -54,7 +54,7 @@ def best_last_head(
     member: Member,
     shares: Sequence[float],
     weights: Callable[[float], dict[str, torch.Tensor]],
-    see: Callable[[], tuple[Features, Rows]],
+    see: Callable[[float], tuple[Features, Rows]],
     measure: Callable[[], Callable[[], float]],
     at_least: float,
     *,
@@ -67,7 +67,8 @@ def best_last_head(
         member: is left as it is when none measures above `at_least`.
         shares: of the fine-tuned weights, to be tried in this order.
         weights: makes the mixture of a share.
-        see: takes the features of the training images with the member's present backbone, and their class rows.
+        see: takes the features of the training images with the member's present backbone, and their class rows; is
+            told the share.
         measure: prepares the validation measure for the present backbone; what it returns takes it for a head.
         at_least: what the trained head measures; minus infinity to take the best in any case.
         seed: of the completing basis.
@@ -82,7 +83,7 @@ def best_last_head(
             break
         mixture = weights(share)
         member.load_state(mixture)
-        features, targets = see()
+        features, targets = see(share)
         whitening = Whitening(features.rows, targets, member.dim, seed=seed)
         take = measure()
         for fit in FITS:

@@ -139,6 +139,8 @@ def parse_loss(text: str) -> tuple[tuple[float, Loss], ...]:
     for part in text.split("+"):
         weight, _, name = part.strip().rpartition("*")
         name = name.strip()
+        if not name:
+            raise OptionError(f"the loss {text!r} lacks a name; write losses with a + between them.")
         if name not in LOSSES:
             raise OptionError(f"there is no loss named {name!r}; allowed are {', '.join(LOSSES)}.")
         try:

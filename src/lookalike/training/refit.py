@@ -131,7 +131,7 @@ def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
         raise ModelError(f"{model} was refitted already, on all images that there are; give the bundle it was made of.")
     reports, options = _training_of(model, facts)
     given = dict(weights_by_position([m.backbone for m in first.members], weights))
-    work = prepare_work(target, resume=resume, replace=replace)
+    work = prepare_work(target, resume=resume, replace=replace, progress=progress)
     assert work is not None
     key = digest(first.fingerprint, str(target.absolute()))
     if resume and is_bundle(target) and read_facts(target).get("refit_of") == first.fingerprint:

@@ -209,18 +209,21 @@ def _best_view(
 ) -> tuple[str, Features, Features]:
     """Leave the member with the view whose principal components measure best; return it and what is seen so."""
     began, fresh, seen = time.perf_counter(), member.preprocessing, {}
+    most = 0.7 if options.frozen else 0.25  # of the budget: what comes after is short where the backbone stays frozen
     for view in views:
         member.preprocessing = fresh
         features, held_out = see(view, f"{member.backbone}, {view}")
         fit_projection(member, features, seed=options.seed)
         seen[view] = (measured_head(member, held_out, data, options.stop_on), features, held_out)
         gone = (time.perf_counter() - began) / 60
-        if options.max_minutes is not None and gone * (1 + 1 / len(seen)) > 0.25 * options.max_minutes:
+        if options.max_minutes is not None and gone * (1 + 1 / len(seen)) > most * options.max_minutes:
             break  # another would leave too little of the budget for training
     best = max(seen, key=lambda view: seen[view][0])
     member.preprocessing = fresh
     look(member, best)
     told = ", ".join(f"{view} {found:.4f}" for view, (found, _, _) in seen.items())
+    left = [view for view in views if view not in seen]
+    told += f"; for lack of time without {' and '.join(left)}" if left else ""
     progress.say(f"{member.backbone}: validation {options.stop_on} by what is seen of a picture: {told}")
     return best, *seen[best][1:]
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from lookalike.errors import ModelError, OptionError
+from lookalike.progress import Progress
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -69,6 +70,11 @@ class Team:
         if _LAUNCHER not in os.environ:
             return ""
         return "accelerate has started one process, which trains alone; on CPUs torchrun starts several"
+
+    def introduce(self, progress: Progress) -> None:
+        """Say what it is, if there is something to say."""
+        if self.described:
+            progress.say(self.described)
 
     def close(self) -> None:
         """Leave the team."""

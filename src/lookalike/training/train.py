@@ -33,7 +33,7 @@ from lookalike.training.one_backbone import (
     validation_fingerprint,
 )
 from lookalike.training.options import RATES, OptionChanges, TrainingOptions, changed_options
-from lookalike.training.start import are_unseen
+from lookalike.training.start import are_unseen, require_classes
 from lookalike.training.team import ALONE, Team, open_team
 from lookalike.types import Vectors
 
@@ -97,9 +97,8 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
     with open_team() as team:
         if not team.leads:
             progress = SILENT
-        if team.described:
-            progress.say(team.described)
-        work = team.agree(lambda: prepare_work(target, resume=resume, replace=replace))
+        team.introduce(progress)
+        work = team.agree(lambda: prepare_work(target, resume=resume, replace=replace, progress=progress))
         parts = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
         place = target.absolute() if target is not None else None
         key = digest(parts.fingerprint, repr(options.without_rates()), repr(chosen), str(place))
@@ -110,6 +109,7 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
             if not replace:
                 _require_other_run(target, parts, chosen, options, combine)
                 require_free(target)
+        team.agree(lambda: _require_trainable(parts, chosen, options))
         team.agree(lambda: require_no_leaks(parts, allowed=options.allow_leaks, progress=progress))
         name = target.name if target is not None else backbone
         tracked = UNTRACKED
@@ -272,7 +272,7 @@ def trained_contents(data: Dataset) -> list[str]:
     return sorted({found[:16] for found in contents(data.training).values()})
 
 
-def prepare_work(target: Path | None, *, resume: bool, replace: bool) -> Path | None:
+def prepare_work(target: Path | None, *, resume: bool, replace: bool, progress: Progress = SILENT) -> Path | None:
     """Check that the result can be written and return the folder for checkpoints beside it."""
     if target is None:
         return None
@@ -283,6 +283,8 @@ def prepare_work(target: Path | None, *, resume: bool, replace: bool) -> Path | 
         require_free(target)
     if work.exists() and not resume:
         raise StorageError(f"{work} holds an unfinished run; go on with --resume, or remove it to start anew.")
+    if resume and not work.exists() and not is_bundle(target):
+        progress.say(f"there is nothing to go on with beside {target}, so it begins anew")
     return work
 
 
@@ -296,6 +298,13 @@ def _is_finished(
         return False
     fresh = [fresh_member(name, given, options, unseen=are_unseen(data)) for name, given in chosen]
     return found == [run_key(member, data, options, recipe) for member, recipe in fresh]
+
+
+def _require_trainable(data: Dataset, chosen: Sequence[tuple[str, Weights]], options: TrainingOptions) -> None:
+    """Raise what would end the training before its first epoch: too few classes, no such backbone, no weights."""
+    require_classes(data, tuple(i for i in data.training if i.label is not None))
+    for name, given in chosen:
+        fresh_member(name, given, options, unseen=are_unseen(data))
 
 
 def _require_other_run(
