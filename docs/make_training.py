@@ -35,7 +35,8 @@ decides the validation part, the order, the views and the head. The picture that
 training (`--allow-leaks`). Minutes are wall-clock on two cores that did other work too, so that they say an order of
 magnitude; those of the whole recipe are without the pass over the training images that *head only* had made before
 it. The other trainer had the minutes of *head only* and the whole recipe together; it works in float32, on the same
-85 % of the labelled images. Nothing here was trained on all of them but where `refit` stands. What is missing was not run. What `auto` chose of view and head stands in the JSON.
+85 % of the labelled images. Nothing here was trained on all of them but where `refit` stands. What is missing was not
+run. What `auto` chose of view and head stands in the JSON.
 """
 
 _SHORT = """### Losses in the short form

@@ -36,9 +36,9 @@ def test_parts_and_classes() -> None:
     assert data.summary() == (
         "data: made by hand, 5 images\n"
         "  training        2 images in 2 classes\n"
-        "  validation      1 images in 1 classes\n"
+        "  validation      1 images in 1 class\n"
         "  query           1 images, 1 without a label\n"
-        "  gallery         1 images in 1 classes\n"
+        "  gallery         1 images in 1 class\n"
         "  note: something odd"
     )
 
