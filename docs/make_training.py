@@ -36,7 +36,8 @@ training (`--allow-leaks`). Minutes are wall-clock on two cores that did other w
 magnitude; those of the whole recipe are without the pass over the training images that *head only* had made before
 it. The other trainer had the minutes of *head only* and the whole recipe together; it works in float32, on the same
 85 % of the labelled images. Nothing here was trained on all of them but where `refit` stands. What is missing was not
-run. What `auto` chose of view and head stands in the JSON.
+run. What `auto` chose of view and head stands in the JSON. The same seed gives the same figures again on the same
+machine; another processor rounds otherwise, and its figures lie as far away as another seed's.
 """
 
 _SHORT = """### Losses in the short form
