@@ -45,6 +45,11 @@ def test_the_page_says_what_auto_became(tmp_path):
     assert "shrinkage 0.3. The head was fitted anew after training, shrinkage 0.5, emphasis 2.0." in page
 
 
+def test_a_report_that_does_not_name_its_recipe_has_a_page_too(tmp_path):
+    write_curves(tmp_path, [{**REPORT, "resolved": {"precision": "float32", "sampler": "shuffled"}}], "map@r")
+    assert "<summary>Recipe</summary>" in (tmp_path / "curves.html").read_text()
+
+
 def test_the_lines_are_there_and_the_same_report_draws_the_same():
     first = curves_png([REPORT, {**REPORT, "backbone": "other"}], "map@r")
     assert first == curves_png([REPORT, {**REPORT, "backbone": "other"}], "map@r")

@@ -83,7 +83,6 @@ def write_curves(folder: Path, reports: Sequence[Mapping[str, Any]], measure: st
         reports=[
             {
                 "interpolation": None,
-                "resolved": {"recipe": "", "precision": ""},
                 "shrinkage": None,
                 "view": None,
                 "last_head": None,
@@ -92,6 +91,8 @@ def write_curves(folder: Path, reports: Sequence[Mapping[str, Any]], measure: st
                 "recipe": {},
                 "validation": {},
                 **r,
+                # of bundles that did not say yet which recipe it was
+                "resolved": {"recipe": "", "precision": "", **r.get("resolved", {})},
             }
             for r in reports
         ],
