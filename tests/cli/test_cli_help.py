@@ -106,8 +106,8 @@ def test_set_changes_any_field_of_a_recipe_as_its_type():
         ({"settings": ("pooling",)}, "--set takes FIELD=VALUE with a field of a recipe, got 'pooling'; see"),
         ({"settings": ("speed=9",)}, "--set takes FIELD=VALUE with a field of a recipe, got 'speed=9'; see"),
         ({"settings": ("epochs=9",), "epochs": 2}, "epochs is given twice; leave one of them out."),
-        ({"settings": ("epochs=many",)}, "epochs must be a whole number of at least 1, got 'many'."),
-        ({"settings": ("compile=perhaps",)}, "compile must be true or false, got 'perhaps'."),
+        ({"settings": ("epochs=many",)}, "--set epochs=many: epochs must be a whole number of at least 1, got 'many'."),
+        ({"settings": ("compile=perhaps",)}, "--set compile=perhaps: compile must be true or false, got 'perhaps'."),
         ({"loss": "hinge"}, "there is no loss named 'hinge'; allowed are cross-entropy,"),
     ],
 )  # fmt: skip

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from lookalike.errors import OptionError
+
+if TYPE_CHECKING:
+    from lookalike.training.recipe import RecipeChanges
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -203,16 +207,21 @@ def make_training_options(values: dict[str, Any]) -> Any:
 
 def _setting(text: str) -> tuple[str, Any]:
     """Read `FIELD=VALUE` as the field's type."""
-    from lookalike.training.recipe import FIELDS
+    from lookalike.training.recipe import FIELDS, check_changes
 
     name, separator, value = text.partition("=")
     name = name.strip().replace("-", "_")
     if not separator or name not in FIELDS:
         raise OptionError(f"--set takes FIELD=VALUE with a field of a recipe, got {text!r}; see 'lookalike recipes'.")
     value, kind = value.strip(), FIELDS[name].type
+    read: Any = value
     if kind == "bool":
-        return name, {"true": True, "false": False}.get(value.lower(), value)
+        read = {"true": True, "false": False}.get(value.lower(), value)
+    elif kind in ("int", "float"):
+        with contextlib.suppress(ValueError):
+            read = int(value) if kind == "int" else float(value)
     try:
-        return name, {"int": int, "float": float}.get(str(kind), str)(value)
-    except ValueError:
-        return name, value  # is refused with the others' sentence
+        check_changes(cast("RecipeChanges", {name: read}))
+    except OptionError as error:
+        raise OptionError(f"--set {text}: {error}") from error
+    return name, read
