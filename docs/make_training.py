@@ -67,7 +67,12 @@ def render(results: Mapping[str, Any]) -> str:
 
 def _section(data: str, backbones: Mapping[str, Mapping[str, Sequence[Any]]]) -> Iterator[str]:
     yield f"## {data}\n"
-    every = [(backbone, way, rows) for backbone, ways in backbones.items() for way, rows in ways.items()]
+    every = [
+        (backbone, way, alike)
+        for backbone, ways in backbones.items()
+        for way, rows in ways.items()
+        for alike in _alike(rows)
+    ]
     long = [row for row in every if row[1] in WAYS or row[1].startswith(_WHOLE)]
     order = [*WAYS, _WHOLE]
     long.sort(key=lambda row: (list(backbones).index(row[0]), order.index(row[1] if row[1] in WAYS else _WHOLE)))
@@ -118,6 +123,14 @@ def _cell(loss: str, column: Mapping[str, Sequence[Any]]) -> str:
     text += " †" if all(row.get("share") == 0 for row in column[loss]) else ""
     best = max(_means(rows)["map@r"] for rows in column.values())
     return f"**{text}**" if len(column) > 1 and found["map@r"] == best else text
+
+
+def _alike(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Part ensembles whose members were trained in other ways: they are no seeds of one thing."""
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get("of", {}).values()), []).append(row)
+    yield from groups.values()
 
 
 def _words(way: str, rows: Sequence[Any]) -> str:

@@ -47,6 +47,19 @@ def test_means_and_the_largest_distance_by_hand(pages):
     assert "### Losses" not in page
 
 
+def test_ensembles_of_other_members_are_no_seeds_of_one_thing(pages):
+    whole, head = {"a": "full", "b": "full"}, {"a": "full", "b": "head"}
+    page = pages.render(
+        {
+            "photos/a+b/ensemble/0": {**row(0.1, 0.1, 0.1, 0.0), "of": head},
+            "photos/a+b/ensemble/1": {**row(0.5, 0.5, 0.5, 0.0), "of": whole},
+            "photos/a+b/ensemble/2": {**row(0.7, 0.5, 0.5, 0.0), "of": whole},
+        }
+    )
+    assert "| a+b | ensemble, aligned (full + head) | 0.100 | 0.100 | 0.100 | – | 1 |" in page
+    assert "| a+b | ensemble, aligned (full + full) | 0.600 (±0.100) | 0.500 (±0.000) | 0.500 (±0.000) | – | 2 |" in page
+
+
 def test_losses_stand_apart_the_best_first(pages):
     page = pages.render(
         {
