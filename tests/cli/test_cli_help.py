@@ -117,6 +117,11 @@ def test_settings_that_cannot_be(values, sentence):
     assert str(raised.value).startswith(sentence)
 
 
+def test_a_setting_is_named_as_it_was_typed(lookalike, tmp_path):
+    told = lookalike(f"train {tmp_path} --set head_lr=abc --out {tmp_path / 'new'}").errors
+    assert told == ["--set head_lr=abc: --head-lr must be a number, got 'abc'."]
+
+
 def test_recipes_lists_every_field_and_loss(lookalike):
     found = lookalike("recipes")
     assert all(f"\n{name} = " in f"\n{found.out}" for name in FIELDS)

@@ -45,14 +45,15 @@ class Command(click.Command):
 def as_typed(sentence: str, command: click.Command) -> str:
     """Replace the names that Python users give by those of the command line: `max_minutes` by `--max-minutes`.
 
-    A name that is also a plain word (`epochs`) is replaced where the sentence starts with what it must be.
+    A name that is also a plain word (`epochs`) is replaced where the sentence starts with what it must be; one that
+    was typed with its value (`head_lr=abc`, after `--set`) stays.
     """
     for parameter in command.params:
         name, flag = parameter.name, max(parameter.opts, key=len, default="")
         if name is None or not flag.startswith("-"):
             continue
         for known in {name, flag.lstrip("-").replace("-", "_")}:
-            pattern = rf"(?<![\w-]){known}\b" if "_" in known else rf"^{known}(?= must )"
+            pattern = rf"(?<![\w-]){known}\b(?!=)" if "_" in known else rf"^{known}(?= must )"
             sentence = re.sub(pattern, flag, sentence)
     return sentence
 
