@@ -109,6 +109,7 @@ def test_set_changes_any_field_of_a_recipe_as_its_type():
         ({"settings": ("epochs=many",)}, "--set epochs=many: epochs must be a whole number of at least 1, got 'many'."),
         ({"settings": ("compile=perhaps",)}, "--set compile=perhaps: compile must be true or false, got 'perhaps'."),
         ({"loss": "hinge"}, "there is no loss named 'hinge'; allowed are cross-entropy,"),
+        ({"settings": ("loss=hinge",)}, "--set loss=hinge: there is no loss named 'hinge'; allowed are cross-entropy,"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(values, sentence):
@@ -119,7 +120,7 @@ def test_settings_that_cannot_be(values, sentence):
 
 def test_a_setting_is_named_as_it_was_typed(lookalike, tmp_path):
     told = lookalike(f"train {tmp_path} --set head_lr=abc --out {tmp_path / 'new'}").errors
-    assert told == ["--set head_lr=abc: --head-lr must be a number, got 'abc'."]
+    assert told == ["--set head_lr=abc: head_lr must be a number, got 'abc'."]
 
 
 def test_recipes_lists_every_field_and_loss(lookalike):

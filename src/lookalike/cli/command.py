@@ -19,6 +19,10 @@ class InterruptionError(Exception):
     """Someone stopped a command; its text is one sentence on how to go on."""
 
 
+class TypedError(OptionError):
+    """An option that cannot be, in a sentence that has it as it was typed."""
+
+
 class Command(click.Command):
     """A command of Lookalike.
 
@@ -36,6 +40,8 @@ class Command(click.Command):
         """Run it."""
         try:
             return super().invoke(ctx)
+        except TypedError:
+            raise
         except OptionError as error:
             raise OptionError(as_typed(str(error), self)) from error
         except (KeyboardInterrupt, click.Abort) as error:
@@ -45,15 +51,14 @@ class Command(click.Command):
 def as_typed(sentence: str, command: click.Command) -> str:
     """Replace the names that Python users give by those of the command line: `max_minutes` by `--max-minutes`.
 
-    A name that is also a plain word (`epochs`) is replaced where the sentence starts with what it must be; one that
-    was typed with its value (`head_lr=abc`, after `--set`) stays.
+    A name that is also a plain word (`epochs`) is replaced where the sentence starts with what it must be.
     """
     for parameter in command.params:
         name, flag = parameter.name, max(parameter.opts, key=len, default="")
         if name is None or not flag.startswith("-"):
             continue
         for known in {name, flag.lstrip("-").replace("-", "_")}:
-            pattern = rf"(?<![\w-]){known}\b(?!=)" if "_" in known else rf"^{known}(?= must )"
+            pattern = rf"(?<![\w-]){known}\b" if "_" in known else rf"^{known}(?= must )"
             sentence = re.sub(pattern, flag, sentence)
     return sentence
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from lookalike.cli.command import TypedError
 from lookalike.errors import OptionError
 
 if TYPE_CHECKING:
@@ -207,7 +208,8 @@ def make_training_options(values: dict[str, Any]) -> Any:
 
 def _setting(text: str) -> tuple[str, Any]:
     """Read `FIELD=VALUE` as the field's type."""
-    from lookalike.training.recipe import FIELDS, check_changes
+    from lookalike.training.options import check_each
+    from lookalike.training.recipe import FIELDS
 
     name, separator, value = text.partition("=")
     name = name.strip().replace("-", "_")
@@ -221,7 +223,7 @@ def _setting(text: str) -> tuple[str, Any]:
         with contextlib.suppress(ValueError):
             read = int(value) if kind == "int" else float(value)
     try:
-        check_changes(cast("RecipeChanges", {name: read}))
+        check_each(cast("RecipeChanges", {name: read}))
     except OptionError as error:
-        raise OptionError(f"--set {text}: {error}") from error
+        raise TypedError(f"--set {text}: {error}") from error
     return name, read

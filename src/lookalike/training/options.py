@@ -95,9 +95,7 @@ class TrainingOptions:
         for name, value in own.items():
             object.__setattr__(self, name, value)
         require_recipe(recipe)
-        check_changes(changes)
-        if "loss" in changes:
-            parse_loss(changes["loss"])
+        check_each(changes)
         together = {name: value for name, value in changes.items() if name in ("loss", "mixup", "cutmix", "neck")}
         _require_fitting(Recipe(**cast("RecipeChanges", together)))
         self._at_least("patience", 1)
@@ -137,6 +135,13 @@ class TrainingOptions:
     def without_rates(self) -> dict[str, Any]:
         """Return the same without what a run may go on with other values of: what names a run, sorted by name."""
         return {name: value for name, value in sorted(self.to_dict().items()) if name not in RATES}
+
+
+def check_each(changes: RecipeChanges) -> None:
+    """Raise `OptionError` for a field that no recipe has, or a value that is never allowed, whatever the others are."""
+    check_changes(changes)
+    if "loss" in changes:
+        parse_loss(changes["loss"])
 
 
 def _require_fitting(recipe: Recipe) -> None:
