@@ -195,6 +195,43 @@ def test_plot_of_one_candidate_and_of_equal_ones(make_trial):
     assert len(re.findall("<title>", svg)) == 2
 
 
+def test_no_tick_is_above_what_a_share_can_be(make_trial):
+    trials = [make_trial("sure", [0.9] * 9), make_trial("not so", [0.81] * 9)]  # with intervals of 0.1 to both sides
+    svg = pareto_svg(trials, select(trials), {"sure": 1, "not so": 2}, size=(860, 460), names=True)
+    accuracies = [float(text) for text in re.findall(r">(\d\.\d+)</text>", svg)]
+    assert max(accuracies) == 1.0
+
+
+def test_no_name_lies_across_the_front(make_trial, monkeypatch):
+    """The dearer of two points that are nearly level, at the right edge: room for its name is across the line only."""
+    from lookalike.bench import pareto_plot
+
+    trials = [
+        make_trial("cheap", [0.841, 0.941] * 5, 18.7),  # not significantly below the next
+        make_trial("dear fine-tuned + another one fine-tuned, concat", [0.945, 0.845] * 5, 46.0, kind="ensemble"),
+        make_trial("poor", [0.81] * 10, 32.0),
+    ]
+    for trial in trials:  # no room above either
+        trial.validation.measures["precision@3"]["high"] = trial.validation.mean("precision@3") + 0.005
+    drawn = {}
+    real = pareto_plot._labels
+
+    def labels(axes, shown, choice, *further):
+        real(axes, shown, choice, *further)
+        drawn["names"] = [t for t in axes.texts if re.search("[a-z]", t.get_text())]
+        drawn["extents"] = [t.get_window_extent() for t in drawn["names"]]
+        drawn["front"] = axes.transData.transform([(t.cost_ms, t.validation.mean("precision@3")) for t in trials[:2]])
+
+    monkeypatch.setattr(pareto_plot, "_labels", labels)
+    numbers = {t.name: n for n, t in enumerate(trials, start=1)}
+    pareto_svg(trials, select(trials), numbers, size=(860, 460), names=True)
+    assert any("cheap" in t.get_text() for t in drawn["names"])
+    (left, level), (right, above) = drawn["front"]
+    for extent in drawn["extents"]:
+        assert not (extent.x0 < right and extent.x1 > left and extent.y0 < level < extent.y1)
+        assert not (extent.x1 > right and extent.y0 < above < extent.y1)
+
+
 def test_plot_leaves_the_settings_of_matplotlib_alone(trials):
     import matplotlib
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lookalike.bench.selection import Choice, pareto_front
 from lookalike.bench.trial import Trial, measure_label, ms_text
@@ -75,7 +78,7 @@ def pareto_svg(
 
 
 def _scales(axes: Axes, shown: Sequence[Trial], measure: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     costs = [t.cost_ms for t in shown]
     low, high = min(costs), max(costs)
@@ -91,8 +94,10 @@ def _scales(axes: Axes, shown: Sequence[Trial], measure: str) -> None:
     intervals = [t.validation.interval(measure) for t in shown]
     bottom, top = min(i["low"] for i in intervals), max(i["high"] for i in intervals)
     margin = 0.08 * (top - bottom) or 0.05
+    ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(bottom - margin, top + margin)
+    most = max(1.0, top) + 1e-9  # no share is above 1
+    axes.yaxis.set_major_locator(FixedLocator([t for t in ticks if t <= most]))
     axes.set_ylim(bottom - margin, top + margin)
-    axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("milliseconds per image, one at a time (median)", color=_MUTED, fontsize=_FONT, labelpad=8)
     axes.set_title(f"{measure_label(measure)} on validation", color=_MUTED, fontsize=_FONT, loc="left", pad=6)
@@ -108,14 +113,9 @@ def _scales(axes: Axes, shown: Sequence[Trial], measure: str) -> None:
 
 def _front(axes: Axes, shown: Sequence[Trial], choice: Choice) -> None:
     """Draw the front as steps: between two points, the accuracy that this much time buys is the left one's."""
-    by_name = {t.name: t for t in shown}
-    front = [by_name[name] for name in pareto_front(shown, choice.measure)]
-    costs = [t.cost_ms for t in front]
-    accuracies = [t.validation.mean(choice.measure) for t in front]
-    right = axes.get_xlim()[1]
-    axes.plot(
-        [*costs, right], [*accuracies, accuracies[-1]], drawstyle="steps-post", color=_ACCENT, linewidth=1.4, zorder=2
-    )
+    costs, accuracies = _steps(axes, shown, choice.measure)
+    right = costs[-1]
+    axes.plot(costs, accuracies, drawstyle="steps-post", color=_ACCENT, linewidth=1.4, zorder=2)
     if choice.budget_ms is not None and axes.get_xlim()[0] < choice.budget_ms < right:
         axes.axvline(choice.budget_ms, color=_INK, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
         inner = axes.transAxes.inverted().transform(axes.transData.transform((choice.budget_ms, 0.0)))[0] > 0.5
@@ -124,6 +124,20 @@ def _front(axes: Axes, shown: Sequence[Trial], choice: Choice) -> None:
             fontsize=_FONT - 1, xytext=(-5 if inner else 5, 5), textcoords="offset points",
             ha="right" if inner else "left",
         )  # fmt: skip
+
+
+def _steps(axes: Axes, shown: Sequence[Trial], measure: str) -> tuple[list[float], list[float]]:
+    """Return the front's milliseconds and accuracies, and where it leaves the drawing."""
+    by_name = {t.name: t for t in shown}
+    front = [by_name[name] for name in pareto_front(shown, measure)]
+    accuracies = [t.validation.mean(measure) for t in front]
+    return [*(t.cost_ms for t in front), axes.get_xlim()[1]], [*accuracies, accuracies[-1]]
+
+
+def _front_boxes(axes: Axes, shown: Sequence[Trial], measure: str) -> list[_Box]:
+    """Return what the front covers, for each of its steps the flat part."""
+    points = axes.transData.transform(np.column_stack(_steps(axes, shown, measure)))
+    return [_Box(x, y - 1, right, y + 1) for (x, y), (right, _) in itertools.pairwise(points)]
 
 
 def _point(axes: Axes, trial: Trial, choice: Choice, *, on_front: bool, number: int) -> None:
@@ -152,6 +166,7 @@ def _labels(axes: Axes, shown: Sequence[Trial], choice: Choice, numbers: Mapping
     around = _POINT * 0.8
     taken = [_Box(x - around, y - around, x + around, y + around) for x, y in points.values()]
     bars = [_bar(axes, t, choice.measure) for t in shown]
+    front = _front_boxes(axes, shown, choice.measure)
     frame = axes.get_window_extent()
     inside = _Box(frame.x0, frame.y0, frame.x1 + 12, frame.y1)
     for trial in shown:
@@ -160,6 +175,8 @@ def _labels(axes: Axes, shown: Sequence[Trial], choice: Choice, numbers: Mapping
         texts = [_wrapped(trial.name, numbers[trial.name])] if trial.name in names else []
         for text in [*texts, str(numbers[trial.name])]:
             free = [b for b in _places(x, y, text, won) if b.inside(inside) and not any(map(b.meets, taken))]
+            if text in texts:  # a name across the front cannot be read, a number can
+                free = [b for b in free if not any(map(b.meets, front))]
             if free:
                 box = min(free, key=lambda b: sum(map(b.meets, bars)))  # the first of those that cross fewest bars
                 taken.append(box)
