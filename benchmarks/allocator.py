@@ -21,10 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from lookalike.backbones import Encoder, build_member
+from lookalike.backbones import build_member
 from lookalike.bench.timing import peak_memory_mb
 from lookalike.data import find_images
 from lookalike.data.builtin import make_builtin
+from lookalike.encoding import Encoder
 
 BACKBONE = "efficientnet_lite0"
 SETTINGS = {"C library's default": {"LOOKALIKE_MALLOC": "default"}, "freed memory kept": {}}

@@ -18,8 +18,9 @@ from pytorch_metric_learning import losses, miners, samplers, trainers
 from torch import nn
 from torchvision import transforms
 
-from lookalike.backbones import Encoder, build_member
+from lookalike.backbones import build_member
 from lookalike.data import Item, read_image
+from lookalike.encoding import Encoder
 
 BATCH_SIZE = 32
 

@@ -36,11 +36,12 @@ from typing import Any
 
 import torch
 
-from lookalike.backbones import Encoder, build_member, fit_alignment, load_bundle
-from lookalike.backbones.bundle import is_bundle, read_facts
+from lookalike.backbones import build_member, fit_alignment, load_bundle
 from lookalike.bench.machine import machine
 from lookalike.data import Dataset, load_dataset, with_validation
 from lookalike.embedding import fitted_encoder
+from lookalike.encoding import Encoder
+from lookalike.encoding.facts import is_bundle, read_facts
 from lookalike.evaluation import evaluate_embeddings
 from lookalike.files import write_json
 from lookalike.training import TrainingOptions, refit, train

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 from lookalike.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lookalike.backbones import Encoder, load_bundle, save_bundle
+    from lookalike.backbones import load_bundle, save_bundle
     from lookalike.bench import Benchmark, Choice, Trial, benchmark
     from lookalike.bench.demo import demo
     from lookalike.data import Dataset, Item, load_dataset
     from lookalike.data.check import check
+    from lookalike.encoding import Encoder
     from lookalike.errors import LookalikeError
     from lookalike.evaluation import Evaluation, Measure
     from lookalike.indexing import Index
@@ -36,7 +37,7 @@ _HOMES = {
     "Choice": "bench",
     "Dataset": "data",
     "Embeddings": "types",
-    "Encoder": "backbones",
+    "Encoder": "encoding",
     "Evaluation": "evaluation",
     "Hits": "types",
     "Index": "indexing",

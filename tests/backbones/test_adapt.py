@@ -5,8 +5,9 @@ import pytest
 import timm
 import torch
 
-from lookalike.backbones import Adaptation, Encoder, build_member, family_of, load_bundle, save_bundle
+from lookalike.backbones import Adaptation, build_member, family_of, load_bundle, save_bundle
 from lookalike.backbones.adapt import GeneralizedMean
+from lookalike.encoding import Encoder
 from lookalike.errors import OptionError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)

@@ -5,7 +5,8 @@ import pytest
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 
-from lookalike.backbones import combine, fit_alignment
+from lookalike.backbones import fit_alignment
+from lookalike.encoding import combine
 from lookalike.errors import DataError
 from lookalike.types import unit
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lookalike.backbones import Encoder, build_member, load_bundle, save_bundle
-from lookalike.backbones.bundle import is_bundle, read_facts
+from lookalike.backbones import build_member, load_bundle, save_bundle
+from lookalike.encoding import Encoder
+from lookalike.encoding.facts import is_bundle, read_facts
 from lookalike.errors import ModelError, StorageError
 
 WAYS = ("single", "aligned", "average", "concat")

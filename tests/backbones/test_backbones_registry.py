@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lookalike.backbones import Encoder, build_member
+from lookalike.backbones import build_member
 from lookalike.backbones.registry import ROWS, find_row
+from lookalike.encoding import Encoder
 from lookalike.errors import ModelError
 
 

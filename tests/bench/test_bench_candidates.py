@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from lookalike.backbones.bundle import read_facts
 from lookalike.bench.candidates import given_candidate, make_candidates, together
 from lookalike.bench.run import Run
 from lookalike.bench.wanted import Wanted
 from lookalike.data import load_dataset, with_validation
+from lookalike.encoding.facts import read_facts
 from lookalike.errors import OptionError
 from lookalike.progress import SILENT
 from lookalike.training import TrainingOptions, refit

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.backbones import Encoder, build_member, save_bundle
+from lookalike.backbones import build_member, save_bundle
 from lookalike.bench.benchmark import benchmark
 from lookalike.bench.wanted import Wanted
+from lookalike.encoding import Encoder
 from lookalike.errors import LookalikeError, ModelError, OptionError
 
 NAME = "test_efficientnet"

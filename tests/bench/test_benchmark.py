@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from lookalike.backbones import load_bundle
-from lookalike.backbones.bundle import read_facts
 from lookalike.bench.benchmark import benchmark
 from lookalike.bench.candidates import make_candidates
 from lookalike.bench.embedded import embedded
@@ -21,6 +20,7 @@ from lookalike.bench.trial import Trial
 from lookalike.bench.wanted import Wanted
 from lookalike.bench.winner import write_best
 from lookalike.data import load_dataset, with_validation
+from lookalike.encoding.facts import read_facts
 from lookalike.errors import DataError
 from lookalike.progress import SILENT
 from lookalike.training import refit

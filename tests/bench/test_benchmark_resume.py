@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lookalike.backbones.bundle import read_facts
+from lookalike.encoding.facts import read_facts
 from lookalike.errors import OptionError, StorageError
 from lookalike.training import TrainingOptions
 

@@ -26,7 +26,8 @@ def made(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) 
     from safetensors.torch import save_file
 
     from lookalike import embed, index, save_bundle
-    from lookalike.backbones import Encoder, build_member
+    from lookalike.backbones import build_member
+    from lookalike.encoding import Encoder
 
     place = tmp_path_factory.mktemp("made")
     photos = Path(shutil.copytree(photo_folder_original, place / "photos"))

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lookalike.backbones import Encoder, build_member
-from lookalike.backbones.stream import File
+from lookalike.backbones import build_member
+from lookalike.encoding import Encoder
+from lookalike.encoding.stream import File
 
 
 class Watch:

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookalike.backbones import Encoder, build_member, load_bundle
-from lookalike.backbones.stream import File
+from lookalike.backbones import build_member, load_bundle
 from lookalike.embedding import embed_to, is_embeddings, is_unfinished, load_embeddings, read_embedding_facts
 from lookalike.embedding.embed import root_of
+from lookalike.encoding import Encoder
+from lookalike.encoding.stream import File
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
 from lookalike.types import Skipped
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lookalike.backbones import Encoder, build_member
+from lookalike.backbones import build_member
+from lookalike.encoding import Encoder
 
 
 class Heard:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookalike.backbones import Encoder, build_member, load_bundle, save_bundle
+from lookalike.backbones import build_member, load_bundle, save_bundle
 from lookalike.embedding import embed_to, is_unfinished, load_embeddings
+from lookalike.encoding import Encoder
 from lookalike.errors import DataError, FingerprintMismatch, ModelError, OptionError, StorageError
 from lookalike.indexing import Index
 from lookalike.retrieval import embed, index, load_index, search

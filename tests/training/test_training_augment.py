@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lookalike.backbones import build_member
-from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.training.augment import _CHANGES, _crop_box, augmented, resolution_at, training_view
 from lookalike.training.recipe import Recipe
 

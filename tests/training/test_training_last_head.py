@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lookalike.backbones import fit_whitened, load_bundle
-from lookalike.backbones.bundle import read_facts
 from lookalike.embedding import Features, compute_features
+from lookalike.encoding.facts import read_facts
 from lookalike.training import refit, train
 from lookalike.training.last_head import FITS, best_last_head, joined_features
 from lookalike.training.one_backbone import train_member

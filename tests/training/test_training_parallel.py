@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lookalike.backbones import load_bundle
-from lookalike.backbones.bundle import read_facts
+from lookalike.encoding.facts import read_facts
 from lookalike.training import train
 from lookalike.training.team import open_team
 

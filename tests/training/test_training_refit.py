@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lookalike.backbones import fit_pca, load_bundle
-from lookalike.backbones.bundle import read_facts
 from lookalike.embedding import compute_features
+from lookalike.encoding.facts import read_facts
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.files import write_json
 from lookalike.progress import SILENT
@@ -99,8 +99,9 @@ def test_interrupted_and_resumed_it_is_the_same_to_the_bit(moment, first, crops_
 
 
 def test_a_member_that_was_not_trained_gets_its_head_from_all_images(data, crops_original, weights, member, tmp_path):
-    from lookalike.backbones import Encoder, save_bundle
+    from lookalike.backbones import save_bundle
     from lookalike.embedding import fit_projection
+    from lookalike.encoding import Encoder
     from lookalike.training import TrainingOptions
     from lookalike.training.train import bundle_facts
 
@@ -184,7 +185,8 @@ def test_a_bundle_that_does_not_say_how_it_was_trained(encoder_bundle, crops_ori
 
 @pytest.fixture
 def encoder_bundle(member, tmp_path) -> Path:
-    from lookalike.backbones import Encoder, save_bundle
+    from lookalike.backbones import save_bundle
+    from lookalike.encoding import Encoder
 
     return save_bundle(Encoder([member]), tmp_path / "plain")
 

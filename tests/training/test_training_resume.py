@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lookalike.backbones import load_bundle
-from lookalike.backbones.bundle import read_facts
+from lookalike.encoding.facts import read_facts
 from lookalike.errors import ModelError, StorageError
 from lookalike.training import train
 from lookalike.training.options import changed_options

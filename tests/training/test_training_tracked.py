@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lookalike.backbones import load_bundle
-from lookalike.backbones.bundle import read_facts
+from lookalike.encoding.facts import read_facts
 from lookalike.errors import MissingExtra, ModelError, OptionError
 from lookalike.tracking import Target, Tracked, begin_tracked
 from lookalike.training import refit, train

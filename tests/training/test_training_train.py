@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from lookalike.backbones import Encoder, build_member, fit_alignment, load_bundle
-from lookalike.backbones.bundle import read_facts
+from lookalike.backbones import build_member, fit_alignment, load_bundle
 from lookalike.data import load_dataset, with_validation
 from lookalike.embedding import fitted_encoder
+from lookalike.encoding import Encoder
+from lookalike.encoding.facts import read_facts
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
 from lookalike.evaluation import evaluate_embeddings
 from lookalike.training import train
@@ -118,7 +119,7 @@ def test_a_folder_is_loaded_and_cut_by_the_seed(crops_original, trained, weights
 
 
 def test_test_images_are_never_opened_and_validation_images_never_trained_on(data, weights, quick, monkeypatch):
-    from lookalike.backbones import stream
+    from lookalike.encoding import stream
     from lookalike.training import finetune
 
     embedded, trained_on = [], []

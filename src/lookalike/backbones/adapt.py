@@ -10,7 +10,7 @@ import torch
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import nn
 
-from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.errors import OptionError
 
 AS_IT_CAME = "as it came"

@@ -14,24 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lookalike.backbones.adapt import Adaptation
-from lookalike.backbones.encoder import Encoder
 from lookalike.backbones.heads import ProjectionHead
-from lookalike.backbones.member import Member
-from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.backbones.member import Member, members_of
 from lookalike.backbones.registry import BackboneRow
 from lookalike.backbones.state_file import mismatch, read_state
 from lookalike.backbones.weights import blank_backbone, own_randomness
+from lookalike.encoding import Encoder
+from lookalike.encoding.facts import FACTS, FORMAT, read_facts
+from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.errors import LookalikeError, ModelError, StorageError
-from lookalike.files import new_folder, read_json, write_json
+from lookalike.files import new_folder, write_json
 
-FORMAT = 1
 _WEIGHTS = "model.safetensors"
-_FACTS = "bundle.json"
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether a folder holds a bundle."""
-    return (path / _FACTS).is_file()
 
 
 def save_bundle(
@@ -53,11 +47,12 @@ def save_bundle(
 
     Raises:
         StorageError: when the place is taken or cannot be written.
+        ModelError: for an encoder that was exported.
 
     """
     state: dict[str, torch.Tensor] = {}
     rows = []
-    for n, (member, alignment) in enumerate(zip(encoder.members, encoder.alignments, strict=True)):
+    for n, (member, alignment) in enumerate(zip(members_of(encoder), encoder.alignments, strict=True)):
         state.update({f"members.{n}.{k}": v for k, v in member.state().items()})
         if alignment is not None:
             state[f"members.{n}.alignment"] = torch.from_numpy(np.ascontiguousarray(alignment))
@@ -93,7 +88,7 @@ def save_bundle(
                 f"{out} cannot be written ({error}); free some space or choose another place."
             ) from error
         (folder / _WEIGHTS).chmod(0o644)
-        write_json(folder / _FACTS, description)
+        write_json(folder / FACTS, description)
         if further is not None:
             further(folder)
     return out
@@ -122,33 +117,11 @@ def load_bundle(path: Path | str) -> Encoder:
         raise
     except (LookalikeError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"{path / _FACTS} is damaged ({type(error).__name__}: {str(error).rstrip('.')}); make the bundle again."
+            f"{path / FACTS} is damaged ({type(error).__name__}: {str(error).rstrip('.')}); make the bundle again."
         ) from error
     if encoder.fingerprint != facts.get("fingerprint"):
         raise ModelError(f"{path} was changed after it was saved (its fingerprint differs); make the bundle again.")
     return encoder
-
-
-def read_facts(path: Path | str) -> dict[str, Any]:
-    """Read a bundle's `bundle.json`.
-
-    Raises:
-        ModelError: no bundle there, or of a newer format.
-
-    """
-    path = Path(path)
-    if not is_bundle(path):
-        raise ModelError(f"{path} is not a bundle: it has no {_FACTS}; make one with 'lookalike train'.")
-    try:
-        facts = read_json(path / _FACTS, "the bundle's description")
-    except StorageError as error:
-        raise ModelError(f"{path / _FACTS} is damaged or cannot be read; make the bundle again.") from error
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        got = facts.get("format") if isinstance(facts, dict) else None
-        raise ModelError(
-            f"{path} has bundle format {got}, this version reads {FORMAT}; update lookalike or make the bundle again."
-        )
-    return facts
 
 
 def _member(row: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) -> Member:
@@ -162,7 +135,7 @@ def _member(row: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) 
     member = Member(name, timm_name, module, head, preprocessing, origin, adaptation=adaptation)
     problem = mismatch(member.state(), state)
     if problem:
-        raise ModelError(f"{path / _WEIGHTS} does not fit {path / _FACTS}: {problem}; make the bundle again.")
+        raise ModelError(f"{path / _WEIGHTS} does not fit {path / FACTS}: {problem}; make the bundle again.")
     member.load_state(state)
     return member
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any
 
@@ -15,7 +15,10 @@ from torch import nn
 from lookalike.backbones.adapt import Adaptation
 from lookalike.backbones.devices import default_device, keep_freed_memory
 from lookalike.backbones.heads import ProjectionHead
-from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.encoding import Encoder
+from lookalike.encoding.preprocessing import Preprocessing
+from lookalike.encoding.stream import BATCH_SIZE
+from lookalike.errors import ModelError
 from lookalike.files import digest
 from lookalike.types import Vectors
 
@@ -57,6 +60,31 @@ class Member:
         self._fingerprint: str | None = None
 
     @property
+    def runtime(self) -> str:
+        """What computes."""
+        return "torch"
+
+    @property
+    def precision(self) -> str:
+        """What is computed in."""
+        return "float32"
+
+    @property
+    def runs_on(self) -> str:
+        """The kind of device."""
+        return str(self.device.type)
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are best given at once."""
+        return BATCH_SIZE
+
+    @property
+    def in_flight(self) -> int:
+        """One: a forward pass ends before the next begins."""
+        return 1
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.head.linear.weight.device
@@ -94,6 +122,11 @@ class Member:
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
         """Return the embeddings `(n, dim)` float32, unit length, of `(n, h, w, 3)` uint8 pixels."""
         return self._projected(self.module(self.to_input(pixels)))
+
+    def submit(self, pixels: npt.NDArray[np.uint8]) -> Callable[[], Vectors]:
+        """Do what `encode` does, at once; the function that is returned hands it over."""
+        vectors = self.encode(pixels)
+        return lambda: vectors
 
     @torch.inference_mode()
     def project(self, features: Vectors) -> Vectors:
@@ -147,3 +180,16 @@ class Member:
     def changed(self) -> None:
         """Say that the weights were changed in place, so that the fingerprint is taken anew."""
         self._fingerprint = None
+
+
+def members_of(encoder: Encoder) -> tuple[Member, ...]:
+    """Return an encoder's members as what can be trained and saved.
+
+    Raises:
+        ModelError: it was exported, which leaves embeddings as all that can be had of it.
+
+    """
+    members = tuple(m for m in encoder.members if isinstance(m, Member))
+    if len(members) < len(encoder.members):
+        raise ModelError(f"{encoder.name} is an exported model; give the bundle that it was exported from.")
+    return members

@@ -11,10 +11,10 @@ from torch import nn
 from lookalike.backbones.adapt import Adaptation
 from lookalike.backbones.heads import ProjectionHead
 from lookalike.backbones.member import Member
-from lookalike.backbones.preprocessing import Preprocessing
 from lookalike.backbones.projection import EMBEDDING_DIM, random_projection
 from lookalike.backbones.registry import BackboneRow, find_row
 from lookalike.backbones.weights import NONE, PRETRAINED, load_backbone, own_randomness
+from lookalike.encoding.preprocessing import Preprocessing
 
 
 def build_member(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
-from lookalike.backbones.bundle import is_bundle
 from lookalike.backbones.weights import PRETRAINED
 from lookalike.bench.candidates import make_candidates, require_choosable
 from lookalike.bench.embedded import Parts, embedded, skipped_files
@@ -24,6 +23,7 @@ from lookalike.bench.trial import Trial
 from lookalike.bench.wanted import Wanted
 from lookalike.bench.winner import context, evaluate_winner, examples, write_best
 from lookalike.data import Dataset, require_no_leaks, with_validation
+from lookalike.encoding.facts import is_bundle
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import Measure
 from lookalike.files import digest

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lookalike.backbones import Encoder, build_member, save_bundle
-from lookalike.backbones.bundle import is_bundle, read_facts
+from lookalike.backbones import build_member, save_bundle
 from lookalike.bench.run import Run
 from lookalike.bench.trial import Trained
 from lookalike.bench.wanted import Wanted, bundle_name
 from lookalike.data import Dataset, contents
 from lookalike.embedding import compute_features, fit_projection
+from lookalike.encoding import Encoder
+from lookalike.encoding.facts import is_bundle, read_facts
 from lookalike.errors import OptionError
 from lookalike.training import TrainingOptions
 from lookalike.training.train import bundle_facts, prepare_work, train_into, trained_contents

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lookalike.backbones import Encoder, load_bundle
+from lookalike.backbones import load_bundle, members_of
 from lookalike.bench.candidates import Candidate
 from lookalike.bench.run import Run
 from lookalike.data import Item
 from lookalike.embedding import kept_features
 from lookalike.embedding.shards import read_shard, sources_digest, write_shard
+from lookalike.encoding import Encoder
 from lookalike.types import Embeddings, Skipped
 
 PARTS = ("training", "validation", "query", "gallery")
@@ -49,7 +50,7 @@ def _from_features(run: Run, encoder: Encoder, items: Sequence[Item]) -> Embeddi
     """
     if encoder.is_ensemble:
         return None
-    member = encoder.members[0]
+    (member,) = members_of(encoder)
     kept = kept_features(member, items, run.cache)
     if kept is None:
         return None

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from lookalike.backbones.bundle import read_facts
 from lookalike.backbones.weights import NONE
 from lookalike.bench.candidates import Candidate
 from lookalike.bench.embedded import Parts
@@ -16,6 +15,7 @@ from lookalike.bench.run import Run, slug
 from lookalike.bench.timing import measure_timing
 from lookalike.bench.trial import SCHEMA, Scores, Timing, Trial
 from lookalike.data import Item
+from lookalike.encoding.facts import read_facts
 from lookalike.errors import DataError, LookalikeError
 from lookalike.evaluation import Evaluation, evaluate_embeddings
 from lookalike.files import digest, read_json, write_json

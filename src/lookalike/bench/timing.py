@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.backbones import Encoder, Member, load_bundle
+from lookalike.backbones import load_bundle
 from lookalike.backbones.devices import threads
-from lookalike.backbones.stream import File
 from lookalike.bench.trial import Timing
 from lookalike.data import read_image
+from lookalike.encoding import Encoder, Engine
+from lookalike.encoding.stream import File
 from lookalike.errors import LookalikeError
 from lookalike.types import Vectors
 
@@ -80,7 +81,7 @@ def main() -> None:
     sys.stdout.write("\n" + json.dumps({way: asdict(timing) for way, timing in found.items()}) + "\n")
 
 
-def time_members(members: Sequence[Member], ways: Sequence[str], images: Sequence[Path]) -> dict[str, Timing]:
+def time_members(members: Sequence[Engine], ways: Sequence[str], images: Sequence[Path]) -> dict[str, Timing]:
     """Time one image after another, then batches, on warm models in this process.
 
     The ways of combining share every pass of the members and differ by their own arithmetic alone, so that noise
@@ -111,12 +112,12 @@ def time_members(members: Sequence[Member], ways: Sequence[str], images: Sequenc
             peak_memory_mb=peak_memory_mb(),
             images=SINGLE_IMAGES,
             threads=threads(),
-            device=str(members[0].device.type),
+            device=members[0].runs_on,
         )
     return found
 
 
-def _encoder(members: Sequence[Member], way: str) -> Encoder:
+def _encoder(members: Sequence[Engine], way: str) -> Encoder:
     # the identity costs what any other rotation costs
     alignments = [None, *(np.eye(m.dim, dtype=np.float32) for m in members[1:])] if way == "aligned" else None
     return Encoder(members, way or "concat", alignments)

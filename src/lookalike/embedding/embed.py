@@ -24,8 +24,8 @@ from lookalike.progress import SILENT, Progress
 from lookalike.types import Embeddings, Skipped
 
 if TYPE_CHECKING:
-    from lookalike.backbones import Encoder
-    from lookalike.backbones.stream import Source
+    from lookalike.encoding import Encoder
+    from lookalike.encoding.stream import Source
 
 SHARD_SIZE = 512
 TASK = "embedding"
@@ -116,7 +116,7 @@ def _folder_of(source: Source) -> Path | None:
 
 
 def _checked(images: Iterable[Source | Path | str], shard_size: int) -> list[Source]:
-    from lookalike.backbones.encoder import as_sources
+    from lookalike.encoding.encoder import as_sources
 
     if shard_size < 1:
         raise OptionError(f"the shard size must be at least 1, got {shard_size}.")

@@ -17,8 +17,9 @@ from lookalike.progress import SILENT, Progress
 from lookalike.types import Skipped, Vectors
 
 if TYPE_CHECKING:
-    from lookalike.backbones import Encoder, Member
-    from lookalike.backbones.stream import Source
+    from lookalike.backbones import Member
+    from lookalike.encoding import Encoder
+    from lookalike.encoding.stream import Source
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _write(place: Path, features: Features) -> None:
 def _compute(
     member: Member, images: Sequence[Source], batch_size: int | None, progress: Progress, task: str, least: int
 ) -> Features:
-    from lookalike.backbones.stream import BATCH_SIZE, batches
+    from lookalike.encoding.stream import BATCH_SIZE, batches
 
     ids: list[str] = []
     rows: list[Vectors] = []
@@ -150,7 +151,8 @@ def fitted_encoder(
         progress: is told what happens.
 
     """
-    from lookalike.backbones import Encoder, fit_alignment
+    from lookalike.backbones import fit_alignment
+    from lookalike.encoding import Encoder
 
     projected: list[dict[str, np.ndarray]] = []
     skipped: dict[Skipped, None] = {}

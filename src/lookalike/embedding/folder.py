@@ -23,7 +23,7 @@ from lookalike.files import read_json, storage_errors, write_ascii_json
 from lookalike.types import Embeddings, Vectors
 
 if TYPE_CHECKING:
-    from lookalike.backbones import Encoder
+    from lookalike.encoding import Encoder
 
 
 def begun_with(out: Path, old: EmbeddingFacts | None, encoder: Encoder) -> int | None:
@@ -60,7 +60,8 @@ def begin(out: Path, encoder: Encoder, size: int) -> None:
 
 def keep_model(encoder: Encoder, place: Path, facts: Mapping[str, Any] | None) -> None:
     """Store the encoder, unless it is there already."""
-    from lookalike.backbones.bundle import is_bundle, read_facts, save_bundle
+    from lookalike.backbones.bundle import save_bundle
+    from lookalike.encoding.facts import is_bundle, read_facts
 
     if is_bundle(place):
         try:

@@ -17,7 +17,7 @@ from lookalike.files import digest, write_file
 from lookalike.types import Embeddings, Vectors
 
 if TYPE_CHECKING:
-    from lookalike.backbones.stream import Source
+    from lookalike.encoding.stream import Source
 
 
 def shard_path(out: Path, number: int) -> Path:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lookalike.backbones import Encoder
 from lookalike.data import Dataset, Item, Split
 from lookalike.data.folders import and_skipped
+from lookalike.encoding import Encoder
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import (
     Evaluation,

@@ -26,8 +26,8 @@ from lookalike.retrieval.model import MODEL, Weights, bundle_at, resolve_model, 
 from lookalike.types import Embeddings, Skipped
 
 if TYPE_CHECKING:
-    from lookalike.backbones import Encoder
-    from lookalike.backbones.stream import Source
+    from lookalike.encoding import Encoder
+    from lookalike.encoding.stream import Source
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def images_in(folder: Path) -> Gallery:
         DataError: no folder, or no image in it.
 
     """
-    from lookalike.backbones.stream import File
+    from lookalike.encoding.stream import File
 
     require_folder(folder)
     skipped: list[Skipped] = []
@@ -202,7 +202,8 @@ def _asked_for(model: Encoder | Path | str, weights: Weights) -> dict[str, Any] 
 
 def _stored_model(place: Path, asked: dict[str, Any] | None) -> Encoder | None:
     """Load the folder's own model when the same words led to it: its head was learnt then and stays as it is."""
-    from lookalike.backbones.bundle import is_bundle, load_bundle, read_facts
+    from lookalike.backbones.bundle import load_bundle
+    from lookalike.encoding.facts import is_bundle, read_facts
 
     if asked is None or not is_bundle(place):
         return None
@@ -217,7 +218,7 @@ def _require_made_by(model: Encoder | Path | str | None, folder: Path, facts: Em
     if model is None:
         return
     if isinstance(model, str | Path):
-        from lookalike.backbones.bundle import read_facts
+        from lookalike.encoding.facts import read_facts
 
         place = bundle_at(model)
         same = facts.model == str(model) if place is None else read_facts(place).get("fingerprint") == facts.fingerprint

@@ -16,8 +16,8 @@ from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from lookalike.backbones import Encoder
-    from lookalike.backbones.stream import Source
+    from lookalike.encoding import Encoder
+    from lookalike.encoding.stream import Source
 
 S = TypeVar("S")
 Weights = str | Path | Mapping[str, str | Path]
@@ -58,7 +58,8 @@ def resolve_model(
     """
     if not isinstance(model, str | Path):
         return model
-    from lookalike.backbones import Encoder, build_member, load_bundle
+    from lookalike.backbones import build_member, load_bundle
+    from lookalike.encoding import Encoder
 
     place = bundle_at(model)
     if place is not None:
@@ -76,7 +77,7 @@ def resolve_model(
 
 def bundle_at(model: Path | str) -> Path | None:
     """Return the bundle that a path means: itself, or the one inside a folder of embeddings or an index."""
-    from lookalike.backbones.bundle import is_bundle
+    from lookalike.encoding.facts import is_bundle
 
     path = Path(model)
     return next((place for place in (path, path / MODEL) if is_bundle(place)), None)
@@ -87,7 +88,7 @@ def load_as_trained(data: Path | str, model: Encoder | Path | str) -> Dataset:
 
     They are split anew each time they are loaded: by another seed a model would meet its training images.
     """
-    from lookalike.backbones.bundle import read_facts
+    from lookalike.encoding.facts import read_facts
 
     place = bundle_at(model) if isinstance(model, str | Path) else None
     options = (read_facts(place).get("options") if place is not None else None) or {}

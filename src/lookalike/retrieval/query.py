@@ -17,7 +17,7 @@ from lookalike.retrieval.page import write_search_page
 from lookalike.types import Hits, Skipped
 
 if TYPE_CHECKING:
-    from lookalike.backbones import Encoder
+    from lookalike.encoding import Encoder
 
 
 _USUAL_TOP_K = 10
@@ -72,7 +72,8 @@ def load_index(path: Path | str) -> LoadedIndex:
     """
     path = Path(path)
     index = Index.load(path)
-    from lookalike.backbones.bundle import is_bundle, load_bundle  # as in `search`
+    from lookalike.backbones.bundle import load_bundle
+    from lookalike.encoding.facts import is_bundle  # as in `search`
 
     if not is_bundle(path / MODEL):
         raise StorageError(f"{path} has no {MODEL} folder to embed queries with; make the index again.")
@@ -114,7 +115,7 @@ def search(
         raise OptionError("search needs at least one image, got none.")
     page = None if html is None else _page_at(html)
     loaded = index if isinstance(index, LoadedIndex) else load_index(index)
-    from lookalike.backbones.stream import File  # seconds of imports: only once there is an index
+    from lookalike.encoding.stream import File  # seconds of imports: only once there is an index
 
     made = loaded.index
     paths: dict[str, Path] = {}

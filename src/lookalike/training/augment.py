@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
 from lookalike.backbones import Member
-from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.training.recipe import Recipe
 
 _RATIO = (3 / 4, 4 / 3)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lookalike.backbones.preprocessing import Preprocessing
-from lookalike.backbones.stream import map_ahead
 from lookalike.data import Item, read_image
+from lookalike.encoding.preprocessing import Preprocessing
+from lookalike.encoding.stream import map_ahead
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
 from lookalike.training.augment import augmented, resolution_at, training_view

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.backbones import Encoder, Member, build_member, load_bundle, save_bundle
-from lookalike.backbones.bundle import is_bundle, read_facts
+from lookalike.backbones import Member, build_member, load_bundle, members_of, save_bundle
 from lookalike.data import Dataset, Split, require_no_leaks, with_validation
+from lookalike.encoding import Encoder
+from lookalike.encoding.facts import is_bundle, read_facts
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.files import digest, require_free
 from lookalike.progress import SILENT, Progress
@@ -163,7 +164,7 @@ def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
                 progress=progress,
                 tracked=tracked,
             )
-            for n, (member, report, own) in enumerate(zip(first.members, reports, options, strict=True))
+            for n, (member, report, own) in enumerate(zip(members_of(first), reports, options, strict=True))
         ]
         everything = _all_training(cut)
         encoder = joined(outcomes, first.how, progress)

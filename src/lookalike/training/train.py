@@ -8,16 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from lookalike.backbones import (
-    Encoder,
-    fit_alignment,
-    load_bundle,
-    require_combination,
-    save_bundle,
-)
-from lookalike.backbones.bundle import is_bundle, read_facts
+from lookalike.backbones import fit_alignment, load_bundle, save_bundle
 from lookalike.backbones.weights import NONE, PRETRAINED
 from lookalike.data import Dataset, contents, load_dataset, require_no_leaks, with_validation
+from lookalike.encoding import Encoder, require_combination
+from lookalike.encoding.facts import is_bundle, read_facts
 from lookalike.errors import ModelError, OptionError, StorageError
 from lookalike.evaluation import DEFAULT, Measure, evaluate_embeddings
 from lookalike.files import digest, require_free

@@ -118,7 +118,7 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
     Example:
       lookalike refit photos --model runs/first/best --out final
     """  # noqa: D301
-    from lookalike.backbones.bundle import read_facts
+    from lookalike.encoding.facts import read_facts
 
     names = tuple(member["backbone"] for member in read_facts(model)["members"])
     chosen = parse_weights(weights, names)
@@ -138,7 +138,7 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
 
 def _show(terminal: Terminal, bundle: Path, data: Dataset) -> None:
     """Say what could not be read, and what validation measured."""
-    from lookalike.backbones.bundle import read_facts
+    from lookalike.encoding.facts import read_facts
 
     facts = read_facts(bundle)
     files = dict.fromkeys(s for r in facts["training"] for s in r["skipped"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lookalike.backbones.member import Member
-from lookalike.backbones.stream import BATCH_SIZE, File, Source, batches
+from lookalike.encoding.engine import Engine
+from lookalike.encoding.stream import Batch, File, Source, batches
 from lookalike.errors import ModelError, OptionError
 from lookalike.files import digest
 from lookalike.progress import SILENT, Progress
@@ -40,7 +41,7 @@ class Encoder:
     """Turns images into embeddings.
 
     Args:
-        members: one, or two and more for an ensemble.
+        members: one, or two and more for an ensemble, each on its engine.
         how: for an ensemble, one of `COMBINATIONS`.
         alignments: for `aligned`, one `(dim, dim)` orthogonal matrix a member, None for the first.
 
@@ -51,7 +52,7 @@ class Encoder:
     """
 
     def __init__(
-        self, members: Sequence[Member], how: str = "aligned", alignments: Sequence[Vectors | None] | None = None
+        self, members: Sequence[Engine], how: str = "aligned", alignments: Sequence[Vectors | None] | None = None
     ) -> None:
         if not members:
             raise ModelError("an encoder needs at least one member, got none.")
@@ -107,7 +108,7 @@ class Encoder:
         self,
         images: Iterable[Source | Path | str],
         *,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         progress: Progress = SILENT,
         task: str = "embedding",
     ) -> Embeddings:
@@ -115,7 +116,7 @@ class Encoder:
 
         Args:
             images: paths (ids are the paths as given), or catalogue items.
-            batch_size: images a forward pass.
+            batch_size: images a forward pass; None for what suits the engine.
             progress: told the number of images done.
             task: what to call it there.
 
@@ -130,7 +131,7 @@ class Encoder:
         self,
         images: Iterable[Source | Path | str],
         *,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         progress: Progress = SILENT,
         task: str = "embedding",
     ) -> tuple[list[Vectors], tuple[str, ...], tuple[Skipped, ...]]:
@@ -139,17 +140,34 @@ class Encoder:
         ids: list[str] = []
         skipped: list[Skipped] = []
         rows: list[list[Vectors]] = [[] for _ in self.members]
-        for batch in batches(sources, [m.preprocessing for m in self.members], batch_size):
+        for batch, encoded in self._encoded(
+            batches(sources, [m.preprocessing for m in self.members], self._size(batch_size))
+        ):
             ids.extend(batch.ids)
             skipped.extend(batch.skipped)
-            for row, member, pixels in zip(rows, self.members, batch.pixels, strict=False):
-                row.append(member.encode(pixels))
+            for row, vectors in zip(rows, encoded, strict=False):
+                row.append(vectors)
             progress.step(task, batch.done, len(sources))
         parts = [
             np.concatenate(r) if r else np.zeros((0, m.dim), np.float32)
             for r, m in zip(rows, self.members, strict=True)
         ]
         return parts, tuple(ids), tuple(skipped)
+
+    def _size(self, given: int | None) -> int:
+        return min(m.batch_size for m in self.members) if given is None else given
+
+    def _encoded(self, given: Iterator[Batch]) -> Iterator[tuple[Batch, list[Vectors]]]:
+        """Pair each batch with the members' embeddings of it, in order; engines work on some ahead of the others."""
+        most = min(m.in_flight for m in self.members)
+        waiting: deque[tuple[Batch, list[Callable[[], Vectors]]]] = deque()
+        for batch in given:
+            if len(waiting) == most:
+                first, pending = waiting.popleft()
+                yield first, [wait() for wait in pending]
+            waiting.append((batch, [m.submit(p) for m, p in zip(self.members, batch.pixels, strict=False)]))
+        for first, pending in waiting:
+            yield first, [wait() for wait in pending]
 
 
 def as_sources(images: Iterable[Source | Path | str]) -> list[Source]:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from lookalike.backbones.preprocessing import Preprocessing
 from lookalike.data.images import read_image
+from lookalike.encoding.engine import Pixels
+from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.errors import OptionError, UnreadableImage
 from lookalike.types import Skipped
 
-Pixels = npt.NDArray[np.uint8]
 BATCH_SIZE = 16
 S = TypeVar("S")
 T = TypeVar("T")

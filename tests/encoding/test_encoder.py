@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lookalike.backbones import Encoder
 from lookalike.backbones.heads import ProjectionHead
 from lookalike.data import Item, Split
+from lookalike.encoding import Encoder
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.types import unit
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lookalike.backbones import build_member
-from lookalike.backbones.preprocessing import Preprocessing
+from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.errors import ModelError
 
 SHAPES = {  # width, height

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookalike.backbones.preprocessing import Preprocessing
-from lookalike.backbones.stream import File, batches, map_ahead
+from lookalike.encoding.preprocessing import Preprocessing
+from lookalike.encoding.stream import File, batches, map_ahead
 from lookalike.errors import OptionError, UnreadableImage
 from lookalike.types import Skipped
 
@@ -84,7 +84,7 @@ def test_a_batch_of_nothing_is_refused():
 
 
 def test_each_file_is_decoded_once_whatever_the_number_of_preprocessings(pictures, monkeypatch):
-    from lookalike.backbones import stream
+    from lookalike.encoding import stream
 
     opened = []
 

@@ -1,0 +1,39 @@
+"""What a bundle says of itself in `bundle.json`; read without loading its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lookalike.errors import ModelError, StorageError
+from lookalike.files import read_json
+
+FORMAT = 1
+FACTS = "bundle.json"
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder holds a bundle."""
+    return (path / FACTS).is_file()
+
+
+def read_facts(path: Path | str) -> dict[str, Any]:
+    """Read a bundle's `bundle.json`.
+
+    Raises:
+        ModelError: no bundle there, or of a newer format.
+
+    """
+    path = Path(path)
+    if not is_bundle(path):
+        raise ModelError(f"{path} is not a bundle: it has no {FACTS}; make one with 'lookalike train'.")
+    try:
+        facts = read_json(path / FACTS, "the bundle's description")
+    except StorageError as error:
+        raise ModelError(f"{path / FACTS} is damaged or cannot be read; make the bundle again.") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        got = facts.get("format") if isinstance(facts, dict) else None
+        raise ModelError(
+            f"{path} has bundle format {got}, this version reads {FORMAT}; update lookalike or make the bundle again."
+        )
+    return facts
