@@ -37,6 +37,16 @@ def combine(parts: Sequence[Vectors], how: str, alignments: Sequence[Vectors | N
     return unit(np.mean(parts, axis=0, dtype=np.float32))
 
 
+def joint_fingerprint(fingerprints: Sequence[str], how: str, alignments: Sequence[Vectors | None]) -> str:
+    """Return the fingerprint of an encoder whose members have these."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    parts: list[bytes | str] = [how]
+    for fingerprint, alignment in zip(fingerprints, alignments, strict=True):
+        parts += [fingerprint, b"" if alignment is None else alignment.tobytes()]
+    return digest(*parts)
+
+
 class Encoder:
     """Turns images into embeddings.
 
@@ -93,12 +103,7 @@ class Encoder:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of everything that decides an embedding."""
-        if not self.is_ensemble:
-            return self.members[0].fingerprint
-        parts: list[bytes | str] = [self.how]
-        for member, alignment in zip(self.members, self.alignments, strict=True):
-            parts += [member.fingerprint, b"" if alignment is None else alignment.tobytes()]
-        return digest(*parts)
+        return joint_fingerprint([m.fingerprint for m in self.members], self.how, self.alignments)
 
     def combine(self, parts: Sequence[Vectors]) -> Vectors:
         """Combine the members' embeddings, one `(n, dim)` array each."""

@@ -9,6 +9,7 @@ from lookalike.cli.commands.benchmarking import benchmark, demo
 from lookalike.cli.commands.checking import check
 from lookalike.cli.commands.completion import completion
 from lookalike.cli.commands.evaluating import evaluate, submit
+from lookalike.cli.commands.exporting import export
 from lookalike.cli.commands.recipes import recipes
 from lookalike.cli.commands.searching import embed, index, search
 from lookalike.cli.commands.training import refit, train
@@ -36,5 +37,19 @@ def cli() -> None:
     """  # noqa: D301
 
 
-for command in (demo, check, train, benchmark, refit, embed, index, search, evaluate, submit, recipes, completion):
+for command in (
+    demo,
+    check,
+    train,
+    benchmark,
+    refit,
+    embed,
+    index,
+    search,
+    evaluate,
+    submit,
+    export,
+    recipes,
+    completion,
+):
     cli.add_command(command)

@@ -1,0 +1,80 @@
+"""A member as one graph for other runtimes: uint8 pixels in, unit-length embeddings out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lookalike.backbones.member import Member
+
+INPUT = "pixels"
+OUTPUT = "embeddings"
+
+
+class Graph(nn.Module):
+    """All that a member does to `(n, h, w, 3)` uint8 pixels, normalisation, pooling, head and L2 norm included."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, member: Member) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(member.module).cpu().to(memory_format=torch.contiguous_format)
+        self.head = copy.deepcopy(member.head).cpu()
+        p = member.preprocessing
+        _take_one_size(self.module, p.height, p.width)
+        self.register_buffer("mean", torch.tensor(p.mean).mul(255).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(p.std).mul(255).view(1, 3, 1, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return embeddings `(n, dim)` float32."""
+        x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        out: torch.Tensor = self.head(self.module(x))
+        return out
+
+
+def _take_one_size(module: nn.Module, height: int, width: int) -> None:
+    """Let a transformer that resamples its position embeddings for every picture do it once and for all."""
+    patches = getattr(module, "patch_embed", None)
+    if getattr(module, "dynamic_img_size", False) and patches is not None:
+        module.set_input_size(img_size=(height, width))  # type: ignore[operator]
+        module.dynamic_img_size = False  # type: ignore[assignment]
+        patches.flatten = True
+
+
+def program_of(member: Member) -> torch.export.ExportedProgram:
+    """Trace a member's graph for any number of images."""
+    graph = Graph(member).eval()
+    p = member.preprocessing
+    example = torch.zeros(2, p.height, p.width, 3, dtype=torch.uint8)
+    with torch.no_grad(), _quiet():
+        return torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+
+
+def write_onnx(member: Member, path: Path) -> None:
+    """Write a member's graph as an ONNX file; needs the packages onnx and onnxscript."""
+    with torch.no_grad(), _quiet():
+        torch.onnx.export(
+            program_of(member),
+            f=str(path),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            external_data=False,
+            verbose=False,
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what exporters tell of their own doings from the user."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,192 @@
+"""From a bundle to a folder that another runtime computes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lookalike.backbones import Member, family_of, load_bundle, members_of
+from lookalike.data import Dataset, Item, load_dataset, read_image, with_validation
+from lookalike.encoding import Encoder
+from lookalike.encoding.engine import Pixels
+from lookalike.encoding.facts import FACTS, read_facts
+from lookalike.encoding.stream import map_ahead
+from lookalike.engines import bundle, onnx, openvino
+from lookalike.engines.quantise import CALIBRATION_IMAGES, quantise
+from lookalike.errors import DataError, OptionError
+from lookalike.exporting.parity import Parity, compare, generated, measured
+from lookalike.files import new_folder, require_free, write_json
+from lookalike.progress import SILENT, Progress
+from lookalike.types import Skipped
+
+FORMATS = {"openvino": openvino.RUNTIME, "onnx": onnx.RUNTIME}
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+TOLERANCE = 0.5
+GOLDEN = 64
+
+
+def export(
+    model: Path | str,
+    *,
+    out: Path | str,
+    format: str = "openvino",
+    precision: str = "auto",
+    data: Dataset | Path | str | None = None,
+    tolerance: float = TOLERANCE,
+    replace: bool = False,
+    progress: Progress = SILENT,
+) -> Encoder:
+    """Write a bundle's graphs for another runtime, and refuse them when they lose too much.
+
+    Normalisation, pooling, head and L2 norm are in the graph: it takes uint8 pixels. What it is compared by stands in
+    its `bundle.json` under `parity`.
+
+    Args:
+        model: a bundle.
+        out: the folder.
+        format: `openvino` or `onnx`.
+        precision: float32, bfloat16 (OpenVINO only) or int8; auto takes bfloat16 with OpenVINO, else float32.
+        data: what the bundle was trained on. int8 is calibrated on its training images; what is lost is measured on
+            its validation part. Without it, float models are compared on generated pictures alone.
+        tolerance: points of precision@3 that may be lost on the validation part.
+        replace: take the place of an older folder.
+        progress: is told what happens.
+
+    Returns:
+        The exported encoder, loaded.
+
+    Raises:
+        ModelError: no bundle, one that was exported already, or the exported model loses too much.
+        OptionError: an unknown format or precision, or int8 without data.
+        DataError: other data than the bundle was trained on.
+        MissingExtra: a package is not installed.
+        StorageError: `out` is taken or cannot be written.
+
+    """
+    model, out = Path(model), Path(out)
+    runtime, precision = _chosen(format, precision)
+    if precision == "int8" and data is None:
+        raise OptionError("int8 needs the data that the bundle was trained on, to calibrate and to measure with.")
+    if not tolerance >= 0:
+        raise OptionError(f"tolerance must be at least 0, got {tolerance}.")
+    if not replace:
+        require_free(out)
+    facts = read_facts(model)
+    if "runtime" in facts:
+        raise OptionError(f"{model} is an exported model; give the bundle that it was exported from.")
+    encoder = load_bundle(model)
+    cut = None if data is None else _as_trained(data, facts)
+    with new_folder(out, replace=replace) as folder:
+        for n, member in enumerate(members_of(encoder)):
+            progress.say(f"{member.backbone}: to {format}, {precision}")
+            pictures = _calibration(member, cut, progress) if cut is not None and precision == "int8" else None
+            _write_graph(member, folder / bundle.graph_file(n, runtime), runtime, precision, pictures)
+        bundle.write_facts(
+            folder,
+            encoder,
+            runtime=runtime,
+            precision=precision,
+            origin=facts,
+            facts={},
+            versions=_versions(runtime, precision),
+        )
+        found = _parity(encoder, bundle.load_bundle(folder), cut, progress)
+        progress.say(f"{encoder.name}: {found}")
+        found.require(precision, tolerance)
+        write_json(folder / FACTS, {**read_facts(folder), "parity": found.to_dict()})
+    return bundle.load_bundle(out)
+
+
+def _chosen(format: str, precision: str) -> tuple[str, str]:
+    if format not in FORMATS:
+        raise OptionError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+    if precision == "bfloat16" and format == "onnx":
+        raise OptionError("precision must be float32 or int8 with onnx: its runtime does not compute in bfloat16 here.")
+    return FORMATS[format], {"openvino": "bfloat16", "onnx": "float32"}[format] if precision == "auto" else precision
+
+
+def _as_trained(data: Dataset | Path | str, facts: dict[str, Any]) -> Dataset:
+    """Cut the data as for the training of the bundle."""
+    options = facts.get("options") or {}
+    seed, disjoint = int(options.get("seed", 0)), options.get("class_disjoint")
+    if not isinstance(data, Dataset):
+        data = load_dataset(data, seed=seed, class_disjoint=bool(disjoint))
+    cut = with_validation(data, seed=seed, class_disjoint=disjoint)
+    known = (facts.get("training_data") or {}).get("fingerprint")
+    if known is not None and known != cut.fingerprint:
+        raise DataError(
+            f"the bundle was not trained on the images in {cut.root}; give the folder that it was trained on."
+        )
+    return cut
+
+
+def _write_graph(member: Member, file: Path, runtime: str, precision: str, pictures: Sequence[Pixels] | None) -> None:
+    transformer = family_of(member.module) in ("transformer", "hybrid")
+    if runtime == openvino.RUNTIME:
+        graph = openvino.convert(member)
+        if pictures is not None:
+            graph = quantise(graph, runtime, pictures, transformer=transformer)
+        openvino.save(graph, file, half=precision != "float32")
+        return
+    from lookalike.backbones.graph import write_onnx
+
+    write_onnx(member, file)
+    if pictures is not None:
+        onnx.rewrite(file, lambda graph: quantise(graph, runtime, pictures, transformer=transformer))
+
+
+def _calibration(member: Member, data: Dataset, progress: Progress) -> list[Pixels]:
+    return [p[None] for p in _pixels(member, spread(data.training, CALIBRATION_IMAGES), progress, "calibration")]
+
+
+def _pixels(member: Member, items: Sequence[Item], progress: Progress, task: str) -> list[Pixels]:
+    """Return what a member is shown of the images that can be read."""
+
+    def prepare(item: Item) -> Pixels:
+        return member.preprocessing.pixels(read_image(item.path))
+
+    found: list[Pixels] = []
+    for batch in map_ahead(items, prepare, 16):
+        found += [p for _, p in batch if not isinstance(p, Skipped)]
+        progress.step(task, len(found), len(items))
+    return found
+
+
+def spread(items: Sequence[Item], most: int) -> Sequence[Item]:
+    """Return at most so many items, evenly spaced."""
+    return [items[n * len(items) // most] for n in range(most)] if len(items) > most else items
+
+
+def _parity(encoder: Encoder, exported: Encoder, data: Dataset | None, progress: Progress) -> Parity:
+    cosines, batch = [], []
+    for member, other in zip(members_of(encoder), exported.members, strict=True):
+        p = member.preprocessing
+        golden = generated(p.height, p.width)
+        if data is not None:
+            golden = np.stack(_pixels(member, spread(data.validation, GOLDEN), progress, "golden pictures"))
+        found, between = compare(member, other, golden)
+        cosines.append(found)
+        batch.append(between)
+    measures = {} if data is None else measured(encoder, exported, data.validation, progress)
+    return Parity(
+        pictures="generated pictures" if data is None else "validation images",
+        images=len(cosines[0]),
+        min_cosine=float(np.min(cosines)),
+        mean_cosine=float(np.mean(cosines)),
+        batch_cosine=min(batch),
+        validation_images=0 if data is None else len(data.validation),
+        measures=measures,
+    )
+
+
+def _versions(runtime: str, precision: str) -> dict[str, str]:
+    names = ["lookalike", "torch", "timm", "numpy", "pillow", runtime]
+    names += ["onnx"] if runtime == onnx.RUNTIME else []
+    names += ["nncf"] if precision == "int8" else []
+    return {name: importlib.metadata.version(name) for name in names}

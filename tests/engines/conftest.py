@@ -1,0 +1,23 @@
+"""Small members with a head that was fitted to photographs, and their graphs on every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lookalike.backbones import Member
+from lookalike.data import read_image
+from lookalike.encoding.engine import Pixels
+
+
+@pytest.fixture
+def pixels(pictures: list[Path]) -> Callable[[Member], Pixels]:
+    """Nine photographs as a member wants them."""
+
+    def of(member: Member) -> Pixels:
+        return np.stack([member.preprocessing.pixels(read_image(p)) for p in pictures])
+
+    return of
