@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 from lookalike.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lookalike.backbones import load_bundle, save_bundle
     from lookalike.bench import Benchmark, Choice, Trial, benchmark
     from lookalike.bench.demo import demo
     from lookalike.data import Dataset, Item, load_dataset
     from lookalike.data.check import check
     from lookalike.encoding import Encoder
+    from lookalike.engines import load_bundle, save_bundle
     from lookalike.errors import LookalikeError
     from lookalike.evaluation import Evaluation, Measure
     from lookalike.indexing import Index
@@ -54,11 +54,11 @@ _HOMES = {
     "embed": "retrieval",
     "evaluate": "retrieval",
     "index": "retrieval",
-    "load_bundle": "backbones",
+    "load_bundle": "engines",
     "load_dataset": "data",
     "recipes": "training",
     "refit": "training",
-    "save_bundle": "backbones",
+    "save_bundle": "engines",
     "search": "retrieval",
     "submit": "retrieval",
     "train": "training",

@@ -15,6 +15,9 @@ from lookalike.errors import DataError
 Vectors = npt.NDArray[np.float32]
 """Float32 array `(n, dim)`."""
 
+Pixels = npt.NDArray[np.uint8]
+"""Uint8 array, RGB: `(height, width, 3)` of a picture, `(n, height, width, 3)` of several of one size."""
+
 _UNIT_TOLERANCE = 1e-3
 
 

@@ -88,11 +88,11 @@ def test_each_file_is_decoded_once_whatever_the_number_of_preprocessings(picture
 
     opened = []
 
-    def reading(path, read=stream.read_image):
+    def reading(path, at_least, read=stream.read_pixels):
         opened.append(path)
-        return read(path)
+        return read(path, at_least)
 
-    monkeypatch.setattr(stream, "read_image", reading)
+    monkeypatch.setattr(stream, "read_pixels", reading)
     small, large = Preprocessing(32, 32), Preprocessing(64, 48)
     sources = [File(p.name, p) for p in pictures]
     found = list(batches(sources, [small, large, small], 4))

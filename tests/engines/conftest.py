@@ -10,7 +10,7 @@ import pytest
 
 from lookalike.backbones import Member
 from lookalike.data import read_image
-from lookalike.encoding.engine import Pixels
+from lookalike.types import Pixels
 
 
 @pytest.fixture

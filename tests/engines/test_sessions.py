@@ -1,4 +1,4 @@
-"""One contract for every engine: the same photographs give torch's embeddings, one by one, in batches, several at once."""
+"""One contract for every engine: torch's embeddings, one picture at a time, in batches, several of these at once."""
 
 from collections.abc import Callable
 from pathlib import Path

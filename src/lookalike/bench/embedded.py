@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lookalike.backbones import load_bundle, members_of
+from lookalike.backbones import Member
 from lookalike.bench.candidates import Candidate
 from lookalike.bench.run import Run
 from lookalike.data import Item
 from lookalike.embedding import kept_features
 from lookalike.embedding.shards import read_shard, sources_digest, write_shard
 from lookalike.encoding import Encoder
+from lookalike.engines import load_bundle
 from lookalike.types import Embeddings, Skipped
 
 PARTS = ("training", "validation", "query", "gallery")
@@ -48,9 +49,9 @@ def _from_features(run: Run, encoder: Encoder, items: Sequence[Item]) -> Embeddi
 
     Good for the training part, which is embedded to fit alignments only: it may differ in the last bit.
     """
-    if encoder.is_ensemble:
+    member = encoder.members[0]
+    if encoder.is_ensemble or not isinstance(member, Member):
         return None
-    (member,) = members_of(encoder)
     kept = kept_features(member, items, run.cache)
     if kept is None:
         return None

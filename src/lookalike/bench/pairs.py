@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from lookalike.backbones import fit_alignment, load_bundle
+from lookalike.backbones import fit_alignment
 from lookalike.bench.candidates import Candidate, together
 from lookalike.bench.embedded import Parts
 from lookalike.bench.trial import Trained
 from lookalike.encoding import Encoder, combine
+from lookalike.engines import load_bundle
 from lookalike.errors import DataError
 from lookalike.files import digest
 from lookalike.types import Embeddings, Vectors

@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.backbones import load_bundle
 from lookalike.backbones.devices import threads
 from lookalike.bench.trial import Timing
-from lookalike.data import read_image
+from lookalike.data.images import read_pixels
 from lookalike.encoding import Encoder, Engine
+from lookalike.encoding.resizing import resize_for
 from lookalike.encoding.stream import File
+from lookalike.engines import load_bundle
 from lookalike.errors import LookalikeError
 from lookalike.types import Vectors
 
@@ -129,11 +130,14 @@ def _one_by_one(
     """Milliseconds of each image after the warm-up: decoding, the members' passes, and every way of combining."""
     members = next(iter(encoders.values())).members
     wanted = [m.preprocessing for m in members]
+    at_least, resize = max(p.at_least for p in wanted), resize_for(len(paths))
     rows = []
     for path in paths:
         clocks = [time.perf_counter()]
-        image = read_image(path)
-        prepared = {p: p.pixels(image)[None] for p in dict.fromkeys(wanted)}  # equal ones once, as embedding does
+        picture = read_pixels(path, at_least)
+        prepared = {
+            p: p.pixels(picture, resize)[None] for p in dict.fromkeys(wanted)
+        }  # equal ones once, as embedding does
         clocks.append(time.perf_counter())
         parts = [m.encode(prepared[m.preprocessing]) for m in members]
         clocks.append(time.perf_counter())
@@ -151,7 +155,7 @@ def _batched(encoder: Encoder, many: Sequence[File]) -> tuple[float, float, list
     clock = time.perf_counter()
     parts, _, _ = encoder.embed_members(many, batch_size=BATCH_SIZE)
     whole = time.perf_counter() - clock
-    decoded = [read_image(file.path) for file in many[:BATCH_SIZE]]
+    decoded = [read_pixels(file.path) for file in many[:BATCH_SIZE]]
     batches = [np.stack([m.preprocessing.pixels(image) for image in decoded]) for m in encoder.members]
     seconds = []
     for _ in range(_BATCHES):

@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lookalike.backbones import build_member, load_bundle
+from lookalike.backbones import build_member
 from lookalike.backbones.registry import find_row
 from lookalike.backbones.weights import NONE, PRETRAINED
 from lookalike.bench.run import Run, slug
 from lookalike.bench.trial import TRAINED
+from lookalike.engines import load_bundle
 from lookalike.errors import ModelError, OptionError
 
 Weights = str | Path

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lookalike.backbones import load_bundle, save_bundle
 from lookalike.bench.candidates import Candidate
 from lookalike.bench.embedded import Parts
 from lookalike.bench.machine import machine
@@ -19,6 +18,7 @@ from lookalike.bench.selection import Choice
 from lookalike.bench.trial import Scores, Trial
 from lookalike.data import Dataset
 from lookalike.encoding.facts import read_facts
+from lookalike.engines import load_bundle, save_bundle
 from lookalike.evaluation import Evaluation
 from lookalike.training import TrainingOptions
 from lookalike.training.curves import write_curves

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from lookalike.data.jpeg import decode_jpeg
 from lookalike.errors import UnreadableImage
 
 MAX_PIXELS = 178_956_970
@@ -77,6 +79,30 @@ def read_image(path: Path | str) -> Image.Image:
         Exception
     ) as error:  # decoders fed with garbage raise what they like: struct.error, RuntimeError, KeyError, ...
         raise UnreadableImage(path, f"it cannot be decoded ({_first_line(error)})") from error
+
+
+def read_pixels(path: Path | str, at_least: int | None = None) -> npt.NDArray[np.uint8]:
+    """Decode an image file as `read_image` does, faster where it is a JPEG.
+
+    Args:
+        path: the file.
+        at_least: pixels that the shorter side must keep; a larger JPEG may come at a half, a quarter or an eighth
+            of its sides. None for all pixels.
+
+    Returns:
+        `(height, width, 3)` uint8.
+
+    Raises:
+        UnreadableImage: as `read_image`.
+
+    """
+    path = Path(path)
+    if "JPEG" in _FORMATS.get(path.suffix.lower(), ("JPEG",)):
+        with contextlib.suppress(OSError):
+            found = decode_jpeg(path.read_bytes(), at_least, most=MAX_PIXELS)
+            if found is not None:
+                return found
+    return np.array(read_image(path))
 
 
 _quiet_lock = threading.Lock()

@@ -60,8 +60,8 @@ def begin(out: Path, encoder: Encoder, size: int) -> None:
 
 def keep_model(encoder: Encoder, place: Path, facts: Mapping[str, Any] | None) -> None:
     """Store the encoder, unless it is there already."""
-    from lookalike.backbones.bundle import save_bundle
     from lookalike.encoding.facts import is_bundle, read_facts
+    from lookalike.engines import save_bundle
 
     if is_bundle(place):
         try:

@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from lookalike.encoding.preprocessing import Preprocessing
-from lookalike.types import Vectors
-
-Pixels = npt.NDArray[np.uint8]
-"""Uint8 array `(n, height, width, 3)`, RGB."""
+from lookalike.types import Pixels, Vectors
 
 
 class Engine(Protocol):

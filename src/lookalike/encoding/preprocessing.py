@@ -8,18 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from lookalike.encoding.resizing import FILTERS, Resize, by_pillow
 from lookalike.errors import ModelError
-
-_FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-    "nearest": Image.Resampling.NEAREST,
-}
-
+from lookalike.types import Pixels
 
 CROP_MODES = ("center", "squash", "border")
 
@@ -47,8 +40,8 @@ class Preprocessing:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in _FILTERS:
-            raise ModelError(f"interpolation must be one of {', '.join(_FILTERS)}, got {self.interpolation!r}.")
+        if self.interpolation not in FILTERS:
+            raise ModelError(f"interpolation must be one of {', '.join(FILTERS)}, got {self.interpolation!r}.")
         if self.crop_mode not in CROP_MODES:
             raise ModelError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}.")
         if not (self.height >= 1 and self.width >= 1 and 0 < self.crop_pct <= 1):
@@ -60,22 +53,38 @@ class Preprocessing:
     @property
     def resampling(self) -> Image.Resampling:
         """Pillow's filter."""
-        return _FILTERS[self.interpolation]
+        return FILTERS[self.interpolation]
 
-    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """Resize and crop an RGB picture to `(height, width, 3)` uint8, as timm's evaluation transform does."""
-        size = self._resized(*image.size)
-        if size != image.size:
-            image = image.resize(size, self.resampling)
-        if image.width < self.width or image.height < self.height:
-            image = self._bordered(image)
-        left = round((image.width - self.width) / 2.0)
-        top = round((image.height - self.height) / 2.0)
-        return np.array(image.crop((left, top, left + self.width, top + self.height)), dtype=np.uint8)
+    @property
+    def at_least(self) -> int:
+        """Pixels of a shorter side that are worth decoding: twice what resizing leaves, so that it averages."""
+        return 2 * max(self._wide, self._high)
+
+    def pixels(self, picture: Pixels | Image.Image, resize: Resize = by_pillow) -> Pixels:
+        """Resize and crop a picture `(h, w, 3)` to `(height, width, 3)` uint8, as timm's evaluation transform does."""
+        pixels: Pixels = np.asarray(picture)
+        high, wide = pixels.shape[:2]
+        size = self._resized(wide, high)
+        if size != (wide, high):
+            pixels = resize(pixels, size, self.interpolation)
+        if size[0] < self.width or size[1] < self.height:
+            pixels = self._bordered(pixels)
+        high, wide = pixels.shape[:2]
+        left = round((wide - self.width) / 2.0)
+        top = round((high - self.height) / 2.0)
+        return np.array(pixels[top : top + self.height, left : left + self.width])
+
+    @property
+    def _wide(self) -> int:
+        return math.floor(self.width / self.crop_pct)
+
+    @property
+    def _high(self) -> int:
+        return math.floor(self.height / self.crop_pct)
 
     def _resized(self, w: int, h: int) -> tuple[int, int]:
         """Width and height before the crop; the rounding differs from case to case as it does in timm."""
-        wide, high = math.floor(self.width / self.crop_pct), math.floor(self.height / self.crop_pct)
+        wide, high = self._wide, self._high
         if self.crop_mode == "squash":
             return wide, high
         if self.crop_mode == "center" and wide == high:
@@ -83,12 +92,13 @@ class Preprocessing:
         ratio = (max if self.crop_mode == "border" else min)(w / wide, h / high)
         return max(1, round(w / ratio)), max(1, round(h / ratio))
 
-    def _bordered(self, image: Image.Image) -> Image.Image:
+    def _bordered(self, pixels: Pixels) -> Pixels:
         """Put the picture in the middle of a canvas of the mean colour that holds the crop."""
-        size = (max(self.width, image.width), max(self.height, image.height))
-        red, green, blue = (round(255 * v) for v in self.mean)
-        canvas = Image.new("RGB", size, (red, green, blue))
-        canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+        high, wide = pixels.shape[:2]
+        canvas = np.empty((max(self.height, high), max(self.width, wide), 3), np.uint8)
+        canvas[:] = [round(255 * v) for v in self.mean]
+        top, left = (canvas.shape[0] - high) // 2, (canvas.shape[1] - wide) // 2
+        canvas[top : top + high, left : left + wide] = pixels
         return canvas
 
     def to_dict(self) -> dict[str, Any]:

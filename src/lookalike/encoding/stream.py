@@ -12,11 +12,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from lookalike.data.images import read_image
-from lookalike.encoding.engine import Pixels
+from lookalike.data.images import read_pixels
 from lookalike.encoding.preprocessing import Preprocessing
+from lookalike.encoding.resizing import resize_for
 from lookalike.errors import OptionError, UnreadableImage
-from lookalike.types import Skipped
+from lookalike.types import Pixels, Skipped
 
 BATCH_SIZE = 16
 S = TypeVar("S")
@@ -61,10 +61,12 @@ def batches(
     """
     distinct = tuple(dict.fromkeys(wanted))
     slot = [distinct.index(p) for p in wanted]
+    at_least = max(p.at_least for p in distinct)
+    resize = resize_for(len(sources))
 
     def prepare(source: Source) -> tuple[Pixels, ...]:
-        image = read_image(source.path)
-        return tuple(p.pixels(image) for p in distinct)
+        picture = read_pixels(source.path, at_least)
+        return tuple(p.pixels(picture, resize) for p in distinct)
 
     done = 0
     for results in map_ahead(sources, prepare, batch_size):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from lookalike.encoding.engine import Pixels
 from lookalike.encoding.preprocessing import Preprocessing
-from lookalike.types import Vectors
+from lookalike.types import Pixels, Vectors
 
 
 class Session(Protocol):
@@ -42,7 +41,8 @@ class ExportedMember:
     Attributes:
         backbone, preprocessing, dim, fingerprint, trained: as in `Engine`.
         session: computes.
-        origin: the bundle that it was loaded from; None for one that was never saved.
+        file: of its graph.
+        row: what a bundle says of it.
 
     """
 
@@ -52,7 +52,8 @@ class ExportedMember:
     fingerprint: str
     trained: str
     session: Session
-    origin: Path | None = None
+    file: Path
+    row: Mapping[str, Any]
 
     @property
     def runtime(self) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lookalike.encoding.engine import Pixels
 from lookalike.errors import MissingExtra, ModelError
-from lookalike.types import Vectors
+from lookalike.types import Pixels, Vectors
 
 RUNTIME = "onnxruntime"
 BATCH_SIZE = 8

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lookalike.encoding.engine import Pixels
 from lookalike.errors import MissingExtra, ModelError
-from lookalike.types import Vectors
+from lookalike.types import Pixels, Vectors
 
 if TYPE_CHECKING:
     from lookalike.backbones import Member

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lookalike.encoding.engine import Pixels
 from lookalike.errors import MissingExtra
+from lookalike.types import Pixels
 
 CALIBRATION_IMAGES = 300
 """Pictures that the ranges of activations are read from."""

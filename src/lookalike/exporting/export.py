@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lookalike.backbones import Member, family_of, load_bundle, members_of
-from lookalike.data import Dataset, Item, load_dataset, read_image, with_validation
+from lookalike.backbones import Member, family_of, members_of
+from lookalike.backbones import load_bundle as load_weights
+from lookalike.data import Dataset, Item, load_dataset, with_validation
+from lookalike.data.images import read_pixels
 from lookalike.encoding import Encoder
-from lookalike.encoding.engine import Pixels
-from lookalike.encoding.facts import FACTS, read_facts
+from lookalike.encoding.facts import read_facts
+from lookalike.encoding.resizing import by_torch
 from lookalike.encoding.stream import map_ahead
-from lookalike.engines import bundle, onnx, openvino
+from lookalike.engines import onnx, openvino
+from lookalike.engines.bundle import graph_file, is_exported, load_bundle, open_member, save_bundle
 from lookalike.engines.quantise import CALIBRATION_IMAGES, quantise
 from lookalike.errors import DataError, OptionError
 from lookalike.exporting.parity import Parity, compare, generated, measured
-from lookalike.files import new_folder, require_free, write_json
+from lookalike.files import require_free
 from lookalike.progress import SILENT, Progress
-from lookalike.types import Skipped
+from lookalike.types import Pixels, Skipped
 
 FORMATS = {"openvino": openvino.RUNTIME, "onnx": onnx.RUNTIME}
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
@@ -76,29 +80,29 @@ def export(
     if not replace:
         require_free(out)
     facts = read_facts(model)
-    if "runtime" in facts:
+    if is_exported(facts):
         raise OptionError(f"{model} is an exported model; give the bundle that it was exported from.")
-    encoder = load_bundle(model)
+    encoder = load_weights(model)
     cut = None if data is None else _as_trained(data, facts)
-    with new_folder(out, replace=replace) as folder:
-        for n, member in enumerate(members_of(encoder)):
+    with tempfile.TemporaryDirectory(prefix="lookalike-export-") as folder:
+        members = []
+        for n, (member, row) in enumerate(zip(members_of(encoder), facts["members"], strict=True)):
             progress.say(f"{member.backbone}: to {format}, {precision}")
             pictures = _calibration(member, cut, progress) if cut is not None and precision == "int8" else None
-            _write_graph(member, folder / bundle.graph_file(n, runtime), runtime, precision, pictures)
-        bundle.write_facts(
-            folder,
-            encoder,
-            runtime=runtime,
-            precision=precision,
-            origin=facts,
-            facts={},
-            versions=_versions(runtime, precision),
-        )
-        found = _parity(encoder, bundle.load_bundle(folder), cut, progress)
+            file = Path(folder) / graph_file(n, runtime)
+            _write_graph(member, file, runtime, precision, pictures)
+            members.append(open_member(file, row, runtime=runtime, precision=precision))
+        exported = Encoder(members, encoder.how, encoder.alignments)
+        found = _parity(encoder, exported, cut, progress)
         progress.say(f"{encoder.name}: {found}")
         found.require(precision, tolerance)
-        write_json(folder / FACTS, {**read_facts(folder), "parity": found.to_dict()})
-    return bundle.load_bundle(out)
+        own = {
+            "exported_from": encoder.fingerprint,
+            "parity": found.to_dict(),
+            "versions": _versions(runtime, precision),
+        }
+        save_bundle(exported, out, facts={**facts, **own}, replace=replace)
+    return load_bundle(out)
 
 
 def _chosen(format: str, precision: str) -> tuple[str, str]:
@@ -149,7 +153,7 @@ def _pixels(member: Member, items: Sequence[Item], progress: Progress, task: str
     """Return what a member is shown of the images that can be read."""
 
     def prepare(item: Item) -> Pixels:
-        return member.preprocessing.pixels(read_image(item.path))
+        return member.preprocessing.pixels(read_pixels(item.path, member.preprocessing.at_least), by_torch)
 
     found: list[Pixels] = []
     for batch in map_ahead(items, prepare, 16):

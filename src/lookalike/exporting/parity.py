@@ -10,10 +10,10 @@ import numpy as np
 
 from lookalike.data import Item
 from lookalike.encoding import Encoder, Engine
-from lookalike.encoding.engine import Pixels
 from lookalike.errors import ModelError
 from lookalike.evaluation import Measure, evaluate_embeddings
 from lookalike.progress import SILENT, Progress
+from lookalike.types import Pixels
 
 MEASURES = ("precision@3", "hit@1", "map@r")
 DECISIVE = "precision@3"

@@ -202,8 +202,8 @@ def _asked_for(model: Encoder | Path | str, weights: Weights) -> dict[str, Any] 
 
 def _stored_model(place: Path, asked: dict[str, Any] | None) -> Encoder | None:
     """Load the folder's own model when the same words led to it: its head was learnt then and stays as it is."""
-    from lookalike.backbones.bundle import load_bundle
     from lookalike.encoding.facts import is_bundle, read_facts
+    from lookalike.engines import load_bundle
 
     if asked is None or not is_bundle(place):
         return None

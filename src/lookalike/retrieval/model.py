@@ -58,12 +58,14 @@ def resolve_model(
     """
     if not isinstance(model, str | Path):
         return model
-    from lookalike.backbones import build_member, load_bundle
     from lookalike.encoding import Encoder
+    from lookalike.engines import load_bundle
 
     place = bundle_at(model)
     if place is not None:
         return load_bundle(place)
+    from lookalike.backbones import build_member
+
     names = _backbone_names(str(model))
     members = [build_member(name, weights_of(weights, name), seed=seed) for name in names]
     sample = evenly_spaced(fit_on or (), FIT_IMAGES, seed=seed)

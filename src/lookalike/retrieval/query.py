@@ -72,12 +72,12 @@ def load_index(path: Path | str) -> LoadedIndex:
     """
     path = Path(path)
     index = Index.load(path)
-    from lookalike.backbones.bundle import load_bundle
     from lookalike.encoding.facts import is_bundle  # as in `search`
+    from lookalike.engines import load_bundle
 
     if not is_bundle(path / MODEL):
         raise StorageError(f"{path} has no {MODEL} folder to embed queries with; make the index again.")
-    encoder = load_bundle(path / MODEL)
+    encoder = load_bundle(path / MODEL, single=True)
     index.require_model(encoder.fingerprint, f"the model in {path / MODEL}")
     return LoadedIndex(index, encoder)
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from lookalike.data import Item, read_image
+from lookalike.data import Item
+from lookalike.data.images import read_pixels
 from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.encoding.stream import map_ahead
 from lookalike.errors import ModelError
@@ -277,7 +279,8 @@ def _batches(
         if row < 0:
             return np.zeros((view.height, view.width, 3), np.uint8)
         item, seed = items[row], trainee.seed
-        return augmented(read_image(item.path), view, recipe, seed=seed, epoch=epoch, item_id=item.id, turn=turn)
+        image = Image.fromarray(read_pixels(item.path, view.at_least))
+        return augmented(image, view, recipe, seed=seed, epoch=epoch, item_id=item.id, turn=turn)
 
     shown = [(int(row), int(turn)) for share in padded for row, turn in share]
     for number, results in enumerate(map_ahead(shown, prepare, size)):
