@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lookalike.engines import load_bundle, save_bundle
     from lookalike.errors import LookalikeError
     from lookalike.evaluation import Evaluation, Measure
+    from lookalike.exporting import export
     from lookalike.indexing import Index
     from lookalike.retrieval import embed, evaluate, index, search, submit
     from lookalike.training import Recipe, TrainingOptions, recipes, refit, train
@@ -53,6 +54,7 @@ _HOMES = {
     "demo": "bench.demo",
     "embed": "retrieval",
     "evaluate": "retrieval",
+    "export": "exporting",
     "index": "retrieval",
     "load_bundle": "engines",
     "load_dataset": "data",
@@ -85,6 +87,7 @@ __all__ = [
     "demo",
     "embed",
     "evaluate",
+    "export",
     "index",
     "load_bundle",
     "load_dataset",

@@ -56,18 +56,7 @@ def save_bundle(
         state.update({f"members.{n}.{k}": v for k, v in member.state().items()})
         if alignment is not None:
             state[f"members.{n}.alignment"] = torch.from_numpy(np.ascontiguousarray(alignment))
-        rows.append(
-            {
-                "backbone": member.backbone,
-                "timm_name": member.timm_name,
-                "head": {"kind": "ProjectionHead", "features": member.features_width, "dim": member.dim},
-                "preprocessing": member.preprocessing.to_dict(),
-                **({} if member.adaptation.changes_nothing else {"adaptation": member.adaptation.to_dict()}),
-                "origin": member.origin,
-                "fingerprint": member.fingerprint,
-                "aligned": alignment is not None,
-            }
-        )
+        rows.append({**member_row(member), "aligned": alignment is not None})
     description = {
         "format": FORMAT,
         "name": encoder.name,
@@ -92,6 +81,19 @@ def save_bundle(
         if further is not None:
             further(folder)
     return out
+
+
+def member_row(member: Member) -> dict[str, Any]:
+    """Return what `bundle.json` says of a member."""
+    return {
+        "backbone": member.backbone,
+        "timm_name": member.timm_name,
+        "head": {"kind": "ProjectionHead", "features": member.features_width, "dim": member.dim},
+        "preprocessing": member.preprocessing.to_dict(),
+        **({} if member.adaptation.changes_nothing else {"adaptation": member.adaptation.to_dict()}),
+        "origin": member.origin,
+        "fingerprint": member.fingerprint,
+    }
 
 
 def load_bundle(path: Path | str) -> Encoder:

@@ -52,6 +52,30 @@ weights_option = click.option(
     help="Weights for a backbone given by name: a safetensors file, or 'none' for random ones. "
     "With several backbones say which: resnet50=FILE.  [default: pretrained]",
 )
+
+
+def engine_options(precision: str) -> Callable[[F], F]:
+    """Return the options that say what computes; `precision` is the second one's default."""
+
+    def add(command: F) -> F:
+        command = click.option(
+            "--precision",
+            type=click.Choice(["auto", "float32", "bfloat16"]),
+            default=precision,
+            show_default=True,
+            help="auto takes the fastest of the engine.",
+        )(command)
+        return click.option(
+            "--engine",
+            type=click.Choice(["auto", "torch", "openvino"]),
+            default="auto",
+            show_default=True,
+            help="What computes; auto takes what was found to be fastest here. An exported model has its own.",
+        )(command)
+
+    return add
+
+
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Decides splits, order and augmentation."
 )

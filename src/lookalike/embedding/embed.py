@@ -31,13 +31,14 @@ SHARD_SIZE = 512
 TASK = "embedding"
 
 
-def embed_to(
+def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
     images: Iterable[Source | Path | str],
     encoder: Encoder,
     out: Path | str,
     *,
     shard_size: int = SHARD_SIZE,
     batch_size: int | None = None,
+    by: Encoder | None = None,
     facts: Mapping[str, Any] | None = None,
     left_out: Sequence[Skipped] = (),
     progress: Progress = SILENT,
@@ -53,6 +54,7 @@ def embed_to(
         out: a new folder, or one that an earlier call made.
         shard_size: images in a shard, the most that a killed run loses; a folder keeps the size it was begun with.
         batch_size: images a forward pass; None for the encoder's own.
+        by: the same model on another engine, which computes in its place.
         facts: further content of the bundle's description.
         left_out: what could not be given, such as folders that cannot be listed; kept with the files that are skipped.
         progress: told the number of images done.
@@ -84,7 +86,9 @@ def embed_to(
         begin(out, encoder, size)
         keep_model(encoder, out / MODEL, facts)
         again = OldShards(out, old)
-        rows, ids, skipped = _compute(out, encoder, cuts, keys, again=again, batch_size=batch_size, progress=progress)
+        rows, ids, skipped = _compute(
+            out, by or encoder, cuts, keys, again=again, batch_size=batch_size, progress=progress
+        )
         if not ids:
             raise DataError(f"none of the {len(sources)} images can be read, the first is {skipped[0]}.")
         new = EmbeddingFacts(

@@ -8,6 +8,9 @@ from typing import Protocol
 from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.types import Pixels, Vectors
 
+LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
+"""The smallest cosine to torch's float32 embedding of the same picture that an engine may have, by precision."""
+
 
 class Engine(Protocol):
     """A backbone with its head on one runtime.

@@ -37,7 +37,7 @@ def by_torch(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixel
 
     width, height = size
     with torch.inference_mode():
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        x = torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)[None]
         x = torch.nn.functional.interpolate(x, size=(height, width), mode=interpolation, antialias=True)
         out: Pixels = x[0].permute(1, 2, 0).contiguous().numpy()
     return out

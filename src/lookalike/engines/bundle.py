@@ -17,19 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.encoding import Encoder, Preprocessing
+from lookalike.encoding import Encoder
 from lookalike.encoding.facts import FACTS, FORMAT, read_facts
-from lookalike.engines.cache import cache_folder
-from lookalike.engines.exported import ExportedMember, Session
-from lookalike.engines.onnx import RUNTIME as ONNX
-from lookalike.engines.onnx import OnnxSession
-from lookalike.engines.openvino import RUNTIME as OPENVINO
-from lookalike.engines.openvino import OpenVINOSession
+from lookalike.engines.choice import remembered
+from lookalike.engines.exported import ExportedMember
+from lookalike.engines.members import SUFFIXES, member_of, parts_of
 from lookalike.errors import LookalikeError, ModelError
-from lookalike.files import digest, file_digest, new_folder, storage_errors, write_json
+from lookalike.files import new_folder, storage_errors, write_json
 from lookalike.types import Vectors
 
-SUFFIXES = {OPENVINO: ".xml", ONNX: ".onnx"}
 _ALIGNMENTS = "alignments.npz"
 
 
@@ -43,7 +39,8 @@ def load_bundle(path: Path | str, *, single: bool = False) -> Encoder:
 
     Args:
         path: the bundle.
-        single: it will embed single pictures rather than many.
+        single: it will embed single pictures rather than many. Where an engine was chosen for the model before, it is
+            taken, which spares importing torch.
 
     Raises:
         ModelError: no bundle, of a newer format, damaged, or changed since it was saved.
@@ -53,6 +50,9 @@ def load_bundle(path: Path | str, *, single: bool = False) -> Encoder:
     path = Path(path)
     facts = read_facts(path)
     if not is_exported(facts):
+        quick = remembered(facts, single=True) if single else None
+        if quick is not None:
+            return quick
         from lookalike.backbones import load_bundle as load_weights
 
         return load_weights(path)
@@ -128,48 +128,6 @@ def save_bundle(
     return out
 
 
-def open_member(
-    file: Path, row: Mapping[str, Any], *, runtime: str, precision: str, single: bool = False
-) -> ExportedMember:
-    """Make a member of a graph that was just written.
-
-    Args:
-        file: of the graph.
-        row: what its bundle says of the member that the graph was made of.
-        runtime: openvino or onnxruntime.
-        precision: that it is computed in; a graph of int8 is another model, with a fingerprint of its own.
-        single: for single pictures rather than many.
-
-    """
-    sizes = {part.name: part.stat().st_size for part in _parts(file)}
-    fingerprint = str(row["fingerprint"])
-    if precision == "int8":
-        fingerprint = digest(fingerprint, precision, *(file_digest(part) for part in _parts(file)))
-    own = {**row, "runtime": runtime, "precision": precision, "file": file.name, "bytes": sizes}
-    return _member(file, {**own, "fingerprint": fingerprint}, single=single)
-
-
-def open_session(file: Path, runtime: str, precision: str, *, single: bool = False) -> Session:
-    """Load a graph.
-
-    Args:
-        file: of the graph.
-        runtime: openvino or onnxruntime.
-        precision: that it is computed in.
-        single: for single pictures rather than many.
-
-    Raises:
-        ModelError: another runtime, or a damaged file.
-        MissingExtra: the runtime is not installed.
-
-    """
-    if runtime == OPENVINO:
-        return OpenVINOSession(file, precision, throughput=not single, cache=cache_folder() / "compiled")
-    if runtime == ONNX:
-        return OnnxSession(file, precision)
-    raise ModelError(f"there is no runtime named {runtime!r}; known are {', '.join(SUFFIXES)}.")
-
-
 def graph_file(number: int, runtime: str) -> str:
     """Return the name of a member's graph."""
     return f"member-{number}{SUFFIXES[runtime]}"
@@ -177,37 +135,19 @@ def graph_file(number: int, runtime: str) -> str:
 
 def _load_member(path: Path, row: Mapping[str, Any], *, single: bool) -> ExportedMember:
     file = path / str(row["file"])
-    if {part.name: part.stat().st_size for part in _parts(file)} != row["bytes"]:
+    if {part.name: part.stat().st_size for part in parts_of(file)} != row["bytes"]:
         raise ModelError(f"{path} was changed after it was exported ({file.name} differs); export the model again.")
-    return _member(file, row, single=single)
-
-
-def _member(file: Path, row: Mapping[str, Any], *, single: bool) -> ExportedMember:
-    return ExportedMember(
-        backbone=str(row["backbone"]),
-        preprocessing=Preprocessing.from_dict(row["preprocessing"]),
-        dim=int(row["head"]["dim"]),
-        fingerprint=str(row["fingerprint"]),
-        trained=str(row["origin"].get("trained", "frozen")),
-        session=open_session(file, str(row["runtime"]), str(row["precision"]), single=single),
-        file=file,
-        row=row,
-    )
+    return member_of(file, row, single=single)
 
 
 def _copy_member(member: ExportedMember, number: int, folder: Path) -> dict[str, Any]:
     """Copy a member's graph under its number, and return its row."""
     target = folder / graph_file(number, member.runtime)
-    for part in _parts(member.file):
+    for part in parts_of(member.file):
         with storage_errors(target):
             shutil.copyfile(part, target.with_suffix(part.suffix))
-    sizes = {part.name: part.stat().st_size for part in _parts(target)}
+    sizes = {part.name: part.stat().st_size for part in parts_of(target)}
     return {**member.row, "file": target.name, "bytes": sizes}
-
-
-def _parts(file: Path) -> list[Path]:
-    weights = file.with_suffix(".bin")
-    return [file, weights] if file.suffix == SUFFIXES[OPENVINO] else [file]
 
 
 def _read_alignments(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Vectors | None]:

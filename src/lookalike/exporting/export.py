@@ -19,7 +19,8 @@ from lookalike.encoding.facts import read_facts
 from lookalike.encoding.resizing import by_torch
 from lookalike.encoding.stream import map_ahead
 from lookalike.engines import onnx, openvino
-from lookalike.engines.bundle import graph_file, is_exported, load_bundle, open_member, save_bundle
+from lookalike.engines.bundle import graph_file, is_exported, load_bundle, save_bundle
+from lookalike.engines.members import open_member
 from lookalike.engines.quantise import CALIBRATION_IMAGES, quantise
 from lookalike.errors import DataError, OptionError
 from lookalike.exporting.parity import Parity, compare, generated, measured

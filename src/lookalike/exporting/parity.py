@@ -10,6 +10,7 @@ import numpy as np
 
 from lookalike.data import Item
 from lookalike.encoding import Encoder, Engine
+from lookalike.encoding.engine import LEAST_COSINE
 from lookalike.errors import ModelError
 from lookalike.evaluation import Measure, evaluate_embeddings
 from lookalike.progress import SILENT, Progress
@@ -17,8 +18,6 @@ from lookalike.types import Pixels
 
 MEASURES = ("precision@3", "hit@1", "map@r")
 DECISIVE = "precision@3"
-LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
-"""The smallest cosine between a picture's two embeddings that passes, by precision."""
 BATCH = 8
 """Pictures are embedded one by one and so many at once."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from lookalike.data import Dataset, Item, Split
 from lookalike.data.folders import and_skipped
 from lookalike.encoding import Encoder
+from lookalike.engines.choice import require_engine
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import (
     Evaluation,
@@ -23,7 +24,7 @@ from lookalike.evaluation import (
 from lookalike.files import require_free
 from lookalike.indexing import Index
 from lookalike.progress import SILENT, Progress
-from lookalike.retrieval.model import Weights, load_as_trained, resolve_model
+from lookalike.retrieval.model import Weights, load_as_trained, on_engine, resolve_model
 from lookalike.types import Embeddings, Skipped
 
 _USUAL_K = (1, 3, 10)
@@ -36,6 +37,8 @@ def evaluate(
     k: Sequence[int] = (),
     measures: Sequence[str | Measure] = (),
     weights: Weights = "pretrained",
+    engine: str = "auto",
+    precision: str = "float32",
     progress: Progress = SILENT,
 ) -> tuple[Evaluation, tuple[Skipped, ...]]:
     """Measure a model on query and gallery: precision, hit and recall at each k, `map@r`, `mrr`, and further measures.
@@ -46,6 +49,8 @@ def evaluate(
         k: numbers of hits to look at; by default 1, 3 and 10, as far as the gallery is as large.
         measures: further ones, such as `ndcg@10`.
         weights: for a name, as in `train`.
+        engine: as in `embed`.
+        precision: as in `embed`; by default the figures are those of full precision.
         progress: is told what happens.
 
     Returns:
@@ -56,6 +61,7 @@ def evaluate(
         OptionError: for an unknown measure, or one that looks deeper than the gallery is.
 
     """
+    require_engine(engine, precision)
     data = data if isinstance(data, Dataset) else load_as_trained(data, model)
     _measures(k, measures)  # a wrong one is told before the work
     _require_test(data)
@@ -63,7 +69,7 @@ def evaluate(
         raise DataError(
             f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'."
         )
-    queries, gallery, skipped = _embed_test(data, model, weights, progress)
+    queries, gallery, skipped = _embed_test(data, model, weights, (engine, precision), progress)
     chosen = _measures(k or [n for n in _USUAL_K if n == 1 or n <= len(gallery)], measures)
     found = evaluate_embeddings(queries, gallery, _labels(data.query), _labels(data.gallery), chosen)
     return found, (*skipped, *queries.skipped, *gallery.skipped)
@@ -77,7 +83,7 @@ def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measu
     return parse_measures([*names, "map@r", "mrr", *further])
 
 
-def submit(
+def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     data: Dataset | Path | str,
     model: Encoder | Path | str,
     *,
@@ -85,6 +91,8 @@ def submit(
     group: str = "lookalike",
     out: Path | str,
     weights: Weights = "pretrained",
+    engine: str = "auto",
+    precision: str = "float32",
     progress: Progress = SILENT,
 ) -> tuple[Submission, tuple[Skipped, ...]]:
     """Write the submission of a model for a data folder's queries, checked before it is written.
@@ -96,6 +104,8 @@ def submit(
         group: its name stands in the file.
         out: a `.json` or `.csv` file that does not exist yet.
         weights: for a name, as in `train`.
+        engine: as in `embed`.
+        precision: as in `evaluate`.
         progress: is told what happens.
 
     Returns:
@@ -109,11 +119,12 @@ def submit(
     """
     out = Path(out)
     submission_format(out)
+    require_engine(engine, precision)
     require_free(out)
     data = data if isinstance(data, Dataset) else load_as_trained(data, model)
     _require_all_queries(data)
     _require_test(data)
-    queries, gallery, skipped = _embed_test(data, model, weights, progress)
+    queries, gallery, skipped = _embed_test(data, model, weights, (engine, precision), progress)
     submission = build_submission(Index.build(gallery).search(queries, top_k), group)
     validate_submission(
         submission, [i.id for i in data.query], [i.id for i in data.gallery], top_k, skipped=queries.skipped
@@ -143,13 +154,14 @@ def _labels(items: Sequence[Item]) -> dict[str, str]:
 
 
 def _embed_test(
-    data: Dataset, model: Encoder | Path | str, weights: Weights, progress: Progress
+    data: Dataset, model: Encoder | Path | str, weights: Weights, way: tuple[str, str], progress: Progress
 ) -> tuple[Embeddings, Embeddings, tuple[Skipped, ...]]:
     """Embed query and gallery; also return what was skipped besides: folders, and images to learn a head from."""
     skipped = list(data.skipped)
     encoder = resolve_model(
         model, fit_on=data.training or data.gallery, weights=weights, skip=skipped.append, progress=progress
     )
+    encoder = on_engine(encoder, (*data.query, *data.gallery), way, progress)
     queries = encoder.embed(data.query, progress=progress, task="queries")
     gallery = encoder.embed(data.gallery, progress=progress, task="gallery")
     for part, found in (("query", queries), ("gallery", gallery)):

@@ -18,11 +18,12 @@ from lookalike.embedding import (
     load_embeddings,
     read_embedding_facts,
 )
+from lookalike.engines.choice import require_engine
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.files import file_digest, new_folder, require_free, require_writable
 from lookalike.indexing import Index, require_min_recall
 from lookalike.progress import SILENT, Progress
-from lookalike.retrieval.model import MODEL, Weights, bundle_at, resolve_model, weights_of
+from lookalike.retrieval.model import MODEL, Weights, bundle_at, on_engine, resolve_model, weights_of
 from lookalike.types import Embeddings, Skipped
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def embed(
     *,
     out: Path | str,
     weights: Weights = "pretrained",
+    engine: str = "auto",
+    precision: str = "auto",
     progress: Progress = SILENT,
 ) -> Embeddings:
     """Embed every image in a folder; a run that was stopped goes on where it was, changed files are embedded again.
@@ -53,6 +56,8 @@ def embed(
         model: as in `resolve_model`; a name's head is learnt from the images, once: a folder keeps the model it has.
         out: the folder of embeddings.
         weights: for a name.
+        engine: what computes: auto, torch or openvino; auto takes what this machine was found to be fastest with.
+        precision: auto, float32 or bfloat16; auto takes the fastest.
         progress: is told what happens.
 
     Raises:
@@ -64,16 +69,19 @@ def embed(
     """
     found = images_in(Path(images))
     require_writable(Path(out))
-    return _embed(found, model, Path(out), weights, progress)
+    require_engine(engine, precision)
+    return _embed(found, model, Path(out), weights, (engine, precision), progress)
 
 
-def index(
+def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     images: Path | str,
     model: Encoder | Path | str | None = None,
     *,
     out: Path | str,
     weights: Weights = "pretrained",
     min_recall: float = 1.0,
+    engine: str = "auto",
+    precision: str = "auto",
     replace: bool = False,
     progress: Progress = SILENT,
 ) -> MadeIndex:
@@ -88,6 +96,8 @@ def index(
         out: the index's folder, put in place in one step.
         weights: for a backbone's name.
         min_recall: as in `Index.build`.
+        engine: as in `embed`.
+        precision: as in `embed`.
         replace: take the place of an older index.
         progress: is told what happens.
 
@@ -101,6 +111,7 @@ def index(
     """
     images, out = Path(images), Path(out)
     require_min_recall(min_recall)
+    require_engine(engine, precision)
     if not replace:
         require_free(out)
     require_folder(images)
@@ -111,7 +122,7 @@ def index(
         raise OptionError(f"{images} holds no embeddings, so a model is needed; give a bundle or a backbone's name.")
     gallery = gallery_of(images, progress)
     work = out.with_name(out.name + ".embedding")
-    _embed(gallery, model, work, weights, progress)
+    _embed(gallery, model, work, weights, (engine, precision), progress)
     made = _write_index(work, gallery.metadata, out, min_recall=min_recall, replace=replace)
     shutil.rmtree(work, ignore_errors=True)
     return made
@@ -177,7 +188,14 @@ def images_in(folder: Path) -> Gallery:
     return Gallery(sources, sources, {}, tuple(skipped))
 
 
-def _embed(found: Gallery, model: Encoder | Path | str, out: Path, weights: Weights, progress: Progress) -> Embeddings:
+def _embed(
+    found: Gallery,
+    model: Encoder | Path | str,
+    out: Path,
+    weights: Weights,
+    way: tuple[str, str],
+    progress: Progress,
+) -> Embeddings:
     """Embed with the model that is asked for, or with the one that the same words led to when the folder was begun."""
     asked = _asked_for(model, weights)
     before = _stored_model(out / MODEL, asked)
@@ -188,7 +206,8 @@ def _embed(found: Gallery, model: Encoder | Path | str, out: Path, weights: Weig
     facts = asked and {"asked_for": asked}
     own = {source.path for source in found.sources}  # embedding them says itself which of them cannot be read
     left_out = [one for one in left_out if one.path not in own]
-    return embed_to(found.sources, encoder, out, facts=facts, left_out=left_out, progress=progress)
+    by = on_engine(encoder, found.sources, way, progress)
+    return embed_to(found.sources, encoder, out, by=by, facts=facts, left_out=left_out, progress=progress)
 
 
 def _asked_for(model: Encoder | Path | str, weights: Weights) -> dict[str, Any] | None:

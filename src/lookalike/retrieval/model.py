@@ -25,6 +25,8 @@ Weights = str | Path | Mapping[str, str | Path]
 MODEL = "model"
 """Name of the bundle inside a folder of embeddings or an index."""
 
+_TRIAL_PICTURES = 48
+
 FIT_IMAGES = 2000
 """A head is learnt from at most so many images; more change its principal components little."""
 
@@ -75,6 +77,15 @@ def resolve_model(
     joined = ", their embeddings joined end to end" if len(names) > 1 else ""  # an average needs images to align by
     progress.say(f"{model}: without images to learn a head from, a random projection is taken{joined}")
     return Encoder(members, how="concat")
+
+
+def on_engine(encoder: Encoder, images: Sequence[Source], way: tuple[str, str], progress: Progress = SILENT) -> Encoder:
+    """Return the same model on the engine and in the precision that are asked for, for these images."""
+    from lookalike.engines import accelerated
+
+    engine, precision = way
+    pictures = [source.path for source in evenly_spaced(images, _TRIAL_PICTURES, seed=0)]
+    return accelerated(encoder, pictures, count=len(images), engine=engine, precision=precision, progress=progress)
 
 
 def bundle_at(model: Path | str) -> Path | None:

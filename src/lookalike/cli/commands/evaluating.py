@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import click
 
 from lookalike.cli.command import Command
-from lookalike.cli.options import data_argument, json_option, model_option, model_weights, out_option, weights_option
+from lookalike.cli.options import (
+    data_argument,
+    engine_options,
+    json_option,
+    model_option,
+    model_weights,
+    out_option,
+    weights_option,
+)
 from lookalike.cli.output import print_json, print_table
 from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import counted, display_path
@@ -18,6 +27,7 @@ from lookalike.cli.wording import counted, display_path
 @data_argument
 @model_option
 @weights_option
+@engine_options("float32")
 @click.option(
     "-k",
     type=int,
@@ -33,7 +43,11 @@ from lookalike.cli.wording import counted, display_path
 )
 @json_option
 def evaluate(
-    data: Path, model: str, weights: tuple[str, ...], k: tuple[int, ...], measures: tuple[str, ...], as_json: bool
+    data: Path,
+    model: str,
+    weights: tuple[str, ...],
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Measure a model on DATA's query and gallery, with 95 % intervals.
 
@@ -48,7 +62,7 @@ def evaluate(
     from lookalike.retrieval import evaluate as run_evaluate
 
     with closing(Terminal()) as terminal:
-        found, skipped = run_evaluate(data, model, k=k, measures=measures, weights=chosen, progress=terminal)
+        found, skipped = run_evaluate(data, model, weights=chosen, progress=terminal, **values)
     list_skipped(terminal, skipped)
     if found.note():
         terminal.say(found.note())
@@ -65,10 +79,11 @@ def evaluate(
 @data_argument
 @model_option
 @weights_option
+@engine_options("float32")
 @click.option("-k", "top_k", type=int, default=10, show_default=True, help="Gallery names for each query.")
 @click.option("--group", default="lookalike", show_default=True, help="The group's name in the file.")
 @out_option("The file to write, .json or .csv; must not exist yet.")
-def submit(data: Path, model: str, weights: tuple[str, ...], top_k: int, group: str, out: Path) -> None:
+def submit(data: Path, model: str, weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Write a submission: for every query of DATA the names of its k nearest gallery images, validated.
 
     \b
@@ -79,9 +94,7 @@ def submit(data: Path, model: str, weights: tuple[str, ...], top_k: int, group: 
     from lookalike.retrieval import submit as run_submit
 
     with closing(Terminal()) as terminal:
-        submission, skipped = run_submit(
-            data, model, top_k=top_k, group=group, out=out, weights=chosen, progress=terminal
-        )
+        submission, skipped = run_submit(data, model, out=out, weights=chosen, progress=terminal, **values)
     list_skipped(terminal, skipped)
-    terminal.say(f"{len(submission['images'])} queries, {counted(top_k, 'gallery image')} each")
+    terminal.say(f"{len(submission['images'])} queries, {counted(values['top_k'], 'gallery image')} each")
     click.echo(display_path(out))

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import click
 
 from lookalike.cli.command import GOES_ON, Command
-from lookalike.cli.options import PATH, json_option, model_option, model_weights, out_option, weights_option
+from lookalike.cli.options import (
+    PATH,
+    engine_options,
+    json_option,
+    model_option,
+    model_weights,
+    out_option,
+    weights_option,
+)
 from lookalike.cli.output import print_json, print_table
 from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import counted, display_path, typed_path
@@ -20,8 +29,9 @@ from lookalike.types import Skipped
 @click.argument("images", type=PATH)
 @model_option
 @weights_option
+@engine_options("auto")
 @out_option("The folder of embeddings; one that an earlier run made is brought up to date.")
-def embed(images: Path, model: str, weights: tuple[str, ...], out: Path) -> None:
+def embed(images: Path, model: str, weights: tuple[str, ...], out: Path, **way: str) -> None:
     """Embed every image in a folder; a run that was killed goes on where it was.
 
     The result holds the vectors, their ids, the model's fingerprint, and the model itself.
@@ -34,7 +44,7 @@ def embed(images: Path, model: str, weights: tuple[str, ...], out: Path) -> None
     from lookalike.retrieval import embed as run_embed
 
     with closing(Terminal()) as terminal:
-        made = run_embed(images, model, out=out, weights=chosen, progress=terminal)
+        made = run_embed(images, model, out=out, weights=chosen, **way, progress=terminal)
     done = f"{counted(len(made), 'image')} embedded, {made.dim} dimensions"
     following = f"index {typed_path(out)} --out {typed_path(out.with_suffix('.index'))}"
     _say_made(terminal, out, made.skipped, done, following)
@@ -44,6 +54,7 @@ def embed(images: Path, model: str, weights: tuple[str, ...], out: Path) -> None
 @click.argument("images", type=PATH)
 @click.option("--model", metavar="BUNDLE|NAME", help="As in 'embed'; not needed for a folder that 'embed' made.")
 @weights_option
+@engine_options("auto")
 @click.option(
     "--min-recall",
     type=float,
@@ -52,7 +63,7 @@ def embed(images: Path, model: str, weights: tuple[str, ...], out: Path) -> None
     help="Share of the exact hits to find at least; the index is exact and finds all.",
 )
 @out_option("The index's folder; must not exist yet.")
-def index(images: Path, model: str | None, weights: tuple[str, ...], min_recall: float, out: Path) -> None:
+def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Make a search index of a folder of images, or of a folder that 'embed' made.
 
     \b
@@ -64,7 +75,7 @@ def index(images: Path, model: str | None, weights: tuple[str, ...], min_recall:
     from lookalike.retrieval import index as run_index
 
     with closing(Terminal()) as terminal:
-        made = run_index(images, model, out=out, weights=chosen, min_recall=min_recall, progress=terminal)
+        made = run_index(images, model, out=out, weights=chosen, progress=terminal, **values)
     done = f"{counted(len(made.index), 'image')} indexed"
     _say_made(terminal, out, made.skipped, done, f"search {typed_path(out)} PICTURE")
 

@@ -1,0 +1,81 @@
+"""From a graph in a file to a member."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lookalike.encoding import Preprocessing
+from lookalike.engines.cache import cache_folder
+from lookalike.engines.exported import ExportedMember, Session
+from lookalike.engines.onnx import RUNTIME as ONNX
+from lookalike.engines.onnx import OnnxSession
+from lookalike.engines.openvino import RUNTIME as OPENVINO
+from lookalike.engines.openvino import OpenVINOSession
+from lookalike.errors import ModelError
+from lookalike.files import digest, file_digest
+
+SUFFIXES = {OPENVINO: ".xml", ONNX: ".onnx"}
+
+
+def open_member(
+    file: Path, row: Mapping[str, Any], *, runtime: str, precision: str, single: bool = False
+) -> ExportedMember:
+    """Make a member of a graph that was just written.
+
+    Args:
+        file: of the graph.
+        row: what its bundle says of the member that the graph was made of.
+        runtime: openvino or onnxruntime.
+        precision: that it is computed in; a graph of int8 is another model, with a fingerprint of its own.
+        single: for single pictures rather than many.
+
+    """
+    sizes = {part.name: part.stat().st_size for part in parts_of(file)}
+    fingerprint = str(row["fingerprint"])
+    if precision == "int8":
+        fingerprint = digest(fingerprint, precision, *(file_digest(part) for part in parts_of(file)))
+    own = {**row, "runtime": runtime, "precision": precision, "file": file.name, "bytes": sizes}
+    return member_of(file, {**own, "fingerprint": fingerprint}, single=single)
+
+
+def open_session(file: Path, runtime: str, precision: str, *, single: bool = False) -> Session:
+    """Load a graph.
+
+    Args:
+        file: of the graph.
+        runtime: openvino or onnxruntime.
+        precision: that it is computed in.
+        single: for single pictures rather than many.
+
+    Raises:
+        ModelError: another runtime, or a damaged file.
+        MissingExtra: the runtime is not installed.
+
+    """
+    if runtime == OPENVINO:
+        return OpenVINOSession(file, precision, throughput=not single, cache=cache_folder() / "compiled")
+    if runtime == ONNX:
+        return OnnxSession(file, precision)
+    raise ModelError(f"there is no runtime named {runtime!r}; known are {', '.join(SUFFIXES)}.")
+
+
+def member_of(file: Path, row: Mapping[str, Any], *, single: bool) -> ExportedMember:
+    """Make a member of a graph and of what its bundle says of it."""
+    return ExportedMember(
+        backbone=str(row["backbone"]),
+        preprocessing=Preprocessing.from_dict(row["preprocessing"]),
+        dim=int(row["head"]["dim"]),
+        fingerprint=str(row["fingerprint"]),
+        trained=str(row["origin"].get("trained", "frozen")),
+        session=open_session(file, str(row["runtime"]), str(row["precision"]), single=single),
+        file=file,
+        row=row,
+    )
+
+
+def parts_of(file: Path) -> list[Path]:
+    """Return all files that a graph is kept in."""
+    weights = file.with_suffix(".bin")
+    return [file, weights] if file.suffix == SUFFIXES[OPENVINO] else [file]
