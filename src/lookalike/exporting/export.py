@@ -35,7 +35,7 @@ GOLDEN = 64
 
 
 def export(
-    model: Path | str,
+    bundle: Path | str,
     *,
     out: Path | str,
     format: str = "openvino",
@@ -51,7 +51,7 @@ def export(
     its `bundle.json` under `parity`.
 
     Args:
-        model: a bundle.
+        bundle: a folder that `train` or `benchmark` made.
         out: the folder.
         format: `openvino` or `onnx`.
         precision: float32, bfloat16 (OpenVINO only) or int8; auto takes bfloat16 with OpenVINO, else float32.
@@ -72,7 +72,7 @@ def export(
         StorageError: `out` is taken or cannot be written.
 
     """
-    model, out = Path(model), Path(out)
+    bundle, out = Path(bundle), Path(out)
     runtime, precision = _chosen(format, precision)
     if precision == "int8" and data is None:
         raise OptionError("int8 needs the data that the bundle was trained on, to calibrate and to measure with.")
@@ -80,10 +80,10 @@ def export(
         raise OptionError(f"tolerance must be at least 0, got {tolerance}.")
     if not replace:
         require_free(out)
-    facts = read_facts(model)
+    facts = read_facts(bundle)
     if is_exported(facts):
-        raise OptionError(f"{model} is an exported model; give the bundle that it was exported from.")
-    encoder = load_weights(model)
+        raise OptionError(f"{bundle} is an exported model; give the bundle that it was exported from.")
+    encoder = load_weights(bundle)
     cut = None if data is None else _as_trained(data, facts)
     with tempfile.TemporaryDirectory(prefix="lookalike-export-") as folder:
         members = []
