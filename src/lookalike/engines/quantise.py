@@ -43,5 +43,35 @@ def quantise(graph: Any, runtime: str, pictures: Sequence[Pixels], *, transforme
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER if transformer else None,
         fast_bias_correction=False,
-        ignored_scope=nncf.IgnoredScope(types=_IN_FLOAT[runtime], validate=False),
+        ignored_scope=nncf.IgnoredScope(types=_IN_FLOAT[runtime], names=_HEADS[runtime](graph), validate=False),
     )
+
+
+def _openvino_head(graph: Any) -> list[str]:
+    """Return the names of the projection and all after it: lengths and near neighbours need their last bits."""
+    found: list[str] = []
+    waiting = [graph.outputs[0].get_node()]
+    while waiting:
+        node = waiting.pop()
+        found.append(node.get_friendly_name())
+        if node.get_type_name() != "MatMul":
+            waiting += [i.get_source_output().get_node() for i in node.inputs()]
+    return found
+
+
+def _onnx_head(graph: Any) -> list[str]:
+    """Do the same for an ONNX graph."""
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    found: list[str] = []
+    waiting = [graph.graph.output[0].name]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None:
+            continue
+        found.append(node.name)
+        if node.op_type not in ("Gemm", "MatMul"):
+            waiting += node.input
+    return found
+
+
+_HEADS = {"openvino": _openvino_head, "onnxruntime": _onnx_head}

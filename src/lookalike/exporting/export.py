@@ -178,7 +178,7 @@ def _parity(encoder: Encoder, exported: Encoder, data: Dataset | None, progress:
         found, between = compare(member, other, golden)
         cosines.append(found)
         batch.append(between)
-    measures = {} if data is None else measured(encoder, exported, data.validation, progress)
+    measures, loss = ({}, None) if data is None else measured(encoder, exported, data.validation, progress)
     return Parity(
         pictures="generated pictures" if data is None else "validation images",
         images=len(cosines[0]),
@@ -187,6 +187,7 @@ def _parity(encoder: Encoder, exported: Encoder, data: Dataset | None, progress:
         batch_cosine=min(batch),
         validation_images=0 if data is None else len(data.validation),
         measures=measures,
+        loss=loss,
     )
 
 

@@ -1,0 +1,163 @@
+"""Exported bundles: the embeddings of the bundle, through every door that a bundle goes through."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lookalike.data import load_dataset
+from lookalike.encoding.facts import read_facts
+from lookalike.engines import load_bundle
+from lookalike.errors import DataError, MissingExtra, ModelError, OptionError, StorageError
+from lookalike.exporting import export
+from lookalike.retrieval import evaluate, index, search
+
+pytest.importorskip("openvino")
+
+
+@pytest.mark.parametrize(
+    ("format", "precision", "atol"),
+    [("openvino", "float32", 1e-5), ("openvino", "bfloat16", 0.02), ("onnx", "float32", 1e-5)],
+)
+def test_embeddings_are_the_bundles(small_bundle, pictures, tmp_path, format, precision, atol):
+    expected = load_bundle(small_bundle).embed(pictures)
+    exported = export(small_bundle, out=tmp_path / "fast", format=format, precision=precision)
+    for encoder in (exported, load_bundle(tmp_path / "fast"), load_bundle(tmp_path / "fast", single=True)):
+        found = encoder.embed(pictures)
+        np.testing.assert_allclose(found.vectors, expected.vectors, atol=atol)
+        assert found.ids == expected.ids
+        assert found.fingerprint == expected.fingerprint
+
+
+def test_an_ensemble_keeps_its_alignment(ensemble_bundle, pictures, tmp_path):
+    expected = load_bundle(ensemble_bundle).embed(pictures)
+    export(ensemble_bundle, out=tmp_path / "fast", precision="float32")
+    found = load_bundle(tmp_path / "fast").embed(pictures)
+    np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
+    assert found.fingerprint == expected.fingerprint
+    assert sorted(p.name for p in (tmp_path / "fast").iterdir()) == [
+        "alignments.npz",
+        "bundle.json",
+        "member-0.bin",
+        "member-0.xml",
+        "member-1.bin",
+        "member-1.xml",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["openvino", "onnx"])
+def test_int8_is_another_model(small_bundle, photo_folder_original, pictures, tmp_path, format):
+    pytest.importorskip("nncf")
+    exported = export(
+        small_bundle, out=tmp_path / "fast", format=format, precision="int8", data=photo_folder_original, tolerance=50
+    )
+    expected = load_bundle(small_bundle).embed(pictures)
+    found = exported.embed(pictures)
+    assert found.fingerprint != expected.fingerprint
+    cosines = (found.vectors * expected.vectors).sum(1)
+    assert cosines.min() > 0.9
+    assert cosines.max() < 0.99999
+    facts = read_facts(tmp_path / "fast")
+    assert facts["exported_from"] == expected.fingerprint
+    assert facts["parity"]["pictures"] == "validation images"
+    assert facts["parity"]["validation_images"] == 8  # 2 of each class's 6 training images
+    assert set(facts["parity"]["measures"]) == {"precision@3", "hit@1", "map@r"}
+    assert load_bundle(tmp_path / "fast").fingerprint == found.fingerprint
+
+
+def test_what_was_compared_stands_in_the_bundle(small_bundle, photo_folder_original, tmp_path):
+    export(small_bundle, out=tmp_path / "plain", precision="float32")
+    export(small_bundle, out=tmp_path / "measured", precision="float32", data=load_dataset(photo_folder_original))
+    plain, measured = (read_facts(tmp_path / name)["parity"] for name in ("plain", "measured"))
+    assert (plain["pictures"], plain["images"], plain["measures"]) == ("generated pictures", 16, {})
+    assert (measured["pictures"], measured["images"]) == ("validation images", 8)
+    assert measured["loss"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
+    for before, after in measured["measures"].values():
+        assert before == after
+
+
+def test_an_exported_bundle_is_a_model_like_any_other(small_bundle, photo_folder_original, tmp_path):
+    export(small_bundle, out=tmp_path / "fast", precision="float32")
+    expected, _ = evaluate(photo_folder_original, small_bundle)
+    found, _ = evaluate(photo_folder_original, tmp_path / "fast")
+    assert found.to_dict() == expected.to_dict()
+    made = index(photo_folder_original / "test" / "gallery", tmp_path / "fast", out=tmp_path / "index")
+    assert len(made.index) == 12
+    query = next((photo_folder_original / "test" / "query").iterdir())
+    hits = search(tmp_path / "index", [query], top_k=3).hits
+    with_torch = index(photo_folder_original / "test" / "gallery", small_bundle, out=tmp_path / "other", engine="torch")
+    queries = load_bundle(small_bundle).embed([query])
+    assert hits.ids.tolist() == with_torch.index.search(queries, 3).ids.tolist()
+
+
+def test_searching_by_an_exported_bundle_imports_no_torch(small_bundle, photo_folder_original, tmp_path):
+    export(small_bundle, out=tmp_path / "fast")
+    index(photo_folder_original / "test" / "gallery", tmp_path / "fast", out=tmp_path / "index")
+    query = next((photo_folder_original / "test" / "query").iterdir())
+    program = (
+        "import sys\nfrom lookalike.cli.main import run\n"
+        f"code = run(['search', {str(tmp_path / 'index')!r}, {str(query)!r}, '-k', '2', '--json'])\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'matplotlib', 'onnxruntime', 'nncf'} & set(sys.modules)\n"
+        "sys.exit(code or (f'imported: {heavy}' if heavy else 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["queries"][0]["hits"]) == 2
+
+
+def refused(kind, sentence, *args, **given):
+    with pytest.raises(kind) as raised:
+        export(*args, **given)
+    assert str(raised.value).startswith(sentence)
+
+
+def test_what_is_refused(small_bundle, photo_folder_original, tmp_path):
+    out = tmp_path / "fast"
+    refused(OptionError, "int8 needs the data that the bundle", small_bundle, out=out, precision="int8")
+    refused(OptionError, "format must be one of openvino, onnx, got 'tflite'", small_bundle, out=out, format="tflite")
+    refused(OptionError, "precision must be one of auto, float32", small_bundle, out=out, precision="int4")
+    refused(
+        OptionError,
+        "precision must be float32 or int8 with onnx",
+        small_bundle,
+        out=out,
+        format="onnx",
+        precision="bfloat16",
+    )
+    refused(OptionError, "tolerance must be at least 0", small_bundle, out=out, tolerance=-1)
+    refused(ModelError, f"{tmp_path} is not a bundle", tmp_path, out=out)
+    export(small_bundle, out=out, precision="float32")
+    refused(OptionError, f"{out} is an exported model", out, out=tmp_path / "again")
+    refused(StorageError, f"{out} already exists", small_bundle, out=out)
+
+
+def test_other_data_than_the_bundles_is_refused(small_bundle, photo_folder, tmp_path):
+    facts = read_facts(small_bundle)
+    trained = tmp_path / "trained"
+    encoder = load_bundle(small_bundle)
+    from lookalike.engines import save_bundle
+
+    save_bundle(encoder, trained, facts={**facts, "training_data": {"fingerprint": "another"}})
+    refused(DataError, "the bundle was not trained on the images in", trained, out=tmp_path / "fast", data=photo_folder)
+
+
+def test_a_changed_graph_is_refused(small_bundle, tmp_path):
+    out = tmp_path / "fast"
+    export(small_bundle, out=out, precision="float32")
+    with (out / "member-0.bin").open("ab") as handle:
+        handle.write(b"x")
+    with pytest.raises(ModelError, match="was changed after it was exported"):
+        load_bundle(out)
+    (out / "member-0.bin").unlink()
+    with pytest.raises(ModelError, match="export the model again"):
+        load_bundle(out)
+
+
+def test_a_missing_runtime_names_its_extra(small_bundle, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'lookalike\[openvino\]'"):
+        export(small_bundle, out=tmp_path / "fast")
+    assert not (tmp_path / "fast").exists()
