@@ -33,6 +33,14 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let nothing that this machine keeps of models decide, nor what another test left."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("LOOKALIKE_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real data sets `clothing`, `caltech` and `trashnet`; skips where they are absent."""

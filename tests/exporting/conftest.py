@@ -11,14 +11,6 @@ from lookalike.data import load_dataset
 from lookalike.embedding import fitted_encoder
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let nothing that this machine keeps of models decide."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("LOOKALIKE_CACHE", str(folder))
-    return folder
-
-
 @pytest.fixture(scope="session")
 def small_bundle(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One member; never change it."""

@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import json
 import os
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +29,8 @@ from lookalike.engines import openvino
 from lookalike.engines.cache import cache_folder
 from lookalike.engines.machine import processor
 from lookalike.engines.members import open_member
-from lookalike.errors import LookalikeError, MissingExtra, OptionError, UnreadableImage
-from lookalike.files import digest, write_json
+from lookalike.errors import LookalikeError, MissingExtra, OptionError, StorageError, UnreadableImage
+from lookalike.files import digest, storage_errors, write_json
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Pixels
 
@@ -152,7 +153,13 @@ def _placed(
     if ways is None:
         if engine == AUTO and count < WORTH_IT:
             return member
-        ways = _measure(member, pictures, progress)
+        try:
+            ways = _measure(member, pictures, progress)
+        except StorageError as error:
+            if engine != AUTO:
+                raise
+            progress.say(f"{member.backbone}: by torch, as no other engine can be prepared: {error}")
+            return member
     offered = [w for w in ways if engine in (AUTO, w.engine)]
     best = _fastest(offered, precision)
     if best is None:
@@ -193,11 +200,21 @@ def _remember(fingerprint: str, ways: Sequence[Way]) -> None:
 
 
 def _graph(member: Member) -> Path:
-    """Return the member's graph, made anew where it is not kept yet."""
+    """Return the member's graph, made anew where it is not kept yet.
+
+    Raises:
+        StorageError: the cache cannot be written.
+
+    """
     place = graph_of(member.fingerprint)
-    if not (place.is_file() and place.with_suffix(".bin").is_file()):
+    if place.is_file() and place.with_suffix(".bin").is_file():
+        return place
+    with storage_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        openvino.save(openvino.convert(member), place, half=False)
+        with tempfile.TemporaryDirectory(dir=place.parent) as made:
+            openvino.save(openvino.convert(member), Path(made) / place.name, half=False)
+            for name in (place.with_suffix(".bin").name, place.name):  # the one that is looked for last
+                (Path(made) / name).replace(place.parent / name)
     return place
 
 

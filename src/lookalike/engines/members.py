@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.encoding import Preprocessing
-from lookalike.engines.cache import cache_folder
+from lookalike.engines.cache import writable_cache
 from lookalike.engines.exported import ExportedMember, Session
 from lookalike.engines.onnx import RUNTIME as ONNX
 from lookalike.engines.onnx import OnnxSession
@@ -55,7 +55,7 @@ def open_session(file: Path, runtime: str, precision: str, *, single: bool = Fal
 
     """
     if runtime == OPENVINO:
-        return OpenVINOSession(file, precision, throughput=not single, cache=cache_folder() / "compiled")
+        return OpenVINOSession(file, precision, throughput=not single, cache=writable_cache("compiled"))
     if runtime == ONNX:
         return OnnxSession(file, precision)
     raise ModelError(f"there is no runtime named {runtime!r}; known are {', '.join(SUFFIXES)}.")

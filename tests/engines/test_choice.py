@@ -1,0 +1,146 @@
+"""Which engine is taken: what was asked for, or what a measurement found, kept for the next time."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lookalike.encoding import Encoder
+from lookalike.encoding.facts import read_facts
+from lookalike.engines import choice, load_bundle, openvino, save_bundle
+from lookalike.engines.choice import Way, accelerated
+from lookalike.engines.exported import ExportedMember
+from lookalike.errors import MissingExtra, OptionError
+
+pytest.importorskip("openvino")
+
+
+class Heard:
+    def __init__(self):
+        self.said = []
+
+    def step(self, task, done, total, detail=""):
+        pass
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def encoder(make_member):
+    return Encoder([make_member()])
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(choice, "_SECONDS", 0.05)
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """Let each engine be as fast as the test says, by runtime and precision."""
+    table = {}
+
+    def rate(engine, pixels):
+        return table[engine.runtime, engine.precision]
+
+    monkeypatch.setattr(choice, "_rate", rate)
+    return table
+
+
+def test_the_fastest_engine_is_taken_and_gives_the_models_embeddings(encoder, pictures, rates):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    heard = Heard()
+    found = accelerated(encoder, pictures, count=10_000, progress=heard)
+    (member,) = found.members
+    assert (member.runtime, member.precision) == ("openvino", "float32")
+    np.testing.assert_allclose(found.embed(pictures).vectors, encoder.embed(pictures).vectors, atol=1e-5)
+    assert found.fingerprint == encoder.fingerprint
+    assert heard.said[0] == "test_efficientnet: looking for the fastest engine of this machine, once for this model"
+    assert heard.said[1].startswith(
+        "test_efficientnet: by openvino in float32 (30 images/s); torch in float32 (10 image"
+    )
+
+
+def test_torch_stays_where_it_is_fastest(encoder, pictures, rates):
+    rates |= {("torch", "float32"): 90, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    assert accelerated(encoder, pictures, count=10_000).members == encoder.members
+
+
+def test_what_was_measured_is_kept(encoder, pictures, rates, monkeypatch):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    accelerated(encoder, pictures, count=10_000)
+    monkeypatch.setattr(choice, "_measure", lambda *_: pytest.fail("was measured again"))
+    (member,) = accelerated(encoder, pictures, count=1).members
+    assert member.runtime == "openvino"
+    monkeypatch.setattr(choice, "processor", lambda: "another")
+    assert accelerated(encoder, pictures, count=1).members == encoder.members
+
+
+def test_a_few_pictures_are_not_worth_measuring(encoder, pictures, monkeypatch):
+    monkeypatch.setattr(choice, "_measure", lambda *_: pytest.fail("was measured"))
+    assert accelerated(encoder, pictures, count=choice.WORTH_IT - 1).members == encoder.members
+
+
+def test_what_is_asked_for_is_taken(encoder, pictures, rates):
+    rates |= {("torch", "float32"): 90, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 40}
+    (member,) = accelerated(encoder, pictures, count=1, engine="openvino", precision="float32").members
+    assert (member.runtime, member.precision) == ("openvino", "float32")
+    assert accelerated(encoder, pictures, count=1, engine="torch").members == encoder.members
+
+
+def test_an_engine_that_gives_other_embeddings_is_left_out(encoder, pictures, rates, monkeypatch):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 99}
+    monkeypatch.setattr(choice, "LEAST_COSINE", {"float32": 0.999, "bfloat16": 1.1})
+    monkeypatch.setattr(openvino, "precisions", lambda: ("bfloat16", "float32"))
+    heard = Heard()
+    (member,) = accelerated(encoder, pictures, count=10_000, progress=heard).members
+    assert member.precision == "float32"
+    assert heard.said[1].startswith("test_efficientnet: openvino in bfloat16 is left out, a cosine to torch is ")
+
+
+def test_rates_are_images_a_second(encoder, pictures):
+    found = accelerated(encoder, pictures, count=10_000, engine="openvino")
+    assert isinstance(found.members[0], ExportedMember)
+    (stored,) = (path for path in choice.cache_folder().rglob("rates.json"))
+    ((ways),) = json.loads(stored.read_text()).values()
+    assert {w["engine"] for w in ways} == {"torch", "openvino"}
+    assert all(Way(**w).rate > 1 for w in ways)
+
+
+def test_without_pictures_that_can_be_read_blank_ones_are_timed(encoder, tmp_path, rates):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    (member,) = accelerated(encoder, [tmp_path / "absent.jpg"], count=10_000).members
+    assert member.runtime == "openvino"
+
+
+def test_a_bundle_is_searched_by_the_engine_that_was_chosen_for_it(encoder, pictures, rates, tmp_path, monkeypatch):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    save_bundle(encoder, tmp_path / "model")
+    assert choice.remembered(read_facts(tmp_path / "model"), single=True) is None
+    accelerated(encoder, pictures, count=10_000)
+    quick = load_bundle(tmp_path / "model", single=True)
+    assert isinstance(quick.members[0], ExportedMember)
+    np.testing.assert_allclose(quick.embed(pictures).vectors, encoder.embed(pictures).vectors, atol=1e-5)
+    choice.graph_of(encoder.fingerprint).unlink()
+    assert not isinstance(load_bundle(tmp_path / "model", single=True).members[0], ExportedMember)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(encoder, pictures, rates, tmp_path, monkeypatch):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LOOKALIKE_CACHE", str(tmp_path / "file" / "cache"))
+    assert accelerated(encoder, pictures, count=10_000).members == encoder.members
+
+
+def test_without_openvino_torch_computes(encoder, pictures, monkeypatch):
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    assert accelerated(encoder, pictures, count=10_000).members == encoder.members
+    with pytest.raises(MissingExtra, match="openvino"):
+        accelerated(encoder, pictures, count=10_000, engine="openvino")
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("tensorrt", "auto"), ("auto", "int8")])
+def test_what_there_is_not_is_refused(encoder, pictures, engine, precision):
+    with pytest.raises(OptionError, match=f"got '{engine if engine != 'auto' else precision}'"):
+        accelerated(encoder, pictures, count=1, engine=engine, precision=precision)
