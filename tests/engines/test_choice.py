@@ -10,7 +10,7 @@ from lookalike.encoding.facts import read_facts
 from lookalike.engines import choice, load_bundle, openvino, save_bundle
 from lookalike.engines.choice import Way, accelerated
 from lookalike.engines.exported import ExportedMember
-from lookalike.errors import MissingExtra, OptionError
+from lookalike.errors import MissingExtra, OptionError, StorageError
 
 pytest.importorskip("openvino")
 
@@ -130,11 +130,15 @@ def test_a_cache_that_cannot_be_written_is_done_without(encoder, pictures, rates
     rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LOOKALIKE_CACHE", str(tmp_path / "file" / "cache"))
-    assert accelerated(encoder, pictures, count=10_000).members == encoder.members
+    heard = Heard()
+    assert accelerated(encoder, pictures, count=10_000, progress=heard).members == encoder.members
+    assert heard.said[1].startswith("test_efficientnet: by torch, as no other engine can be prepared: ")
+    with pytest.raises(StorageError):
+        accelerated(encoder, pictures, count=10_000, engine="openvino")
 
 
 def test_without_openvino_torch_computes(encoder, pictures, monkeypatch):
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _: None)
     assert accelerated(encoder, pictures, count=10_000).members == encoder.members
     with pytest.raises(MissingExtra, match="openvino"):
         accelerated(encoder, pictures, count=10_000, engine="openvino")
