@@ -1,5 +1,6 @@
-"""The search index: exact cosine over unit-length vectors. The only place that knows FAISS."""
+"""The search index: cosine over unit-length vectors, exact or within a budget. The only place that knows FAISS."""
 
-from lookalike.indexing.index import Index, is_index, require_min_recall
+from lookalike.indexing.budget import Budget
+from lookalike.indexing.index import Index, is_index
 
-__all__ = ["Index", "is_index", "require_min_recall"]
+__all__ = ["Budget", "Index", "is_index"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lookalike.types import Vectors
 
 Rows = npt.NDArray[np.int64]
 
+FAISS_FILE = "index.faiss"
 _BLOCK = 65_536  # vectors copied at once
 _FLOAT_BYTES = 4
 
@@ -22,10 +24,12 @@ class FlatIndex:
 
     Attributes:
         key: FAISS's own name for the kind.
+        choice: there was none.
 
     """
 
     key = "Flat"
+    choice: Mapping[str, Any] | None = None
 
     def __init__(self, faiss_index: Any) -> None:
         self._index = faiss_index
@@ -58,8 +62,8 @@ class FlatIndex:
         found: Vectors = self._index.reconstruct_batch(rows)
         return found
 
-    def write(self, path: Path) -> None:
-        """Write the index to a file.
+    def write(self, folder: Path) -> None:
+        """Write the index into a folder.
 
         Raises:
             StorageError: when the disk does not take all of it.
@@ -67,6 +71,7 @@ class FlatIndex:
         """
         import faiss
 
+        path = folder / FAISS_FILE
         try:
             faiss.write_index(self._index, str(path))
         except RuntimeError as error:
@@ -76,8 +81,8 @@ class FlatIndex:
             raise StorageError(f"{path} cannot be written in full; free some space or choose another place.")
 
     @classmethod
-    def read(cls, path: Path) -> FlatIndex:
-        """Read an index from a file.
+    def read(cls, folder: Path) -> FlatIndex:
+        """Read an index from a folder.
 
         Raises:
             StorageError: missing, damaged, or of another kind.
@@ -85,6 +90,7 @@ class FlatIndex:
         """
         import faiss
 
+        path = folder / FAISS_FILE
         try:
             index = faiss.read_index(str(path))
         except (RuntimeError, MemoryError, TypeError) as error:

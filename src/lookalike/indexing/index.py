@@ -12,14 +12,17 @@ import numpy as np
 
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
 from lookalike.files import new_folder, read_json, storage_errors, write_ascii_json
-from lookalike.indexing.faiss_flat import FlatIndex, faiss_version
-from lookalike.indexing.ranking import rank
-from lookalike.types import Embeddings, Hits
+from lookalike.indexing.approximate import ApproximateIndex
+from lookalike.indexing.budget import Budget, size_words
+from lookalike.indexing.choose import EXACT_UNTIL, choose
+from lookalike.indexing.faiss_flat import FlatIndex, Rows, faiss_version
+from lookalike.indexing.ranking import rank, rank_approximately
+from lookalike.progress import SILENT, Progress
+from lookalike.types import Embeddings, Hits, Vectors
 
 FORMAT = 1
 _FACTS = "index.json"
 _ITEMS = "items.json"
-_FAISS = "index.faiss"
 
 Metadata = Mapping[str, Mapping[str, str]]
 
@@ -29,14 +32,8 @@ def is_index(path: Path | str) -> bool:
     return (Path(path) / _FACTS).is_file()
 
 
-def require_min_recall(value: float) -> None:
-    """Raise `OptionError` for a recall that is no share above 0."""
-    if not 0 < value <= 1:
-        raise OptionError(f"min_recall must be above 0 and at most 1, got {value}.")
-
-
 class Index:
-    """Items with their vectors, searched exactly by cosine; made with `build` or `load`.
+    """Items with their vectors, searched by cosine, exactly or as a budget allows; made with `build` or `load`.
 
     Attributes:
         ids: item ids, sorted.
@@ -47,9 +44,14 @@ class Index:
     """
 
     def __init__(
-        self, flat: FlatIndex, ids: tuple[str, ...], fingerprint: str, root: Path | None, metadata: Metadata
+        self,
+        store: FlatIndex | ApproximateIndex,
+        ids: tuple[str, ...],
+        fingerprint: str,
+        root: Path | None,
+        metadata: Metadata,
     ) -> None:
-        self._flat = flat
+        self._store = store
         self._names = np.array(ids, dtype=object)
         self._rows = {item: row for row, item in enumerate(ids)}
         self.ids = ids
@@ -65,30 +67,38 @@ class Index:
         root: Path | str | None = None,
         metadata: Metadata | None = None,
         min_recall: float = 1.0,
+        max_memory: int | str | None = None,
+        max_ms: float | None = None,
+        progress: Progress = SILENT,
     ) -> Index:
-        """Make an index of embeddings.
+        """Make an index of embeddings: exact, or the quickest that stays within a budget.
+
+        Recall and time of an approximate index are measured with embeddings that are held out of it meanwhile. Fewer
+        than 20,000 are searched exactly whatever recall is asked for.
 
         Args:
             embeddings: at least one.
             root: the folder that ids are relative to, for `path_of`.
             metadata: further facts by item id; ids without an embedding are passed over.
-            min_recall: share of the exact hits that must be found, above 0 and at most 1. The index is exact, so it
-                reaches any.
+            min_recall: share of the exact 10 nearest that must be found on average, above 0 and at most 1, exact.
+            max_memory: that the vectors may take: bytes, or text such as 500MB.
+            max_ms: milliseconds that a query may take, the median.
+            progress: is told what is tried.
 
         Raises:
             DataError: without embeddings.
-            OptionError: for a `min_recall` outside what is allowed.
+            OptionError: for a value outside what is allowed, or when nothing stays within the budget.
 
         """
-        require_min_recall(min_recall)
+        budget = Budget.of(min_recall, max_memory, max_ms)
         if not len(embeddings):
             raise DataError("an index needs at least one embedding, got none.")
         order = sorted(range(len(embeddings)), key=embeddings.ids.__getitem__)  # so that a lower row wins a tie
         ids = tuple(embeddings.ids[row] for row in order)
-        flat = FlatIndex.of(embeddings.vectors, np.array(order, dtype=np.int64))
+        store = _store(embeddings.vectors, np.array(order, dtype=np.int64), budget, progress)
         known = {i: dict(metadata[i]) for i in ids if metadata and i in metadata}
         place = None if root is None else Path(root).resolve()
-        return cls(flat, ids, embeddings.fingerprint, place, known)
+        return cls(store, ids, embeddings.fingerprint, place, known)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,12 +109,12 @@ class Index:
     @property
     def dim(self) -> int:
         """Number of dimensions of a vector."""
-        return self._flat.dim
+        return self._store.dim
 
     @property
     def key(self) -> str:
         """What kind of index it is, as a FAISS factory string."""
-        return self._flat.key
+        return self._store.key
 
     def path_of(self, item: str) -> Path | None:
         """Return where an item's file is, or None for an index without a root."""
@@ -134,7 +144,10 @@ class Index:
             raise DataError(f"the queries have {queries.dim} dimensions, the index has {self.dim}; embed them again.")
         self.require_top_k(top_k, queries.ids)
         own = np.array([self._rows.get(query, -1) for query in queries.ids], dtype=np.int64)
-        rows, scores = rank(self._flat, queries.vectors, own, top_k)
+        if isinstance(self._store, FlatIndex):
+            rows, scores = rank(self._store, queries.vectors, own, top_k)
+        else:
+            rows, scores = rank_approximately(self._store, queries.vectors, own, top_k)
         return Hits(queries.ids, self._names[rows], scores)
 
     def require_model(self, fingerprint: str, what: str = "the model") -> None:
@@ -173,7 +186,7 @@ class Index:
     def write_into(self, folder: Path) -> None:
         """Write the index's files into a folder that is being made."""
         with storage_errors(folder):
-            self._flat.write(folder / _FAISS)
+            self._store.write(folder)
         write_ascii_json(folder / _ITEMS, {"ids": self.ids, "metadata": self.metadata})
         facts = {
             "format": FORMAT,
@@ -182,6 +195,7 @@ class Index:
             "dim": self.dim,
             "count": len(self),
             "root": None if self.root is None else str(self.root),
+            **({} if self._store.choice is None else {"choice": dict(self._store.choice)}),
             "versions": {"lookalike": importlib.metadata.version("lookalike"), "faiss": faiss_version()},
         }
         write_ascii_json(folder / _FACTS, facts, indent=2)
@@ -197,20 +211,20 @@ class Index:
         path = Path(path)
         facts = _read_facts(path)
         items = read_json(path / _ITEMS, "the index's items")
-        flat = FlatIndex.read(path / _FAISS)
+        store = _open(path, facts)
         try:
             ids, metadata = tuple(map(str, items["ids"])), dict(items["metadata"])
             count, dim, fingerprint = int(facts["count"]), int(facts["dim"]), str(facts["fingerprint"])
             root = None if facts["root"] is None else Path(facts["root"])
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, f"{type(error).__name__} {error}") from error
-        if not len(ids) == len(flat) == count:
-            raise _damaged(path, f"{count} items expected, {len(ids)} ids and {len(flat)} vectors found")
-        if flat.dim != dim:
-            raise _damaged(path, f"{dim} dimensions expected, {flat.dim} found")
+        if not len(ids) == len(store) == count:
+            raise _damaged(path, f"{count} items expected, {len(ids)} ids and {len(store)} vectors found")
+        if store.dim != dim:
+            raise _damaged(path, f"{dim} dimensions expected, {store.dim} found")
         if any(a >= b for a, b in itertools.pairwise(ids)):
             raise _damaged(path, "the ids are not sorted")
-        return cls(flat, ids, fingerprint, root, metadata)
+        return cls(store, ids, fingerprint, root, metadata)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
@@ -220,12 +234,35 @@ def _read_facts(path: Path) -> dict[str, Any]:
     got = facts.get("format") if isinstance(facts, dict) else None
     if got != FORMAT:
         raise StorageError(f"{path} has index format {got}, this version reads {FORMAT}; make the index again.")
+    return dict(facts)
+
+
+def _store(vectors: Vectors, order: Rows, budget: Budget, progress: Progress) -> FlatIndex | ApproximateIndex:
+    """Keep vectors in this order in the kind of index that the budget leads to."""
+    count, dim = vectors.shape
+    whole = 4 * dim * count
+    if budget.exact or count < EXACT_UNTIL:
+        if budget.max_memory is not None and whole > budget.max_memory:
+            raise OptionError(
+                f"{count} vectors of {dim} dimensions, searched exactly, take {size_words(whole)}, max_memory is "
+                f"{size_words(budget.max_memory)}; allow more, or ask for less than all with min_recall."
+            )
+        return FlatIndex.of(vectors, order)
+    progress.say(f"looking for the quickest index of {count} vectors with {budget}")
+    made = choose(lambda rows: np.asarray(vectors[order[rows]]), count, dim, budget, progress)
+    progress.say(made.why)
+    return ApproximateIndex.of(made)
+
+
+def _open(path: Path, facts: Mapping[str, Any]) -> FlatIndex | ApproximateIndex:
+    if "choice" in facts:
+        return ApproximateIndex.read(path, str(facts["key"]), facts["choice"])
     if facts.get("key") != FlatIndex.key:
         raise StorageError(
             f"{path} is an index of the kind {facts.get('key')!r}, this version reads {FlatIndex.key!r}; "
             "update lookalike or make the index again."
         )
-    return dict(facts)
+    return FlatIndex.read(path)
 
 
 def _damaged(path: Path, what: str) -> StorageError:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from lookalike.indexing.approximate import ApproximateIndex
 from lookalike.indexing.faiss_flat import FlatIndex, Rows
 from lookalike.types import Vectors
 
 _STEPS = 1_000_000  # cosine is compared in steps of one millionth, as where models are measured
+_FAR = 10 * _STEPS  # below every cosine
 _SPARE = 15  # candidates fetched beyond those asked for, so that a small tie needs no second look
 _DEEPER = 4  # how many times as many candidates the next look takes
 _CELLS = 4_000_000  # query × candidate cells in memory at once
@@ -46,6 +48,27 @@ def rank(flat: FlatIndex, queries: Vectors, own: Rows, top_k: int) -> tuple[Rows
                     open_ended.append(query)
         pending = np.array(open_ended, dtype=np.int64)
         fetch *= _DEEPER
+    return rows, (steps / _STEPS).astype(np.float32)
+
+
+def rank_approximately(
+    index: ApproximateIndex, queries: Vectors, own: Rows, top_k: int
+) -> tuple[Rows, npt.NDArray[np.float32]]:
+    """Return rows and scores as `rank` does, of what an approximate index finds, by the vectors as it keeps them.
+
+    Args:
+        index: rows stand in the order of item ids, so that a lower row wins a tie.
+        queries: `(n_query, dim)` float32, unit length.
+        own: `(n_query,)` row of the query itself, -1 where it is not in the index.
+        top_k: at most the size of the index, less one where `own` names a row.
+
+    """
+    fetch = min(top_k + bool((own >= 0).any()), len(index))
+    scores, rows = index.nearest(queries, fetch)
+    steps = np.rint(scores.astype(np.float64) * _STEPS).astype(np.int64)
+    steps[rows == own[:, None]] = -_FAR
+    order = np.lexsort((rows, -steps), axis=1)[:, :top_k]
+    rows, steps = np.take_along_axis(rows, order, axis=1), np.take_along_axis(steps, order, axis=1)
     return rows, (steps / _STEPS).astype(np.float32)
 
 

@@ -21,7 +21,7 @@ from lookalike.embedding import (
 from lookalike.engines.choice import require_engine
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.files import file_digest, new_folder, require_free, require_writable
-from lookalike.indexing import Index, require_min_recall
+from lookalike.indexing import Budget, Index
 from lookalike.progress import SILENT, Progress
 from lookalike.retrieval.model import MODEL, Weights, bundle_at, on_engine, resolve_model, weights_of
 from lookalike.types import Embeddings, Skipped
@@ -80,6 +80,8 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     out: Path | str,
     weights: Weights = "pretrained",
     min_recall: float = 1.0,
+    max_memory: int | str | None = None,
+    max_ms: float | None = None,
     engine: str = "auto",
     precision: str = "auto",
     replace: bool = False,
@@ -96,6 +98,8 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         out: the index's folder, put in place in one step.
         weights: for a backbone's name.
         min_recall: as in `Index.build`.
+        max_memory: as in `Index.build`.
+        max_ms: as in `Index.build`.
         engine: as in `embed`.
         precision: as in `embed`.
         replace: take the place of an older index.
@@ -103,27 +107,27 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
 
     Raises:
         DataError: no folder, or no readable image in it.
-        OptionError: images without a model, or a `min_recall` outside what is allowed.
+        OptionError: images without a model, a value outside what is allowed, or no index stays within the budget.
         ModelError: the model cannot be used.
         FingerprintMismatch: the embeddings are by another model.
         StorageError: `out` is taken or cannot be written, or the embeddings are damaged or not finished.
 
     """
     images, out = Path(images), Path(out)
-    require_min_recall(min_recall)
+    budget = Budget.of(min_recall, max_memory, max_ms)
     require_engine(engine, precision)
     if not replace:
         require_free(out)
     require_folder(images)
     if is_embeddings(images) or is_unfinished(images):
         _require_made_by(model, images, read_embedding_facts(images))
-        return _write_index(images, {}, out, min_recall=min_recall, replace=replace)
+        return _write_index(images, {}, out, budget, replace=replace, progress=progress)
     if model is None:
         raise OptionError(f"{images} holds no embeddings, so a model is needed; give a bundle or a backbone's name.")
     gallery = gallery_of(images, progress)
     work = out.with_name(out.name + ".embedding")
     _embed(gallery, model, work, weights, (engine, precision), progress)
-    made = _write_index(work, gallery.metadata, out, min_recall=min_recall, replace=replace)
+    made = _write_index(work, gallery.metadata, out, budget, replace=replace, progress=progress)
     shutil.rmtree(work, ignore_errors=True)
     return made
 
@@ -252,14 +256,28 @@ def _require_made_by(model: Encoder | Path | str | None, folder: Path, facts: Em
 
 
 def _write_index(
-    folder: Path, metadata: Mapping[str, Mapping[str, str]], out: Path, *, min_recall: float, replace: bool
+    folder: Path,
+    metadata: Mapping[str, Mapping[str, str]],
+    out: Path,
+    budget: Budget,
+    *,
+    replace: bool,
+    progress: Progress,
 ) -> MadeIndex:
     """Index finished embeddings and put index and model in place in one step."""
     if bundle_at(folder) is None:
         raise StorageError(f"{folder} has no {MODEL} folder, so nothing could be searched for; embed again.")
     facts = read_embedding_facts(folder)
     embeddings = load_embeddings(folder)
-    made = Index.build(embeddings, root=facts.root, metadata=metadata, min_recall=min_recall)
+    made = Index.build(
+        embeddings,
+        root=facts.root,
+        metadata=metadata,
+        min_recall=budget.min_recall,
+        max_memory=budget.max_memory,
+        max_ms=budget.max_ms,
+        progress=progress,
+    )
     with new_folder(out, replace=replace) as place:
         made.write_into(place)
         shutil.copytree(folder / MODEL, place / MODEL)

@@ -60,8 +60,12 @@ def embed(images: Path, model: str, weights: tuple[str, ...], out: Path, **way: 
     type=float,
     default=1.0,
     show_default=True,
-    help="Share of the exact hits to find at least; the index is exact and finds all.",
+    help="Index recall@10: the share of the exact 10 nearest to find on average; 1 is exact.",
 )
+@click.option(
+    "--max-memory", metavar="SIZE", help="Memory that the vectors may take, such as 500MB; needs --min-recall."
+)
+@click.option("--max-ms", type=float, help="Milliseconds that a query may take, the median; with --min-recall.")
 @out_option("The index's folder; must not exist yet.")
 def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Make a search index of a folder of images, or of a folder that 'embed' made.
