@@ -24,7 +24,7 @@ def test_sizes_as_people_write_them(text, size):
 
 @pytest.mark.parametrize("text", ["", "MB", "-5MB", "5 bananas", "0", "1,5GB", "5iB"])
 def test_what_is_no_size(text):
-    with pytest.raises(OptionError, match="a size must be written like 500MB or 1.5GiB, got"):
+    with pytest.raises(OptionError, match="a size must be written like 500MB"):
         parse_size(text)
 
 
