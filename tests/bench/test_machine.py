@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from lookalike.bench import machine as module
 from lookalike.bench.machine import machine, timing_setup
+from lookalike.engines import machine as module
 
 
 @pytest.fixture

@@ -1,0 +1,77 @@
+"""Ruling out by rounded products must not change what is found."""
+
+import numpy as np
+import pytest
+
+from lookalike.indexing import prefilter
+from lookalike.indexing.prefilter import Prefilter
+from lookalike.types import unit
+
+DIM = 64
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(prefilter, "_BLOCK", 300)
+    monkeypatch.setattr(prefilter, "_QUERIES", 7)
+
+
+def groups(count, *, spread, seed=0):
+    """Directions in twenty groups; the smaller the spread, the more of them nearly tie."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(20, DIM))
+    return unit(centres[np.arange(count) % 20] + spread * random.normal(size=(count, DIM)))
+
+
+def whole(vectors, queries, count):
+    scores = queries @ vectors.T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(scores, order, axis=1), order
+
+
+@pytest.mark.parametrize("spread", [2.0, 0.5, 0.05, 0.001])
+@pytest.mark.parametrize("count", [1, 10, 299])
+def test_the_nearest_are_those_of_comparing_all(spread, count):
+    vectors, queries = groups(2000, spread=spread), groups(40, spread=spread, seed=1)
+    scores, rows = Prefilter(lambda r: vectors[r], len(vectors), DIM).nearest(queries, count)
+    expected, _ = whole(vectors, queries, count)
+    np.testing.assert_allclose(scores, expected, atol=2e-6)
+    np.testing.assert_allclose(np.einsum("qd,qkd->qk", queries, vectors[rows]), scores, atol=2e-6)
+    assert all(len(set(row)) == count for row in rows.tolist())
+
+
+def test_more_hits_than_a_block_has():
+    vectors, queries = groups(650, spread=0.5), groups(3, spread=0.5, seed=1)
+    scores, rows = Prefilter(lambda r: vectors[r], len(vectors), DIM).nearest(queries, 400)
+    np.testing.assert_allclose(scores, whole(vectors, queries, 400)[0], atol=2e-6)
+    assert all(len(set(row)) == 400 for row in rows.tolist())
+
+
+def test_coordinates_of_very_different_size_are_evened_out():
+    """Principal components, as heads give them: the first coordinates are large, the last next to nothing."""
+    vectors, queries = (unit(groups(2000, spread=1.0, seed=s) * np.geomspace(1, 1e-4, DIM)) for s in (0, 1))
+    compared = []
+
+    def take(rows):
+        compared.append(len(rows))
+        return vectors[rows]
+
+    found = Prefilter(take, len(vectors), DIM)
+    compared.clear()
+    scores, _ = found.nearest(queries[:50], 10)
+    np.testing.assert_allclose(scores, whole(vectors, queries[:50], 10)[0], atol=2e-6)
+    assert sum(compared) < 0.5 * 50 * len(vectors)
+
+
+def test_most_vectors_are_ruled_out():
+    vectors, queries = groups(5000, spread=1.0), groups(50, spread=1.0, seed=1)
+    compared = []
+
+    def take(rows):
+        compared.append(len(rows))
+        return vectors[rows]
+
+    found = Prefilter(take, len(vectors), DIM)
+    compared.clear()
+    found.nearest(queries, 10)
+    assert sum(compared) < 0.1 * 50 * len(vectors)
