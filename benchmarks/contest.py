@@ -1,0 +1,117 @@
+"""Contenders side by side: each in a process of its own, all in turn, again and again; medians, spreads and ratios.
+
+A benchmark calls `contest`, which starts the benchmark's own file once for every contender and round with
+`--contender NAME`; there the benchmark measures and ends with `answer`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lookalike.bench.machine import machine
+from lookalike.bench.timing import peak_memory_mb
+from lookalike.files import write_json
+
+RESULTS = Path(__file__).parent.parent / "docs" / "performance"
+
+
+def answer(**figures: float | str) -> None:
+    """End a contender's process with its figures; peak memory is added."""
+    print("\n" + json.dumps({**figures, "peak_memory_mb": peak_memory_mb()}), flush=True)
+
+
+def contest(
+    script: str,
+    contenders: Sequence[str],
+    rounds: int,
+    *,
+    arguments: Sequence[str] = (),
+    rate: str = "per_second",
+    against: str,
+    facts: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run every contender `rounds` times in turn and print a table.
+
+    Args:
+        script: the benchmark's file.
+        contenders: their names; one that fails is reported and left out.
+        rounds: how many times.
+        arguments: handed on to each.
+        rate: the figure that is compared; more is better.
+        against: the contender whose rate is 1.
+        facts: further content of the result.
+        environment: further variables for each.
+
+    Returns:
+        What was found, by contender: medians, least and most, and the ratio of medians.
+
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    left_out: dict[str, str] = {}
+    for number in range(rounds):
+        for name in contenders:
+            if name in left_out:
+                continue
+            done = subprocess.run(
+                [sys.executable, script, "--contender", name, *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(environment or {})},
+            )
+            if done.returncode != 0:
+                left_out[name] = (done.stderr.strip().splitlines() or ["no output"])[-1]
+                print(f"{name}: left out, {left_out[name]}", flush=True)
+                continue
+            run = json.loads(done.stdout.splitlines()[-1])
+            found.setdefault(name, []).append(run)
+            print(f"  {number + 1}/{rounds} {name}: {run[rate]:.1f}", flush=True)
+    rows = {name: summary(runs) for name, runs in found.items()}
+    base = rows.get(against, {}).get(rate, {}).get("median")
+    for name, row in rows.items():
+        row["ratio"] = row[rate]["median"] / base if base else None
+        spread = f"{row[rate]['least']:.1f} to {row[rate]['most']:.1f}"
+        ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f} times {against}"
+        print(f"{name}: {row[rate]['median']:.1f} ({spread}){ratio}, {row['peak_memory_mb']['median']:.0f} MB")
+    return {
+        "machine": machine(),
+        "rounds": rounds,
+        "rate": rate,
+        "against": against,
+        "contenders": rows,
+        "left_out": left_out,
+        **(facts or {}),
+    }
+
+
+def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return median, least and most of every figure; words as the last run has them."""
+    found: dict[str, Any] = {}
+    for key, value in runs[-1].items():
+        if isinstance(value, str):
+            found[key] = value
+            continue
+        values = [float(run[key]) for run in runs]
+        found[key] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return found
+
+
+def keep(name: str, result: Mapping[str, Any]) -> Path:
+    """Write a result where the page of performance is made from."""
+    place = RESULTS / f"{name}.json"
+    write_json(place, result)
+    print(f"written: {place}")
+    return place
+
+
+def shared_folder() -> Path:
+    """Return the folder of real photographs and weights."""
+    return Path(os.environ.get("LOOKALIKE_SHARED", Path(__file__).parent.parent.parent / "shared"))

@@ -1,0 +1,209 @@
+r"""From a folder of JPEGs to embeddings: ours on every engine beside what people use.
+
+    python benchmarks/embedding.py --backbone efficientnet_lite0 --rounds 5
+    python benchmarks/embedding.py --backbone resnet50 --weights resnet50_imagenet.safetensors
+
+Every contender embeds the same photographs, those of `clothing` in $LOOKALIKE_SHARED/data by default, in a process of
+its own, all in turn in each round. Loading the model is not counted, the pass over the images is, from opening the
+first file to the last vector. int8 is calibrated on the training images before the rounds. Ratios are to timm's model
+fed by a DataLoader in float32 (`timm + DataLoader`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from contest import answer, contest, keep, shared_folder
+
+OURS = ("ours, torch", "ours, openvino float32", "ours, openvino bfloat16", "ours, openvino int8")
+THEIRS = (
+    "Pillow + torch, one by one",
+    "timm + DataLoader",
+    "timm + DataLoader, bfloat16",
+    "img2vec-pytorch",
+    "transformers",
+)
+AGAINST = "timm + DataLoader"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--weights", default="pretrained")
+    parser.add_argument("--data", type=Path, default=shared_folder() / "data" / "clothing")
+    parser.add_argument("--images", type=int, default=0, help="at most; 0 for all of the gallery")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", action="append", help="a contender; may be repeated")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    files = gallery(given.data, given.images)
+    if given.contender:
+        run = CONTENDERS[given.contender]
+        run(given, files)
+        return
+    with tempfile.TemporaryDirectory() as work:
+        chosen = given.only or [*THEIRS, *OURS]
+        prepare(given, Path(work), "ours, openvino int8" in chosen)
+        arguments = ["--backbone", given.backbone, "--weights", given.weights, "--data", str(given.data)]
+        arguments += ["--images", str(given.images), "--work", work]
+        facts = {"backbone": given.backbone, "images": len(files), "data": given.data.name}
+        result = contest(
+            __file__,
+            chosen,
+            given.rounds,
+            arguments=arguments,
+            against=AGAINST,
+            facts=facts,
+            environment={"LOOKALIKE_CACHE": f"{work}/cache"},
+        )
+    keep(f"embedding-{given.backbone}", result)
+
+
+def gallery(data: Path, most: int) -> list[Path]:
+    from lookalike.data import load_dataset
+
+    files = [item.path for item in load_dataset(data).gallery]
+    return files[:most] if most else files
+
+
+def prepare(given: argparse.Namespace, work: Path, int8: bool) -> None:
+    """Make the bundle, and what is exported of it."""
+    from lookalike.backbones import build_member, save_bundle
+    from lookalike.data import load_dataset
+    from lookalike.embedding import fitted_encoder
+    from lookalike.exporting import export
+
+    data = load_dataset(given.data)
+    encoder = fitted_encoder([build_member(given.backbone, given.weights)], data.training[:500])
+    save_bundle(encoder, work / "bundle")
+    for precision in ("float32", "bfloat16", *(["int8"] if int8 else [])):
+        with_data = data if precision == "int8" else None
+        export(work / "bundle", out=work / precision, precision=precision, data=with_data, tolerance=100)
+
+
+def timed(count: int, run: Callable[[], object]) -> None:
+    clock = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - clock
+    answer(per_second=count / seconds, seconds=seconds)
+
+
+def ours(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
+    from lookalike.engines import load_bundle
+
+    encoder = load_bundle(given.work / folder)
+    if folder == "bundle":
+        import torch  # noqa: F401
+    encoder.embed(files[:32])
+    timed(len(files), lambda: encoder.embed(files))
+
+
+def timm_model(given: argparse.Namespace):
+    import timm
+    import torch
+
+    from lookalike.backbones import build_member
+
+    member = build_member(given.backbone, given.weights)
+    p = member.preprocessing
+    transform = timm.data.create_transform(
+        input_size=(3, p.height, p.width),
+        is_training=False,
+        interpolation=p.interpolation,
+        mean=p.mean,
+        std=p.std,
+        crop_pct=p.crop_pct,
+    )
+    return member.module.to(memory_format=torch.contiguous_format), transform
+
+
+def one_by_one(given: argparse.Namespace, files: list[Path]) -> None:
+    import torch
+    from PIL import Image
+
+    model, transform = timm_model(given)
+
+    def run() -> None:
+        with torch.inference_mode():
+            for file in files:
+                model(transform(Image.open(file).convert("RGB"))[None])
+
+    timed(len(files), run)
+
+
+def data_loader(half: bool, given: argparse.Namespace, files: list[Path]) -> None:
+    import torch
+    from PIL import Image
+
+    model, transform = timm_model(given)
+
+    class Files(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, n: int) -> torch.Tensor:
+            return transform(Image.open(files[n]).convert("RGB"))
+
+    loader = torch.utils.data.DataLoader(Files(), batch_size=32, num_workers=2)
+
+    def run() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            for batch in loader:
+                model(batch)
+
+    timed(len(files), run)
+
+
+def img2vec(given: argparse.Namespace, files: list[Path]) -> None:
+    from img2vec_pytorch import Img2Vec
+    from PIL import Image
+
+    names = {"resnet50": "resnet50", "efficientnet_b0": "efficientnet_b0"}
+    if given.backbone not in names:
+        sys.exit(f"img2vec-pytorch has no {given.backbone}")
+    model = Img2Vec(model=names[given.backbone])
+
+    def run() -> None:
+        for start in range(0, len(files), 32):
+            model.get_vec([Image.open(f).convert("RGB") for f in files[start : start + 32]])
+
+    timed(len(files), run)
+
+
+def transformers(given: argparse.Namespace, files: list[Path]) -> None:
+    if given.backbone != "vit_b_16":
+        sys.exit(f"the pipeline is run for vit_b_16 only, not for {given.backbone}")
+    from PIL import Image
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel, pipeline
+
+    run_pipeline = pipeline(
+        "image-feature-extraction", model=ViTModel(ViTConfig()), image_processor=ViTImageProcessor()
+    )
+
+    def run() -> None:
+        for start in range(0, len(files), 32):
+            run_pipeline([Image.open(f).convert("RGB") for f in files[start : start + 32]], batch_size=32)
+
+    timed(len(files), run)
+
+
+CONTENDERS: dict[str, Callable[[argparse.Namespace, list[Path]], None]] = {
+    "ours, torch": lambda g, f: ours("bundle", g, f),
+    "ours, openvino float32": lambda g, f: ours("float32", g, f),
+    "ours, openvino bfloat16": lambda g, f: ours("bfloat16", g, f),
+    "ours, openvino int8": lambda g, f: ours("int8", g, f),
+    "Pillow + torch, one by one": one_by_one,
+    "timm + DataLoader": lambda g, f: data_loader(False, g, f),
+    "timm + DataLoader, bfloat16": lambda g, f: data_loader(True, g, f),
+    "img2vec-pytorch": img2vec,
+    "transformers": transformers,
+}
+
+if __name__ == "__main__":
+    main()
