@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lookalike.encoding.engine import Engine
-from lookalike.encoding.stream import Batch, File, Source, batches
+from lookalike.encoding.pipeline import Pace, encode_batches
+from lookalike.encoding.stream import File, Source, batches
 from lookalike.errors import ModelError, OptionError
 from lookalike.files import digest
 from lookalike.progress import SILENT, Progress
@@ -145,14 +145,14 @@ class Encoder:
         ids: list[str] = []
         skipped: list[Skipped] = []
         rows: list[list[Vectors]] = [[] for _ in self.members]
-        for batch, encoded in self._encoded(
-            batches(sources, [m.preprocessing for m in self.members], self._size(batch_size))
-        ):
+        wanted, size = [m.preprocessing for m in self.members], self._size(batch_size)
+        pace = Pace()
+        for batch, encoded in encode_batches(batches(sources, wanted, size), self.members, pace):
             ids.extend(batch.ids)
             skipped.extend(batch.skipped)
             for row, vectors in zip(rows, encoded, strict=False):
                 row.append(vectors)
-            progress.step(task, batch.done, len(sources))
+            progress.step(task, batch.done, len(sources), str(pace))
         parts = [
             np.concatenate(r) if r else np.zeros((0, m.dim), np.float32)
             for r, m in zip(rows, self.members, strict=True)
@@ -161,18 +161,6 @@ class Encoder:
 
     def _size(self, given: int | None) -> int:
         return min(m.batch_size for m in self.members) if given is None else given
-
-    def _encoded(self, given: Iterator[Batch]) -> Iterator[tuple[Batch, list[Vectors]]]:
-        """Pair each batch with the members' embeddings of it, in order; engines work on some ahead of the others."""
-        most = min(m.in_flight for m in self.members)
-        waiting: deque[tuple[Batch, list[Callable[[], Vectors]]]] = deque()
-        for batch in given:
-            if len(waiting) == most:
-                first, pending = waiting.popleft()
-                yield first, [wait() for wait in pending]
-            waiting.append((batch, [m.submit(p) for m, p in zip(self.members, batch.pixels, strict=False)]))
-        for first, pending in waiting:
-            yield first, [wait() for wait in pending]
 
 
 def as_sources(images: Iterable[Source | Path | str]) -> list[Source]:

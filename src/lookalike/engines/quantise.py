@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,19 +35,18 @@ def quantise(graph: Any, runtime: str, pictures: Sequence[Pixels], *, transforme
         import nncf
     except ImportError as error:
         raise MissingExtra("nncf", "int8", "quantising a model") from error
-    import logging
-
     logging.getLogger("nncf").setLevel(logging.ERROR)
     feed = pictures if runtime == "openvino" else [{graph.graph.input[0].name: p} for p in pictures]
-    return nncf.quantize(
-        graph,
-        nncf.Dataset(feed),
-        subset_size=len(pictures),
-        preset=nncf.QuantizationPreset.MIXED,
-        model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-        fast_bias_correction=False,
-        ignored_scope=nncf.IgnoredScope(types=_IN_FLOAT[runtime], names=_HEADS[runtime](graph), validate=False),
-    )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bars of its own
+        return nncf.quantize(
+            graph,
+            nncf.Dataset(feed),
+            subset_size=len(pictures),
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            fast_bias_correction=False,
+            ignored_scope=nncf.IgnoredScope(types=_IN_FLOAT[runtime], names=_HEADS[runtime](graph), validate=False),
+        )
 
 
 def _openvino_head(graph: Any) -> list[str]:

@@ -1,0 +1,67 @@
+"""Batches through engines: in order, no more in flight than an engine takes, and who waits for whom."""
+
+import time
+
+import numpy as np
+import pytest
+
+from lookalike.encoding.pipeline import Pace, encode_batches
+from lookalike.encoding.stream import Batch
+
+
+class Counting:
+    """An engine that adds up its pixels, and knows how many batches it was given and not asked for."""
+
+    def __init__(self, in_flight, seconds=0.0):
+        self.in_flight, self.seconds = in_flight, seconds
+        self.open = self.most = 0
+
+    def submit(self, pixels):
+        self.open += 1
+        self.most = max(self.most, self.open)
+
+        def wait():
+            time.sleep(self.seconds)
+            self.open -= 1
+            return pixels.sum(axis=(1, 2, 3))[:, None].astype(np.float32)
+
+        return wait
+
+
+def made(count, engines=1, seconds=0.0):
+    for n in range(count):
+        time.sleep(seconds)
+        pixels = np.full((2, 1, 1, 3), n, np.uint8)
+        yield Batch((f"{n}a", f"{n}b"), (pixels,) * engines, (), 2 * (n + 1))
+
+
+@pytest.mark.parametrize("in_flight", [1, 3, 99])
+def test_batches_stay_in_order_with_so_many_in_flight(in_flight):
+    engine = Counting(in_flight)
+    found = list(encode_batches(made(7), [engine], Pace()))
+    assert [b.ids[0] for b, _ in found] == [f"{n}a" for n in range(7)]
+    assert [v[0][0, 0] for _, v in found] == [3 * n for n in range(7)]
+    assert (engine.open, engine.most) == (0, min(in_flight, 7))
+
+
+def test_the_engine_that_takes_fewest_counts():
+    engines = [Counting(4), Counting(2)]
+    found = list(encode_batches(made(6, engines=2), engines, Pace()))
+    assert all(len(vectors) == 2 for _, vectors in found)
+    assert [e.most for e in engines] == [2, 2]
+
+
+def test_a_batch_without_pictures_passes_through():
+    given = iter([Batch((), (), (), 1), *made(1)])
+    found = list(encode_batches(given, [Counting(2)], Pace()))
+    assert [len(vectors) for _, vectors in found] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("decoding", "model", "words"), [(0.02, 0, "decoding sets the pace"), (0, 0.02, "the model sets the pace")]
+)
+def test_what_is_waited_for_sets_the_pace(decoding, model, words):
+    pace = Pace()
+    told = [str(pace) for _ in encode_batches(made(8, seconds=decoding), [Counting(1, model)], pace)]
+    assert told[0] == ""
+    assert told[-1] == words
