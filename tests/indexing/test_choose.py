@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from lookalike.errors import OptionError, StorageError
-from lookalike.indexing import Index, choose, index
+from lookalike.indexing import Index, building, choose, index, tuning
 from lookalike.indexing.budget import Budget
-from lookalike.indexing.choose import RECALL_AT, nearest_exactly, recall_of
 from lookalike.indexing.faiss_index import FaissIndex
 from lookalike.indexing.kinds import KINDS, lists
+from lookalike.indexing.tuning import RECALL_AT, Point, nearest_exactly, recall_of
 from lookalike.types import Embeddings, unit
 
 COUNT, DIM = 3000, 64
@@ -53,7 +53,8 @@ def small(monkeypatch):
     monkeypatch.setattr(index, "EXACT_UNTIL", 1000)
     monkeypatch.setattr(choose, "TRIAL", 1500)
     monkeypatch.setattr(choose, "HELD_OUT", 200)
-    monkeypatch.setattr(choose, "_BLOCK", 700)
+    monkeypatch.setattr(building, "_BLOCK", 700)
+    monkeypatch.setattr(tuning, "_BLOCK", 700)
 
 
 def exact(vectors, queries):
@@ -108,12 +109,12 @@ def test_the_quickest_kind_within_the_budget_is_built(vectors, monkeypatch):
 
     def measured(kind, made, probe):
         point = real(kind, made, probe)
-        return choose.Point(**{**point.to_dict(), "single_ms": speed.get(kind.name, 9.0)})
+        return Point(**{**point.to_dict(), "single_ms": speed.get(kind.name, 9.0)})
 
-    real = choose._measured
-    monkeypatch.setattr(choose, "_measured", measured)
+    real = tuning._measured
+    monkeypatch.setattr(tuning, "_measured", measured)
     heard = Heard()
-    found = choose.choose(lambda r: vectors[r], COUNT, DIM, Budget(0.8), heard)
+    found = choose.choose(lambda r: vectors[r], COUNT, DIM, Budget(0.8), progress=heard)
     assert found.point.kind == "graph over whole vectors"
     assert found.point.recall >= 0.8
     assert found.point.vectors == COUNT - 200
@@ -123,7 +124,7 @@ def test_the_quickest_kind_within_the_budget_is_built(vectors, monkeypatch):
     assert found.why.startswith(
         "HNSW32,Flat (graph over whole vectors) is the quickest of 7 kinds that may stay within "
     )
-    small_enough = choose.choose(lambda r: vectors[r], COUNT, DIM, Budget(0.8, 100 * COUNT), heard)
+    small_enough = choose.choose(lambda r: vectors[r], COUNT, DIM, Budget(0.8, 100 * COUNT), progress=heard)
     assert small_enough.point.kind == "lists of vectors in 8 bits"
     assert small_enough.point.bytes <= 100 * COUNT
 
@@ -136,8 +137,8 @@ def test_held_out_vectors_do_not_find_themselves(vectors, monkeypatch):
         seen.append((len(made), made.nearest(probe.queries, 1)[0].max()))
         return real(kind, made, probe)
 
-    real = choose._measured
-    monkeypatch.setattr(choose, "_measured", measured)
+    real = tuning._measured
+    monkeypatch.setattr(tuning, "_measured", measured)
     choose.choose(lambda r: vectors[r], COUNT, DIM, Budget(0.8))
     assert all(count <= COUNT - 200 for count, _ in seen)
     assert all(score < 0.99 for _, score in seen)
@@ -205,3 +206,49 @@ def test_a_damaged_folder_is_refused(embeddings, tmp_path, name, content):
     place.unlink() if content is None else place.write_bytes(content)
     with pytest.raises(StorageError, match="make the index again"):
         Index.load(tmp_path / "index")
+
+
+class StoppedError(Exception):
+    pass
+
+
+class Stops:
+    """Stops a build once so many vectors are in."""
+
+    def __init__(self, at):
+        self.at, self.said = at, []
+
+    def step(self, task, done, total, detail=""):  # noqa: ARG002
+        if task.startswith("building") and done >= self.at:
+            raise StoppedError
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def test_a_build_that_was_stopped_goes_on(embeddings, tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "_EVERY_S", -1.0)
+    whole = Index.build(embeddings, min_recall=0.9, max_memory="300kB")
+    work = tmp_path / "work"
+    with pytest.raises(StoppedError):
+        Index.build(embeddings, min_recall=0.9, max_memory="300kB", work=work, progress=Stops(1400))
+    trained = []
+    monkeypatch.setattr(FaissIndex, "new", lambda key, _: trained.append(key) or pytest.fail("was begun anew"))
+    heard = Heard()
+    made = Index.build(embeddings, min_recall=0.9, max_memory="300kB", work=work, progress=heard)
+    assert made.key == whole.key
+    assert not any("tried on" in text for text in heard.said)
+    asked = embeddings.take(embeddings.ids[::37])
+    assert made.search(asked, 10).ids.tolist() == whole.search(asked, 10).ids.tolist()
+
+
+def test_what_another_run_left_is_passed_over(embeddings, tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "_EVERY_S", -1.0)
+    work = tmp_path / "work"
+    Index.build(embeddings, min_recall=0.9, max_memory="300kB", work=work)
+    heard = Heard()
+    Index.build(embeddings, min_recall=0.8, max_memory="300kB", work=work, progress=heard)
+    assert any("tried on" in text for text in heard.said)
+    for file in work.iterdir():
+        file.write_bytes(b"garbage")
+    assert len(Index.build(embeddings, min_recall=0.8, max_memory="300kB", work=work)) == COUNT

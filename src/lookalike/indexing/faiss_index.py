@@ -103,8 +103,8 @@ class FaissIndex:
             raise StorageError(f"{path} cannot be written; free some space or choose another place.") from error
 
     @classmethod
-    def read(cls, path: Path, key: str, parameters: Mapping[str, int]) -> FaissIndex:
-        """Open an index file; its vectors stay on disk until they are looked at.
+    def read(cls, path: Path, key: str, parameters: Mapping[str, int], *, changed: bool = False) -> FaissIndex:
+        """Open an index file; its vectors stay on disk until they are looked at, unless it is to be `changed`.
 
         Raises:
             StorageError: missing, damaged, or of another kind.
@@ -113,7 +113,8 @@ class FaissIndex:
         import faiss
 
         try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+            flags = 0 if changed else faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
+            index = faiss.read_index(str(path), flags)
             return cls(index, key, parameters)
         except (RuntimeError, MemoryError, TypeError) as error:
             raise StorageError(f"{path} is missing or damaged; make the index again.") from error

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
-from lookalike.files import new_folder, read_json, storage_errors, write_ascii_json
+from lookalike.files import digest, new_folder, read_json, storage_errors, write_ascii_json
 from lookalike.indexing.approximate import ApproximateIndex
 from lookalike.indexing.budget import Budget, size_words
+from lookalike.indexing.building import Kept
 from lookalike.indexing.choose import EXACT_UNTIL, choose
 from lookalike.indexing.faiss_flat import FlatIndex, Rows, faiss_version
 from lookalike.indexing.ranking import rank, rank_approximately
@@ -69,6 +70,7 @@ class Index:
         min_recall: float = 1.0,
         max_memory: int | str | None = None,
         max_ms: float | None = None,
+        work: Path | None = None,
         progress: Progress = SILENT,
     ) -> Index:
         """Make an index of embeddings: exact, or the quickest that stays within a budget.
@@ -83,6 +85,7 @@ class Index:
             min_recall: share of the exact 10 nearest that must be found on average, above 0 and at most 1, exact.
             max_memory: that the vectors may take: bytes, or text such as 500MB.
             max_ms: milliseconds that a query may take, the median.
+            work: a folder for what is under way; a run that was killed goes on with it. Yours to remove.
             progress: is told what is tried.
 
         Raises:
@@ -95,7 +98,8 @@ class Index:
             raise DataError("an index needs at least one embedding, got none.")
         order = sorted(range(len(embeddings)), key=embeddings.ids.__getitem__)  # so that a lower row wins a tie
         ids = tuple(embeddings.ids[row] for row in order)
-        store = _store(embeddings.vectors, np.array(order, dtype=np.int64), budget, progress)
+        kept = Kept(work, digest(embeddings.fingerprint, str(budget), *ids))
+        store = _store(embeddings.vectors, np.array(order, dtype=np.int64), budget, kept, progress)
         known = {i: dict(metadata[i]) for i in ids if metadata and i in metadata}
         place = None if root is None else Path(root).resolve()
         return cls(store, ids, embeddings.fingerprint, place, known)
@@ -237,7 +241,9 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return dict(facts)
 
 
-def _store(vectors: Vectors, order: Rows, budget: Budget, progress: Progress) -> FlatIndex | ApproximateIndex:
+def _store(
+    vectors: Vectors, order: Rows, budget: Budget, kept: Kept, progress: Progress
+) -> FlatIndex | ApproximateIndex:
     """Keep vectors in this order in the kind of index that the budget leads to."""
     count, dim = vectors.shape
     whole = 4 * dim * count
@@ -249,7 +255,7 @@ def _store(vectors: Vectors, order: Rows, budget: Budget, progress: Progress) ->
             )
         return FlatIndex.of(vectors, order)
     progress.say(f"looking for the quickest index of {count} vectors with {budget}")
-    made = choose(lambda rows: np.asarray(vectors[order[rows]]), count, dim, budget, progress)
+    made = choose(lambda rows: np.asarray(vectors[order[rows]]), count, dim, budget, kept=kept, progress=progress)
     progress.say(made.why)
     return ApproximateIndex.of(made)
 

@@ -90,7 +90,8 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     """Make an index of a folder of images, or of the embeddings that `embed` made, and write it with its model.
 
     Of a data set with training, query and gallery only the gallery is indexed. Embeddings are made beside `out`, in
-    `<out>.embedding`, so that a run that was stopped goes on where it was, and removed in the end.
+    `<out>.embedding`, and an approximate index is built in `<out>.building`, so that a run that was stopped goes on
+    where it was; both are removed in the end.
 
     Args:
         images: a folder of images, or of embeddings.
@@ -269,6 +270,7 @@ def _write_index(
         raise StorageError(f"{folder} has no {MODEL} folder, so nothing could be searched for; embed again.")
     facts = read_embedding_facts(folder)
     embeddings = load_embeddings(folder)
+    work = out.with_name(out.name + ".building")
     made = Index.build(
         embeddings,
         root=facts.root,
@@ -276,9 +278,11 @@ def _write_index(
         min_recall=budget.min_recall,
         max_memory=budget.max_memory,
         max_ms=budget.max_ms,
+        work=work,
         progress=progress,
     )
     with new_folder(out, replace=replace) as place:
         made.write_into(place)
         shutil.copytree(folder / MODEL, place / MODEL)
+    shutil.rmtree(work, ignore_errors=True)
     return MadeIndex(made, embeddings.skipped)
