@@ -124,12 +124,15 @@ def test_test_images_are_never_opened_and_validation_images_never_trained_on(dat
 
     embedded, trained_on = [], []
 
-    def reading(path, kept, read):
-        kept.append(path)
-        return read(path)
+    def listed_in(kept, read):
+        def reading(path, at_least):
+            kept.append(path)
+            return read(path, at_least)
 
-    monkeypatch.setattr(stream, "read_image", lambda p, read=stream.read_image: reading(p, embedded, read))
-    monkeypatch.setattr(finetune, "read_image", lambda p, read=finetune.read_image: reading(p, trained_on, read))
+        return reading
+
+    monkeypatch.setattr(stream, "read_pixels", listed_in(embedded, stream.read_pixels))
+    monkeypatch.setattr(finetune, "read_pixels", listed_in(trained_on, finetune.read_pixels))
     train(data, SMALL, weights=weights, options=quick(epochs=1))
     assert set(trained_on) == {i.path for i in data.training}
     assert set(embedded) == {i.path for i in (*data.training, *data.validation)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -147,12 +148,13 @@ class Encoder:
         rows: list[list[Vectors]] = [[] for _ in self.members]
         wanted, size = [m.preprocessing for m in self.members], self._size(batch_size)
         pace = Pace()
-        for batch, encoded in encode_batches(batches(sources, wanted, size), self.members, pace):
-            ids.extend(batch.ids)
-            skipped.extend(batch.skipped)
-            for row, vectors in zip(rows, encoded, strict=False):
-                row.append(vectors)
-            progress.step(task, batch.done, len(sources), str(pace))
+        with closing(batches(sources, wanted, size)) as given:  # its threads end with it, whatever happens
+            for batch, encoded in encode_batches(given, self.members, pace):
+                ids.extend(batch.ids)
+                skipped.extend(batch.skipped)
+                for row, vectors in zip(rows, encoded, strict=False):
+                    row.append(vectors)
+                progress.step(task, batch.done, len(sources), str(pace))
         parts = [
             np.concatenate(r) if r else np.zeros((0, m.dim), np.float32)
             for r, m in zip(rows, self.members, strict=True)

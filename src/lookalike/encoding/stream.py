@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class Batch:
 
 def batches(
     sources: Sequence[Source], wanted: Sequence[Preprocessing], batch_size: int = BATCH_SIZE
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Decode each file once and prepare it for every preprocessing; unreadable files are reported in their batch.
 
     Raises:
