@@ -96,3 +96,11 @@ def test_the_process_answers_an_unusable_bundle_with_a_sentence(monkeypatch, tmp
     monkeypatch.setattr(timing.sys, "stdin", io.StringIO(json.dumps(request)))
     with pytest.raises(SystemExit, match="is not a bundle"):
         main()
+
+
+def test_the_engine_that_is_asked_for_is_timed(finished, images):
+    pytest.importorskip("openvino")
+    bundle = finished.out / "members" / "test-efficientnet-frozen"
+    found = measure_timing([bundle], [""], images, engine="openvino")
+    assert found[""].engine == "openvino in float32"
+    assert measure_timing([bundle], [""], images, engine="auto", count=1)[""].engine == "torch in float32"

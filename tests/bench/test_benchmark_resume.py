@@ -172,7 +172,9 @@ def test_times_are_kept_for_the_set_up_that_they_were_measured_with(again, finis
     measure, setup = measuring.measure_timing, measuring.timing_setup() | changed
     taken = []
     monkeypatch.setattr(measuring, "timing_setup", lambda: setup)
-    monkeypatch.setattr(measuring, "measure_timing", lambda *given: taken.append(given) or measure(*given))
+    monkeypatch.setattr(
+        measuring, "measure_timing", lambda *given, **how: taken.append(given) or measure(*given, **how)
+    )
     again(finished_copy)
     assert len(taken) == timed
     again(finished_copy)

@@ -292,7 +292,7 @@ def timed_here(monkeypatch):
     from lookalike.backbones import load_bundle
     from lookalike.bench.timing import time_members
 
-    def here(bundles, ways, images):
+    def here(bundles, ways, images, **how):
         return time_members([m for b in bundles for m in load_bundle(b).members], ways, images)
 
     monkeypatch.setattr("lookalike.bench.measuring.measure_timing", here)

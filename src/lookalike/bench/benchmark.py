@@ -24,6 +24,7 @@ from lookalike.bench.wanted import Wanted
 from lookalike.bench.winner import context, evaluate_winner, examples, write_best
 from lookalike.data import Dataset, require_no_leaks, with_validation
 from lookalike.encoding.facts import is_bundle
+from lookalike.engines.choice import require_engine
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation import Measure
 from lookalike.files import digest
@@ -68,6 +69,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     options: TrainingOptions | None = None,
     budget_ms: float | None = None,
     measure: str = DEFAULT_MEASURE,
+    engine: str = "auto",
     title: str | None = None,
     notes: Sequence[str] = (),
     track: Sequence[str] = (),
@@ -90,6 +92,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
         options: of the training; single ones may also be given by name, as `epochs=3`.
         budget_ms: the most milliseconds an image may cost.
         measure: the accuracy to choose by.
+        engine: what computes embeddings, in float32, for accuracy and time: auto takes the fastest of this machine.
         title: heading of the report.
         notes: further sentences for the report.
         track: trackers, as in `train`; they get the leaderboard, and the winner as a model.
@@ -105,6 +108,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     """
     options = changed_options(options, changes)
     measure = str(Measure.parse(measure))
+    require_engine(engine)
     if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
         raise OptionError(f"the budget must be a number above 0 milliseconds an image, got {budget_ms}.")
     wanted = Wanted.of(backbones, bundles, weights, finetune)
@@ -112,7 +116,7 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     measures = measures_for(data, measure, options)
     place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-"))
     targets = parse_targets(track)
-    run = Run(data, place, options, measures, progress)
+    run = Run(data, place, options, measures, progress, engine=engine)
     require_choosable(data, wanted)
     wanted.require_weights(run)
     if any(not is_bundle(run.member(name, "fine-tuned")) for name in wanted.finetune):

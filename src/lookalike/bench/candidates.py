@@ -170,15 +170,20 @@ def _candidate(bundle: Path, name: str, facts: Mapping[str, Any], note: str) -> 
         name=name,
         bundle=bundle,
         trained=together(kinds),
-        signature="+".join(
-            f"{m['timm_name']}@{m['preprocessing']['height']}x{m['preprocessing']['width']}" for m in members
-        ),
+        signature="+".join(map(_signature, members)),
         fingerprint=facts["fingerprint"],
         members=tuple(m["backbone"] for m in members),
         how=facts["how"] or "",
         dim=facts["dim"],
         note=note,
     )
+
+
+def _signature(member: Mapping[str, Any]) -> str:
+    """Name what decides a member's time."""
+    size = member["preprocessing"]
+    by = f" by {member['runtime']} in {member['precision']}" if "runtime" in member else ""
+    return f"{member['timm_name']}@{size['height']}x{size['width']}{by}"
 
 
 def together(kinds: set[Trained]) -> Trained:

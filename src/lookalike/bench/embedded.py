@@ -11,8 +11,10 @@ from lookalike.data import Item
 from lookalike.embedding import kept_features
 from lookalike.embedding.shards import read_shard, sources_digest, write_shard
 from lookalike.encoding import Encoder
-from lookalike.engines import load_bundle
+from lookalike.engines import accelerated, load_bundle
 from lookalike.types import Embeddings, Skipped
+
+_TRIAL_PICTURES = 48
 
 PARTS = ("training", "validation", "query", "gallery")
 
@@ -27,6 +29,7 @@ def embedded(run: Run, candidate: Candidate) -> dict[str, Embeddings]:
     in it too.
     """
     encoder: Encoder | None = None
+    quick: Encoder | None = None
     found: dict[str, Embeddings] = {}
     for part in PARTS:
         items = run.data.part(part)
@@ -38,10 +41,20 @@ def embedded(run: Run, candidate: Candidate) -> dict[str, Embeddings]:
             encoder = encoder or load_bundle(candidate.bundle)
             cached = _from_features(run, encoder, items) if part == "training" else None
             if cached is None:
-                cached = encoder.embed(items, progress=run.progress, task=f"{candidate.name}: {part}")
+                quick = quick or on_engine(run, encoder)
+                cached = quick.embed(items, progress=run.progress, task=f"{candidate.name}: {part}")
             write_shard(place, key, cached)
         found[part] = cached
     return found
+
+
+def on_engine(run: Run, encoder: Encoder) -> Encoder:
+    """Return the same model on the engine that is asked for, or the fastest; in float32, so that figures are exact."""
+    items = run.data.items
+    pictures = [item.path for item in items[:: max(1, len(items) // _TRIAL_PICTURES)]]
+    return accelerated(
+        encoder, pictures, count=len(items), engine=run.engine, precision="float32", progress=run.progress
+    )
 
 
 def _from_features(run: Run, encoder: Encoder, items: Sequence[Item]) -> Embeddings | None:

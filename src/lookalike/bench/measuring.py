@@ -173,7 +173,7 @@ def _timing(
 
     The file holds all ways that were ever asked for together.
     """
-    setup = timing_setup()
+    setup = {**timing_setup(), "engine": run.engine}
     place = run.out / "timing" / f"{slug(signature)}.json"
     try:
         stored = read_json(place, "the timing")
@@ -181,6 +181,6 @@ def _timing(
             return {way: Timing(**stored["ways"][way]) for way in ways}
     except (LookalikeError, KeyError, TypeError):
         pass  # absent, damaged, or without one of the ways: all are measured
-    found = measure_timing(bundles, ways, images)
+    found = measure_timing(bundles, ways, images, engine=run.engine, count=len(run.data.items))
     write_json(place, {"setup": setup, "ways": {way: asdict(timing) for way, timing in found.items()}})
     return found

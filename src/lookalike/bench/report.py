@@ -199,10 +199,11 @@ def _facts(trials: Sequence[Trial], board: Leaderboard, context: Mapping[str, An
     )
     if timings:
         threads, devices = _range(t.threads for t in timings), ", ".join(sorted({t.device for t in timings}))
+        engines = ", ".join(sorted({t.engine for t in timings}))
         timed = (
             f"warm, file to embedding with decoding; {_range(t.images for t in timings)} images one at a time, "
             f"then in batches of {_range(t.batch_size for t in timings)}; "
-            f"{threads} {'thread' if threads == '1' else 'threads'} on {devices}; decode is reading and preparing the "
+            f"{threads} {'thread' if threads == '1' else 'threads'} on {devices}, by {engines}; decode is reading and preparing the "
             "picture, model the rest, each with a median of its own"
         )
         facts.append(("Time", timed))

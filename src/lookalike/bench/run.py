@@ -36,6 +36,7 @@ class Run:
         measures: what is taken on every trial; the first is the one to choose by.
         progress: is told what happens.
         tracked: is told of each epoch.
+        engine: what computes embeddings, in float32: auto, torch or openvino.
 
     """
 
@@ -45,6 +46,7 @@ class Run:
     measures: tuple[str, ...]
     progress: Progress
     tracked: Tracked = UNTRACKED
+    engine: str = "auto"
 
     @property
     def cache(self) -> Path:

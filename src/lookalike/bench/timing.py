@@ -24,7 +24,7 @@ from lookalike.data.images import read_pixels
 from lookalike.encoding import Encoder, Engine
 from lookalike.encoding.resizing import resize_for
 from lookalike.encoding.stream import File
-from lookalike.engines import load_bundle
+from lookalike.engines import accelerated, load_bundle
 from lookalike.errors import LookalikeError
 from lookalike.types import Vectors
 
@@ -37,13 +37,17 @@ _STATUS = Path("/proc/self/status")
 Milliseconds = npt.NDArray[np.float64]
 
 
-def measure_timing(bundles: Sequence[Path], ways: Sequence[str], images: Sequence[Path]) -> dict[str, Timing]:
+def measure_timing(
+    bundles: Sequence[Path], ways: Sequence[str], images: Sequence[Path], *, engine: str = "torch", count: int = 0
+) -> dict[str, Timing]:
     """Time the encoder of these bundles in a fresh process.
 
     Args:
         bundles: one bundle a member, or one that holds several.
         ways: for an ensemble, the combinations to time; `[""]` for a single member.
         images: readable image files, used in turn.
+        engine: what computes, in float32.
+        count: images that were to be embedded; auto stays with torch for a few.
 
     Returns:
         One `Timing` for each way.
@@ -52,7 +56,13 @@ def measure_timing(bundles: Sequence[Path], ways: Sequence[str], images: Sequenc
         LookalikeError: when the process fails, with the last line that it wrote.
 
     """
-    request = {"bundles": [str(b) for b in bundles], "ways": list(ways), "images": [str(i) for i in images]}
+    request = {
+        "bundles": [str(b) for b in bundles],
+        "ways": list(ways),
+        "images": [str(i) for i in images],
+        "engine": engine,
+        "count": count,
+    }
     done = subprocess.run(
         # -P: a file in the working directory that is called like a module of ours must not be taken for it
         [sys.executable, "-P", "-c", "from lookalike.bench.timing import main; main()"],
@@ -75,8 +85,11 @@ def main() -> None:
     """Answer the request on standard input."""
     request = json.load(sys.stdin)
     try:
-        members = [m for bundle in request["bundles"] for m in load_bundle(bundle).members]
-        found = time_members(members, request["ways"], [Path(i) for i in request["images"]])
+        images = [Path(i) for i in request["images"]]
+        members = Encoder([m for bundle in request["bundles"] for m in load_bundle(bundle).members], "concat")
+        way = {"engine": request["engine"], "precision": "float32"}
+        quick = accelerated(members, images, count=request["count"], **way)
+        found = time_members(quick.members, request["ways"], images)
     except LookalikeError as error:
         sys.exit(str(error))
     sys.stdout.write("\n" + json.dumps({way: asdict(timing) for way, timing in found.items()}) + "\n")
@@ -114,6 +127,7 @@ def time_members(members: Sequence[Engine], ways: Sequence[str], images: Sequenc
             images=SINGLE_IMAGES,
             threads=threads(),
             device=members[0].runs_on,
+            engine=" + ".join(dict.fromkeys(f"{m.runtime} in {m.precision}" for m in members)),
         )
     return found
 

@@ -99,6 +99,7 @@ class Timing:
         images: how many images were timed one at a time.
         threads: threads the model could use.
         device: where it ran, for example "cpu".
+        engine: what computed, for example "openvino in float32".
 
     Raises:
         OptionError: when a time is not a finite positive number.
@@ -116,6 +117,7 @@ class Timing:
     images: int
     threads: int
     device: str
+    engine: str = "torch in float32"
 
     def __post_init__(self) -> None:
         for name in ("single_p50_ms", "single_p95_ms", "batched_ms"):

@@ -54,26 +54,25 @@ weights_option = click.option(
 )
 
 
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "torch", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="What computes embeddings; auto takes what was found to be fastest here. An exported model has its own.",
+)
+
+
 def engine_options(precision: str) -> Callable[[F], F]:
     """Return the options that say what computes; `precision` is the second one's default."""
-
-    def add(command: F) -> F:
-        command = click.option(
-            "--precision",
-            type=click.Choice(["auto", "float32", "bfloat16"]),
-            default=precision,
-            show_default=True,
-            help="auto takes the fastest of the engine.",
-        )(command)
-        return click.option(
-            "--engine",
-            type=click.Choice(["auto", "torch", "openvino"]),
-            default="auto",
-            show_default=True,
-            help="What computes; auto takes what was found to be fastest here. An exported model has its own.",
-        )(command)
-
-    return add
+    second = click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        default=precision,
+        show_default=True,
+        help="auto takes the fastest of the engine.",
+    )
+    return lambda command: engine_option(second(command))
 
 
 seed_option = click.option(

@@ -60,7 +60,7 @@ class Way:
         return f"{self.engine} in {self.precision} ({self.rate:.0f} images/s)"
 
 
-def require_engine(engine: str, precision: str) -> None:
+def require_engine(engine: str, precision: str = AUTO) -> None:
     """Raise `OptionError` for an engine or precision that there is not."""
     if engine not in ENGINES:
         raise OptionError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}.")

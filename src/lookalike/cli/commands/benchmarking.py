@@ -11,6 +11,7 @@ from lookalike.cli.command import GOES_ON, Command
 from lookalike.cli.options import (
     PATH,
     data_argument,
+    engine_option,
     json_option,
     make_training_options,
     out_option,
@@ -60,6 +61,7 @@ _SPARE = (
 @click.option(
     "--measure", default="precision@3", show_default=True, metavar="MEASURE", help="The accuracy to choose by."
 )
+@engine_option
 @training_options
 @track_option
 @out_option("Folder for everything; started again with the same one, the run goes on where it was.")
@@ -100,6 +102,7 @@ def benchmark(
             options=make_training_options(values),
             budget_ms=values["budget_ms"],
             measure=values["measure"],
+            engine=values["engine"],
             track=values["track"],
             progress=terminal,
         )
