@@ -203,8 +203,8 @@ def _facts(trials: Sequence[Trial], board: Leaderboard, context: Mapping[str, An
         timed = (
             f"warm, file to embedding with decoding; {_range(t.images for t in timings)} images one at a time, "
             f"then in batches of {_range(t.batch_size for t in timings)}; "
-            f"{threads} {'thread' if threads == '1' else 'threads'} on {devices}, by {engines}; decode is reading and preparing the "
-            "picture, model the rest, each with a median of its own"
+            f"{threads} {'thread' if threads == '1' else 'threads'} on {devices}, by {engines}; "
+            "decode is reading and preparing the picture, model the rest, each with a median of its own"
         )
         facts.append(("Time", timed))
         facts.append(("Memory", "the process's peak while measuring, the deep-learning runtime included"))
