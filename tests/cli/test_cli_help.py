@@ -140,3 +140,15 @@ def test_the_reference_has_not_drifted():
     spec.loader.exec_module(make_cli)
     written = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
     assert written == make_cli.reference(), "run: python docs/make_cli.py"
+
+
+def test_a_command_imports_only_its_own_module():
+    code = """
+import sys
+from lookalike.cli.commands import cli
+cli.commands["search"]
+names = sorted(m.rpartition(".")[2] for m in sys.modules if m.startswith("lookalike.cli.commands."))
+print(names, [m for m in ("rich", "torch", "faiss", "openvino") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "['searching'] []\n", done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from lookalike.encoding.facts import FACTS, FORMAT, read_facts
 from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.errors import LookalikeError, ModelError, StorageError
 from lookalike.files import new_folder, write_json
+from lookalike.versions import versions_of
 
 _WEIGHTS = "model.safetensors"
 
@@ -145,4 +145,4 @@ def _member(row: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) 
 def versions() -> dict[str, str]:
     """Versions that a bundle was made with."""
     names = ("lookalike", "torch", "timm", "numpy", "pillow", "pytorch-metric-learning")
-    return {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
+    return {"python": platform.python_version(), **versions_of(*names)}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from typing import Any
 
 from lookalike.backbones.devices import device_name, threads
 from lookalike.engines.machine import processor
+from lookalike.versions import versions_of
 
-_PACKAGES = ("lookalike", "torch", "timm", "faiss-cpu", "numpy")
+_PACKAGES = ("lookalike", "torch", "timm", "openvino", "faiss-cpu", "numpy")
 
 
 def machine() -> dict[str, Any]:
@@ -19,7 +19,7 @@ def machine() -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        **versions_of(*_PACKAGES),
     }
 
 
@@ -30,5 +30,5 @@ def timing_setup() -> dict[str, Any]:
         "device": device_name(),
         "cores": os.cpu_count(),  # decode
         "threads": threads(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "timm", "pillow")},
+        **versions_of("torch", "timm", "pillow", "openvino"),
     }

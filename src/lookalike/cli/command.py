@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import click
@@ -61,6 +63,42 @@ def as_typed(sentence: str, command: click.Command) -> str:
             pattern = rf"(?<![\w-]){known}\b" if "_" in known else rf"^{known}(?= must )"
             sentence = re.sub(pattern, flag, sentence)
     return sentence
+
+
+class Commands(MutableMapping[str, click.Command]):
+    """Commands by name; the module of each is imported when it is asked for.
+
+    Args:
+        package: that holds the modules.
+        homes: by name of a command, the module that has it.
+
+    """
+
+    def __init__(self, package: str, homes: Mapping[str, str]) -> None:
+        self._package = package
+        self._homes = dict(homes)
+        self._further: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name in self._further:
+            return self._further[name]
+        found: click.Command = getattr(importlib.import_module(f"{self._package}.{self._homes[name]}"), name)
+        return found
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._further[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del (self._further if name in self._further else self._homes)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._homes, *self._further]))
+
+    def __len__(self) -> int:
+        return len(self._homes.keys() | self._further.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._homes or name in self._further
 
 
 class InOrder(click.Group):

@@ -8,10 +8,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from lookalike.cli.wording import printable
 from lookalike.files import json_text
@@ -39,6 +35,10 @@ def print_table(
             always gets everything.
 
     """
+    from rich.console import Console  # not needed for --json
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     kept = _fitting(header, cells, console.width, spare)
@@ -58,6 +58,8 @@ def print_table(
 
 def _fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int, spare: Sequence[str]) -> list[int]:
     """Return the columns to print: all, or without those that can be spared until the rest fits the width."""
+    from rich.cells import cell_len
+
     widths = [max(map(cell_len, (name, *(row[n] for row in rows)))) for n, name in enumerate(header)]
     kept = list(range(len(header)))
     for name in spare:

@@ -2,90 +2,62 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+import click
 
 from lookalike.cli.wording import duration, printable, rate
+
+if TYPE_CHECKING:
+    from lookalike.cli.bars import Bars
 
 _LINE_SECONDS = 15.0
 _LISTED_SKIPPED = 20
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        measurable = (task.elapsed or 0.0) >= 1  # a second, or it is what a cache held and says nothing
-        speed = (task.finished_speed or task.speed) if measurable else None
-        return Text(rate(speed) if speed else "", style="dim")
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Go on silently: nobody hears the talk, the work is still wanted."""
-        self.quiet = True
-
-
 class Terminal:
     """Progress bars with rate and time left on a terminal, a line now and then elsewhere. All of it on stderr."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.console = _Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
-        self._bars: Progress | None = None
-        self._task: tuple[str, TaskID] | None = None
+    def __init__(self) -> None:
+        self._quiet = False
+        self._bars: Bars | None = None
         self._said: dict[str, tuple[float, float, int]] = {}
         self._finished: tuple[str, int] | None = None
 
     def say(self, text: str) -> None:
         """Print lines, above the bar if there is one."""
-        for line in text.splitlines():
-            self.console.print(printable(line), markup=False)
+        for line in map(printable, text.splitlines()):
+            if self._quiet:
+                return
+            if self._bars is not None and self._bars.drawn:
+                self._bars.say(line)
+                continue
+            try:
+                click.echo(line, err=True)
+            except BrokenPipeError:  # nobody hears the talk, the work is still wanted
+                self._quiet = True
 
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:
         """Show how far a task is."""
-        if done >= total and self._finished == (task, total):
+        if self._quiet or (done >= total and self._finished == (task, total)):
             return  # the end of a task is told by its last part and by the whole
         self._finished = (task, total) if done >= total else None
-        if self.console.is_terminal:
-            self._bar(task, done, total, detail)
-        else:
+        if not sys.stderr.isatty():
             self._line(task, done, total, detail)
+            return
+        if self._bars is None:
+            from lookalike.cli.bars import Bars
+
+            self._bars = Bars()
+        self._bars.step(task, done, total, detail)
 
     def close(self) -> None:
         """End the bar."""
         if self._bars is not None:
-            self._bars.stop()
-        self._bars = self._task = None
-
-    def _bar(self, task: str, done: int, total: int, detail: str) -> None:
-        if self._task is None or self._task[0] != task:
-            self.close()
-            self._bars = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                _Rate(),
-                TimeRemainingColumn(elapsed_when_finished=True),
-                TextColumn("{task.fields[detail]}", style="dim", markup=False),
-                console=self.console,
-            )
-            self._bars.start()
-            self._task = task, self._bars.add_task(task, total=total, detail=detail)
-        if self._bars is not None:
-            self._bars.update(self._task[1], completed=done, total=total, detail=detail)
-            if done >= total:
-                self.close()
+            self._bars.close()
 
     def _line(self, task: str, done: int, total: int, detail: str) -> None:
         now = time.monotonic()

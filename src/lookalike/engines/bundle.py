@@ -9,7 +9,6 @@ An exported bundle is a folder of
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from lookalike.engines.members import SUFFIXES, member_of, parts_of
 from lookalike.errors import LookalikeError, ModelError
 from lookalike.files import new_folder, storage_errors, write_json
 from lookalike.types import Vectors
+from lookalike.versions import versions_of
 
 _ALIGNMENTS = "alignments.npz"
 
@@ -119,7 +119,7 @@ def save_bundle(
             "dim": encoder.dim,
             **(facts or {}),
             "members": rows,
-            "versions": {**(facts or {}).get("versions", {}), "lookalike": importlib.metadata.version("lookalike")},
+            "versions": {**(facts or {}).get("versions", {}), **versions_of("lookalike")},
             "fingerprint": encoder.fingerprint,
         }
         write_json(folder / FACTS, description)

@@ -7,7 +7,6 @@ among them: that is another model, made by `export`.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -33,6 +32,7 @@ from lookalike.errors import LookalikeError, MissingExtra, OptionError, StorageE
 from lookalike.files import digest, storage_errors, write_json
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Pixels
+from lookalike.versions import versions_of
 
 if TYPE_CHECKING:
     from lookalike.backbones import Member
@@ -128,15 +128,11 @@ def remembered(facts: Mapping[str, Any], *, single: bool) -> Encoder | None:
 
 def graph_of(fingerprint: str) -> Path:
     """Return where the graph of a member is kept."""
-    return _folder(fingerprint) / f"graph-{_version('openvino')}.xml"
+    return _folder(fingerprint) / f"graph-{versions_of('openvino').get('openvino')}.xml"
 
 
 def _folder(fingerprint: str) -> Path:
     return cache_folder() / "engines" / fingerprint
-
-
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)
 
 
 def _placed(
@@ -180,8 +176,8 @@ def _fastest(ways: Sequence[Way] | None, precision: str) -> Way | None:
 
 def _machine() -> str:
     """Name what a rate holds for."""
-    versions = [_version(name) for name in ("openvino", "torch")]
-    return digest(processor(), str(os.cpu_count()), str(len(os.sched_getaffinity(0))), *versions)
+    versions = versions_of("openvino", "torch")
+    return digest(processor(), str(os.cpu_count()), str(len(os.sched_getaffinity(0))), str(versions))
 
 
 def _known(fingerprint: str) -> tuple[Way, ...] | None:
@@ -189,7 +185,7 @@ def _known(fingerprint: str) -> tuple[Way, ...] | None:
     try:
         found = json.loads((_folder(fingerprint) / "rates.json").read_text(encoding="utf-8"))[_machine()]
         return tuple(Way(**way) for way in found)
-    except (OSError, ValueError, KeyError, TypeError, importlib.metadata.PackageNotFoundError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

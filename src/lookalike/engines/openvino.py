@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,31 @@ RUNTIME = "openvino"
 HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 """What a graph's layers are computed in where they are not quantised."""
 BATCH_SIZE = 4
+_CONVERTER = "openvino.tools.ovc"
+
+
+def package() -> ModuleType:
+    """Import OpenVINO.
+
+    Without its converter, which takes as long again to import, and without the part by which that tells its makers,
+    over the network, of every import and conversion.
+
+    Raises:
+        MissingExtra: it is not installed.
+
+    """
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # what is None cannot be imported
+        sys.modules.setdefault(_CONVERTER, None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtra("openvino", "openvino", "this engine") from error
+    finally:
+        if sys.modules.get(_CONVERTER, sys) is None:
+            del sys.modules[_CONVERTER]
+    found: ModuleType = openvino
+    return found
 
 
 def core() -> Any:
@@ -29,11 +56,7 @@ def core() -> Any:
         MissingExtra: it is not installed.
 
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtra("openvino", "openvino", "this engine") from error
-    return openvino.Core()
+    return package().Core()
 
 
 def precisions() -> tuple[str, ...]:
@@ -119,12 +142,12 @@ def convert(member: Member) -> Any:
         MissingExtra: OpenVINO is not installed.
 
     """
-    core()
-    import openvino
+    package()
+    from openvino.tools.ovc import convert_model
 
     from lookalike.backbones.graph import INPUT, OUTPUT, program_of
 
-    graph = openvino.convert_model(program_of(member))
+    graph = convert_model(program_of(member))
     p = member.preprocessing
     graph.reshape([-1, p.height, p.width, 3])
     graph.inputs[0].set_names({INPUT})
@@ -134,6 +157,4 @@ def convert(member: Member) -> Any:
 
 def save(graph: Any, path: Path, *, half: bool) -> None:
     """Write a graph as `.xml` with a `.bin` beside it; `half` keeps its weights in 16 bits."""
-    import openvino
-
-    openvino.save_model(graph, str(path), compress_to_fp16=half)
+    package().save_model(graph, str(path), compress_to_fp16=half)

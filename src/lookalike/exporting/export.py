@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from lookalike.exporting.parity import Parity, compare, generated, measured
 from lookalike.files import require_free
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Pixels, Skipped
+from lookalike.versions import versions_of
 
 FORMATS = {"openvino": openvino.RUNTIME, "onnx": onnx.RUNTIME}
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
@@ -195,4 +195,4 @@ def _versions(runtime: str, precision: str) -> dict[str, str]:
     names = ["lookalike", "torch", "timm", "numpy", "pillow", runtime]
     names += ["onnx"] if runtime == onnx.RUNTIME else []
     names += ["nncf"] if precision == "int8" else []
-    return {name: importlib.metadata.version(name) for name in names}
+    return versions_of(*names)

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from lookalike.errors import StorageError
 from lookalike.files import storage_errors
 from lookalike.indexing.choose import Choice
-from lookalike.indexing.faiss_flat import FAISS_FILE, Rows
-from lookalike.indexing.faiss_index import FaissIndex
+from lookalike.indexing.faiss_index import FaissIndex, faiss_version
+from lookalike.indexing.flat_file import FAISS_FILE, Rows
 from lookalike.types import Vectors
 
 _PLACES = "rows.npy"
@@ -60,6 +60,10 @@ class ApproximateIndex:
         """Return float32 inner products, as exact as the vectors are kept, and rows `(n_query, count)`, best first."""
         scores, places = self._index.nearest(queries, count)
         return scores, self._rows[places]
+
+    def versions(self) -> dict[str, str]:
+        """Return what its file was made with."""
+        return {"faiss": faiss_version()}
 
     def write(self, folder: Path) -> None:
         """Write the index into a folder.

@@ -11,8 +11,8 @@ import numpy as np
 
 from lookalike.errors import StorageError
 from lookalike.files import digest, write_file, write_json
-from lookalike.indexing.faiss_flat import Rows
 from lookalike.indexing.faiss_index import FaissIndex
+from lookalike.indexing.flat_file import Rows
 from lookalike.indexing.kinds import TRAINING_PER_LIST, Kind, lists
 from lookalike.indexing.tuning import Point
 from lookalike.progress import SILENT, Progress

@@ -14,8 +14,8 @@ import numpy as np
 from lookalike.errors import OptionError
 from lookalike.indexing.budget import Budget, size_words
 from lookalike.indexing.building import NOTHING_KEPT, Kept, build
-from lookalike.indexing.faiss_flat import Rows
 from lookalike.indexing.faiss_index import FaissIndex
+from lookalike.indexing.flat_file import Rows
 from lookalike.indexing.kinds import KINDS, Kind
 from lookalike.indexing.tuning import RECALL_AT, Point, Probe, nearest_exactly, tuned
 from lookalike.progress import SILENT, Progress

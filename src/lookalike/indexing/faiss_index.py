@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.errors import StorageError
-from lookalike.indexing.faiss_flat import Rows
+from lookalike.indexing.flat_file import Rows
 from lookalike.types import Vectors
 
 
@@ -118,3 +118,10 @@ class FaissIndex:
             return cls(index, key, parameters)
         except (RuntimeError, MemoryError, TypeError) as error:
             raise StorageError(f"{path} is missing or damaged; make the index again.") from error
+
+
+def faiss_version() -> str:
+    """Version of the library."""
+    import faiss
+
+    return str(faiss.__version__)

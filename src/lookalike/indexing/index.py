@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,10 +15,12 @@ from lookalike.indexing.approximate import ApproximateIndex
 from lookalike.indexing.budget import Budget, size_words
 from lookalike.indexing.building import Kept
 from lookalike.indexing.choose import EXACT_UNTIL, choose
-from lookalike.indexing.faiss_flat import FlatIndex, Rows, faiss_version
+from lookalike.indexing.flat import FlatIndex
+from lookalike.indexing.flat_file import Rows
 from lookalike.indexing.ranking import rank, rank_approximately
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Embeddings, Hits, Vectors
+from lookalike.versions import versions_of
 
 FORMAT = 1
 _FACTS = "index.json"
@@ -200,7 +201,7 @@ class Index:
             "count": len(self),
             "root": None if self.root is None else str(self.root),
             **({} if self._store.choice is None else {"choice": dict(self._store.choice)}),
-            "versions": {"lookalike": importlib.metadata.version("lookalike"), "faiss": faiss_version()},
+            "versions": {**versions_of("lookalike"), **self._store.versions()},
         }
         write_ascii_json(folder / _FACTS, facts, indent=2)
 

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.indexing.approximate import ApproximateIndex
-from lookalike.indexing.faiss_flat import FlatIndex, Rows
+from lookalike.indexing.flat import FlatIndex
+from lookalike.indexing.flat_file import Rows
 from lookalike.types import Vectors
 
 _STEPS = 1_000_000  # cosine is compared in steps of one millionth, as where models are measured

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from lookalike.indexing.budget import Budget, size_words
-from lookalike.indexing.faiss_flat import Rows
 from lookalike.indexing.faiss_index import FaissIndex
+from lookalike.indexing.flat_file import Rows
 from lookalike.indexing.kinds import Kind, lists
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Vectors

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from lookalike.data import Dataset, load_dataset
-from lookalike.data.folders import Skip
-from lookalike.embedding.fit import fitted_encoder
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from lookalike.data import Dataset
+    from lookalike.data.folders import Skip
     from lookalike.encoding import Encoder
     from lookalike.encoding.stream import Source
 
@@ -67,6 +66,7 @@ def resolve_model(
     if place is not None:
         return load_bundle(place)
     from lookalike.backbones import build_member
+    from lookalike.embedding import fitted_encoder
 
     names = _backbone_names(str(model))
     members = [build_member(name, weights_of(weights, name), seed=seed) for name in names]
@@ -101,6 +101,7 @@ def load_as_trained(data: Path | str, model: Encoder | Path | str) -> Dataset:
 
     They are split anew each time they are loaded: by another seed a model would meet its training images.
     """
+    from lookalike.data import load_dataset
     from lookalike.encoding.facts import read_facts
 
     place = bundle_at(model) if isinstance(model, str | Path) else None

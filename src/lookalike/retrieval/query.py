@@ -13,7 +13,6 @@ from lookalike.files import require_writable
 from lookalike.indexing import Index
 from lookalike.progress import SILENT, Progress
 from lookalike.retrieval.model import MODEL
-from lookalike.retrieval.page import write_search_page
 from lookalike.types import Hits, Skipped
 
 if TYPE_CHECKING:
@@ -133,6 +132,8 @@ def search(
     items = {item: made.path_of(item) or Path(item) for item in hits.ids.ravel()}
     found = SearchResult(hits, {q: paths[q] for q in queries.ids}, items, queries.skipped)
     if page is not None:
+        from lookalike.retrieval.page import write_search_page
+
         write_search_page(page, hits, found.query_paths, items)
     return found
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import click
 
-from lookalike.cli.command import InOrder
-from lookalike.cli.commands.benchmarking import benchmark, demo
-from lookalike.cli.commands.checking import check
-from lookalike.cli.commands.completion import completion
-from lookalike.cli.commands.evaluating import evaluate, submit
-from lookalike.cli.commands.exporting import export
-from lookalike.cli.commands.recipes import recipes
-from lookalike.cli.commands.searching import embed, index, search
-from lookalike.cli.commands.training import refit, train
+from lookalike.cli.command import Commands, InOrder
+
+_HOMES = {
+    "demo": "benchmarking",
+    "check": "checking",
+    "train": "training",
+    "benchmark": "benchmarking",
+    "refit": "training",
+    "embed": "searching",
+    "index": "searching",
+    "search": "searching",
+    "evaluate": "evaluating",
+    "submit": "evaluating",
+    "export": "exporting",
+    "recipes": "recipes",
+    "completion": "completion",
+}
 
 
 @click.group(
     cls=InOrder,
+    commands=Commands(__name__, _HOMES),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Results go to stdout, everything else to stderr. Exit codes: 0 fine, 1 'check' found errors, 2 bad input, "
     "3 a defect in lookalike, 130 interrupted. Add --debug to any command for a traceback.",
@@ -35,21 +44,3 @@ def cli() -> None:
 
     'lookalike demo' does the whole job on built-in photographs.
     """  # noqa: D301
-
-
-for command in (
-    demo,
-    check,
-    train,
-    benchmark,
-    refit,
-    embed,
-    index,
-    search,
-    evaluate,
-    submit,
-    export,
-    recipes,
-    completion,
-):
-    cli.add_command(command)

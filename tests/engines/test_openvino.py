@@ -1,0 +1,29 @@
+"""What importing OpenVINO brings along, and what it must not."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("openvino")
+
+ASK = "print([m for m in ('openvino', 'openvino.tools.ovc', 'openvino_telemetry', 'torch') if sys.modules.get(m)])"
+
+
+def loaded(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{code}\n{ASK}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_running_graphs_needs_no_converter_and_tells_nobody():
+    assert loaded("from lookalike.engines.openvino import core; core()") == "['openvino']\n"
+
+
+def test_converting_tells_nobody_either():
+    code = "from lookalike.engines.openvino import package; package(); import openvino.tools.ovc"
+    assert loaded(code) == "['openvino', 'openvino.tools.ovc']\n"
+
+
+def test_one_that_was_imported_before_is_taken():
+    assert "'openvino_telemetry'" in loaded("import openvino; from lookalike.engines.openvino import core; core()")
