@@ -11,7 +11,8 @@ ASK = "print([m for m in ('openvino', 'openvino.tools.ovc', 'openvino_telemetry'
 
 
 def loaded(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", f"import sys\n{code}\n{ASK}"], capture_output=True, text=True)
+    lines = f"import sys\n{code}\n{ASK}"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -40,6 +40,7 @@ class ApproximateIndex:
             "parameters": made.point.parameters,
             "measured": made.point.to_dict(),
             "tried": [point.to_dict() for point in made.tried],
+            "passed_over": [point.to_dict() for point in made.passed_over],
         }
         return cls(made.index, made.rows, facts)
 
@@ -86,9 +87,9 @@ class ApproximateIndex:
         """
         try:
             rows = np.load(folder / _PLACES, mmap_mode="r", allow_pickle=False)
-            index = FaissIndex.read(folder / FAISS_FILE, key, choice["parameters"])
+            index = FaissIndex.read(folder / FAISS_FILE, key, dict(choice["parameters"]))
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(f"the index in {folder} is missing or damaged; make the index again.") from error
-        if len(rows) != len(index):
-            raise StorageError(f"the index in {folder} is damaged ({len(rows)} rows, {len(index)} vectors).")
+        if len(rows) != len(index) or not (rows.min() >= 0 and rows.max() < len(index)):
+            raise StorageError(f"the rows of the index in {folder} do not fit its vectors; make the index again.")
         return cls(index, rows, choice)

@@ -2,55 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from lookalike.errors import StorageError
 from lookalike.files import digest, write_file, write_json
-from lookalike.indexing.faiss_index import FaissIndex
+from lookalike.indexing.faiss_index import FaissIndex, faiss_version
 from lookalike.indexing.flat_file import Rows
 from lookalike.indexing.kinds import TRAINING_PER_LIST, Kind, lists
 from lookalike.indexing.tuning import Point
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Vectors
+from lookalike.versions import versions_of
 
 _BLOCK = 65_536
 _EVERY_S = 60.0
-"""Seconds between two copies of an unfinished index: the most that a killed run loses."""
+"""Seconds between two copies of an unfinished index."""
 _TRAINED_ON = 10_000
 """Vectors that ranges of 8 bits are learnt from at least."""
+_MARK = "building.json"
+_TRIED = "tried.json"
 
 
 class Kept:
-    """A folder for what is under way: which kinds were tried, and the index that is being built.
+    """A folder for what is under way: which kinds were tried, and the indexes that are being built.
 
     Args:
-        folder: beside the index; None keeps nothing.
-        key: of the vectors and the budget; what another left there is passed over.
+        folder: beside the index, made when there is something to keep; None keeps nothing.
 
     """
 
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self._folder, self._key = folder, key
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._vectors = ""
 
-    def tried(self) -> list[Point] | None:
-        """Return what trying the kinds gave, if that was done."""
+    def begin(self, vectors: Callable[[], str]) -> None:
+        """Say which vectors these will be of, by their digest; what was made of others is passed over.
+
+        Raises:
+            StorageError: the folder holds something else, or cannot be written.
+
+        """
+        folder = self._folder
+        if folder is None:
+            return
+        if folder.exists() and not (folder / _MARK).is_file():
+            raise StorageError(f"{folder} already exists and was not made for building an index; rename or remove it.")
+        self._vectors = digest(vectors(), str(versions_of("lookalike")), faiss_version())
+        write_json(folder / _MARK, {"vectors": self._vectors})
+
+    def tried(self, budget: str) -> list[Point]:
+        """Return what trying kinds for a budget gave so far."""
         if self._folder is None:
-            return None
+            return []
         try:
-            found = json.loads((self._folder / "tried.json").read_text(encoding="utf-8"))
-            return [Point(**p) for p in found["points"]] if found["key"] == self._key else None
+            found = json.loads((self._folder / _TRIED).read_text(encoding="utf-8"))
+            return [Point(**p) for p in found["points"]] if found["key"] == digest(self._vectors, budget) else []
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return []
 
-    def keep_tried(self, points: Sequence[Point]) -> None:
-        """Keep what trying the kinds gave."""
+    def keep_tried(self, budget: str, points: list[Point]) -> None:
+        """Keep what trying kinds gave."""
         if self._folder is not None:
-            write_json(self._folder / "tried.json", {"key": self._key, "points": [p.to_dict() for p in points]})
+            found = {"key": digest(self._vectors, budget), "points": [p.to_dict() for p in points]}
+            write_json(self._folder / _TRIED, found)
 
     def index(self, key: str) -> FaissIndex | None:
         """Return the unfinished index of this factory string, if there is one."""
@@ -68,11 +88,25 @@ class Kept:
         if place is not None:
             write_file(place, made.write)
 
+    def remove(self) -> None:
+        """Remove what was kept, and nothing else."""
+        if self._folder is None or not (self._folder / _MARK).is_file():
+            return
+        with contextlib.suppress(OSError):  # what cannot be removed does no harm
+            for file in [*self._folder.glob("*.faiss"), self._folder / _TRIED, self._folder / _MARK]:
+                file.unlink(missing_ok=True)
+            self._folder.rmdir()
+
     def _place(self, key: str) -> Path | None:
-        return None if self._folder is None else self._folder / f"{digest(self._key, key)}.faiss"
+        return None if self._folder is None else self._folder / f"{digest(self._vectors, key)}.faiss"
 
 
-NOTHING_KEPT = Kept(None, "")
+NOTHING_KEPT = Kept(None)
+
+
+def remove_work(folder: Path | str) -> None:
+    """Remove what building an index kept in a folder, and the folder if nothing else is in it."""
+    Kept(Path(folder)).remove()
 
 
 def build(
@@ -91,16 +125,18 @@ def build(
         take: returns the vectors `(n, dim)` of rows.
         rows: which.
         dim: dimensions of a vector.
-        kept: is gone on with, and written to from time to time.
+        kept: is gone on with, and written to once the index has learnt, and from time to time.
         progress: told the number of vectors done.
 
     """
-    key = kind.key(len(rows))
+    key = kind.key(len(rows), dim)
     made = kept.index(key)
     if made is None:
         made = FaissIndex.new(key, dim)
-        step = max(1, len(rows) // max(TRAINING_PER_LIST * lists(len(rows)), _TRAINED_ON))
-        made.index.train(np.ascontiguousarray(take(rows[::step])))
+        most = max(TRAINING_PER_LIST * lists(len(rows)), _TRAINED_ON)
+        progress.step(f"building {key}", 0, len(rows))
+        made.index.train(np.ascontiguousarray(take(evenly(rows, most))))
+        kept.keep(made)
     clock = time.monotonic()
     for start in range(len(made), len(rows), _BLOCK):
         made.index.add(np.ascontiguousarray(take(rows[start : start + _BLOCK])))
@@ -109,3 +145,8 @@ def build(
             kept.keep(made)
             clock = time.monotonic()
     return made
+
+
+def evenly(rows: Rows, most: int) -> Rows:
+    """Return at most so many rows, evenly spaced from the first to the last."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most, dtype=np.int64)]

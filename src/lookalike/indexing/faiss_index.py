@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,15 @@ from lookalike.errors import StorageError
 from lookalike.indexing.flat_file import Rows
 from lookalike.types import Vectors
 
+_BLOCK = 16_384
+"""Vectors put together again at once."""
+
 
 class FaissIndex:
-    """Unit-length vectors by row number, searched approximately.
+    """Unit-length vectors by row number, searched approximately; by several threads at once if need be.
 
     Attributes:
+        index: FAISS's own.
         key: FAISS's factory string.
         parameters: how deep a search looks, by FAISS's names.
 
@@ -27,15 +30,18 @@ class FaissIndex:
     def __init__(self, faiss_index: Any, key: str, parameters: Mapping[str, int]) -> None:
         self.index = faiss_index
         self.key = key
-        self.parameters: dict[str, int] = {}
-        self.set(parameters)
+        self.parameters = dict(parameters)
 
     @classmethod
     def new(cls, key: str, dim: int) -> FaissIndex:
         """Return an empty one."""
         import faiss
 
-        return cls(faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT), key, {})
+        made = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
+        ivf = faiss.try_extract_index_ivf(made)
+        if isinstance(ivf, faiss.IndexIVFPQ):
+            ivf.pq.cp.min_points_per_centroid = 1  # says no word, on stderr, where there are few
+        return cls(made, key, {})
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
@@ -50,43 +56,57 @@ class FaissIndex:
         """Bytes that it takes, in memory and in a file."""
         import faiss
 
-        counted = faiss.VectorIOWriter()
-        faiss.write_index(self.index, counted)
-        return int(counted.data.size())
+        size = 0
+
+        def count(part: bytes) -> None:
+            nonlocal size
+            size += len(part)
+
+        by: Any = faiss  # its type hints know less than it has
+        by.write_index(self.index, by.PyCallbackIOWriter(count, 1 << 20))
+        return size
 
     def set(self, parameters: Mapping[str, int]) -> None:
         """Look as deep as this."""
-        import faiss
-
-        space = faiss.ParameterSpace()
-        for name, value in parameters.items():
-            space.set_index_parameter(self.index, name, value)
         self.parameters = dict(parameters)
 
     def nearest(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
         """Return float32 inner products, as exact as the vectors are kept, and rows `(n_query, count)`, best first.
 
-        Where the lists that are looked at hold fewer, more are looked at.
+        Where what is looked at holds fewer, all vectors are looked at. `count` is at most their number.
         """
-        scores, rows = self.index.search(np.ascontiguousarray(queries), count)
-        short = (rows < 0).any(axis=1)
-        if short.any():
-            with self._deepest(count):
-                scores[short], rows[short] = self.index.search(np.ascontiguousarray(queries[short]), count)
+        queries = np.ascontiguousarray(queries)
+        scores, rows = self.index.search(queries, count, params=_depth(self.index, self.parameters))
+        for further in (self._in_all_lists, self._among_all):
+            short = (rows < 0).any(axis=1)
+            if not short.any():
+                break
+            scores[short], rows[short] = further(queries[short], count)
         return scores, rows
 
-    @contextlib.contextmanager
-    def _deepest(self, count: int) -> Any:
-        """Look at everything."""
+    def _in_all_lists(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
+        """Look into every list; a graph has none, and is searched as it was."""
         import faiss
 
-        before = self.parameters
-        deepest = {"nprobe": lambda: int(faiss.extract_index_ivf(self.index).nlist), "efSearch": lambda: len(self)}
-        self.set({name: deepest[name]() if name in deepest else max(value, count) for name, value in before.items()})
-        try:
-            yield
-        finally:
-            self.set(before)
+        ivf = faiss.try_extract_index_ivf(self.index)
+        every = {"nprobe": int(ivf.nlist)} if ivf is not None else {}
+        found: tuple[npt.NDArray[np.float32], Rows] = self.index.search(
+            queries, count, params=_depth(self.index, {**self.parameters, **every})
+        )
+        return found
+
+    def _among_all(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
+        """Compare with every vector, as it is kept."""
+        scores = np.empty((len(queries), 0), dtype=np.float32)
+        rows = np.empty((len(queries), 0), dtype=np.int64)
+        for start in range(0, len(self), _BLOCK):
+            size = min(_BLOCK, len(self) - start)
+            found = queries @ self.index.reconstruct_n(start, size).T
+            places = np.broadcast_to(np.arange(start, start + size, dtype=np.int64), found.shape)
+            scores, rows = np.concatenate([scores, found], axis=1), np.concatenate([rows, places], axis=1)
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+            scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        return scores, rows
 
     def write(self, path: Path) -> None:
         """Write the index to a file.
@@ -101,6 +121,9 @@ class FaissIndex:
             faiss.write_index(self.index, str(path))
         except RuntimeError as error:
             raise StorageError(f"{path} cannot be written; free some space or choose another place.") from error
+        # on a full disk the last part can get lost when the file is closed, which FAISS does not report
+        if path.stat().st_size < self.size:
+            raise StorageError(f"{path} cannot be written in full; free some space or choose another place.")
 
     @classmethod
     def read(cls, path: Path, key: str, parameters: Mapping[str, int], *, changed: bool = False) -> FaissIndex:
@@ -115,9 +138,26 @@ class FaissIndex:
         try:
             flags = 0 if changed else faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
             index = faiss.read_index(str(path), flags)
+            _depth(index, parameters)
             return cls(index, key, parameters)
-        except (RuntimeError, MemoryError, TypeError) as error:
+        except (RuntimeError, MemoryError, TypeError, ValueError, KeyError) as error:
             raise StorageError(f"{path} is missing or damaged; make the index again.") from error
+
+
+def _depth(index: Any, parameters: Mapping[str, int]) -> Any:
+    """Return FAISS's description of how deep a search looks, for an index and those that it is made of."""
+    import faiss
+
+    by: Any = faiss  # as above
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        inner = _depth(index.base_index, parameters)
+        return by.IndexRefineSearchParameters(k_factor=parameters.get("k_factor_rf", 1), base_index_params=inner)
+    if isinstance(index, faiss.IndexPreTransform):
+        return by.SearchParametersPreTransform(index_params=_depth(index.index, parameters))
+    if isinstance(index, faiss.IndexHNSW):
+        return by.SearchParametersHNSW(efSearch=parameters.get("efSearch", 16))
+    return by.SearchParametersIVF(nprobe=parameters.get("nprobe", 1))
 
 
 def faiss_version() -> str:

@@ -18,6 +18,7 @@ from lookalike.indexing.choose import EXACT_UNTIL, choose
 from lookalike.indexing.flat import FlatIndex
 from lookalike.indexing.flat_file import Rows
 from lookalike.indexing.ranking import rank, rank_approximately
+from lookalike.indexing.tuning import RECALL_AT, single_ms
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Embeddings, Hits, Vectors
 from lookalike.versions import versions_of
@@ -25,6 +26,10 @@ from lookalike.versions import versions_of
 FORMAT = 1
 _FACTS = "index.json"
 _ITEMS = "items.json"
+TOO_FEW = 1000
+"""Of so few vectors no approximate index is made."""
+_TIMED = 20
+_BLOCK = 65_536
 
 Metadata = Mapping[str, Mapping[str, str]]
 
@@ -71,13 +76,13 @@ class Index:
         min_recall: float = 1.0,
         max_memory: int | str | None = None,
         max_ms: float | None = None,
-        work: Path | None = None,
+        work: Path | str | None = None,
         progress: Progress = SILENT,
     ) -> Index:
         """Make an index of embeddings: exact, or the quickest that stays within a budget.
 
         Recall and time of an approximate index are measured with embeddings that are held out of it meanwhile. Fewer
-        than 20,000 are searched exactly whatever recall is asked for.
+        than 20,000 are searched exactly whatever recall is asked for, if that stays within the budget.
 
         Args:
             embeddings: at least one.
@@ -86,12 +91,14 @@ class Index:
             min_recall: share of the exact 10 nearest that must be found on average, above 0 and at most 1, exact.
             max_memory: that the vectors may take: bytes, or text such as 500MB.
             max_ms: milliseconds that a query may take, the median.
-            work: a folder for what is under way; a run that was killed goes on with it. Yours to remove.
+            work: a folder for what is under way; a run that was killed goes on with it. Once the index is saved,
+                `remove_work` removes it.
             progress: is told what is tried.
 
         Raises:
             DataError: without embeddings.
             OptionError: for a value outside what is allowed, or when nothing stays within the budget.
+            StorageError: `work` holds something else, or cannot be written.
 
         """
         budget = Budget.of(min_recall, max_memory, max_ms)
@@ -99,7 +106,7 @@ class Index:
             raise DataError("an index needs at least one embedding, got none.")
         order = sorted(range(len(embeddings)), key=embeddings.ids.__getitem__)  # so that a lower row wins a tie
         ids = tuple(embeddings.ids[row] for row in order)
-        kept = Kept(work, digest(embeddings.fingerprint, str(budget), *ids))
+        kept = Kept(None if work is None else Path(work))
         store = _store(embeddings.vectors, np.array(order, dtype=np.int64), budget, kept, progress)
         known = {i: dict(metadata[i]) for i in ids if metadata and i in metadata}
         place = None if root is None else Path(root).resolve()
@@ -247,22 +254,46 @@ def _store(
 ) -> FlatIndex | ApproximateIndex:
     """Keep vectors in this order in the kind of index that the budget leads to."""
     count, dim = vectors.shape
-    whole = 4 * dim * count
     if budget.exact or count < EXACT_UNTIL:
-        if budget.max_memory is not None and whole > budget.max_memory:
-            raise OptionError(
-                f"{count} vectors of {dim} dimensions, searched exactly, take {size_words(whole)}, max_memory is "
-                f"{size_words(budget.max_memory)}; allow more, or ask for less than all with min_recall."
-            )
-        return FlatIndex.of(vectors, order)
+        flat = FlatIndex.of(vectors, order)
+        problem = _beyond(flat, budget)
+        if problem is None:
+            return flat
+        if budget.exact or count < TOO_FEW:
+            advice = ", or ask for less than all with min_recall" if count >= TOO_FEW else ""
+            raise OptionError(f"{count} vectors of {dim} dimensions, searched exactly, {problem}; allow more{advice}.")
     progress.say(f"looking for the quickest index of {count} vectors with {budget}")
-    made = choose(lambda rows: np.asarray(vectors[order[rows]]), count, dim, budget, kept=kept, progress=progress)
+
+    def take(rows: Rows) -> Vectors:
+        return np.asarray(vectors[order[rows]])
+
+    kept.begin(lambda: _digest(vectors, order))
+    made = choose(take, count, dim, budget, kept=kept, progress=progress)
     progress.say(made.why)
     return ApproximateIndex.of(made)
 
 
+def _beyond(flat: FlatIndex, budget: Budget) -> str | None:
+    """Say what an exact index exceeds of a budget; None where it stays within."""
+    size = 4 * flat.dim * len(flat)
+    if budget.max_memory is not None and size > budget.max_memory:
+        return f"take {size_words(size)}, max_memory is {size_words(budget.max_memory)}"
+    if budget.max_ms is not None:
+        some = flat.vectors(np.arange(min(_TIMED, len(flat))))
+        spent = single_ms(lambda query: flat.nearest(query, min(RECALL_AT, len(flat))), some)
+        if spent > budget.max_ms:
+            return f"take {spent:.3g} ms a query, max_ms is {budget.max_ms:g}"
+    return None
+
+
+def _digest(vectors: Vectors, order: Rows) -> str:
+    """Return a fingerprint of vectors in this order."""
+    parts = (vectors[order[start : start + _BLOCK]].tobytes() for start in range(0, len(order), _BLOCK))
+    return digest(str(vectors.shape), *(digest(part) for part in parts))
+
+
 def _open(path: Path, facts: Mapping[str, Any]) -> FlatIndex | ApproximateIndex:
-    if "choice" in facts:
+    if isinstance(facts.get("key"), str) and "choice" in facts:
         return ApproximateIndex.read(path, str(facts["key"]), facts["choice"])
     if facts.get("key") != FlatIndex.key:
         raise StorageError(

@@ -10,6 +10,8 @@ LINKS = 32
 """Of a vector in the graph's lower level, HNSW's M."""
 TRAINING_PER_LIST = 40
 """Vectors that a list's centre is learnt from; FAISS warns below 39."""
+_LIST = 8
+_GRAPH = LINKS * 2 * 4 + 12
 
 
 @dataclass(frozen=True)
@@ -18,38 +20,70 @@ class Kind:
 
     Attributes:
         name: for people.
-        key: FAISS's factory string for so many vectors.
+        key: FAISS's factory string for so many vectors of so many dimensions.
         bytes_each: of a vector of so many dimensions, about.
         knobs: what decides how deep a search looks.
+        last_resort: tried only where nothing else is small enough: it costs much to learn.
 
     """
 
     name: str
-    key: Callable[[int], str]
+    key: Callable[[int, int], str]
     bytes_each: Callable[[int], float]
     knobs: tuple[str, ...]
+    last_resort: bool = False
 
 
 def lists(count: int) -> int:
     """Return the number of inverted lists for so many vectors: near 4 √n, a power of two, few enough to be learnt."""
-    most = max(1, count // TRAINING_PER_LIST)
-    return int(2 ** round(math.log2(min(4 * math.sqrt(count), most)))) if count > TRAINING_PER_LIST else 1
+    most = math.floor(math.log2(max(1, count // TRAINING_PER_LIST)))
+    return int(2 ** min(most, round(math.log2(4 * math.sqrt(count)))))
 
 
-_GRAPH = LINKS * 2 * 4 + 12
-_LIST = 8
+def codes(dim: int) -> int:
+    """Return the parts that a product quantiser cuts so many dimensions into: of 16 or a little more."""
+    return next(parts for parts in range(max(1, dim // 16), 0, -1) if dim % parts == 0)
+
+
+def _bits(count: int, dim: int, code: str) -> str:
+    # the rotation spreads what there is to tell evenly over the dimensions, which so few bits of each suppose; those of
+    # a head that began as principal components differ much
+    return f"RR{dim},IVF{lists(count)},{code}"
+
 
 KINDS = (
-    Kind("graph over whole vectors", lambda _: f"HNSW{LINKS},Flat", lambda d: 4 * d + _GRAPH, ("efSearch",)),
-    Kind("graph over vectors in 8 bits", lambda _: f"HNSW{LINKS},SQ8", lambda d: d + _GRAPH, ("efSearch",)),
-    Kind("lists of whole vectors", lambda n: f"IVF{lists(n)},Flat", lambda d: 4 * d + _LIST, ("nprobe",)),
+    Kind("graph over whole vectors", lambda *_: f"HNSW{LINKS},Flat", lambda d: 4 * d + _GRAPH, ("efSearch",)),
+    Kind("graph over vectors in 8 bits", lambda *_: f"HNSW{LINKS},SQ8", lambda d: d + _GRAPH, ("efSearch",)),
+    Kind("lists of whole vectors", lambda n, _: f"IVF{lists(n)},Flat", lambda d: 4 * d + _LIST, ("nprobe",)),
     Kind(
         "lists of one bit a dimension, refined by 8 bits",
-        lambda n: f"IVF{lists(n)},RaBitQ,Refine(SQ8)",
+        lambda n, d: f"{_bits(n, d, 'RaBitQ')},Refine(SQ8)",
         lambda d: d + d / 8 + 8 + _LIST,
         ("nprobe", "k_factor_rf"),
     ),
-    Kind("lists of vectors in 8 bits", lambda n: f"IVF{lists(n)},SQ8", lambda d: d + _LIST, ("nprobe",)),
-    Kind("lists of 4 bits a dimension", lambda n: f"IVF{lists(n)},RaBitQ4", lambda d: d / 2 + 16 + _LIST, ("nprobe",)),
-    Kind("lists of one bit a dimension", lambda n: f"IVF{lists(n)},RaBitQ", lambda d: d / 8 + 8 + _LIST, ("nprobe",)),
+    Kind("lists of vectors in 8 bits", lambda n, _: f"IVF{lists(n)},SQ8", lambda d: d + _LIST, ("nprobe",)),
+    Kind(
+        "lists of 4 bits a dimension",
+        lambda n, d: _bits(n, d, "RaBitQ4"),
+        lambda d: d / 2 + 16 + _LIST,
+        ("nprobe",),
+    ),
+    Kind("lists of one bit a dimension", lambda n, d: _bits(n, d, "RaBitQ"), lambda d: d / 8 + 8 + _LIST, ("nprobe",)),
+    Kind(
+        "lists of product codes",
+        lambda n, d: _bits(n, d, f"PQ{codes(d)}"),
+        lambda d: codes(d) + _LIST,
+        ("nprobe",),
+        last_resort=True,
+    ),
 )
+
+
+def fitting(count: int, dim: int, most: float | None) -> list[Kind]:
+    """Return the kinds whose vectors take at most so many bytes; those of last resort only where no other does."""
+    small = [k for k in KINDS if most is None or (k.bytes_each(dim) + ROW) * count <= most]
+    return [k for k in small if not k.last_resort] or small
+
+
+ROW = 8
+"""Bytes that the number of each vector takes beside the index."""

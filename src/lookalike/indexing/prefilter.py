@@ -8,7 +8,6 @@ product is not among the k nearest; the others are compared in full.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,26 +16,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lookalike.cores import cores
 from lookalike.types import Vectors
 
 Rows = npt.NDArray[np.int64]
 
 _BLOCK = 16_384
 """Vectors whose products with a group of queries are in memory at once."""
-_QUERIES = 64
+_QUERIES = 128
 """Queries in a group."""
+_RUN = 128
+"""Vectors whose largest product is looked at before each of them is."""
 _SLACK = 1e-5
 """For the rounding of float32 sums themselves."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Rounded vectors from a row on, packed for products: what 1 stands for in them, and the longest rest."""
+    """Rounded vectors from a row on, packed for products: what 1 stands for in them, the longest rest and vector."""
 
     start: int
     packed: Any
     step: float
     left: float
+    longest: float
 
 
 class Prefilter:
@@ -57,24 +60,28 @@ class Prefilter:
         for start in range(0, count, _BLOCK):
             turned = take(np.arange(start, min(count, start + _BLOCK), dtype=np.int64)) @ self._rotation
             rounded, step, left = _rounded(turned)
-            self._blocks.append(_Block(start, _pack(rounded), step, float(left.max())))
+            longest = float(np.linalg.norm(turned, axis=1).max())
+            self._blocks.append(_Block(start, _pack(rounded), step, float(left.max()), longest))
 
     def nearest(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
         """Return float32 inner products and rows `(n_query, count)` of the nearest of all, best first."""
+        if not len(queries):
+            return np.zeros((0, count), np.float32), np.zeros((0, count), np.int64)
         parts = [self._group(queries[start : start + _QUERIES], count) for start in range(0, len(queries), _QUERIES)]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _group(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
         rounded, step, left = _rounded(queries @ self._rotation)
-        threads = max(1, min(len(self._blocks), len(os.sched_getaffinity(0))))
+        lengths = np.linalg.norm(queries, axis=1)
+        threads = min(len(self._blocks), cores())
         shares = [self._blocks[n::threads] for n in range(threads)]
 
         def search(blocks: list[_Block]) -> _Best:
             best = _Best(queries, count, self._take)
             for block in blocks:
                 products = np.asarray(_products(rounded, block.packed))
-                # |q·x - q'·x'| <= |q - q'| |x| + |q'| |x - x'|, with |x| = 1 and |q'| <= 1 + |q - q'|
-                error = left + (1 + left) * block.left + _SLACK
+                # |q·x - q'·x'| <= |q - q'| |x| + |q'| |x - x'|
+                error = left * block.longest + (lengths + left) * block.left + _SLACK
                 best.add(*_candidates(products, best.worst, error, step * block.step, count), block.start)
             return best
 
@@ -133,6 +140,8 @@ def _candidates(
 ) -> tuple[Rows, Rows]:
     """Return query and place of the vectors of a block that may be among the nearest.
 
+    Most of a block is passed over by the largest product of each run of vectors.
+
     Args:
         products: `(n_query, size)` of rounded vectors.
         worst: `(n_query,)` the k-th best exact score so far, minus infinity where there are not k yet.
@@ -141,23 +150,30 @@ def _candidates(
         count: k.
 
     """
+    queries, size = products.shape
+    whole = size - size % _RUN
+    runs = products[:, :whole].reshape(queries, whole // _RUN, _RUN)
+    largest = runs.max(axis=2)
     floor = (worst - error) / unit
     begun = np.isfinite(floor)
     if not begun.all():
-        # the k best by rounded products come to at least the k-th of them less the error; so does the true k-th
-        few = products.shape[1] - min(count, products.shape[1])
-        kth = np.partition(products, few, axis=1)[:, few]
+        # the k-th largest of some products is no more than the k-th of all, and that less the error no more than the
+        # k-th exact one
+        few = largest if largest.shape[1] >= count else products
+        last = few.shape[1] - min(count, few.shape[1])
+        kth = np.partition(few, last, axis=1)[:, last]
         floor = np.where(begun, floor, kth - 2 * error / unit)
     # clipped, so that it can be compared as the products' own type: rounded down, nothing is lost
-    whole = np.floor(np.clip(floor.astype(np.float64), -(2**31), 2**31 - 1)).astype(np.int32)
-    found = np.flatnonzero(products >= whole[:, None])
-    query, place = np.divmod(found, products.shape[1])
-    return query, place
+    least = np.floor(np.clip(floor.astype(np.float64), -(2**31), 2**31 - 1)).astype(np.int32)
+    query, run = np.nonzero(largest >= least[:, None])
+    found, place = np.nonzero(runs[query, run] >= least[query, None])
+    rest, end = np.nonzero(products[:, whole:] >= least[:, None])
+    return np.concatenate([query[found], rest]), np.concatenate([run[found] * _RUN + place, end + whole])
 
 
 def _rounded(turned: Vectors) -> tuple[npt.NDArray[np.int8], float, Vectors]:
     """Round vectors to 8 bits: the whole numbers, what 1 stands for, and the length of what is left of each."""
-    step = float(np.abs(turned).max()) / 127
+    step = (float(np.abs(turned).max()) or 1.0) / 127
     rounded = np.rint(turned / step)
     left: Vectors = np.linalg.norm(turned - rounded * step, axis=1).astype(np.float32)
     return rounded.astype(np.int8), step, left

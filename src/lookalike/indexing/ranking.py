@@ -8,6 +8,7 @@ import numpy.typing as npt
 from lookalike.indexing.approximate import ApproximateIndex
 from lookalike.indexing.flat import FlatIndex
 from lookalike.indexing.flat_file import Rows
+from lookalike.indexing.tuning import SPARE
 from lookalike.types import Vectors
 
 _STEPS = 1_000_000  # cosine is compared in steps of one millionth, as where models are measured
@@ -57,6 +58,8 @@ def rank_approximately(
 ) -> tuple[Rows, npt.NDArray[np.float32]]:
     """Return rows and scores as `rank` does, of what an approximate index finds, by the vectors as it keeps them.
 
+    Where the last that was fetched ties with the last hit, more are fetched.
+
     Args:
         index: rows stand in the order of item ids, so that a lower row wins a tie.
         queries: `(n_query, dim)` float32, unit length.
@@ -64,12 +67,21 @@ def rank_approximately(
         top_k: at most the size of the index, less one where `own` names a row.
 
     """
-    fetch = min(top_k + bool((own >= 0).any()), len(index))
-    scores, rows = index.nearest(queries, fetch)
-    steps = np.rint(scores.astype(np.float64) * _STEPS).astype(np.int64)
-    steps[rows == own[:, None]] = -_FAR
-    order = np.lexsort((rows, -steps), axis=1)[:, :top_k]
-    rows, steps = np.take_along_axis(rows, order, axis=1), np.take_along_axis(steps, order, axis=1)
+    rows = np.empty((len(queries), top_k), dtype=np.int64)
+    steps = np.empty((len(queries), top_k), dtype=np.int64)
+    pending = np.arange(len(queries))
+    fetch = top_k + bool((own >= 0).any()) + SPARE
+    while len(pending):
+        fetch = min(fetch, len(index))
+        near, found = index.nearest(queries[pending], fetch)
+        near_steps = np.rint(near.astype(np.float64) * _STEPS).astype(np.int64)
+        lowest = near_steps[:, -1]
+        near_steps[found == own[pending, None]] = -_FAR
+        order = np.lexsort((found, -near_steps), axis=1)[:, :top_k]
+        rows[pending] = np.take_along_axis(found, order, axis=1)
+        steps[pending] = np.take_along_axis(near_steps, order, axis=1)
+        pending = pending[lowest >= steps[pending, -1]] if fetch < len(index) else pending[:0]
+        fetch *= _DEEPER
     return rows, (steps / _STEPS).astype(np.float32)
 
 

@@ -12,14 +12,18 @@ import numpy as np
 from lookalike.indexing.budget import Budget, size_words
 from lookalike.indexing.faiss_index import FaissIndex
 from lookalike.indexing.flat_file import Rows
-from lookalike.indexing.kinds import Kind, lists
+from lookalike.indexing.kinds import ROW, Kind, lists
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Vectors
 
 RECALL_AT = 10
+SPARE = 5
+"""Candidates beyond those asked for that every search fetches, so that ties are told."""
 MARGIN = 0.003
 """Recall beyond what is asked for, as the held-out vectors are a sample."""
-_BLOCK = 65_536
+_EQUAL = 1e-6
+"""Vectors whose cosine to a query differs by no more are as near as each other."""
+_BLOCK = 16_384
 _SINGLES = 100
 
 
@@ -35,7 +39,7 @@ class Point:
         recall: index recall@10.
         queries_per_second: many at once.
         single_ms: of one query, the median.
-        bytes: that it takes, of its file.
+        bytes: that it takes, of its files.
 
     """
 
@@ -59,37 +63,57 @@ class Point:
         return asdict(self)
 
 
-@dataclass(frozen=True)
 class Probe:
-    """Queries that are not in an index, and their exact neighbours there: places `(n_query, RECALL_AT)`."""
+    """Queries that are not in an index, and their exact neighbours among the vectors that are.
 
-    queries: Vectors
-    truth: Rows
+    Args:
+        take: returns the vectors `(n, dim)` of rows.
+        rows: those in the index, in its order.
+        queries: `(n_query, dim)`, of other rows.
+        progress: told the number of vectors compared.
+
+    """
+
+    def __init__(
+        self, take: Callable[[Rows], Vectors], rows: Rows, queries: Vectors, progress: Progress = SILENT
+    ) -> None:
+        self._take, self._rows = take, rows
+        self.queries = queries
+        self.truth, scores = nearest_exactly(take, rows, queries, progress)
+        self._least = scores[:, -1] - _EQUAL
 
     def recall(self, index: FaissIndex) -> float:
-        """Return the share of the exact neighbours that an index finds."""
-        return recall_of(index.nearest(self.queries, RECALL_AT)[1], self.truth)
+        """Return the share of the exact neighbours that an index finds; one that ties with the last of them is one."""
+        return self.share(index.nearest(self.queries, _fetched(index))[1][:, :RECALL_AT])
+
+    def share(self, found: Rows) -> float:
+        """Return the same of places in the index, `(n_query, RECALL_AT)`."""
+        known = (found[:, :, None] == self.truth[:, None, :]).any(axis=2)
+        query, hit = np.nonzero(~known)
+        scores = np.einsum("ij,ij->i", self.queries[query], self._take(self._rows[found[query, hit]]))
+        known[query, hit] = scores >= self._least[query]
+        return float(known.mean())
 
 
-def nearest_exactly(take: Callable[[Rows], Vectors], rows: Rows, queries: Vectors, progress: Progress = SILENT) -> Rows:
-    """Return the places in `rows` `(n_query, RECALL_AT)` of the exact nearest, comparing block by block."""
-    best = np.full((len(queries), RECALL_AT), -np.inf, dtype=np.float32)
-    places = np.full((len(queries), RECALL_AT), -1, dtype=np.int64)
+def nearest_exactly(
+    take: Callable[[Rows], Vectors], rows: Rows, queries: Vectors, progress: Progress = SILENT
+) -> tuple[Rows, Vectors]:
+    """Return the places in `rows` and the scores `(n_query, RECALL_AT)` of the exact nearest, compared block by block.
+
+    Where there are fewer vectors than that, there are as many columns as vectors.
+    """
+    best = np.empty((len(queries), 0), dtype=np.float32)
+    places = np.empty((len(queries), 0), dtype=np.int64)
     for start in range(0, len(rows), _BLOCK):
         scores = queries @ take(rows[start : start + _BLOCK]).T
         few = min(RECALL_AT, scores.shape[1])
-        top = np.argpartition(-scores, few - 1, axis=1)[:, :few]
+        top = np.argpartition(scores, scores.shape[1] - few, axis=1)[:, -few:]
         best = np.concatenate([best, np.take_along_axis(scores, top, axis=1)], axis=1)
         places = np.concatenate([places, top + start], axis=1)
         order = np.argsort(-best, axis=1, kind="stable")[:, :RECALL_AT]
         best, places = np.take_along_axis(best, order, axis=1), np.take_along_axis(places, order, axis=1)
         progress.step("exact neighbours of held-out vectors", min(start + _BLOCK, len(rows)), len(rows))
-    return places
-
-
-def recall_of(found: Rows, truth: Rows) -> float:
-    """Return the share of the exact neighbours that were found."""
-    return float(np.mean([len(np.intersect1d(f, t)) / len(t) for f, t in zip(found, truth, strict=True)]))
+    return places, best
 
 
 def tuned(kind: Kind, index: FaissIndex, probe: Probe, budget: Budget) -> Point:
@@ -100,6 +124,20 @@ def tuned(kind: Kind, index: FaissIndex, probe: Probe, budget: Budget) -> Point:
     for knob in kind.knobs:
         _make_shallow(index, knob, grids[knob], probe, wanted)
     return _measured(kind, index, probe)
+
+
+def single_ms(search: Callable[[Vectors], object], queries: Vectors) -> float:
+    """Return the median milliseconds of a search for one vector."""
+    spent = []
+    for query in queries[:_SINGLES]:
+        clock = time.perf_counter()
+        search(query[None])
+        spent.append(time.perf_counter() - clock)
+    return 1e3 * float(np.median(spent))
+
+
+def _fetched(index: FaissIndex) -> int:
+    return min(RECALL_AT + SPARE, len(index))
 
 
 def _grid(low: int, high: int) -> tuple[int, ...]:
@@ -126,21 +164,17 @@ def _make_shallow(index: FaissIndex, knob: str, grid: Sequence[int], probe: Prob
 
 
 def _measured(kind: Kind, index: FaissIndex, probe: Probe) -> Point:
+    count = _fetched(index)
     clock = time.perf_counter()
-    _, found = index.nearest(probe.queries, RECALL_AT)
+    _, found = index.nearest(probe.queries, count)
     together = time.perf_counter() - clock
-    single = []
-    for query in probe.queries[:_SINGLES]:
-        clock = time.perf_counter()
-        index.nearest(query[None], RECALL_AT)
-        single.append(time.perf_counter() - clock)
     return Point(
         kind=kind.name,
         key=index.key,
         vectors=len(index),
         parameters=dict(index.parameters),
-        recall=recall_of(found, probe.truth),
+        recall=probe.share(found[:, :RECALL_AT]),
         queries_per_second=len(probe.queries) / together,
-        single_ms=1e3 * float(np.median(single)),
-        bytes=index.size,
+        single_ms=single_ms(lambda query: index.nearest(query, count), probe.queries),
+        bytes=index.size + ROW * len(index),
     )

@@ -21,7 +21,7 @@ from lookalike.embedding import (
 from lookalike.engines.choice import require_engine
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.files import file_digest, new_folder, require_free, require_writable
-from lookalike.indexing import Budget, Index
+from lookalike.indexing import Budget, Index, remove_work
 from lookalike.progress import SILENT, Progress
 from lookalike.retrieval.model import MODEL, Weights, bundle_at, on_engine, resolve_model, weights_of
 from lookalike.types import Embeddings, Skipped
@@ -284,5 +284,5 @@ def _write_index(
     with new_folder(out, replace=replace) as place:
         made.write_into(place)
         shutil.copytree(folder / MODEL, place / MODEL)
-    shutil.rmtree(work, ignore_errors=True)
+    remove_work(work)
     return MadeIndex(made, embeddings.skipped)
