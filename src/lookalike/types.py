@@ -49,6 +49,7 @@ class Embeddings:
         vectors: `(n, dim)` float32, each row of unit length.
         fingerprint: the fingerprint of the model that made them.
         skipped: files that could not be read, with their causes.
+        precision: that the model computed in, as `Encoder.precision`; auto where that is not known.
 
     Raises:
         DataError: on a wrong shape, dtype or length, non-finite values, or repeated ids.
@@ -59,6 +60,7 @@ class Embeddings:
     vectors: Vectors
     fingerprint: str
     skipped: tuple[Skipped, ...] = field(default=())
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         v = self.vectors
@@ -93,7 +95,7 @@ class Embeddings:
         missing = [i for i in wanted if i not in rows]
         if missing:
             raise DataError(f"{len(missing)} ids have no embedding, the first is {missing[0]!r}.")
-        return Embeddings(wanted, self.vectors[[rows[i] for i in wanted]], self.fingerprint)
+        return Embeddings(wanted, self.vectors[[rows[i] for i in wanted]], self.fingerprint, (), self.precision)
 
 
 @dataclass(frozen=True, eq=False)

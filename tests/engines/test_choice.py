@@ -1,16 +1,21 @@
 """Which engine is taken: what was asked for, or what a measurement found, kept for the next time."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from lookalike.backbones import graph
 from lookalike.encoding import Encoder
 from lookalike.encoding.facts import read_facts
-from lookalike.engines import choice, load_bundle, openvino, save_bundle
-from lookalike.engines.choice import Way, accelerated
+from lookalike.engines import choice, is_exported, kept, load_bundle, openvino, save_bundle
+from lookalike.engines.cache import cache_folder
+from lookalike.engines.choice import accelerated
 from lookalike.engines.exported import ExportedMember
-from lookalike.errors import MissingExtra, OptionError, StorageError
+from lookalike.engines.kept import Way
+from lookalike.errors import ModelError, OptionError, StorageError
 
 pytest.importorskip("openvino")
 
@@ -44,7 +49,7 @@ def rates(monkeypatch):
     def rate(engine, pixels):
         return table[engine.runtime, engine.precision]
 
-    monkeypatch.setattr(choice, "_rate", rate)
+    monkeypatch.setattr(choice, "rate_of", rate)
     return table
 
 
@@ -70,11 +75,16 @@ def test_torch_stays_where_it_is_fastest(encoder, pictures, rates):
 def test_what_was_measured_is_kept(encoder, pictures, rates, monkeypatch):
     rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
     accelerated(encoder, pictures, count=10_000)
+    measure = choice._measure
     monkeypatch.setattr(choice, "_measure", lambda *_: pytest.fail("was measured again"))
     (member,) = accelerated(encoder, pictures, count=1).members
     assert member.runtime == "openvino"
-    monkeypatch.setattr(choice, "processor", lambda: "another")
-    assert accelerated(encoder, pictures, count=1).members == encoder.members
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(kept, "processor", lambda: "another")
+        assert accelerated(encoder, pictures, count=1).members == encoder.members
+        elsewhere.setattr(choice, "_measure", measure)
+        accelerated(encoder, pictures, count=10_000)
+    assert accelerated(encoder, pictures, count=1).members[0].runtime == "openvino"  # one machine forgets not the other
 
 
 def test_a_few_pictures_are_not_worth_measuring(encoder, pictures, monkeypatch):
@@ -102,8 +112,8 @@ def test_an_engine_that_gives_other_embeddings_is_left_out(encoder, pictures, ra
 def test_rates_are_images_a_second(encoder, pictures):
     found = accelerated(encoder, pictures, count=10_000, engine="openvino")
     assert isinstance(found.members[0], ExportedMember)
-    (stored,) = (path for path in choice.cache_folder().rglob("rates.json"))
-    ((ways),) = json.loads(stored.read_text()).values()
+    (stored,) = cache_folder().rglob("rates-*.json")
+    ways = json.loads(stored.read_text())["ways"]
     assert {w["engine"] for w in ways} == {"torch", "openvino"}
     assert all(Way(**w).rate > 1 for w in ways)
 
@@ -117,12 +127,23 @@ def test_without_pictures_that_can_be_read_blank_ones_are_timed(encoder, tmp_pat
 def test_a_bundle_is_searched_by_the_engine_that_was_chosen_for_it(encoder, pictures, rates, tmp_path, monkeypatch):
     rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
     save_bundle(encoder, tmp_path / "model")
-    assert choice.remembered(read_facts(tmp_path / "model"), single=True) is None
+    facts = read_facts(tmp_path / "model")
+    assert choice.remembered(tmp_path / "model", facts, precision="auto", single=True) is None
     accelerated(encoder, pictures, count=10_000)
     quick = load_bundle(tmp_path / "model", single=True)
     assert isinstance(quick.members[0], ExportedMember)
     np.testing.assert_allclose(quick.embed(pictures).vectors, encoder.embed(pictures).vectors, atol=1e-5)
-    choice.graph_of(encoder.fingerprint).unlink()
+    code = f"""
+import sys
+from lookalike.engines import load_bundle
+load_bundle({str(tmp_path / "model")!r}, single=True)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+    exact = load_bundle(tmp_path / "model", single=True, precision="bfloat16")
+    assert exact.precision == ("bfloat16" if "bfloat16" in openvino.precisions() else "float32")
+    kept.graph_of(encoder.fingerprint).with_suffix(".bin").unlink()
     assert not isinstance(load_bundle(tmp_path / "model", single=True).members[0], ExportedMember)
 
 
@@ -138,10 +159,78 @@ def test_a_cache_that_cannot_be_written_is_done_without(encoder, pictures, rates
 
 
 def test_without_openvino_torch_computes(encoder, pictures, monkeypatch):
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     assert accelerated(encoder, pictures, count=10_000).members == encoder.members
-    with pytest.raises(MissingExtra, match="openvino"):
-        accelerated(encoder, pictures, count=10_000, engine="openvino")
+    with pytest.raises(ModelError, match="OpenVINO is not installed; install it with"):
+        accelerated(encoder, pictures, count=10_000, engine="openvino", precision="bfloat16")
+
+
+def test_a_model_that_cannot_be_converted_stays_with_torch(encoder, pictures, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("no rule for\nthis operation")
+
+    monkeypatch.setattr(graph, "program_of", refuse)
+    heard = Heard()
+    assert accelerated(encoder, pictures, count=10_000, progress=heard).members == encoder.members
+    assert heard.said[1] == (
+        "test_efficientnet: by torch, as no other engine can be prepared: test_efficientnet cannot be converted to "
+        "OpenVINO (no rule for); use it with torch."
+    )
+    monkeypatch.setattr(choice, "_measure", lambda *_: pytest.fail("was tried again"))
+    assert accelerated(encoder, pictures, count=10_000).members == encoder.members
+
+
+def test_a_precision_that_is_asked_for_is_kept_or_refused(encoder, pictures, rates):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    with pytest.raises(OptionError, match="engine torch computes in float32 here, got the precision bfloat16"):
+        accelerated(encoder, pictures, count=10_000, engine="torch", precision="bfloat16")
+    if "bfloat16" in openvino.precisions():
+        assert accelerated(encoder, pictures, count=1, precision="bfloat16").precision == "bfloat16"
+    assert accelerated(encoder, pictures, count=1, precision="float32").precision == "float32"
+
+
+def test_each_member_may_have_its_own_precision(make_member, pictures, rates):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    if "bfloat16" not in openvino.precisions():
+        pytest.skip("this processor does not compute in bfloat16")
+    both = Encoder([make_member(), make_member("test_resnet")], "average")
+    found = accelerated(both, pictures, count=10_000, precision="float32+bfloat16")
+    assert found.precision == "float32+bfloat16"
+    with pytest.raises(OptionError, match="is of 2 members, the model has 1"):
+        accelerated(Encoder(both.members[:1]), pictures, count=1, precision="float32+bfloat16")
+
+
+def test_an_aligned_ensemble_is_searched_without_torch_too(make_member, pictures, rates, tmp_path):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(512, 512)))[0].astype(np.float32)
+    both = Encoder([make_member(), make_member("test_resnet")], "aligned", [None, turn])
+    save_bundle(both, tmp_path / "model")
+    accelerated(both, pictures, count=10_000)
+    quick = load_bundle(tmp_path / "model", single=True)
+    assert all(isinstance(m, ExportedMember) for m in quick.members)
+    np.testing.assert_allclose(quick.embed(pictures).vectors, both.embed(pictures).vectors, atol=1e-5)
+    assert quick.fingerprint == both.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["missing .bin", "cut .xml", "no .xml"])
+def test_a_graph_that_went_bad_is_made_again(encoder, pictures, rates, tmp_path, damage):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    save_bundle(encoder, tmp_path / "model")
+    accelerated(encoder, pictures, count=10_000)
+    place = kept.graph_of(encoder.fingerprint)
+    if damage == "cut .xml":
+        place.write_bytes(place.read_bytes()[:200])
+    else:
+        place.with_suffix(damage[-4:]).unlink()
+    assert not isinstance(load_bundle(tmp_path / "model", single=True).members[0], ExportedMember)
+    assert accelerated(encoder, pictures, count=10_000).members[0].runtime == "openvino"
+    assert isinstance(load_bundle(tmp_path / "model", single=True).members[0], ExportedMember)
+
+
+@pytest.mark.parametrize("facts", [{}, {"members": None}, {"members": ["x"]}, {"members": [{"fingerprint": 3}]}])
+def test_a_description_that_does_not_fit_remembers_nothing(tmp_path, facts):
+    assert choice.remembered(tmp_path, facts, precision="auto", single=True) is None
+    assert not is_exported(facts)
 
 
 @pytest.mark.parametrize(("engine", "precision"), [("tensorrt", "auto"), ("auto", "int8")])

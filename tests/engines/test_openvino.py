@@ -22,8 +22,13 @@ def test_running_graphs_needs_no_converter_and_tells_nobody():
 
 
 def test_converting_tells_nobody_either():
-    code = "from lookalike.engines.openvino import package; package(); import openvino.tools.ovc"
+    code = "from lookalike.engines.openvino import converter, core; core(); converter()"
     assert loaded(code) == "['openvino', 'openvino.tools.ovc']\n"
+
+
+def test_what_others_import_is_left_to_them():
+    code = "from lookalike.engines.openvino import core; core(); import openvino_telemetry"
+    assert "'openvino_telemetry'" in loaded(code)
 
 
 def test_one_that_was_imported_before_is_taken():

@@ -19,13 +19,11 @@ from lookalike.backbones.registry import BackboneRow
 from lookalike.backbones.state_file import mismatch, read_state
 from lookalike.backbones.weights import blank_backbone, own_randomness
 from lookalike.encoding import Encoder
-from lookalike.encoding.facts import FACTS, FORMAT, read_facts
+from lookalike.encoding.facts import FACTS, FORMAT, WEIGHTS, alignment_key, read_facts
 from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.errors import LookalikeError, ModelError, StorageError
 from lookalike.files import new_folder, write_json
 from lookalike.versions import versions_of
-
-_WEIGHTS = "model.safetensors"
 
 
 def save_bundle(
@@ -55,7 +53,7 @@ def save_bundle(
     for n, (member, alignment) in enumerate(zip(members_of(encoder), encoder.alignments, strict=True)):
         state.update({f"members.{n}.{k}": v for k, v in member.state().items()})
         if alignment is not None:
-            state[f"members.{n}.alignment"] = torch.from_numpy(np.ascontiguousarray(alignment))
+            state[alignment_key(n)] = torch.from_numpy(np.ascontiguousarray(alignment))
         rows.append({**member_row(member), "aligned": alignment is not None})
     description = {
         "format": FORMAT,
@@ -71,12 +69,12 @@ def save_bundle(
     out = Path(out)
     with new_folder(out, replace=replace) as folder:
         try:
-            save_file(state, folder / _WEIGHTS)
+            save_file(state, folder / WEIGHTS)
         except SafetensorError as error:  # its writer wraps the operating system's errors
             raise StorageError(
                 f"{out} cannot be written ({error}); free some space or choose another place."
             ) from error
-        (folder / _WEIGHTS).chmod(0o644)
+        (folder / WEIGHTS).chmod(0o644)
         write_json(folder / FACTS, description)
         if further is not None:
             further(folder)
@@ -105,7 +103,7 @@ def load_bundle(path: Path | str) -> Encoder:
     """
     path = Path(path)
     facts = read_facts(path)
-    state = dict(read_state(path / _WEIGHTS))
+    state = dict(read_state(path / WEIGHTS))
     try:
         members, alignments = [], []
         for n, row in enumerate(facts["members"]):
@@ -137,7 +135,7 @@ def _member(row: Mapping[str, Any], state: dict[str, torch.Tensor], path: Path) 
     member = Member(name, timm_name, module, head, preprocessing, origin, adaptation=adaptation)
     problem = mismatch(member.state(), state)
     if problem:
-        raise ModelError(f"{path / _WEIGHTS} does not fit {path / FACTS}: {problem}; make the bundle again.")
+        raise ModelError(f"{path / WEIGHTS} does not fit {path / FACTS}: {problem}; make the bundle again.")
     member.load_state(state)
     return member
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lookalike.backbones.member import Member
+from lookalike.errors import ModelError
 
 INPUT = "pixels"
 OUTPUT = "embeddings"
@@ -59,17 +60,33 @@ def program_of(member: Member) -> torch.export.ExportedProgram:
 
 
 def write_onnx(member: Member, path: Path) -> None:
-    """Write a member's graph as an ONNX file; needs the packages onnx and onnxscript."""
-    with torch.no_grad(), _quiet():
-        torch.onnx.export(
-            program_of(member),
-            f=str(path),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            external_data=False,
-            verbose=False,
-        )
+    """Write a member's graph as an ONNX file; needs the packages onnx and onnxscript.
+
+    Raises:
+        ModelError: ONNX does not know an operation of the backbone.
+
+    """
+    try:
+        with torch.no_grad(), _quiet():
+            torch.onnx.export(
+                program_of(member),
+                f=str(path),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                external_data=False,
+                verbose=False,
+            )
+    except OSError:
+        raise
+    except Exception as error:  # torch raises what it likes at an operation that it does not know
+        raise not_convertible(member, "ONNX", error) from error
+
+
+def not_convertible(member: Member, target: str, error: Exception) -> ModelError:
+    """Return the error for a backbone with an operation that a format does not know."""
+    cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ModelError(f"{member.backbone} cannot be converted to {target} ({cause.rstrip('.')}); use it with torch.")
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ class Candidate:
         dim: dimensions of an embedding.
         note: what a reader should know, one sentence.
         leaked: whether its training may have seen images that it is measured on here.
+        exported: what an exported model is computed by and in; empty for a bundle of weights.
 
     """
 
@@ -49,6 +50,7 @@ class Candidate:
     dim: int
     note: str = ""
     leaked: bool = False
+    exported: str = ""
 
     @property
     def is_ensemble(self) -> bool:
@@ -176,6 +178,7 @@ def _candidate(bundle: Path, name: str, facts: Mapping[str, Any], note: str) -> 
         how=facts["how"] or "",
         dim=facts["dim"],
         note=note,
+        exported="+".join(dict.fromkeys(f"{m['runtime']}-{m['precision']}" for m in members if "runtime" in m)),
     )
 
 

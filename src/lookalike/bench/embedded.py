@@ -11,10 +11,9 @@ from lookalike.data import Item
 from lookalike.embedding import kept_features
 from lookalike.embedding.shards import read_shard, sources_digest, write_shard
 from lookalike.encoding import Encoder
-from lookalike.engines import accelerated, load_bundle
+from lookalike.engines import load_bundle
+from lookalike.retrieval.model import on_engine
 from lookalike.types import Embeddings, Skipped
-
-_TRIAL_PICTURES = 48
 
 PARTS = ("training", "validation", "query", "gallery")
 
@@ -34,27 +33,25 @@ def embedded(run: Run, candidate: Candidate) -> dict[str, Embeddings]:
     for part in PARTS:
         items = run.data.part(part)
         # by the weights: a fine-tuned model that validation gave up is the frozen one, and needs no second pass
-        place = run.cache / f"{part}-{candidate.fingerprint}.npz"
+        name = "-".join(filter(None, (part, candidate.fingerprint, candidate.exported)))
+        place = run.cache / f"{name}.npz"
         key = sources_digest(candidate.fingerprint, items)
         cached = read_shard(place, key, candidate.fingerprint)
         if cached is None:
             encoder = encoder or load_bundle(candidate.bundle)
             cached = _from_features(run, encoder, items) if part == "training" else None
             if cached is None:
-                quick = quick or on_engine(run, encoder)
+                quick = quick or _quick(run, candidate, encoder)
                 cached = quick.embed(items, progress=run.progress, task=f"{candidate.name}: {part}")
             write_shard(place, key, cached)
         found[part] = cached
     return found
 
 
-def on_engine(run: Run, encoder: Encoder) -> Encoder:
-    """Return the same model on the engine that is asked for, or the fastest; in float32, so that figures are exact."""
-    items = run.data.items
-    pictures = [item.path for item in items[:: max(1, len(items) // _TRIAL_PICTURES)]]
-    return accelerated(
-        encoder, pictures, count=len(items), engine=run.engine, precision="float32", progress=run.progress
-    )
+def _quick(run: Run, candidate: Candidate, encoder: Encoder) -> Encoder:
+    """Return the same model on the engine that is asked for, or the fastest, in full precision; if exported, itself."""
+    engine = "auto" if candidate.exported else run.engine
+    return on_engine(encoder, run.data.items, (engine, "auto"), run.progress, exact=True)
 
 
 def _from_features(run: Run, encoder: Encoder, items: Sequence[Item]) -> Embeddings | None:

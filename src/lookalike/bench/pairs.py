@@ -51,9 +51,13 @@ class Pair:
 
 
 def pairs(candidates: Sequence[Candidate]) -> list[Pair]:
-    """Return every pair of single candidates in every way; given ensembles are not paired again."""
+    """Return every pair of single candidates in every way; given ensembles are not paired again.
+
+    Nor is a model that was exported with one that was not: no bundle can hold both.
+    """
     singles = [c for c in candidates if not c.is_ensemble]
-    return [Pair(a, b, how) for a, b in combinations(singles, 2) for how in WAYS if a.dim == b.dim or how == "concat"]
+    fitting = [(a, b) for a, b in combinations(singles, 2) if a.exported == b.exported]
+    return [Pair(a, b, how) for a, b in fitting for how in WAYS if a.dim == b.dim or how == "concat"]
 
 
 def alignment_of(pair: Pair, parts: Parts) -> Vectors | None:

@@ -11,20 +11,23 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.backbones.devices import threads
 from lookalike.bench.trial import Timing
-from lookalike.data.images import read_pixels
+from lookalike.cores import cores
+from lookalike.data.images import read_pixels, read_scaled
 from lookalike.encoding import Encoder, Engine
+from lookalike.encoding.facts import read_facts
 from lookalike.encoding.resizing import resize_for
 from lookalike.encoding.stream import File
-from lookalike.engines import accelerated, load_bundle
+from lookalike.engines import accelerated, is_exported, load_bundle
+from lookalike.engines.choice import rate_of, remembered
 from lookalike.errors import LookalikeError
 from lookalike.types import Vectors
 
@@ -86,29 +89,51 @@ def main() -> None:
     request = json.load(sys.stdin)
     try:
         images = [Path(i) for i in request["images"]]
-        members = Encoder([m for bundle in request["bundles"] for m in load_bundle(bundle).members], "concat")
-        way = {"engine": request["engine"], "precision": "float32"}
-        quick = accelerated(members, images, count=request["count"], **way)
-        found = time_members(quick.members, request["ways"], images)
+
+        def members(single: bool) -> Sequence[Engine]:
+            return [m for bundle in request["bundles"] for m in _opened(Path(bundle), images, request, single=single)]
+
+        found = time_members(members, request["ways"], images)
     except LookalikeError as error:
         sys.exit(str(error))
     sys.stdout.write("\n" + json.dumps({way: asdict(timing) for way, timing in found.items()}) + "\n")
 
 
-def time_members(members: Sequence[Engine], ways: Sequence[str], images: Sequence[Path]) -> dict[str, Timing]:
+def _opened(bundle: Path, images: Sequence[Path], request: Mapping[str, Any], *, single: bool) -> Sequence[Engine]:
+    """Load the members of a bundle for single images or for many, on the engine that is asked for."""
+    facts = read_facts(bundle)
+    if is_exported(facts):
+        return load_bundle(bundle, single=single).members
+    if request["engine"] != "torch":
+        quick = remembered(bundle, facts, precision="float32", single=single)
+        if quick is not None:
+            return quick.members
+    encoder = load_bundle(bundle)
+    return accelerated(
+        encoder, images, count=request["count"], engine=request["engine"], precision="float32", single=single
+    ).members
+
+
+def time_members(
+    members: Callable[[bool], Sequence[Engine]], ways: Sequence[str], images: Sequence[Path]
+) -> dict[str, Timing]:
     """Time one image after another, then batches, on warm models in this process.
 
     The ways of combining share every pass of the members and differ by their own arithmetic alone, so that noise
     cannot put one before another. Peak memory is the process's.
 
     Args:
-        members: one, or those of an ensemble.
+        members: loads one, or those of an ensemble; is told whether for single images.
         ways: combinations; `[""]` for one member.
         images: readable files, used in turn.
 
     """
-    encoders = {way: _encoder(members, way) for way in ways}
-    decode, encode, join = _one_by_one(encoders, [images[i % len(images)] for i in range(_WARM_UP + SINGLE_IMAGES)])
+    alone = members(True)
+    singly = {way: _encoder(alone, way) for way in ways}
+    decode, encode, join = _one_by_one(singly, [images[i % len(images)] for i in range(_WARM_UP + SINGLE_IMAGES)])
+    del alone, singly
+    together = members(False)
+    encoders = {way: _encoder(together, way) for way in ways}
     many = [File(str(n), images[n % len(images)]) for n in range(_BATCHES * BATCH_SIZE)]
     whole_ms, model_ms, parts = _batched(encoders[ways[0]], many)
     found = {}
@@ -122,12 +147,12 @@ def time_members(members: Sequence[Engine], ways: Sequence[str], images: Sequenc
             single_model_p50_ms=float(np.percentile(model, 50)),
             batched_ms=whole_ms + join_ms,
             batched_model_ms=model_ms + join_ms,
-            batch_size=BATCH_SIZE,
+            batch_size=min(m.batch_size for m in together),
             peak_memory_mb=peak_memory_mb(),
             images=SINGLE_IMAGES,
-            threads=threads(),
-            device=members[0].runs_on,
-            engine=" + ".join(dict.fromkeys(f"{m.runtime} in {m.precision}" for m in members)),
+            threads=cores(),
+            device=together[0].runs_on,
+            engine=" + ".join(dict.fromkeys(f"{m.runtime} in {m.precision}" for m in together)),
         )
     return found
 
@@ -143,15 +168,13 @@ def _one_by_one(
 ) -> tuple[Milliseconds, Milliseconds, dict[str, Milliseconds]]:
     """Milliseconds of each image after the warm-up: decoding, the members' passes, and every way of combining."""
     members = next(iter(encoders.values())).members
-    wanted = [m.preprocessing for m in members]
-    at_least, resize = max(p.at_least for p in wanted), resize_for(len(paths))
+    wanted = list(dict.fromkeys(m.preprocessing for m in members))
+    at_least, resize = [p.at_least for p in wanted], resize_for(len(paths))
     rows = []
     for path in paths:
         clocks = [time.perf_counter()]
-        picture = read_pixels(path, at_least)
-        prepared = {
-            p: p.pixels(picture, resize)[None] for p in dict.fromkeys(wanted)
-        }  # equal ones once, as embedding does
+        pictures = read_scaled(path, at_least)
+        prepared = {p: p.pixels(picture, resize)[None] for p, picture in zip(wanted, pictures, strict=True)}
         clocks.append(time.perf_counter())
         parts = [m.encode(prepared[m.preprocessing]) for m in members]
         clocks.append(time.perf_counter())
@@ -165,19 +188,16 @@ def _one_by_one(
 
 def _batched(encoder: Encoder, many: Sequence[File]) -> tuple[float, float, list[Vectors]]:
     """Milliseconds an image in batches, decoding included, before combining; of the passes alone; the embeddings."""
-    encoder.embed_members(many[:BATCH_SIZE], batch_size=BATCH_SIZE)
+    encoder.embed_members(many[:BATCH_SIZE])
     clock = time.perf_counter()
-    parts, _, _ = encoder.embed_members(many, batch_size=BATCH_SIZE)
+    parts, _, _ = encoder.embed_members(many)
     whole = time.perf_counter() - clock
-    decoded = [read_pixels(file.path) for file in many[:BATCH_SIZE]]
-    batches = [np.stack([m.preprocessing.pixels(image) for image in decoded]) for m in encoder.members]
-    seconds = []
-    for _ in range(_BATCHES):
-        clock = time.perf_counter()
-        for member, batch in zip(encoder.members, batches, strict=True):
-            member.encode(batch)
-        seconds.append(time.perf_counter() - clock)
-    return whole / len(many) * 1e3, float(np.median(seconds)) / len(decoded) * 1e3, parts
+    model_ms = 0.0
+    for member in encoder.members:
+        p = member.preprocessing
+        pixels = np.stack([p.pixels(read_pixels(file.path, p.at_least)) for file in many[:BATCH_SIZE]])
+        model_ms += 1e3 / rate_of(member, pixels)
+    return whole / len(many) * 1e3, model_ms, parts
 
 
 def _combining_ms(encoder: Encoder, parts: Sequence[Vectors]) -> float:

@@ -63,14 +63,14 @@ engine_option = click.option(
 )
 
 
-def engine_options(precision: str) -> Callable[[F], F]:
-    """Return the options that say what computes; `precision` is the second one's default."""
+def engine_options(text: str) -> Callable[[F], F]:
+    """Return the options that say what computes; `text` is the second one's help."""
     second = click.option(
         "--precision",
         type=click.Choice(["auto", "float32", "bfloat16"]),
-        default=precision,
+        default="auto",
         show_default=True,
-        help="auto takes the fastest of the engine.",
+        help=text,
     )
     return lambda command: engine_option(second(command))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +96,18 @@ def read_pixels(path: Path | str, at_least: int | None = None) -> npt.NDArray[np
         UnreadableImage: as `read_image`.
 
     """
+    return read_scaled(path, [at_least])[0]
+
+
+def read_scaled(path: Path | str, at_least: Sequence[int | None]) -> list[npt.NDArray[np.uint8]]:
+    """Do what `read_pixels` does for several sizes at once: the file is read once, and decoded once a scale."""
     path = Path(path)
     if "JPEG" in _FORMATS.get(path.suffix.lower(), ("JPEG",)):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), _quiet():
             found = decode_jpeg(path.read_bytes(), at_least, most=MAX_PIXELS)
             if found is not None:
                 return found
-    return np.array(read_image(path))
+    return [np.array(read_image(path))] * len(at_least)
 
 
 _quiet_lock = threading.Lock()

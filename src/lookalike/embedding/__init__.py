@@ -4,6 +4,7 @@ from lookalike.embedding.embed import embed_to
 from lookalike.embedding.fit import Features, compute_features, fit_projection, fitted_encoder, kept_features
 from lookalike.embedding.store import (
     EmbeddingFacts,
+    begun_precision,
     is_embeddings,
     is_unfinished,
     load_embeddings,
@@ -13,6 +14,7 @@ from lookalike.embedding.store import (
 __all__ = [
     "EmbeddingFacts",
     "Features",
+    "begun_precision",
     "compute_features",
     "embed_to",
     "fit_projection",

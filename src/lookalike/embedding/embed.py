@@ -83,7 +83,7 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
         if now != old:  # the images were moved, or other folders cannot be listed
             write_facts(out, now)
     else:
-        begin(out, encoder, size)
+        begin(out, by or encoder, size)
         keep_model(encoder, out / MODEL, facts)
         again = OldShards(out, old)
         rows, ids, skipped = _compute(
@@ -94,6 +94,7 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
         new = EmbeddingFacts(
             model=encoder.name,
             fingerprint=encoder.fingerprint,
+            precision=(by or encoder).precision,
             dim=encoder.dim,
             count=len(ids),
             root=root,
@@ -157,7 +158,7 @@ def _compute(
         if shard is None:
             shard = again.get(key)
             if shard is None:
-                shard = encoder.embed(cut, progress=_Part(progress, done, total), task=TASK, **options)
+                shard = encoder.embed(cut, total=total, progress=_Part(progress, done, total), task=TASK, **options)
             write_shard(path, key, shard)
         done += len(cut)
         progress.step(TASK, done, total)

@@ -54,7 +54,12 @@ def begun_with(out: Path, old: EmbeddingFacts | None, encoder: Encoder) -> int |
 
 def begin(out: Path, encoder: Encoder, size: int) -> None:
     """Say whose shards these will be, before the first one."""
-    run = {"model": encoder.name, "fingerprint": encoder.fingerprint, "shard_size": size}
+    run = {
+        "model": encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "precision": encoder.precision,
+        "shard_size": size,
+    }
     write_ascii_json(out / SHARDS / RUN, run, indent=2)
 
 

@@ -45,6 +45,7 @@ class EmbeddingFacts:
     Attributes:
         model: the encoder's name.
         fingerprint: the encoder's.
+        precision: that it computed in, as `Encoder.precision`.
         dim: dimensions of a vector.
         count: number of vectors.
         root: the folder that every id is relative to; None where there is no such folder.
@@ -56,6 +57,7 @@ class EmbeddingFacts:
 
     model: str
     fingerprint: str
+    precision: str
     dim: int
     count: int
     root: Path | None
@@ -69,6 +71,7 @@ class EmbeddingFacts:
             "format": FORMAT,
             "model": self.model,
             "fingerprint": self.fingerprint,
+            "precision": self.precision,
             "dim": self.dim,
             "count": self.count,
             "root": None if self.root is None else str(self.root),
@@ -84,6 +87,7 @@ class EmbeddingFacts:
         return cls(
             model=str(value["model"]),
             fingerprint=str(value["fingerprint"]),
+            precision=str(value.get("precision", "float32")),  # before there was another
             dim=int(value["dim"]),
             count=int(value["count"]),
             root=None if value["root"] is None else Path(value["root"]),
@@ -141,6 +145,17 @@ def read_embedding_facts(path: Path | str) -> EmbeddingFacts:
         raise damaged(path, f"{FACTS}: {type(error).__name__} {error}") from error
 
 
+def begun_precision(path: Path | str) -> str | None:
+    """Return what the embeddings in a folder, finished or not, are computed in; None where none were begun."""
+    path = Path(path)
+    if is_embeddings(path):
+        return read_embedding_facts(path).precision
+    if is_unfinished(path):
+        run = read_json(path / SHARDS / RUN, "the unfinished run's description")
+        return str(run.get("precision", "float32")) if isinstance(run, dict) else None
+    return None
+
+
 def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
     """Load a finished embeddings folder.
 
@@ -162,7 +177,7 @@ def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
         got = len(ids) if isinstance(ids, list) else "no list of"
         raise damaged(path, f"{IDS} holds {got} ids for {facts.count} vectors")
     try:
-        return Embeddings(tuple(map(str, ids)), vectors, facts.fingerprint, facts.skipped)
+        return Embeddings(tuple(map(str, ids)), vectors, facts.fingerprint, facts.skipped, facts.precision)
     except DataError as error:
         raise damaged(path, str(error).rstrip(".")) from error
 

@@ -106,6 +106,12 @@ class Encoder:
         """Fingerprint of everything that decides an embedding."""
         return joint_fingerprint([m.fingerprint for m in self.members], self.how, self.alignments)
 
+    @property
+    def precision(self) -> str:
+        """What is computed in: one word, or one for each member, joined by plus signs, where they differ."""
+        own = [m.precision for m in self.members]
+        return own[0] if len(set(own)) == 1 else "+".join(own)
+
     def combine(self, parts: Sequence[Vectors]) -> Vectors:
         """Combine the members' embeddings, one `(n, dim)` array each."""
         return parts[0] if not self.is_ensemble else combine(parts, self.how, self.alignments)
@@ -115,6 +121,7 @@ class Encoder:
         images: Iterable[Source | Path | str],
         *,
         batch_size: int | None = None,
+        total: int = 0,
         progress: Progress = SILENT,
         task: str = "embedding",
     ) -> Embeddings:
@@ -123,6 +130,7 @@ class Encoder:
         Args:
             images: paths (ids are the paths as given), or catalogue items.
             batch_size: images a forward pass; None for what suits the engine.
+            total: number of the images that these are a part of, where they are.
             progress: told the number of images done.
             task: what to call it there.
 
@@ -130,14 +138,17 @@ class Encoder:
             Embeddings in the order given, without the unreadable files, which are listed in `.skipped`.
 
         """
-        parts, ids, skipped = self.embed_members(images, batch_size=batch_size, progress=progress, task=task)
-        return Embeddings(ids, self.combine(parts), self.fingerprint, skipped)
+        parts, ids, skipped = self.embed_members(
+            images, batch_size=batch_size, total=total, progress=progress, task=task
+        )
+        return Embeddings(ids, self.combine(parts), self.fingerprint, skipped, self.precision)
 
     def embed_members(
         self,
         images: Iterable[Source | Path | str],
         *,
         batch_size: int | None = None,
+        total: int = 0,
         progress: Progress = SILENT,
         task: str = "embedding",
     ) -> tuple[list[Vectors], tuple[str, ...], tuple[Skipped, ...]]:
@@ -148,8 +159,11 @@ class Encoder:
         rows: list[list[Vectors]] = [[] for _ in self.members]
         wanted, size = [m.preprocessing for m in self.members], self._size(batch_size)
         pace = Pace()
-        with closing(batches(sources, wanted, size)) as given:  # its threads end with it, whatever happens
-            for batch, encoded in encode_batches(given, self.members, pace):
+        with (  # threads and requests end with them, whatever happens
+            closing(batches(sources, wanted, size, total=total)) as given,
+            closing(encode_batches(given, self.members, pace)) as found,
+        ):
+            for batch, encoded in found:
                 ids.extend(batch.ids)
                 skipped.extend(batch.skipped)
                 for row, vectors in zip(rows, encoded, strict=False):
@@ -163,6 +177,19 @@ class Encoder:
 
     def _size(self, given: int | None) -> int:
         return min(m.batch_size for m in self.members) if given is None else given
+
+
+def split_precision(precision: str, members: int) -> list[str]:
+    """Return an encoder's precision for each of its members.
+
+    Raises:
+        OptionError: for another number of them.
+
+    """
+    parts = precision.split("+")
+    if len(parts) not in (1, members):
+        raise OptionError(f"precision {precision} is of {len(parts)} members, the model has {members}.")
+    return parts * members if len(parts) == 1 else parts
 
 
 def as_sources(images: Iterable[Source | Path | str]) -> list[Source]:

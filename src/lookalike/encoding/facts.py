@@ -10,6 +10,12 @@ from lookalike.files import read_json
 
 FORMAT = 1
 FACTS = "bundle.json"
+WEIGHTS = "model.safetensors"
+
+
+def alignment_key(number: int) -> str:
+    """Return the name of a member's rotation among the weights."""
+    return f"members.{number}.alignment"
 
 
 def is_bundle(path: Path) -> bool:

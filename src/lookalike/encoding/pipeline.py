@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from lookalike.encoding.engine import Engine
 from lookalike.encoding.stream import Batch
@@ -30,7 +31,7 @@ class Pace:
 
 def encode_batches(
     given: Iterator[Batch], engines: Sequence[Engine], pace: Pace
-) -> Iterator[tuple[Batch, list[Vectors]]]:
+) -> Generator[tuple[Batch, list[Vectors]], None, None]:
     """Pair each batch with every engine's embeddings of it, in order; engines work on some batches ahead.
 
     Args:
@@ -49,17 +50,23 @@ def encode_batches(
         pace.model += time.perf_counter() - clock
         return batch, found
 
-    while True:
-        clock = time.perf_counter()
-        batch = next(given, None)
-        pace.decoding += time.perf_counter() - clock
-        if batch is None:
-            break
-        pace.batches += 1
-        if len(waiting) == most:
+    try:
+        while True:
+            clock = time.perf_counter()
+            batch = next(given, None)
+            pace.decoding += time.perf_counter() - clock
+            if batch is None:
+                break
+            pace.batches += 1
+            if len(waiting) == most:
+                yield finished()
+            clock = time.perf_counter()
+            waiting.append((batch, [e.submit(p) for e, p in zip(engines, batch.pixels, strict=False)]))
+            pace.model += time.perf_counter() - clock
+        while waiting:
             yield finished()
-        clock = time.perf_counter()
-        waiting.append((batch, [e.submit(p) for e, p in zip(engines, batch.pixels, strict=False)]))
-        pace.model += time.perf_counter() - clock
-    while waiting:
-        yield finished()
+    finally:
+        for _, pending in waiting:  # someone stopped: what is under way ends before its pixels are given up
+            for wait in pending:
+                with contextlib.suppress(Exception):
+                    wait()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from lookalike.data.images import read_pixels
+from lookalike.cores import cores
+from lookalike.data.images import read_scaled
 from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.encoding.resizing import resize_for
 from lookalike.errors import OptionError, UnreadableImage
@@ -51,9 +52,15 @@ class Batch:
 
 
 def batches(
-    sources: Sequence[Source], wanted: Sequence[Preprocessing], batch_size: int = BATCH_SIZE
+    sources: Sequence[Source], wanted: Sequence[Preprocessing], batch_size: int = BATCH_SIZE, *, total: int = 0
 ) -> Generator[Batch, None, None]:
-    """Decode each file once and prepare it for every preprocessing; unreadable files are reported in their batch.
+    """Decode each file and prepare it for every preprocessing; unreadable files are reported in their batch.
+
+    Args:
+        sources: the files.
+        wanted: what each member sees.
+        batch_size: files a batch.
+        total: files that these are a part of.
 
     Raises:
         OptionError: for a batch size under one.
@@ -61,30 +68,31 @@ def batches(
     """
     distinct = tuple(dict.fromkeys(wanted))
     slot = [distinct.index(p) for p in wanted]
-    at_least = max(p.at_least for p in distinct)
-    resize = resize_for(len(sources))
+    at_least = [p.at_least for p in distinct]
+    resize = resize_for(max(total, len(sources)))
 
     def prepare(source: Source) -> tuple[Pixels, ...]:
-        picture = read_pixels(source.path, at_least)
-        return tuple(p.pixels(picture, resize) for p in distinct)
+        pictures = read_scaled(source.path, at_least)
+        return tuple(p.pixels(picture, resize) for p, picture in zip(distinct, pictures, strict=True))
 
     done = 0
-    for results in map_ahead(sources, prepare, batch_size):
-        good = [(s.id, r) for s, r in results if not isinstance(r, Skipped)]
-        stacked = tuple(np.stack([r[i] for _, r in good]) for i in range(len(distinct))) if good else ()
-        done += len(results)
-        yield Batch(
-            tuple(name for name, _ in good),
-            tuple(stacked[i] for i in slot) if good else (),
-            tuple(r for _, r in results if isinstance(r, Skipped)),
-            done,
-        )
+    with closing(map_ahead(sources, prepare, batch_size)) as found:
+        for results in found:
+            good = [(s.id, r) for s, r in results if not isinstance(r, Skipped)]
+            stacked = tuple(np.stack([r[i] for _, r in good]) for i in range(len(distinct))) if good else ()
+            done += len(results)
+            yield Batch(
+                tuple(name for name, _ in good),
+                tuple(stacked[i] for i in slot) if good else (),
+                tuple(r for _, r in results if isinstance(r, Skipped)),
+                done,
+            )
 
 
 def map_ahead(
     sources: Sequence[S], prepare: Callable[[S], T], batch_size: int, *, ahead: int = 3
-) -> Iterator[list[tuple[S, T | Skipped]]]:
-    """Run `prepare` in threads, at most `ahead` batches in advance, and yield each batch in order.
+) -> Generator[list[tuple[S, T | Skipped]], None, None]:
+    """Run `prepare` in threads, a few batches in advance, and yield each batch in order.
 
     An `UnreadableImage` becomes a `Skipped`; any other error is raised.
 
@@ -103,7 +111,9 @@ def map_ahead(
 
     starts = iter(range(0, len(sources), batch_size))
     queue: deque[list[tuple[S, Future[T | Skipped]]]] = deque()
-    pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2))
+    workers = max(2, cores())
+    ahead = max(ahead, -(-2 * workers // batch_size))  # every thread has something to do
+    pool = ThreadPoolExecutor(workers)
     try:
 
         def submit() -> None:

@@ -22,7 +22,7 @@ from lookalike.engines.choice import remembered
 from lookalike.engines.exported import ExportedMember
 from lookalike.engines.members import SUFFIXES, member_of, parts_of
 from lookalike.errors import LookalikeError, ModelError
-from lookalike.files import new_folder, storage_errors, write_json
+from lookalike.files import file_digest, new_folder, storage_errors, write_json
 from lookalike.types import Vectors
 from lookalike.versions import versions_of
 
@@ -31,16 +31,19 @@ _ALIGNMENTS = "alignments.npz"
 
 def is_exported(facts: Mapping[str, Any]) -> bool:
     """Whether these are the facts of an exported bundle."""
-    return any("runtime" in row for row in facts.get("members", ()))
+    rows = facts.get("members")
+    return isinstance(rows, list) and any(isinstance(row, dict) and "runtime" in row for row in rows)
 
 
-def load_bundle(path: Path | str, *, single: bool = False) -> Encoder:
+def load_bundle(path: Path | str, *, single: bool = False, precision: str = "auto") -> Encoder:
     """Load an encoder from a bundle, exported or not.
 
     Args:
         path: the bundle.
         single: it will embed single pictures rather than many. Where an engine was chosen for the model before, it is
-            taken, which spares importing torch.
+            taken, which spares importing torch; of an exported model the files' sizes are looked at, not all that is
+            in them.
+        precision: with `single`, what that engine must compute in; auto takes the fastest.
 
     Raises:
         ModelError: no bundle, of a newer format, damaged, or changed since it was saved.
@@ -50,7 +53,7 @@ def load_bundle(path: Path | str, *, single: bool = False) -> Encoder:
     path = Path(path)
     facts = read_facts(path)
     if not is_exported(facts):
-        quick = remembered(facts, single=True) if single else None
+        quick = remembered(path, facts, precision=precision, single=True) if single else None
         if quick is not None:
             return quick
         from lookalike.backbones import load_bundle as load_weights
@@ -135,7 +138,9 @@ def graph_file(number: int, runtime: str) -> str:
 
 def _load_member(path: Path, row: Mapping[str, Any], *, single: bool) -> ExportedMember:
     file = path / str(row["file"])
-    if {part.name: part.stat().st_size for part in parts_of(file)} != row["bytes"]:
+    parts = parts_of(file)
+    same = {part.name: part.stat().st_size for part in parts} == row["bytes"]
+    if not same or (not single and {part.name: file_digest(part) for part in parts} != row["digests"]):
         raise ModelError(f"{path} was changed after it was exported ({file.name} differs); export the model again.")
     return member_of(file, row, single=single)
 
@@ -146,8 +151,9 @@ def _copy_member(member: ExportedMember, number: int, folder: Path) -> dict[str,
     for part in parts_of(member.file):
         with storage_errors(target):
             shutil.copyfile(part, target.with_suffix(part.suffix))
-    sizes = {part.name: part.stat().st_size for part in parts_of(target)}
-    return {**member.row, "file": target.name, "bytes": sizes}
+    parts = parts_of(target)
+    sizes = {part.name: part.stat().st_size for part in parts}
+    return {**member.row, "file": target.name, "bytes": sizes, "digests": {p.name: file_digest(p) for p in parts}}
 
 
 def _read_alignments(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Vectors | None]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+
+_MOST = 4 * 10**9
+"""Bytes of compiled models that are kept."""
 
 
 def cache_folder() -> Path:
@@ -23,3 +27,18 @@ def writable_cache(name: str) -> Path | None:
     except OSError:
         return None
     return place if os.access(place, os.W_OK) else None
+
+
+def compiled_cache() -> Path | None:
+    """Return the folder that OpenVINO keeps compiled models in, the oldest of them removed where they are many."""
+    place = writable_cache("compiled")
+    if place is None:
+        return None
+    with contextlib.suppress(OSError):
+        files = sorted((f for f in place.iterdir() if f.is_file()), key=lambda f: -f.stat().st_mtime)
+        total = 0
+        for file in files:
+            total += file.stat().st_size
+            if total > _MOST:
+                file.unlink()
+    return place

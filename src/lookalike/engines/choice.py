@@ -7,15 +7,10 @@ among them: that is another model, made by `export`.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
-import json
-import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,41 +18,28 @@ import numpy as np
 
 from lookalike.data.images import read_pixels
 from lookalike.encoding import Encoder, Engine
+from lookalike.encoding.encoder import split_precision
 from lookalike.encoding.engine import LEAST_COSINE
 from lookalike.engines import openvino
-from lookalike.engines.cache import cache_folder
-from lookalike.engines.machine import processor
+from lookalike.engines.exported import ExportedMember
+from lookalike.engines.kept import Way, forget, graph_of, keep_ways, known_ways, make_graph
 from lookalike.engines.members import open_member
-from lookalike.errors import LookalikeError, MissingExtra, OptionError, StorageError, UnreadableImage
-from lookalike.files import digest, storage_errors, write_json
+from lookalike.errors import LookalikeError, ModelError, OptionError, StorageError, UnreadableImage
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Pixels
-from lookalike.versions import versions_of
 
 if TYPE_CHECKING:
     from lookalike.backbones import Member
 
 AUTO = "auto"
 TORCH = "torch"
-ENGINES = (AUTO, TORCH, "openvino")
+ENGINES = (AUTO, TORCH, openvino.RUNTIME)
 PRECISIONS = (AUTO, "float32", "bfloat16")
 WORTH_IT = 400
 """Converting and measuring take some ten seconds: not for fewer images than this, unless it was done before."""
 
 _TRIAL = 24
 _SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Way:
-    """An engine, a precision, and how fast it was: images a second."""
-
-    engine: str
-    precision: str
-    rate: float
-
-    def __str__(self) -> str:
-        return f"{self.engine} in {self.precision} ({self.rate:.0f} images/s)"
 
 
 def require_engine(engine: str, precision: str = AUTO) -> None:
@@ -75,6 +57,7 @@ def accelerated(
     count: int,
     engine: str = AUTO,
     precision: str = AUTO,
+    single: bool = False,
     progress: Progress = SILENT,
 ) -> Encoder:
     """Return the same model, each member on the engine that is fastest here.
@@ -82,91 +65,131 @@ def accelerated(
     Args:
         encoder: of torch members; an exported one is returned as it is.
         pictures: some image files to measure with.
-        count: images that are to be embedded: for a few, nothing is measured that was not before.
+        count: images that are to be embedded: for a few, nothing is measured that was not before, unless a precision
+            is asked for that torch does not compute in.
         engine: of `ENGINES`.
-        precision: of `PRECISIONS`; auto takes the fastest.
+        precision: of `PRECISIONS`, or an encoder's; auto takes the fastest.
+        single: for single pictures rather than many.
         progress: is told what was chosen.
 
     Raises:
-        OptionError: an unknown engine or precision.
-        MissingExtra: the engine that was asked for is not installed.
+        OptionError: an engine cannot compute in the precision that is asked for, or there is no such engine.
+        ModelError: the engine that is asked for cannot compute the model.
+        StorageError: it needs the cache, which cannot be written.
 
     """
-    require_engine(engine, precision)
-    from lookalike.backbones import Member
-
-    members: list[Engine] = [
-        _placed(m, pictures, count, engine, precision, progress) if isinstance(m, Member) else m
-        for m in encoder.members
-    ]
+    wanted = split_precision(precision, len(encoder.members))
+    require_engine(engine)
+    members: list[Engine] = []
+    for member, own in zip(encoder.members, wanted, strict=True):
+        if isinstance(member, ExportedMember):
+            if own not in (AUTO, member.precision) or engine not in (AUTO, member.runtime):
+                raise OptionError(
+                    f"{member.backbone} was exported for {member.runtime} in {member.precision}, which cannot be "
+                    "changed; leave out engine and precision, or give the bundle that it was exported from."
+                )
+            members.append(member)
+            continue
+        require_engine(engine, own)
+        members.append(_placed(_torch_member(member), pictures, count, (engine, own), single, progress))
     return Encoder(members, encoder.how, encoder.alignments)
 
 
-def remembered(facts: Mapping[str, Any], *, single: bool) -> Encoder | None:
+def remembered(path: Path, facts: Mapping[str, Any], *, precision: str, single: bool) -> Encoder | None:
     """Return the encoder of a bundle by what is kept of its members from earlier choices, without torch.
 
     Args:
-        facts: the bundle's `bundle.json`.
+        path: the bundle.
+        facts: its `bundle.json`.
+        precision: that it must compute in; auto takes the fastest.
         single: for single pictures rather than many.
 
     Returns:
-        None where a member was never placed on another engine than torch, or that engine has gone since.
+        None where a member was never placed on another engine than torch, or what was kept of that has gone since.
 
     """
-    rows = facts["members"]
-    if any(row["aligned"] for row in rows):
-        return None  # the alignments lie among the weights
-    members = []
-    for row in rows:
-        best = _fastest(_known(row["fingerprint"]), AUTO)
-        graph = graph_of(row["fingerprint"])
-        if best is None or best.engine == TORCH or not graph.is_file():
-            return None
-        members.append(open_member(graph, row, runtime=best.engine, precision=best.precision, single=single))
-    return Encoder(members, str(facts["how"] or "aligned"))
+    try:
+        rows = facts["members"]
+        members = []
+        for row, own in zip(rows, split_precision(precision, len(rows)), strict=True):
+            best = _fastest(known_ways(row["fingerprint"]), own)
+            graph = graph_of(row["fingerprint"])
+            if best is None or best.engine == TORCH or graph is None:
+                return None
+            members.append(open_member(graph, row, runtime=best.engine, precision=best.precision, single=single))
+        return Encoder(members, str(facts["how"] or "aligned"), _alignments(path, rows))
+    except (LookalikeError, OSError, KeyError, TypeError, AttributeError, ValueError):
+        return None  # torch reads the bundle, and says what is wrong with it
 
 
-def graph_of(fingerprint: str) -> Path:
-    """Return where the graph of a member is kept."""
-    return _folder(fingerprint) / f"graph-{versions_of('openvino').get('openvino')}.xml"
+def _alignments(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Read the rotations of an ensemble that lie among its weights, and nothing else of these."""
+    from safetensors import safe_open
+
+    from lookalike.encoding.facts import WEIGHTS, alignment_key
+
+    if not any(row["aligned"] for row in rows):
+        return [None] * len(rows)
+    with safe_open(str(path / WEIGHTS), framework="np") as stored:
+        return [stored.get_tensor(alignment_key(n)) if row["aligned"] else None for n, row in enumerate(rows)]
 
 
-def _folder(fingerprint: str) -> Path:
-    return cache_folder() / "engines" / fingerprint
+def _torch_member(member: Engine) -> Member:
+    from lookalike.backbones import Member
+
+    if not isinstance(member, Member):
+        raise ModelError(f"{member.backbone} is computed by {member.runtime}, which has no other engine.")
+    return member
 
 
 def _placed(
-    member: Member, pictures: Sequence[Path], count: int, engine: str, precision: str, progress: Progress
+    member: Member, pictures: Sequence[Path], count: int, way: tuple[str, str], single: bool, progress: Progress
 ) -> Engine:
     """Return a member on the engine that is asked for, or the fastest."""
-    if engine == TORCH or member.runs_on != "cpu":
+    engine, precision = way
+    by_torch = precision in (AUTO, member.precision)
+    if engine == TORCH and not by_torch:
+        raise OptionError(
+            f"engine torch computes in {member.precision} here, got the precision {precision}; leave one of them out."
+        )
+    if engine == TORCH or (engine == AUTO and by_torch and member.runs_on != "cpu"):
         return member
-    if importlib.util.find_spec("openvino") is None:
-        if engine == AUTO:
-            return member
-        raise MissingExtra("openvino", "openvino", "the engine openvino")
-    ways = _known(member.fingerprint)
+    ways = known_ways(member.fingerprint)
     if ways is None:
-        if engine == AUTO and count < WORTH_IT:
+        if engine == AUTO and by_torch and (count < WORTH_IT or not openvino.is_installed()):
             return member
+        openvino.package()
         try:
             ways = _measure(member, pictures, progress)
-        except StorageError as error:
-            if engine != AUTO:
+        except (ModelError, StorageError) as error:
+            if engine != AUTO or not by_torch:
                 raise
             progress.say(f"{member.backbone}: by torch, as no other engine can be prepared: {error}")
+            if isinstance(error, ModelError):  # it will be no better next time
+                keep_ways(member.fingerprint, [Way(TORCH, member.precision, 0.0)])
             return member
-    offered = [w for w in ways if engine in (AUTO, w.engine)]
-    best = _fastest(offered, precision)
+    best = _fastest([w for w in ways if engine in (AUTO, w.engine)], precision)
     if best is None:
-        raise OptionError(f"{engine} does not compute in {precision} on this processor; leave out precision.")
+        found = ", ".join(f"{w.engine} in {w.precision}" for w in ways)
+        raise OptionError(
+            f"{member.backbone} cannot be computed by {engine} in {precision} here, or with other embeddings only; "
+            f"there is: {found}."
+        )
     others = ", ".join(str(w) for w in ways if w != best)
-    progress.say(f"{member.backbone}: by {best}; {others}")
-    if best.engine == TORCH:
-        return member
+    progress.say(f"{member.backbone}: by {best}{'; ' if others else ''}{others}")
+    return member if best.engine == TORCH else _opened(member, best, single=single)
+
+
+def _opened(member: Member, way: Way, *, single: bool) -> ExportedMember:
+    """Open a member's graph; one that is damaged is made again."""
     from lookalike.backbones.bundle import member_row
 
-    return open_member(_graph(member), member_row(member), runtime=best.engine, precision=best.precision)
+    row = member_row(member)
+    try:
+        return open_member(make_graph(member), row, runtime=way.engine, precision=way.precision, single=single)
+    except (ModelError, OSError):
+        forget(member.fingerprint)
+        return open_member(make_graph(member), row, runtime=way.engine, precision=way.precision, single=single)
 
 
 def _fastest(ways: Sequence[Way] | None, precision: str) -> Way | None:
@@ -174,63 +197,20 @@ def _fastest(ways: Sequence[Way] | None, precision: str) -> Way | None:
     return max(fitting, key=lambda w: w.rate, default=None)
 
 
-def _machine() -> str:
-    """Name what a rate holds for."""
-    versions = versions_of("openvino", "torch")
-    return digest(processor(), str(os.cpu_count()), str(len(os.sched_getaffinity(0))), str(versions))
-
-
-def _known(fingerprint: str) -> tuple[Way, ...] | None:
-    """Return what was measured of a member on this machine."""
-    try:
-        found = json.loads((_folder(fingerprint) / "rates.json").read_text(encoding="utf-8"))[_machine()]
-        return tuple(Way(**way) for way in found)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _remember(fingerprint: str, ways: Sequence[Way]) -> None:
-    place = _folder(fingerprint) / "rates.json"
-    with contextlib.suppress(LookalikeError):  # a cache that cannot be written is measured for again
-        write_json(place, {_machine(): [asdict(w) for w in ways]})
-
-
-def _graph(member: Member) -> Path:
-    """Return the member's graph, made anew where it is not kept yet.
-
-    Raises:
-        StorageError: the cache cannot be written.
-
-    """
-    place = graph_of(member.fingerprint)
-    if place.is_file() and place.with_suffix(".bin").is_file():
-        return place
-    with storage_errors(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as made:
-            openvino.save(openvino.convert(member), Path(made) / place.name, half=False)
-            for name in (place.with_suffix(".bin").name, place.name):  # the one that is looked for last
-                (Path(made) / name).replace(place.parent / name)
-    return place
-
-
 def _measure(member: Member, pictures: Sequence[Path], progress: Progress) -> tuple[Way, ...]:
     """Time every engine on some pictures; one that gives other embeddings is left out, and said."""
     progress.say(f"{member.backbone}: looking for the fastest engine of this machine, once for this model")
-    from lookalike.backbones.bundle import member_row
-
     pixels = _pixels(member, pictures)
     expected = member.encode(pixels)
-    ways = [Way(TORCH, member.precision, _rate(member, pixels))]
-    graph = _graph(member)
+    ways = [Way(TORCH, member.precision, rate_of(member, pixels))]
     for precision in openvino.precisions():
-        placed = open_member(graph, member_row(member), runtime=openvino.RUNTIME, precision=precision)
+        placed = _opened(member, Way(openvino.RUNTIME, precision, 0.0), single=False)
         cosine = float((placed.encode(pixels) * expected).sum(1).min())
-        if cosine < LEAST_COSINE[precision]:
+        if not cosine >= LEAST_COSINE[precision]:
             progress.say(f"{member.backbone}: openvino in {precision} is left out, a cosine to torch is {cosine:.4f}")
             continue
-        ways.append(Way(openvino.RUNTIME, precision, _rate(placed, pixels)))
-    _remember(member.fingerprint, ways)
+        ways.append(Way(openvino.RUNTIME, precision, rate_of(placed, pixels)))
+    keep_ways(member.fingerprint, ways)
     return tuple(ways)
 
 
@@ -246,13 +226,13 @@ def _pixels(member: Member, pictures: Sequence[Path]) -> Pixels:
     return np.stack(found) if found else np.zeros((_TRIAL, p.height, p.width, 3), np.uint8)
 
 
-def _rate(engine: Engine, pixels: Pixels) -> float:
-    """Return images a second, with as many batches in flight as the engine likes."""
+def rate_of(engine: Engine, pixels: Pixels, seconds: float = _SECONDS) -> float:
+    """Return images a second `(n, h, w, 3)`, with as many batches in flight as the engine likes."""
     parts = itertools.cycle(np.array_split(pixels, max(1, len(pixels) // engine.batch_size)))
     engine.encode(next(parts))  # the first pass is slower
     waiting: deque[tuple[int, Callable[[], object]]] = deque()
     done, clock = 0, time.perf_counter()
-    while time.perf_counter() - clock < _SECONDS:
+    while time.perf_counter() - clock < seconds:
         if len(waiting) == engine.in_flight:
             count, wait = waiting.popleft()
             wait()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.encoding import Preprocessing
-from lookalike.engines.cache import writable_cache
+from lookalike.engines.cache import compiled_cache
 from lookalike.engines.exported import ExportedMember, Session
 from lookalike.engines.onnx import RUNTIME as ONNX
 from lookalike.engines.onnx import OnnxSession
@@ -20,7 +20,7 @@ SUFFIXES = {OPENVINO: ".xml", ONNX: ".onnx"}
 
 
 def open_member(
-    file: Path, row: Mapping[str, Any], *, runtime: str, precision: str, single: bool = False
+    file: Path, row: Mapping[str, Any], *, runtime: str, precision: str, single: bool = False, kept: bool = True
 ) -> ExportedMember:
     """Make a member of a graph that was just written.
 
@@ -30,17 +30,17 @@ def open_member(
         runtime: openvino or onnxruntime.
         precision: that it is computed in; a graph of int8 is another model, with a fingerprint of its own.
         single: for single pictures rather than many.
+        kept: whether the graph will be opened from there again.
 
     """
-    sizes = {part.name: part.stat().st_size for part in parts_of(file)}
     fingerprint = str(row["fingerprint"])
     if precision == "int8":
         fingerprint = digest(fingerprint, precision, *(file_digest(part) for part in parts_of(file)))
-    own = {**row, "runtime": runtime, "precision": precision, "file": file.name, "bytes": sizes}
-    return member_of(file, {**own, "fingerprint": fingerprint}, single=single)
+    own = {**row, "runtime": runtime, "precision": precision, "file": file.name, "fingerprint": fingerprint}
+    return member_of(file, own, single=single, kept=kept)
 
 
-def open_session(file: Path, runtime: str, precision: str, *, single: bool = False) -> Session:
+def open_session(file: Path, runtime: str, precision: str, *, single: bool = False, kept: bool = True) -> Session:
     """Load a graph.
 
     Args:
@@ -48,6 +48,7 @@ def open_session(file: Path, runtime: str, precision: str, *, single: bool = Fal
         runtime: openvino or onnxruntime.
         precision: that it is computed in.
         single: for single pictures rather than many.
+        kept: whether the graph will be opened from there again: what compiling gives is kept too.
 
     Raises:
         ModelError: another runtime, or a damaged file.
@@ -55,13 +56,13 @@ def open_session(file: Path, runtime: str, precision: str, *, single: bool = Fal
 
     """
     if runtime == OPENVINO:
-        return OpenVINOSession(file, precision, throughput=not single, cache=writable_cache("compiled"))
+        return OpenVINOSession(file, precision, throughput=not single, cache=compiled_cache() if kept else None)
     if runtime == ONNX:
         return OnnxSession(file, precision)
     raise ModelError(f"there is no runtime named {runtime!r}; known are {', '.join(SUFFIXES)}.")
 
 
-def member_of(file: Path, row: Mapping[str, Any], *, single: bool) -> ExportedMember:
+def member_of(file: Path, row: Mapping[str, Any], *, single: bool, kept: bool = True) -> ExportedMember:
     """Make a member of a graph and of what its bundle says of it."""
     return ExportedMember(
         backbone=str(row["backbone"]),
@@ -69,7 +70,7 @@ def member_of(file: Path, row: Mapping[str, Any], *, single: bool) -> ExportedMe
         dim=int(row["head"]["dim"]),
         fingerprint=str(row["fingerprint"]),
         trained=str(row["origin"].get("trained", "frozen")),
-        session=open_session(file, str(row["runtime"]), str(row["precision"]), single=single),
+        session=open_session(file, str(row["runtime"]), str(row["precision"]), single=single, kept=kept),
         file=file,
         row=row,
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lookalike.cores import cores
 from lookalike.errors import MissingExtra, ModelError
 from lookalike.types import Pixels, Vectors
 
@@ -32,7 +33,9 @@ class OnnxSession:
         except ImportError as error:
             raise MissingExtra("onnxruntime", "onnx", "this engine") from error
         try:
-            self._session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = cores()
+            self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common base but this
             raise ModelError(f"{model} is missing or damaged; export the model again.") from error
         self._input = self._session.get_inputs()[0].name

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lookalike.errors import MissingExtra, ModelError
+from lookalike.cores import cores
+from lookalike.errors import ModelError
 from lookalike.types import Pixels, Vectors
 
 if TYPE_CHECKING:
@@ -22,7 +23,16 @@ RUNTIME = "openvino"
 HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 """What a graph's layers are computed in where they are not quantised."""
 BATCH_SIZE = 4
-_CONVERTER = "openvino.tools.ovc"
+_LEFT_OUT = ("openvino_telemetry", "openvino.tools.ovc")
+
+
+def is_installed() -> bool:
+    """Whether there is OpenVINO."""
+    try:
+        package()
+    except ModelError:
+        return False
+    return True
 
 
 def package() -> ModuleType:
@@ -32,28 +42,36 @@ def package() -> ModuleType:
     over the network, of every import and conversion.
 
     Raises:
-        MissingExtra: it is not installed.
+        ModelError: it is not installed.
 
     """
-    if "openvino" not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # what is None cannot be imported
-        sys.modules.setdefault(_CONVERTER, None)  # type: ignore[arg-type]
     try:
-        import openvino
+        with _without(*_LEFT_OUT):
+            import openvino
     except ImportError as error:
-        raise MissingExtra("openvino", "openvino", "this engine") from error
-    finally:
-        if sys.modules.get(_CONVERTER, sys) is None:
-            del sys.modules[_CONVERTER]
+        raise ModelError("OpenVINO is not installed; install it with: uv pip install openvino") from error
     found: ModuleType = openvino
     return found
+
+
+@contextlib.contextmanager
+def _without(*modules: str) -> Iterator[None]:
+    """Let nothing import these meanwhile that did not before."""
+    kept_out = [name for name in modules if name not in sys.modules]
+    for name in kept_out:
+        sys.modules[name] = None  # type: ignore[assignment]  # what is None cannot be imported
+    try:
+        yield
+    finally:
+        for name in kept_out:
+            sys.modules.pop(name, None)
 
 
 def core() -> Any:
     """Return OpenVINO's entrance.
 
     Raises:
-        MissingExtra: it is not installed.
+        ModelError: it is not installed.
 
     """
     return package().Core()
@@ -75,8 +93,7 @@ class OpenVINOSession:
         cache: folder that keeps what compiling gave, so that the next start is faster.
 
     Raises:
-        MissingExtra: OpenVINO is not installed.
-        ModelError: the file is damaged.
+        ModelError: OpenVINO is not installed, or the file is damaged.
 
     """
 
@@ -87,9 +104,10 @@ class OpenVINOSession:
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY",
+            "INFERENCE_NUM_THREADS": cores(),
         }
         if throughput:
-            config["NUM_STREAMS"] = os.cpu_count() or 1
+            config["NUM_STREAMS"] = cores()
         if cache is not None:
             config["CACHE_DIR"] = str(cache)
         entrance = core()
@@ -123,31 +141,54 @@ class OpenVINOSession:
 
     def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
         """Begin to compute `(n, h, w, 3)` uint8 pixels."""
-        request = self._free.popleft()
-        request.start_async({0: np.ascontiguousarray(pixels)}, share_inputs=True)
+        try:
+            request = self._free.popleft()
+        except IndexError:  # more at once than it works on, as several threads may ask
+            request = self._compiled.create_infer_request()
+        try:
+            request.start_async({0: np.ascontiguousarray(pixels)}, share_inputs=True)
+        except BaseException:
+            self._free.append(request)
+            raise
 
         def wait() -> Vectors:
-            request.wait()
-            found: Vectors = request.get_output_tensor(0).data.astype(np.float32)  # a copy: the request is used again
-            self._free.append(request)
+            try:
+                request.wait()
+                found: Vectors = request.get_output_tensor(0).data.astype(np.float32)  # a copy: it is used again
+            finally:
+                self._free.append(request)
             return found
 
         return wait
+
+
+def converter() -> Any:
+    """Return OpenVINO's function that converts a model.
+
+    Raises:
+        ModelError: it is not installed.
+
+    """
+    package()
+    with _without(_LEFT_OUT[0]):
+        from openvino.tools.ovc import convert_model
+    return convert_model
 
 
 def convert(member: Member) -> Any:
     """Turn a member into a graph of OpenVINO's.
 
     Raises:
-        MissingExtra: OpenVINO is not installed.
+        ModelError: OpenVINO is not installed, or does not know an operation of the backbone.
 
     """
-    package()
-    from openvino.tools.ovc import convert_model
+    from lookalike.backbones.graph import INPUT, OUTPUT, not_convertible, program_of
 
-    from lookalike.backbones.graph import INPUT, OUTPUT, program_of
-
-    graph = convert_model(program_of(member))
+    convert_model = converter()
+    try:
+        graph = convert_model(program_of(member))
+    except Exception as error:  # torch and OpenVINO raise what they like at an operation that they do not know
+        raise not_convertible(member, "OpenVINO", error) from error
     p = member.preprocessing
     graph.reshape([-1, p.height, p.width, 3])
     graph.inputs[0].set_names({INPUT})

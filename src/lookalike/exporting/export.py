@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ from lookalike.engines import onnx, openvino
 from lookalike.engines.bundle import graph_file, is_exported, load_bundle, save_bundle
 from lookalike.engines.members import open_member
 from lookalike.engines.quantise import CALIBRATION_IMAGES, quantise
-from lookalike.errors import DataError, OptionError
-from lookalike.exporting.parity import Parity, compare, generated, measured
+from lookalike.errors import DataError, MissingExtra, OptionError
+from lookalike.exporting.parity import DECISIVE, Parity, compare, generated, measured
 from lookalike.files import require_free
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Pixels, Skipped
@@ -74,6 +75,7 @@ def export(
     """
     bundle, out = Path(bundle), Path(out)
     runtime, precision = _chosen(format, precision)
+    _require_packages(runtime, precision)
     if precision == "int8" and data is None:
         raise OptionError("int8 needs the data that the bundle was trained on, to calibrate and to measure with.")
     if not tolerance >= 0:
@@ -92,11 +94,16 @@ def export(
             pictures = _calibration(member, cut, progress) if cut is not None and precision == "int8" else None
             file = Path(folder) / graph_file(n, runtime)
             _write_graph(member, file, runtime, precision, pictures)
-            members.append(open_member(file, row, runtime=runtime, precision=precision))
+            members.append(open_member(file, row, runtime=runtime, precision=precision, kept=False))
         exported = Encoder(members, encoder.how, encoder.alignments)
         found = _parity(encoder, exported, cut, progress)
         progress.say(f"{encoder.name}: {found}")
         found.require(precision, tolerance)
+        if found.loss is not None and found.loss.difference > tolerance:
+            progress.say(
+                f"more than {tolerance:g} points of {DECISIVE} are lost, which with {found.validation_images} "
+                "validation images may be chance; measure it by 'lookalike evaluate' before you rely on it"
+            )
         own = {
             "exported_from": encoder.fingerprint,
             "parity": found.to_dict(),
@@ -114,6 +121,21 @@ def _chosen(format: str, precision: str) -> tuple[str, str]:
     if precision == "bfloat16" and format == "onnx":
         raise OptionError("precision must be float32 or int8 with onnx: its runtime does not compute in bfloat16 here.")
     return FORMATS[format], {"openvino": "bfloat16", "onnx": "float32"}[format] if precision == "auto" else precision
+
+
+_NEEDED = {
+    openvino.RUNTIME: {"openvino": "onnx"},
+    onnx.RUNTIME: {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
+}
+"""By runtime, the packages that it takes to export for it, and the extra that each comes with."""
+
+
+def _require_packages(runtime: str, precision: str) -> None:
+    """Raise `MissingExtra` before anything is done."""
+    needed = _NEEDED[runtime] | ({"nncf": "int8"} if precision == "int8" else {})
+    for package, extra in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, extra, f"exporting for {runtime} in {precision}")
 
 
 def _as_trained(data: Dataset | Path | str, facts: dict[str, Any]) -> Dataset:
@@ -160,6 +182,8 @@ def _pixels(member: Member, items: Sequence[Item], progress: Progress, task: str
     for batch in map_ahead(items, prepare, 16):
         found += [p for _, p in batch if not isinstance(p, Skipped)]
         progress.step(task, len(found), len(items))
+    if not found:
+        raise DataError(f"none of the {len(items)} images for {task} can be read; run 'lookalike check'.")
     return found
 
 

@@ -76,15 +76,19 @@ class Parity:
 
         """
         least = LEAST_COSINE[precision]
-        if self.batch_cosine < LEAST_COSINE["bfloat16"]:
+        if not self.batch_cosine >= LEAST_COSINE["bfloat16"]:  # nor where it is no number
             raise ModelError(
                 "the exported model gives other embeddings in batches than one by one "
                 f"(cosine {self.batch_cosine:.4f}); choose another format."
             )
-        if self.min_cosine < least:
+        if not self.min_cosine >= least:
             raise ModelError(
                 f"{precision} moves embeddings too far: {self}; a cosine of {least:g} is needed. "
                 "Choose another precision."
+            )
+        if precision == "int8" and self.loss is None:
+            raise ModelError(
+                f"what int8 loses cannot be measured on {self.validation_images} validation images; more are needed."
             )
         if self.loss is not None and self.loss.difference > tolerance and self.loss.low > 0:
             raise ModelError(

@@ -47,6 +47,7 @@ class Index:
         fingerprint: of the model whose embeddings these are; queries by another are refused.
         root: the folder that ids are relative to, or None.
         metadata: further facts by item id.
+        precision: that the vectors were computed in, as `Encoder.precision`; auto where that is not known.
 
     """
 
@@ -57,6 +58,7 @@ class Index:
         fingerprint: str,
         root: Path | None,
         metadata: Metadata,
+        precision: str = "auto",
     ) -> None:
         self._store = store
         self._names = np.array(ids, dtype=object)
@@ -65,6 +67,7 @@ class Index:
         self.fingerprint = fingerprint
         self.root = root
         self.metadata = metadata
+        self.precision = precision
 
     @classmethod
     def build(
@@ -110,7 +113,7 @@ class Index:
         store = _store(embeddings.vectors, np.array(order, dtype=np.int64), budget, kept, progress)
         known = {i: dict(metadata[i]) for i in ids if metadata and i in metadata}
         place = None if root is None else Path(root).resolve()
-        return cls(store, ids, embeddings.fingerprint, place, known)
+        return cls(store, ids, embeddings.fingerprint, place, known, embeddings.precision)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -204,6 +207,7 @@ class Index:
             "format": FORMAT,
             "key": self.key,
             "fingerprint": self.fingerprint,
+            "precision": self.precision,
             "dim": self.dim,
             "count": len(self),
             "root": None if self.root is None else str(self.root),
@@ -228,6 +232,7 @@ class Index:
             ids, metadata = tuple(map(str, items["ids"])), dict(items["metadata"])
             count, dim, fingerprint = int(facts["count"]), int(facts["dim"]), str(facts["fingerprint"])
             root = None if facts["root"] is None else Path(facts["root"])
+            precision = str(facts.get("precision", "auto"))
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, f"{type(error).__name__} {error}") from error
         if not len(ids) == len(store) == count:
@@ -236,7 +241,7 @@ class Index:
             raise _damaged(path, f"{dim} dimensions expected, {store.dim} found")
         if any(a >= b for a, b in itertools.pairwise(ids)):
             raise _damaged(path, "the ids are not sorted")
-        return cls(store, ids, fingerprint, root, metadata)
+        return cls(store, ids, fingerprint, root, metadata, precision)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

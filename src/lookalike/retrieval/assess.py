@@ -38,7 +38,7 @@ def evaluate(
     measures: Sequence[str | Measure] = (),
     weights: Weights = "pretrained",
     engine: str = "auto",
-    precision: str = "float32",
+    precision: str = "auto",
     progress: Progress = SILENT,
 ) -> tuple[Evaluation, tuple[Skipped, ...]]:
     """Measure a model on query and gallery: precision, hit and recall at each k, `map@r`, `mrr`, and further measures.
@@ -50,7 +50,7 @@ def evaluate(
         measures: further ones, such as `ndcg@10`.
         weights: for a name, as in `train`.
         engine: as in `embed`.
-        precision: as in `embed`; by default the figures are those of full precision.
+        precision: as in `embed`, but auto is full precision.
         progress: is told what happens.
 
     Returns:
@@ -92,7 +92,7 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     out: Path | str,
     weights: Weights = "pretrained",
     engine: str = "auto",
-    precision: str = "float32",
+    precision: str = "auto",
     progress: Progress = SILENT,
 ) -> tuple[Submission, tuple[Skipped, ...]]:
     """Write the submission of a model for a data folder's queries, checked before it is written.
@@ -161,7 +161,7 @@ def _embed_test(
     encoder = resolve_model(
         model, fit_on=data.training or data.gallery, weights=weights, skip=skipped.append, progress=progress
     )
-    encoder = on_engine(encoder, (*data.query, *data.gallery), way, progress)
+    encoder = on_engine(encoder, (*data.query, *data.gallery), way, progress, exact=True)
     queries = encoder.embed(data.query, progress=progress, task="queries")
     gallery = encoder.embed(data.gallery, progress=progress, task="gallery")
     for part, found in (("query", queries), ("gallery", gallery)):

@@ -12,6 +12,7 @@ from lookalike.data import find_images, load_dataset
 from lookalike.data.folders import and_skipped, may_be_folder, require_folder
 from lookalike.embedding import (
     EmbeddingFacts,
+    begun_precision,
     embed_to,
     is_embeddings,
     is_unfinished,
@@ -57,7 +58,7 @@ def embed(
         out: the folder of embeddings.
         weights: for a name.
         engine: what computes: auto, torch or openvino; auto takes what this machine was found to be fastest with.
-        precision: auto, float32 or bfloat16; auto takes the fastest.
+        precision: auto, float32 or bfloat16; auto takes the fastest, or what the folder was begun with.
         progress: is told what happens.
 
     Raises:
@@ -121,6 +122,10 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         require_free(out)
     require_folder(images)
     if is_embeddings(images) or is_unfinished(images):
+        if (engine, precision) != ("auto", "auto"):
+            raise OptionError(
+                f"engine and precision are for embedding, and {images} holds embeddings already; leave them out."
+            )
         _require_made_by(model, images, read_embedding_facts(images))
         return _write_index(images, {}, out, budget, replace=replace, progress=progress)
     if model is None:
@@ -211,8 +216,22 @@ def _embed(
     facts = asked and {"asked_for": asked}
     own = {source.path for source in found.sources}  # embedding them says itself which of them cannot be read
     left_out = [one for one in left_out if one.path not in own]
-    by = on_engine(encoder, found.sources, way, progress)
+    by = on_engine(encoder, found.sources, _as_begun(out, way), progress)
     return embed_to(found.sources, encoder, out, by=by, facts=facts, left_out=left_out, progress=progress)
+
+
+def _as_begun(out: Path, way: tuple[str, str]) -> tuple[str, str]:
+    """Return engine and precision for a folder, which keeps the precision that it was begun with."""
+    engine, precision = way
+    begun = begun_precision(out)
+    if begun is None:
+        return way
+    if precision not in ("auto", begun):
+        raise OptionError(
+            f"precision is {precision}, but what is in {out} was computed in {begun}; leave it out, or choose another "
+            "place."
+        )
+    return engine, begun
 
 
 def _asked_for(model: Encoder | Path | str, weights: Weights) -> dict[str, Any] | None:

@@ -79,11 +79,29 @@ def resolve_model(
     return Encoder(members, how="concat")
 
 
-def on_engine(encoder: Encoder, images: Sequence[Source], way: tuple[str, str], progress: Progress = SILENT) -> Encoder:
-    """Return the same model on the engine and in the precision that are asked for, for these images."""
+def on_engine(
+    encoder: Encoder,
+    images: Sequence[Source],
+    way: tuple[str, str],
+    progress: Progress = SILENT,
+    *,
+    exact: bool = False,
+) -> Encoder:
+    """Return the same model on the engine and in the precision that are asked for, for these images.
+
+    Args:
+        encoder: the model.
+        images: that it will be shown.
+        way: engine and precision.
+        progress: is told what was chosen.
+        exact: whether a precision of auto is that of the model, and not the fastest.
+
+    """
     from lookalike.engines import accelerated
 
     engine, precision = way
+    if exact and precision == "auto":
+        precision = encoder.precision
     pictures = [source.path for source in evenly_spaced(images, _TRIAL_PICTURES, seed=0)]
     return accelerated(encoder, pictures, count=len(images), engine=engine, precision=precision, progress=progress)
 

@@ -76,7 +76,7 @@ def load_index(path: Path | str) -> LoadedIndex:
 
     if not is_bundle(path / MODEL):
         raise StorageError(f"{path} has no {MODEL} folder to embed queries with; make the index again.")
-    encoder = load_bundle(path / MODEL, single=True)
+    encoder = load_bundle(path / MODEL, single=True, precision=index.precision)
     index.require_model(encoder.fingerprint, f"the model in {path / MODEL}")
     return LoadedIndex(index, encoder)
 

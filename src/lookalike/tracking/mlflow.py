@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 EXPERIMENT = "lookalike"
 _KEY = "lookalike.key"
-_LOADER = "lookalike.backbones.pyfunc"
+_LOADER = "lookalike.engines.pyfunc"
 _LONGEST = 6000  # characters of a parameter that MLflow takes
 _AT_ONCE = 100  # parameters a request
 _STATES = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}

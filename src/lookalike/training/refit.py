@@ -127,7 +127,10 @@ def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("refit runs in one process; start it without a launcher.")
     model, target, targets = Path(model), Path(out), parse_targets(track)
-    facts, first = read_facts(model), load_bundle(model)
+    facts = read_facts(model)
+    if "exported_from" in facts:
+        raise ModelError(f"{model} is an exported model; give the bundle that it was exported from.")
+    first = load_bundle(model)
     if "refit_of" in facts:
         raise ModelError(f"{model} was refitted already, on all images that there are; give the bundle it was made of.")
     reports, options = _training_of(model, facts)

@@ -27,7 +27,7 @@ from lookalike.cli.wording import counted, display_path
 @data_argument
 @model_option
 @weights_option
-@engine_options("float32")
+@engine_options("auto is full precision.")
 @click.option(
     "-k",
     type=int,
@@ -79,7 +79,7 @@ def evaluate(
 @data_argument
 @model_option
 @weights_option
-@engine_options("float32")
+@engine_options("auto is full precision.")
 @click.option("-k", "top_k", type=int, default=10, show_default=True, help="Gallery names for each query.")
 @click.option("--group", default="lookalike", show_default=True, help="The group's name in the file.")
 @out_option("The file to write, .json or .csv; must not exist yet.")

@@ -29,7 +29,7 @@ from lookalike.types import Skipped
 @click.argument("images", type=PATH)
 @model_option
 @weights_option
-@engine_options("auto")
+@engine_options("auto takes the fastest of the engine.")
 @out_option("The folder of embeddings; one that an earlier run made is brought up to date.")
 def embed(images: Path, model: str, weights: tuple[str, ...], out: Path, **way: str) -> None:
     """Embed every image in a folder; a run that was killed goes on where it was.
@@ -54,7 +54,7 @@ def embed(images: Path, model: str, weights: tuple[str, ...], out: Path, **way: 
 @click.argument("images", type=PATH)
 @click.option("--model", metavar="BUNDLE|NAME", help="As in 'embed'; not needed for a folder that 'embed' made.")
 @weights_option
-@engine_options("auto")
+@engine_options("auto takes the fastest of the engine.")
 @click.option(
     "--min-recall",
     type=float,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lookalike.backbones.bundle import load_bundle
+from lookalike.engines.bundle import load_bundle
 from lookalike.errors import OptionError
 from lookalike.types import Vectors
 

@@ -1,0 +1,100 @@
+"""What this machine keeps of a model: its graph for other engines, and how fast each of them was found to be."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lookalike.cores import cores
+from lookalike.engines import openvino
+from lookalike.engines.cache import cache_folder
+from lookalike.engines.machine import processor
+from lookalike.engines.members import parts_of
+from lookalike.errors import LookalikeError, StorageError
+from lookalike.files import digest, read_json, storage_errors, write_json
+from lookalike.versions import versions_of
+
+if TYPE_CHECKING:
+    from lookalike.backbones import Member
+
+_MADE_WITH = ("lookalike", "timm", "torch", "openvino")
+
+
+@dataclass(frozen=True)
+class Way:
+    """An engine, a precision, and how fast it was: images a second."""
+
+    engine: str
+    precision: str
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.engine} in {self.precision} ({self.rate:.0f} images/s)"
+
+
+def known_ways(fingerprint: str) -> tuple[Way, ...] | None:
+    """Return what was measured of a member on this machine, with these versions; None where nothing was."""
+    try:
+        found = read_json(_rates(fingerprint), "rates")
+        return tuple(Way(str(way["engine"]), str(way["precision"]), float(way["rate"])) for way in found["ways"])
+    except (StorageError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keep_ways(fingerprint: str, ways: Sequence[Way]) -> None:
+    """Keep what was measured; a cache that cannot be written is measured for again."""
+    with contextlib.suppress(LookalikeError):
+        write_json(_rates(fingerprint), {"processor": processor(), "ways": [asdict(w) for w in ways]})
+
+
+def graph_of(fingerprint: str) -> Path | None:
+    """Return a member's graph, or None where it is not kept."""
+    place = _graph(fingerprint)
+    return place if all(part.is_file() for part in parts_of(place)) else None
+
+
+def make_graph(member: Member) -> Path:
+    """Return a member's graph, made anew where it is not kept.
+
+    Raises:
+        StorageError: the cache cannot be written.
+        ModelError: OpenVINO does not know an operation of the backbone.
+
+    """
+    place = graph_of(member.fingerprint)
+    if place is not None:
+        return place
+    graph = openvino.convert(member)
+    place = _graph(member.fingerprint)
+    with storage_errors(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as made:
+            openvino.save(graph, Path(made) / place.name, half=False)
+            for part in reversed(parts_of(place)):  # the one that names the other comes last
+                (Path(made) / part.name).replace(part)
+    return place
+
+
+def forget(fingerprint: str) -> None:
+    """Remove a member's graph, which turned out to be damaged."""
+    for part in parts_of(_graph(fingerprint)):
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _folder(fingerprint: str) -> Path:
+    return cache_folder() / "engines" / fingerprint
+
+
+def _graph(fingerprint: str) -> Path:
+    return _folder(fingerprint) / f"graph-{digest(str(versions_of(*_MADE_WITH)))[:12]}.xml"
+
+
+def _rates(fingerprint: str) -> Path:
+    machine = digest(processor(), str(os.cpu_count()), str(cores()), str(versions_of(*_MADE_WITH)))
+    return _folder(fingerprint) / f"rates-{machine[:12]}.json"
