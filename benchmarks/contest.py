@@ -11,20 +11,24 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lookalike.bench.machine import machine
-from lookalike.bench.timing import peak_memory_mb
 from lookalike.files import write_json
 
 RESULTS = Path(__file__).parent.parent / "docs" / "performance"
 
 
 def answer(**figures: float | str) -> None:
-    """End a contender's process with its figures; peak memory is added."""
+    """End a contender's process with its figures; peak memory is added: nothing here imports what it does not need."""
     print("\n" + json.dumps({**figures, "peak_memory_mb": peak_memory_mb()}), flush=True)
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory that this process had so far, in MB of 10^6 bytes (Linux)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def contest(
@@ -36,7 +40,7 @@ def contest(
     rate: str = "per_second",
     against: str,
     facts: Mapping[str, Any] | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: Callable[[str], Mapping[str, str]] = lambda _: {},
 ) -> dict[str, Any]:
     """Run every contender `rounds` times in turn and print a table.
 
@@ -48,7 +52,7 @@ def contest(
         rate: the figure that is compared; more is better.
         against: the contender whose rate is 1.
         facts: further content of the result.
-        environment: further variables for each.
+        environment: further variables, by contender.
 
     Returns:
         What was found, by contender: medians, least and most, and the ratio of medians.
@@ -65,7 +69,7 @@ def contest(
                 capture_output=True,
                 text=True,
                 check=False,
-                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(environment or {})},
+                env={**os.environ, **environment(name)},
             )
             if done.returncode != 0:
                 left_out[name] = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -81,6 +85,8 @@ def contest(
         spread = f"{row[rate]['least']:.1f} to {row[rate]['most']:.1f}"
         ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f} times {against}"
         print(f"{name}: {row[rate]['median']:.1f} ({spread}){ratio}, {row['peak_memory_mb']['median']:.0f} MB")
+    from lookalike.bench.machine import machine
+
     return {
         "machine": machine(),
         "rounds": rounds,
@@ -104,12 +110,14 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def keep(name: str, result: Mapping[str, Any]) -> Path:
-    """Write a result where the page of performance is made from."""
+def keep(name: str, result: Mapping[str, Any], *, whole: bool) -> None:
+    """Write a result where the page of performance is made from, if it is of all contenders."""
+    if not whole:
+        print("not kept: it is of some contenders only")
+        return
     place = RESULTS / f"{name}.json"
     write_json(place, result)
     print(f"written: {place}")
-    return place
 
 
 def shared_folder() -> Path:

@@ -151,13 +151,21 @@ def test_a_changed_graph_is_refused(small_bundle, tmp_path):
         handle.write(b"x")
     with pytest.raises(ModelError, match="was changed after it was exported"):
         load_bundle(out)
+    weights = bytearray((out / "member-0.bin").read_bytes()[:-1])
+    weights[len(weights) // 2] ^= 0x7F  # of the right length
+    (out / "member-0.bin").write_bytes(weights)
+    with pytest.raises(ModelError, match="was changed after it was exported"):
+        load_bundle(out)
     (out / "member-0.bin").unlink()
     with pytest.raises(ModelError, match="export the model again"):
         load_bundle(out)
 
 
 def test_a_missing_runtime_names_its_extra(small_bundle, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtra, match=r"needs the package onnxscript.* run: pip install 'lookalike\[onnx\]'"):
+        export(small_bundle, out=tmp_path / "fast", format="onnx")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'lookalike\[openvino\]'"):
+    with pytest.raises(ModelError, match="OpenVINO is not installed; install it with"):
         export(small_bundle, out=tmp_path / "fast")
     assert not (tmp_path / "fast").exists()

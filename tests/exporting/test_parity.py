@@ -23,6 +23,9 @@ def test_a_good_export_passes():
         ({"min_cosine": 0.97}, "bfloat16", "bfloat16 moves embeddings too far"),
         ({"min_cosine": 0.9998}, "float32", "float32 moves embeddings too far"),
         ({"batch_cosine": 0.9}, "int8", "the exported model gives other embeddings in batches than one by one"),
+        ({"min_cosine": float("nan")}, "float32", "float32 moves embeddings too far"),
+        ({"batch_cosine": float("nan")}, "float32", "the exported model gives other embeddings in batches"),
+        ({"loss": None}, "int8", "what int8 loses cannot be measured on 200 validation images"),
         ({"loss": Comparison(0.6, 0.1, 1.1)}, "int8", "int8 loses more than 0.5 points of precision@3"),
     ],
 )

@@ -304,3 +304,33 @@ print("alive")
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert (done.stdout, done.returncode) == ("alive\n", 0), done.stderr
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Let a few vectors be many."""
+    from lookalike.indexing import flat
+
+    monkeypatch.setattr(flat, "FEW", 10)
+    monkeypatch.setattr(flat, "MANY", 50)
+    monkeypatch.setattr(flat, "_PAYS", 40)
+
+
+def test_once_much_was_asked_most_vectors_are_ruled_out(many, tmp_path):
+    items, queries = some(300), some(30, seed=1, name="query")
+    Index.build(items).save(tmp_path / "index")
+    index = Index.load(tmp_path / "index")
+    expected = oracle(items, queries, 5)
+    assert index.search(queries, 5).ids.tolist() == expected
+    assert index._store._prefilter is None
+    assert index.search(queries, 5).ids.tolist() == expected
+    assert index._store._prefilter is not None
+    assert index.search(queries.take(["query0003"]), 5).ids.tolist() == [expected[3]]
+
+
+def test_a_limit_on_memory_leaves_no_room_for_that(many, tmp_path):
+    items, queries = some(300), some(50, seed=1, name="query")
+    Index.build(items, max_memory=300 * 16 * 4).save(tmp_path / "index")
+    index = Index.load(tmp_path / "index")
+    assert index.search(queries, 5).ids.tolist() == oracle(items, queries, 5)
+    assert index._store._prefilter is None

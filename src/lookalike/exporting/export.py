@@ -123,16 +123,18 @@ def _chosen(format: str, precision: str) -> tuple[str, str]:
     return FORMATS[format], {"openvino": "bfloat16", "onnx": "float32"}[format] if precision == "auto" else precision
 
 
-_NEEDED = {
-    openvino.RUNTIME: {"openvino": "onnx"},
+_NEEDED: dict[str, dict[str, str]] = {
+    openvino.RUNTIME: {},
     onnx.RUNTIME: {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
 }
-"""By runtime, the packages that it takes to export for it, and the extra that each comes with."""
+"""By runtime, the further packages that it takes to export for it, and the extra that each comes with."""
 
 
 def _require_packages(runtime: str, precision: str) -> None:
-    """Raise `MissingExtra` before anything is done."""
-    needed = _NEEDED[runtime] | ({"nncf": "int8"} if precision == "int8" else {})
+    """Raise `MissingExtra` or `ModelError` before anything is done."""
+    if runtime == openvino.RUNTIME:
+        openvino.package()
+    needed: dict[str, str] = _NEEDED[runtime] | ({"nncf": "int8"} if precision == "int8" else {})
     for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, extra, f"exporting for {runtime} in {precision}")

@@ -30,7 +30,7 @@ class ApproximateIndex:
     def __init__(self, index: FaissIndex, rows: Rows, choice: Mapping[str, Any]) -> None:
         self._index = index
         self._rows = rows
-        self.choice: Mapping[str, Any] | None = choice
+        self.choice: Mapping[str, Any] = choice
 
     @classmethod
     def of(cls, made: Choice) -> ApproximateIndex:
@@ -61,6 +61,11 @@ class ApproximateIndex:
         """Return float32 inner products, as exact as the vectors are kept, and rows `(n_query, count)`, best first."""
         scores, places = self._index.nearest(queries, count)
         return scores, self._rows[places]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the index's description says of it besides the key."""
+        return {"choice": dict(self.choice)}
 
     def versions(self) -> dict[str, str]:
         """Return what its file was made with."""

@@ -211,7 +211,7 @@ class Index:
             "dim": self.dim,
             "count": len(self),
             "root": None if self.root is None else str(self.root),
-            **({} if self._store.choice is None else {"choice": dict(self._store.choice)}),
+            **self._store.facts,
             "versions": {**versions_of("lookalike"), **self._store.versions()},
         }
         write_ascii_json(folder / _FACTS, facts, indent=2)
@@ -260,7 +260,8 @@ def _store(
     """Keep vectors in this order in the kind of index that the budget leads to."""
     count, dim = vectors.shape
     if budget.exact or count < EXACT_UNTIL:
-        flat = FlatIndex.of(vectors, order)
+        spare = budget.max_memory is None or 1.25 * 4 * dim * count <= budget.max_memory
+        flat = FlatIndex.of(vectors, order, spare=spare)
         problem = _beyond(flat, budget)
         if problem is None:
             return flat
@@ -305,7 +306,7 @@ def _open(path: Path, facts: Mapping[str, Any]) -> FlatIndex | ApproximateIndex:
             f"{path} is an index of the kind {facts.get('key')!r}, this version reads {FlatIndex.key!r}; "
             "update lookalike or make the index again."
         )
-    return FlatIndex.read(path)
+    return FlatIndex.read(path, spare=facts.get("spare", True) is True)
 
 
 def _damaged(path: Path, what: str) -> StorageError:
