@@ -3,12 +3,12 @@ r"""Search among many vectors: ours beside FAISS flat, hnswlib, usearch and FAIS
     python benchmarks/search.py --count 1000000 --rounds 3                    all kinds; needs 12 GB of memory
     python benchmarks/search.py --count 200000 --only "ours, recall 0.95"
 
-The vectors are made up, for want of a million photographs: groups of loosely alike directions (`--spread` says how loose) of
-512 dimensions, the first a hundred times as large as the last, as a head of principal components makes them. Queries are made like them and are not among
-them; recall@10 is against FAISS's flat index. Every contender builds its index in a process of its own, then answers
-all queries together and a hundred of them one by one; the figures are queries a second, recall, build time, the size of
-the index's files (ours is written, opened from there and searched, as users have it) and the process's peak memory. Ratios
-are to `FAISS flat`.
+The vectors are made up, for want of a million photographs: groups of loosely alike directions (`--spread` says how
+loose) of 512 dimensions, the first a hundred times as large as the last, as a head of principal components makes
+them. Queries are made like them and are not among them; recall@10 is against FAISS's flat index. Every contender
+builds its index in a process of its own, then answers all queries together and a hundred of them one by one. The
+figures are queries a second, recall, build time, the size of the index's files (ours is written, opened from there and
+searched, as users have it) and the process's peak memory. Ratios are to `FAISS flat`.
 """
 
 from __future__ import annotations

@@ -34,11 +34,11 @@ def test_a_processor_without_a_name_is_told_by_its_kind(listed, monkeypatch):
 
 def test_what_a_time_holds_for():
     setup = timing_setup()
-    assert setup.keys() == {"processor", "device", "cores", "threads", "torch", "timm", "pillow"}
+    assert setup.keys() == {"processor", "device", "cores", "threads", "torch", "timm", "pillow", "openvino"}
     assert setup["threads"] == torch.get_num_threads()
     assert (setup["torch"], setup["timm"]) == tuple(importlib.metadata.version(n) for n in ("torch", "timm"))
 
 
 def test_a_report_is_told_cores_and_versions():
     assert machine()["cores"] == os.cpu_count()
-    assert list(machine())[3:] == ["lookalike", "torch", "timm", "faiss-cpu", "numpy"]
+    assert list(machine())[3:] == ["lookalike", "torch", "timm", "openvino", "faiss-cpu", "numpy"]

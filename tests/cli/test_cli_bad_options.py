@@ -147,7 +147,7 @@ def test_a_budget_that_nothing_meets(refused, monkeypatch):
     from lookalike.bench.timing import time_members
 
     def here(bundles, ways, images, **how):  # as measured, but in this process
-        return time_members([m for b in bundles for m in load_bundle(b).members], ways, images)
+        return time_members(lambda _: [m for b in bundles for m in load_bundle(b).members], ways, images)
 
     monkeypatch.setattr("lookalike.bench.measuring.measure_timing", here)
     refused(

@@ -62,10 +62,8 @@ def embed(images: Path, model: str, weights: tuple[str, ...], out: Path, **way: 
     show_default=True,
     help="Index recall@10: the share of the exact 10 nearest to find on average; 1 is exact.",
 )
-@click.option(
-    "--max-memory", metavar="SIZE", help="Memory that the vectors may take, such as 500MB; needs --min-recall."
-)
-@click.option("--max-ms", type=float, help="Milliseconds that a query may take, the median; with --min-recall.")
+@click.option("--max-memory", metavar="SIZE", help="Memory that the vectors may take, such as 500MB.")
+@click.option("--max-ms", type=float, help="Milliseconds that a query may take, the median.")
 @out_option("The index's folder; must not exist yet.")
 def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Make a search index of a folder of images, or of a folder that 'embed' made.
