@@ -6,7 +6,8 @@ r"""From a folder of JPEGs to embeddings: ours on every engine beside what peopl
 Every contender embeds the same photographs, those of `clothing` in $LOOKALIKE_SHARED/data by default, in a process of
 its own, all in turn in each round. Loading the model is not counted, the pass over the images is, from opening the
 first file to the last vector, after a pass over 32 of them. int8 is calibrated on the training images before the
-rounds. Ratios are to timm's model fed by a DataLoader in float32 (`timm + DataLoader`).
+rounds; `model only` is shown pictures that are decoded already. Ratios are to timm's model fed by a DataLoader in
+float32 (`timm + DataLoader`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from contest import answer, contest, keep, shared_folder
 from lookalike.cores import cores
 
-OURS = ("ours, torch", "ours, openvino float32", "ours, openvino bfloat16", "ours, openvino int8")
+PRECISIONS = ("float32", "bfloat16", "int8")
+OURS = ("ours, torch", *(f"ours, openvino {p}{only}" for only in ("", ", model only") for p in PRECISIONS))
 THEIRS = (
     "Pillow + torch, one by one",
     "timm + DataLoader",
@@ -51,13 +56,19 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as work:
         chosen = given.only or [*THEIRS, *OURS]
-        refused = prepare(given, Path(work), "ours, openvino int8" in chosen)
+        eight = {name for name in chosen if "int8" in name}
+        gflops, refused = prepare(given, Path(work), bool(eight))
         arguments = ["--backbone", given.backbone, "--weights", given.weights, "--data", str(given.data)]
         arguments += ["--images", str(given.images), "--work", work]
-        facts = {"backbone": given.backbone, "images": len(files), "data": given.data.name}
+        facts = {
+            "backbone": given.backbone,
+            "images": len(files),
+            "data": given.data.name,
+            "gflops_per_image": gflops,
+        }
         result = contest(
             __file__,
-            [name for name in chosen if not (refused and name == "ours, openvino int8")],
+            [name for name in chosen if not (refused and name in eight)],
             given.rounds,
             arguments=arguments,
             against=AGAINST,
@@ -66,8 +77,7 @@ def main() -> None:
                 {"LOOKALIKE_CACHE": f"{work}/cache", "OMP_WAIT_POLICY": "PASSIVE"} if name in OURS else {}
             ),
         )
-        if refused:
-            result["left_out"]["ours, openvino int8"] = refused
+        result["left_out"] |= dict.fromkeys(eight, refused) if refused else {}
     keep(f"embedding-{given.backbone}", result, whole=not (given.only or given.images))
 
 
@@ -78,8 +88,17 @@ def gallery(data: Path, most: int) -> list[Path]:
     return files[:most] if most else files
 
 
-def prepare(given: argparse.Namespace, work: Path, int8: bool) -> str:
-    """Make the bundle, and what is exported of it; return why int8 was refused, if it was."""
+def prepare(given: argparse.Namespace, work: Path, int8: bool) -> tuple[float, str]:
+    """Make the bundle, and what is exported of it.
+
+    Returns:
+        The operations of a picture in units of 10^9 (a multiplication and an addition are two), and why int8 was
+        refused, if it was.
+
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     from lookalike.backbones import build_member, save_bundle
     from lookalike.data import load_dataset
     from lookalike.embedding import fitted_encoder
@@ -89,14 +108,19 @@ def prepare(given: argparse.Namespace, work: Path, int8: bool) -> str:
     data = load_dataset(given.data)
     encoder = fitted_encoder([build_member(given.backbone, given.weights)], data.training[:500])
     save_bundle(encoder, work / "bundle")
+    member = encoder.members[0]
+    p = member.preprocessing
+    with FlopCounterMode(display=False) as counted, torch.inference_mode():
+        member.module(torch.zeros(1, 3, p.height, p.width))
+    gflops = counted.get_total_flops() / 1e9
     for precision in ("float32", "bfloat16"):
         export(work / "bundle", out=work / precision, precision=precision)
     if int8:
         try:
             export(work / "bundle", out=work / "int8", precision="int8", data=data)
         except ModelError as error:
-            return str(error)
-    return ""
+            return gflops, str(error)
+    return gflops, ""
 
 
 def timed(files: list[Path], run: Callable[[list[Path]], object]) -> None:
@@ -114,6 +138,17 @@ def ours(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
     if folder == "bundle":
         import torch  # noqa: F401
     timed(files, encoder.embed)
+
+
+def model_only(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
+    from lookalike.data.images import read_pixels
+    from lookalike.engines import load_bundle
+    from lookalike.engines.choice import rate_of
+
+    (member,) = load_bundle(given.work / folder).members
+    p = member.preprocessing
+    pixels = np.stack([p.pixels(read_pixels(file, p.at_least)) for file in files[:64]])
+    answer(per_second=rate_of(member, pixels, seconds=10.0))
 
 
 def timm_model(given: argparse.Namespace):
@@ -208,13 +243,12 @@ def transformers(given: argparse.Namespace, files: list[Path]) -> None:
 
 
 CONTENDERS: dict[str, Callable[[argparse.Namespace, list[Path]], None]] = {
-    "ours, torch": lambda g, f: ours("bundle", g, f),
-    "ours, openvino float32": lambda g, f: ours("float32", g, f),
-    "ours, openvino bfloat16": lambda g, f: ours("bfloat16", g, f),
-    "ours, openvino int8": lambda g, f: ours("int8", g, f),
+    "ours, torch": partial(ours, "bundle"),
+    **{f"ours, openvino {p}": partial(ours, p) for p in PRECISIONS},
+    **{f"ours, openvino {p}, model only": partial(model_only, p) for p in PRECISIONS},
     "Pillow + torch, one by one": one_by_one,
-    "timm + DataLoader": lambda g, f: data_loader(False, g, f),
-    "timm + DataLoader, bfloat16": lambda g, f: data_loader(True, g, f),
+    "timm + DataLoader": partial(data_loader, False),
+    "timm + DataLoader, bfloat16": partial(data_loader, True),
     "img2vec-pytorch": img2vec,
     "transformers": transformers,
 }

@@ -1,0 +1,160 @@
+"""Make docs/performance.md and its plots from docs/performance/*.json, which the scripts in benchmarks/ write.
+
+python docs/make_performance.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "performance"
+_COLOURS = {"ours": "#0072b2", "theirs": "#999999"}
+
+_INTRODUCTION = """# How fast it is
+
+Made by `docs/make_performance.py` from `docs/performance/*.json`, which the scripts in `benchmarks/` write; not edited
+by hand. In every table all contenders ran in turn, each in processes of their own, in one run on one machine: compare
+rows of a table, not of two. Medians over the rounds, in brackets the least and the most. Memory is the process's peak.
+"""
+
+_SECTIONS: Sequence[tuple[str, str, str]] = (
+    ("limits", "The machine's own limits", "What `benchmarks/limits.py` reached at most."),
+    ("embedding-", "From a folder of JPEGs to embeddings", "`benchmarks/embedding.py`; images a second."),
+    ("decoding", "Decoding", "`benchmarks/decoding.py`; images a second, and how far the pixels are from Pillow's."),
+    ("startup", "Start", "`benchmarks/startup.py`; seconds from the start of a process to its end."),
+    ("memory", "Memory", "`benchmarks/memory.py`; ten times the images must not take more."),
+    ("search-", "Search", "`benchmarks/search.py`; queries a second, all together and one by one."),
+)
+
+
+def render(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the page for what the benchmarks kept, by name of the file."""
+    parts = [_INTRODUCTION]
+    for prefix, title, text in _SECTIONS:
+        own = {name: found for name, found in results.items() if name.startswith(prefix)}
+        if not own:
+            continue
+        parts.append(f"## {title}\n\n{text}\n")
+        for name, found in own.items():
+            parts += _limits(found) if prefix == "limits" else _contest(name, found, results.get("limits"))
+    return "\n".join(parts)
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    machine = found["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in machine.items() if k not in ("processor", "cores", "python"))
+    return f"{machine['processor']}, {machine['cores']} cores; Python {machine['python']}, {versions}.\n"
+
+
+def _limits(found: Mapping[str, Any]) -> Iterator[str]:
+    rows = [(f"matrix products in {name}", f"{rate:,.0f} GFLOP/s") for name, rate in found["gflops"].items()]
+    rows.append(("copying memory", f"{found['copy_gb_s']:.0f} GB/s"))
+    yield _table(("", "at most"), rows)
+    yield _machine(found)
+
+
+def _contest(name: str, found: Mapping[str, Any], limits: Mapping[str, Any] | None) -> Iterator[str]:
+    about = [str(found[key]) for key in ("backbone", "data") if key in found]
+    about += [f"{found[key]:,} {key}" for key in ("images", "count") if key in found]
+    about += ["enlarged to 12 megapixels"] if found.get("large") else []
+    yield f"### {', '.join(about) or name}\n"
+    rate = found["rate"]
+    figures = [key for key in next(iter(found["contenders"].values())) if key in _FIGURES]
+    shares = _shares(found, limits)
+    header = ["", _FIGURES[rate][0], f"times *{found['against']}*", *(_FIGURES[f][0] for f in figures if f != rate)]
+    header += ["share of the limit"] if shares else []
+    rows = []
+    for contender, row in found["contenders"].items():
+        cells = [contender, _spread(row[rate], rate), "–" if row["ratio"] is None else f"{row['ratio']:.2f}"]
+        cells += [_cell(row.get(f), f) for f in figures if f != rate]
+        cells += [f"{shares[contender]:.0%}" if contender in shares else ""] if shares else []
+        rows.append(cells)
+    yield _table(header, rows)
+    for contender, why in found["left_out"].items():
+        yield f"Left out: {contender} ({why.rstrip('.')}).\n"
+    yield f"![{name}](performance/{name}.svg)\n"
+    yield _machine(found)
+
+
+_FIGURES: Mapping[str, tuple[str, str]] = {
+    "per_second": ("a second", ",.4g"),
+    "seconds": ("seconds", ".3f"),
+    "peak_memory_mb": ("memory, MB", ",.0f"),
+    "single_ms": ("ms, one by one", ".3g"),
+    "single_ratio": ("one by one, times", ",.3g"),
+    "recall": ("recall@10", ".3f"),
+    "build_s": ("s to build", ",.0f"),
+    "index_mb": ("index, MB", ",.0f"),
+    "mean_difference": ("mean difference", ".2f"),
+    "most_difference": ("largest difference", ".0f"),
+}
+"""Header and format of every figure that a contender may have."""
+
+
+def _shares(found: Mapping[str, Any], limits: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return what of the machine's fastest matrix products a model alone reaches, by contender."""
+    if limits is None or "gflops_per_image" not in found:
+        return {}
+    shares = {}
+    for contender, row in found["contenders"].items():
+        precision = next((p for p in limits["gflops"] if f"openvino {p}, model only" in contender), None)
+        if precision is not None:
+            shares[contender] = row["per_second"]["median"] * found["gflops_per_image"] / limits["gflops"][precision]
+    return shares
+
+
+def _spread(value: Mapping[str, float], figure: str) -> str:
+    style = _FIGURES[figure][1]
+    return f"{value['median']:{style}} ({value['least']:{style}} to {value['most']:{style}})"
+
+
+def _cell(value: Any, figure: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value['median'] if isinstance(value, Mapping) else value:{_FIGURES[figure][1]}}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def draw(name: str, found: Mapping[str, Any]) -> None:
+    """Draw a contest as bars, beside its JSON."""
+    rate = found["rate"]
+    rows = sorted(found["contenders"].items(), key=lambda row: row[1][rate]["median"])
+    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(8, 0.8 + 0.35 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, (contender, row) in enumerate(rows):
+            value = row[rate]
+            colour = _COLOURS["ours" if contender.startswith(("ours", "search by an", "search by the")) else "theirs"]
+            around = [[value["median"] - value["least"]], [value["most"] - value["median"]]]
+            axes.barh(place, value["median"], color=colour, xerr=around, ecolor="#333333", capsize=2)
+        axes.set_yticks(range(len(rows)), [contender for contender, _ in rows])
+        axes.set_xlabel(_FIGURES[rate][0])
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    """Draw all results and write the page."""
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    for name, found in results.items():
+        if name != "limits":
+            draw(name, found)
+    page = HERE / "performance.md"
+    page.write_text(render(results), encoding="utf-8")
+    sys.stdout.write(f"{page}\n")
+
+
+if __name__ == "__main__":
+    main()
