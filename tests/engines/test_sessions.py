@@ -9,6 +9,8 @@ import pytest
 
 from lookalike.backbones import Member
 from lookalike.backbones.bundle import member_row
+from lookalike.backbones.devices import computes_bfloat16
+from lookalike.backbones.lowered import LoweredMember
 from lookalike.encoding import Encoder, Engine
 from lookalike.encoding.engine import LEAST_COSINE
 from lookalike.engines.members import open_member
@@ -26,6 +28,12 @@ def by_openvino(precision: str, *, single: bool = False) -> Opened:
         return open_member(file, member_row(member), runtime="openvino", precision=precision, single=single)
 
     return opened
+
+
+def by_torch_in_bfloat16(member: Member, _: Path) -> Engine:
+    if not computes_bfloat16(member.device):
+        pytest.skip("this processor does not compute in bfloat16")
+    return LoweredMember(member)
 
 
 def by_onnx(member: Member, folder: Path) -> Engine:
@@ -51,6 +59,7 @@ def in_eight_bits(member: Member, folder: Path) -> Engine:
 
 ENGINES: dict[str, Opened] = {
     "torch": lambda member, _: member,
+    "torch in bfloat16": by_torch_in_bfloat16,
     "openvino": by_openvino("float32"),
     "openvino, one picture after the other": by_openvino("float32", single=True),
     "openvino in bfloat16": by_openvino("bfloat16"),

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lookalike.backbones import build_member
+from lookalike.backbones import build_member, devices
+from lookalike.backbones.devices import computes_bfloat16
 from lookalike.training import precision
-from lookalike.training.precision import autocast, computes_bfloat16, keep_slow_layers_float32, unwrap
+from lookalike.training.precision import autocast, keep_slow_layers_float32, unwrap
 
 CPU = torch.device("cpu")
 
@@ -93,7 +94,7 @@ def enabled(device, wanted):
 
 @pytest.mark.parametrize(("flags", "native"), [("avx2 avx512_bf16", True), ("avx2 amx_bf16", True), ("avx2", False)])
 def test_auto_takes_bfloat16_on_a_cpu_exactly_where_it_is_native(flags, native, monkeypatch):
-    monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset(flags.split()))
     assert computes_bfloat16(CPU) is native
     assert enabled(CPU, "auto") is native
     assert enabled(CPU, "bfloat16")
@@ -116,7 +117,7 @@ def test_auto_takes_bfloat16_on_a_gpu_only_where_it_is_not_emulated(monkeypatch)
 def test_the_flags_are_read_from_the_first_processor(tmp_path, monkeypatch):
     place = tmp_path / "cpuinfo"
     place.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\nbugs\t\t: none\n\nflags\t\t: fpu\n")
-    monkeypatch.setattr(precision, "_CPUINFO", place)
-    assert precision._cpu_flags() == {"fpu", "avx2", "avx512_bf16"}
-    monkeypatch.setattr(precision, "_CPUINFO", tmp_path / "none")
-    assert precision._cpu_flags() == frozenset()
+    monkeypatch.setattr(devices, "_CPUINFO", place)
+    assert devices._cpu_flags() == {"fpu", "avx2", "avx512_bf16"}
+    monkeypatch.setattr(devices, "_CPUINFO", tmp_path / "none")
+    assert devices._cpu_flags() == frozenset()

@@ -6,8 +6,11 @@ import ctypes
 import functools
 import os
 import sys
+from pathlib import Path
 
 import torch
+
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def default_device() -> torch.device:
@@ -42,6 +45,22 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(mmap_max, 0)
     mallopt(arena_max, 1)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is native there, so that mixed precision is faster."""
+    if device.type == "cpu":
+        return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        with _CPUINFO.open(encoding="utf-8") as handle:
+            line = next((text for text in handle if text.startswith("flags")), "")
+    except OSError:
+        return frozenset()
+    return frozenset(line.partition(":")[2].split())
 
 
 def threads() -> int:

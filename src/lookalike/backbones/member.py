@@ -109,7 +109,10 @@ class Member:
         p = self.preprocessing
         mean = torch.tensor(p.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         std = torch.tensor(p.std, device=self.device).mul(255).view(1, 3, 1, 1)
-        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # already channels_last in memory
+        x = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            x = x.pin_memory()  # so that copying does not wait
+        x = x.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # already channels_last in memory
         return x.float().sub_(mean).div_(std)
 
     @torch.inference_mode()

@@ -74,8 +74,7 @@ def accelerated(
 
     Raises:
         OptionError: an engine cannot compute in the precision that is asked for, or there is no such engine.
-        ModelError: the engine that is asked for cannot compute the model.
-        StorageError: it needs the cache, which cannot be written.
+        ModelError: the engine that is asked for is not installed, or torch does not compute in that precision here.
 
     """
     wanted = split_precision(precision, len(encoder.members))
@@ -147,27 +146,15 @@ def _placed(
 ) -> Engine:
     """Return a member on the engine that is asked for, or the fastest."""
     engine, precision = way
-    by_torch = precision in (AUTO, member.precision)
-    if engine == TORCH and not by_torch:
-        raise OptionError(
-            f"engine torch computes in {member.precision} here, got the precision {precision}; leave one of them out."
-        )
-    if engine == TORCH or (engine == AUTO and by_torch and member.runs_on != "cpu"):
-        return member
+    if engine == TORCH and precision != AUTO:
+        return _opened(member, Way(TORCH, precision, 0.0), single=single)
+    if engine == openvino.RUNTIME:
+        openvino.package()
     ways = known_ways(member.fingerprint)
     if ways is None:
-        if engine == AUTO and by_torch and (count < WORTH_IT or not openvino.is_installed()):
+        if engine != openvino.RUNTIME and precision in (AUTO, member.precision) and count < WORTH_IT:
             return member
-        openvino.package()
-        try:
-            ways = _measure(member, pictures, progress)
-        except (ModelError, StorageError) as error:
-            if engine != AUTO or not by_torch:
-                raise
-            progress.say(f"{member.backbone}: by torch, as no other engine can be prepared: {error}")
-            if isinstance(error, ModelError):  # it will be no better next time
-                keep_ways(member.fingerprint, [Way(TORCH, member.precision, 0.0)])
-            return member
+        ways = _measure(member, pictures, progress)
     best = _fastest([w for w in ways if engine in (AUTO, w.engine)], precision)
     if best is None:
         found = ", ".join(f"{w.engine} in {w.precision}" for w in ways)
@@ -177,11 +164,15 @@ def _placed(
         )
     others = ", ".join(str(w) for w in ways if w != best)
     progress.say(f"{member.backbone}: by {best}{'; ' if others else ''}{others}")
-    return member if best.engine == TORCH else _opened(member, best, single=single)
+    return _opened(member, best, single=single)
 
 
-def _opened(member: Member, way: Way, *, single: bool) -> ExportedMember:
-    """Open a member's graph; one that is damaged is made again."""
+def _opened(member: Member, way: Way, *, single: bool) -> Engine:
+    """Return a member on an engine; a graph that is damaged is made again."""
+    if way.engine == TORCH:
+        from lookalike.backbones.lowered import LoweredMember
+
+        return member if way.precision == member.precision else LoweredMember(member)
     from lookalike.backbones.bundle import member_row
 
     row = member_row(member)
@@ -203,15 +194,30 @@ def _measure(member: Member, pictures: Sequence[Path], progress: Progress) -> tu
     pixels = _pixels(member, pictures)
     expected = member.encode(pixels)
     ways = [Way(TORCH, member.precision, rate_of(member, pixels))]
-    for precision in openvino.precisions():
-        placed = _opened(member, Way(openvino.RUNTIME, precision, 0.0), single=False)
-        cosine = float((placed.encode(pixels) * expected).sum(1).min())
-        if not cosine >= LEAST_COSINE[precision]:
-            progress.say(f"{member.backbone}: openvino in {precision} is left out, a cosine to torch is {cosine:.4f}")
+    for engine, precision in _others(member):
+        what = f"{member.backbone}: {engine} in {precision} is left out"
+        try:
+            placed = _opened(member, Way(engine, precision, 0.0), single=False)
+            cosine = float((placed.encode(pixels) * expected).sum(1).min())
+        except (ModelError, StorageError) as error:
+            progress.say(f"{what}: {error}")
             continue
-        ways.append(Way(openvino.RUNTIME, precision, rate_of(placed, pixels)))
+        if not cosine >= LEAST_COSINE[precision]:
+            progress.say(f"{what}, a cosine to float32 is {cosine:.4f}")
+            continue
+        ways.append(Way(engine, precision, rate_of(placed, pixels)))
     keep_ways(member.fingerprint, ways)
     return tuple(ways)
+
+
+def _others(member: Member) -> list[tuple[str, str]]:
+    """Return the engines and precisions there are for a member besides torch in float32."""
+    from lookalike.backbones.devices import computes_bfloat16
+
+    found = [(TORCH, "bfloat16")] if computes_bfloat16(member.device) else []
+    if member.runs_on == "cpu" and openvino.is_installed():
+        found += [(openvino.RUNTIME, precision) for precision in openvino.precisions()]
+    return found
 
 
 def _pixels(member: Member, pictures: Sequence[Path]) -> Pixels:

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-_CPUINFO = Path("/proc/cpuinfo")
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is native there, so that mixed precision is faster."""
-    if device.type == "cpu":
-        return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _cpu_flags() -> frozenset[str]:
-    try:
-        with _CPUINFO.open(encoding="utf-8") as handle:
-            line = next((text for text in handle if text.startswith("flags")), "")
-    except OSError:
-        return frozenset()
-    return frozenset(line.partition(":")[2].split())
+from lookalike.backbones.devices import computes_bfloat16
 
 
 def is_lowered(device: torch.device, precision: str) -> bool:
