@@ -36,6 +36,7 @@ class _Block:
     """Rounded vectors from a row on, packed for products: what 1 stands for in them, the longest rest and vector."""
 
     start: int
+    size: int
     packed: Any
     step: float
     left: float
@@ -61,7 +62,7 @@ class Prefilter:
             turned = take(np.arange(start, min(count, start + _BLOCK), dtype=np.int64)) @ self._rotation
             rounded, step, left = _rounded(turned)
             longest = float(np.linalg.norm(turned, axis=1).max())
-            self._blocks.append(_Block(start, _pack(rounded), step, float(left.max()), longest))
+            self._blocks.append(_Block(start, len(turned), _pack(rounded), step, float(left.max()), longest))
 
     def nearest(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
         """Return float32 inner products and rows `(n_query, count)` of the nearest of all, best first."""
@@ -78,8 +79,11 @@ class Prefilter:
 
         def search(blocks: list[_Block]) -> _Best:
             best = _Best(queries, count, self._take)
+            rooms: dict[int, Any] = {}  # for the products of a block, used again by the next one of its size
             for block in blocks:
-                products = np.asarray(_products(rounded, block.packed))
+                if block.size not in rooms:
+                    rooms[block.size] = _room(len(rounded), block.size)
+                products = _products(rounded, block.packed, rooms[block.size])
                 # |q·x - q'·x'| <= |q - q'| |x| + |q'| |x - x'|
                 error = left * block.longest + (lengths + left) * block.left + _SLACK
                 best.add(*_candidates(products, best.worst, error, step * block.step, count), block.start)
@@ -191,7 +195,13 @@ def _pack(rounded: npt.NDArray[np.int8]) -> Any:
     return numkong.dots_pack(rounded)
 
 
-def _products(queries: npt.NDArray[np.int8], packed: Any) -> Any:
+def _room(queries: int, size: int) -> Any:
     import numkong
 
-    return numkong.dots_packed(queries, packed)
+    return numkong.empty((queries, size), dtype="int32")
+
+
+def _products(queries: npt.NDArray[np.int8], packed: Any, room: Any) -> npt.NDArray[np.int32]:
+    import numkong
+
+    return np.asarray(numkong.dots_packed(queries, packed, out=room))
