@@ -20,22 +20,28 @@ OUTPUT = "embeddings"
 
 
 class Graph(nn.Module):
-    """All that a member does to `(n, h, w, 3)` uint8 pixels, normalisation, pooling, head and L2 norm included."""
+    """All that a member does to `(n, h, w, 3)` uint8 pixels, normalisation, pooling, head and L2 norm included.
+
+    Args:
+        member: is copied.
+        head: whether its head and the L2 norm are in it; without them it gives the pooled features.
+
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, *, head: bool = True) -> None:
         super().__init__()
         self.module = copy.deepcopy(member.module).cpu().to(memory_format=torch.contiguous_format)
-        self.head = copy.deepcopy(member.head).cpu()
+        self.head = copy.deepcopy(member.head).cpu() if head else nn.Identity()
         p = member.preprocessing
         _take_one_size(self.module, p.height, p.width)
         self.register_buffer("mean", torch.tensor(p.mean).mul(255).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(p.std).mul(255).view(1, 3, 1, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return embeddings `(n, dim)` float32."""
+        """Return embeddings `(n, dim)` float32, or features."""
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
         out: torch.Tensor = self.head(self.module(x))
         return out
@@ -50,9 +56,9 @@ def _take_one_size(module: nn.Module, height: int, width: int) -> None:
         patches.flatten = True
 
 
-def program_of(member: Member) -> torch.export.ExportedProgram:
-    """Trace a member's graph for any number of images."""
-    graph = Graph(member).eval()
+def program_of(member: Member, *, head: bool = True) -> torch.export.ExportedProgram:
+    """Trace a member's graph, with its head or without, for any number of images."""
+    graph = Graph(member, head=head).eval()
     p = member.preprocessing
     example = torch.zeros(2, p.height, p.width, 3, dtype=torch.uint8)
     with torch.no_grad(), _quiet():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,16 @@ from lookalike.embedding.shards import sources_digest
 from lookalike.errors import DataError
 from lookalike.files import write_file
 from lookalike.progress import SILENT, Progress
-from lookalike.types import Skipped, Vectors
+from lookalike.types import Pixels, Skipped, Vectors
 
 if TYPE_CHECKING:
     from lookalike.backbones import Member
     from lookalike.encoding import Encoder
+    from lookalike.encoding.engine import Computes
     from lookalike.encoding.stream import Source
+
+_SHOWN = 4
+"""Pictures by which it is seen whether an engine computes what torch does."""
 
 
 @dataclass(frozen=True)
@@ -103,23 +108,57 @@ def _write(place: Path, features: Features) -> None:
 def _compute(
     member: Member, images: Sequence[Source], batch_size: int | None, progress: Progress, task: str, least: int
 ) -> Features:
-    from lookalike.encoding.stream import BATCH_SIZE, batches
+    from lookalike.encoding.pipeline import Pace, encode_batches
+    from lookalike.encoding.stream import batches
 
+    engine = _engine(member, images)
+    size = engine.batch_size if batch_size is None else batch_size
     ids: list[str] = []
     rows: list[Vectors] = []
     skipped: list[Skipped] = []
-    for batch in batches(images, [member.preprocessing], BATCH_SIZE if batch_size is None else batch_size):
-        ids.extend(batch.ids)
-        skipped.extend(batch.skipped)
-        if batch.pixels:
-            rows.append(member.features(batch.pixels[0]))
-        progress.step(task, batch.done, len(images))
+    pace = Pace()
+    with (
+        closing(batches(images, [member.preprocessing], size)) as given,
+        closing(encode_batches(given, [engine], pace)) as found,
+    ):
+        for batch, encoded in found:
+            ids.extend(batch.ids)
+            skipped.extend(batch.skipped)
+            rows.extend(encoded)
+            progress.step(task, batch.done, len(images), str(pace))
     if len(ids) < least:
         raise DataError(
             f"at least {least} readable images are needed to fit {member.backbone}, got {len(ids)} of {len(images)}."
         )
     joined = np.concatenate(rows) if rows else np.zeros((0, member.features_width), np.float32)
     return Features(tuple(ids), joined, tuple(skipped))
+
+
+class _Torch:
+    """A member's backbone, by torch."""
+
+    in_flight = 1
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self.batch_size = member.batch_size
+
+    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
+        rows = self._member.features(pixels)
+        return lambda: rows
+
+
+def _engine(member: Member, images: Sequence[Source]) -> Computes:
+    """Return what computes the features: another engine where there are many pictures and it computes the same."""
+    from lookalike.encoding.stream import batches
+    from lookalike.engines.features import quick_features
+
+    def shown() -> Pixels | None:
+        with closing(batches(images[: 4 * _SHOWN], [member.preprocessing], _SHOWN)) as given:
+            return next((batch.pixels[0] for batch in given if batch.pixels), None)
+
+    quick = quick_features(member, len(images), shown)
+    return _Torch(member) if quick is None else quick
 
 
 def fit_projection(member: Member, features: Features, *, seed: int = 0) -> None:

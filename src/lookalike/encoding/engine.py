@@ -12,7 +12,22 @@ LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
 """The smallest cosine to torch's float32 embedding of the same picture that an engine may have, by precision."""
 
 
-class Engine(Protocol):
+class Computes(Protocol):
+    """Anything that turns batches of pixels into rows of numbers, several at once if need be."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are best given at once."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches may be submitted before the first of them is asked for."""
+
+    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
+        """Begin to compute; the function that is returned waits for it, and is called once."""
+
+
+class Engine(Computes, Protocol):
     """A backbone with its head on one runtime.
 
     Normalisation, pooling, head and L2 norm are its own: all that it is fed is what `preprocessing.pixels` made of a
@@ -51,16 +66,5 @@ class Engine(Protocol):
     def runs_on(self) -> str:
         """The kind of device: cpu, cuda, ..."""
 
-    @property
-    def batch_size(self) -> int:
-        """Images that are best given at once."""
-
-    @property
-    def in_flight(self) -> int:
-        """How many batches may be submitted before the first of them is asked for."""
-
     def encode(self, pixels: Pixels) -> Vectors:
         """Return the embeddings `(n, dim)` float32, unit length, of `(n, h, w, 3)` uint8 pixels."""
-
-    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
-        """Begin to do what `encode` does; the function that is returned waits for it, and is called once."""

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from lookalike.encoding.engine import Engine
+from lookalike.encoding.engine import Computes
 from lookalike.encoding.stream import Batch
 from lookalike.types import Vectors
 
@@ -30,7 +30,7 @@ class Pace:
 
 
 def encode_batches(
-    given: Iterator[Batch], engines: Sequence[Engine], pace: Pace
+    given: Iterator[Batch], engines: Sequence[Computes], pace: Pace
 ) -> Generator[tuple[Batch, list[Vectors]], None, None]:
     """Pair each batch with every engine's embeddings of it, in order; engines work on some batches ahead.
 

@@ -58,19 +58,20 @@ def graph_of(fingerprint: str) -> Path | None:
     return place if all(part.is_file() for part in parts_of(place)) else None
 
 
-def make_graph(member: Member) -> Path:
-    """Return a member's graph, made anew where it is not kept.
+def make_graph(member: Member, *, head: bool = True) -> Path:
+    """Return a member's graph, with its head or without, made anew where it is not kept.
 
     Raises:
         StorageError: the cache cannot be written.
         ModelError: OpenVINO does not know an operation of the backbone.
 
     """
-    place = graph_of(member.fingerprint)
+    fingerprint = member.fingerprint if head else member.backbone_fingerprint
+    place = graph_of(fingerprint)
     if place is not None:
         return place
-    graph = openvino.convert(member)
-    place = _graph(member.fingerprint)
+    graph = openvino.convert(member, head=head)
+    place = _graph(fingerprint)
     with storage_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as made:

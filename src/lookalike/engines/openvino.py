@@ -175,8 +175,8 @@ def converter() -> Any:
     return convert_model
 
 
-def convert(member: Member) -> Any:
-    """Turn a member into a graph of OpenVINO's.
+def convert(member: Member, *, head: bool = True) -> Any:
+    """Turn a member, with its head or without, into a graph of OpenVINO's.
 
     Raises:
         ModelError: OpenVINO is not installed, or does not know an operation of the backbone.
@@ -186,7 +186,7 @@ def convert(member: Member) -> Any:
 
     convert_model = converter()
     try:
-        graph = convert_model(program_of(member))
+        graph = convert_model(program_of(member, head=head))
     except Exception as error:  # torch and OpenVINO raise what they like at an operation that they do not know
         raise not_convertible(member, "OpenVINO", error) from error
     p = member.preprocessing
