@@ -169,7 +169,7 @@ def test_without_openvino_torch_computes(encoder, pictures, monkeypatch):
 
 
 def test_a_model_that_cannot_be_converted_stays_with_torch(encoder, pictures, monkeypatch):
-    def refuse(_):
+    def refuse(_, *, head):
         raise RuntimeError("no rule for\nthis operation")
 
     monkeypatch.setattr(graph, "program_of", refuse)

@@ -131,7 +131,7 @@ def test_test_images_are_never_opened_and_validation_images_never_trained_on(dat
 
         return reading
 
-    monkeypatch.setattr(stream, "read_pixels", listed_in(embedded, stream.read_pixels))
+    monkeypatch.setattr(stream, "read_scaled", listed_in(embedded, stream.read_scaled))
     monkeypatch.setattr(finetune, "read_pixels", listed_in(trained_on, finetune.read_pixels))
     train(data, SMALL, weights=weights, options=quick(epochs=1))
     assert set(trained_on) == {i.path for i in data.training}
