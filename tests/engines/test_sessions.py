@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookalike.backbones import Member
+from lookalike.backbones import Member, build_member
 from lookalike.backbones.bundle import member_row
 from lookalike.backbones.devices import computes_bfloat16
 from lookalike.backbones.lowered import LoweredMember
@@ -67,7 +67,8 @@ ENGINES: dict[str, Opened] = {
     "onnxruntime": by_onnx,
 }
 FULL = [name for name in ENGINES if " in " not in name]
-BACKBONES = ["test_efficientnet", "test_resnet", "test_vit"]
+SMALL = "test_efficientnet"
+BACKBONES = [SMALL, "test_resnet", "test_vit"]
 
 
 @pytest.fixture(params=BACKBONES)
@@ -75,9 +76,10 @@ def member(request, make_member) -> Member:
     return make_member(request.param)
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request, make_member, tmp_path) -> Engine:
-    return ENGINES[request.param](make_member(), tmp_path)
+@pytest.fixture(params=ENGINES, scope="module")
+def engine(request, tmp_path_factory) -> Engine:
+    """Of a member as `make_member` gives it."""
+    return ENGINES[request.param](build_member(SMALL, "none"), tmp_path_factory.mktemp("graphs"))
 
 
 @pytest.mark.parametrize("name", FULL)
