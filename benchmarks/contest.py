@@ -15,8 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lookalike.files import write_json
-
 RESULTS = Path(__file__).parent.parent / "docs" / "performance"
 
 
@@ -115,6 +113,8 @@ def keep(name: str, result: Mapping[str, Any], *, whole: bool) -> None:
     if not whole:
         print("not kept: it is of some contenders only")
         return
+    from lookalike.files import write_json
+
     place = RESULTS / f"{name}.json"
     write_json(place, result)
     print(f"written: {place}")

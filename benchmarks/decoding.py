@@ -25,7 +25,6 @@ from PIL import Image
 from contest import answer, contest, keep, shared_folder
 from lookalike.cores import cores
 from lookalike.encoding.preprocessing import Preprocessing
-from lookalike.encoding.resizing import by_pillow, by_torch
 
 SEEN = Preprocessing(224, 224)
 Pixels = np.ndarray
@@ -92,35 +91,61 @@ def pillow(file: Path, drafted: bool = False) -> Pixels:
     with Image.open(file) as picture:
         if drafted:
             picture.draft("RGB", (SEEN.at_least, SEEN.at_least))
-        return SEEN.pixels(picture.convert("RGB"))
+        whole = picture.convert("RGB")
+    return cropped(np.asarray(whole.resize(new_size(np.asarray(whole)), SEEN.resampling)))
 
 
-def ours(resize: Callable[..., Pixels], file: Path) -> Pixels:
+def ours(file: Path) -> Pixels:
     from lookalike.data.images import read_pixels
 
-    return SEEN.pixels(read_pixels(file, SEEN.at_least), resize)
+    return SEEN.pixels(read_pixels(file, SEEN.at_least))
+
+
+def ours_by_torch(file: Path) -> Pixels:
+    from lookalike.data.images import read_pixels
+
+    return by_torch(read_pixels(file, SEEN.at_least))
 
 
 def torchvision(file: Path) -> Pixels:
     from torchvision.io import ImageReadMode, decode_image
 
-    return SEEN.pixels(decode_image(str(file), ImageReadMode.RGB).permute(1, 2, 0).numpy(), by_torch)
+    return by_torch(decode_image(str(file), ImageReadMode.RGB).permute(1, 2, 0).numpy())
+
+
+def by_torch(pixels: Pixels) -> Pixels:
+    import torch
+
+    width, height = new_size(pixels)
+    x = torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        x = torch.nn.functional.interpolate(x, size=(height, width), mode=SEEN.interpolation, antialias=True)
+    return cropped(x[0].permute(1, 2, 0).contiguous().numpy())
 
 
 def opencv(file: Path) -> Pixels:
     import cv2
 
-    def area(pixels: Pixels, size: tuple[int, int], _: str) -> Pixels:
-        return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    pixels = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
+    return cropped(cv2.resize(pixels, new_size(pixels), interpolation=cv2.INTER_AREA))
 
-    return SEEN.pixels(cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB), area)
+
+def new_size(pixels: Pixels) -> tuple[int, int]:
+    """Return width and height of the whole picture, resized for a square crop."""
+    side, (high, wide) = int(SEEN.width / SEEN.crop_pct), pixels.shape[:2]
+    return (side, int(side * high / wide)) if wide <= high else (int(side * wide / high), side)
+
+
+def cropped(pixels: Pixels) -> Pixels:
+    top, left = (round((pixels.shape[axis] - SEEN.height) / 2) for axis in (0, 1))
+    return pixels[top : top + SEEN.height, left : left + SEEN.width]
 
 
 CONTENDERS: dict[str, Callable[[Path], Pixels]] = {
     "Pillow": pillow,
     "Pillow, draft": partial(pillow, drafted=True),
-    "ours, resized by Pillow": partial(ours, by_pillow),
-    "ours": partial(ours, by_torch),
+    "ours": ours,
+    "ours, resized by torch": ours_by_torch,
     "torchvision": torchvision,
     "OpenCV, area": opencv,
 }

@@ -6,7 +6,6 @@ import pytest
 from lookalike.backbones.heads import ProjectionHead
 from lookalike.data import Item, Split
 from lookalike.encoding import Encoder
-from lookalike.encoding.resizing import by_torch
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.types import unit
 
@@ -29,7 +28,7 @@ def test_ids_are_the_paths_as_given_in_their_order(encoder, pictures):
 
 def test_a_vector_is_the_head_on_the_features_of_the_pixels(encoder, pictures, photos):
     member = encoder.members[0]
-    features = member.features(member.preprocessing.pixels(photos["cat"], by_torch)[None])
+    features = member.features(member.preprocessing.pixels(photos["cat"])[None])
     linear = member.head.linear
     expected = unit(features @ linear.weight.detach().numpy().T + linear.bias.detach().numpy())
     cat = next(p for p in pictures if p.name == "cat_plain.png")

@@ -24,7 +24,6 @@ from lookalike.cores import cores
 from lookalike.data.images import read_pixels, read_scaled
 from lookalike.encoding import Encoder, Engine
 from lookalike.encoding.facts import read_facts
-from lookalike.encoding.resizing import resize_for
 from lookalike.encoding.stream import File
 from lookalike.engines import accelerated, is_exported, load_bundle
 from lookalike.engines.choice import rate_of, remembered
@@ -169,12 +168,12 @@ def _one_by_one(
     """Milliseconds of each image after the warm-up: decoding, the members' passes, and every way of combining."""
     members = next(iter(encoders.values())).members
     wanted = list(dict.fromkeys(m.preprocessing for m in members))
-    at_least, resize = [p.at_least for p in wanted], resize_for(len(paths))
+    at_least = [p.at_least for p in wanted]
     rows = []
     for path in paths:
         clocks = [time.perf_counter()]
         pictures = read_scaled(path, at_least)
-        prepared = {p: p.pixels(picture, resize)[None] for p, picture in zip(wanted, pictures, strict=True)}
+        prepared = {p: p.pixels(picture)[None] for p, picture in zip(wanted, pictures, strict=True)}
         clocks.append(time.perf_counter())
         parts = [m.encode(prepared[m.preprocessing]) for m in members]
         clocks.append(time.perf_counter())

@@ -158,7 +158,7 @@ def _compute(
         if shard is None:
             shard = again.get(key)
             if shard is None:
-                shard = encoder.embed(cut, total=total, progress=_Part(progress, done, total), task=TASK, **options)
+                shard = encoder.embed(cut, progress=_Part(progress, done, total), task=TASK, **options)
             write_shard(path, key, shard)
         done += len(cut)
         progress.step(TASK, done, total)

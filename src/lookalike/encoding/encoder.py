@@ -121,7 +121,6 @@ class Encoder:
         images: Iterable[Source | Path | str],
         *,
         batch_size: int | None = None,
-        total: int = 0,
         progress: Progress = SILENT,
         task: str = "embedding",
     ) -> Embeddings:
@@ -130,7 +129,6 @@ class Encoder:
         Args:
             images: paths (ids are the paths as given), or catalogue items.
             batch_size: images a forward pass; None for what suits the engine.
-            total: number of the images that these are a part of, where they are.
             progress: told the number of images done.
             task: what to call it there.
 
@@ -138,9 +136,7 @@ class Encoder:
             Embeddings in the order given, without the unreadable files, which are listed in `.skipped`.
 
         """
-        parts, ids, skipped = self.embed_members(
-            images, batch_size=batch_size, total=total, progress=progress, task=task
-        )
+        parts, ids, skipped = self.embed_members(images, batch_size=batch_size, progress=progress, task=task)
         return Embeddings(ids, self.combine(parts), self.fingerprint, skipped, self.precision)
 
     def embed_members(
@@ -148,7 +144,6 @@ class Encoder:
         images: Iterable[Source | Path | str],
         *,
         batch_size: int | None = None,
-        total: int = 0,
         progress: Progress = SILENT,
         task: str = "embedding",
     ) -> tuple[list[Vectors], tuple[str, ...], tuple[Skipped, ...]]:
@@ -160,7 +155,7 @@ class Encoder:
         wanted, size = [m.preprocessing for m in self.members], self._size(batch_size)
         pace = Pace()
         with (  # threads and requests end with them, whatever happens
-            closing(batches(sources, wanted, size, total=total)) as given,
+            closing(batches(sources, wanted, size)) as given,
             closing(encode_batches(given, self.members, pace)) as found,
         ):
             for batch, encoded in found:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lookalike.encoding.resizing import FILTERS, Resize, by_pillow
+from lookalike.encoding.resizing import FILTERS, resized
 from lookalike.errors import ModelError
 from lookalike.types import Pixels
 
@@ -60,19 +60,15 @@ class Preprocessing:
         """Pixels of a shorter side that are worth decoding: twice what resizing leaves, so that it averages."""
         return 2 * max(self._wide, self._high)
 
-    def pixels(self, picture: Pixels | Image.Image, resize: Resize = by_pillow) -> Pixels:
+    def pixels(self, picture: Pixels | Image.Image) -> Pixels:
         """Resize and crop a picture `(h, w, 3)` to `(height, width, 3)` uint8, as timm's evaluation transform does."""
         pixels: Pixels = np.asarray(picture)
         high, wide = pixels.shape[:2]
         size = self._resized(wide, high)
-        if size != (wide, high):
-            pixels = resize(pixels, size, self.interpolation)
-        if size[0] < self.width or size[1] < self.height:
-            pixels = self._bordered(pixels)
-        high, wide = pixels.shape[:2]
-        left = round((wide - self.width) / 2.0)
-        top = round((high - self.height) / 2.0)
-        return np.array(pixels[top : top + self.height, left : left + self.width])
+        width, height = min(self.width, size[0]), min(self.height, size[1])
+        left, top = round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
+        seen = resized(pixels, size, self.interpolation, (left, top, width, height))
+        return seen if (width, height) == (self.width, self.height) else self._bordered(seen)
 
     @property
     def _wide(self) -> int:
@@ -93,11 +89,11 @@ class Preprocessing:
         return max(1, round(w / ratio)), max(1, round(h / ratio))
 
     def _bordered(self, pixels: Pixels) -> Pixels:
-        """Put the picture in the middle of a canvas of the mean colour that holds the crop."""
+        """Put a picture in the middle of a canvas of the mean colour."""
         high, wide = pixels.shape[:2]
-        canvas = np.empty((max(self.height, high), max(self.width, wide), 3), np.uint8)
+        canvas = np.empty((self.height, self.width, 3), np.uint8)
         canvas[:] = [round(255 * v) for v in self.mean]
-        top, left = (canvas.shape[0] - high) // 2, (canvas.shape[1] - wide) // 2
+        top, left = (self.height - high) // 2, (self.width - wide) // 2
         canvas[top : top + high, left : left + wide] = pixels
         return canvas
 

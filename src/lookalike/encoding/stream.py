@@ -15,7 +15,6 @@ import numpy as np
 from lookalike.cores import cores
 from lookalike.data.images import read_scaled
 from lookalike.encoding.preprocessing import Preprocessing
-from lookalike.encoding.resizing import resize_for
 from lookalike.errors import OptionError, UnreadableImage
 from lookalike.types import Pixels, Skipped
 
@@ -52,7 +51,7 @@ class Batch:
 
 
 def batches(
-    sources: Sequence[Source], wanted: Sequence[Preprocessing], batch_size: int = BATCH_SIZE, *, total: int = 0
+    sources: Sequence[Source], wanted: Sequence[Preprocessing], batch_size: int = BATCH_SIZE
 ) -> Generator[Batch, None, None]:
     """Decode each file and prepare it for every preprocessing; unreadable files are reported in their batch.
 
@@ -60,7 +59,6 @@ def batches(
         sources: the files.
         wanted: what each member sees.
         batch_size: files a batch.
-        total: files that these are a part of.
 
     Raises:
         OptionError: for a batch size under one.
@@ -69,11 +67,10 @@ def batches(
     distinct = tuple(dict.fromkeys(wanted))
     slot = [distinct.index(p) for p in wanted]
     at_least = [p.at_least for p in distinct]
-    resize = resize_for(max(total, len(sources)))
 
     def prepare(source: Source) -> tuple[Pixels, ...]:
         pictures = read_scaled(source.path, at_least)
-        return tuple(p.pixels(picture, resize) for p, picture in zip(distinct, pictures, strict=True))
+        return tuple(p.pixels(picture) for p, picture in zip(distinct, pictures, strict=True))
 
     done = 0
     with closing(map_ahead(sources, prepare, batch_size)) as found:

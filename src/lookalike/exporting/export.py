@@ -16,7 +16,6 @@ from lookalike.data import Dataset, Item, load_dataset, with_validation
 from lookalike.data.images import read_pixels
 from lookalike.encoding import Encoder
 from lookalike.encoding.facts import read_facts
-from lookalike.encoding.resizing import by_torch
 from lookalike.encoding.stream import map_ahead
 from lookalike.engines import onnx, openvino
 from lookalike.engines.bundle import graph_file, is_exported, load_bundle, save_bundle
@@ -178,7 +177,7 @@ def _pixels(member: Member, items: Sequence[Item], progress: Progress, task: str
     """Return what a member is shown of the images that can be read."""
 
     def prepare(item: Item) -> Pixels:
-        return member.preprocessing.pixels(read_pixels(item.path, member.preprocessing.at_least), by_torch)
+        return member.preprocessing.pixels(read_pixels(item.path, member.preprocessing.at_least))
 
     found: list[Pixels] = []
     for batch in map_ahead(items, prepare, 16):
