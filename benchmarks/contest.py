@@ -70,6 +70,7 @@ def contest(
                 env={**os.environ, **environment(name)},
             )
             if done.returncode != 0:
+                found.pop(name, None)
                 left_out[name] = (done.stderr.strip().splitlines() or ["no output"])[-1]
                 print(f"{name}: left out, {left_out[name]}", flush=True)
                 continue

@@ -107,7 +107,9 @@ def prepare(given: argparse.Namespace, work: Path, int8: bool) -> tuple[float, s
     from lookalike.exporting import export
 
     data = load_dataset(given.data)
-    encoder = fitted_encoder([build_member(given.backbone, given.weights)], data.training[:500])
+    encoder = fitted_encoder(
+        [build_member(given.backbone, given.weights)], data.training[:: max(1, len(data.training) // 500)]
+    )
     save_bundle(encoder, work / "bundle")
     member = encoder.members[0]
     p = member.preprocessing

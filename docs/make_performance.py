@@ -23,6 +23,7 @@ _INTRODUCTION = """# How fast it is
 Made by `docs/make_performance.py` from `docs/performance/*.json`, which the scripts in `benchmarks/` write; not edited
 by hand. In every table all contenders ran in turn, each in processes of their own, in one run on one machine: compare
 rows of a table, not of two. Medians over the rounds, in brackets the least and the most. Memory is the process's peak.
+Shares of the machine's limit are of what `benchmarks/limits.py` reached in a run of its own.
 """
 
 _SECTIONS: Sequence[tuple[str, str, str]] = (
@@ -78,12 +79,49 @@ def _contest(name: str, found: Mapping[str, Any], limits: Mapping[str, Any] | No
         cells += [f"{shares[contender]:.0%}" if contender in shares else ""] if shares else []
         rows.append(cells)
     yield _table(header, rows)
+    yield from _to_the_model_alone(found)
+    yield from _at_equal_recall(found)
     for contender, why in found["left_out"].items():
         yield f"Left out: {contender} ({why.rstrip('.')}).\n"
     yield f"![{name}](performance/{name}.svg)\n"
     yield _machine(found)
 
 
+def _to_the_model_alone(found: Mapping[str, Any]) -> Iterator[str]:
+    """Say what share of the model's own rate is left from file to embedding."""
+    rows, told = found["contenders"], []
+    for name, row in rows.items():
+        alone = rows.get(f"{name}, model only")
+        if alone is not None:
+            told.append(f"{row['per_second']['median'] / alone['per_second']['median']:.0%} ({name.split()[-1]})")
+    if told:
+        yield f"From file to embedding, as a share of the model alone: {', '.join(told)}.\n"
+
+
+def _at_equal_recall(found: Mapping[str, Any]) -> Iterator[str]:
+    """Set each of ours beside the quickest of the others that finds as much."""
+    rows = found["contenders"]
+    if not all("recall" in row for row in rows.values()):
+        return
+    for name, row in rows.items():
+        if not name.startswith("ours, recall"):
+            continue
+        least = row["recall"]["median"] - _SAME_RECALL
+        able = {o: its for o, its in rows.items() if not o.startswith("ours") and its["recall"]["median"] >= least}
+        for rate, what in (("per_second", "all together"), ("single_ms", "one by one")):
+            best = max(able, key=lambda other: _speed(able[other], rate), default=None)
+            if best is not None:
+                times = _speed(row, rate) / _speed(able[best], rate)
+                yield f"*{name}* is {times:.2f} times *{best}*, the quickest other with as much recall, {what}.\n"
+
+
+def _speed(row: Mapping[str, Any], rate: str) -> float:
+    value = float(row[rate]["median"])
+    return 1 / value if rate == "single_ms" else value
+
+
+_SAME_RECALL = 0.002
+"""Recall that is taken for equal."""
 _FIGURES: Mapping[str, tuple[str, str]] = {
     "per_second": ("a second", ",.4g"),
     "seconds": ("seconds", ".3f"),

@@ -95,3 +95,23 @@ def test_hits_refuse(ids: tuple[int, ...], scores: tuple[int, ...], n_query: int
     assert str(caught.value) == (
         f"hits need ids and scores of one shape (n_query, k) for {n_query} queries, got {ids} and {scores}."
     )
+
+
+def test_of_a_mapped_file_every_row_is_checked_and_stays_readable(tmp_path):
+    rows = np.zeros((10_000, 4), np.float32)
+    rows[:, 1] = 1
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    ids = tuple(map(str, range(len(rows))))
+    np.testing.assert_array_equal(Embeddings(ids, mapped, "f").vectors, rows)
+    rows[9_000] *= 2
+    np.save(tmp_path / "long.npy", rows)
+    with pytest.raises(DataError, match="'9000' has length 2"):
+        Embeddings(ids, np.load(tmp_path / "long.npy", mmap_mode="r"), "f")
+
+
+def test_a_mapped_array_that_was_written_to_keeps_what_was_written(tmp_path):
+    np.save(tmp_path / "rows.npy", np.zeros((3, 2), np.float32))
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="c")
+    mapped[:, 0] = 1
+    assert Embeddings(("a", "b", "c"), mapped, "f").vectors[:, 0].tolist() == [1, 1, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ Pixels = npt.NDArray[np.uint8]
 """Uint8 array, RGB: `(height, width, 3)` of a picture, `(n, height, width, 3)` of several of one size."""
 
 _UNIT_TOLERANCE = 1e-3
+_BLOCK = 4096
+"""Rows that are checked at once."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Embeddings:
             raise DataError(f"embeddings need distinct ids, but {twice!r} stands more than once.")
         if not len(v):
             return
-        lengths = np.sqrt(np.einsum("ij,ij->i", v, v))  # needs no copy of the vectors, which may be mapped from disk
+        lengths = _lengths(v)
         worst = int(np.argmax(np.where(np.isfinite(lengths), np.abs(lengths - 1), np.inf)))
         if not abs(float(lengths[worst]) - 1) <= _UNIT_TOLERANCE:
             name = self.ids[worst]
@@ -96,6 +99,18 @@ class Embeddings:
         if missing:
             raise DataError(f"{len(missing)} ids have no embedding, the first is {missing[0]!r}.")
         return Embeddings(wanted, self.vectors[[rows[i] for i in wanted]], self.fingerprint, (), self.precision)
+
+
+def _lengths(vectors: Vectors) -> npt.NDArray[np.float32]:
+    """Return the rows' lengths without a copy; of a mapped file no more stays in memory than a block."""
+    lengths = np.empty(len(vectors), np.float32)
+    mapped = getattr(vectors, "_mmap", None) if not vectors.flags.writeable else None
+    for start in range(0, len(vectors), _BLOCK):
+        part = vectors[start : start + _BLOCK]
+        lengths[start : start + _BLOCK] = np.sqrt(np.einsum("ij,ij->i", part, part))
+        if mapped is not None and hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+    return lengths
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,9 +31,9 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
-    def embed(self, images, **options):
-        self.seen += len(images)
-        return self.inner.embed(images, **options)
+    def embed_each(self, groups, **options):
+        self.seen += sum(map(len, groups))
+        return self.inner.embed_each(groups, **options)
 
 
 def same(left, right) -> bool:

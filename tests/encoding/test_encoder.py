@@ -6,6 +6,7 @@ import pytest
 from lookalike.backbones.heads import ProjectionHead
 from lookalike.data import Item, Split
 from lookalike.encoding import Encoder
+from lookalike.encoding.stream import File
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.types import unit
 
@@ -151,3 +152,19 @@ def test_an_encoder_needs_fitting_members(make_member, encoder):
             make()
         assert str(raised.value) == sentence
     assert Encoder([member, narrow], "concat").dim == 576
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
+def test_groups_are_embedded_as_if_alone(encoder, pictures, tmp_path, batch_size):
+    (tmp_path / "none.jpg").write_text("no picture")
+    files = [File(str(n), path) for n, path in enumerate([*pictures, tmp_path / "none.jpg"])]
+    groups = [files[:3], files[3:4], files[9:], files[4:9]]
+    found = list(encoder.embed_each(groups, batch_size=batch_size))
+    assert [e.ids for e in found] == [tuple(f.id for f in g if f.id != "9") for g in groups]
+    assert [len(e.skipped) for e in found] == [0, 0, 1, 0]
+    for embeddings, group in zip(found, groups, strict=True):
+        np.testing.assert_allclose(embeddings.vectors, encoder.embed(group).vectors, atol=1e-6)
+
+
+def test_no_group_is_none(encoder):
+    assert list(encoder.embed_each([])) == []

@@ -65,3 +65,22 @@ def test_what_is_waited_for_sets_the_pace(decoding, model, words):
     told = [str(pace) for _ in encode_batches(made(8, seconds=decoding), [Counting(1, model)], pace)]
     assert told[0] == ""
     assert told[-1] == words
+
+
+@pytest.mark.parametrize("where", ["submit", "wait"])
+def test_what_another_engine_began_is_waited_for_at_an_error(where):
+    class Fails(Counting):
+        def submit(self, _):
+            if where == "submit":
+                raise ValueError
+
+            def wait():
+                raise ValueError
+
+            return wait
+
+    first, last = Counting(2), Counting(2)
+    with pytest.raises(ValueError):
+        list(encode_batches(made(6, engines=3), [first, Fails(2), last], Pace()))
+    assert (first.open, last.open) == (0, 0)
+    assert first.most > 0

@@ -101,6 +101,40 @@ def test_what_is_asked_for_is_taken(encoder, pictures, rates):
     assert accelerated(encoder, pictures, count=1, engine="torch").members == encoder.members
 
 
+def test_where_torch_is_asked_for_nothing_is_converted(encoder, pictures, rates, monkeypatch):
+    rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
+    monkeypatch.setattr(graph, "program_of", lambda *_, **__: pytest.fail("was converted"))
+    assert accelerated(encoder, pictures, count=10_000, engine="torch").members == encoder.members
+    monkeypatch.undo()
+    assert kept.known_ways(encoder.members[0].fingerprint) is None  # of the others nothing is known
+
+
+def test_what_another_device_was_fastest_with_is_not_taken(encoder, pictures, rates):
+    kept.keep_ways(encoder.members[0].fingerprint, [kept.Way("openvino", "float32", 9.0)], "cuda")
+    assert accelerated(encoder, pictures, count=1).members == encoder.members
+
+
+def test_batches_that_are_timed_are_full(make_member, pixels):
+    class Counts:
+        batch_size, in_flight = 4, 1
+
+        def __init__(self):
+            self.sizes = []
+
+        def encode(self, pixels):
+            self.sizes.append(len(pixels))
+
+        def submit(self, pixels):
+            self.encode(pixels)
+            return lambda: None
+
+    shown = pixels(make_member())
+    for few in (shown, shown[:3]):
+        engine = Counts()
+        choice.rate_of(engine, few, seconds=0.01)
+        assert set(engine.sizes) == {4}
+
+
 def test_an_engine_that_gives_other_embeddings_is_left_out(encoder, pictures, rates, monkeypatch):
     rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 99}
     monkeypatch.setattr(choice, "LEAST_COSINE", {"float32": 0.999, "bfloat16": 1.1})  # torch in bfloat16 goes too

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 pytest.importorskip("openvino")
@@ -33,3 +34,10 @@ def test_what_others_import_is_left_to_them():
 
 def test_one_that_was_imported_before_is_taken():
     assert "'openvino_telemetry'" in loaded("import openvino; from lookalike.engines.openvino import core; core()")
+
+
+def test_no_pictures_have_no_embeddings(make_member):
+    from lookalike.engines.openvino import OpenVINOSession, convert
+
+    session = OpenVINOSession(convert(make_member()), "float32")
+    assert session.submit(np.zeros((0, 160, 160, 3), np.uint8))().shape == (0, 512)

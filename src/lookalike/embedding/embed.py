@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -147,25 +149,36 @@ def _compute(
     progress: Progress,
 ) -> tuple[list[ShardRow], list[str], list[Skipped]]:
     """Put every shard in its place: one from before where its sources are the same, else a new one."""
-    options = {} if batch_size is None else {"batch_size": batch_size}
     total, done = sum(map(len, cuts)), 0
-    rows: list[ShardRow] = []
-    ids: list[str] = []
-    skipped: list[Skipped] = []
+    told: dict[int, tuple[tuple[str, ...], tuple[Skipped, ...]]] = {}
+    missing: list[int] = []
     for number, (cut, key) in enumerate(zip(cuts, keys, strict=True)):
         path = shard_path(out, number)
         shard = read_shard(path, key, encoder.fingerprint)
         if shard is None:
             shard = again.get(key)
             if shard is None:
-                shard = encoder.embed(cut, progress=_Part(progress, done, total), task=TASK, **options)
+                missing.append(number)
+                continue
             write_shard(path, key, shard)
+        told[number] = shard.ids, shard.skipped
         done += len(cut)
         progress.step(TASK, done, total)
-        rows.append(ShardRow(key, len(shard), len(shard.skipped)))
-        ids.extend(shard.ids)
-        skipped.extend(shard.skipped)
-    return rows, ids, skipped
+    fresh = encoder.embed_each(
+        [cuts[n] for n in missing], batch_size=batch_size, progress=_Part(progress, done, total), task=TASK
+    )
+    with ThreadPoolExecutor(1) as writer, closing(fresh):  # one shard is written while the next is computed
+        writing: Future[None] | None = None
+        for number, shard in zip(missing, fresh, strict=True):
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(write_shard, shard_path(out, number), keys[number], shard)
+            told[number] = shard.ids, shard.skipped
+        if writing is not None:
+            writing.result()
+    found = [told[n] for n in range(len(cuts))]
+    rows = [ShardRow(key, len(ids), len(skipped)) for key, (ids, skipped) in zip(keys, found, strict=True)]
+    return rows, [name for ids, _ in found for name in ids], [file for _, skipped in found for file in skipped]
 
 
 class _Part:

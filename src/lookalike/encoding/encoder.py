@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from lookalike.errors import ModelError, OptionError
 from lookalike.files import digest
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Embeddings, Skipped, Vectors, unit
+
+_Found = tuple[list[Vectors], tuple[str, ...], tuple[Skipped, ...]]
+"""Each member's embeddings `(n, dim)`, the ids, and what was skipped."""
 
 COMBINATIONS = {
     "aligned": "rotate every space onto the first, average, normalise",
@@ -149,26 +153,56 @@ class Encoder:
     ) -> tuple[list[Vectors], tuple[str, ...], tuple[Skipped, ...]]:
         """Return each member's own embeddings `(n, dim)` before they are combined, the ids, and what was skipped."""
         sources = as_sources(images)
-        ids: list[str] = []
-        skipped: list[Skipped] = []
-        rows: list[list[Vectors]] = [[] for _ in self.members]
+        (found,) = self._each_by_member([sources], batch_size, progress, task) if sources else [self._nothing()]
+        return found
+
+    def embed_each(
+        self,
+        groups: Sequence[Sequence[Source]],
+        *,
+        batch_size: int | None = None,
+        progress: Progress = SILENT,
+        task: str = "embedding",
+    ) -> Generator[Embeddings, None, None]:
+        """Embed groups of images without a pause between them, and yield each group's embeddings when it is done.
+
+        Args:
+            groups: of one image and more.
+            batch_size: images a forward pass; None for what suits the engine.
+            progress: told the number of images done, of all groups.
+            task: what to call it there.
+
+        """
+        for parts, ids, skipped in self._each_by_member(groups, batch_size, progress, task):
+            yield Embeddings(ids, self.combine(parts), self.fingerprint, skipped, self.precision)
+
+    def _each_by_member(
+        self, groups: Sequence[Sequence[Source]], batch_size: int | None, progress: Progress, task: str
+    ) -> Generator[_Found, None, None]:
+        """Yield the members' own embeddings of each group."""
+        sources = [source for group in groups for source in group]
+        ends = list(itertools.accumulate(map(len, groups)))
         wanted, size = [m.preprocessing for m in self.members], self._size(batch_size)
-        pace = Pace()
+        pace, parts, ids, skipped = Pace(), *self._nothing()
+        left = iter(ends)
+        end = next(left, 0)
         with (  # threads and requests end with them, whatever happens
-            closing(batches(sources, wanted, size)) as given,
+            closing(batches(sources, wanted, size, ends=ends)) as given,
             closing(encode_batches(given, self.members, pace)) as found,
         ):
+            rows: list[list[Vectors]] = [[p] for p in parts]
             for batch, encoded in found:
-                ids.extend(batch.ids)
-                skipped.extend(batch.skipped)
+                ids += batch.ids
+                skipped += batch.skipped
                 for row, vectors in zip(rows, encoded, strict=False):
                     row.append(vectors)
                 progress.step(task, batch.done, len(sources), str(pace))
-        parts = [
-            np.concatenate(r) if r else np.zeros((0, m.dim), np.float32)
-            for r, m in zip(rows, self.members, strict=True)
-        ]
-        return parts, tuple(ids), tuple(skipped)
+                if batch.done == end:
+                    yield [np.concatenate(row) for row in rows], ids, skipped
+                    rows, (_, ids, skipped), end = [[p] for p in parts], self._nothing(), next(left, 0)
+
+    def _nothing(self) -> _Found:
+        return [np.zeros((0, m.dim), np.float32) for m in self.members], (), ()
 
     def _size(self, given: int | None) -> int:
         return min(m.batch_size for m in self.members) if given is None else given

@@ -44,9 +44,12 @@ def encode_batches(
     waiting: deque[tuple[Batch, list[Callable[[], Vectors]]]] = deque()
 
     def finished() -> tuple[Batch, list[Vectors]]:
-        batch, pending = waiting.popleft()
+        batch, pending = waiting[0]
         clock = time.perf_counter()
-        found = [wait() for wait in pending]
+        found: list[Vectors] = []
+        while pending:
+            found.append(pending.pop(0)())
+        waiting.popleft()
         pace.model += time.perf_counter() - clock
         return batch, found
 
@@ -61,7 +64,9 @@ def encode_batches(
             if len(waiting) == most:
                 yield finished()
             clock = time.perf_counter()
-            waiting.append((batch, [e.submit(p) for e, p in zip(engines, batch.pixels, strict=False)]))
+            pending: list[Callable[[], Vectors]] = []
+            waiting.append((batch, pending))  # before they begin, so that those that did are waited for at an error
+            pending.extend(e.submit(p) for e, p in zip(engines, batch.pixels, strict=False))
             pace.model += time.perf_counter() - clock
         while waiting:
             yield finished()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,7 +52,11 @@ class Batch:
 
 
 def batches(
-    sources: Sequence[Source], wanted: Sequence[Preprocessing], batch_size: int = BATCH_SIZE
+    sources: Sequence[Source],
+    wanted: Sequence[Preprocessing],
+    batch_size: int = BATCH_SIZE,
+    *,
+    ends: Sequence[int] = (),
 ) -> Generator[Batch, None, None]:
     """Decode each file and prepare it for every preprocessing; unreadable files are reported in their batch.
 
@@ -59,6 +64,7 @@ def batches(
         sources: the files.
         wanted: what each member sees.
         batch_size: files a batch.
+        ends: numbers of files, rising, at which a batch ends however few it has.
 
     Raises:
         OptionError: for a batch size under one.
@@ -73,7 +79,7 @@ def batches(
         return tuple(p.pixels(picture) for p, picture in zip(distinct, pictures, strict=True))
 
     done = 0
-    with closing(map_ahead(sources, prepare, batch_size)) as found:
+    with closing(map_ahead(sources, prepare, batch_size, ends=ends)) as found:
         for results in found:
             good = [(s.id, r) for s, r in results if not isinstance(r, Skipped)]
             stacked = tuple(np.stack([r[i] for _, r in good]) for i in range(len(distinct))) if good else ()
@@ -87,11 +93,11 @@ def batches(
 
 
 def map_ahead(
-    sources: Sequence[S], prepare: Callable[[S], T], batch_size: int, *, ahead: int = 3
+    sources: Sequence[S], prepare: Callable[[S], T], batch_size: int, *, ahead: int = 3, ends: Sequence[int] = ()
 ) -> Generator[list[tuple[S, T | Skipped]], None, None]:
     """Run `prepare` in threads, a few batches in advance, and yield each batch in order.
 
-    An `UnreadableImage` becomes a `Skipped`; any other error is raised.
+    An `UnreadableImage` becomes a `Skipped`; any other error is raised. No batch goes beyond one of `ends`.
 
     Raises:
         OptionError: for a batch size under one.
@@ -106,7 +112,12 @@ def map_ahead(
         except UnreadableImage as error:
             return Skipped(error.path, error.cause)
 
-    starts = iter(range(0, len(sources), batch_size))
+    borders = sorted({0, *ends, len(sources)})
+    cuts = (
+        (start, min(start + batch_size, last))
+        for first, last in itertools.pairwise(borders)
+        for start in range(first, last, batch_size)
+    )
     queue: deque[list[tuple[S, Future[T | Skipped]]]] = deque()
     workers = max(2, cores())
     ahead = max(ahead, -(-2 * workers // batch_size))  # every thread has something to do
@@ -114,9 +125,9 @@ def map_ahead(
     try:
 
         def submit() -> None:
-            start = next(starts, None)
-            if start is not None:
-                queue.append([(s, pool.submit(guarded, s)) for s in sources[start : start + batch_size]])
+            cut = next(cuts, None)
+            if cut is not None:
+                queue.append([(s, pool.submit(guarded, s)) for s in sources[slice(*cut)]])
 
         for _ in range(ahead):
             submit()

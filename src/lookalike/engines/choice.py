@@ -150,11 +150,11 @@ def _placed(
         return _opened(member, Way(TORCH, precision, 0.0), single=single)
     if engine == openvino.RUNTIME:
         openvino.package()
-    ways = known_ways(member.fingerprint)
+    ways = known_ways(member.fingerprint, member.runs_on)
     if ways is None:
         if engine != openvino.RUNTIME and precision in (AUTO, member.precision) and count < WORTH_IT:
             return member
-        ways = _measure(member, pictures, progress)
+        ways = _measure(member, pictures, engine, progress)
     best = _fastest([w for w in ways if engine in (AUTO, w.engine)], precision)
     if best is None:
         found = ", ".join(f"{w.engine} in {w.precision}" for w in ways)
@@ -188,16 +188,18 @@ def _fastest(ways: Sequence[Way] | None, precision: str) -> Way | None:
     return max(fitting, key=lambda w: w.rate, default=None)
 
 
-def _measure(member: Member, pictures: Sequence[Path], progress: Progress) -> tuple[Way, ...]:
-    """Time every engine on some pictures; one that gives other embeddings is left out, and said."""
+def _measure(member: Member, pictures: Sequence[Path], engine: str, progress: Progress) -> tuple[Way, ...]:
+    """Time every engine on some pictures, or torch alone; one that gives other embeddings is left out, and said."""
     progress.say(f"{member.backbone}: looking for the fastest engine of this machine, once for this model")
     pixels = _pixels(member, pictures)
     expected = member.encode(pixels)
     ways = [Way(TORCH, member.precision, rate_of(member, pixels))]
-    for engine, precision in _others(member):
-        what = f"{member.backbone}: {engine} in {precision} is left out"
+    for other, precision in _others(member):
+        if engine == TORCH != other:
+            continue
+        what = f"{member.backbone}: {other} in {precision} is left out"
         try:
-            placed = _opened(member, Way(engine, precision, 0.0), single=False)
+            placed = _opened(member, Way(other, precision, 0.0), single=False)
             cosine = float((placed.encode(pixels) * expected).sum(1).min())
         except (ModelError, StorageError) as error:
             progress.say(f"{what}: {error}")
@@ -205,8 +207,9 @@ def _measure(member: Member, pictures: Sequence[Path], progress: Progress) -> tu
         if not cosine >= LEAST_COSINE[precision]:
             progress.say(f"{what}, a cosine to float32 is {cosine:.4f}")
             continue
-        ways.append(Way(engine, precision, rate_of(placed, pixels)))
-    keep_ways(member.fingerprint, ways)
+        ways.append(Way(other, precision, rate_of(placed, pixels)))
+    if engine != TORCH:
+        keep_ways(member.fingerprint, ways, member.runs_on)
     return tuple(ways)
 
 
@@ -234,7 +237,9 @@ def _pixels(member: Member, pictures: Sequence[Path]) -> Pixels:
 
 def rate_of(engine: Engine, pixels: Pixels, seconds: float = _SECONDS) -> float:
     """Return images a second `(n, h, w, 3)`, with as many batches in flight as the engine likes."""
-    parts = itertools.cycle(np.array_split(pixels, max(1, len(pixels) // engine.batch_size)))
+    size = engine.batch_size
+    whole = max(1, len(pixels) // size) * size  # a batch that is not full takes as long
+    parts = itertools.cycle(np.split(np.take(pixels, np.arange(whole), axis=0, mode="wrap"), whole // size))
     engine.encode(next(parts))  # the first pass is slower
     waiting: deque[tuple[int, Callable[[], object]]] = deque()
     done, clock = 0, time.perf_counter()

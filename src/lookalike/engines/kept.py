@@ -37,19 +37,19 @@ class Way:
         return f"{self.engine} in {self.precision} ({self.rate:.0f} images/s)"
 
 
-def known_ways(fingerprint: str) -> tuple[Way, ...] | None:
-    """Return what was measured of a member on this machine, with these versions; None where nothing was."""
+def known_ways(fingerprint: str, device: str = "cpu") -> tuple[Way, ...] | None:
+    """Return what was measured on this machine of a member whose weights are on that device; None where nothing was."""
     try:
-        found = read_json(_rates(fingerprint), "rates")
+        found = read_json(_rates(fingerprint, device), "rates")
         return tuple(Way(str(way["engine"]), str(way["precision"]), float(way["rate"])) for way in found["ways"])
     except (StorageError, ValueError, KeyError, TypeError):
         return None
 
 
-def keep_ways(fingerprint: str, ways: Sequence[Way]) -> None:
+def keep_ways(fingerprint: str, ways: Sequence[Way], device: str = "cpu") -> None:
     """Keep what was measured; a cache that cannot be written is measured for again."""
     with contextlib.suppress(LookalikeError):
-        write_json(_rates(fingerprint), {"processor": processor(), "ways": [asdict(w) for w in ways]})
+        write_json(_rates(fingerprint, device), {"processor": processor(), "ways": [asdict(w) for w in ways]})
 
 
 def graph_of(fingerprint: str) -> Path | None:
@@ -96,6 +96,6 @@ def _graph(fingerprint: str) -> Path:
     return _folder(fingerprint) / f"graph-{digest(str(versions_of(*_MADE_WITH)))[:12]}.xml"
 
 
-def _rates(fingerprint: str) -> Path:
-    machine = digest(processor(), str(os.cpu_count()), str(cores()), str(versions_of(*_MADE_WITH)))
+def _rates(fingerprint: str, device: str) -> Path:
+    machine = digest(processor(), device, str(os.cpu_count()), str(cores()), str(versions_of(*_MADE_WITH)))
     return _folder(fingerprint) / f"rates-{machine[:12]}.json"

@@ -147,6 +147,8 @@ class OpenVINOSession:
 
     def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
         """Begin to compute `(n, h, w, 3)` uint8 pixels."""
+        if not len(pixels):
+            return lambda: np.zeros((0, self._compiled.outputs[0].partial_shape[1].get_length()), np.float32)
         if not self._together or len(pixels) == self._together:
             return self._start(pixels)
         parts = [pixels[start : start + self._together] for start in range(0, len(pixels), self._together)]

@@ -14,7 +14,7 @@ from lookalike.backbones import Member, family_of, members_of
 from lookalike.backbones import load_bundle as load_weights
 from lookalike.data import Dataset, Item, load_dataset, with_validation
 from lookalike.data.images import read_pixels
-from lookalike.encoding import Encoder
+from lookalike.encoding import Encoder, Engine
 from lookalike.encoding.facts import read_facts
 from lookalike.encoding.stream import map_ahead
 from lookalike.engines import onnx, openvino
@@ -22,7 +22,7 @@ from lookalike.engines.bundle import graph_file, is_exported, load_bundle, save_
 from lookalike.engines.members import open_member
 from lookalike.engines.quantise import CALIBRATION_IMAGES, quantise
 from lookalike.errors import DataError, MissingExtra, OptionError
-from lookalike.exporting.parity import DECISIVE, Parity, compare, generated, measured
+from lookalike.exporting.parity import Parity, compare, generated, measured
 from lookalike.files import require_free
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Pixels, Skipped
@@ -87,22 +87,18 @@ def export(
     encoder = load_weights(bundle)
     cut = None if data is None else _as_trained(data, facts)
     with tempfile.TemporaryDirectory(prefix="lookalike-export-") as folder:
-        members = []
+        members, alone = [], []
         for n, (member, row) in enumerate(zip(members_of(encoder), facts["members"], strict=True)):
             progress.say(f"{member.backbone}: to {format}, {precision}")
             pictures = _calibration(member, cut, progress) if cut is not None and precision == "int8" else None
             file = Path(folder) / graph_file(n, runtime)
             _write_graph(member, file, runtime, precision, pictures)
             members.append(open_member(file, row, runtime=runtime, precision=precision, kept=False))
+            alone.append(open_member(file, row, runtime=runtime, precision=precision, kept=False, single=True))
         exported = Encoder(members, encoder.how, encoder.alignments)
-        found = _parity(encoder, exported, cut, progress)
+        found = _parity(encoder, exported, alone, cut, progress)
         progress.say(f"{encoder.name}: {found}")
         found.require(precision, tolerance)
-        if found.loss is not None and found.loss.difference > tolerance:
-            progress.say(
-                f"more than {tolerance:g} points of {DECISIVE} are lost, which with {found.validation_images} "
-                "validation images may be chance; measure it by 'lookalike evaluate' before you rely on it"
-            )
         own = {
             "exported_from": encoder.fingerprint,
             "parity": found.to_dict(),
@@ -193,14 +189,16 @@ def spread(items: Sequence[Item], most: int) -> Sequence[Item]:
     return [items[n * len(items) // most] for n in range(most)] if len(items) > most else items
 
 
-def _parity(encoder: Encoder, exported: Encoder, data: Dataset | None, progress: Progress) -> Parity:
+def _parity(
+    encoder: Encoder, exported: Encoder, alone: Sequence[Engine], data: Dataset | None, progress: Progress
+) -> Parity:
     cosines, batch = [], []
-    for member, other in zip(members_of(encoder), exported.members, strict=True):
+    for member, other, by_itself in zip(members_of(encoder), exported.members, alone, strict=True):
         p = member.preprocessing
         golden = generated(p.height, p.width)
         if data is not None:
             golden = np.stack(_pixels(member, spread(data.validation, GOLDEN), progress, "golden pictures"))
-        found, between = compare(member, other, golden)
+        found, between = compare(member, other, by_itself, golden)
         cosines.append(found)
         batch.append(between)
     measures, loss = ({}, None) if data is None else measured(encoder, exported, data.validation, progress)

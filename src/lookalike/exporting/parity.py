@@ -68,8 +68,6 @@ class Parity:
     def require(self, precision: str, tolerance: float) -> None:
         """Raise `ModelError` where the exported model is too far from its bundle.
 
-        What it loses counts where it is more than chance: a few hundred validation images cannot tell half a point.
-
         Args:
             precision: that it computes in.
             tolerance: points of precision@3 that it may lose.
@@ -90,17 +88,25 @@ class Parity:
             raise ModelError(
                 f"what int8 loses cannot be measured on {self.validation_images} validation images; more are needed."
             )
-        if self.loss is not None and self.loss.difference > tolerance and self.loss.low > 0:
+        if self.loss is not None and self.loss.difference > tolerance:
             raise ModelError(
                 f"{precision} loses more than {tolerance:g} points of {DECISIVE}: {self}. "
                 "Choose another precision, or allow more with tolerance."
             )
 
 
-def compare(member: Engine, exported: Engine, pixels: Pixels) -> tuple[np.ndarray, float]:
-    """Return each picture's smaller cosine `(n,)` between the two, and the smallest between batches and one by one."""
+def compare(member: Engine, exported: Engine, alone: Engine, pixels: Pixels) -> tuple[np.ndarray, float]:
+    """Return each picture's smaller cosine `(n,)` between the two, and the smallest between batches and one by one.
+
+    Args:
+        member: of the bundle.
+        exported: what it became, opened for many pictures.
+        alone: the same, opened for single ones.
+        pixels: of golden pictures, `(n, height, width, 3)` uint8.
+
+    """
     expected = member.encode(pixels)
-    single = np.concatenate([exported.encode(pixels[n : n + 1]) for n in range(len(pixels))])
+    single = np.concatenate([alone.encode(pixels[n : n + 1]) for n in range(len(pixels))])
     many = np.concatenate([exported.encode(pixels[n : n + BATCH]) for n in range(0, len(pixels), BATCH)])
     cosines = np.minimum((expected * single).sum(1), (expected * many).sum(1))
     return cosines, float((single * many).sum(1).min())
