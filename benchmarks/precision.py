@@ -4,7 +4,7 @@ r"""What bfloat16 and int8 cost: the measures of retrieval, and how far embeddin
     python benchmarks/precision.py --backbone resnet50 --weights resnet50_imagenet.safetensors
 
 For each data set ($LOOKALIKE_SHARED/data) a head is fitted to the frozen backbone on the training images, and the
-bundle is exported for OpenVINO in float32, bfloat16 and int8, without regard to what that loses. Queries are searched
+bundle is exported for OpenVINO in float32, bfloat16 and int8, however many points that loses. Queries are searched
 for in the gallery, as `lookalike evaluate` does; cosines are to the float32 embedding of the same picture, of all
 queries and gallery images.
 """

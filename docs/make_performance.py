@@ -75,11 +75,10 @@ def _limits(found: Mapping[str, Any]) -> Iterator[str]:
 def _precisions(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"### {found['backbone']}\n"
     measures = list(next(iter(found["lost_points"].values())))
-    rows = [
-        [row["data"], row["precision"], *(f"{row[name]:.3f}" for name in measures)]
-        + [f"{row['mean_cosine']:.4f}", f"{row['min_cosine']:.3f}"]
-        for row in found["rows"]
-    ]
+    rows = []
+    for row in found["rows"]:
+        cosines = f"{row['mean_cosine']:.4f}", f"{row['min_cosine']:.3f}"
+        rows.append([row["data"], row["precision"], *(f"{row[name]:.3f}" for name in measures), *cosines])
     yield _table(["data", "precision", *measures, "mean cosine", "least"], rows)
     told = [
         f"{precision} {', '.join(f'{points:.2f} of {name}' for name, points in lost.items())}"
