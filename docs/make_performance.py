@@ -29,6 +29,11 @@ Shares of the machine's limit are of what `benchmarks/limits.py` reached in a ru
 _SECTIONS: Sequence[tuple[str, str, str]] = (
     ("limits", "The machine's own limits", "What `benchmarks/limits.py` reached at most."),
     ("embedding-", "From a folder of JPEGs to embeddings", "`benchmarks/embedding.py`; images a second."),
+    (
+        "precision-",
+        "What bfloat16 and int8 cost",
+        "`benchmarks/precision.py`; queries against gallery, a head on the frozen backbone.",
+    ),
     ("decoding", "Decoding", "`benchmarks/decoding.py`; images a second, and how far the pixels are from Pillow's."),
     ("startup", "Start", "`benchmarks/startup.py`; seconds from the start of a process to its end."),
     ("memory", "Memory", "`benchmarks/memory.py`; ten times the images must not take more."),
@@ -45,7 +50,12 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
             continue
         parts.append(f"## {title}\n\n{text}\n")
         for name, found in own.items():
-            parts += _limits(found) if prefix == "limits" else _contest(name, found, results.get("limits"))
+            if prefix == "limits":
+                parts += _limits(found)
+            elif prefix == "precision-":
+                parts += _precisions(found)
+            else:
+                parts += _contest(name, found, results.get("limits"))
     return "\n".join(parts)
 
 
@@ -59,6 +69,22 @@ def _limits(found: Mapping[str, Any]) -> Iterator[str]:
     rows = [(f"matrix products in {name}", f"{rate:,.0f} GFLOP/s") for name, rate in found["gflops"].items()]
     rows.append(("copying memory", f"{found['copy_gb_s']:.0f} GB/s"))
     yield _table(("", "at most"), rows)
+    yield _machine(found)
+
+
+def _precisions(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### {found['backbone']}\n"
+    measures = list(next(iter(found["lost_points"].values())))
+    rows = []
+    for row in found["rows"]:
+        cosines = f"{row['mean_cosine']:.4f}", f"{row['min_cosine']:.3f}"
+        rows.append([row["data"], row["precision"], *(f"{row[name]:.3f}" for name in measures), *cosines])
+    yield _table(["data", "precision", *measures, "mean cosine", "least"], rows)
+    told = [
+        f"{precision} {', '.join(f'{points:.2f} of {name}' for name, points in lost.items())}"
+        for precision, lost in found["lost_points"].items()
+    ]
+    yield f"Points lost, mean of the data sets: {'; '.join(told)}.\n"
     yield _machine(found)
 
 
@@ -187,7 +213,7 @@ def main() -> None:
     """Draw all results and write the page."""
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
     for name, found in results.items():
-        if name != "limits":
+        if "contenders" in found:
             draw(name, found)
     page = HERE / "performance.md"
     page.write_text(render(results), encoding="utf-8")

@@ -60,6 +60,41 @@ def test_the_page_by_hand(make):
     assert page.index("The machine's own limits") < page.index("From a folder of JPEGs")
 
 
+def test_what_precision_costs_by_hand(make):
+    lost = {"bfloat16": {"precision@3": -0.25, "hit@1": 0.5}}
+    common = {"data": "clothing", "mean_cosine": 0.99891, "min_cosine": 0.9871}
+    rows = [{"precision": "bfloat16", "precision@3": 0.7961, "hit@1": 0.80149, **common}]
+    found = {"machine": MACHINE, "backbone": "resnet50", "rows": rows, "lost_points": lost}
+    page = make.render({"precision-resnet50": found})
+    assert "| clothing | bfloat16 | 0.796 | 0.801 | 0.9989 | 0.987 |" in page
+    assert "Points lost, mean of the data sets: bfloat16 -0.25 of precision@3, 0.50 of hit@1." in page
+
+
+def test_the_model_alone_and_equal_recall_by_hand(make):
+    rows = {
+        "ours, openvino int8": row(90.0, 1.0),
+        "ours, openvino int8, model only": row(100.0, 1.0),
+    }
+    found = {**RESULTS["embedding-resnet50"], "contenders": rows}
+    page = make.render({"embedding-resnet50": found})
+    assert "as a share of the model alone: 90% (int8)." in page
+
+    def searching(rate, ms, recall):
+        return row(rate, 1.0, single_ms=spread(ms, ms, ms), recall=spread(recall, recall, recall))
+
+    rows = {
+        "flat": searching(10.0, 100.0, 1.0),
+        "graph, shallow": searching(900.0, 1.0, 0.9),
+        "graph, deep": searching(300.0, 2.0, 0.97),
+        "ours, recall 0.95": searching(600.0, 1.0, 0.96),
+    }
+    page = make.render({"search-1": {**found, "contenders": rows}})
+    assert (
+        "*ours, recall 0.95* is 2.00 times *graph, deep*, the quickest other with as much recall, all together" in page
+    )
+    assert "*ours, recall 0.95* is 2.00 times *graph, deep*, the quickest other with as much recall, one by one" in page
+
+
 def test_what_was_not_measured_is_not_named(make):
     assert "## Search" not in make.render(RESULTS)
     assert "share of the limit" not in make.render({"embedding-resnet50": RESULTS["embedding-resnet50"]})

@@ -104,7 +104,8 @@ class Embeddings:
 def _lengths(vectors: Vectors) -> npt.NDArray[np.float32]:
     """Return the rows' lengths without a copy; of a mapped file no more stays in memory than a block."""
     lengths = np.empty(len(vectors), np.float32)
-    mapped = getattr(vectors, "_mmap", None) if not vectors.flags.writeable else None
+    whole = vectors if isinstance(vectors, np.memmap) else vectors.base
+    mapped = getattr(whole, "_mmap", None) if not vectors.flags.writeable else None
     for start in range(0, len(vectors), _BLOCK):
         part = vectors[start : start + _BLOCK]
         lengths[start : start + _BLOCK] = np.sqrt(np.einsum("ij,ij->i", part, part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from operator import itemgetter
@@ -106,9 +107,7 @@ class Member:
 
     def to_input(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Turn `(n, h, w, 3)` uint8 into the normalised `(n, 3, h, w)` float32 that the module takes."""
-        p = self.preprocessing
-        mean = torch.tensor(p.mean, device=self.device).mul(255).view(1, 3, 1, 1)
-        std = torch.tensor(p.std, device=self.device).mul(255).view(1, 3, 1, 1)
+        mean, std = _scale_of(self.preprocessing.mean, self.preprocessing.std, self.device)
         x = torch.from_numpy(pixels)
         if self.device.type == "cuda":
             x = x.pin_memory()  # so that copying does not wait
@@ -183,6 +182,16 @@ class Member:
     def changed(self) -> None:
         """Say that the weights were changed in place, so that the fingerprint is taken anew."""
         self._fingerprint = None
+
+
+@functools.lru_cache(maxsize=16)
+def _scale_of(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both `(1, 3, 1, 1)` of pixels from 0 to 255; kept, as making them anew would wait for the device."""
+    with torch.inference_mode(mode=False):
+        made = [torch.tensor(value, device=device).mul(255).view(1, 3, 1, 1) for value in (mean, std)]
+    return made[0], made[1]
 
 
 def members_of(encoder: Encoder) -> tuple[Member, ...]:

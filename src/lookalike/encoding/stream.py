@@ -33,7 +33,7 @@ class Source(Protocol):
     def path(self) -> Path: ...  # noqa: D102
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """An image file outside any catalogue; its id is its path as given."""
 
