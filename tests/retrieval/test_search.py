@@ -203,13 +203,13 @@ def test_a_stopped_index_goes_on_where_it_was(pictures, encoder, tmp_path, heard
         index(pictures, encoder, out=out, progress=heard(stop_at=12))
     assert not out.exists()
     assert is_unfinished(tmp_path / "index.embedding")
-    seen, plain = [], Encoder.embed
+    seen, plain = [], Encoder.embed_each
 
-    def counted(self, images, **options):
-        seen.extend(images)
-        return plain(self, images, **options)
+    def counted(self, groups, **options):
+        seen.extend(image for group in groups for image in group)
+        return plain(self, groups, **options)
 
-    monkeypatch.setattr(Encoder, "embed", counted)
+    monkeypatch.setattr(Encoder, "embed_each", counted)
     resumed = index(pictures, encoder, out=out)
     assert len(seen) == 2  # the third shard of 5, 5 and 2
     assert names(tmp_path) == ["index", "photos", "pictures"]
