@@ -36,7 +36,7 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
     ),
     ("decoding", "Decoding", "`benchmarks/decoding.py`; images a second, and how far the pixels are from Pillow's."),
     ("startup", "Start", "`benchmarks/startup.py`; seconds from the start of a process to its end."),
-    ("memory", "Memory", "`benchmarks/memory.py`; ten times the images must not take more."),
+    ("memory", "Memory", "`benchmarks/memory.py`; what grows with the images are their names."),
     ("search-", "Search", "`benchmarks/search.py`; queries a second, all together and one by one."),
 )
 
@@ -90,7 +90,7 @@ def _precisions(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _contest(name: str, found: Mapping[str, Any], limits: Mapping[str, Any] | None) -> Iterator[str]:
     about = [str(found[key]) for key in ("backbone", "data") if key in found]
-    about += [f"{found[key]:,} {key}" for key in ("images", "count") if key in found]
+    about += [f"{found[key]:,} {what}" for key, what in (("images", "images"), ("count", "vectors")) if key in found]
     about += ["enlarged to 12 megapixels"] if found.get("large") else []
     yield f"### {', '.join(about) or name}\n"
     rate = found["rate"]
@@ -146,6 +146,7 @@ def _speed(row: Mapping[str, Any], rate: str) -> float:
     return 1 / value if rate == "single_ms" else value
 
 
+_LARGE = 1000
 _SAME_RECALL = 0.002
 """Recall that is taken for equal."""
 _FIGURES: Mapping[str, tuple[str, str]] = {
@@ -157,7 +158,7 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
     "recall": ("recall@10", ".3f"),
     "build_s": ("s to build", ",.0f"),
     "index_mb": ("index, MB", ",.0f"),
-    "mean_difference": ("mean difference", ".2f"),
+    "mean_difference": ("mean difference", ".3f"),
     "most_difference": ("largest difference", ".0f"),
 }
 """Header and format of every figure that a contender may have."""
@@ -176,14 +177,19 @@ def _shares(found: Mapping[str, Any], limits: Mapping[str, Any] | None) -> dict[
 
 
 def _spread(value: Mapping[str, float], figure: str) -> str:
-    style = _FIGURES[figure][1]
-    return f"{value['median']:{style}} ({value['least']:{style}} to {value['most']:{style}})"
+    return f"{_number(value['median'], figure)} ({_number(value['least'], figure)} to {_number(value['most'], figure)})"
 
 
 def _cell(value: Any, figure: str) -> str:
     if value is None:
         return "–"
-    return f"{value['median'] if isinstance(value, Mapping) else value:{_FIGURES[figure][1]}}"
+    return _number(value["median"] if isinstance(value, Mapping) else value, figure)
+
+
+def _number(value: float, figure: str) -> str:
+    """Write a figure; large ones to the whole, not with an exponent."""
+    style = _FIGURES[figure][1]
+    return f"{value:,.0f}" if style.endswith("g") and value >= _LARGE else f"{value:{style}}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
