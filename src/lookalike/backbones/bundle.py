@@ -19,7 +19,7 @@ from lookalike.backbones.registry import BackboneRow
 from lookalike.backbones.state_file import mismatch, read_state
 from lookalike.backbones.weights import blank_backbone, own_randomness
 from lookalike.encoding import Encoder
-from lookalike.encoding.facts import FACTS, FORMAT, WEIGHTS, alignment_key, read_facts
+from lookalike.encoding.facts import FACTS, WEIGHTS, alignment_key, described, read_facts
 from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.errors import LookalikeError, ModelError, StorageError
 from lookalike.files import new_folder, write_json
@@ -55,17 +55,7 @@ def save_bundle(
         if alignment is not None:
             state[alignment_key(n)] = torch.from_numpy(np.ascontiguousarray(alignment))
         rows.append({**member_row(member), "aligned": alignment is not None})
-    description = {
-        "format": FORMAT,
-        "name": encoder.name,
-        "type": "ensemble" if encoder.is_ensemble else "single",
-        "how": encoder.how if encoder.is_ensemble else None,
-        "dim": encoder.dim,
-        "members": rows,
-        **(facts or {}),
-        "versions": versions(),
-        "fingerprint": encoder.fingerprint,
-    }
+    description = described(encoder, rows, facts, versions())
     out = Path(out)
     with new_folder(out, replace=replace) as folder:
         try:

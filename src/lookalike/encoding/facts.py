@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lookalike.errors import ModelError, StorageError
 from lookalike.files import read_json
+
+if TYPE_CHECKING:
+    from lookalike.encoding.encoder import Encoder
 
 FORMAT = 1
 FACTS = "bundle.json"
@@ -21,6 +25,31 @@ def alignment_key(number: int) -> str:
 def is_bundle(path: Path) -> bool:
     """Whether a folder holds a bundle."""
     return (path / FACTS).is_file()
+
+
+def described(
+    encoder: Encoder, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any] | None, versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the content of `bundle.json`.
+
+    Args:
+        encoder: that is saved.
+        rows: what there is to say of each member.
+        facts: further content.
+        versions: that the bundle was made with.
+
+    """
+    return {
+        "format": FORMAT,
+        "name": encoder.name,
+        "type": "ensemble" if encoder.is_ensemble else "single",
+        "how": encoder.how if encoder.is_ensemble else None,
+        "dim": encoder.dim,
+        **(facts or {}),
+        "members": rows,
+        "versions": versions,
+        "fingerprint": encoder.fingerprint,
+    }
 
 
 def read_facts(path: Path | str) -> dict[str, Any]:

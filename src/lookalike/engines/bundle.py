@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lookalike.encoding import Encoder
-from lookalike.encoding.facts import FACTS, FORMAT, read_facts
+from lookalike.encoding.facts import FACTS, described, read_facts
 from lookalike.engines.choice import remembered
 from lookalike.engines.exported import ExportedMember
 from lookalike.engines.members import SUFFIXES, member_of, parts_of
@@ -114,18 +114,8 @@ def save_bundle(
                     allow_pickle=False,
                     **{str(n): a for n, a in enumerate(encoder.alignments) if a is not None},
                 )
-        description = {
-            "format": FORMAT,
-            "name": encoder.name,
-            "type": "ensemble" if encoder.is_ensemble else "single",
-            "how": encoder.how if encoder.is_ensemble else None,
-            "dim": encoder.dim,
-            **(facts or {}),
-            "members": rows,
-            "versions": {**(facts or {}).get("versions", {}), **versions_of("lookalike")},
-            "fingerprint": encoder.fingerprint,
-        }
-        write_json(folder / FACTS, description)
+        versions = {**(facts or {}).get("versions", {}), **versions_of("lookalike")}
+        write_json(folder / FACTS, described(encoder, rows, facts, versions))
         if further is not None:
             further(folder)
     return out
