@@ -115,6 +115,26 @@ def close_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     return lambda folder: closed.add(folder.resolve())
 
 
+class Heard:
+    """A progress that writes down what is said, and stops the run when it is told a number."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.said: list[str] = []
+        self.stop_at = stop_at
+
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
+        if task == "embedding" and self.stop_at is not None and done >= self.stop_at:
+            raise KeyboardInterrupt
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def heard() -> type[Heard]:
+    return Heard
+
+
 @pytest.fixture
 def make_member() -> Callable[..., Member]:
     """Build a small member with random weights; `name` and `seed` may be given."""

@@ -22,17 +22,6 @@ from lookalike.errors import ModelError, OptionError
 pytest.importorskip("openvino")
 
 
-class Heard:
-    def __init__(self):
-        self.said = []
-
-    def step(self, task, done, total, detail=""):
-        pass
-
-    def say(self, text):
-        self.said.append(text)
-
-
 @pytest.fixture
 def encoder(make_member):
     return Encoder([make_member()])
@@ -55,16 +44,16 @@ def rates(monkeypatch):
     return table
 
 
-def test_the_fastest_engine_is_taken_and_gives_the_models_embeddings(encoder, pictures, rates):
+def test_the_fastest_engine_is_taken_and_gives_the_models_embeddings(encoder, pictures, rates, heard):
     rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
-    heard = Heard()
-    found = accelerated(encoder, pictures, count=10_000, progress=heard)
+    listener = heard()
+    found = accelerated(encoder, pictures, count=10_000, progress=listener)
     (member,) = found.members
     assert (member.runtime, member.precision) == ("openvino", "float32")
     np.testing.assert_allclose(found.embed(pictures).vectors, encoder.embed(pictures).vectors, atol=1e-5)
     assert found.fingerprint == encoder.fingerprint
-    assert heard.said[0] == "test_efficientnet: looking for the fastest engine of this machine, once for this model"
-    assert heard.said[1].startswith(
+    assert listener.said[0] == "test_efficientnet: looking for the fastest engine of this machine, once for this model"
+    assert listener.said[1].startswith(
         "test_efficientnet: by openvino in float32 (30 images/s); torch in float32 (10 image"
     )
 
@@ -135,15 +124,15 @@ def test_batches_that_are_timed_are_full(make_member, pixels):
         assert set(engine.sizes) == {4}
 
 
-def test_an_engine_that_gives_other_embeddings_is_left_out(encoder, pictures, rates, monkeypatch):
+def test_an_engine_that_gives_other_embeddings_is_left_out(encoder, pictures, rates, monkeypatch, heard):
     rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 99}
     monkeypatch.setattr(choice, "LEAST_COSINE", {"float32": 0.999, "bfloat16": 1.1})  # torch in bfloat16 goes too
     monkeypatch.setattr(openvino, "precisions", lambda: ("bfloat16", "float32"))
-    heard = Heard()
-    (member,) = accelerated(encoder, pictures, count=10_000, progress=heard).members
+    listener = heard()
+    (member,) = accelerated(encoder, pictures, count=10_000, progress=listener).members
     assert member.precision == "float32"
     told = "test_efficientnet: openvino in bfloat16 is left out, a cosine to float32 is "
-    assert any(text.startswith(told) for text in heard.said)
+    assert any(text.startswith(told) for text in listener.said)
 
 
 def test_rates_are_images_a_second(encoder, pictures):
@@ -184,13 +173,13 @@ print("torch" in sys.modules)
     assert not isinstance(load_bundle(tmp_path / "model", single=True).members[0], ExportedMember)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(encoder, pictures, rates, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_done_without(encoder, pictures, rates, tmp_path, monkeypatch, heard):
     rates |= {("torch", "float32"): 10, ("openvino", "float32"): 30, ("openvino", "bfloat16"): 20}
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LOOKALIKE_CACHE", str(tmp_path / "file" / "cache"))
-    heard = Heard()
-    assert accelerated(encoder, pictures, count=10_000, progress=heard).members == encoder.members
-    assert any(" is left out: " in text and "cannot be written" in text for text in heard.said)
+    listener = heard()
+    assert accelerated(encoder, pictures, count=10_000, progress=listener).members == encoder.members
+    assert any(" is left out: " in text and "cannot be written" in text for text in listener.said)
     with pytest.raises(OptionError, match=r"cannot be computed by openvino in auto here, .* there is: torch"):
         accelerated(encoder, pictures, count=10_000, engine="openvino")
 
@@ -202,17 +191,17 @@ def test_without_openvino_torch_computes(encoder, pictures, monkeypatch):
         accelerated(encoder, pictures, count=10_000, engine="openvino", precision="bfloat16")
 
 
-def test_a_model_that_cannot_be_converted_stays_with_torch(encoder, pictures, monkeypatch):
+def test_a_model_that_cannot_be_converted_stays_with_torch(encoder, pictures, monkeypatch, heard):
     def refuse(_, *, head):
         raise RuntimeError("no rule for\nthis operation")
 
     monkeypatch.setattr(graph, "program_of", refuse)
-    heard = Heard()
-    assert accelerated(encoder, pictures, count=10_000, progress=heard).members[0].runtime == "torch"
+    listener = heard()
+    assert accelerated(encoder, pictures, count=10_000, progress=listener).members[0].runtime == "torch"
     assert (
         "test_efficientnet: openvino in float32 is left out: test_efficientnet cannot be converted to OpenVINO "
         "(no rule for); use it with torch."
-    ) in heard.said
+    ) in listener.said
     monkeypatch.setattr(choice, "_measure", lambda *_: pytest.fail("was tried again"))
     assert accelerated(encoder, pictures, count=10_000).members[0].runtime == "torch"
 

@@ -19,17 +19,6 @@ from lookalike.types import Embeddings, unit
 COUNT, DIM = 3000, 64
 
 
-class Heard:
-    def __init__(self):
-        self.said = []
-
-    def step(self, task, done, total, detail=""):
-        pass
-
-    def say(self, text):
-        self.said.append(text)
-
-
 @pytest.fixture(scope="module")
 def vectors():
     """Sixty loose groups of fifty directions: neighbours are of one group, but not all alike."""
@@ -129,7 +118,7 @@ def test_where_lists_are_too_short_more_are_looked_at(vectors, queries):
     assert made.parameters == {"nprobe": 1}
 
 
-def test_the_quickest_kind_within_the_budget_is_built(vectors, monkeypatch):
+def test_the_quickest_kind_within_the_budget_is_built(vectors, monkeypatch, heard):
     speed = {"lists of vectors in 8 bits": 1.0, "graph over whole vectors": 0.5}
 
     def measured(kind, made, probe):
@@ -138,8 +127,8 @@ def test_the_quickest_kind_within_the_budget_is_built(vectors, monkeypatch):
 
     real = tuning._measured
     monkeypatch.setattr(tuning, "_measured", measured)
-    heard = Heard()
-    found = choose.choose(lambda r: vectors[r], COUNT, DIM, Budget(0.8), progress=heard)
+    listener = heard()
+    found = choose.choose(lambda r: vectors[r], COUNT, DIM, Budget(0.8), progress=listener)
     assert found.point.kind == "graph over whole vectors"
     assert found.point.recall >= 0.8
     assert found.point.vectors == COUNT - 200
@@ -151,7 +140,7 @@ def test_the_quickest_kind_within_the_budget_is_built(vectors, monkeypatch):
         r"quickest of them was built\. With 200 held-out vectors as queries it has recall@10 [01]\.\d+ and takes ",
         found.why,
     )
-    small_enough = choose.choose(lambda r: vectors[r], COUNT, DIM, Budget(0.8, 100 * COUNT), progress=heard)
+    small_enough = choose.choose(lambda r: vectors[r], COUNT, DIM, Budget(0.8, 100 * COUNT), progress=listener)
     assert small_enough.point.kind == "lists of vectors in 8 bits"
     assert small_enough.point.bytes <= 100 * COUNT
 
@@ -253,7 +242,7 @@ class Stops:
         self.said.append(text)
 
 
-def test_a_build_that_was_stopped_goes_on(embeddings, tmp_path, monkeypatch):
+def test_a_build_that_was_stopped_goes_on(embeddings, tmp_path, monkeypatch, heard):
     monkeypatch.setattr(building, "_EVERY_S", -1.0)
     whole = Index.build(embeddings, min_recall=0.9, max_memory="300kB")
     work = tmp_path / "work"
@@ -261,21 +250,21 @@ def test_a_build_that_was_stopped_goes_on(embeddings, tmp_path, monkeypatch):
         Index.build(embeddings, min_recall=0.9, max_memory="300kB", work=work, progress=Stops(1400))
     trained = []
     monkeypatch.setattr(FaissIndex, "new", lambda key, _: trained.append(key) or pytest.fail("was begun anew"))
-    heard = Heard()
-    made = Index.build(embeddings, min_recall=0.9, max_memory="300kB", work=work, progress=heard)
+    listener = heard()
+    made = Index.build(embeddings, min_recall=0.9, max_memory="300kB", work=work, progress=listener)
     assert made.key == whole.key
-    assert not any(text.startswith("  tried on") for text in heard.said)
+    assert not any(text.startswith("  tried on") for text in listener.said)
     asked = embeddings.take(embeddings.ids[::37])
     assert made.search(asked, 10).ids.tolist() == whole.search(asked, 10).ids.tolist()
 
 
-def test_what_another_run_left_is_passed_over(embeddings, tmp_path, monkeypatch):
+def test_what_another_run_left_is_passed_over(embeddings, tmp_path, monkeypatch, heard):
     monkeypatch.setattr(building, "_EVERY_S", -1.0)
     work = tmp_path / "work"
     Index.build(embeddings, min_recall=0.9, max_memory="300kB", work=work)
-    heard = Heard()
-    Index.build(embeddings, min_recall=0.8, max_memory="300kB", work=work, progress=heard)
-    assert any(text.startswith("  tried on") for text in heard.said)
+    listener = heard()
+    Index.build(embeddings, min_recall=0.8, max_memory="300kB", work=work, progress=listener)
+    assert any(text.startswith("  tried on") for text in listener.said)
     for file in work.iterdir():
         file.write_bytes(b"garbage")
     assert len(Index.build(embeddings, min_recall=0.8, max_memory="300kB", work=work)) == COUNT

@@ -68,19 +68,6 @@ def test_parts_of_several_processes_are_put_in_order():
     assert joined.rows[:, 0].tolist() == [1, 2, 3]
 
 
-class Silent:
-    """Keeps sentences only."""
-
-    def __init__(self):
-        self.said = []
-
-    def step(self, task, done, total, detail=""):
-        pass
-
-    def say(self, text):
-        self.said.append(text)
-
-
 def test_a_head_asked_for_is_in_the_bundle_and_refit_repeats_it(data, crops_original, quick, tmp_path):
     train(data, SMALL, weights="none", out=tmp_path / "model", options=quick(last_head="whitened", view="center"))
     (report,) = read_facts(tmp_path / "model")["training"]
@@ -96,14 +83,14 @@ def test_a_head_asked_for_is_in_the_bundle_and_refit_repeats_it(data, crops_orig
     assert again.members[0].preprocessing == member.preprocessing
 
 
-def test_the_trained_head_stays_where_it_is_asked_for(data, weights, quick):
-    outcome = train_member(data, SMALL, weights, quick(last_head="trained"), None, Silent())
+def test_the_trained_head_stays_where_it_is_asked_for(data, weights, quick, heard):
+    outcome = train_member(data, SMALL, weights, quick(last_head="trained"), None, heard())
     assert outcome.report["last_head"] is None
     assert "after training" not in outcome.member.origin["head"]
 
 
-def test_what_is_seen_of_a_picture_goes_by_validation_where_the_backbone_stays_frozen(data, weights, quick):
-    listener = Silent()
+def test_what_is_seen_of_a_picture_goes_by_validation_where_the_backbone_stays_frozen(data, weights, quick, heard):
+    listener = heard()
     outcome = train_member(data, SMALL, weights, quick(frozen=True), None, listener)
     (line,) = [text for text in listener.said if "by what is seen of a picture" in text]
     found = {}
@@ -115,7 +102,7 @@ def test_what_is_seen_of_a_picture_goes_by_validation_where_the_backbone_stays_f
     assert outcome.report["validation"]["frozen"] == pytest.approx(max(found.values()), abs=5e-5)
 
 
-def test_the_whole_picture_is_seen_where_the_network_is_trained(data, weights, quick):
-    outcome = train_member(data, SMALL, weights, quick(epochs=1), None, Silent())
+def test_the_whole_picture_is_seen_where_the_network_is_trained(data, weights, quick, heard):
+    outcome = train_member(data, SMALL, weights, quick(epochs=1), None, heard())
     assert outcome.report["view"] == "squash"
     assert (outcome.member.preprocessing.crop_mode, outcome.member.preprocessing.crop_pct) == ("squash", 1.0)
