@@ -1,13 +1,15 @@
-"""Exact search in less time: most vectors are ruled out by 8-bit products, whose error is known.
+"""Exact search in less time: most vectors are ruled out by short 8-bit products, whose error is known.
 
-A vector is turned by a random rotation, which spreads it evenly over its dimensions, and rounded to 8 bits. What
-rounding leaves is measured: the product of a query and a vector cannot differ from that of their rounded forms by more
-than `error(query)` (Cauchy-Schwarz). So a vector whose rounded product is further than that below the k-th best exact
-product is not among the k nearest; the others are compared in full.
+Vectors are projected on the directions that hold nearly all of their length, turned by a random rotation, which spreads
+them evenly over these dimensions, and rounded to 8 bits. What the projection and rounding leave of each vector is
+measured: the product of a query and a vector cannot differ from that of their rounded forms by more than an error that
+follows from it (Cauchy-Schwarz). So a vector whose rounded product is further than that below what the k-th best is
+certain to reach is not among the k nearest; the others are compared in full.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,30 +19,60 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.cores import cores
+from lookalike.indexing.building import evenly
+from lookalike.indexing.flat_file import Rows
 from lookalike.types import Vectors
 
-Rows = npt.NDArray[np.int64]
-
-_BLOCK = 16_384
+_BLOCK = 8192
 """Vectors whose products with a group of queries are in memory at once."""
 _QUERIES = 128
 """Queries in a group."""
-_RUN = 128
+_RUN = 64
 """Vectors whose largest product is looked at before each of them is."""
 _SLACK = 1e-5
 """For the rounding of float32 sums themselves."""
+_SAMPLE = 10_000
+"""Vectors that the directions are learnt from."""
+_DIRECTIONS = 64
+"""Their number is a multiple of it."""
+_BEYOND = 0.02
+"""Share of the squared length that may lie beyond them."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """Projected and rounded vectors, and what bounds the error of their products.
+
+    Attributes:
+        numbers: `(n, directions)` int8.
+        step: what 1 stands for in them, `(1, 1)` or `(n, 1)`.
+        length: of each projected vector, `(n,)`.
+        left: length of what rounding left of it.
+        beyond: length of what projecting left of the vector.
+
+    """
+
+    numbers: npt.NDArray[np.int8]
+    step: Floats
+    length: Floats
+    left: Floats
+    beyond: Floats
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Rounded vectors from a row on, packed for products: what 1 stands for in them, the longest rest and vector."""
+    """Rounded vectors from a row on, packed for products; see `_Rounded`."""
 
     start: int
     size: int
     packed: Any
     step: float
-    left: float
-    longest: float
+    left: Floats
+    beyond: Floats
+    most_left: float
+    most_beyond: float
 
 
 class Prefilter:
@@ -56,137 +88,167 @@ class Prefilter:
 
     def __init__(self, take: Callable[[Rows], Vectors], count: int, dim: int, *, seed: int = 0) -> None:
         self._take = take
-        self._rotation = _rotation(dim, seed)
+        self._directions = _directions(take(evenly(np.arange(count, dtype=np.int64), _SAMPLE)), dim, seed)
         self._blocks: list[_Block] = []
+        self._longest = 0.0
         for start in range(0, count, _BLOCK):
-            turned = take(np.arange(start, min(count, start + _BLOCK), dtype=np.int64)) @ self._rotation
-            rounded, step, left = _rounded(turned)
-            longest = float(np.linalg.norm(turned, axis=1).max())
-            self._blocks.append(_Block(start, len(turned), _pack(rounded), step, float(left.max()), longest))
+            rounded = self._rounded(take(np.arange(start, min(count, start + _BLOCK), dtype=np.int64)), each=False)
+            self._blocks.append(
+                _Block(
+                    start=start,
+                    size=len(rounded.numbers),
+                    packed=_pack(rounded.numbers),
+                    step=float(rounded.step[0, 0]),
+                    left=rounded.left,
+                    beyond=rounded.beyond,
+                    most_left=float(rounded.left.max()),
+                    most_beyond=float(rounded.beyond.max()),
+                )
+            )
+            self._longest = max(self._longest, float(rounded.length.max()))
 
-    def nearest(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
+    def nearest(self, queries: Vectors, count: int) -> tuple[Floats, Rows]:
         """Return float32 inner products and rows `(n_query, count)` of the nearest of all, best first."""
-        if not len(queries):
-            return np.zeros((0, count), np.float32), np.zeros((0, count), np.int64)
-        parts = [self._group(queries[start : start + _QUERIES], count) for start in range(0, len(queries), _QUERIES)]
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-    def _group(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
-        rounded, step, left = _rounded(queries @ self._rotation)
-        lengths = np.linalg.norm(queries, axis=1)
-        threads = min(len(self._blocks), cores())
-        shares = [self._blocks[n::threads] for n in range(threads)]
-
-        def search(blocks: list[_Block]) -> _Best:
-            best = _Best(queries, count, self._take)
-            rooms: dict[int, Any] = {}  # for the products of a block, used again by the next one of its size
-            for block in blocks:
-                if block.size not in rooms:
-                    rooms[block.size] = _room(len(rounded), block.size)
-                products = _products(rounded, block.packed, rooms[block.size])
-                # |q·x - q'·x'| <= |q - q'| |x| + |q'| |x - x'|
-                error = left * block.longest + (lengths + left) * block.left + _SLACK
-                best.add(*_candidates(products, best.worst, error, step * block.step, count), block.start)
-            return best
-
+        scores = np.empty((len(queries), count), dtype=np.float32)
+        rows = np.empty((len(queries), count), dtype=np.int64)
+        threads = cores()
         with ThreadPoolExecutor(threads) as pool:
-            first, *others = pool.map(search, shares)
-        for other in others:
-            first.join(other)
-        return first.scores, first.rows
+            for start in range(0, len(queries), _QUERIES):
+                group = queries[start : start + _QUERIES]
+                search = _Search(self._rounded(group, each=True), self._longest, count)
+                shares = [self._blocks[n::threads] for n in range(min(threads, len(self._blocks)))]
+                list(pool.map(search.look_at, shares))
+                candidates = search.candidates()
+
+                def compare(part: range, group: Vectors = group, found: list[Rows] = candidates, at: int = start) -> None:
+                    for query in part:
+                        scores[at + query], rows[at + query] = self._best(group[query], found[query], count)
+
+                list(pool.map(compare, [range(n, len(group), threads) for n in range(threads)]))
+        return scores, rows
+
+    def _best(self, query: Vectors, rows: Rows, count: int) -> tuple[Floats, Rows]:
+        """Compare with the vectors of rows in full; return scores and rows of the best."""
+        exact = self._take(rows) @ query
+        best = np.argsort(-exact, kind="stable")[:count]
+        return exact[best], rows[best]
+
+    def _rounded(self, vectors: Vectors, *, each: bool) -> _Rounded:
+        """Project and round vectors, each in steps of its own or all in the same."""
+        projected = vectors @ self._directions
+        step = np.abs(projected).max(axis=1 if each else None, keepdims=True) / 127
+        step[step == 0] = 1
+        numbers = np.rint(projected / step)
+        length = np.linalg.norm(projected, axis=1)
+        beyond = np.zeros(len(vectors), dtype=np.float32)
+        if self._directions.shape[1] < vectors.shape[1]:
+            # a difference of squares is known to about their rounding, no better
+            squares = np.einsum("ij,ij->i", vectors, vectors) - length**2
+            beyond = np.sqrt(np.maximum(squares, 0) + _SLACK)
+        left = np.linalg.norm(projected - numbers * step, axis=1)
+        return _Rounded(numbers.astype(np.int8), step, length, left, beyond)
 
 
-class _Best:
-    """The nearest so far of a group of queries, by exact products."""
-
-    def __init__(self, queries: Vectors, count: int, take: Callable[[Rows], Vectors]) -> None:
-        self._queries, self._take = queries, take
-        self.scores = np.full((len(queries), count), -np.inf, dtype=np.float32)
-        self.rows = np.full((len(queries), count), -1, dtype=np.int64)
-
-    @property
-    def worst(self) -> npt.NDArray[np.float32]:
-        """The last score of each query `(n_query,)`."""
-        found: npt.NDArray[np.float32] = self.scores[:, -1]
-        return found
-
-    def add(self, query: Rows, place: Rows, start: int) -> None:
-        """Compare pairs of a query and a vector in full, and keep the best."""
-        if not len(query):
-            return
-        rows = place + start
-        scores = np.einsum("ij,ij->i", self._queries[query], self._take(rows))
-        self._merge(query, rows, scores)
-
-    def join(self, other: _Best) -> None:
-        """Take over what another found among other vectors."""
-        query = np.repeat(np.arange(len(self.rows)), self.rows.shape[1])
-        self._merge(query, other.rows.ravel(), other.scores.ravel())
-
-    def _merge(self, query: Rows, rows: Rows, scores: npt.NDArray[np.float32]) -> None:
-        """Keep the best of what is there and of further rows, given with the query that each is for."""
-        queries, count = self.rows.shape
-        query = np.concatenate([np.repeat(np.arange(queries), count), query])
-        rows = np.concatenate([self.rows.ravel(), rows])
-        scores = np.concatenate([self.scores.ravel(), scores])
-        order = np.lexsort((-scores, query))
-        starts = np.searchsorted(query[order], np.arange(queries))
-        kept = order[starts[:, None] + np.arange(count)]
-        self.rows, self.scores = rows[kept], scores[kept]
-
-
-def _candidates(
-    products: npt.NDArray[np.int32],
-    worst: npt.NDArray[np.float32],
-    error: npt.NDArray[np.floating[Any]],
-    unit: float,
-    count: int,
-) -> tuple[Rows, Rows]:
-    """Return query and place of the vectors of a block that may be among the nearest.
-
-    Most of a block is passed over by the largest product of each run of vectors.
+class _Search:
+    """A group of queries under way: which vectors may be among their nearest; by several threads at once.
 
     Args:
-        products: `(n_query, size)` of rounded vectors.
-        worst: `(n_query,)` the k-th best exact score so far, minus infinity where there are not k yet.
-        error: `(n_query,)` how far a rounded product may be from the exact one.
-        unit: what a product of 1 stands for.
-        count: k.
+        queries: the group.
+        longest: length that no projected vector exceeds.
+        count: how many nearest each shall have.
 
     """
-    queries, size = products.shape
-    whole = size - size % _RUN
-    runs = products[:, :whole].reshape(queries, whole // _RUN, _RUN)
-    largest = runs.max(axis=2)
-    floor = (worst - error) / unit
-    begun = np.isfinite(floor)
-    if not begun.all():
-        # the k-th largest of some products is no more than the k-th of all, and that less the error no more than the
-        # k-th exact one
-        few = largest if largest.shape[1] >= count else products
-        last = few.shape[1] - min(count, few.shape[1])
-        kth = np.partition(few, last, axis=1)[:, last]
-        floor = np.where(begun, floor, kth - 2 * error / unit)
-    # clipped, so that it can be compared as the products' own type: rounded down, nothing is lost
-    least = np.floor(np.clip(floor.astype(np.float64), -(2**31), 2**31 - 1)).astype(np.int32)
-    query, run = np.nonzero(largest >= least[:, None])
-    found, place = np.nonzero(runs[query, run] >= least[query, None])
-    rest, end = np.nonzero(products[:, whole:] >= least[:, None])
-    return np.concatenate([query[found], rest]), np.concatenate([run[found] * _RUN + place, end + whole])
+
+    def __init__(self, queries: _Rounded, longest: float, count: int) -> None:
+        self._queries = queries
+        # |q·x - q'·x'| <= |q - q'| |x| + |q'| |x - x'| + |what is beyond of q| |what is beyond of x|
+        self._constant = queries.left * np.float32(longest) + np.float32(_SLACK)
+        self._by_left = queries.length + queries.left
+        self._certain = np.full((len(queries.numbers), count), -np.inf, dtype=np.float32)
+        self._worst = self._certain.min(axis=1)
+        self._found: list[tuple[Rows, Rows, Floats]] = []
+        self._merging = threading.Lock()
+
+    def look_at(self, blocks: list[_Block]) -> None:
+        """Look for candidates in blocks."""
+        rooms: dict[int, Any] = {}  # for the products of a block, used again by the next one of its size
+        for block in blocks:
+            if block.size not in rooms:
+                rooms[block.size] = _room(len(self._queries.numbers), block.size)
+            self._sift(block, _products(self._queries.numbers, block.packed, rooms[block.size]))
+
+    def _sift(self, block: _Block, products: npt.NDArray[np.int32]) -> None:
+        """Note the vectors of a block that may be among the nearest, by their products `(n_query, size)`."""
+        unit = self._queries.step[:, 0] * np.float32(block.step)
+        error = self._constant + self._by_left * block.most_left + self._queries.beyond * block.most_beyond
+        queries, size = products.shape
+        whole = size - size % _RUN
+        runs = products[:, :whole].reshape(queries, _RUN, whole // _RUN)
+        largest = runs.max(axis=1)
+        worst = self._worst
+        if not np.isfinite(worst).all():
+            # the k-th largest of some products is no more than that of all
+            some = largest if largest.shape[1] >= self._certain.shape[1] else products
+            last = some.shape[1] - min(self._certain.shape[1], some.shape[1])
+            worst = np.maximum(worst, np.partition(some, last, axis=1)[:, last] * unit - error)
+        # clipped, so that it can be compared as the products' own type: rounded down, nothing is lost
+        floor = np.floor((worst.astype(np.float64) - error) / unit)
+        least = np.clip(floor, -(2**31), 2**31 - 1).astype(np.int32)
+        query, run = np.nonzero(largest >= least[:, None])
+        found, place = np.nonzero(runs[query, :, run] >= least[query, None])
+        rest, end = np.nonzero(products[:, whole:] >= least[:, None])
+        query = np.concatenate([query[found], rest])
+        place = np.concatenate([place * runs.shape[2] + run[found], whole + end])
+        if len(query):
+            near = products[query, place] * unit[query]
+            error = self._constant[query] + self._by_left[query] * block.left[place]
+            error += self._queries.beyond[query] * block.beyond[place]
+            self._note(query, place + block.start, near - error, near + error)
+
+    def _note(self, query: Rows, rows: Rows, low: Floats, high: Floats) -> None:
+        """Keep rows that may be among the nearest of a query, given how near they are at least and at most."""
+        with self._merging:
+            kept = high >= self._worst[query]
+            query, rows, low, high = query[kept], rows[kept], low[kept], high[kept]
+            self._found.append((query, rows, high))
+            asked, column, width = _columns(query)
+            if not width:
+                return
+            count = self._certain.shape[1]
+            room = np.full((len(asked), count + width), -np.inf, dtype=np.float32)
+            room[:, :count] = self._certain[asked]
+            room[np.searchsorted(asked, query), count + column] = low
+            best = np.partition(room, width, axis=1)[:, width:]
+            self._certain[asked] = best
+            self._worst[asked] = best[:, 0]
+
+    def candidates(self) -> list[Rows]:
+        """Return the rows that may be among the nearest, by query, rising."""
+        query, rows, high = (np.concatenate(part) for part in zip(*self._found, strict=True))
+        kept = high >= self._worst[query]
+        query, rows = query[kept], rows[kept]
+        order = np.lexsort((rows, query))
+        return np.split(rows[order], np.searchsorted(query[order], np.arange(1, len(self._worst))))
 
 
-def _rounded(turned: Vectors) -> tuple[npt.NDArray[np.int8], float, Vectors]:
-    """Round vectors to 8 bits: the whole numbers, what 1 stands for, and the length of what is left of each."""
-    step = (float(np.abs(turned).max()) or 1.0) / 127
-    rounded = np.rint(turned / step)
-    left: Vectors = np.linalg.norm(turned - rounded * step, axis=1).astype(np.float32)
-    return rounded.astype(np.int8), step, left
+def _columns(query: Rows) -> tuple[Rows, Rows, int]:
+    """Return each number once, how often each was there before, and how often the most frequent is."""
+    order = np.argsort(query, kind="stable")
+    asked, first, times = np.unique(query[order], return_index=True, return_counts=True)
+    column = np.empty(len(query), dtype=np.int64)
+    column[order] = np.arange(len(query)) - np.repeat(first, times)
+    return asked, column, int(times.max(initial=0))
 
 
-def _rotation(dim: int, seed: int) -> Vectors:
-    random = np.random.default_rng(seed).standard_normal((dim, dim))
-    turned: Vectors = np.linalg.qr(random)[0].astype(np.float32)
-    return turned
+def _directions(sample: Vectors, dim: int, seed: int) -> Floats:
+    """Return orthogonal directions `(dim, directions)` that hold nearly all of the squared length of vectors."""
+    energy, axes = np.linalg.eigh(np.asarray(sample.T @ sample, dtype=np.float64))
+    beyond = np.cumsum(energy) / max(energy.sum(), np.finfo(np.float64).tiny)  # of the smallest, so many of them
+    number = dim - int((beyond <= _BEYOND).sum())
+    number = min(dim, -(-max(1, number) // _DIRECTIONS) * _DIRECTIONS)
+    turned = np.linalg.qr(np.random.default_rng(seed).standard_normal((number, number)))[0]
+    found: Floats = (axes[:, dim - number :] @ turned).astype(np.float32)
+    return found
 
 
 def _pack(rounded: npt.NDArray[np.int8]) -> Any:
