@@ -30,7 +30,7 @@ class FaissIndex:
     def __init__(self, faiss_index: Any, key: str, parameters: Mapping[str, int]) -> None:
         self.index = faiss_index
         self.key = key
-        self.parameters = dict(parameters)
+        self.set(parameters)
 
     @classmethod
     def new(cls, key: str, dim: int) -> FaissIndex:
@@ -69,6 +69,7 @@ class FaissIndex:
     def set(self, parameters: Mapping[str, int]) -> None:
         """Look as deep as this."""
         self.parameters = dict(parameters)
+        self._how = _depth(self.index, self.parameters)
 
     def nearest(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
         """Return float32 inner products, as exact as the vectors are kept, and rows `(n_query, count)`, best first.
@@ -76,11 +77,11 @@ class FaissIndex:
         Where what is looked at holds fewer, all vectors are looked at. `count` is at most their number.
         """
         queries = np.ascontiguousarray(queries)
-        scores, rows = self.index.search(queries, count, params=_depth(self.index, self.parameters))
+        scores, rows = self.index.search(queries, count, params=self._how)
         for further in (self._in_all_lists, self._among_all):
-            short = (rows < 0).any(axis=1)
-            if not short.any():
+            if rows.min() >= 0:
                 break
+            short = (rows < 0).any(axis=1)
             scores[short], rows[short] = further(queries[short], count)
         return scores, rows
 
@@ -138,7 +139,6 @@ class FaissIndex:
         try:
             flags = 0 if changed else faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
             index = faiss.read_index(str(path), flags)
-            _depth(index, parameters)
             return cls(index, key, parameters)
         except (RuntimeError, MemoryError, TypeError, ValueError, KeyError) as error:
             raise StorageError(f"{path} is missing or damaged; make the index again.") from error

@@ -260,7 +260,7 @@ def _store(
     """Keep vectors in this order in the kind of index that the budget leads to."""
     count, dim = vectors.shape
     if budget.exact or count < EXACT_UNTIL:
-        spare = budget.max_memory is None or 1.25 * 4 * dim * count <= budget.max_memory
+        spare = budget.max_memory is None or 1.26 * 4 * dim * count <= budget.max_memory
         flat = FlatIndex.of(vectors, order, spare=spare)
         problem = _beyond(flat, budget)
         if problem is None:

@@ -120,7 +120,9 @@ class Prefilter:
                 list(pool.map(search.look_at, shares))
                 candidates = search.candidates()
 
-                def compare(part: range, group: Vectors = group, found: list[Rows] = candidates, at: int = start) -> None:
+                def compare(
+                    part: range, group: Vectors = group, found: list[Rows] = candidates, at: int = start
+                ) -> None:
                     for query in part:
                         scores[at + query], rows[at + query] = self._best(group[query], found[query], count)
 

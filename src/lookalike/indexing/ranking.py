@@ -74,12 +74,14 @@ def rank_approximately(
     while len(pending):
         fetch = min(fetch, len(index))
         near, found = index.nearest(queries[pending], fetch)
-        near_steps = np.rint(near.astype(np.float64) * _STEPS).astype(np.int64)
-        lowest = near_steps[:, -1]
-        near_steps[found == own[pending, None]] = -_FAR
-        order = np.lexsort((found, -near_steps), axis=1)[:, :top_k]
-        rows[pending] = np.take_along_axis(found, order, axis=1)
-        steps[pending] = np.take_along_axis(near_steps, order, axis=1)
+        # negative, so that what sorts first is nearest
+        near_steps = np.rint(near * np.float64(-_STEPS)).astype(np.int64)
+        lowest = -near_steps[:, -1]
+        near_steps[found == own[pending, None]] = _FAR
+        order = np.lexsort((found, near_steps), axis=1)[:, :top_k]
+        places = np.arange(len(order))[:, None], order
+        rows[pending] = found[places]
+        steps[pending] = -near_steps[places]
         pending = pending[lowest >= steps[pending, -1]] if fetch < len(index) else pending[:0]
         fetch *= _DEEPER
     return rows, (steps / _STEPS).astype(np.float32)
