@@ -6,7 +6,7 @@ r"""From a folder of JPEGs to embeddings: ours on every engine beside what peopl
 Every contender embeds the same photographs, those of `clothing` in $LOOKALIKE_SHARED/data by default, in a process of
 its own, all in turn in each round. Loading the model is not counted, the pass over the images is, from opening the
 first file to the last vector, after a pass over 32 of them. int8 is calibrated on the training images before the
-rounds; `model only` is shown pictures that are decoded already. Ratios are to timm's model fed by a DataLoader in
+rounds; `model only` is shown pictures that are decoded already, `decoding only` has no model. Ratios are to timm's model fed by a DataLoader in
 float32 (`timm + DataLoader`).
 """
 
@@ -26,7 +26,8 @@ import numpy as np
 from contest import answer, contest, keep, shared_folder
 
 PRECISIONS = ("float32", "bfloat16", "int8")
-OURS = ("ours, torch", *(f"ours, openvino {p}{only}" for only in ("", ", model only") for p in PRECISIONS))
+DECODING = "ours, decoding only"
+OURS = ("ours, torch", *(f"ours, openvino {p}{only}" for only in ("", ", model only") for p in PRECISIONS), DECODING)
 THEIRS = (
     "Pillow + torch, one by one",
     "timm + DataLoader",
@@ -158,6 +159,15 @@ def model_only(folder: str, given: argparse.Namespace, files: list[Path]) -> Non
     answer(per_second=rate_of(member, pixels, seconds=10.0))
 
 
+def decoding_only(given: argparse.Namespace, files: list[Path]) -> None:
+    from lookalike.encoding.encoder import as_sources
+    from lookalike.encoding.stream import batches
+    from lookalike.engines import load_bundle
+
+    wanted = [member.preprocessing for member in load_bundle(given.work / "float32").members]
+    timed(files, lambda some: sum(len(batch.ids) for batch in batches([as_sources(some)], wanted)))
+
+
 def timm_model(given: argparse.Namespace):
     """Return the same network with the same weights as timm makes it, and its transform; nothing of ours is imported.
 
@@ -250,6 +260,7 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace, list[Path]], None]] = {
     "ours, torch": partial(ours, "bundle"),
     **{f"ours, openvino {p}": partial(ours, p) for p in PRECISIONS},
     **{f"ours, openvino {p}, model only": partial(model_only, p) for p in PRECISIONS},
+    DECODING: decoding_only,
     "Pillow + torch, one by one": one_by_one,
     "timm + DataLoader": partial(data_loader, False),
     "timm + DataLoader, bfloat16": partial(data_loader, True),

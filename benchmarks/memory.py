@@ -2,8 +2,9 @@ r"""Peak memory of embedding: ten times the images must not take more.
 
     python benchmarks/memory.py --count 10000 --count 100000
 
-The photographs of `clothing` ($LOOKALIKE_SHARED/data) are given again and again under new ids, to a folder of
-embeddings, by EfficientNet-Lite0 exported for OpenVINO; each count in a process of its own.
+The photographs of `clothing` ($LOOKALIKE_SHARED/data) lie in a folder again and again under other names, as links,
+and are embedded as `lookalike embed` does it, by EfficientNet-Lite0 exported for OpenVINO; each count in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.contender:
-        measure(int(given.contender), given.work, given.data)
+        measure(given.contender, given.work)
         return
     counts = given.count or [10_000, 100_000]
     with tempfile.TemporaryDirectory() as work:
-        prepare(Path(work), given)
+        prepare(Path(work), given, counts)
         result = contest(
             __file__,
             [str(count) for count in counts],
             1,
-            arguments=["--work", work, "--data", str(given.data)],
+            arguments=["--work", work],
             rate="peak_memory_mb",
             against=str(counts[0]),
             facts={"backbone": given.backbone, "data": given.data.name},
@@ -43,30 +44,31 @@ def main() -> None:
     keep("memory", result, whole=given.count is None)
 
 
-def prepare(work: Path, given: argparse.Namespace) -> None:
+def prepare(work: Path, given: argparse.Namespace, counts: list[int]) -> None:
     from lookalike.backbones import build_member, save_bundle
     from lookalike.data import load_dataset
     from lookalike.embedding import fitted_encoder
     from lookalike.exporting import export
 
-    encoder = fitted_encoder([build_member(given.backbone)], load_dataset(given.data).training[:500])
+    data = load_dataset(given.data)
+    encoder = fitted_encoder([build_member(given.backbone)], data.training[:500])
     save_bundle(encoder, work / "bundle")
     export(work / "bundle", out=work / "exported")
+    files = [item.path.resolve() for item in data.gallery]
+    for count in counts:
+        for number in range(count):
+            group = work / str(count) / f"group {number // 1000:03}"
+            group.mkdir(parents=True, exist_ok=True)
+            (group / f"photograph {number:07}.jpg").symlink_to(files[number % len(files)])
 
 
-def measure(count: int, work: Path, data: Path) -> None:
-    from lookalike.data import load_dataset
-    from lookalike.embedding import embed_to
-    from lookalike.encoding.stream import File
-    from lookalike.engines import load_bundle
+def measure(count: str, work: Path) -> None:
+    from lookalike.retrieval import embed
 
-    files = [item.path for item in load_dataset(data).gallery]
-    sources = [File(f"{number:07}", files[number % len(files)]) for number in range(count)]
-    encoder = load_bundle(work / "exported")
     clock = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        embed_to(sources, encoder, Path(out) / "embeddings")
-    answer(per_second=count / (time.perf_counter() - clock))
+        embed(work / count, work / "exported", out=Path(out) / "embeddings")
+    answer(per_second=int(count) / (time.perf_counter() - clock))
 
 
 if __name__ == "__main__":

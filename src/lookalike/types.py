@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,8 @@ class Embeddings:
             raise DataError(f"embeddings must be a float32 array of shape (n, dim), got {v.dtype} of shape {v.shape}.")
         if len(self.ids) != len(v):
             raise DataError(f"embeddings need one id a row: got {len(self.ids)} ids for {len(v)} rows.")
-        if len(set(self.ids)) != len(self.ids):
-            seen: set[str] = set()
-            twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        twice = repeated(lambda: self.ids)
+        if twice is not None:
             raise DataError(f"embeddings need distinct ids, but {twice!r} stands more than once.")
         if not len(v):
             return
@@ -99,6 +98,20 @@ class Embeddings:
         if missing:
             raise DataError(f"{len(missing)} ids have no embedding, the first is {missing[0]!r}.")
         return Embeddings(wanted, self.vectors[[rows[i] for i in wanted]], self.fingerprint, (), self.precision)
+
+
+def repeated(ids: Callable[[], Iterable[str]]) -> str | None:
+    """Return the first id that stands more than once, or None.
+
+    Args:
+        ids: gives them, once more where hashes, which take less memory than the ids, do not rule it out.
+
+    """
+    hashes = np.sort(np.fromiter(map(hash, ids()), np.int64))
+    if (hashes[1:] != hashes[:-1]).all():
+        return None
+    seen: set[str] = set()
+    return next((i for i in ids() if i in seen or seen.add(i)), None)  # type: ignore[func-returns-value]
 
 
 def _lengths(vectors: Vectors) -> npt.NDArray[np.float32]:

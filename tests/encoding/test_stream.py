@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lookalike.encoding.preprocessing import Preprocessing
-from lookalike.encoding.stream import File, batches, map_ahead
+from lookalike.encoding.stream import File, Files, batches, map_ahead, map_groups_ahead
 from lookalike.errors import OptionError, UnreadableImage
 from lookalike.types import Skipped
 
@@ -96,7 +96,7 @@ def test_each_file_is_decoded_once_whatever_the_number_of_preprocessings(picture
     monkeypatch.setattr(stream, "read_scaled", reading)
     small, large = Preprocessing(32, 32), Preprocessing(64, 48)
     sources = [File(p.name, p) for p in pictures]
-    found = list(batches(sources, [small, large, small], 4))
+    found = list(batches([sources], [small, large, small], 4))
     assert sorted(opened) == sorted(pictures)
     assert [b.done for b in found] == [4, 8, 9]
     assert [tuple(p.shape for p in b.pixels) for b in found[:1]] == [((4, 32, 32, 3), (4, 64, 48, 3), (4, 32, 32, 3))]
@@ -107,5 +107,24 @@ def test_each_file_is_decoded_once_whatever_the_number_of_preprocessings(picture
 
 def test_a_batch_whose_files_are_all_unreadable_is_still_reported(pictures, tmp_path):
     missing = [File(str(n), tmp_path / f"{n}.jpg") for n in range(2)]
-    found = list(batches([*missing, File("good", pictures[0])], [Preprocessing(32, 32)], 2))
+    found = list(batches([[*missing, File("good", pictures[0])]], [Preprocessing(32, 32)], 2))
     assert [(b.ids, len(b.pixels), len(b.skipped), b.done) for b in found] == [((), 0, 2, 2), (("good",), 1, 0, 3)]
+
+
+def test_files_are_kept_as_text_and_made_when_they_are_looked_at(tmp_path):
+    names = ["a/\udcff.jpg", "b.jpg", "ö/c.png", ""]
+    files = Files(tmp_path, iter(names))
+    assert list(files) == [File(name, tmp_path / name) for name in names]
+    assert (len(files), files[-2].id, len(Files(tmp_path, []))) == (4, "ö/c.png", 0)
+    assert [f.id for f in files[1:][:2]] == names[1:3]
+    assert [f.id for f in files[::-2]] == names[::-2]
+    with pytest.raises(IndexError):
+        files[4]
+    with pytest.raises(IndexError):
+        files[1:2][1]
+
+
+def test_a_batch_is_of_one_group():
+    groups = [[1, 2, 3], [4], [5, 6]]
+    found = list(map_groups_ahead(groups, lambda n: -n, 2))
+    assert found == [[(1, -1), (2, -2)], [(3, -3)], [(4, -4)], [(5, -5), (6, -6)]]

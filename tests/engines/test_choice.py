@@ -30,6 +30,7 @@ def encoder(make_member):
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(choice, "_SECONDS", 0.05)
+    monkeypatch.setattr(choice.onnx, "is_installed", lambda: False)  # converting for it takes seconds each time
 
 
 @pytest.fixture
@@ -56,6 +57,24 @@ def test_the_fastest_engine_is_taken_and_gives_the_models_embeddings(encoder, pi
     assert listener.said[1].startswith(
         "test_efficientnet: by openvino in float32 (30 images/s); torch in float32 (10 image"
     )
+
+
+def test_onnx_runtime_is_taken_where_it_is_fastest(encoder, pictures, rates, monkeypatch, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(choice.onnx, "is_installed", lambda: True)
+    monkeypatch.setattr(choice.openvino, "is_installed", lambda: False)
+    rates |= {("torch", "float32"): 10, ("onnxruntime", "float32"): 30}
+    found = accelerated(encoder, pictures, count=10_000)
+    (member,) = found.members
+    assert (member.runtime, member.precision, found.fingerprint) == ("onnxruntime", "float32", encoder.fingerprint)
+    np.testing.assert_allclose(found.embed(pictures).vectors, encoder.embed(pictures).vectors, atol=1e-5)
+    save_bundle(encoder, tmp_path / "bundle")
+    again = choice.remembered(tmp_path / "bundle", read_facts(tmp_path / "bundle"), precision="float32", single=True)
+    assert again.members[0].runtime == "onnxruntime"
+    kept.graph_of(encoder.fingerprint, "onnxruntime").write_bytes(b"damaged")
+    mended = accelerated(encoder, pictures, count=10_000)
+    np.testing.assert_allclose(mended.embed(pictures).vectors, encoder.embed(pictures).vectors, atol=1e-5)
 
 
 def test_torch_stays_where_it_is_fastest(encoder, pictures, rates):

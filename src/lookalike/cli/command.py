@@ -13,8 +13,8 @@ import click
 from lookalike.errors import OptionError
 
 AGAIN = "interrupted; start the same command again."
-GOES_ON = "interrupted; what was finished is kept, start the same command again to go on."
-RESUMES = "interrupted; what was finished is kept, start the same command again with --resume to go on."
+GOES_ON = "interrupted; start the same command again, and it goes on with what was finished."
+RESUMES = "interrupted; start the same command again with --resume, and it goes on with what was finished."
 
 
 class InterruptionError(Exception):

@@ -56,7 +56,7 @@ weights_option = click.option(
 
 engine_option = click.option(
     "--engine",
-    type=click.Choice(["auto", "torch", "openvino"]),
+    type=click.Choice(["auto", "torch", "openvino", "onnxruntime"]),
     default="auto",
     show_default=True,
     help="What computes embeddings; auto takes what was found to be fastest here. An exported model has its own.",

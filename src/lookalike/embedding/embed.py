@@ -23,7 +23,7 @@ from lookalike.embedding.store import (
 )
 from lookalike.errors import DataError, OptionError
 from lookalike.progress import SILENT, Progress
-from lookalike.types import Embeddings, Skipped
+from lookalike.types import Embeddings, Skipped, repeated
 
 if TYPE_CHECKING:
     from lookalike.encoding import Encoder
@@ -88,23 +88,22 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
         begin(out, by or encoder, size)
         keep_model(encoder, out / MODEL, facts)
         again = OldShards(out, old)
-        rows, ids, skipped = _compute(
-            out, by or encoder, cuts, keys, again=again, batch_size=batch_size, progress=progress
-        )
-        if not ids:
+        rows, skipped = _compute(out, by or encoder, cuts, keys, again=again, batch_size=batch_size, progress=progress)
+        count = sum(row.rows for row in rows)
+        if not count:
             raise DataError(f"none of the {len(sources)} images can be read, the first is {skipped[0]}.")
         new = EmbeddingFacts(
             model=encoder.name,
             fingerprint=encoder.fingerprint,
             precision=(by or encoder).precision,
             dim=encoder.dim,
-            count=len(ids),
+            count=count,
             root=root,
             shard_size=size,
             shards=tuple(rows),
             skipped=(*skipped, *left_out),
         )
-        finish(out, new, ids)
+        finish(out, new)
     shutil.rmtree(out / SHARDS, ignore_errors=True)
     return load_embeddings(out)
 
@@ -122,7 +121,7 @@ def _folder_of(source: Source) -> Path | None:
     return Path(*whole[: -len(own)]) if own and whole[-len(own) :] == own else None
 
 
-def _checked(images: Iterable[Source | Path | str], shard_size: int) -> list[Source]:
+def _checked(images: Iterable[Source | Path | str], shard_size: int) -> Sequence[Source]:
     from lookalike.encoding.encoder import as_sources
 
     if shard_size < 1:
@@ -130,11 +129,9 @@ def _checked(images: Iterable[Source | Path | str], shard_size: int) -> list[Sou
     sources = as_sources(images)
     if not sources:
         raise DataError("there is no image to embed; give at least one.")
-    seen: set[str] = set()
-    for source in sources:
-        if source.id in seen:
-            raise DataError(f"the image {source.id!r} is given more than once; give each image once.")
-        seen.add(source.id)
+    twice = repeated(lambda: (source.id for source in sources))
+    if twice is not None:
+        raise DataError(f"the image {twice!r} is given more than once; give each image once.")
     return sources
 
 
@@ -147,10 +144,13 @@ def _compute(
     again: OldShards,
     batch_size: int | None,
     progress: Progress,
-) -> tuple[list[ShardRow], list[str], list[Skipped]]:
-    """Put every shard in its place: one from before where its sources are the same, else a new one."""
+) -> tuple[list[ShardRow], list[Skipped]]:
+    """Put every shard in its place: one from before where its sources are the same, else a new one.
+
+    What is in memory of a shard that is done is how many rows it has and which files it skipped.
+    """
     total, done = sum(map(len, cuts)), 0
-    told: dict[int, tuple[tuple[str, ...], tuple[Skipped, ...]]] = {}
+    told: dict[int, tuple[int, tuple[Skipped, ...]]] = {}
     missing: list[int] = []
     for number, (cut, key) in enumerate(zip(cuts, keys, strict=True)):
         path = shard_path(out, number)
@@ -161,7 +161,7 @@ def _compute(
                 missing.append(number)
                 continue
             write_shard(path, key, shard)
-        told[number] = shard.ids, shard.skipped
+        told[number] = len(shard), shard.skipped
         done += len(cut)
         progress.step(TASK, done, total)
     fresh = encoder.embed_each(
@@ -173,12 +173,12 @@ def _compute(
             if writing is not None:
                 writing.result()
             writing = writer.submit(write_shard, shard_path(out, number), keys[number], shard)
-            told[number] = shard.ids, shard.skipped
+            told[number] = len(shard), shard.skipped
         if writing is not None:
             writing.result()
     found = [told[n] for n in range(len(cuts))]
-    rows = [ShardRow(key, len(ids), len(skipped)) for key, (ids, skipped) in zip(keys, found, strict=True)]
-    return rows, [name for ids, _ in found for name in ids], [file for _, skipped in found for file in skipped]
+    rows = [ShardRow(key, count, len(skipped)) for key, (count, skipped) in zip(keys, found, strict=True)]
+    return rows, [file for _, skipped in found for file in skipped]
 
 
 class _Part:

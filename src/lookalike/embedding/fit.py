@@ -118,7 +118,7 @@ def _compute(
     skipped: list[Skipped] = []
     pace = Pace()
     with (
-        closing(batches(images, [member.preprocessing], size)) as given,
+        closing(batches([images], [member.preprocessing], size)) as given,
         closing(encode_batches(given, [engine], pace)) as found,
     ):
         for batch, encoded in found:
@@ -154,7 +154,7 @@ def _engine(member: Member, images: Sequence[Source]) -> Computes:
     from lookalike.engines.features import quick_features
 
     def shown() -> Pixels | None:
-        with closing(batches(images[: 4 * _SHOWN], [member.preprocessing], _SHOWN)) as given:
+        with closing(batches([images[: 4 * _SHOWN]], [member.preprocessing], _SHOWN)) as given:
             return next((batch.pixels[0] for batch in given if batch.pixels), None)
 
     quick = quick_features(member, len(images), shown)

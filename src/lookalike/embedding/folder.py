@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookalike.embedding.shards import read_shard, shard_path, write_vectors
+from lookalike.embedding.shards import read_shard, shard_path, write_joined
 from lookalike.embedding.store import (
     FACTS,
     IDS,
@@ -20,7 +20,7 @@ from lookalike.embedding.store import (
 )
 from lookalike.errors import FingerprintMismatch, LookalikeError, StorageError
 from lookalike.files import read_json, storage_errors, write_ascii_json
-from lookalike.types import Embeddings, Vectors
+from lookalike.types import Embeddings
 
 if TYPE_CHECKING:
     from lookalike.encoding import Encoder
@@ -100,7 +100,7 @@ class OldShards:
         return Embeddings(every.ids[rows], every.vectors[rows], self._fingerprint, every.skipped[skipped])
 
 
-def finish(out: Path, facts: EmbeddingFacts, ids: Sequence[str]) -> None:
+def finish(out: Path, facts: EmbeddingFacts) -> None:
     """Join all shards; all files are written beside the shards, then moved: a full disk leaves older ones as they were.
 
     Until the last file is moved the folder is not finished, and every shard is still there.
@@ -110,16 +110,15 @@ def finish(out: Path, facts: EmbeddingFacts, ids: Sequence[str]) -> None:
 
     """
 
-    def parts() -> Iterator[Vectors]:
+    def shards() -> Iterator[Embeddings]:
         for number, row in enumerate(facts.shards):
             shard = read_shard(shard_path(out, number), row.digest, facts.fingerprint)
             if shard is None or len(shard) != row.rows:
                 raise StorageError(f"{shard_path(out, number)} went bad; run the same command again.")
-            yield shard.vectors
+            yield shard
 
     made = out / SHARDS
-    write_vectors(made / VECTORS, parts(), (facts.count, facts.dim))
-    write_ascii_json(made / IDS, list(ids))
+    write_joined(made, shards(), (facts.count, facts.dim))
     write_facts(made, facts)
     with storage_errors(out):
         (out / FACTS).unlink(missing_ok=True)  # from here on the older vectors do not count any more

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lookalike.embedding.store import SHARDS, skipped_files, skipped_rows
+from lookalike.embedding.store import IDS, SHARDS, VECTORS, skipped_files, skipped_rows
 from lookalike.errors import DataError
 from lookalike.files import digest, write_file
-from lookalike.types import Embeddings, Vectors
+from lookalike.types import Embeddings
 
 if TYPE_CHECKING:
     from lookalike.encoding.stream import Source
@@ -79,21 +79,34 @@ def read_shard(path: Path, key: str, fingerprint: str) -> Embeddings | None:
         return None  # a disk that lost power can leave such a file; it is computed again
 
 
-def write_vectors(path: Path, parts: Iterable[Vectors], shape: tuple[int, int]) -> None:
-    """Write arrays under each other as one `.npy` file that can be mapped, one array in memory at a time.
+def write_joined(folder: Path, shards: Iterable[Embeddings], shape: tuple[int, int]) -> None:
+    """Write shards under each other as one `.npy` file that can be mapped and one list of ids, one shard in memory.
 
     Not through a mapped file: on a full disk that ends the process with a bus error, writing raises.
+
+    Args:
+        folder: where both files come to be.
+        shards: in their order.
+        shape: of all vectors together.
 
     Raises:
         StorageError: when the disk does not take it.
 
     """
 
-    def fill(temporary: Path) -> None:
-        with temporary.open("wb") as handle:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(handle, header)
-            for part in parts:
-                handle.write(np.ascontiguousarray(part, dtype="<f4").data)
+    def fill_vectors(temporary: Path) -> None:
+        def fill_ids(other: Path) -> None:
+            with temporary.open("wb") as vectors, other.open("w", encoding="ascii") as ids:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(vectors, header)
+                before = "["
+                for shard in shards:
+                    vectors.write(np.ascontiguousarray(shard.vectors, dtype="<f4").data)
+                    if len(shard):
+                        ids.write(before + json.dumps(shard.ids)[1:-1])
+                        before = ", "
+                ids.write("]\n")
 
-    write_file(path, fill)
+        write_file(folder / IDS, fill_ids)
+
+    write_file(folder / VECTORS, fill_vectors)

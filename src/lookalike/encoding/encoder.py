@@ -11,7 +11,7 @@ import numpy as np
 
 from lookalike.encoding.engine import Engine
 from lookalike.encoding.pipeline import Pace, encode_batches
-from lookalike.encoding.stream import File, Source, batches
+from lookalike.encoding.stream import File, Files, Source, batches
 from lookalike.errors import ModelError, OptionError
 from lookalike.files import digest
 from lookalike.progress import SILENT, Progress
@@ -180,14 +180,13 @@ class Encoder:
         self, groups: Sequence[Sequence[Source]], batch_size: int | None, progress: Progress, task: str
     ) -> Generator[_Found, None, None]:
         """Yield the members' own embeddings of each group."""
-        sources = [source for group in groups for source in group]
         ends = list(itertools.accumulate(map(len, groups)))
         wanted, size = [m.preprocessing for m in self.members], self._size(batch_size)
         pace, parts, ids, skipped = Pace(), *self._nothing()
         left = iter(ends)
         end = next(left, 0)
         with (  # threads and requests end with them, whatever happens
-            closing(batches(sources, wanted, size, ends=ends)) as given,
+            closing(batches(groups, wanted, size)) as given,
             closing(encode_batches(given, self.members, pace)) as found,
         ):
             rows: list[list[Vectors]] = [[p] for p in parts]
@@ -196,7 +195,7 @@ class Encoder:
                 skipped += batch.skipped
                 for row, vectors in zip(rows, encoded, strict=False):
                     row.append(vectors)
-                progress.step(task, batch.done, len(sources), str(pace))
+                progress.step(task, batch.done, ends[-1], str(pace))
                 if batch.done == end:
                     yield [np.concatenate(row) for row in rows], ids, skipped
                     rows, (_, ids, skipped), end = [[p] for p in parts], self._nothing(), next(left, 0)
@@ -221,8 +220,10 @@ def split_precision(precision: str, members: int) -> list[str]:
     return parts * members if len(parts) == 1 else parts
 
 
-def as_sources(images: Iterable[Source | Path | str]) -> list[Source]:
+def as_sources(images: Iterable[Source | Path | str]) -> Sequence[Source]:
     """Give plain paths an id; items keep theirs."""
+    if isinstance(images, Files):
+        return images
     if isinstance(images, str | Path):
         raise OptionError(f"embed takes a list of images, got the single path {images}; put it in a list.")
     return [File(str(i), Path(i)) if isinstance(i, str | Path) else i for i in images]

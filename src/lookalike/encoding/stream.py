@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
+import os
+from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, overload
 
 import numpy as np
 
@@ -41,6 +42,42 @@ class File:
     path: Path
 
 
+class Files(Sequence[File]):
+    """Image files below a folder, kept as text: a file takes some thirty bytes, where paths take hundreds.
+
+    Args:
+        root: the folder.
+        names: paths relative to it, with forward slashes; they are the ids.
+
+    """
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self.root = root
+        self._text = bytearray()
+        self._ends = array("Q", [0])
+        for name in names:
+            self._text += os.fsencode(name)
+            self._ends.append(len(self._text))
+        self._range = range(len(self._ends) - 1)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    @overload
+    def __getitem__(self, place: int) -> File: ...
+    @overload
+    def __getitem__(self, place: slice) -> Files: ...
+    def __getitem__(self, place: int | slice) -> File | Files:
+        """Return a file, or some of the files; these share the text."""
+        if isinstance(place, slice):
+            part = Files(self.root, ())
+            part._text, part._ends, part._range = self._text, self._ends, self._range[place]
+            return part
+        number = self._range[place]
+        name = os.fsdecode(bytes(self._text[self._ends[number] : self._ends[number + 1]]))
+        return File(name, self.root / name)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Decoded images: `pixels[m]` is `(n, h, w, 3)` uint8 for preprocessing `m`."""
@@ -52,19 +89,14 @@ class Batch:
 
 
 def batches(
-    sources: Sequence[Source],
-    wanted: Sequence[Preprocessing],
-    batch_size: int = BATCH_SIZE,
-    *,
-    ends: Sequence[int] = (),
+    groups: Sequence[Sequence[Source]], wanted: Sequence[Preprocessing], batch_size: int = BATCH_SIZE
 ) -> Generator[Batch, None, None]:
     """Decode each file and prepare it for every preprocessing; unreadable files are reported in their batch.
 
     Args:
-        sources: the files.
+        groups: of files; a batch is of one of them.
         wanted: what each member sees.
         batch_size: files a batch.
-        ends: numbers of files, rising, at which a batch ends however few it has.
 
     Raises:
         OptionError: for a batch size under one.
@@ -79,7 +111,7 @@ def batches(
         return tuple(p.pixels(picture) for p, picture in zip(distinct, pictures, strict=True))
 
     done = 0
-    with closing(map_ahead(sources, prepare, batch_size, ends=ends)) as found:
+    with closing(map_groups_ahead(groups, prepare, batch_size)) as found:
         for results in found:
             good = [(s.id, r) for s, r in results if not isinstance(r, Skipped)]
             stacked = tuple(np.stack([r[i] for _, r in good]) for i in range(len(distinct))) if good else ()
@@ -93,16 +125,23 @@ def batches(
 
 
 def map_ahead(
-    sources: Sequence[S], prepare: Callable[[S], T], batch_size: int, *, ahead: int = 3, ends: Sequence[int] = ()
+    sources: Sequence[S], prepare: Callable[[S], T], batch_size: int, *, ahead: int = 3
 ) -> Generator[list[tuple[S, T | Skipped]], None, None]:
     """Run `prepare` in threads, a few batches in advance, and yield each batch in order.
 
-    An `UnreadableImage` becomes a `Skipped`; any other error is raised. No batch goes beyond one of `ends`.
+    An `UnreadableImage` becomes a `Skipped`; any other error is raised.
 
     Raises:
         OptionError: for a batch size under one.
 
     """
+    return map_groups_ahead([sources], prepare, batch_size, ahead=ahead)
+
+
+def map_groups_ahead(
+    groups: Sequence[Sequence[S]], prepare: Callable[[S], T], batch_size: int, *, ahead: int = 3
+) -> Generator[list[tuple[S, T | Skipped]], None, None]:
+    """Do the same for several groups without a pause between them; a batch is of one of them."""
     if batch_size < 1:
         raise OptionError(f"the batch size must be at least 1, got {batch_size}.")
 
@@ -112,12 +151,7 @@ def map_ahead(
         except UnreadableImage as error:
             return Skipped(error.path, error.cause)
 
-    borders = sorted({0, *ends, len(sources)})
-    cuts = (
-        (start, min(start + batch_size, last))
-        for first, last in itertools.pairwise(borders)
-        for start in range(first, last, batch_size)
-    )
+    cuts = (group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size))
     queue: deque[list[tuple[S, Future[T | Skipped]]]] = deque()
     workers = max(2, cores())
     ahead = max(ahead, -(-2 * workers // batch_size))  # every thread has something to do
@@ -127,7 +161,7 @@ def map_ahead(
         def submit() -> None:
             cut = next(cuts, None)
             if cut is not None:
-                queue.append([(s, pool.submit(guarded, s)) for s in sources[slice(*cut)]])
+                queue.append([(s, pool.submit(guarded, s)) for s in cut])
 
         for _ in range(ahead):
             submit()

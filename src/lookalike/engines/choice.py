@@ -20,7 +20,7 @@ from lookalike.data.images import read_pixels
 from lookalike.encoding import Encoder, Engine
 from lookalike.encoding.encoder import split_precision
 from lookalike.encoding.engine import LEAST_COSINE
-from lookalike.engines import openvino
+from lookalike.engines import onnx, openvino
 from lookalike.engines.exported import ExportedMember
 from lookalike.engines.kept import Way, forget, graph_of, keep_ways, known_ways, make_graph
 from lookalike.engines.members import open_member
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 TORCH = "torch"
-ENGINES = (AUTO, TORCH, openvino.RUNTIME)
+ENGINES = (AUTO, TORCH, openvino.RUNTIME, onnx.RUNTIME)
 PRECISIONS = (AUTO, "float32", "bfloat16")
 WORTH_IT = 400
 """Converting and measuring take some ten seconds: not for fewer images than this, unless it was done before."""
@@ -112,8 +112,10 @@ def remembered(path: Path, facts: Mapping[str, Any], *, precision: str, single: 
         members = []
         for row, own in zip(rows, split_precision(precision, len(rows)), strict=True):
             best = _fastest(known_ways(row["fingerprint"]), own)
-            graph = graph_of(row["fingerprint"])
-            if best is None or best.engine == TORCH or graph is None:
+            if best is None or best.engine == TORCH:
+                return None
+            graph = graph_of(row["fingerprint"], best.engine)
+            if graph is None:
                 return None
             members.append(open_member(graph, row, runtime=best.engine, precision=best.precision, single=single))
         return Encoder(members, str(facts["how"] or "aligned"), _alignments(path, rows))
@@ -150,9 +152,11 @@ def _placed(
         return _opened(member, Way(TORCH, precision, 0.0), single=single)
     if engine == openvino.RUNTIME:
         openvino.package()
+    if engine == onnx.RUNTIME:
+        onnx.require_packages()
     ways = known_ways(member.fingerprint, member.runs_on)
     if ways is None:
-        if engine != openvino.RUNTIME and precision in (AUTO, member.precision) and count < WORTH_IT:
+        if engine in (AUTO, TORCH) and precision in (AUTO, member.precision) and count < WORTH_IT:
             return member
         ways = _measure(member, pictures, engine, progress)
     best = _fastest([w for w in ways if engine in (AUTO, w.engine)], precision)
@@ -177,10 +181,15 @@ def _opened(member: Member, way: Way, *, single: bool) -> Engine:
 
     row = member_row(member)
     try:
-        return open_member(make_graph(member), row, runtime=way.engine, precision=way.precision, single=single)
+        return _by_graph(member, way, row, single=single)
     except (ModelError, OSError):
-        forget(member.fingerprint)
-        return open_member(make_graph(member), row, runtime=way.engine, precision=way.precision, single=single)
+        forget(member.fingerprint, way.engine)
+        return _by_graph(member, way, row, single=single)
+
+
+def _by_graph(member: Member, way: Way, row: Mapping[str, Any], *, single: bool) -> Engine:
+    graph = make_graph(member, way.engine)
+    return open_member(graph, row, runtime=way.engine, precision=way.precision, single=single)
 
 
 def _fastest(ways: Sequence[Way] | None, precision: str) -> Way | None:
@@ -220,6 +229,8 @@ def _others(member: Member) -> list[tuple[str, str]]:
     found = [(TORCH, "bfloat16")] if computes_bfloat16(member.device) else []
     if member.runs_on == "cpu" and openvino.is_installed():
         found += [(openvino.RUNTIME, precision) for precision in openvino.precisions()]
+    if member.runs_on == "cpu" and onnx.is_installed():
+        found.append((onnx.RUNTIME, "float32"))
     return found
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lookalike.cores import cores
-from lookalike.engines import openvino
+from lookalike.engines import onnx, openvino
 from lookalike.engines.cache import cache_folder
 from lookalike.engines.machine import processor
-from lookalike.engines.members import parts_of
+from lookalike.engines.members import SUFFIXES, parts_of
 from lookalike.errors import LookalikeError, StorageError
 from lookalike.files import digest, read_json, storage_errors, write_json
 from lookalike.versions import versions_of
@@ -22,7 +22,7 @@ from lookalike.versions import versions_of
 if TYPE_CHECKING:
     from lookalike.backbones import Member
 
-_MADE_WITH = ("lookalike", "timm", "torch", "openvino")
+_MADE_WITH = ("lookalike", "timm", "torch", "openvino", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -52,38 +52,40 @@ def keep_ways(fingerprint: str, ways: Sequence[Way], device: str = "cpu") -> Non
         write_json(_rates(fingerprint, device), {"processor": processor(), "ways": [asdict(w) for w in ways]})
 
 
-def graph_of(fingerprint: str) -> Path | None:
-    """Return a member's graph, or None where it is not kept."""
-    place = _graph(fingerprint)
+def graph_of(fingerprint: str, runtime: str = openvino.RUNTIME) -> Path | None:
+    """Return a member's graph for a runtime, or None where it is not kept."""
+    place = _graph(fingerprint, runtime)
     return place if all(part.is_file() for part in parts_of(place)) else None
 
 
-def make_graph(member: Member, *, head: bool = True) -> Path:
-    """Return a member's graph, with its head or without, made anew where it is not kept.
+def make_graph(member: Member, runtime: str = openvino.RUNTIME, *, head: bool = True) -> Path:
+    """Return a member's graph, with its head or, for OpenVINO, without, made anew where it is not kept.
 
     Raises:
         StorageError: the cache cannot be written.
-        ModelError: OpenVINO does not know an operation of the backbone.
+        ModelError: the runtime does not know an operation of the backbone.
 
     """
     fingerprint = member.fingerprint if head else member.backbone_fingerprint
-    place = graph_of(fingerprint)
+    place = graph_of(fingerprint, runtime)
     if place is not None:
         return place
-    graph = openvino.convert(member, head=head)
-    place = _graph(fingerprint)
+    place = _graph(fingerprint, runtime)
     with storage_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as made:
-            openvino.save(graph, Path(made) / place.name, half=False)
+            if runtime == openvino.RUNTIME:
+                openvino.save(openvino.convert(member, head=head), Path(made) / place.name, half=False)
+            else:
+                onnx.write(member, Path(made) / place.name)
             for part in reversed(parts_of(place)):  # the one that names the other comes last
                 (Path(made) / part.name).replace(part)
     return place
 
 
-def forget(fingerprint: str) -> None:
-    """Remove a member's graph, which turned out to be damaged."""
-    for part in parts_of(_graph(fingerprint)):
+def forget(fingerprint: str, runtime: str) -> None:
+    """Remove a member's graph for a runtime, which turned out to be damaged."""
+    for part in parts_of(_graph(fingerprint, runtime)):
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
 
@@ -92,8 +94,8 @@ def _folder(fingerprint: str) -> Path:
     return cache_folder() / "engines" / fingerprint
 
 
-def _graph(fingerprint: str) -> Path:
-    return _folder(fingerprint) / f"graph-{digest(str(versions_of(*_MADE_WITH)))[:12]}.xml"
+def _graph(fingerprint: str, runtime: str) -> Path:
+    return _folder(fingerprint) / f"graph-{digest(str(versions_of(*_MADE_WITH)))[:12]}{SUFFIXES[runtime]}"
 
 
 def _rates(fingerprint: str, device: str) -> Path:

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lookalike.cores import cores
 from lookalike.errors import MissingExtra, ModelError
 from lookalike.types import Pixels, Vectors
 
+if TYPE_CHECKING:
+    from lookalike.backbones import Member
+
 RUNTIME = "onnxruntime"
 BATCH_SIZE = 8
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def require_packages(what: str = "this engine") -> None:
+    """Raise `MissingExtra` unless all packages are there that write and run such graphs; `what` needs them."""
+    for package in _PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "onnx", what)
+
+
+def is_installed() -> bool:
+    """Whether all packages are there."""
+    try:
+        require_packages()
+    except MissingExtra:
+        return False
+    return True
 
 
 class OnnxSession:
@@ -65,6 +86,18 @@ class OnnxSession:
         """Compute at once."""
         found: Vectors = self._session.run(None, {self._input: pixels})[0]
         return lambda: found
+
+
+def write(member: Member, file: Path) -> None:
+    """Turn a member into a graph in a file.
+
+    Raises:
+        ModelError: ONNX does not know an operation of the backbone.
+
+    """
+    from lookalike.backbones.graph import write_onnx
+
+    write_onnx(member, file)
 
 
 def rewrite(file: Path, change: Callable[[Any], Any]) -> None:

@@ -118,21 +118,15 @@ def _chosen(format: str, precision: str) -> tuple[str, str]:
     return FORMATS[format], {"openvino": "bfloat16", "onnx": "float32"}[format] if precision == "auto" else precision
 
 
-_NEEDED: dict[str, dict[str, str]] = {
-    openvino.RUNTIME: {},
-    onnx.RUNTIME: {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
-}
-"""By runtime, the further packages that it takes to export for it, and the extra that each comes with."""
-
-
 def _require_packages(runtime: str, precision: str) -> None:
     """Raise `MissingExtra` or `ModelError` before anything is done."""
+    what = f"exporting for {runtime} in {precision}"
     if runtime == openvino.RUNTIME:
         openvino.package()
-    needed: dict[str, str] = _NEEDED[runtime] | ({"nncf": "int8"} if precision == "int8" else {})
-    for package, extra in needed.items():
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(package, extra, f"exporting for {runtime} in {precision}")
+    else:
+        onnx.require_packages(what)
+    if precision == "int8" and importlib.util.find_spec("nncf") is None:
+        raise MissingExtra("nncf", "int8", what)
 
 
 def _as_trained(data: Dataset | Path | str, facts: dict[str, Any]) -> Dataset:
@@ -158,9 +152,7 @@ def _write_graph(member: Member, file: Path, runtime: str, precision: str, pictu
             graph = quantise(graph, runtime, pictures, transformer=transformer)
         openvino.save(graph, file, half=precision != "float32")
         return
-    from lookalike.backbones.graph import write_onnx
-
-    write_onnx(member, file)
+    onnx.write(member, file)
     if pictures is not None:
         onnx.rewrite(file, lambda graph: quantise(graph, runtime, pictures, transformer=transformer))
 

@@ -57,7 +57,7 @@ def embed(
         model: as in `resolve_model`; a name's head is learnt from the images, once: a folder keeps the model it has.
         out: the folder of embeddings.
         weights: for a name.
-        engine: what computes: auto, torch or openvino; auto takes what this machine was found to be fastest with.
+        engine: what computes: auto, torch, openvino or onnxruntime; auto takes what was found to be fastest here.
         precision: auto, float32 or bfloat16; auto takes the fastest, or what the folder was begun with.
         progress: is told what happens.
 
@@ -187,14 +187,14 @@ def images_in(folder: Path) -> Gallery:
         DataError: no folder, or no image in it.
 
     """
-    from lookalike.encoding.stream import File
+    from lookalike.encoding.stream import Files
 
     require_folder(folder)
     skipped: list[Skipped] = []
     paths = find_images(folder, skip=skipped.append)
     if not paths:
         raise DataError(f"{folder} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp.")
-    sources = [File(path.relative_to(folder).as_posix(), path) for path in paths]
+    sources = Files(folder, (path.relative_to(folder).as_posix() for path in paths))
     return Gallery(sources, sources, {}, tuple(skipped))
 
 
@@ -214,8 +214,10 @@ def _embed(
         model, fit_on=found.fit_on, weights=weights, skip=left_out.append, progress=progress
     )
     facts = asked and {"asked_for": asked}
-    own = {source.path for source in found.sources}  # embedding them says itself which of them cannot be read
-    left_out = [one for one in left_out if one.path not in own]
+    if left_out:
+        own = {source.path for source in found.sources}  # embedding them says itself which of them cannot be read
+        left_out = [one for one in left_out if one.path not in own]
+        del own
     by = on_engine(encoder, found.sources, _as_begun(out, way), progress)
     return embed_to(found.sources, encoder, out, by=by, facts=facts, left_out=left_out, progress=progress)
 
