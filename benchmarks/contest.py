@@ -109,16 +109,16 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def keep(name: str, result: Mapping[str, Any], *, whole: bool) -> None:
-    """Write a result where the page of performance is made from, if it is of all contenders."""
+def keep(name: str, result: Mapping[str, Any], *, whole: bool, place: Path | None = None) -> None:
+    """Write a result where the page of performance is made from, or to another folder, if it is of all contenders."""
     if not whole:
         print("not kept: it is of some contenders only")
         return
     from lookalike.files import write_json
 
-    place = RESULTS / f"{name}.json"
-    write_json(place, result)
-    print(f"written: {place}")
+    file = (place or RESULTS) / f"{name}.json"
+    write_json(file, result)
+    print(f"written: {file}")
 
 
 def shared_folder() -> Path:

@@ -6,8 +6,8 @@ r"""From a folder of JPEGs to embeddings: ours on every engine beside what peopl
 Every contender embeds the same photographs, those of `clothing` in $LOOKALIKE_SHARED/data by default, in a process of
 its own, all in turn in each round. Loading the model is not counted, the pass over the images is, from opening the
 first file to the last vector, after a pass over 32 of them. int8 is calibrated on the training images before the
-rounds; `model only` is shown pictures that are decoded already, `decoding only` has no model. Ratios are to timm's model fed by a DataLoader in
-float32 (`timm + DataLoader`).
+rounds; `model only` is shown pictures that are decoded already, `decoding only` has no model. Ratios are to timm's
+model fed by a DataLoader in float32 (`timm + DataLoader`).
 """
 
 from __future__ import annotations

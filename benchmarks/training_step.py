@@ -1,22 +1,24 @@
-r"""Time the training step of a backbone: images a second, memory, and the share of what the device computes at most.
+r"""The training step of a backbone: images a second, memory, and the share of what the device computes at most.
 
     python benchmarks/training_step.py                                       a small size, for two cores
     python benchmarks/training_step.py --backbone vit_b_16 --backbone resnet50 --backbone efficientnet_b0 \
-        --batch-size 128 --steps 30 --compile --out step.json                for a GPU
+        --batch-size 128 --steps 30 --compile --out steps                    for a GPU
 
-Weights are random and so are the pictures: neither decides the time; statistics of batch norms stay as they are, as
-with weights that were trained. Every backbone runs in turn as the recipe has it, in float32, without channels_last,
-and with --compile compiled, so that one run shows what each is worth; a line is printed for each with its ratio to
-float32. The share is of the fastest matrix product found in the same precision.
+Ours runs as the recipe has it, in float32, without channels_last, and with --compile compiled; beside it a plain loop
+over timm's model with a linear classifier, cross-entropy and AdamW, in float32 and in bfloat16 by autocast. Each runs
+in a process of its own, all in turn in each round; ratios are to the plain loop in float32. Weights are random and so
+are the pictures: neither decides the time; of ours, statistics of batch norms stay as they are, as with weights that
+were trained. The figure is that of the median step after the second. The share is of the fastest matrix product found
+in the same precision, a step forward and back counted as three times the operations of the pass forward.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +26,18 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lookalike.backbones import family_of
-from lookalike.backbones.devices import default_device, device_name
-from lookalike.bench.machine import machine
-from lookalike.files import write_json
-from lookalike.training.one_backbone import fresh_member
-from lookalike.training.options import TrainingOptions
-from lookalike.training.precision import is_lowered
-from lookalike.training.trainee import Trainee
+from contest import answer, contest, keep
 
 CLASSES = 100
-KINDS: dict[str, dict[str, Any]] = {
-    "float32": {"precision": "float32"},
-    "recipe": {},
-    "no channels_last": {"channels_last": False},
-    "compiled": {"compile": True},
+OURS: dict[str, dict[str, Any]] = {
+    "ours, as the recipe": {},
+    "ours, float32": {"precision": "float32"},
+    "ours, no channels_last": {"channels_last": False},
+    "ours, compiled": {"compile": True},
 }
+AGAINST = "timm, float32"
+THEIRS = {AGAINST: False, "timm, bfloat16": True}
+"""By name, whether bfloat16 is computed in."""
 
 
 def main() -> None:
@@ -47,84 +45,135 @@ def main() -> None:
     parser.add_argument("--backbone", action="append")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for the results, in place of where the page is made from")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    kinds = [k for k in KINDS if k != "compiled" or given.compile]
-    rows = []
-    for backbone in given.backbone or ["efficientnet_lite0", "resnet50"]:
-        plain = 0.0
-        for kind in kinds:
-            row = {"backbone": backbone, "kind": kind, **measure(backbone, given.batch_size, given.steps, KINDS[kind])}
-            plain = plain or row["images_per_second"]
-            rows.append({**row, "ratio": row["images_per_second"] / plain})
-            print(
-                f"{backbone}, {kind}: {row['images_per_second']:.1f} images/s, {rows[-1]['ratio']:.2f} of float32, "
-                f"{row['share_of_peak']:.0%} of {row['peak_gflops']:.0f} GFLOP/s, {row['memory_mb']:.0f} MB, "
-                f"first step {row['first_step_s']:.1f} s",
-                flush=True,
-            )
-            if given.out:
-                write_json(given.out, {"machine": machine(), "device": device_name(), "rows": rows})
+    backbones = given.backbone or ["efficientnet_lite0"]
+    if given.contender:
+        measure(given.contender, backbones[0], given.batch_size, given.steps)
+        return
+    for backbone in backbones:
+        result = contest(
+            __file__,
+            [*THEIRS, *(name for name in OURS if given.compile or name != "ours, compiled")],
+            given.rounds,
+            arguments=["--backbone", backbone, "--batch-size", str(given.batch_size), "--steps", str(given.steps)],
+            against=AGAINST,
+            facts={"backbone": backbone, "batch_size": given.batch_size},
+        )
+        keep(f"training-step-{backbone}", result, whole=True, place=given.out)
 
 
-def measure(backbone: str, batch_size: int, steps: int, changes: dict[str, Any]) -> dict[str, float]:
-    """Train some steps and return what they took."""
-    options = TrainingOptions(batch_size=batch_size, **changes)
-    member, recipe = fresh_member(backbone, "none", options, unseen=False)
+def measure(contender: str, backbone: str, batch_size: int, steps: int) -> None:
+    """Train some steps and end with what they took."""
+    inside, run, side, operations, lowered, device = (
+        ours(OURS[contender], backbone, batch_size)
+        if contender in OURS
+        else theirs(THEIRS[contender], backbone, batch_size)
+    )
+
+    def step() -> float:
+        clock = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - clock
+
+    with inside:
+        first = step()
+        step()
+        median = statistics.median(step() for _ in range(steps))
+    memory = {"device_memory_mb": torch.cuda.max_memory_allocated() / 1e6} if device.type == "cuda" else {}
+    peak = matrix_rate(torch.bfloat16 if lowered else torch.float32, device)
+    answer(
+        per_second=batch_size / median,
+        first_step_s=first,
+        share_of_products=3 * operations() / median / peak,
+        side=side,
+        **memory,
+    )
+
+
+Measured = tuple[AbstractContextManager[None], Callable[[], object], int, Callable[[], int], bool, torch.device]
+"""Inside which steps are done, what does a step, the side of its pictures, what counts the operations of a pass
+forward, whether it computes in bfloat16, and where."""
+
+
+def ours(changes: dict[str, Any], backbone: str, batch_size: int) -> Measured:
+    from dataclasses import replace
+
+    from lookalike.backbones.devices import default_device
+    from lookalike.training.one_backbone import fresh_member
+    from lookalike.training.options import TrainingOptions
+    from lookalike.training.precision import is_lowered
+    from lookalike.training.trainee import Trainee
+
+    member, recipe = fresh_member(backbone, "none", TrainingOptions(batch_size=batch_size, **changes), unseen=False)
     member.head.set(
         np.random.default_rng(0).normal(0, 0.02, (512, member.features_width)).astype(np.float32),
         np.zeros(512, np.float32),
     )
     trainee = Trainee(member, CLASSES, recipe)
     trainee.keep_statistics = recipe.frozen_statistics
-    p = member.preprocessing
-    pixels = np.random.default_rng(0).integers(0, 256, (batch_size, p.height, p.width, 3), dtype=np.uint8)
+    pixels = pictures(batch_size, member.preprocessing.height)
     targets = torch.arange(batch_size) % CLASSES
-    device = default_device()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
 
-    def step() -> float:
-        clock = time.perf_counter()
+    def run() -> None:
         trainee.step(trainee.loss(pixels, targets))
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - clock
 
-    with trainee.training():
-        first = step()
-        step()
-        median = statistics.median(step() for _ in range(steps))
-    operations = count_operations(trainee, pixels, targets)
-    peak = matrix_rate(torch.bfloat16 if is_lowered(device, recipe.precision) else torch.float32)
-    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident()
-    return {
-        "family": family_of(member.module),
-        "side": p.height,
-        "images_per_second": batch_size / median,
-        "gflop_per_image": operations / batch_size / 1e9,
-        "peak_gflops": peak / 1e9,
-        "share_of_peak": operations / median / peak,
-        "memory_mb": memory / 2**20,
-        "first_step_s": first,
-    }
+    def operations() -> int:
+        plain = Trainee(member, CLASSES, replace(recipe, compile=False))
+        with plain.training():
+            return counted(lambda: plain.loss(pixels, targets))
+
+    device = default_device()
+    lowered = is_lowered(device, recipe.precision)
+    return trainee.training(), run, member.preprocessing.height, operations, lowered, device
 
 
-def count_operations(trainee: Trainee, pixels: np.ndarray, targets: torch.Tensor) -> int:
-    """Return the operations of convolutions and products in one step: three times those of the pass forward.
+def theirs(lowered: bool, backbone: str, batch_size: int) -> Measured:
+    import timm
+
+    from lookalike.backbones.registry import find_row  # imports nothing that changes how the process keeps memory
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = timm.create_model(find_row(backbone).timm_name, num_classes=CLASSES).to(device).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    side = model.default_cfg["input_size"][-1]
+    pixels = torch.from_numpy(pictures(batch_size, side)).permute(0, 3, 1, 2).contiguous()
+    targets = (torch.arange(batch_size) % CLASSES).to(device)
+
+    def loss() -> torch.Tensor:
+        shown = pixels.to(device).float().div_(127.5).sub_(1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=lowered):
+            return torch.nn.functional.cross_entropy(model(shown), targets)
+
+    def run() -> None:
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+
+    return nullcontext(), run, side, lambda: counted(loss), lowered, device
+
+
+def pictures(count: int, side: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def counted(forward: Callable[[], object]) -> int:
+    """Return the operations of convolutions and products in a pass forward.
 
     Counted backwards they would be too many: the counter takes depthwise convolutions for dense ones there.
     """
-    plain = Trainee(trainee.member, CLASSES, replace(trainee.recipe, compile=False))
-    with plain.training(), FlopCounterMode(display=False) as counter:
-        plain.loss(pixels, targets)
-    return 3 * int(counter.get_total_flops())
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return int(counter.get_total_flops())
 
 
-def matrix_rate(kind: torch.dtype, side: int = 2048) -> float:
+def matrix_rate(kind: torch.dtype, device: torch.device, side: int = 2048) -> float:
     """Return the best rate of a product of two square matrices, in operations a second."""
-    device = default_device()
     a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     best = float("inf")
     for _ in range(8):
@@ -134,10 +183,6 @@ def matrix_rate(kind: torch.dtype, side: int = 2048) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - clock)
     return 2 * side**3 / best
-
-
-def _resident() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 if __name__ == "__main__":

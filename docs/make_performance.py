@@ -36,6 +36,7 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
     ),
     ("decoding", "Decoding", "`benchmarks/decoding.py`; images a second, and how far the pixels are from Pillow's."),
     ("startup", "Start", "`benchmarks/startup.py`; seconds from the start of a process to its end."),
+    ("training-step-", "The training step", "`benchmarks/training_step.py`; images a second."),
     ("memory", "Memory", "`benchmarks/memory.py`; what grows with the images are their names."),
     ("search-", "Search", "`benchmarks/search.py`; queries a second, all together and one by one."),
 )
@@ -91,6 +92,7 @@ def _precisions(found: Mapping[str, Any]) -> Iterator[str]:
 def _contest(name: str, found: Mapping[str, Any], limits: Mapping[str, Any] | None) -> Iterator[str]:
     about = [str(found[key]) for key in ("backbone", "data") if key in found]
     about += [f"{found[key]:,} {what}" for key, what in (("images", "images"), ("count", "vectors")) if key in found]
+    about += [f"batches of {found['batch_size']}"] if "batch_size" in found else []
     about += ["enlarged to 12 megapixels"] if found.get("large") else []
     yield f"### {', '.join(about) or name}\n"
     rate = found["rate"]
@@ -165,6 +167,8 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
     "recall": ("recall@10", ".3f"),
     "build_s": ("s to build", ",.0f"),
     "index_mb": ("index, MB", ",.0f"),
+    "share_of_products": ("share of matrix products", ".0%"),
+    "first_step_s": ("first step, s", ".1f"),
     "mean_difference": ("mean difference", ".3f"),
     "most_difference": ("largest difference", ".0f"),
 }

@@ -14,6 +14,7 @@ DIM = 64
 def small(monkeypatch):
     monkeypatch.setattr(prefilter, "_BLOCK", 300)
     monkeypatch.setattr(prefilter, "_QUERIES", 7)
+    monkeypatch.setattr(prefilter, "_DIRECTIONS", 8)
 
 
 def groups(count, *, spread, seed=0):
@@ -75,3 +76,29 @@ def test_most_vectors_are_ruled_out():
     compared.clear()
     found.nearest(queries, 10)
     assert sum(compared) < 0.1 * 50 * len(vectors)
+
+
+def flat(count, *, seed=0, outside=0):
+    """Directions that lie nearly in 10 of the dimensions, but for the last few, which lie anywhere."""
+    random = np.random.default_rng(seed)
+    found = random.normal(size=(count, DIM)) * np.where(np.arange(DIM) < 10, 1, 0.01)
+    found[count - outside :] = random.normal(size=(outside, DIM))
+    return unit(found)
+
+
+@pytest.mark.parametrize("outside", [0, 30])
+def test_what_lies_beyond_the_directions_is_allowed_for(outside):
+    vectors, queries = flat(2000, outside=outside), np.concatenate([flat(20, seed=1), groups(20, spread=1.0)])
+    found = Prefilter(lambda r: vectors[r], len(vectors), DIM)
+    assert found._directions.shape[1] < DIM
+    scores, rows = found.nearest(queries, 10)
+    np.testing.assert_allclose(scores, whole(vectors, queries, 10)[0], atol=2e-6)
+    assert all(len(set(row)) == 10 for row in rows.tolist())
+
+
+def test_directions_that_a_sample_did_not_show_are_allowed_for(monkeypatch):
+    monkeypatch.setattr(prefilter, "_SAMPLE", 5)
+    vectors, queries = groups(2000, spread=1.0), groups(40, spread=1.0, seed=1)
+    found = Prefilter(lambda r: vectors[r], len(vectors), DIM)
+    assert found._directions.shape == (DIM, 8)  # of five vectors no more than five directions are known
+    np.testing.assert_allclose(found.nearest(queries, 10)[0], whole(vectors, queries, 10)[0], atol=2e-6)
