@@ -1,4 +1,4 @@
-r"""From a folder of JPEGs to embeddings: ours on every engine beside what people use.
+r"""From a folder of JPEGs to embeddings: ours by torch and by OpenVINO beside what people use.
 
     python benchmarks/embedding.py --backbone efficientnet_lite0 --rounds 5
     python benchmarks/embedding.py --backbone resnet50 --weights resnet50_imagenet.safetensors

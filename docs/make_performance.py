@@ -168,6 +168,8 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
     "build_s": ("s to build", ",.0f"),
     "index_mb": ("index, MB", ",.0f"),
     "share_of_products": ("share of matrix products", ".0%"),
+    "device_memory_mb": ("device memory, MB", ",.0f"),
+    "side": ("side, pixels", ".0f"),
     "first_step_s": ("first step, s", ".1f"),
     "mean_difference": ("mean difference", ".3f"),
     "most_difference": ("largest difference", ".0f"),

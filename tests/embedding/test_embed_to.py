@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -271,17 +272,18 @@ def test_a_disk_that_fills_while_the_vectors_are_joined(encoder, sources, tmp_pa
 
 
 def test_a_disk_that_fills_leaves_finished_embeddings_as_they_were(encoder, sources, tmp_path, monkeypatch):
-    out, written = tmp_path / "emb", Path.write_text
+    out, opened, written = tmp_path / "emb", Path.open, Path.write_text
     before = embed_to(sources[:8], encoder, out, shard_size=4)
     for stop in ("ids.json", "embeddings.json"):
 
-        def full(path, *text, stop=stop, **how):
-            if stop in path.name:
+        def full(path, *given, stop=stop, do, **how):
+            if stop in path.name and (do is written or "w" in given):
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return written(path, *text, **how)
+            return do(path, *given, **how)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "write_text", full)
+            patch.setattr(Path, "open", partialmethod(full, do=opened))
+            patch.setattr(Path, "write_text", partialmethod(full, do=written))
             with pytest.raises(StorageError, match="no space left on device"):
                 embed_to(sources, encoder, out, shard_size=4)
         kept = load_embeddings(out)

@@ -74,7 +74,19 @@ def test_onnx_runtime_is_taken_where_it_is_fastest(encoder, pictures, rates, mon
     assert again.members[0].runtime == "onnxruntime"
     kept.graph_of(encoder.fingerprint, "onnxruntime").write_bytes(b"damaged")
     mended = accelerated(encoder, pictures, count=10_000)
+    assert mended.members[0].runtime == "onnxruntime"
     np.testing.assert_allclose(mended.embed(pictures).vectors, encoder.embed(pictures).vectors, atol=1e-5)
+
+
+def test_an_onnx_runtime_that_fails_is_left_out(encoder, pictures, rates, monkeypatch, heard):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(choice.onnx, "is_installed", lambda: True)
+    monkeypatch.setattr(choice.openvino, "is_installed", lambda: False)
+    monkeypatch.setattr(kept.onnx, "write", lambda _, file, **__: file.write_bytes(b"no graph"))
+    rates |= {("torch", "float32"): 10, ("onnxruntime", "float32"): 30}
+    listener = heard()
+    assert accelerated(encoder, pictures, count=10_000, progress=listener).members == encoder.members
+    assert any("onnxruntime in float32 is left out: " in said for said in listener.said)
 
 
 def test_torch_stays_where_it_is_fastest(encoder, pictures, rates):

@@ -41,3 +41,38 @@ def test_no_pictures_have_no_embeddings(make_member):
 
     session = OpenVINOSession(convert(make_member()), "float32")
     assert session.submit(np.zeros((0, 160, 160, 3), np.uint8))().shape == (0, 512)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_what_sees_the_picture_computes_in_float32(make_member, pictures, tmp_path, quantised):
+    from lookalike.data.images import read_pixels
+    from lookalike.engines import openvino
+
+    if "bfloat16" not in openvino.precisions():
+        pytest.skip("this processor does not compute in bfloat16")
+    member = make_member()
+    graph = openvino.convert(member)
+    if quantised:
+        pytest.importorskip("nncf")
+        from lookalike.engines.quantise import quantise
+
+        shown = [member.preprocessing.pixels(read_pixels(path))[None] for path in pictures]
+        graph = quantise(graph, openvino.RUNTIME, shown, transformer=False)
+    openvino.save(graph, tmp_path / "graph.xml", half=True)
+    session = openvino.OpenVINOSession(tmp_path / "graph.xml", "int8" if quantised else "bfloat16")
+    ran = [node.get_rt_info() for node in session._compiled.get_runtime_model().get_ordered_ops()]
+    first, *others = [
+        r["primitiveType"].astype(str).split("_")[-1] for r in ran if r["layerType"].astype(str) == "Convolution"
+    ]
+    assert first == "f32"
+    assert set(others) >= ({"bf16", "I8"} if quantised else {"bf16"})
+
+
+def test_first_layers_end_before_the_second_dense_one(make_member):
+    from lookalike.engines import openvino
+
+    graph = openvino.convert(make_member())
+    kinds = {node.get_friendly_name(): node.get_type_name() for node in graph.get_ordered_ops()}
+    found = [kinds[name] for name in openvino.first_layers(graph)]
+    assert found.count("Convolution") == 1
+    assert "MatMul" not in found and "Constant" not in found

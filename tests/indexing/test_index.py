@@ -328,6 +328,19 @@ def test_once_much_was_asked_most_vectors_are_ruled_out(many, tmp_path):
     assert index.search(queries.take(["query0003"]), 5).ids.tolist() == [expected[3]]
 
 
+def test_where_few_are_ruled_out_all_are_compared_again(many, monkeypatch):
+    from lookalike.indexing import prefilter
+
+    monkeypatch.setattr(prefilter, "_PAIRS", 10)
+    monkeypatch.setattr(prefilter, "_SHARE", 10_000)
+    items, queries = some(300), some(50, seed=1, name="query")
+    index = Index.build(items)
+    assert index.search(queries, 5).ids.tolist() == oracle(items, queries, 5)
+    assert index._store._prefilter is None
+    assert index.search(queries, 5).ids.tolist() == oracle(items, queries, 5)
+    assert index._store._prefilter is None
+
+
 def test_a_limit_on_memory_leaves_no_room_for_that(many, tmp_path):
     items, queries = some(300), some(50, seed=1, name="query")
     Index.build(items, max_memory=300 * 16 * 4).save(tmp_path / "index")

@@ -102,3 +102,13 @@ def test_directions_that_a_sample_did_not_show_are_allowed_for(monkeypatch):
     found = Prefilter(lambda r: vectors[r], len(vectors), DIM)
     assert found._directions.shape == (DIM, 8)  # of five vectors no more than five directions are known
     np.testing.assert_allclose(found.nearest(queries, 10)[0], whole(vectors, queries, 10)[0], atol=2e-6)
+
+
+def test_where_few_can_be_ruled_out_that_is_said(monkeypatch):
+    monkeypatch.setattr(prefilter, "_PAIRS", 100)
+    alike = unit(np.ones((3000, DIM)) + 1e-4 * np.random.default_rng(0).normal(size=(3000, DIM)))
+    assert Prefilter(lambda r: alike[r], len(alike), DIM).nearest(alike[:20], 10) is None
+    vectors, queries = groups(3000, spread=0.5), groups(20, spread=0.5, seed=1)
+    monkeypatch.setattr(prefilter, "_PAIRS", 7 * 150 + 7 * 20)  # a group of queries, each with all of its kind and more
+    scores, _ = Prefilter(lambda r: vectors[r], len(vectors), DIM).nearest(queries, 10)
+    np.testing.assert_allclose(scores, whole(vectors, queries, 10)[0], atol=2e-6)

@@ -65,8 +65,8 @@ def program_of(member: Member, *, head: bool = True) -> torch.export.ExportedPro
         return torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
 
 
-def write_onnx(member: Member, path: Path) -> None:
-    """Write a member's graph as an ONNX file; needs the packages onnx and onnxscript.
+def write_onnx(member: Member, path: Path, *, head: bool = True) -> None:
+    """Write a member's graph, with its head or without, as an ONNX file; needs the packages onnx and onnxscript.
 
     Raises:
         ModelError: ONNX does not know an operation of the backbone.
@@ -75,7 +75,7 @@ def write_onnx(member: Member, path: Path) -> None:
     try:
         with torch.no_grad(), _quiet():
             torch.onnx.export(
-                program_of(member),
+                program_of(member, head=head),
                 f=str(path),
                 dynamo=True,
                 input_names=[INPUT],

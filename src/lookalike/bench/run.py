@@ -36,7 +36,7 @@ class Run:
         measures: what is taken on every trial; the first is the one to choose by.
         progress: is told what happens.
         tracked: is told of each epoch.
-        engine: what computes embeddings, in float32: auto, torch or openvino.
+        engine: what computes embeddings, in float32: auto, torch, openvino or onnxruntime.
 
     """
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from lookalike.embedding.store import IDS, SHARDS, VECTORS, skipped_files, skipped_rows
 from lookalike.errors import DataError
-from lookalike.files import digest, write_file
+from lookalike.files import digest, storage_errors, write_file
 from lookalike.types import Embeddings
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def write_joined(folder: Path, shards: Iterable[Embeddings], shape: tuple[int, i
                 np.lib.format.write_array_header_1_0(vectors, header)
                 before = "["
                 for shard in shards:
-                    vectors.write(np.ascontiguousarray(shard.vectors, dtype="<f4").data)
+                    with storage_errors(folder / VECTORS):
+                        vectors.write(np.ascontiguousarray(shard.vectors, dtype="<f4").data)
                     if len(shard):
                         ids.write(before + json.dumps(shard.ids)[1:-1])
                         before = ", "

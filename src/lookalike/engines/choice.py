@@ -24,7 +24,7 @@ from lookalike.engines import onnx, openvino
 from lookalike.engines.exported import ExportedMember
 from lookalike.engines.kept import Way, forget, graph_of, keep_ways, known_ways, make_graph
 from lookalike.engines.members import open_member
-from lookalike.errors import LookalikeError, ModelError, OptionError, StorageError, UnreadableImage
+from lookalike.errors import LookalikeError, MissingExtra, ModelError, OptionError, StorageError, UnreadableImage
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Pixels
 
@@ -75,6 +75,7 @@ def accelerated(
     Raises:
         OptionError: an engine cannot compute in the precision that is asked for, or there is no such engine.
         ModelError: the engine that is asked for is not installed, or torch does not compute in that precision here.
+        MissingExtra: likewise, ONNX Runtime.
 
     """
     wanted = split_precision(precision, len(encoder.members))
@@ -180,9 +181,12 @@ def _opened(member: Member, way: Way, *, single: bool) -> Engine:
     from lookalike.backbones.bundle import member_row
 
     row = member_row(member)
+    was_there = graph_of(member.fingerprint, way.engine) is not None
     try:
         return _by_graph(member, way, row, single=single)
     except (ModelError, OSError):
+        if not was_there:
+            raise
         forget(member.fingerprint, way.engine)
         return _by_graph(member, way, row, single=single)
 
@@ -210,13 +214,14 @@ def _measure(member: Member, pictures: Sequence[Path], engine: str, progress: Pr
         try:
             placed = _opened(member, Way(other, precision, 0.0), single=False)
             cosine = float((placed.encode(pixels) * expected).sum(1).min())
-        except (ModelError, StorageError) as error:
+            rate = rate_of(placed, pixels)
+        except (ModelError, MissingExtra, StorageError) as error:
             progress.say(f"{what}: {error}")
             continue
         if not cosine >= LEAST_COSINE[precision]:
             progress.say(f"{what}, a cosine to float32 is {cosine:.4f}")
             continue
-        ways.append(Way(other, precision, rate_of(placed, pixels)))
+        ways.append(Way(other, precision, rate))
     if engine != TORCH:
         keep_ways(member.fingerprint, ways, member.runs_on)
     return tuple(ways)

@@ -22,6 +22,8 @@ from lookalike.versions import versions_of
 if TYPE_CHECKING:
     from lookalike.backbones import Member
 
+_FORMAT = "2"
+"""Of what is kept: graphs and rates of another are made again."""
 _MADE_WITH = ("lookalike", "timm", "torch", "openvino", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -59,7 +61,7 @@ def graph_of(fingerprint: str, runtime: str = openvino.RUNTIME) -> Path | None:
 
 
 def make_graph(member: Member, runtime: str = openvino.RUNTIME, *, head: bool = True) -> Path:
-    """Return a member's graph, with its head or, for OpenVINO, without, made anew where it is not kept.
+    """Return a member's graph, with its head or without, made anew where it is not kept.
 
     Raises:
         StorageError: the cache cannot be written.
@@ -77,7 +79,7 @@ def make_graph(member: Member, runtime: str = openvino.RUNTIME, *, head: bool = 
             if runtime == openvino.RUNTIME:
                 openvino.save(openvino.convert(member, head=head), Path(made) / place.name, half=False)
             else:
-                onnx.write(member, Path(made) / place.name)
+                onnx.write(member, Path(made) / place.name, head=head)
             for part in reversed(parts_of(place)):  # the one that names the other comes last
                 (Path(made) / part.name).replace(part)
     return place
@@ -90,14 +92,18 @@ def forget(fingerprint: str, runtime: str) -> None:
             part.unlink(missing_ok=True)
 
 
+def _made_with() -> str:
+    return f"{_FORMAT} {versions_of(*_MADE_WITH)}"
+
+
 def _folder(fingerprint: str) -> Path:
     return cache_folder() / "engines" / fingerprint
 
 
 def _graph(fingerprint: str, runtime: str) -> Path:
-    return _folder(fingerprint) / f"graph-{digest(str(versions_of(*_MADE_WITH)))[:12]}{SUFFIXES[runtime]}"
+    return _folder(fingerprint) / f"graph-{digest(_made_with())[:12]}{SUFFIXES[runtime]}"
 
 
 def _rates(fingerprint: str, device: str) -> Path:
-    machine = digest(processor(), device, str(os.cpu_count()), str(cores()), str(versions_of(*_MADE_WITH)))
+    machine = digest(processor(), device, str(os.cpu_count()), str(cores()), _made_with())
     return _folder(fingerprint) / f"rates-{machine[:12]}.json"

@@ -84,12 +84,15 @@ class OnnxSession:
 
     def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
         """Compute at once."""
-        found: Vectors = self._session.run(None, {self._input: pixels})[0]
+        try:
+            found: Vectors = self._session.run(None, {self._input: pixels})[0]
+        except Exception as error:  # as above
+            raise ModelError(f"ONNX Runtime cannot compute these pictures ({error}).") from error
         return lambda: found
 
 
-def write(member: Member, file: Path) -> None:
-    """Turn a member into a graph in a file.
+def write(member: Member, file: Path, *, head: bool = True) -> None:
+    """Turn a member, with its head or without, into a graph in a file.
 
     Raises:
         ModelError: ONNX does not know an operation of the backbone.
@@ -97,7 +100,7 @@ def write(member: Member, file: Path) -> None:
     """
     from lookalike.backbones.graph import write_onnx
 
-    write_onnx(member, file)
+    write_onnx(member, file, head=head)
 
 
 def rewrite(file: Path, change: Callable[[Any], Any]) -> None:

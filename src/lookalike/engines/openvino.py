@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -236,6 +237,43 @@ def convert(member: Member, *, head: bool = True) -> Any:
     return graph
 
 
+def first_layers(graph: Any) -> list[str]:
+    """Return the names of what comes before the second dense layer: what is rounded there, all layers make more of."""
+    fed: set[str] = set()
+    names: list[str] = []
+    dense = 0
+    for node in graph.get_ordered_ops():
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        sources = (i.get_source_output().get_node().get_friendly_name() for i in node.inputs())
+        if kind != "Parameter" and not any(source in fed for source in sources):
+            continue  # weights
+        fed.add(name)
+        dense += kind in ("Convolution", "MatMul")
+        if dense > 1:
+            break
+        if kind not in ("Parameter", "FakeQuantize"):
+            names.append(name)
+    return names
+
+
 def save(graph: Any, path: Path, *, half: bool) -> None:
-    """Write a graph as `.xml` with a `.bin` beside it; `half` keeps its weights in 16 bits."""
+    """Write a graph as `.xml` with a `.bin` beside it; its first layers will compute in float32 whatever others do.
+
+    Args:
+        graph: of OpenVINO.
+        path: of the `.xml` file.
+        half: keep its weights in 16 bits.
+
+    """
     package().save_model(graph, str(path), compress_to_fp16=half)
+    names = set(first_layers(graph))
+    tree = ElementTree.parse(path)
+    for layer in tree.iter("layer"):
+        if layer.get("name") not in names or layer.get("type") == "Result":
+            continue
+        facts = layer.find("rt_info")
+        if facts is None:
+            facts = ElementTree.Element("rt_info")
+            layer.insert(0 if layer.find("data") is None else 1, facts)  # in this order it is read
+        ElementTree.SubElement(facts, "attribute", {"name": "precise", "version": "0"})
+    tree.write(path, encoding="utf-8", xml_declaration=True)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from lookalike.engines import openvino
 from lookalike.errors import MissingExtra
 from lookalike.types import Pixels
 
@@ -45,7 +46,9 @@ def quantise(graph: Any, runtime: str, pictures: Sequence[Pixels], *, transforme
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
             fast_bias_correction=False,
-            ignored_scope=nncf.IgnoredScope(types=_IN_FLOAT[runtime], names=_HEADS[runtime](graph), validate=False),
+            ignored_scope=nncf.IgnoredScope(
+                types=_IN_FLOAT[runtime], names=[*_FIRST[runtime](graph), *_HEADS[runtime](graph)], validate=False
+            ),
         )
 
 
@@ -76,4 +79,10 @@ def _onnx_head(graph: Any) -> list[str]:
     return found
 
 
+def _onnx_first(graph: Any) -> list[str]:
+    """Return the name of the layer that sees the picture."""
+    return [next(node.name for node in graph.graph.node if node.op_type in ("Conv", "Gemm", "MatMul"))]
+
+
+_FIRST = {"openvino": openvino.first_layers, "onnxruntime": _onnx_first}
 _HEADS = {"openvino": _openvino_head, "onnxruntime": _onnx_head}

@@ -79,7 +79,7 @@ class FaissIndex:
         queries = np.ascontiguousarray(queries)
         scores, rows = self.index.search(queries, count, params=self._how)
         for further in (self._in_all_lists, self._among_all):
-            if rows.min() >= 0:
+            if not (rows < 0).any():
                 break
             short = (rows < 0).any(axis=1)
             scores[short], rows[short] = further(queries[short], count)

@@ -27,12 +27,18 @@ _CELLS = 4_000_000
 """Products in memory at once."""
 
 
+def spare_bytes(dim: int) -> int:
+    """Return what a vector of so many dimensions takes besides, where most are ruled out before they are compared."""
+    return dim + 8
+
+
 class FlatIndex:
     """Unit-length vectors by row number.
 
     Args:
         vectors: `(n, dim)` float32; they may be mapped from disk.
-        spare: whether there is a quarter as much memory again, which many searches of many vectors are made quicker by.
+        spare: whether there is memory for `spare_bytes` of each, which many searches of many vectors are made quicker
+            by.
 
     Attributes:
         key: FAISS's own name for the kind.
@@ -44,7 +50,7 @@ class FlatIndex:
     def __init__(self, vectors: Vectors, *, spare: bool = True) -> None:
         self._vectors = np.array(vectors) if len(vectors) <= FEW else vectors
         self._spare = spare
-        self._asked = 0
+        self._asked, self._useful = 0, True
         self._prefilter: Prefilter | None = None
         self._building = threading.Lock()
 
@@ -67,7 +73,10 @@ class FlatIndex:
             return _by_products(self._vectors, queries, count)
         quick = self._quick(len(queries))
         if quick is not None:
-            return quick.nearest(queries, count)
+            found = quick.nearest(queries, count)
+            if found is not None:
+                return found
+            self._prefilter, self._useful = None, False  # so few are ruled out that comparing all is quicker
         import faiss
 
         scores, rows = faiss.knn(np.ascontiguousarray(queries), self._vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
@@ -75,7 +84,7 @@ class FlatIndex:
 
     def _quick(self, queries: int) -> Prefilter | None:
         """Return what rules most vectors out, once so much was asked that making it has cost less than it saves."""
-        if self._prefilter is None and self._spare and len(self) >= MANY:
+        if self._prefilter is None and self._spare and self._useful and len(self) >= MANY:
             with self._building:
                 self._asked += queries
                 if self._asked >= _PAYS and self._prefilter is None:

@@ -15,7 +15,7 @@ from lookalike.indexing.approximate import ApproximateIndex
 from lookalike.indexing.budget import Budget, size_words
 from lookalike.indexing.building import Kept
 from lookalike.indexing.choose import EXACT_UNTIL, choose
-from lookalike.indexing.flat import FlatIndex
+from lookalike.indexing.flat import FlatIndex, spare_bytes
 from lookalike.indexing.flat_file import Rows
 from lookalike.indexing.ranking import rank, rank_approximately
 from lookalike.indexing.tuning import RECALL_AT, single_ms
@@ -260,7 +260,7 @@ def _store(
     """Keep vectors in this order in the kind of index that the budget leads to."""
     count, dim = vectors.shape
     if budget.exact or count < EXACT_UNTIL:
-        spare = budget.max_memory is None or 1.26 * 4 * dim * count <= budget.max_memory
+        spare = budget.max_memory is None or (4 * dim + spare_bytes(dim)) * count <= budget.max_memory
         flat = FlatIndex.of(vectors, order, spare=spare)
         problem = _beyond(flat, budget)
         if problem is None:

@@ -37,6 +37,9 @@ _DIRECTIONS = 64
 """Their number is a multiple of it."""
 _BEYOND = 0.02
 """Share of the squared length that may lie beyond them."""
+_PAIRS = 1_000_000
+_SHARE = 50
+"""More pairs of a query and a vector than so many, and than one in so many of all, are too many to compare in full."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -87,7 +90,7 @@ class Prefilter:
     """
 
     def __init__(self, take: Callable[[Rows], Vectors], count: int, dim: int, *, seed: int = 0) -> None:
-        self._take = take
+        self._take, self._count = take, count
         self._directions = _directions(take(evenly(np.arange(count, dtype=np.int64), _SAMPLE)), dim, seed)
         self._blocks: list[_Block] = []
         self._longest = 0.0
@@ -107,17 +110,22 @@ class Prefilter:
             )
             self._longest = max(self._longest, float(rounded.length.max()))
 
-    def nearest(self, queries: Vectors, count: int) -> tuple[Floats, Rows]:
-        """Return float32 inner products and rows `(n_query, count)` of the nearest of all, best first."""
+    def nearest(self, queries: Vectors, count: int) -> tuple[Floats, Rows] | None:
+        """Return float32 inner products and rows `(n_query, count)` of the nearest of all, best first.
+
+        None where too few vectors can be ruled out for this to be worth it, as where nearly all of them are alike.
+        """
         scores = np.empty((len(queries), count), dtype=np.float32)
         rows = np.empty((len(queries), count), dtype=np.int64)
         threads = cores()
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(queries), _QUERIES):
                 group = queries[start : start + _QUERIES]
-                search = _Search(self._rounded(group, each=True), self._longest, count)
+                most = max(_PAIRS, len(group) * self._count // _SHARE)
+                search = _Search(self._rounded(group, each=True), self._longest, count, most)
                 shares = [self._blocks[n::threads] for n in range(min(threads, len(self._blocks)))]
-                list(pool.map(search.look_at, shares))
+                if not all(pool.map(search.look_at, shares)):
+                    return None
                 candidates = search.candidates()
 
                 def compare(
@@ -131,7 +139,8 @@ class Prefilter:
 
     def _best(self, query: Vectors, rows: Rows, count: int) -> tuple[Floats, Rows]:
         """Compare with the vectors of rows in full; return scores and rows of the best."""
-        exact = self._take(rows) @ query
+        parts = [self._take(rows[start : start + _BLOCK]) @ query for start in range(0, len(rows), _BLOCK)]
+        exact = np.concatenate(parts)
         best = np.argsort(-exact, kind="stable")[:count]
         return exact[best], rows[best]
 
@@ -158,10 +167,11 @@ class _Search:
         queries: the group.
         longest: length that no projected vector exceeds.
         count: how many nearest each shall have.
+        most: pairs of a query and a vector that may be left.
 
     """
 
-    def __init__(self, queries: _Rounded, longest: float, count: int) -> None:
+    def __init__(self, queries: _Rounded, longest: float, count: int, most: int) -> None:
         self._queries = queries
         # |q·x - q'·x'| <= |q - q'| |x| + |q'| |x - x'| + |what is beyond of q| |what is beyond of x|
         self._constant = queries.left * np.float32(longest) + np.float32(_SLACK)
@@ -169,15 +179,19 @@ class _Search:
         self._certain = np.full((len(queries.numbers), count), -np.inf, dtype=np.float32)
         self._worst = self._certain.min(axis=1)
         self._found: list[tuple[Rows, Rows, Floats]] = []
+        self._most, self._pairs = most, 0
         self._merging = threading.Lock()
 
-    def look_at(self, blocks: list[_Block]) -> None:
-        """Look for candidates in blocks."""
+    def look_at(self, blocks: list[_Block]) -> bool:
+        """Look for candidates in blocks; return whether they are few enough."""
         rooms: dict[int, Any] = {}  # for the products of a block, used again by the next one of its size
         for block in blocks:
             if block.size not in rooms:
                 rooms[block.size] = _room(len(self._queries.numbers), block.size)
             self._sift(block, _products(self._queries.numbers, block.packed, rooms[block.size]))
+            if self._pairs > self._most:
+                return False
+        return True
 
     def _sift(self, block: _Block, products: npt.NDArray[np.int32]) -> None:
         """Note the vectors of a block that may be among the nearest, by their products `(n_query, size)`."""
@@ -213,6 +227,7 @@ class _Search:
             kept = high >= self._worst[query]
             query, rows, low, high = query[kept], rows[kept], low[kept], high[kept]
             self._found.append((query, rows, high))
+            self._pairs += len(query)
             asked, column, width = _columns(query)
             if not width:
                 return
@@ -223,14 +238,21 @@ class _Search:
             best = np.partition(room, width, axis=1)[:, width:]
             self._certain[asked] = best
             self._worst[asked] = best[:, 0]
+            if self._pairs > self._most:  # some of them were noted when less was known
+                self._found = [self._still_possible()]
+                self._pairs = len(self._found[0][0])
 
     def candidates(self) -> list[Rows]:
         """Return the rows that may be among the nearest, by query, rising."""
-        query, rows, high = (np.concatenate(part) for part in zip(*self._found, strict=True))
-        kept = high >= self._worst[query]
-        query, rows = query[kept], rows[kept]
+        query, rows, _ = self._still_possible()
         order = np.lexsort((rows, query))
         return np.split(rows[order], np.searchsorted(query[order], np.arange(1, len(self._worst))))
+
+    def _still_possible(self) -> tuple[Rows, Rows, Floats]:
+        """Return what was noted and may still be among the nearest: query, row, and how near it is at most."""
+        query, rows, high = (np.concatenate(part) for part in zip(*self._found, strict=True))
+        kept = high >= self._worst[query]
+        return query[kept], rows[kept], high[kept]
 
 
 def _columns(query: Rows) -> tuple[Rows, Rows, int]:

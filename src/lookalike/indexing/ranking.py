@@ -75,7 +75,7 @@ def rank_approximately(
         fetch = min(fetch, len(index))
         near, found = index.nearest(queries[pending], fetch)
         # negative, so that what sorts first is nearest
-        near_steps = np.rint(near * np.float64(-_STEPS)).astype(np.int64)
+        near_steps = np.rint(near.astype(np.float64) * -_STEPS).astype(np.int64)
         lowest = -near_steps[:, -1]
         near_steps[found == own[pending, None]] = _FAR
         order = np.lexsort((found, near_steps), axis=1)[:, :top_k]
