@@ -135,7 +135,7 @@ def build(
         made = FaissIndex.new(key, dim)
         most = max(TRAINING_PER_LIST * lists(len(rows)), _TRAINED_ON)
         progress.step(f"building {key}", 0, len(rows))
-        made.index.train(np.ascontiguousarray(take(evenly(rows, most))))
+        made.train(np.ascontiguousarray(take(evenly(rows, most))))
         kept.keep(made)
     clock = time.monotonic()
     for start in range(len(made), len(rows), _BLOCK):

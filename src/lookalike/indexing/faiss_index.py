@@ -66,6 +66,20 @@ class FaissIndex:
         by.write_index(self.index, by.PyCallbackIOWriter(count, 1 << 20))
         return size
 
+    def train(self, vectors: Vectors) -> None:
+        """Learn from vectors `(n, dim)` what has to be known before any is added."""
+        import faiss
+
+        by: Any = faiss  # as below
+        part: Any = by.downcast_index(self.index)
+        if isinstance(part, by.IndexRefine):
+            part = by.downcast_index(part.base_index)
+        if isinstance(part, by.IndexPreTransform):
+            first = by.downcast_VectorTransform(part.chain.at(0))
+            if isinstance(first, by.PCAMatrix):  # their mean is nought so: inner products do not allow for another
+                first.train(np.concatenate([vectors, -vectors]))
+        self.index.train(vectors)
+
     def set(self, parameters: Mapping[str, int]) -> None:
         """Look as deep as this."""
         self.parameters = dict(parameters)

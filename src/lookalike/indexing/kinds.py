@@ -51,9 +51,25 @@ def _bits(count: int, dim: int, code: str) -> str:
     return f"RR{dim},IVF{lists(count)},{code}"
 
 
+def _reduced(dim: int) -> str:
+    return f"PCA{-(-dim // 2)},HNSW{LINKS}_SQ8"
+
+
 KINDS = (
     Kind("graph over whole vectors", lambda *_: f"HNSW{LINKS},Flat", lambda d: 4 * d + _GRAPH, ("efSearch",)),
     Kind("graph over vectors in 8 bits", lambda *_: f"HNSW{LINKS},SQ8", lambda d: d + _GRAPH, ("efSearch",)),
+    Kind(
+        "graph over the main half of the dimensions in 8 bits",
+        lambda _, d: _reduced(d),
+        lambda d: d / 2 + _GRAPH,
+        ("efSearch",),
+    ),
+    Kind(
+        "graph over the main half of the dimensions in 8 bits, refined by whole vectors",
+        lambda _, d: f"{_reduced(d)},RFlat",
+        lambda d: d / 2 + _GRAPH + 4 * d,
+        ("efSearch", "k_factor_rf"),
+    ),
     Kind("lists of whole vectors", lambda n, _: f"IVF{lists(n)},Flat", lambda d: 4 * d + _LIST, ("nprobe",)),
     Kind(
         "lists of one bit a dimension, refined by 8 bits",
