@@ -276,7 +276,7 @@ WAYS: dict[str, Way] = {
     "usearch": Way(build_usearch, search_usearch),
     "autofaiss": Way(build_autofaiss, search_autofaiss),
 }
-DEPTHS = (16, 32, 64, 128)
+DEPTHS = (16, 32, 48, 64, 96, 128)
 CONTENDERS: dict[str, tuple[str, int]] = {
     AGAINST: ("flat", 0),
     "ours, exact": ("ours-exact", 0),

@@ -141,11 +141,11 @@ def _fetched(index: FaissIndex) -> int:
 
 
 def _grid(low: int, high: int) -> tuple[int, ...]:
-    """Return powers of two and the values half way between them."""
-    values = [low]
-    while values[-1] < high:
-        step = values[-1]
-        values += [step * 3 // 2, step * 2] if step > 1 else [2]
+    """Return powers of two and three values between each and the next, as far as they are whole."""
+    powers = [low]
+    while powers[-1] < high:
+        powers.append(2 * powers[-1])
+    values = sorted({power * quarters // 4 for power in powers for quarters in (4, 5, 6, 7)})
     return tuple(v for v in values if v <= high)
 
 
