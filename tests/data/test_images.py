@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, features
 
-from lookalike.data import images, read_image
+from lookalike.data import read_image
+from lookalike.data.quiet import quiet
 from lookalike.errors import UnreadableImage
 
 Photos = dict[str, Image.Image]
@@ -291,7 +292,7 @@ def test_damaged_bytes_end_in_pixels_or_one_error(photos: Photos, tmp_path: Path
 
 def test_overlapping_readings_leave_the_warning_filters_alone() -> None:
     before = list(warnings.filters)
-    first, second = images._quiet(), images._quiet()
+    first, second = quiet(), quiet()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lookalike.data.jpeg import decode_jpeg
+from lookalike.data.quiet import quiet
 from lookalike.errors import UnreadableImage
 
 MAX_PIXELS = 178_956_970
@@ -58,7 +57,7 @@ def read_image(path: Path | str) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise UnreadableImage(path, "the file is empty")
-        with _quiet(), Image.open(path) as image:
+        with quiet(), Image.open(path) as image:
             _check_header(path, image)
             image.seek(0)
             image.load()
@@ -103,40 +102,11 @@ def read_scaled(path: Path | str, at_least: Sequence[int | None]) -> list[npt.ND
     """Do what `read_pixels` does for several sizes at once: the file is read once, and decoded once a scale."""
     path = Path(path)
     if "JPEG" in _FORMATS.get(path.suffix.lower(), ("JPEG",)):
-        with contextlib.suppress(OSError), _quiet():
+        with contextlib.suppress(OSError):
             found = decode_jpeg(path.read_bytes(), at_least, most=MAX_PIXELS)
             if found is not None:
                 return found
     return [np.array(read_image(path))] * len(at_least)
-
-
-_quiet_lock = threading.Lock()
-_quiet_readers = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Pillow's warnings about odd files while any thread reads one.
-
-    `warnings.catch_warnings` restores the filters that it met, which are another thread's where readings overlap, and
-    the silence would then last for good; so the first reader in enters it and the last one out leaves it.
-    """
-    global _quiet_readers, _quiet_filters  # noqa: PLW0603 - the filters are the process's own, so is this
-    with _quiet_lock:
-        if _quiet_filters is None:
-            _quiet_filters = warnings.catch_warnings()
-            _quiet_filters.__enter__()
-            warnings.simplefilter("ignore")
-        _quiet_readers += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_readers -= 1
-            if not _quiet_readers:
-                _quiet_filters.__exit__(None, None, None)
-                _quiet_filters = None
 
 
 def _check_header(path: Path, image: Image.Image) -> None:

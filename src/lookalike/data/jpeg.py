@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
+from lookalike.data.quiet import quiet
+
 _PLAIN = ("YCbCr", "Gray")
 _SCALES = (8, 4, 2)
 """Parts of a side that the inverse cosine transform can leave away by itself, as good as averaging."""
@@ -56,7 +58,7 @@ def _orientation(data: bytes) -> int:
     """Return the EXIF orientation, 1 to 8, as Pillow reads it; most files are without any, which a glance tells."""
     if b"Exif\x00\x00" not in data and b"Orientation" not in data:
         return 1
-    with Image.open(io.BytesIO(data)) as image:
+    with quiet(), Image.open(io.BytesIO(data)) as image:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     return turn if turn in range(1, 9) else 1
 
