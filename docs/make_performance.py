@@ -37,7 +37,7 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
     ("decoding", "Decoding", "`benchmarks/decoding.py`; images a second, and how far the pixels are from Pillow's."),
     ("startup", "Start", "`benchmarks/startup.py`; seconds from the start of a process to its end."),
     ("training-step-", "The training step", "`benchmarks/training_step.py`; images a second."),
-    ("memory", "Memory", "`benchmarks/memory.py`; what grows with the images are their names, which are given back with the vectors."),
+    ("memory", "Memory", "`benchmarks/memory.py`; what grows with the images are their names."),
     ("search-", "Search", "`benchmarks/search.py`; queries a second, all together and one by one."),
 )
 
