@@ -214,11 +214,12 @@ def _measure(member: Member, pictures: Sequence[Path], engine: str, progress: Pr
         try:
             placed = _opened(member, Way(other, precision, 0.0), single=False)
             cosine = float((placed.encode(pixels) * expected).sum(1).min())
-            rate = rate_of(placed, pixels)
+            near = cosine >= LEAST_COSINE[precision]
+            rate = rate_of(placed, pixels) if near else 0.0
         except (ModelError, MissingExtra, StorageError) as error:
             progress.say(f"{what}: {error}")
             continue
-        if not cosine >= LEAST_COSINE[precision]:
+        if not near:
             progress.say(f"{what}, a cosine to float32 is {cosine:.4f}")
             continue
         ways.append(Way(other, precision, rate))

@@ -91,9 +91,8 @@ class ApproximateIndex:
 
         """
         try:
-            rows = np.asarray(
-                np.load(folder / _PLACES, mmap_mode="r", allow_pickle=False)
-            )  # plain: quicker to look into
+            mapped = np.load(folder / _PLACES, mmap_mode="r", allow_pickle=False)
+            rows = np.asarray(mapped)  # plain: quicker to look into
             index = FaissIndex.read(folder / FAISS_FILE, key, dict(choice["parameters"]))
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(f"the index in {folder} is missing or damaged; make the index again.") from error

@@ -228,13 +228,13 @@ class _Search:
             query, rows, low, high = query[kept], rows[kept], low[kept], high[kept]
             self._found.append((query, rows, high))
             self._pairs += len(query)
-            asked, column, width = _columns(query)
-            if not width:
+            if not len(query):
                 return
-            count = self._certain.shape[1]
+            asked, place, times = np.unique(query, return_inverse=True, return_counts=True)
+            count, width = self._certain.shape[1], int(times.max())
             room = np.full((len(asked), count + width), -np.inf, dtype=np.float32)
             room[:, :count] = self._certain[asked]
-            room[np.searchsorted(asked, query), count + column] = low
+            room[place, count + _before(place, times)] = low
             best = np.partition(room, width, axis=1)[:, width:]
             self._certain[asked] = best
             self._worst[asked] = best[:, 0]
@@ -255,13 +255,11 @@ class _Search:
         return query[kept], rows[kept], high[kept]
 
 
-def _columns(query: Rows) -> tuple[Rows, Rows, int]:
-    """Return each number once, how often each was there before, and how often the most frequent is."""
-    order = np.argsort(query, kind="stable")
-    asked, first, times = np.unique(query[order], return_index=True, return_counts=True)
-    column = np.empty(len(query), dtype=np.int64)
-    column[order] = np.arange(len(query)) - np.repeat(first, times)
-    return asked, column, int(times.max(initial=0))
+def _before(number: Rows, times: Rows) -> Rows:
+    """Return how often each number stands before itself, given how often each of them stands there at all."""
+    found = np.empty(len(number), dtype=np.int64)
+    found[np.argsort(number, kind="stable")] = np.arange(len(number)) - np.repeat(np.cumsum(times) - times, times)
+    return found
 
 
 def _directions(sample: Vectors, dim: int, seed: int) -> Floats:
