@@ -28,6 +28,10 @@ CASES = {
     "no picture": ("search photos.index", "missing argument 'IMAGES...'; see 'lookalike search --help'."),
     "no shell": ("completion", "missing argument 'SHELL' (one of bash, zsh, fish); see 'lookalike completion --help'."),
     "too much": ("check photos model", "got unexpected extra argument (model); see 'lookalike check --help'."),
+    "two precisions": (
+        "export model --out new --int8 --precision float32",
+        "--int8 and --precision float32 contradict each other; give one of them.",
+    ),
     "no number": (
         "search photos.index cat.jpg -k ten",
         "invalid value for '-k': 'ten' is not a valid integer; see 'lookalike search --help'.",

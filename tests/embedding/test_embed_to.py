@@ -160,6 +160,20 @@ def test_moved_images_are_not_embedded_again_but_found(encoder, sources, folder,
     assert read_embedding_facts(out).root == moved.resolve()
 
 
+def test_that_other_images_take_the_place_is_said(encoder, sources, folder, tmp_path, heard):
+    out, other = tmp_path / "emb", tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / sources[0].id).write_bytes((other / sources[1].id).read_bytes())
+    embed_to(sources, encoder, out)
+    first, second = heard(), heard()
+    embed_to(sources[1:], encoder, out, progress=first)
+    assert first.said == []
+    embed_to([File(s.id, other / s.id) for s in sources], encoder, out, progress=second)
+    assert second.said == [
+        f"{out} held embeddings of the images in {folder.resolve()}; from now on it holds those in {other.resolve()}"
+    ]
+
+
 def test_a_corrupt_file_is_left_out_and_listed(encoder, sources, folder, tmp_path, watch):
     (folder / "6.png").write_bytes((folder / "6.png").read_bytes()[:200])
     (folder / "7.png").write_bytes(b"")

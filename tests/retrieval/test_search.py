@@ -238,6 +238,16 @@ def test_an_unfinished_index_by_another_model_is_refused(pictures, encoder, tmp_
         index(pictures, "test_resnet", out=tmp_path / "index", weights="none")
 
 
+def test_a_place_that_is_taken_is_told_before_engines_are_measured(pictures, encoder, tmp_path, monkeypatch):
+    from lookalike.retrieval import gallery
+
+    monkeypatch.setattr(gallery, "on_engine", lambda *_: pytest.fail("engines were measured"))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match="already exists and is not an embeddings folder"):
+        gallery.embed(pictures, encoder, out=tmp_path / "taken")
+
+
 def test_corrupt_files_are_listed(pictures, encoder, tmp_path):
     (pictures / "broken.jpg").write_text("no picture")
     found = index(pictures, encoder, out=tmp_path / "index")

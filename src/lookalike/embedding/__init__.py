@@ -2,6 +2,7 @@
 
 from lookalike.embedding.embed import embed_to
 from lookalike.embedding.fit import Features, compute_features, fit_projection, fitted_encoder, kept_features
+from lookalike.embedding.folder import begun_with
 from lookalike.embedding.store import (
     EmbeddingFacts,
     begun_precision,
@@ -15,6 +16,7 @@ __all__ = [
     "EmbeddingFacts",
     "Features",
     "begun_precision",
+    "begun_with",
     "compute_features",
     "embed_to",
     "fit_projection",

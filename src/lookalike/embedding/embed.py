@@ -17,9 +17,7 @@ from lookalike.embedding.store import (
     SHARDS,
     EmbeddingFacts,
     ShardRow,
-    is_embeddings,
     load_embeddings,
-    read_embedding_facts,
 )
 from lookalike.errors import DataError, OptionError
 from lookalike.progress import SILENT, Progress
@@ -73,8 +71,8 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
     """
     sources = _checked(images, shard_size)
     out = Path(out)
-    old = read_embedding_facts(out) if is_embeddings(out) else None
-    size = begun_with(out, old, encoder) or shard_size
+    old, begun = begun_with(out, encoder)
+    size = begun or shard_size
     cuts = [sources[start : start + size] for start in range(0, len(sources), size)]
     keys = [sources_digest(encoder.fingerprint, cut) for cut in cuts]
     root = root_of(sources)
@@ -85,6 +83,8 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
         if now != old:  # the images were moved, or other folders cannot be listed
             write_facts(out, now)
     else:
+        if old is not None and old.root != root and None not in (old.root, root):
+            progress.say(f"{out} held embeddings of the images in {old.root}; from now on it holds those in {root}")
         begin(out, by or encoder, size)
         keep_model(encoder, out / MODEL, facts)
         again = OldShards(out, old)

@@ -16,7 +16,9 @@ from lookalike.embedding.store import (
     VECTORS,
     EmbeddingFacts,
     damaged,
+    is_embeddings,
     load_embeddings,
+    read_embedding_facts,
 )
 from lookalike.errors import FingerprintMismatch, LookalikeError, StorageError
 from lookalike.files import read_json, storage_errors, write_ascii_json
@@ -26,8 +28,15 @@ if TYPE_CHECKING:
     from lookalike.encoding import Encoder
 
 
-def begun_with(out: Path, old: EmbeddingFacts | None, encoder: Encoder) -> int | None:
-    """Refuse a folder that is not ours to write in; return the shard size it was begun with, None for a new one."""
+def begun_with(out: Path, encoder: Encoder) -> tuple[EmbeddingFacts | None, int | None]:
+    """Refuse a folder that is not ours to write in.
+
+    Returns:
+        What its finished embeddings say of themselves, and the shard size that it was begun with; None for what there
+        is not.
+
+    """
+    old = read_embedding_facts(out) if is_embeddings(out) else None
     if old is not None:
         model, fingerprint, size = old.model, old.fingerprint, old.shard_size
     elif (out / SHARDS / RUN).is_file():
@@ -43,13 +52,13 @@ def begun_with(out: Path, old: EmbeddingFacts | None, encoder: Encoder) -> int |
             )
         if foreign:
             raise StorageError(f"{out} already exists and is not an embeddings folder; choose another place.")
-        return None
+        return None, None
     if fingerprint != encoder.fingerprint:
         raise FingerprintMismatch(
             f"{out} holds embeddings made by the model {model} ({fingerprint}), not by {encoder.name} "
             f"({encoder.fingerprint}); choose another place or remove it."
         )
-    return size
+    return old, size
 
 
 def begin(out: Path, encoder: Encoder, size: int) -> None:

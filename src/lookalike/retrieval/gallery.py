@@ -13,6 +13,7 @@ from lookalike.data.folders import and_skipped, may_be_folder, require_folder
 from lookalike.embedding import (
     EmbeddingFacts,
     begun_precision,
+    begun_with,
     embed_to,
     is_embeddings,
     is_unfinished,
@@ -213,6 +214,7 @@ def _embed(
     encoder = before or resolve_model(
         model, fit_on=found.fit_on, weights=weights, skip=left_out.append, progress=progress
     )
+    begun_with(out, encoder)  # says before engines are measured that this is not its folder
     facts = asked and {"asked_for": asked}
     if left_out:
         own = {source.path for source in found.sources}  # embedding them says itself which of them cannot be read

@@ -12,6 +12,7 @@ from lookalike.cli.command import Command
 from lookalike.cli.options import PATH, out_option
 from lookalike.cli.terminal import Terminal
 from lookalike.cli.wording import display_path, typed_path
+from lookalike.errors import OptionError
 
 
 @click.command(cls=Command, short_help="Write a model for OpenVINO or ONNX Runtime.")
@@ -26,7 +27,7 @@ from lookalike.cli.wording import display_path, typed_path
     show_default=True,
     help="auto takes bfloat16 with openvino, else float32; int8 needs --data.",
 )
-@click.option("--int8", "precision", flag_value="int8", help="The same as --precision int8.")
+@click.option("--int8", is_flag=True, help="The same as --precision int8.")
 @click.option(
     "--data",
     type=PATH,
@@ -42,7 +43,7 @@ from lookalike.cli.wording import display_path, typed_path
     help="Points of precision@3 on validation that may be lost; a model that loses more is not written.",
 )
 @out_option("The exported bundle's folder; must not exist yet. It is a --model like any other.")
-def export(bundle: Path, out: Path, **values: Any) -> None:
+def export(bundle: Path, out: Path, *, int8: bool, precision: str, **values: Any) -> None:
     """Write a bundle for a runtime that is faster on a processor, or that other programs have.
 
     The graph takes uint8 pixels and gives unit-length embeddings: normalisation, pooling and head are inside. It is
@@ -55,7 +56,9 @@ def export(bundle: Path, out: Path, **values: Any) -> None:
     """  # noqa: D301
     from lookalike.exporting import export as run_export
 
+    if int8 and precision not in ("auto", "int8"):
+        raise OptionError(f"--int8 and --precision {precision} contradict each other; give one of them.")
     with closing(Terminal()) as terminal:
-        run_export(bundle, out=out, progress=terminal, **values)
+        run_export(bundle, out=out, precision="int8" if int8 else precision, progress=terminal, **values)
         terminal.say(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
     click.echo(display_path(out))
