@@ -36,7 +36,7 @@ TORCH = "torch"
 ENGINES = (AUTO, TORCH, openvino.RUNTIME, onnx.RUNTIME)
 PRECISIONS = (AUTO, "float32", "bfloat16")
 WORTH_IT = 400
-"""Converting and measuring take some ten seconds: not for fewer images than this, unless it was done before."""
+"""Converting and measuring take ten to twenty seconds: not for fewer images than this, unless it was done before."""
 
 _TRIAL = 24
 _SECONDS = 1.0
