@@ -69,13 +69,10 @@ class _Block:
     """Rounded vectors from a row on, packed for products; see `_Rounded`."""
 
     start: int
-    size: int
     packed: Any
     step: float
     left: Floats
     beyond: Floats
-    most_left: float
-    most_beyond: float
 
 
 class Prefilter:
@@ -96,18 +93,8 @@ class Prefilter:
         self._longest = 0.0
         for start in range(0, count, _BLOCK):
             rounded = self._rounded(take(np.arange(start, min(count, start + _BLOCK), dtype=np.int64)), each=False)
-            self._blocks.append(
-                _Block(
-                    start=start,
-                    size=len(rounded.numbers),
-                    packed=_pack(rounded.numbers),
-                    step=float(rounded.step[0, 0]),
-                    left=rounded.left,
-                    beyond=rounded.beyond,
-                    most_left=float(rounded.left.max()),
-                    most_beyond=float(rounded.beyond.max()),
-                )
-            )
+            packed, step = _pack(rounded.numbers), float(rounded.step[0, 0])
+            self._blocks.append(_Block(start, packed, step, rounded.left, rounded.beyond))
             self._longest = max(self._longest, float(rounded.length.max()))
 
     def nearest(self, queries: Vectors, count: int) -> tuple[Floats, Rows] | None:
@@ -186,9 +173,10 @@ class _Search:
         """Look for candidates in blocks; return whether they are few enough."""
         rooms: dict[int, Any] = {}  # for the products of a block, used again by the next one of its size
         for block in blocks:
-            if block.size not in rooms:
-                rooms[block.size] = _room(len(self._queries.numbers), block.size)
-            self._sift(block, _products(self._queries.numbers, block.packed, rooms[block.size]))
+            size = len(block.left)
+            if size not in rooms:
+                rooms[size] = _room(len(self._queries.numbers), size)
+            self._sift(block, _products(self._queries.numbers, block.packed, rooms[size]))
             if self._pairs > self._most:
                 return False
         return True
@@ -196,7 +184,7 @@ class _Search:
     def _sift(self, block: _Block, products: npt.NDArray[np.int32]) -> None:
         """Note the vectors of a block that may be among the nearest, by their products `(n_query, size)`."""
         unit = self._queries.step[:, 0] * np.float32(block.step)
-        error = self._constant + self._by_left * block.most_left + self._queries.beyond * block.most_beyond
+        error = self._constant + self._by_left * block.left.max() + self._queries.beyond * block.beyond.max()
         queries, size = products.shape
         whole = size - size % _RUN
         runs = products[:, :whole].reshape(queries, _RUN, whole // _RUN)
