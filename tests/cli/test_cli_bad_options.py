@@ -30,7 +30,7 @@ CASES = {
     "too much": ("check photos model", "got unexpected extra argument (model); see 'lookalike check --help'."),
     "two precisions": (
         "export model --out new --int8 --precision float32",
-        "--int8 and --precision float32 contradict each other; give one of them.",
+        "--precision is given as int8 and float32; give one of them.",
     ),
     "no number": (
         "search photos.index cat.jpg -k ten",

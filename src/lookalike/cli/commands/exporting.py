@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from lookalike.cli.wording import display_path, typed_path
 from lookalike.errors import OptionError
 
 
+def _one(_: click.Context, __: click.Parameter, given: Sequence[str]) -> str:
+    """Return the precision; two different ones contradict each other."""
+    first, *others = given or ["auto"]
+    if any(other != first for other in others):
+        raise OptionError(f"--precision is given as {' and '.join(given)}; give one of them.")
+    return first
+
+
 @click.command(cls=Command, short_help="Write a model for OpenVINO or ONNX Runtime.")
 @click.argument("bundle", type=PATH)
 @click.option(
@@ -23,11 +32,13 @@ from lookalike.errors import OptionError
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
-    default="auto",
-    show_default=True,
-    help="auto takes bfloat16 with openvino, else float32; int8 needs --data.",
+    multiple=True,
+    callback=_one,
+    help="auto, the default, takes bfloat16 with openvino, else float32; int8 needs --data.",
 )
-@click.option("--int8", is_flag=True, help="The same as --precision int8.")
+@click.option(
+    "--int8", "precision", flag_value="int8", multiple=True, callback=_one, help="The same as --precision int8."
+)
 @click.option(
     "--data",
     type=PATH,
@@ -43,7 +54,7 @@ from lookalike.errors import OptionError
     help="Points of precision@3 on validation that may be lost; a model that loses more is not written.",
 )
 @out_option("The exported bundle's folder; must not exist yet. It is a --model like any other.")
-def export(bundle: Path, out: Path, *, int8: bool, precision: str, **values: Any) -> None:
+def export(bundle: Path, out: Path, **values: Any) -> None:
     """Write a bundle for a runtime that is faster on a processor, or that other programs have.
 
     The graph takes uint8 pixels and gives unit-length embeddings: normalisation, pooling and head are inside. It is
@@ -56,9 +67,7 @@ def export(bundle: Path, out: Path, *, int8: bool, precision: str, **values: Any
     """  # noqa: D301
     from lookalike.exporting import export as run_export
 
-    if int8 and precision not in ("auto", "int8"):
-        raise OptionError(f"--int8 and --precision {precision} contradict each other; give one of them.")
     with closing(Terminal()) as terminal:
-        run_export(bundle, out=out, precision="int8" if int8 else precision, progress=terminal, **values)
+        run_export(bundle, out=out, progress=terminal, **values)
         terminal.say(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
     click.echo(display_path(out))
