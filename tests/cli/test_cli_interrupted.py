@@ -97,6 +97,21 @@ def test_embeddings_that_are_not_finished(refused, stop_at):
     )
 
 
+def test_an_interruption_while_the_command_is_loaded():
+    code = """
+import sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from lookalike.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"error: {AGAIN}\n")
+
+
 _UNIGNORED = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from lookalike.cli import main; main()"
 )
