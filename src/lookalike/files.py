@@ -94,8 +94,15 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 def read_json(path: Path, what: str) -> Any:
     """Read JSON; `what` names the file's role in the error's sentence."""
-    try:
+    with reading_errors(path, what):
         return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def reading_errors(path: Path, what: str) -> Iterator[None]:
+    """Turn what goes wrong when `path` is read, or does not hold what it should, into a `StorageError`."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise StorageError(f"{what} {path} does not exist.") from error
     except (OSError, ValueError, RecursionError) as error:

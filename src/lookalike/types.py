@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike.errors import DataError
+from lookalike.names import repeated
 
 Vectors = npt.NDArray[np.float32]
 """Float32 array `(n, dim)`."""
@@ -48,7 +49,7 @@ class Embeddings:
     """Embeddings of images.
 
     Attributes:
-        ids: `n` distinct item ids.
+        ids: `n` distinct item ids, a tuple; where they were read from a file `Names`, which are like one.
         vectors: `(n, dim)` float32, each row of unit length.
         fingerprint: the fingerprint of the model that made them.
         skipped: files that could not be read, with their causes.
@@ -59,7 +60,7 @@ class Embeddings:
 
     """
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     vectors: Vectors
     fingerprint: str
     skipped: tuple[Skipped, ...] = field(default=())
@@ -98,20 +99,6 @@ class Embeddings:
         if missing:
             raise DataError(f"{len(missing)} ids have no embedding, the first is {missing[0]!r}.")
         return Embeddings(wanted, self.vectors[[rows[i] for i in wanted]], self.fingerprint, (), self.precision)
-
-
-def repeated(ids: Callable[[], Iterable[str]]) -> str | None:
-    """Return the first id that stands more than once, or None.
-
-    Args:
-        ids: gives them, once more where hashes, which take less memory than the ids, do not rule it out.
-
-    """
-    hashes = np.sort(np.fromiter(map(hash, ids()), np.int64))
-    if (hashes[1:] != hashes[:-1]).all():
-        return None
-    seen: set[str] = set()
-    return next((i for i in ids() if i in seen or seen.add(i)), None)  # type: ignore[func-returns-value]
 
 
 def _lengths(vectors: Vectors) -> npt.NDArray[np.float32]:

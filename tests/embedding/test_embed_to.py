@@ -140,6 +140,14 @@ def test_a_picture_replaced_under_its_name_is_seen_by_its_time_alone(encoder, so
     assert counting.seen == 2
 
 
+def test_that_nothing_changed_is_said(encoder, sources, tmp_path, heard):
+    out = tmp_path / "emb"
+    embed_to(sources, encoder, out, shard_size=4)
+    progress = heard()
+    embed_to(sources, encoder, out, progress=progress)
+    assert progress.said == [f"{out}: no image was added, removed or changed"]
+
+
 def test_added_and_removed_files(encoder, sources, folder, tmp_path):
     out = tmp_path / "emb"
     embed_to(sources[:9], encoder, out, shard_size=4)

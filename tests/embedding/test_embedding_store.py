@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from lookalike.embedding import embed_to, is_embeddings, load_embeddings, read_embedding_facts
+from lookalike.embedding import embed_to, is_embeddings, load_embeddings, read_embedding_facts, store
 from lookalike.errors import StorageError
 
 
@@ -87,12 +87,28 @@ def test_pickled_vectors_are_not_run(out):
 
 @pytest.mark.parametrize(
     ("ids", "what"),
-    [(["a"], "1 ids for 10 vectors"), ({"a": 1}, "no list of ids"), (["a"] * 10, "distinct ids, but 'a'")],
+    [(["a"], "1 ids for 10 vectors"), ({"a": 1}, "not all ids are text"), (["a"] * 10, "distinct ids, but 'a'")],
 )
 def test_ids_that_do_not_fit(out, ids, what):
     (out / "ids.json").write_text(json.dumps(ids))
     with pytest.raises(StorageError, match=what):
         load_embeddings(out)
+
+
+@pytest.mark.parametrize("together", [1, 3, 4096])
+@pytest.mark.parametrize("indent", [None, 0, 2])
+def test_ids_in_lines_or_in_one(out, indent, together, monkeypatch):
+    monkeypatch.setattr(store, "_LINES", together)
+    odd = ["]", "[", '"a", ', "line\nbreak", "\udcff.jpg", "\ud800", ",", "ö", "\\", "x" * 3]
+    (out / "ids.json").write_text(json.dumps(odd, indent=indent).replace("\\u00f6", "ö"), encoding="utf-8")
+    found = load_embeddings(out).ids
+    assert list(found) == odd
+    assert found == tuple(odd)
+
+
+def test_ids_are_written_a_line_each(out):
+    lines = (out / "ids.json").read_text().splitlines()
+    assert (len(lines), lines[0], lines[-1]) == (12, "[", "]")
 
 
 def test_missing_parts(out):

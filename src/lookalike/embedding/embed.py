@@ -20,8 +20,9 @@ from lookalike.embedding.store import (
     load_embeddings,
 )
 from lookalike.errors import DataError, OptionError
+from lookalike.names import repeated
 from lookalike.progress import SILENT, Progress
-from lookalike.types import Embeddings, Skipped, repeated
+from lookalike.types import Embeddings, Skipped
 
 if TYPE_CHECKING:
     from lookalike.encoding import Encoder
@@ -78,6 +79,7 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
     root = root_of(sources)
     if old is not None and [row.digest for row in old.shards] == keys:
         keep_model(encoder, out / MODEL, facts)
+        progress.say(f"{out}: no image was added, removed or changed")
         files = old.skipped[: sum(row.skipped for row in old.shards)]
         now = replace(old, root=root, skipped=(*files, *left_out))
         if now != old:  # the images were moved, or other folders cannot be listed
@@ -105,6 +107,7 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
         )
         finish(out, new)
     shutil.rmtree(out / SHARDS, ignore_errors=True)
+    del sources, cuts, keys  # of a hundred thousand images they take as much as the ids that are read now
     return load_embeddings(out)
 
 

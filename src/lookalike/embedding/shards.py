@@ -54,7 +54,7 @@ def write_shard(path: Path, key: str, shard: Embeddings) -> None:
         StorageError: when the disk does not take it.
 
     """
-    facts = {"key": key, "ids": shard.ids, "skipped": skipped_rows(shard.skipped)}
+    facts = {"key": key, "ids": list(shard.ids), "skipped": skipped_rows(shard.skipped)}
     text = np.frombuffer(json.dumps(facts).encode("ascii"), dtype=np.uint8)
 
     def fill(temporary: Path) -> None:
@@ -80,9 +80,10 @@ def read_shard(path: Path, key: str, fingerprint: str) -> Embeddings | None:
 
 
 def write_joined(folder: Path, shards: Iterable[Embeddings], shape: tuple[int, int]) -> None:
-    """Write shards under each other as one `.npy` file that can be mapped and one list of ids, one shard in memory.
+    """Write shards under each other as one `.npy` file that can be mapped, and one list of ids, each in its own line.
 
-    Not through a mapped file: on a full disk that ends the process with a bus error, writing raises.
+    Not through a mapped file: on a full disk that ends the process with a bus error, writing raises. One shard is in
+    memory.
 
     Args:
         folder: where both files come to be.
@@ -99,14 +100,14 @@ def write_joined(folder: Path, shards: Iterable[Embeddings], shape: tuple[int, i
             with temporary.open("wb") as vectors, other.open("w", encoding="ascii") as ids:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(vectors, header)
-                before = "["
+                before = "[\n"
                 for shard in shards:
                     with storage_errors(folder / VECTORS):
                         vectors.write(np.ascontiguousarray(shard.vectors, dtype="<f4").data)
                     if len(shard):
-                        ids.write(before + json.dumps(shard.ids)[1:-1])
-                        before = ", "
-                ids.write("]\n")
+                        ids.write(before + json.dumps(list(shard.ids), separators=(",\n", ":"))[1:-1])
+                        before = ",\n"
+                ids.write("\n]\n")
 
         write_file(folder / IDS, fill_ids)
 

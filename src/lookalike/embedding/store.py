@@ -1,7 +1,7 @@
 """The embeddings folder once it is finished: vectors that can be mapped, ids, and what made them.
 
 - `vectors.npy`: float32 (n, dim), unit length
-- `ids.json`: n ids, row by row
+- `ids.json`: n ids, row by row, each in a line of its own
 - `embeddings.json`: format, model, fingerprint, shards, skipped files; written last, so it says that the rest is whole
 - `model/`: the bundle of the encoder
 - `shards/`: only while the folder is being made
@@ -9,15 +9,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lookalike.errors import DataError, LookalikeError, StorageError
-from lookalike.files import read_json
+from lookalike.files import read_json, reading_errors
+from lookalike.names import Names
 from lookalike.types import Embeddings, Skipped, Vectors
 
 FORMAT = 1
@@ -27,6 +30,7 @@ VECTORS = "vectors.npy"
 SHARDS = "shards"
 RUN = "run.json"
 MODEL = "model"
+_LINES = 4096
 
 
 @dataclass(frozen=True)
@@ -169,17 +173,29 @@ def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
     """
     path = Path(path)
     facts = read_embedding_facts(path)
-    ids = read_json(path / IDS, "the embeddings' ids")
     vectors = read_vectors(path, mmap=mmap)
     if vectors.shape != (facts.count, facts.dim):
         raise damaged(path, f"{VECTORS} has the shape {vectors.shape}, not {(facts.count, facts.dim)}")
-    if not isinstance(ids, list) or len(ids) != facts.count:
-        got = len(ids) if isinstance(ids, list) else "no list of"
-        raise damaged(path, f"{IDS} holds {got} ids for {facts.count} vectors")
+    ids = _read_ids(path)
+    if len(ids) != facts.count:
+        raise damaged(path, f"{IDS} holds {len(ids)} ids for {facts.count} vectors")
     try:
-        return Embeddings(tuple(map(str, ids)), vectors, facts.fingerprint, facts.skipped, facts.precision)
+        return Embeddings(ids, vectors, facts.fingerprint, facts.skipped, facts.precision)
     except DataError as error:
         raise damaged(path, str(error).rstrip(".")) from error
+
+
+def _read_ids(path: Path) -> Names:
+    """Read the ids, some lines at a time, as all of them parsed at once would take the most memory of a whole run."""
+
+    def some(lines: Iterable[str]) -> list[str]:
+        found = json.loads("[" + "".join(lines).strip().removeprefix("[").removesuffix("]").strip().strip(",") + "]")
+        if not all(isinstance(name, str) for name in found):
+            raise ValueError("not all ids are text")
+        return found  # type: ignore[no-any-return]
+
+    with reading_errors(path / IDS, "the embeddings' ids"), (path / IDS).open(encoding="utf-8") as file:
+        return Names(name for lines in iter(lambda: list(islice(file, _LINES)), []) for name in some(lines))
 
 
 def read_vectors(path: Path, *, mmap: bool = True) -> Vectors:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +16,7 @@ from lookalike.cores import cores
 from lookalike.data.images import read_scaled
 from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.errors import OptionError, UnreadableImage
+from lookalike.names import Names
 from lookalike.types import Pixels, Skipped
 
 BATCH_SIZE = 16
@@ -55,15 +54,10 @@ class Files(Sequence[File]):
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root
-        self._text = bytearray()
-        self._ends = array("Q", [0])
-        for name in names:
-            self._text += os.fsencode(name)
-            self._ends.append(len(self._text))
-        self._range = range(len(self._ends) - 1)
+        self._names = names if isinstance(names, Names) else Names(names)
 
     def __len__(self) -> int:
-        return len(self._range)
+        return len(self._names)
 
     @overload
     def __getitem__(self, place: int) -> File: ...
@@ -72,11 +66,8 @@ class Files(Sequence[File]):
     def __getitem__(self, place: int | slice) -> File | Files:
         """Return a file, or some of the files; these share the text."""
         if isinstance(place, slice):
-            part = Files(self.root, ())
-            part._text, part._ends, part._range = self._text, self._ends, self._range[place]
-            return part
-        number = self._range[place]
-        name = os.fsdecode(bytes(self._text[self._ends[number] : self._ends[number + 1]]))
+            return Files(self.root, self._names[place])
+        name = self._names[place]
         return File(name, self.root / name)
 
 

@@ -163,7 +163,7 @@ class Index:
             rows, scores = rank(self._store, queries.vectors, own, top_k)
         else:
             rows, scores = rank_approximately(self._store, queries.vectors, own, top_k)
-        return Hits(queries.ids, self._names[rows], scores)
+        return Hits(tuple(queries.ids), self._names[rows], scores)
 
     def require_model(self, fingerprint: str, what: str = "the model") -> None:
         """Raise `FingerprintMismatch` for another model than the index was made with; `what` starts the sentence."""
@@ -283,12 +283,12 @@ def _beyond(flat: FlatIndex, budget: Budget) -> str | None:
     """Say what an exact index exceeds of a budget; None where it stays within."""
     size = 4 * flat.dim * len(flat)
     if budget.max_memory is not None and size > budget.max_memory:
-        return f"take {size_words(size)}, max_memory is {size_words(budget.max_memory)}"
+        return f"take {size_words(size)}, and max_memory is {size_words(budget.max_memory)}"
     if budget.max_ms is not None:
         some = flat.vectors(np.arange(min(_TIMED, len(flat))))
         spent = single_ms(lambda query: flat.nearest(query, min(RECALL_AT, len(flat))), some)
         if spent > budget.max_ms:
-            return f"take {spent:.3g} ms a query, max_ms is {budget.max_ms:g}"
+            return f"take {spent:.3g} ms a query, and max_ms is {budget.max_ms:g}"
     return None
 
 
