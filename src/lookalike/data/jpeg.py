@@ -15,6 +15,9 @@ _PLAIN = ("YCbCr", "Gray")
 _SCALES = (8, 4, 2)
 """Parts of a side that the inverse cosine transform can leave away by itself, as good as averaging."""
 
+_APP1, _SCAN = 0xE1, 0xDA
+"""Second bytes of JPEG's markers."""
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -55,12 +58,23 @@ def _scale(side: int, least: int | None) -> int:
 
 
 def _orientation(data: bytes) -> int:
-    """Return the EXIF orientation, 1 to 8, as Pillow reads it; most files are without any, which a glance tells."""
-    if b"Exif\x00\x00" not in data and b"Orientation" not in data:
+    """Return the EXIF orientation, 1 to 8, as Pillow reads it, which need not look at what can hold none."""
+    if not _may_be_turned(data):
         return 1
     with quiet(), Image.open(io.BytesIO(data)) as image:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     return turn if turn in range(1, 9) else 1
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a segment before the picture is of the kind that EXIF and XMP come in, or the segments are odd."""
+    place = 2
+    while data[place : place + 1] == b"\xff":
+        kind = data[place + 1]
+        if kind in (_APP1, _SCAN):
+            return kind == _APP1
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return True
 
 
 def _upright(pixels: Pixels, turn: int) -> Pixels:
