@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lookalike.backbones.class_token import split_weights
 from lookalike.backbones.member import Member
 from lookalike.errors import ModelError
 
@@ -37,6 +38,7 @@ class Graph(nn.Module):
         self.head = copy.deepcopy(member.head).cpu() if head else nn.Identity()
         p = member.preprocessing
         _take_one_size(self.module, p.height, p.width)
+        split_weights(self.module)
         self.register_buffer("mean", torch.tensor(p.mean).mul(255).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(p.std).mul(255).view(1, 3, 1, 1))
 

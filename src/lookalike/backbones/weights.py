@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from lookalike.backbones.class_token import drop_unread_tokens
 from lookalike.backbones.hub import cache_only, first_line, hub_silence
 from lookalike.backbones.registry import BackboneRow
 from lookalike.backbones.state_file import mismatch, read_state
@@ -76,6 +77,7 @@ def blank_backbone(row: BackboneRow) -> nn.Module:
 def _create(row: BackboneRow, *, num_classes: int | None, pretrained: bool = False) -> nn.Module:
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     module: nn.Module = timm.create_model(row.timm_name, pretrained=pretrained, **options)
+    drop_unread_tokens(module)
     return module.eval()
 
 

@@ -22,7 +22,7 @@ from lookalike.versions import versions_of
 if TYPE_CHECKING:
     from lookalike.backbones import Member
 
-_FORMAT = "2"
+_FORMAT = "3"
 """Of what is kept: graphs and rates of another are made again."""
 _MADE_WITH = ("lookalike", "timm", "torch", "openvino", "onnx", "onnxscript", "onnxruntime")
 
