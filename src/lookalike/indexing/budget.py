@@ -29,7 +29,7 @@ def size_words(size: float) -> str:
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             return f"{size / unit:.3g} {name}"
-    return f"{size:.0f} bytes"
+    return "1 byte" if round(size) == 1 else f"{size:.0f} bytes"
 
 
 @dataclass(frozen=True)

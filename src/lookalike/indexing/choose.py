@@ -74,10 +74,10 @@ def choose(
     """
     kinds = fitting(count, dim, budget.max_memory)
     if not kinds:
-        least = min(kind.bytes_each(dim) for kind in KINDS) + ROW
+        least = min(kind.size(count, dim) for kind in KINDS)
         raise OptionError(
-            f"{count} vectors of {dim} dimensions take at least {size_words(least * count)}, "
-            f"max_memory is {size_words(budget.max_memory or 0)}; allow more."
+            f"{count} vectors of {dim} dimensions take at least {size_words(least)}, "
+            f"and max_memory is {size_words(budget.max_memory or 0)}; allow more."
         )
     held, rest = _held_out(count)
     queries = take(held)
