@@ -93,14 +93,22 @@ def test_an_exported_bundle_is_a_model_like_any_other(small_bundle, photo_folder
     assert hits.ids.tolist() == with_torch.index.search(queries, 3).ids.tolist()
 
 
-def test_searching_by_an_exported_bundle_imports_no_torch(small_bundle, photo_folder_original, tmp_path):
-    export(small_bundle, out=tmp_path / "fast")
+def test_the_model_of_an_index_can_be_exported(small_bundle, photo_folder_original, tmp_path):
+    index(photo_folder_original / "test" / "gallery", small_bundle, out=tmp_path / "index")
+    made = export(tmp_path / "index", out=tmp_path / "fast", precision="float32")
+    assert read_facts(tmp_path / "fast")["exported_from"] == load_bundle(small_bundle).fingerprint
+    assert made.precision == "float32"
+
+
+@pytest.mark.parametrize(("format", "other"), [("openvino", "onnxruntime"), ("onnx", "openvino")])
+def test_searching_by_an_exported_bundle_imports_no_torch(small_bundle, photo_folder_original, tmp_path, format, other):
+    export(small_bundle, out=tmp_path / "fast", format=format)
     index(photo_folder_original / "test" / "gallery", tmp_path / "fast", out=tmp_path / "index")
     query = next((photo_folder_original / "test" / "query").iterdir())
     program = (
         "import sys\nfrom lookalike.cli.main import run\n"
         f"code = run(['search', {str(tmp_path / 'index')!r}, {str(query)!r}, '-k', '2', '--json'])\n"
-        "heavy = {'torch', 'timm', 'torchvision', 'matplotlib', 'onnxruntime', 'nncf'} & set(sys.modules)\n"
+        f"heavy = {{'torch', 'timm', 'torchvision', 'matplotlib', 'nncf', {other!r}}} & set(sys.modules)\n"
         "sys.exit(code or (f'imported: {heavy}' if heavy else 0))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -141,7 +149,11 @@ def test_other_data_than_the_bundles_is_refused(small_bundle, photo_folder, tmp_
     from lookalike.engines import save_bundle
 
     save_bundle(encoder, trained, facts={**facts, "training_data": {"fingerprint": "another"}})
-    refused(DataError, "the bundle was not trained on the images in", trained, out=tmp_path / "fast", data=photo_folder)
+    index(photo_folder / "test" / "gallery", trained, out=tmp_path / "index")
+    for model in (trained, tmp_path / "index"):
+        refused(
+            DataError, "the bundle was not trained on the images in", model, out=tmp_path / "fast", data=photo_folder
+        )
 
 
 def test_a_changed_graph_is_refused(small_bundle, tmp_path):

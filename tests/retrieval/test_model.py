@@ -9,8 +9,10 @@ import pytest
 
 from lookalike.backbones import build_member, save_bundle
 from lookalike.data import load_dataset
+from lookalike.encoding.facts import bundle_at
 from lookalike.errors import ModelError
-from lookalike.retrieval.model import bundle_at, evenly_spaced, load_as_trained, resolve_model, weights_of
+from lookalike.retrieval import index
+from lookalike.retrieval.model import evenly_spaced, load_as_trained, resolve_model, weights_of
 
 
 @pytest.fixture
@@ -38,6 +40,8 @@ def test_class_folders_are_split_as_a_bundle_was_trained(encoder, bundle, photo_
     assert load_as_trained(class_folders, trained).items == load_dataset(class_folders, **options).items
     usual = load_dataset(class_folders).items
     assert load_as_trained(class_folders, trained).items != usual
+    index(photo_folder / "test" / "gallery", trained, out=tmp_path / "index")  # says it of its model as well
+    assert load_as_trained(class_folders, tmp_path / "index").items == load_dataset(class_folders, **options).items
     for model in (bundle, encoder, "efficientnet_lite0"):
         assert load_as_trained(class_folders, model).items == usual
 

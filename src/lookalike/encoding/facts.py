@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 FACTS = "bundle.json"
 WEIGHTS = "model.safetensors"
+MODEL = "model"
+"""Name of the bundle inside a folder of embeddings or an index."""
 
 
 def alignment_key(number: int) -> str:
@@ -25,6 +27,12 @@ def alignment_key(number: int) -> str:
 def is_bundle(path: Path) -> bool:
     """Whether a folder holds a bundle."""
     return (path / FACTS).is_file()
+
+
+def bundle_at(model: Path | str) -> Path | None:
+    """Return the bundle that a path means: itself, or the one inside a folder of embeddings or an index."""
+    path = Path(model)
+    return next((place for place in (path, path / MODEL) if is_bundle(place)), None)
 
 
 def described(

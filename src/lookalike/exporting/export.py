@@ -15,7 +15,7 @@ from lookalike.backbones import load_bundle as load_weights
 from lookalike.data import Dataset, Item, load_dataset, with_validation
 from lookalike.data.images import read_pixels
 from lookalike.encoding import Encoder, Engine
-from lookalike.encoding.facts import read_facts
+from lookalike.encoding.facts import bundle_at, read_facts
 from lookalike.encoding.stream import map_ahead
 from lookalike.engines import onnx, openvino
 from lookalike.engines.bundle import graph_file, is_exported, load_bundle, save_bundle
@@ -51,7 +51,7 @@ def export(
     its `bundle.json` under `parity`.
 
     Args:
-        bundle: a folder that `train` or `benchmark` made.
+        bundle: a folder that `train` or `benchmark` made, or one that holds it: embeddings, an index.
         out: the folder.
         format: `openvino` or `onnx`.
         precision: float32, bfloat16 (OpenVINO only) or int8; auto takes bfloat16 with OpenVINO, else float32.
@@ -72,7 +72,7 @@ def export(
         StorageError: `out` is taken or cannot be written.
 
     """
-    bundle, out = Path(bundle), Path(out)
+    bundle, out = bundle_at(bundle) or Path(bundle), Path(out)
     runtime, precision = _chosen(format, precision)
     _require_packages(runtime, precision)
     if precision == "int8" and data is None:

@@ -20,12 +20,13 @@ from lookalike.embedding import (
     load_embeddings,
     read_embedding_facts,
 )
+from lookalike.encoding.facts import MODEL, bundle_at
 from lookalike.engines.choice import require_engine
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.files import file_digest, new_folder, require_free, require_writable
 from lookalike.indexing import Budget, Index, remove_work
 from lookalike.progress import SILENT, Progress
-from lookalike.retrieval.model import MODEL, Weights, bundle_at, on_engine, resolve_model, weights_of
+from lookalike.retrieval.model import Weights, on_engine, resolve_model, weights_of
 from lookalike.types import Embeddings, Skipped
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def _embed(
         model, fit_on=found.fit_on, weights=weights, skip=left_out.append, progress=progress
     )
     begun_with(out, encoder)  # says before engines are measured that this is not its folder
-    facts = asked and {"asked_for": asked}
+    facts = _facts_of(model) if asked is None else {"asked_for": asked}
     if left_out:
         own = {source.path for source in found.sources}  # embedding them says itself which of them cannot be read
         left_out = [one for one in left_out if one.path not in own]
@@ -245,6 +246,16 @@ def _asked_for(model: Encoder | Path | str, weights: Weights) -> dict[str, Any] 
     chosen = {name: weights_of(weights, name) for name in str(model).split("+")}
     files = {name: file_digest(Path(w)) if Path(w).is_file() else str(w) for name, w in chosen.items()}
     return {"backbones": list(files), "weights": list(files.values())}
+
+
+def _facts_of(model: Encoder | Path | str) -> dict[str, Any] | None:
+    """Return what a bundle says of its training, to be said where it is stored again; None for an encoder."""
+    from lookalike.encoding.facts import read_facts
+
+    place = bundle_at(model) if isinstance(model, str | Path) else None
+    if place is None:
+        return None
+    return {key: value for key, value in read_facts(place).items() if key != "asked_for"}
 
 
 def _stored_model(place: Path, asked: dict[str, Any] | None) -> Encoder | None:

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 Weights = str | Path | Mapping[str, str | Path]
 
-MODEL = "model"
-"""Name of the bundle inside a folder of embeddings or an index."""
-
 _TRIAL_PICTURES = 48
 
 FIT_IMAGES = 2000
@@ -60,6 +57,7 @@ def resolve_model(
     if not isinstance(model, str | Path):
         return model
     from lookalike.encoding import Encoder
+    from lookalike.encoding.facts import bundle_at
     from lookalike.engines import load_bundle
 
     place = bundle_at(model)
@@ -106,21 +104,13 @@ def on_engine(
     return accelerated(encoder, pictures, count=len(images), engine=engine, precision=precision, progress=progress)
 
 
-def bundle_at(model: Path | str) -> Path | None:
-    """Return the bundle that a path means: itself, or the one inside a folder of embeddings or an index."""
-    from lookalike.encoding.facts import is_bundle
-
-    path = Path(model)
-    return next((place for place in (path, path / MODEL) if is_bundle(place)), None)
-
-
 def load_as_trained(data: Path | str, model: Encoder | Path | str) -> Dataset:
     """Load a data folder, class folders split as for the training of this bundle.
 
     They are split anew each time they are loaded: by another seed a model would meet its training images.
     """
     from lookalike.data import load_dataset
-    from lookalike.encoding.facts import read_facts
+    from lookalike.encoding.facts import bundle_at, read_facts
 
     place = bundle_at(model) if isinstance(model, str | Path) else None
     options = (read_facts(place).get("options") if place is not None else None) or {}

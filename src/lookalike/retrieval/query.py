@@ -12,7 +12,6 @@ from lookalike.errors import DataError, OptionError, StorageError
 from lookalike.files import require_writable
 from lookalike.indexing import Index
 from lookalike.progress import SILENT, Progress
-from lookalike.retrieval.model import MODEL
 from lookalike.types import Hits, Skipped
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def load_index(path: Path | str) -> LoadedIndex:
     """
     path = Path(path)
     index = Index.load(path)
-    from lookalike.encoding.facts import is_bundle  # as in `search`
+    from lookalike.encoding.facts import MODEL, is_bundle  # as in `search`
     from lookalike.engines import load_bundle
 
     if not is_bundle(path / MODEL):

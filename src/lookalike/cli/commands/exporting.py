@@ -57,8 +57,9 @@ def _one(_: click.Context, __: click.Parameter, given: Sequence[str]) -> str:
 def export(bundle: Path, out: Path, **values: Any) -> None:
     """Write a bundle for a runtime that is faster on a processor, or that other programs have.
 
-    The graph takes uint8 pixels and gives unit-length embeddings: normalisation, pooling and head are inside. It is
-    compared with the bundle, one picture at a time and in batches, before it is put in place.
+    BUNDLE may also be an index, or what 'embed' made: its model is written. The graph takes uint8 pixels and gives
+    unit-length embeddings: normalisation, pooling and head are inside. It is compared with the bundle, one picture at
+    a time and in batches, before it is put in place.
 
     \b
     Examples:
