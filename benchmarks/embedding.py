@@ -1,4 +1,4 @@
-r"""From a folder of JPEGs to embeddings: ours by torch and by OpenVINO beside what people use.
+r"""From a folder of JPEGs to embeddings: ours by each engine beside what people use.
 
     python benchmarks/embedding.py --backbone efficientnet_lite0 --rounds 5
     python benchmarks/embedding.py --backbone resnet50 --weights resnet50_imagenet.safetensors
@@ -13,6 +13,7 @@ model fed by a DataLoader in float32 (`timm + DataLoader`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -27,7 +28,13 @@ from contest import answer, contest, keep, shared_folder
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 DECODING = "ours, decoding only"
-OURS = ("ours, torch", *(f"ours, openvino {p}{only}" for only in ("", ", model only") for p in PRECISIONS), DECODING)
+ONNX = "ours, onnxruntime float32"
+OURS = (
+    "ours, torch",
+    ONNX,
+    *(f"ours, openvino {p}{only}" for only in ("", ", model only") for p in PRECISIONS),
+    DECODING,
+)
 THEIRS = (
     "Pillow + torch, one by one",
     "timm + DataLoader",
@@ -104,7 +111,7 @@ def prepare(given: argparse.Namespace, work: Path, int8: bool) -> tuple[float, s
     from lookalike.backbones.registry import find_row
     from lookalike.data import load_dataset
     from lookalike.embedding import fitted_encoder
-    from lookalike.errors import ModelError
+    from lookalike.errors import MissingExtra, ModelError
     from lookalike.exporting import export
 
     data = load_dataset(given.data)
@@ -123,6 +130,8 @@ def prepare(given: argparse.Namespace, work: Path, int8: bool) -> tuple[float, s
     gflops = counted.get_total_flops() / 1e9
     for precision in ("float32", "bfloat16"):
         export(work / "bundle", out=work / precision, precision=precision)
+    with contextlib.suppress(MissingExtra):  # the contender is left out then
+        export(work / "bundle", out=work / "onnx", format="onnx")
     if int8:
         try:
             export(work / "bundle", out=work / "int8", precision="int8", data=data)
@@ -258,6 +267,7 @@ def transformers(given: argparse.Namespace, files: list[Path]) -> None:
 
 CONTENDERS: dict[str, Callable[[argparse.Namespace, list[Path]], None]] = {
     "ours, torch": partial(ours, "bundle"),
+    ONNX: partial(ours, "onnx"),
     **{f"ours, openvino {p}": partial(ours, p) for p in PRECISIONS},
     **{f"ours, openvino {p}, model only": partial(model_only, p) for p in PRECISIONS},
     DECODING: decoding_only,
