@@ -70,6 +70,7 @@ def main() -> None:
         arguments += ["--images", str(given.images), "--work", work]
         facts = {
             "backbone": given.backbone,
+            "weights": Path(given.weights).stem,
             "images": len(files),
             "data": given.data.name,
             "gflops_per_image": gflops,

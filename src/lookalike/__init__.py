@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lookalike.data import Dataset, Item, load_dataset
     from lookalike.data.check import check
     from lookalike.encoding import Encoder
-    from lookalike.engines import load_bundle, save_bundle
+    from lookalike.engines import accelerated, load_bundle, save_bundle
     from lookalike.errors import LookalikeError
     from lookalike.evaluation import Evaluation, Measure
     from lookalike.exporting import export
@@ -49,6 +49,7 @@ _HOMES = {
     "Skipped": "types",
     "TrainingOptions": "training",
     "Trial": "bench",
+    "accelerated": "engines",
     "benchmark": "bench",
     "check": "data.check",
     "demo": "bench.demo",
@@ -82,6 +83,7 @@ __all__ = [
     "Skipped",
     "TrainingOptions",
     "Trial",
+    "accelerated",
     "benchmark",
     "check",
     "demo",

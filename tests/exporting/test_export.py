@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from lookalike.data import load_dataset
+from lookalike.data import load_dataset, with_validation
 from lookalike.encoding.facts import read_facts
-from lookalike.engines import load_bundle
+from lookalike.engines import load_bundle, openvino
 from lookalike.errors import DataError, MissingExtra, ModelError, OptionError, StorageError
 from lookalike.exporting import export
 from lookalike.retrieval import evaluate, index, search
@@ -22,6 +22,8 @@ pytest.importorskip("openvino")
     [("openvino", "float32", 1e-5), ("openvino", "bfloat16", 0.02), ("onnx", "float32", 1e-5)],
 )
 def test_embeddings_are_the_bundles(small_bundle, pictures, tmp_path, format, precision, atol):
+    if precision not in ("float32", *openvino.precisions()):
+        pytest.skip(f"this processor does not compute in {precision}")
     expected = load_bundle(small_bundle).embed(pictures)
     exported = export(small_bundle, out=tmp_path / "fast", format=format, precision=precision)
     for encoder in (exported, load_bundle(tmp_path / "fast"), load_bundle(tmp_path / "fast", single=True)):
@@ -140,6 +142,48 @@ def test_what_is_refused(small_bundle, photo_folder_original, tmp_path):
     export(small_bundle, out=out, precision="float32")
     refused(OptionError, f"{out} is an exported model", out, out=tmp_path / "again")
     refused(StorageError, f"{out} already exists", small_bundle, out=out)
+
+
+def test_bfloat16_only_where_it_can_be_measured(small_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(openvino, "precisions", lambda: ("float32",))
+    sentence = "this processor does not compute in bfloat16, so what an export loses by it cannot be measured here"
+    refused(OptionError, sentence, small_bundle, out=tmp_path / "fast", precision="bfloat16")
+    assert export(small_bundle, out=tmp_path / "fast").precision == "float32"
+
+
+def test_a_graph_that_gives_other_embeddings_is_not_put_in_place(small_bundle, make_member, tmp_path, monkeypatch):
+    out = tmp_path / "fast"
+    export(small_bundle, out=out, precision="float32")
+    before = (out / "bundle.json").read_bytes()
+    module = sys.modules["lookalike.exporting.export"]
+    plain = module._write_graph
+    monkeypatch.setattr(module, "_write_graph", lambda _, *rest: plain(make_member(seed=9), *rest))
+    sentence = "float32 moves embeddings too far: cosine to the bundle at least "
+    refused(ModelError, sentence, small_bundle, out=out, precision="float32", replace=True)
+    assert (out / "bundle.json").read_bytes() == before
+    refused(ModelError, sentence, small_bundle, out=tmp_path / "new", precision="float32")
+    assert [p.name for p in tmp_path.iterdir()] == ["fast"]
+
+
+def test_int8_is_calibrated_on_training_images_alone(small_bundle, photo_folder_original, tmp_path, monkeypatch):
+    module = sys.modules["lookalike.exporting.export"]
+    plain, seen = module._pixels, {}
+
+    def noted(member, items, progress, task):
+        seen[task] = {item.id for item in items}
+        return plain(member, items, progress, task)
+
+    def stop(*_, **__):
+        raise ModelError("calibrated")
+
+    monkeypatch.setattr(module, "_pixels", noted)
+    monkeypatch.setattr(module, "_write_graph", stop)
+    pytest.importorskip("nncf")
+    refused(ModelError, "calibrated", small_bundle, out=tmp_path / "f", precision="int8", data=photo_folder_original)
+    data = load_dataset(photo_folder_original)
+    trained = {item.id for item in with_validation(data, seed=0).training}
+    assert seen == {"calibration": trained}
+    assert 0 < len(trained) < len(data.training)
 
 
 def test_other_data_than_the_bundles_is_refused(small_bundle, photo_folder, tmp_path):

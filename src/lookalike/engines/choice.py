@@ -54,19 +54,19 @@ def accelerated(
     encoder: Encoder,
     pictures: Sequence[Path],
     *,
-    count: int,
+    count: int | None = None,
     engine: str = AUTO,
     precision: str = AUTO,
     single: bool = False,
     progress: Progress = SILENT,
 ) -> Encoder:
-    """Return the same model, each member on the engine that is fastest here.
+    """Return the same model, each member on the engine that is fastest here; its fingerprint stays.
 
     Args:
         encoder: of torch members; an exported one is returned as it is.
-        pictures: some image files to measure with.
-        count: images that are to be embedded: for a few, nothing is measured that was not before, unless a precision
-            is asked for that torch does not compute in.
+        pictures: image files to measure with, those that are to be embedded or some of them.
+        count: images that are to be embedded, by default as many as `pictures`: for a few, nothing is
+            measured that was not before, unless a precision is asked for that torch does not compute in.
         engine: of `ENGINES`.
         precision: of `PRECISIONS`, or an encoder's; auto takes the fastest.
         single: for single pictures rather than many.
@@ -80,6 +80,7 @@ def accelerated(
     """
     wanted = split_precision(precision, len(encoder.members))
     require_engine(engine)
+    count = len(pictures) if count is None else count
     members: list[Engine] = []
     for member, own in zip(encoder.members, wanted, strict=True):
         if isinstance(member, ExportedMember):

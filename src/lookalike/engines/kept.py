@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lookalike.cores import cores
 from lookalike.engines import onnx, openvino
 from lookalike.engines.cache import cache_folder
-from lookalike.engines.machine import processor
+from lookalike.engines.machine import abilities, processor
 from lookalike.engines.members import SUFFIXES, parts_of
 from lookalike.errors import LookalikeError, StorageError
 from lookalike.files import digest, read_json, storage_errors, write_json
@@ -105,5 +105,5 @@ def _graph(fingerprint: str, runtime: str) -> Path:
 
 
 def _rates(fingerprint: str, device: str) -> Path:
-    machine = digest(processor(), device, str(os.cpu_count()), str(cores()), _made_with())
+    machine = digest(processor(), abilities(), device, str(os.cpu_count()), str(cores()), _made_with())
     return _folder(fingerprint) / f"rates-{machine[:12]}.json"

@@ -54,7 +54,8 @@ def export(
         bundle: a folder that `train` or `benchmark` made, or one that holds it: embeddings, an index.
         out: the folder.
         format: `openvino` or `onnx`.
-        precision: float32, bfloat16 (OpenVINO only) or int8; auto takes bfloat16 with OpenVINO, else float32.
+        precision: float32, bfloat16 (OpenVINO only) or int8; auto takes bfloat16 with OpenVINO where the processor
+            computes in it, else float32.
         data: what the bundle was trained on. int8 is calibrated on its training images; what is lost is measured on
             its validation part. Without it, float models are compared on generated pictures alone.
         tolerance: points of precision@3 that may be lost on the validation part.
@@ -115,7 +116,15 @@ def _chosen(format: str, precision: str) -> tuple[str, str]:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if precision == "bfloat16" and format == "onnx":
         raise OptionError("precision must be float32 or int8 with onnx: its runtime does not compute in bfloat16 here.")
-    return FORMATS[format], {"openvino": "bfloat16", "onnx": "float32"}[format] if precision == "auto" else precision
+    if format == "onnx":
+        return FORMATS[format], "float32" if precision == "auto" else precision
+    able = openvino.precisions()
+    if precision == "bfloat16" and precision not in able:
+        raise OptionError(
+            "this processor does not compute in bfloat16, so what an export loses by it cannot be measured here; leave "
+            "precision out, or export where it is to run."
+        )
+    return FORMATS[format], able[0] if precision == "auto" else precision
 
 
 def _require_packages(runtime: str, precision: str) -> None:

@@ -34,7 +34,7 @@ def _one(_: click.Context, __: click.Parameter, given: Sequence[str]) -> str:
     type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
     multiple=True,
     callback=_one,
-    help="auto, the default, takes bfloat16 with openvino, else float32; int8 needs --data.",
+    help="auto, the default, takes bfloat16 with openvino where the processor has it, else float32; int8 needs --data.",
 )
 @click.option(
     "--int8", "precision", flag_value="int8", multiple=True, callback=_one, help="The same as --precision int8."
