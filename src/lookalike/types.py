@@ -49,7 +49,8 @@ class Embeddings:
     """Embeddings of images.
 
     Attributes:
-        ids: `n` distinct item ids, a tuple; where they were read from a file `Names`, which are like one.
+        ids: `n` distinct item ids, a tuple; where they were read from a file `Names`, which are looked at like one:
+            for JSON, or to be joined, take `list(ids)`.
         vectors: `(n, dim)` float32, each row of unit length.
         fingerprint: the fingerprint of the model that made them.
         skipped: files that could not be read, with their causes.

@@ -148,6 +148,18 @@ def test_that_nothing_changed_is_said(encoder, sources, tmp_path, heard):
     assert progress.said == [f"{out}: no image was added, removed or changed"]
 
 
+@pytest.mark.parametrize("copy", [shutil.copy2, shutil.copyfile], ids=["unchanged", "changed"])
+def test_a_damaged_folder_is_told_of_before_anything_else_is_said(encoder, sources, folder, tmp_path, heard, copy):
+    out = tmp_path / "emb"
+    embed_to(sources, encoder, out)
+    (out / "ids.json").write_text("[]")
+    shutil.copytree(folder, tmp_path / "others", copy_function=copy)
+    progress = heard()
+    with pytest.raises(StorageError, match="damaged"):
+        embed_to([File(s.id, tmp_path / "others" / s.id) for s in sources], encoder, out, progress=progress)
+    assert progress.said == []
+
+
 def test_added_and_removed_files(encoder, sources, folder, tmp_path):
     out = tmp_path / "emb"
     embed_to(sources[:9], encoder, out, shard_size=4)

@@ -77,19 +77,19 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
     cuts = [sources[start : start + size] for start in range(0, len(sources), size)]
     keys = [sources_digest(encoder.fingerprint, cut) for cut in cuts]
     root = root_of(sources)
-    if old is not None and [row.digest for row in old.shards] == keys:
+    unchanged = old is not None and [row.digest for row in old.shards] == keys
+    if old is not None and unchanged:
         keep_model(encoder, out / MODEL, facts)
-        progress.say(f"{out}: no image was added, removed or changed")
         files = old.skipped[: sum(row.skipped for row in old.shards)]
         now = replace(old, root=root, skipped=(*files, *left_out))
         if now != old:  # the images were moved, or other folders cannot be listed
             write_facts(out, now)
     else:
+        again = OldShards(out, old)  # a damaged folder is told of before anything is done to it
         if old is not None and old.root != root and None not in (old.root, root):
             progress.say(f"{out} held embeddings of the images in {old.root}; from now on it holds those in {root}")
         begin(out, by or encoder, size)
         keep_model(encoder, out / MODEL, facts)
-        again = OldShards(out, old)
         rows, skipped = _compute(out, by or encoder, cuts, keys, again=again, batch_size=batch_size, progress=progress)
         count = sum(row.rows for row in rows)
         if not count:
@@ -108,7 +108,10 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
         finish(out, new)
     shutil.rmtree(out / SHARDS, ignore_errors=True)
     del sources, cuts, keys  # of a hundred thousand images they take as much as the ids that are read now
-    return load_embeddings(out)
+    made = load_embeddings(out)
+    if unchanged:
+        progress.say(f"{out}: no image was added, removed or changed")
+    return made
 
 
 def root_of(sources: Sequence[Source]) -> Path | None:

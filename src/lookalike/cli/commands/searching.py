@@ -30,7 +30,7 @@ from lookalike.types import Skipped
 @model_option
 @weights_option
 @engine_options("auto takes the fastest of the engine.")
-@out_option("The folder of embeddings; one that an earlier run made is brought up to date.")
+@out_option("The folder of embeddings; one that an earlier run made is brought up to date with IMAGES.")
 def embed(images: Path, model: str, weights: tuple[str, ...], out: Path, **way: str) -> None:
     """Embed every image in a folder; a run that was killed goes on where it was.
 
