@@ -76,10 +76,8 @@ def _parts(attention: Any) -> tuple[_Part, _Part]:
     """Return weights and biases of queries, and of keys and values together."""
     weight, bias = attention.qkv.weight, attention.qkv.bias
     width = len(weight) // 3
-    return (weight[:width], None if bias is None else bias[:width]), (
-        weight[width:],
-        None if bias is None else bias[width:],
-    )
+    own, others = ((weight[cut], None if bias is None else bias[cut]) for cut in (slice(width), slice(width, None)))
+    return own, others
 
 
 _ATTENTION = "Attention"

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from lookalike.embedding.folder import OldShards, begin, begun_with, finish, keep_model, write_facts
 from lookalike.embedding.shards import read_shard, shard_path, sources_digest, write_shard
 from lookalike.embedding.store import (
-    MODEL,
     SHARDS,
     EmbeddingFacts,
     ShardRow,
     load_embeddings,
 )
+from lookalike.encoding.facts import MODEL
 from lookalike.errors import DataError, OptionError
 from lookalike.names import repeated
 from lookalike.progress import SILENT, Progress
@@ -77,12 +77,12 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
     cuts = [sources[start : start + size] for start in range(0, len(sources), size)]
     keys = [sources_digest(encoder.fingerprint, cut) for cut in cuts]
     root = root_of(sources)
-    unchanged = old is not None and [row.digest for row in old.shards] == keys
-    if old is not None and unchanged:
+    whole = old if old is not None and [row.digest for row in old.shards] == keys else None
+    if whole is not None:
         keep_model(encoder, out / MODEL, facts)
-        files = old.skipped[: sum(row.skipped for row in old.shards)]
-        now = replace(old, root=root, skipped=(*files, *left_out))
-        if now != old:  # the images were moved, or other folders cannot be listed
+        files = whole.skipped[: sum(row.skipped for row in whole.shards)]
+        now = replace(whole, root=root, skipped=(*files, *left_out))
+        if now != whole:  # the images were moved, or other folders cannot be listed
             write_facts(out, now)
     else:
         again = OldShards(out, old)  # a damaged folder is told of before anything is done to it
@@ -109,7 +109,7 @@ def embed_to(  # noqa: PLR0913 - all but three by name, with defaults that fit
     shutil.rmtree(out / SHARDS, ignore_errors=True)
     del sources, cuts, keys  # of a hundred thousand images they take as much as the ids that are read now
     made = load_embeddings(out)
-    if unchanged:
+    if whole is not None:
         progress.say(f"{out}: no image was added, removed or changed")
     return made
 

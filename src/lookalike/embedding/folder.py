@@ -10,7 +10,6 @@ from lookalike.embedding.shards import read_shard, shard_path, write_joined
 from lookalike.embedding.store import (
     FACTS,
     IDS,
-    MODEL,
     RUN,
     SHARDS,
     VECTORS,
@@ -20,6 +19,7 @@ from lookalike.embedding.store import (
     load_embeddings,
     read_embedding_facts,
 )
+from lookalike.encoding.facts import MODEL, is_bundle, read_facts
 from lookalike.errors import FingerprintMismatch, LookalikeError, StorageError
 from lookalike.files import read_json, storage_errors, write_ascii_json
 from lookalike.types import Embeddings
@@ -74,7 +74,6 @@ def begin(out: Path, encoder: Encoder, size: int) -> None:
 
 def keep_model(encoder: Encoder, place: Path, facts: Mapping[str, Any] | None) -> None:
     """Store the encoder, unless it is there already."""
-    from lookalike.encoding.facts import is_bundle, read_facts
     from lookalike.engines import save_bundle
 
     if is_bundle(place):

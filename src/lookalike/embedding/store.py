@@ -29,7 +29,6 @@ IDS = "ids.json"
 VECTORS = "vectors.npy"
 SHARDS = "shards"
 RUN = "run.json"
-MODEL = "model"
 _LINES = 4096
 
 

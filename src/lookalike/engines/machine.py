@@ -8,14 +8,20 @@ from pathlib import Path
 _LISTED = Path("/proc/cpuinfo")
 
 
-def abilities() -> str:
-    """Return the instructions that the processor has, where the system tells them; one name stands for several."""
-    lines = _LISTED.read_text(encoding="utf-8").splitlines() if _LISTED.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "Features"))), "")
-
-
 def processor() -> str:
     """Return the processor's name where the system tells it, else its kind."""
-    lines = _LISTED.read_text(encoding="utf-8").splitlines() if _LISTED.is_file() else []
-    names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
-    return next(names, "") or platform.processor() or platform.machine()
+    return _listed("model name") or platform.processor() or platform.machine()
+
+
+def abilities() -> str:
+    """Return the instructions that the processor has, where the system tells them; one name stands for several."""
+    return _listed("flags", "Features")
+
+
+def _listed(*keys: str) -> str:
+    """Return what the system lists first under one of these keys, or nothing; it reads no further than that."""
+    if not _LISTED.is_file():
+        return ""
+    with _LISTED.open(encoding="utf-8") as lines:
+        pairs = (line.partition(":") for line in lines)
+        return next((value.strip() for key, _, value in pairs if key.strip() in keys), "")

@@ -63,7 +63,7 @@ def _rotation(dim: int) -> int:
     return 4 * dim * dim
 
 
-def _components(dim: int) -> float:
+def _components(_: int, dim: int) -> float:
     """Half of all principal components; FAISS keeps the whole of them beside it, with means and variances."""
     return 4 * (1.5 * dim * dim + 2.5 * dim)
 
@@ -88,14 +88,14 @@ KINDS = (
         lambda _, d: _reduced(d),
         lambda d: d / 2 + _GRAPH,
         ("efSearch",),
-        lambda _, d: _components(d),
+        _components,
     ),
     Kind(
         "graph over the main half of the dimensions in 8 bits, refined by whole vectors",
         lambda _, d: f"{_reduced(d)},RFlat",
         lambda d: d / 2 + _GRAPH + 4 * d,
         ("efSearch", "k_factor_rf"),
-        lambda _, d: _components(d),
+        _components,
     ),
     Kind("lists of whole vectors", lambda n, _: f"IVF{lists(n)},Flat", lambda d: 4 * d + _LIST, ("nprobe",), _centres),
     Kind(
