@@ -106,6 +106,12 @@ def test_ids_in_lines_or_in_one(out, indent, together, monkeypatch):
     assert found == tuple(odd)
 
 
+def test_ids_that_are_no_json(out):
+    (out / "ids.json").write_text("x\n")
+    with pytest.raises(StorageError, match=r"are damaged \(ids\.json: .*\); remove the folder and embed again\.$"):
+        load_embeddings(out)
+
+
 def test_ids_are_written_a_line_each(out):
     lines = (out / "ids.json").read_text().splitlines()
     assert (len(lines), lines[0], lines[-1]) == (12, "[", "]")

@@ -194,7 +194,10 @@ def _read_ids(path: Path) -> Names:
         return found  # type: ignore[no-any-return]
 
     with reading_errors(path / IDS, "the embeddings' ids"), (path / IDS).open(encoding="utf-8") as file:
-        return Names(name for lines in iter(lambda: list(islice(file, _LINES)), []) for name in some(lines))
+        try:
+            return Names(name for lines in iter(lambda: list(islice(file, _LINES)), []) for name in some(lines))
+        except ValueError as error:
+            raise damaged(path, f"{IDS}: {error}") from error
 
 
 def read_vectors(path: Path, *, mmap: bool = True) -> Vectors:
