@@ -79,10 +79,11 @@ class Embeddings:
         if not len(v):
             return
         lengths = _lengths(v)
+        if np.abs(lengths - 1).max() <= _UNIT_TOLERANCE:
+            return
         worst = int(np.argmax(np.where(np.isfinite(lengths), np.abs(lengths - 1), np.inf)))
-        if not abs(float(lengths[worst]) - 1) <= _UNIT_TOLERANCE:
-            name = self.ids[worst]
-            raise DataError(f"embeddings must have unit length, but {name!r} has length {lengths[worst]:.4f}.")
+        name = self.ids[worst]
+        raise DataError(f"embeddings must have unit length, but {name!r} has length {lengths[worst]:.4f}.")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -163,6 +163,31 @@ def test_saved_and_loaded_it_finds_the_same(tmp_path):
     assert not is_index(tmp_path)
 
 
+def test_items_are_written_an_id_a_line_and_older_ones_are_read(tmp_path):
+    facts = {"item0001": {"photographer": "Ä"}}
+    Index.build(some(4), metadata=facts).save(tmp_path / "index")
+    place = tmp_path / "index" / "items.json"
+    assert len(place.read_text().splitlines()) == 7
+    for layout in ({}, {"indent": 0}, {"indent": 2}):
+        items = json.loads(place.read_text())
+        assert items == {"ids": list(some(4).ids), "metadata": facts}
+        place.write_text(json.dumps(items, **layout))
+        loaded = Index.load(tmp_path / "index")
+        assert (loaded.ids, loaded.metadata) == (some(4).ids, facts)
+
+
+def test_ids_in_any_order_are_sorted_with_their_vectors():
+    items = some(30)
+    order = np.random.default_rng(0).permutation(30)
+    mixed = Embeddings(tuple(items.ids[n] for n in order), items.vectors[order], "model")
+    index = Index.build(mixed)
+    assert index.ids == items.ids
+    assert index.search(Embeddings(("query",), items.vectors[7:8], "model"), 1).ids[0, 0] == items.ids[7]
+    assert items.ids[7] in index
+    assert "query" not in index
+    assert 7 not in index
+
+
 def test_a_taken_place_is_kept_unless_it_is_to_be_replaced(tmp_path):
     Index.build(some(4)).save(tmp_path / "index")
     with pytest.raises(StorageError, match="already exists"):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from lookalike.embedding.store import IDS, SHARDS, VECTORS, skipped_files, skipped_rows
 from lookalike.errors import DataError
 from lookalike.files import digest, storage_errors, write_file
+from lookalike.names import lines_of
 from lookalike.types import Embeddings
 
 if TYPE_CHECKING:
@@ -95,19 +96,20 @@ def write_joined(folder: Path, shards: Iterable[Embeddings], shape: tuple[int, i
 
     """
 
+    def written(vectors: BinaryIO) -> Iterator[Embeddings]:
+        for shard in shards:
+            with storage_errors(folder / VECTORS):
+                vectors.write(np.ascontiguousarray(shard.vectors, dtype="<f4").data)
+            yield shard
+
     def fill_vectors(temporary: Path) -> None:
         def fill_ids(other: Path) -> None:
             with temporary.open("wb") as vectors, other.open("w", encoding="ascii") as ids:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(vectors, header)
-                before = "[\n"
-                for shard in shards:
-                    with storage_errors(folder / VECTORS):
-                        vectors.write(np.ascontiguousarray(shard.vectors, dtype="<f4").data)
-                    if len(shard):
-                        ids.write(before + json.dumps(list(shard.ids), separators=(",\n", ":"))[1:-1])
-                        before = ",\n"
-                ids.write("\n]\n")
+                for text in lines_of(name for shard in written(vectors) for name in shard.ids):
+                    ids.write(text)
+                ids.write("\n")
 
         write_file(folder / IDS, fill_ids)
 

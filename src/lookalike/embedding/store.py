@@ -9,10 +9,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import numpy as np
 
 from lookalike.errors import DataError, LookalikeError, StorageError
 from lookalike.files import read_json, reading_errors
-from lookalike.names import Names
+from lookalike.names import Names, read_lines
 from lookalike.types import Embeddings, Skipped, Vectors
 
 FORMAT = 1
@@ -29,7 +27,6 @@ IDS = "ids.json"
 VECTORS = "vectors.npy"
 SHARDS = "shards"
 RUN = "run.json"
-_LINES = 4096
 
 
 @dataclass(frozen=True)
@@ -185,17 +182,9 @@ def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
 
 
 def _read_ids(path: Path) -> Names:
-    """Read the ids, some lines at a time, as all of them parsed at once would take the most memory of a whole run."""
-
-    def some(lines: Iterable[str]) -> list[str]:
-        found = json.loads("[" + "".join(lines).strip().removeprefix("[").removesuffix("]").strip().strip(",") + "]")
-        if not all(isinstance(name, str) for name in found):
-            raise ValueError("not all ids are text")
-        return found  # type: ignore[no-any-return]
-
     with reading_errors(path / IDS, "the embeddings' ids"), (path / IDS).open(encoding="utf-8") as file:
         try:
-            return Names(name for lines in iter(lambda: list(islice(file, _LINES)), []) for name in some(lines))
+            return read_lines(file)
         except ValueError as error:
             raise damaged(path, f"{IDS}: {error}") from error
 

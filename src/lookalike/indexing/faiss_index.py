@@ -93,9 +93,9 @@ class FaissIndex:
         queries = np.ascontiguousarray(queries)
         scores, rows = self.index.search(queries, count, params=self._how)
         for further in (self._in_all_lists, self._among_all):
-            if not (rows < 0).any():
+            short = rows[:, -1] < 0  # what is missing is missing at the end
+            if not short.any():
                 break
-            short = (rows < 0).any(axis=1)
             scores[short], rows[short] = further(queries[short], count)
         return scores, rows
 

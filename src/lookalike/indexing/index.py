@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
-from lookalike.files import digest, new_folder, read_json, storage_errors, write_ascii_json
+from lookalike.files import digest, new_folder, read_json, reading_errors, storage_errors, write_ascii_json, write_file
 from lookalike.indexing.approximate import ApproximateIndex
 from lookalike.indexing.budget import Budget, size_words
 from lookalike.indexing.building import Kept
@@ -19,6 +20,7 @@ from lookalike.indexing.flat import FlatIndex, spare_bytes
 from lookalike.indexing.flat_file import Rows
 from lookalike.indexing.ranking import rank, rank_approximately
 from lookalike.indexing.tuning import RECALL_AT, single_ms
+from lookalike.names import Names, lines_of, read_lines
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Embeddings, Hits, Vectors
 from lookalike.versions import versions_of
@@ -26,6 +28,8 @@ from lookalike.versions import versions_of
 FORMAT = 1
 _FACTS = "index.json"
 _ITEMS = "items.json"
+_IDS = '{"ids": '
+"""How it begins."""
 TOO_FEW = 1000
 """Of so few vectors no approximate index is made."""
 _TIMED = 20
@@ -43,7 +47,7 @@ class Index:
     """Items with their vectors, searched by cosine, exactly or as a budget allows; made with `build` or `load`.
 
     Attributes:
-        ids: item ids, sorted.
+        ids: item ids, sorted: `Names`, which are looked at like a tuple.
         fingerprint: of the model whose embeddings these are; queries by another are refused.
         root: the folder that ids are relative to, or None.
         metadata: further facts by item id.
@@ -54,15 +58,13 @@ class Index:
     def __init__(
         self,
         store: FlatIndex | ApproximateIndex,
-        ids: tuple[str, ...],
+        ids: Names,
         fingerprint: str,
         root: Path | None,
         metadata: Metadata,
         precision: str = "auto",
     ) -> None:
         self._store = store
-        self._names = np.array(ids, dtype=object)
-        self._rows = {item: row for row, item in enumerate(ids)}
         self.ids = ids
         self.fingerprint = fingerprint
         self.root = root
@@ -107,11 +109,14 @@ class Index:
         budget = Budget.of(min_recall, max_memory, max_ms)
         if not len(embeddings):
             raise DataError("an index needs at least one embedding, got none.")
-        order = sorted(range(len(embeddings)), key=embeddings.ids.__getitem__)  # so that a lower row wins a tie
-        ids = tuple(embeddings.ids[row] for row in order)
+        ids = embeddings.ids if isinstance(embeddings.ids, Names) else Names(embeddings.ids)
+        order = np.arange(len(embeddings))
+        if not ids.increase:  # as they shall, so that a lower row wins a tie
+            order = np.array(sorted(range(len(ids)), key=list(ids).__getitem__), dtype=np.int64)
+            ids = Names(map(ids.__getitem__, order.tolist()))
         kept = Kept(None if work is None else Path(work))
-        store = _store(embeddings.vectors, np.array(order, dtype=np.int64), budget, kept, progress)
-        known = {i: dict(metadata[i]) for i in ids if metadata and i in metadata}
+        store = _store(embeddings.vectors, order, budget, kept, progress)
+        known = {i: dict(own) for i, own in (metadata or {}).items() if ids.find(i) >= 0}
         place = None if root is None else Path(root).resolve()
         return cls(store, ids, embeddings.fingerprint, place, known, embeddings.precision)
 
@@ -119,7 +124,7 @@ class Index:
         return len(self.ids)
 
     def __contains__(self, item: object) -> bool:
-        return item in self._rows
+        return isinstance(item, str) and self.ids.find(item) >= 0
 
     @property
     def dim(self) -> int:
@@ -157,13 +162,13 @@ class Index:
         self.require_model(queries.fingerprint, "the model of the queries")
         if queries.dim != self.dim:
             raise DataError(f"the queries have {queries.dim} dimensions, the index has {self.dim}; embed them again.")
-        self.require_top_k(top_k, queries.ids)
-        own = np.array([self._rows.get(query, -1) for query in queries.ids], dtype=np.int64)
+        own = np.array([self.ids.find(query) for query in queries.ids], dtype=np.int64)
+        self._require_enough(top_k, inside=bool((own >= 0).any()))
         if isinstance(self._store, FlatIndex):
             rows, scores = rank(self._store, queries.vectors, own, top_k)
         else:
             rows, scores = rank_approximately(self._store, queries.vectors, own, top_k)
-        return Hits(tuple(queries.ids), self._names[rows], scores)
+        return Hits(tuple(queries.ids), self.ids.take(rows), scores)
 
     def require_model(self, fingerprint: str, what: str = "the model") -> None:
         """Raise `FingerprintMismatch` for another model than the index was made with; `what` starts the sentence."""
@@ -175,9 +180,11 @@ class Index:
 
     def require_top_k(self, top_k: int, query_ids: Iterable[str] = ()) -> None:
         """Raise `OptionError` when some query cannot have `top_k` hits, as the query itself is none."""
+        self._require_enough(top_k, inside=any(query in self for query in query_ids))
+
+    def _require_enough(self, top_k: int, *, inside: bool) -> None:
         if top_k < 1:
             raise OptionError(f"top_k must be at least 1, got {top_k}.")
-        inside = any(query in self._rows for query in query_ids)
         if top_k > len(self) - inside:
             without = " besides the query itself" if inside else ""
             raise OptionError(
@@ -202,7 +209,7 @@ class Index:
         """Write the index's files into a folder that is being made."""
         with storage_errors(folder):
             self._store.write(folder)
-        write_ascii_json(folder / _ITEMS, {"ids": self.ids, "metadata": self.metadata})
+        _write_items(folder / _ITEMS, self.ids, self.metadata)
         facts = {
             "format": FORMAT,
             "key": self.key,
@@ -226,10 +233,9 @@ class Index:
         """
         path = Path(path)
         facts = _read_facts(path)
-        items = read_json(path / _ITEMS, "the index's items")
         store = _open(path, facts)
         try:
-            ids, metadata = tuple(map(str, items["ids"])), dict(items["metadata"])
+            ids, metadata = _read_items(path / _ITEMS)
             count, dim, fingerprint = int(facts["count"]), int(facts["dim"]), str(facts["fingerprint"])
             root = None if facts["root"] is None else Path(facts["root"])
             precision = str(facts.get("precision", "auto"))
@@ -239,9 +245,38 @@ class Index:
             raise _damaged(path, f"{count} items expected, {len(ids)} ids and {len(store)} vectors found")
         if store.dim != dim:
             raise _damaged(path, f"{dim} dimensions expected, {store.dim} found")
-        if any(a >= b for a, b in itertools.pairwise(ids)):
+        if not ids.increase:
             raise _damaged(path, "the ids are not sorted")
         return cls(store, ids, fingerprint, root, metadata, precision)
+
+
+def _write_items(path: Path, ids: Names, metadata: Metadata) -> None:
+    """Write ids and metadata as one JSON object, an id a line."""
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("w", encoding="ascii") as file:
+            file.write(_IDS)
+            file.writelines(lines_of(ids))
+            file.write(f",\n{json.dumps({'metadata': metadata})[1:]}\n")
+
+    write_file(path, fill)
+
+
+def _read_items(path: Path) -> tuple[Names, dict[str, Any]]:
+    """Read ids and metadata.
+
+    Raises:
+        StorageError: missing, or no JSON.
+        KeyError, TypeError, ValueError: something else.
+
+    """
+    with reading_errors(path, "the index's items"), path.open(encoding="utf-8") as file:
+        if file.readline() == f"{_IDS}[\n":
+            ids = read_lines(itertools.takewhile(lambda line: line[0] != "]", file))
+            return ids, dict(json.loads("{" + file.read())["metadata"])
+        file.seek(0)
+        items = json.load(file)  # an older one has all in one line
+        return Names(map(str, items["ids"])), dict(items["metadata"])
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

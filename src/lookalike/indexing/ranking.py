@@ -67,24 +67,30 @@ def rank_approximately(
         top_k: at most the size of the index, less one where `own` names a row.
 
     """
-    rows = np.empty((len(queries), top_k), dtype=np.int64)
-    steps = np.empty((len(queries), top_k), dtype=np.int64)
-    pending = np.arange(len(queries))
-    fetch = top_k + bool((own >= 0).any()) + SPARE
-    while len(pending):
-        fetch = min(fetch, len(index))
-        near, found = index.nearest(queries[pending], fetch)
-        # negative, so that what sorts first is nearest
-        near_steps = np.rint(near.astype(np.float64) * -_STEPS).astype(np.int64)
-        lowest = -near_steps[:, -1]
-        near_steps[found == own[pending, None]] = _FAR
-        order = np.lexsort((found, near_steps), axis=1)[:, :top_k]
-        places = np.arange(len(order))[:, None], order
-        rows[pending] = found[places]
-        steps[pending] = -near_steps[places]
-        pending = pending[lowest >= steps[pending, -1]] if fetch < len(index) else pending[:0]
-        fetch *= _DEEPER
+    inside = bool((own >= 0).any())
+    fetch = min(top_k + inside + SPARE, len(index))
+    rows, steps, open_ended = _look(index, queries, own if inside else None, top_k, fetch)
+    while fetch < len(index) and open_ended.any():
+        fetch = min(fetch * _DEEPER, len(index))
+        pending = np.flatnonzero(open_ended)
+        rows[pending], steps[pending], open_ended[pending] = _look(
+            index, queries[pending], own[pending] if inside else None, top_k, fetch
+        )
     return rows, (steps / _STEPS).astype(np.float32)
+
+
+def _look(
+    index: ApproximateIndex, queries: Vectors, own: Rows | None, top_k: int, fetch: int
+) -> tuple[Rows, npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Return rows and cosine in millionths `(n_query, top_k)`, and for which queries the last fetched is as near."""
+    near, found = index.nearest(queries, fetch)
+    steps = np.rint(near * np.float64(-_STEPS))  # negative, so that what sorts first is nearest
+    lowest = steps[:, -1].copy()
+    if own is not None:
+        steps[found == own[:, None]] = _FAR
+    places = np.lexsort((found, steps))[:, :top_k]
+    rows, best = np.take_along_axis(found, places, axis=1), np.take_along_axis(steps, places, axis=1)
+    return rows, -best, lowest <= best[:, -1]
 
 
 def _exact(flat: FlatIndex, query: Vectors, candidates: Rows, top_k: int) -> tuple[Rows, Rows]:
