@@ -6,15 +6,19 @@ r"""From a folder of JPEGs to embeddings: ours by each engine beside what people
 Every contender embeds the same photographs, those of `clothing` in $LOOKALIKE_SHARED/data by default, in a process of
 its own, all in turn in each round. Loading the model is not counted, the pass over the images is, from opening the
 first file to the last vector, after a pass over 32 of them. int8 is calibrated on the training images before the
-rounds; `model only` is shown pictures that are decoded already, `decoding only` has no model. Ratios are to timm's
-model fed by a DataLoader in float32 (`timm + DataLoader`).
+rounds; `model only` is shown pictures that are decoded already, `decoding only` has no model, `written` is what
+`lookalike embed` does: it finds the files in a folder and writes embeddings and the model to another. Ratios are to
+timm's model fed by a DataLoader in float32 (`timm + DataLoader`). The machine's matrix products are measured before the
+rounds and after them (`benchmarks/limits.py`, without its turns); the better of both is the limit.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +36,7 @@ ONNX = "ours, onnxruntime float32"
 OURS = (
     "ours, torch",
     ONNX,
-    *(f"ours, openvino {p}{only}" for only in ("", ", model only") for p in PRECISIONS),
+    *(f"ours, openvino {p}{only}" for only in ("", ", written", ", model only") for p in PRECISIONS),
     DECODING,
 )
 THEIRS = (
@@ -75,6 +79,7 @@ def main() -> None:
             "data": given.data.name,
             "gflops_per_image": gflops,
         }
+        before = limits()
         result = contest(
             __file__,
             [name for name in chosen if not (refused and name in eight)],
@@ -87,6 +92,7 @@ def main() -> None:
             ),
         )
         result["left_out"] |= dict.fromkeys(eight, refused) if refused else {}
+        result["limits"] = {"gflops": {name: max(rate, before[name]) for name, rate in limits().items()}}
     keep(f"embedding-{given.backbone}", result, whole=not given.only)
 
 
@@ -95,6 +101,17 @@ def gallery(data: Path, most: int) -> list[Path]:
 
     files = [item.path for item in load_dataset(data).gallery]
     return files[:most] if most else files
+
+
+def limits() -> dict[str, float]:
+    """Return this machine's matrix products, measured in a process of its own: torch and OpenVINO keep threads."""
+    code = "import json, limits; print(json.dumps(limits.products()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    print(", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in found.items()), flush=True)
+    return found
 
 
 def prepare(given: argparse.Namespace, work: Path, int8: bool) -> tuple[float, str]:
@@ -156,6 +173,23 @@ def ours(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
     if folder == "bundle":
         import torch  # noqa: F401
     timed(files, encoder.embed)
+
+
+def written(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
+    from lookalike.engines import load_bundle
+    from lookalike.retrieval import embed
+
+    encoder = load_bundle(given.work / folder)
+    with tempfile.TemporaryDirectory() as work:
+        for name, some in (("few", files[:WARM_UP]), ("all", files)):
+            (Path(work) / name).mkdir()
+            for number, file in enumerate(some):
+                (Path(work) / name / f"photograph {number:06}.jpg").symlink_to(file.resolve())
+        embed(Path(work) / "few", encoder, out=Path(work) / "few embeddings")
+        clock = time.perf_counter()
+        embed(Path(work) / "all", encoder, out=Path(work) / "embeddings")
+        seconds = time.perf_counter() - clock
+    answer(per_second=len(files) / seconds, seconds=seconds)
 
 
 def model_only(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
@@ -270,6 +304,7 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace, list[Path]], None]] = {
     "ours, torch": partial(ours, "bundle"),
     ONNX: partial(ours, "onnx"),
     **{f"ours, openvino {p}": partial(ours, p) for p in PRECISIONS},
+    **{f"ours, openvino {p}, written": partial(written, p) for p in PRECISIONS},
     **{f"ours, openvino {p}, model only": partial(model_only, p) for p in PRECISIONS},
     DECODING: decoding_only,
     "Pillow + torch, one by one": one_by_one,

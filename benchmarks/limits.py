@@ -38,12 +38,12 @@ def best(run: Callable[[], object], work: float) -> float:
     return found
 
 
-def products() -> dict[str, float]:
+def products(turns: int = 1) -> dict[str, float]:
     """Return operations a second (a multiplication and an addition are two) by precision, in units of 10^9."""
     import torch
 
     found = {"float32": 0.0, "bfloat16": 0.0, "int8": 0.0}
-    for side in SIDES * _TURNS:
+    for side in SIDES * turns:
         work = 2.0 * side**3 / 1e9
         a, b = torch.rand(side, side), torch.rand(side, side)
         half_a, half_b = a.bfloat16(), b.bfloat16()
@@ -88,7 +88,7 @@ def copying() -> float:
 def main() -> None:
     from lookalike.bench.machine import machine
 
-    found = {"machine": machine(), "gflops": products(), "copy_gb_s": copying()}
+    found = {"machine": machine(), "gflops": products(_TURNS), "copy_gb_s": copying()}
     for name, rate in found["gflops"].items():
         print(f"matrix products in {name}: {rate:.0f} GFLOP/s")
     print(f"copying memory: {found['copy_gb_s']:.0f} GB/s")

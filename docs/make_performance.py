@@ -23,8 +23,8 @@ _INTRODUCTION = """# How fast it is
 Made by `docs/make_performance.py` from `docs/performance/*.json`, which the scripts in `benchmarks/` write; not edited
 by hand. In every table all contenders ran in turn, each in processes of their own, in one run on one machine: compare
 rows of a table, not of two. Medians over the rounds, in brackets the least and the most; indexes are built once, and
-what memory grows by is measured in one round. Memory is the process's peak. Shares of the machine's limit are of what
-`benchmarks/limits.py` reached in a run of its own.
+what memory grows by is measured in one round. Memory is the process's peak. Shares of the machine's limit are of the
+matrix products that were reached before or after the rounds of the same run.
 """
 
 _SECTIONS: Sequence[tuple[str, str, str]] = (
@@ -33,7 +33,8 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
     (
         "precision-",
         "What bfloat16 and int8 cost",
-        "`benchmarks/precision.py`; queries against gallery, a head on the frozen backbone.",
+        "`benchmarks/precision.py`; queries against gallery, a head on the frozen backbone. The gate is that of "
+        "`lookalike export`: points of precision@3 lost on the validation part, with their 95 % interval.",
     ),
     ("decoding", "Decoding", "`benchmarks/decoding.py`; images a second, and how far the pixels are from Pillow's."),
     ("startup", "Start", "`benchmarks/startup.py`; seconds from the start of a process to its end."),
@@ -44,8 +45,8 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
         "Search",
         "`benchmarks/search.py`; queries a second, all together and one by one, of an index that was asked a thousand "
         "times before: only then does an exact one make what rules vectors out. The vectors are made up, with the "
-        "spectrum of a head of principal components. Graphs by hand have 32 links a vector; hnswlib's, FAISS's and "
-        "ours were built with a depth of 40, usearch's with its own of 128.",
+        "spectrum of a head of principal components. Graphs by hand have 32 links a vector; ours were built with a "
+        "depth of 40, usearch's with its own of 128, hnswlib's and FAISS's with 40 and with 200.",
     ),
 )
 
@@ -87,14 +88,23 @@ def _precisions(found: Mapping[str, Any]) -> Iterator[str]:
     rows = []
     for row in found["rows"]:
         cosines = f"{row['mean_cosine']:.4f}", f"{row['min_cosine']:.3f}"
-        rows.append([row["data"], row["precision"], *(f"{row[name]:.3f}" for name in measures), *cosines])
-    yield _table(["data", "precision", *measures, "mean cosine", "least"], rows)
+        rows.append([row["data"], row["precision"], *(f"{row[name]:.3f}" for name in measures), *cosines, _gate(row)])
+    yield _table(["data", "precision", *measures, "mean cosine", "least", "points lost at the gate"], rows)
     told = [
         f"{precision} {', '.join(f'{points:.2f} of {name}' for name, points in lost.items())}"
         for precision, lost in found["lost_points"].items()
     ]
     yield f"Points lost, mean of the data sets: {'; '.join(told)}.\n"
     yield _machine(found)
+
+
+def _gate(row: Mapping[str, Any]) -> str:
+    """Write what `export` measured on the validation part, and whether it would have refused that."""
+    gate = row.get("gate")
+    if gate is None:
+        return "–"
+    verdict = "passes" if gate["passes"] else "refused"
+    return f"{gate['difference']:.2f} ({gate['low']:.2f} to {gate['high']:.2f}), {verdict}"
 
 
 def _contest(name: str, found: Mapping[str, Any], limits: Mapping[str, Any] | None) -> Iterator[str]:
@@ -106,7 +116,7 @@ def _contest(name: str, found: Mapping[str, Any], limits: Mapping[str, Any] | No
     yield f"### {', '.join(about) or name}\n"
     rate = found["rate"]
     figures = [key for key in next(iter(found["contenders"].values())) if key in _FIGURES]
-    shares = _shares(found, limits)
+    shares = _shares(found, found.get("limits") or limits)
     header = ["", _FIGURES[rate][0], f"times *{found['against']}*", *(_FIGURES[f][0] for f in figures if f != rate)]
     header += ["share of the limit"] if shares else []
     rows = []
@@ -128,6 +138,10 @@ def _to_the_model_alone(found: Mapping[str, Any]) -> Iterator[str]:
     """Say what share of the model's own rate is left from file to embedding."""
     rates = {name: row["per_second"]["median"] for name, row in found["contenders"].items() if "per_second" in row}
     pairs = {n: (rate, rates[f"{n}, model only"]) for n, rate in rates.items() if f"{n}, model only" in rates}
+    written = [(n.split()[-1], rates[f"{n}, written"] / rate) for n, rate in rates.items() if f"{n}, written" in rates]
+    if written:
+        told = ", ".join(f"{share:.0%} ({name})" for name, share in written)
+        yield f"`lookalike embed`, which finds files and writes embeddings, as a share of embedding alone: {told}.\n"
     if pairs:
         told = ", ".join(f"{rate / alone:.0%} ({name.split()[-1]})" for name, (rate, alone) in pairs.items())
         yield f"From file to embedding, as a share of the model alone: {told}.\n"
