@@ -1,10 +1,14 @@
 """Embedding files: ids, order, what is skipped, batches, and what an encoder refuses to be made of."""
 
+import re
+
 import numpy as np
 import pytest
 
+from lookalike.backbones import build_member
 from lookalike.backbones.heads import ProjectionHead
-from lookalike.data import Item, Split
+from lookalike.cli.terminal import Terminal
+from lookalike.data import Item, Split, images
 from lookalike.encoding import Encoder
 from lookalike.encoding.stream import File
 from lookalike.errors import DataError, ModelError, OptionError
@@ -66,11 +70,11 @@ def test_an_unreadable_file_is_left_out_and_named_with_its_cause(encoder, pictur
 @pytest.mark.parametrize("how", ["single", "aligned", "average", "concat"])
 def test_nothing_to_embed_gives_nothing_of_the_right_size(how, encoder, make_ensemble, tmp_path):
     model = encoder if how == "single" else make_ensemble(how)
-    for images in ([], [tmp_path / "gone.png"]):
-        found = model.embed(images)
+    for given in ([], [tmp_path / "gone.png"]):
+        found = model.embed(given)
         assert found.vectors.shape == (0, model.dim)
         assert found.vectors.dtype == np.float32
-        assert len(found.skipped) == len(images)
+        assert len(found.skipped) == len(given)
 
 
 def test_one_path_instead_of_a_list_is_refused(encoder, pictures):
@@ -104,6 +108,25 @@ def test_progress_is_told_how_many_are_done(encoder, pictures):
 
     encoder.embed(pictures, batch_size=4, progress=Listener(), task="gallery")
     assert told == [("gallery", 4, 9), ("gallery", 8, 9), ("gallery", 9, 9)]
+
+
+def test_what_sets_the_pace_is_said_to_the_end(encoder, pictures, capsys):
+    encoder.embed(pictures, batch_size=1, progress=Terminal())
+    assert re.fullmatch(r"embedding: 9/9, (decoding|the model) sets the pace\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("larger", [1, 6])
+def test_decoding_fast_moves_no_embedding(make_member, photos, tmp_path, larger, monkeypatch):
+    """Against Pillow's decoding of all pixels, also where a JPEG of twelve megapixels is decoded at a part of them."""
+    paths = []
+    for name, photo in photos.items():
+        paths.append(tmp_path / f"{name}.jpg")
+        photo.resize((photo.width * larger, photo.height * larger)).save(paths[-1], quality=90)
+    encoder = Encoder([build_member("efficientnet_lite0")])
+    found = encoder.embed(paths).vectors
+    monkeypatch.setattr(images, "decode_jpeg", lambda *_, **__: None)
+    cosines = (encoder.embed(paths).vectors * found).sum(1)
+    assert cosines.min() > 0.999
 
 
 @pytest.mark.parametrize("how", ["aligned", "average", "concat"])

@@ -1,12 +1,13 @@
 """Batches through engines: in order, no more in flight than an engine takes, and who waits for whom."""
 
+import threading
 import time
 
 import numpy as np
 import pytest
 
 from lookalike.encoding.pipeline import Pace, encode_batches
-from lookalike.encoding.stream import Batch
+from lookalike.encoding.stream import Batch, map_ahead
 
 
 class Counting:
@@ -65,6 +66,36 @@ def test_what_is_waited_for_sets_the_pace(decoding, model, words):
     told = [str(pace) for _ in encode_batches(made(8, seconds=decoding), [Counting(1, model)], pace)]
     assert told[0] == ""
     assert told[-1] == words
+
+
+def test_decoding_goes_on_while_the_engine_computes_and_the_other_way_round():
+    """Each waits for what the other does meanwhile: one after the other they would never end."""
+    decoded, computed = threading.Event(), threading.Event()
+
+    def prepare(n):
+        if n == 2:
+            decoded.set()
+        if n == 3:
+            assert computed.wait(60)
+        return np.full((1, 1, 3), n, np.uint8)
+
+    class Waits(Counting):
+        def submit(self, pixels):
+            wait = super().submit(pixels)
+
+            def later():
+                assert decoded.wait(60)
+                computed.set()
+                return wait()
+
+            return later
+
+    def given():
+        for results in map_ahead(range(5), prepare, 1, ahead=3):
+            yield Batch(("a",), (np.stack([r for _, r in results]),), (), 1)
+
+    found = list(encode_batches(given(), [Waits(1)], Pace()))
+    assert [v[0][0, 0] for _, v in found] == [0, 3, 6, 9, 12]
 
 
 @pytest.mark.parametrize("where", ["submit", "wait"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookalike.encoding import stream
 from lookalike.encoding.preprocessing import Preprocessing
 from lookalike.encoding.stream import File, Files, batches, map_ahead, map_groups_ahead
 from lookalike.errors import OptionError, UnreadableImage
@@ -43,6 +44,19 @@ def test_never_more_than_so_many_batches_are_worked_on_ahead(ahead):
         assert work.calls == 5 * (taken + ahead)
     stream.close()
     assert work.calls == 5 * (4 + ahead)
+
+
+def test_as_many_threads_as_there_are_processors(monkeypatch):
+    monkeypatch.setattr(stream, "cores", lambda: 3)
+    everyone = threading.Barrier(3)  # passed by three at once, and by nobody else
+    used = set()
+
+    def work(_):
+        everyone.wait(60)
+        used.add(threading.get_ident())
+
+    assert len(list(map_ahead(range(9), work, 3))) == 3
+    assert len(used) == 3
 
 
 def test_nothing_starts_before_somebody_asks():
@@ -85,8 +99,6 @@ def test_a_batch_of_nothing_is_refused():
 
 
 def test_each_file_is_decoded_once_whatever_the_number_of_preprocessings(pictures, monkeypatch):
-    from lookalike.encoding import stream
-
     opened = []
 
     def reading(path, at_least, read=stream.read_scaled):

@@ -1,10 +1,13 @@
 """What importing OpenVINO brings along, and what it must not."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+
+from lookalike.engines import cache
 
 pytest.importorskip("openvino")
 
@@ -76,3 +79,15 @@ def test_first_layers_end_before_the_second_dense_one(make_member):
     found = [kinds[name] for name in openvino.first_layers(graph)]
     assert found.count("Convolution") == 1
     assert "MatMul" not in found and "Constant" not in found
+
+
+def test_of_many_compiled_models_the_oldest_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOKALIKE_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "_MOST", 250)
+    place = cache.compiled_cache()
+    assert place == tmp_path / "compiled"
+    for age, name in enumerate(("new", "middle", "old", "oldest")):
+        (place / name).write_bytes(bytes(100))
+        os.utime(place / name, (1_000_000 - age, 1_000_000 - age))
+    assert cache.compiled_cache() == place
+    assert sorted(file.name for file in place.iterdir()) == ["middle", "new"]

@@ -13,7 +13,7 @@ from lookalike.backbones.devices import computes_bfloat16
 from lookalike.backbones.lowered import LoweredMember
 from lookalike.encoding import Encoder, Engine
 from lookalike.encoding.engine import LEAST_COSINE
-from lookalike.engines.members import open_member
+from lookalike.engines.members import SUFFIXES, open_member
 
 Opened = Callable[[Member, Path], Engine]
 
@@ -44,17 +44,25 @@ def by_onnx(member: Member, folder: Path) -> Engine:
     return open_member(folder / "member.onnx", member_row(member), runtime="onnxruntime", precision="float32")
 
 
-def in_eight_bits(member: Member, folder: Path) -> Engine:
-    pytest.importorskip("nncf")
-    from lookalike.engines import openvino
-    from lookalike.engines.quantise import quantise
+def in_eight_bits(runtime: str) -> Opened:
+    def opened(member: Member, folder: Path) -> Engine:
+        pytest.importorskip("nncf")
+        pytest.importorskip(runtime)
+        from lookalike.engines import onnx, openvino
+        from lookalike.engines.quantise import quantise
 
-    p = member.preprocessing
-    random = np.random.default_rng(0)
-    shown = [random.integers(0, 256, (1, p.height, p.width, 3), dtype=np.uint8) for _ in range(8)]
-    file = folder / "member.xml"
-    openvino.save(quantise(openvino.convert(member), "openvino", shown, transformer=False), file, half=True)
-    return open_member(file, member_row(member), runtime="openvino", precision="int8")
+        p = member.preprocessing
+        random = np.random.default_rng(0)
+        shown = [random.integers(0, 256, (1, p.height, p.width, 3), dtype=np.uint8) for _ in range(8)]
+        file = folder / f"member{SUFFIXES[runtime]}"
+        if runtime == openvino.RUNTIME:
+            openvino.save(quantise(openvino.convert(member), runtime, shown, transformer=False), file, half=True)
+        else:
+            onnx.write(member, file)
+            onnx.rewrite(file, lambda graph: quantise(graph, runtime, shown, transformer=False))
+        return open_member(file, member_row(member), runtime=runtime, precision="int8")
+
+    return opened
 
 
 ENGINES: dict[str, Opened] = {
@@ -63,8 +71,9 @@ ENGINES: dict[str, Opened] = {
     "openvino": by_openvino("float32"),
     "openvino, one picture after the other": by_openvino("float32", single=True),
     "openvino in bfloat16": by_openvino("bfloat16"),
-    "openvino in int8": in_eight_bits,
+    "openvino in int8": in_eight_bits("openvino"),
     "onnxruntime": by_onnx,
+    "onnxruntime in int8": in_eight_bits("onnxruntime"),
 }
 FULL = [name for name in ENGINES if " in " not in name]
 SMALL = "test_efficientnet"
@@ -107,7 +116,7 @@ def test_what_an_engine_says_of_itself(engine, make_member):
     assert (engine.backbone, engine.dim, engine.trained) == (member.backbone, member.dim, member.trained)
     assert engine.preprocessing == member.preprocessing
     assert (engine.fingerprint == member.fingerprint) == (engine.precision != "int8")
-    assert engine.runs_on == "cpu"
+    assert engine.runs_on == (member.runs_on if engine.runtime == "torch" else "cpu")
 
 
 def test_any_number_of_pictures_may_be_in_flight(engine, make_member, pixels):

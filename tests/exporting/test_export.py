@@ -33,30 +33,31 @@ def test_embeddings_are_the_bundles(small_bundle, pictures, tmp_path, format, pr
         assert found.fingerprint == expected.fingerprint
 
 
-def test_an_ensemble_keeps_its_alignment(ensemble_bundle, pictures, tmp_path):
+@pytest.mark.parametrize(
+    ("format", "graphs"),
+    [
+        ("openvino", ["member-0.bin", "member-0.xml", "member-1.bin", "member-1.xml"]),
+        ("onnx", ["member-0.onnx", "member-1.onnx"]),
+    ],
+)
+def test_an_ensemble_keeps_its_alignment(ensemble_bundle, pictures, tmp_path, format, graphs):
     expected = load_bundle(ensemble_bundle).embed(pictures)
-    export(ensemble_bundle, out=tmp_path / "fast", precision="float32")
+    export(ensemble_bundle, out=tmp_path / "fast", format=format, precision="float32")
     found = load_bundle(tmp_path / "fast").embed(pictures)
     np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
     assert found.fingerprint == expected.fingerprint
-    assert sorted(p.name for p in (tmp_path / "fast").iterdir()) == [
-        "alignments.npz",
-        "bundle.json",
-        "member-0.bin",
-        "member-0.xml",
-        "member-1.bin",
-        "member-1.xml",
-    ]
+    assert sorted(p.name for p in (tmp_path / "fast").iterdir()) == ["alignments.npz", "bundle.json", *graphs]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["openvino", "onnx"])
-def test_int8_is_another_model(small_bundle, photo_folder_original, pictures, tmp_path, format):
+@pytest.mark.parametrize(("format", "kind"), [("openvino", "small"), ("onnx", "small"), ("openvino", "ensemble")])
+def test_int8_is_another_model(request, photo_folder_original, pictures, tmp_path, format, kind):
     pytest.importorskip("nncf")
+    bundle = request.getfixturevalue(f"{kind}_bundle")
     exported = export(
-        small_bundle, out=tmp_path / "fast", format=format, precision="int8", data=photo_folder_original, tolerance=50
+        bundle, out=tmp_path / "fast", format=format, precision="int8", data=photo_folder_original, tolerance=50
     )
-    expected = load_bundle(small_bundle).embed(pictures)
+    expected = load_bundle(bundle).embed(pictures)
     found = exported.embed(pictures)
     assert found.fingerprint != expected.fingerprint
     cosines = (found.vectors * expected.vectors).sum(1)

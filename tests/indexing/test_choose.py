@@ -214,9 +214,11 @@ def test_equal_vectors_come_in_the_order_of_their_ids(vectors):
     assert hits.ids.tolist() == [["a", "b00000"]]
 
 
-def test_few_vectors_are_searched_exactly(vectors):
+def test_few_vectors_are_searched_exactly(vectors, heard):
     few = Embeddings(tuple(map(str, range(900))), vectors[:900], "model")
-    assert Index.build(few, min_recall=0.5).key == "Flat"
+    listener = heard()
+    assert Index.build(few, min_recall=0.5, progress=listener).key == "Flat"
+    assert listener.said == ["900 vectors are few enough to be searched exactly, with recall of at least 0.5"]
     with pytest.raises(
         OptionError, match="900 vectors of 64 dimensions, searched exactly, take 230 kB, and max_memory is 1 kB"
     ):

@@ -313,6 +313,19 @@ def test_an_index_of_embeddings_by_another_model(pictures, encoder, tmp_path):
         assert len(index(tmp_path / "emb", model, out=tmp_path / f"index{n}").index) == 12
 
 
+def test_what_we_made_ourselves_is_no_folder_of_images(pictures, encoder, tmp_path):
+    embed(pictures, encoder, out=tmp_path / "emb")
+    index(tmp_path / "emb", out=tmp_path / "made")
+    for name, what in (("emb", "a folder of embeddings"), ("made", "an index"), ("emb/model", "a model")):
+        wanted = f"{tmp_path / name} is {what}, not a folder of images; give the images themselves."
+        with pytest.raises(DataError, match=f"^{re.escape(wanted)}$"):
+            embed(tmp_path / name, encoder, out=tmp_path / "out")
+    for model in (None, encoder):
+        with pytest.raises(DataError, match="made is an index, not a folder of images"):
+            index(tmp_path / "made", model, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_unfinished_embeddings_or_without_their_model(pictures, encoder, tmp_path, heard):
     with pytest.raises(KeyboardInterrupt):
         embed(pictures, encoder, out=tmp_path / "emb", progress=heard(stop_at=12))

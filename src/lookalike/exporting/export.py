@@ -98,8 +98,8 @@ def export(
             alone.append(open_member(file, row, runtime=runtime, precision=precision, kept=False, single=True))
         exported = Encoder(members, encoder.how, encoder.alignments)
         found = _parity(encoder, exported, alone, cut, progress)
-        progress.say(f"{encoder.name}: {found}")
         found.require(precision, tolerance)
+        progress.say(f"{encoder.name}: {found}")
         own = {
             "exported_from": encoder.fingerprint,
             "parity": found.to_dict(),

@@ -299,6 +299,8 @@ def _store(
         flat = FlatIndex.of(vectors, order, spare=spare)
         problem = _beyond(flat, budget)
         if problem is None:
+            if not budget.exact:
+                progress.say(f"{count} vectors are few enough to be searched exactly, with {budget}")
             return flat
         if budget.exact or count < TOO_FEW:
             advice = ", or ask for less than all with min_recall" if count >= TOO_FEW else ""

@@ -24,7 +24,7 @@ from lookalike.encoding.facts import MODEL, bundle_at
 from lookalike.engines.choice import require_engine
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.files import file_digest, new_folder, require_free, require_writable
-from lookalike.indexing import Budget, Index, remove_work
+from lookalike.indexing import Budget, Index, is_index, remove_work
 from lookalike.progress import SILENT, Progress
 from lookalike.retrieval.model import Weights, on_engine, resolve_model, weights_of
 from lookalike.types import Embeddings, Skipped
@@ -131,6 +131,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         _require_made_by(model, images, read_embedding_facts(images))
         return _write_index(images, {}, out, budget, replace=replace, progress=progress)
     if model is None:
+        _refuse_what_we_made(images)
         raise OptionError(f"{images} holds no embeddings, so a model is needed; give a bundle or a backbone's name.")
     gallery = gallery_of(images, progress)
     work = out.with_name(out.name + ".embedding")
@@ -195,9 +196,23 @@ def images_in(folder: Path) -> Gallery:
     skipped: list[Skipped] = []
     paths = find_images(folder, skip=skipped.append)
     if not paths:
+        _refuse_what_we_made(folder)
         raise DataError(f"{folder} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp.")
     sources = Files(folder, (path.relative_to(folder).as_posix() for path in paths))
     return Gallery(sources, sources, {}, tuple(skipped))
+
+
+def _refuse_what_we_made(folder: Path) -> None:
+    """Raise `DataError` for a folder of ours that somebody takes for one of images."""
+    if is_index(folder):
+        what = "an index"
+    elif is_embeddings(folder) or is_unfinished(folder):
+        what = "a folder of embeddings"
+    elif bundle_at(folder) is not None:
+        what = "a model"
+    else:
+        return
+    raise DataError(f"{folder} is {what}, not a folder of images; give the images themselves.")
 
 
 def _embed(
