@@ -313,6 +313,18 @@ def test_an_index_of_embeddings_by_another_model(pictures, encoder, tmp_path):
         assert len(index(tmp_path / "emb", model, out=tmp_path / f"index{n}").index) == 12
 
 
+def test_embeddings_are_brought_up_to_date_by_their_own_model(pictures, encoder, tmp_path):
+    with pytest.raises(OptionError, match="emb holds no embeddings yet, so a model is needed; give a bundle or"):
+        embed(pictures, out=tmp_path / "emb")
+    before = embed(pictures, encoder, out=tmp_path / "emb")
+    (pictures / "more" / "cat2.jpg").unlink()
+    found = embed(pictures, out=tmp_path / "emb")
+    assert set(before.ids) - set(found.ids) == {"more/cat2.jpg"}
+    assert found.fingerprint == encoder.fingerprint
+    rows = [before.ids.index(name) for name in found.ids]
+    np.testing.assert_array_equal(found.vectors, before.vectors[rows])
+
+
 def test_what_we_made_ourselves_is_no_folder_of_images(pictures, encoder, tmp_path):
     embed(pictures, encoder, out=tmp_path / "emb")
     index(tmp_path / "emb", out=tmp_path / "made")

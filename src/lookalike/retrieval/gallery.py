@@ -44,7 +44,7 @@ class MadeIndex:
 
 def embed(
     images: Path | str,
-    model: Encoder | Path | str,
+    model: Encoder | Path | str | None = None,
     *,
     out: Path | str,
     weights: Weights = "pretrained",
@@ -56,7 +56,8 @@ def embed(
 
     Args:
         images: a folder, searched with all folders in it; ids are paths relative to it.
-        model: as in `resolve_model`; a name's head is learnt from the images, once: a folder keeps the model it has.
+        model: as in `resolve_model`; a name's head is learnt from the images, once: a folder keeps the model it has,
+            so that to bring it up to date it may be None.
         out: the folder of embeddings.
         weights: for a name.
         engine: what computes: auto, torch, openvino or onnxruntime; auto takes what was found to be fastest here.
@@ -65,6 +66,7 @@ def embed(
 
     Raises:
         DataError: no folder, or no readable image in it.
+        OptionError: no model where `out` has none either, or an engine or precision that there is not.
         ModelError: the model cannot be used.
         FingerprintMismatch: `out` holds embeddings by another model.
         StorageError: `out` cannot be written or holds something else.
@@ -73,6 +75,10 @@ def embed(
     found = images_in(Path(images))
     require_writable(Path(out))
     require_engine(engine, precision)
+    if model is None:
+        model = bundle_at(Path(out))
+    if model is None:
+        raise OptionError(f"{out} holds no embeddings yet, so a model is needed; give a bundle or a backbone's name.")
     return _embed(found, model, Path(out), weights, (engine, precision), progress)
 
 

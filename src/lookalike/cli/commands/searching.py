@@ -14,7 +14,6 @@ from lookalike.cli.options import (
     PATH,
     engine_options,
     json_option,
-    model_option,
     model_weights,
     out_option,
     weights_option,
@@ -27,18 +26,24 @@ from lookalike.types import Skipped
 
 @click.command(cls=Command, interrupted=GOES_ON, short_help="Embed every image in a folder.")
 @click.argument("images", type=PATH)
-@model_option
+@click.option(
+    "--model",
+    metavar="BUNDLE|NAME",
+    help="A bundle made by 'train' or 'benchmark', or a backbone's name (several joined by +); not needed where OUT "
+    "has one from an earlier run.",
+)
 @weights_option
 @engine_options("auto takes the fastest of the engine.")
 @out_option("The folder of embeddings; one that an earlier run made is brought up to date with IMAGES.")
-def embed(images: Path, model: str, weights: tuple[str, ...], out: Path, **way: str) -> None:
+def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **way: str) -> None:
     """Embed every image in a folder; a run that was killed goes on where it was.
 
     The result holds the vectors, their ids, the model's fingerprint, and the model itself.
 
     \b
-    Example:
+    Examples:
       lookalike embed photos --model runs/first/best --out photos.emb
+      lookalike embed photos --out photos.emb
     """  # noqa: D301
     chosen = model_weights(weights, model)
     from lookalike.retrieval import embed as run_embed
