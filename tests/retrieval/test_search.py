@@ -313,6 +313,17 @@ def test_an_index_of_embeddings_by_another_model(pictures, encoder, tmp_path):
         assert len(index(tmp_path / "emb", model, out=tmp_path / f"index{n}").index) == 12
 
 
+def test_an_index_takes_the_vectors_as_they_were_embedded(pictures, encoder, tmp_path, monkeypatch):
+    (pictures / "more-of-them").mkdir()  # before more/ by its letters, after it by its folders
+    shutil.copy(pictures / "more" / "cat2.jpg", pictures / "more-of-them" / "cat2.jpg")
+    found = embed(pictures, encoder, out=tmp_path / "emb")
+    assert list(found.ids) == sorted(found.ids)
+    monkeypatch.setattr("lookalike.indexing.flat.FEW", 0)  # so that what is mapped stays mapped
+    made = index(tmp_path / "emb", out=tmp_path / "index").index
+    assert made.ids == found.ids
+    assert not made._store._vectors.flags.owndata  # mapped, not copied into another order
+
+
 def test_embeddings_are_brought_up_to_date_by_their_own_model(pictures, encoder, tmp_path):
     with pytest.raises(OptionError, match="emb holds no embeddings yet, so a model is needed; give a bundle or"):
         embed(pictures, out=tmp_path / "emb")

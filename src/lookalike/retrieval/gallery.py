@@ -204,7 +204,8 @@ def images_in(folder: Path) -> Gallery:
     if not paths:
         _refuse_what_we_made(folder)
         raise DataError(f"{folder} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp.")
-    sources = Files(folder, (path.relative_to(folder).as_posix() for path in paths))
+    # in the order of an index, which takes the vectors as they lie then
+    sources = Files(folder, sorted(path.relative_to(folder).as_posix() for path in paths))
     return Gallery(sources, sources, {}, tuple(skipped))
 
 
