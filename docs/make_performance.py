@@ -45,8 +45,8 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
         "Search",
         "`benchmarks/search.py`; queries a second, all together and one by one, of an index that was asked a thousand "
         "times before: only then does an exact one make what rules vectors out. The vectors are made up, with the "
-        "spectrum of a head of principal components. Graphs by hand have 32 links a vector; ours were built with a "
-        "depth of 40, usearch's with its own of 128, hnswlib's and FAISS's with 40 and with 200.",
+        "spectrum of a head of principal components. Graphs by hand have 32 links a vector; ours were built with 64 "
+        "candidates a vector, usearch's with its own 128, hnswlib's and FAISS's with 40 and with 200.",
     ),
 )
 

@@ -6,14 +6,14 @@ import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 _LINES = 4096
-"""Names that are parsed, or written, at once."""
+"""Names that are taken, parsed, or written, at once."""
 _EVERY = 16
 """Of so many sorted names one is kept as it is, to look among them first."""
 
@@ -27,9 +27,11 @@ class Names(Sequence[str]):
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._text = bytearray()
         self._ends = array("Q", [0])
-        for name in names:
-            self._text += name.encode("utf-8", "surrogatepass")
-            self._ends.append(len(self._text))
+        left = iter(names)
+        while some := [name.encode("utf-8", "surrogatepass") for name in islice(left, _LINES)]:
+            ends = accumulate(map(len, some), initial=len(self._text))
+            self._ends.extend(islice(ends, 1, None))
+            self._text += b"".join(some)
         self._range = range(len(self._ends) - 1)
         self._some: list[bytes] = []
 

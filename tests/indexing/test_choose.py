@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import faiss
 import numpy as np
 import pytest
 
@@ -204,6 +205,19 @@ def test_an_index_by_budget_finds_what_the_exact_one_does(embeddings, tmp_path):
     assert facts["choice"]["measured"]["recall"] >= 0.95
     assert facts["choice"]["why"].startswith(made.key)
     assert len(facts["choice"]["tried"]) == len([k for k in KINDS if not k.last_resort])
+
+
+@pytest.mark.parametrize("key", ["HNSW32,Flat", "PCA32,HNSW32_SQ8", "PCA32,HNSW32_SQ8,RFlat"])
+def test_graphs_are_built_with_enough_candidates(key, vectors, tmp_path):
+    made = FaissIndex.new(key, DIM)
+    made.train(vectors)
+    made.index.add(vectors[:100])
+    made.write(tmp_path / "index")
+    read = faiss.read_index(str(tmp_path / "index"))
+    inner = read.base_index if "RFlat" in key else read
+    inner = faiss.downcast_index(inner)
+    inner = faiss.downcast_index(inner.index) if "PCA" in key else inner
+    assert inner.hnsw.efConstruction == 64
 
 
 def test_equal_vectors_come_in_the_order_of_their_ids(vectors):

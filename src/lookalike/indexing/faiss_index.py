@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from lookalike.errors import StorageError
 from lookalike.indexing.flat_file import Rows
 from lookalike.types import Vectors
 
+CANDIDATES = 64
+"""Neighbours that are looked at for each vector while a graph is built, HNSW's efConstruction: with FAISS's own 40 some
+of a million vectors are hardly found, and more than this takes longer to build than it gives (docs/log.md)."""
 _BLOCK = 16_384
 """Vectors put together again at once."""
 
@@ -38,6 +41,9 @@ class FaissIndex:
         import faiss
 
         made = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
+        for part in _parts(made):
+            if isinstance(part, faiss.IndexHNSW):
+                part.hnsw.efConstruction = CANDIDATES
         ivf = faiss.try_extract_index_ivf(made)
         if isinstance(ivf, faiss.IndexIVFPQ):
             ivf.pq.cp.min_points_per_centroid = 1  # says no word, on stderr, where there are few
@@ -70,12 +76,9 @@ class FaissIndex:
         """Learn from vectors `(n, dim)` what has to be known before any is added."""
         import faiss
 
-        by: Any = faiss  # as below
-        part: Any = by.downcast_index(self.index)
-        if isinstance(part, by.IndexRefine):
-            part = by.downcast_index(part.base_index)
-        if isinstance(part, by.IndexPreTransform):
-            first = by.downcast_VectorTransform(part.chain.at(0))
+        by: Any = faiss  # as above
+        for part in _parts(self.index):
+            first = by.downcast_VectorTransform(part.chain.at(0)) if isinstance(part, by.IndexPreTransform) else None
             if isinstance(first, by.PCAMatrix):  # their mean is nought so: inner products do not allow for another
                 first.train(np.concatenate([vectors, -vectors]))
         self.index.train(vectors)
@@ -156,6 +159,21 @@ class FaissIndex:
             return cls(index, key, parameters)
         except (RuntimeError, MemoryError, TypeError, ValueError, KeyError) as error:
             raise StorageError(f"{path} is missing or damaged; make the index again.") from error
+
+
+def _parts(index: Any) -> Iterator[Any]:
+    """Yield an index and those that it is made of."""
+    import faiss
+
+    part: Any = faiss.downcast_index(index)
+    while True:
+        yield part
+        if isinstance(part, faiss.IndexRefine):
+            part = faiss.downcast_index(part.base_index)
+        elif isinstance(part, faiss.IndexPreTransform):
+            part = faiss.downcast_index(part.index)
+        else:
+            return
 
 
 def _depth(index: Any, parameters: Mapping[str, int]) -> Any:
