@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 _LINES = 4096
 """Names that are taken, parsed, or written, at once."""
-_EVERY = 16
+_EVERY = 8
 """Of so many sorted names one is kept as it is, to look among them first."""
 
 
@@ -55,8 +55,12 @@ class Names(Sequence[str]):
 
     def take(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
         """Return the names at these places, none of them negative, as an object array of the same shape."""
+        text, ends, numbers = self._text, self._ends, self._range
         found = np.empty(places.size, dtype=object)
-        found[:] = [self[place] for place in places.ravel().tolist()]
+        found[:] = [
+            text[ends[number] : ends[number + 1]].decode("utf-8", "surrogatepass")
+            for number in map(numbers.__getitem__, places.ravel().tolist())
+        ]
         return found.reshape(places.shape)
 
     def find(self, name: str) -> int:
@@ -65,8 +69,11 @@ class Names(Sequence[str]):
             self._some = [bytes(self._bytes(number)) for number in self._range[::_EVERY]]
         wanted = name.encode("utf-8", "surrogatepass")  # in this encoding bytes are in the order of the characters
         start = _EVERY * (bisect_right(self._some, wanted) - 1)
-        places = range(max(0, start), min(start + _EVERY, len(self)))
-        return next((place for place in places if self._bytes(self._range[place]) == wanted), -1)
+        for place in range(max(0, start), min(start + _EVERY, len(self))):
+            number = self._range[place]
+            if self._text[self._ends[number] : self._ends[number + 1]] == wanted:
+                return place
+        return -1
 
     @property
     def increase(self) -> bool:

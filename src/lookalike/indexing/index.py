@@ -162,12 +162,13 @@ class Index:
         self.require_model(queries.fingerprint, "the model of the queries")
         if queries.dim != self.dim:
             raise DataError(f"the queries have {queries.dim} dimensions, the index has {self.dim}; embed them again.")
-        own = np.array([self.ids.find(query) for query in queries.ids], dtype=np.int64)
-        self._require_enough(top_k, inside=bool((own >= 0).any()))
+        places = [self.ids.find(query) for query in queries.ids]
+        own, inside = np.array(places, dtype=np.int64), max(places, default=-1) >= 0
+        self._require_enough(top_k, inside=inside)
         if isinstance(self._store, FlatIndex):
             rows, scores = rank(self._store, queries.vectors, own, top_k)
         else:
-            rows, scores = rank_approximately(self._store, queries.vectors, own, top_k)
+            rows, scores = rank_approximately(self._store, queries.vectors, own if inside else None, top_k)
         return Hits(tuple(queries.ids), self.ids.take(rows), scores)
 
     def require_model(self, fingerprint: str, what: str = "the model") -> None:

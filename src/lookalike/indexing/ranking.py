@@ -54,7 +54,7 @@ def rank(flat: FlatIndex, queries: Vectors, own: Rows, top_k: int) -> tuple[Rows
 
 
 def rank_approximately(
-    index: ApproximateIndex, queries: Vectors, own: Rows, top_k: int
+    index: ApproximateIndex, queries: Vectors, own: Rows | None, top_k: int
 ) -> tuple[Rows, npt.NDArray[np.float32]]:
     """Return rows and scores as `rank` does, of what an approximate index finds, by the vectors as it keeps them.
 
@@ -63,18 +63,17 @@ def rank_approximately(
     Args:
         index: rows stand in the order of item ids, so that a lower row wins a tie.
         queries: `(n_query, dim)` float32, unit length.
-        own: `(n_query,)` row of the query itself, -1 where it is not in the index.
+        own: `(n_query,)` row of the query itself, -1 where it is not in the index; None where none of them is.
         top_k: at most the size of the index, less one where `own` names a row.
 
     """
-    inside = bool((own >= 0).any())
-    fetch = min(top_k + inside + SPARE, len(index))
-    rows, steps, open_ended = _look(index, queries, own if inside else None, top_k, fetch)
+    fetch = min(top_k + (own is not None) + SPARE, len(index))
+    rows, steps, open_ended = _look(index, queries, own, top_k, fetch)
     while fetch < len(index) and open_ended.any():
         fetch = min(fetch * _DEEPER, len(index))
         pending = np.flatnonzero(open_ended)
         rows[pending], steps[pending], open_ended[pending] = _look(
-            index, queries[pending], own[pending] if inside else None, top_k, fetch
+            index, queries[pending], None if own is None else own[pending], top_k, fetch
         )
     return rows, (steps / _STEPS).astype(np.float32)
 
@@ -88,9 +87,9 @@ def _look(
     lowest = steps[:, -1].copy()
     if own is not None:
         steps[found == own[:, None]] = _FAR
-    places = np.lexsort((found, steps))[:, :top_k]
-    rows, best = np.take_along_axis(found, places, axis=1), np.take_along_axis(steps, places, axis=1)
-    return rows, -best, lowest <= best[:, -1]
+    places = np.arange(len(found))[:, None], np.lexsort((found, steps))[:, :top_k]
+    best = steps[places]
+    return found[places], -best, lowest <= best[:, -1]
 
 
 def _exact(flat: FlatIndex, query: Vectors, candidates: Rows, top_k: int) -> tuple[Rows, Rows]:
