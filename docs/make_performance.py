@@ -24,7 +24,8 @@ Made by `docs/make_performance.py` from `docs/performance/*.json`, which the scr
 by hand. In every table all contenders ran in turn, each in processes of their own, in one run on one machine: compare
 rows of a table, not of two. Medians over the rounds, in brackets the least and the most; indexes are built once, and
 what memory grows by is measured in one round. Memory is the process's peak. Shares of the machine's limit are of the
-matrix products that were reached before or after the rounds of the same run.
+matrix products that were reached before or after the rounds of the same run, where the text below a table says so, else
+of those of `benchmarks/limits.py` in a run of its own.
 """
 
 _SECTIONS: Sequence[tuple[str, str, str]] = (
@@ -126,6 +127,9 @@ def _contest(name: str, found: Mapping[str, Any], limits: Mapping[str, Any] | No
         cells += [f"{shares[contender]:.0%}" if contender in shares else ""] if shares else []
         rows.append(cells)
     yield _table(header, rows)
+    if "limits" in found:
+        reached = ", ".join(f"{rate:,.0f} in {precision}" for precision, rate in found["limits"]["gflops"].items())
+        yield f"Matrix products in the same run, at most, GFLOP/s: {reached}.\n"
     yield from _to_the_model_alone(found)
     yield from _at_equal_recall(found)
     for contender, why in found["left_out"].items():
