@@ -25,6 +25,7 @@ from lookalike.engines.choice import require_engine
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.files import file_digest, new_folder, require_free, require_writable
 from lookalike.indexing import Budget, Index, is_index, remove_work
+from lookalike.names import Names
 from lookalike.progress import SILENT, Progress
 from lookalike.retrieval.model import Weights, on_engine, resolve_model, weights_of
 from lookalike.types import Embeddings, Skipped
@@ -204,8 +205,10 @@ def images_in(folder: Path) -> Gallery:
     if not paths:
         _refuse_what_we_made(folder)
         raise DataError(f"{folder} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp.")
-    # in the order of an index, which takes the vectors as they lie then
-    sources = Files(folder, sorted(path.relative_to(folder).as_posix() for path in paths))
+    names = Names(path.relative_to(folder).as_posix() for path in paths)
+    if not names.increase:  # in the order of an index, which takes the vectors as they lie then
+        names = Names(sorted(names))
+    sources = Files(folder, names)
     return Gallery(sources, sources, {}, tuple(skipped))
 
 
