@@ -34,6 +34,11 @@ def find_images(folder: Path | str, *, recursive: bool = True, skip: Skip | None
     return sorted(_walk(folder, recursive, skip or _refuse))
 
 
+def walk_images(folder: Path, skip: Skip) -> Iterator[Path]:
+    """Yield the same images in any order, one at a time: a hundred thousand paths take tens of megabytes."""
+    return _walk(folder, True, skip)
+
+
 def find_folders(folder: Path, skip: Skip) -> list[Path]:
     """List the folders in a folder by name, sorted; hidden ones are passed over, `skip` is as in `find_images`."""
     return sorted(_listing(folder, skip)[0])

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookalike.data import find_images, load_dataset
-from lookalike.data.folders import and_skipped, may_be_folder, require_folder
+from lookalike.data import load_dataset
+from lookalike.data.folders import and_skipped, may_be_folder, require_folder, walk_images
 from lookalike.embedding import (
     EmbeddingFacts,
     begun_precision,
@@ -201,13 +201,11 @@ def images_in(folder: Path) -> Gallery:
 
     require_folder(folder)
     skipped: list[Skipped] = []
-    paths = find_images(folder, skip=skipped.append)
-    if not paths:
+    # sorted as an index has them, which takes the vectors as they lie then
+    names = Names(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped.append)))
+    if not names:
         _refuse_what_we_made(folder)
         raise DataError(f"{folder} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp.")
-    names = Names(path.relative_to(folder).as_posix() for path in paths)
-    if not names.increase:  # in the order of an index, which takes the vectors as they lie then
-        names = Names(sorted(names))
     sources = Files(folder, names)
     return Gallery(sources, sources, {}, tuple(skipped))
 
