@@ -132,6 +132,7 @@ def _contest(name: str, found: Mapping[str, Any], limits: Mapping[str, Any] | No
         yield f"Matrix products in the same run, at most, GFLOP/s: {reached}.\n"
     yield from _to_the_model_alone(found)
     yield from _at_equal_recall(found)
+    yield from _of_the_machine(found, limits)
     for contender, why in found["left_out"].items():
         yield f"Left out: {contender} ({why.rstrip('.')}).\n"
     yield f"![{name}](performance/{name}.svg)\n"
@@ -175,6 +176,20 @@ def _at_equal_recall(found: Mapping[str, Any]) -> Iterator[str]:
             if best is not None:
                 times = _speed(row, rate) / _speed(able[best], rate)
                 yield f"*{name}* is {times:.2f} times *{best}*, the quickest other with as much recall, {what}.\n"
+
+
+def _of_the_machine(found: Mapping[str, Any], limits: Mapping[str, Any] | None) -> Iterator[str]:
+    """Say what comparing all vectors one after the other takes of what the machine can do."""
+    flat = found["contenders"].get("FAISS flat")
+    if limits is None or flat is None or "dim" not in found:
+        return
+    numbers = found["count"] * found["dim"] / 1e9
+    products = 2 * numbers * flat["per_second"]["median"] / limits["gflops"]["float32"]
+    reading = 4 * numbers / (flat["single_ms"]["median"] / 1e3) / limits["copy_gb_s"]
+    yield (
+        f"*FAISS flat* reaches {products:.0%} of the matrix products in float32 all together, and {reading:.0%} of the "
+        "rate of copying memory one by one: what is many times as quick looks at fewer vectors, or at less of each.\n"
+    )
 
 
 def _speed(row: Mapping[str, Any], rate: str) -> float:
