@@ -83,13 +83,13 @@ def _look(
 ) -> tuple[Rows, npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Return rows and cosine in millionths `(n_query, top_k)`, and for which queries the last fetched is as near."""
     near, found = index.nearest(queries, fetch)
-    steps = np.rint(near * np.float64(-_STEPS))  # negative, so that what sorts first is nearest
+    steps = np.rint(np.multiply(near, -_STEPS, dtype=np.float64))  # negative, so that what sorts first is nearest
     lowest = steps[:, -1].copy()
     if own is not None:
         steps[found == own[:, None]] = _FAR
     places = np.arange(len(found))[:, None], np.lexsort((found, steps))[:, :top_k]
     best = steps[places]
-    return found[places], -best, lowest <= best[:, -1]
+    return found[places], 0.0 - best, lowest <= best[:, -1]
 
 
 def _exact(flat: FlatIndex, query: Vectors, candidates: Rows, top_k: int) -> tuple[Rows, Rows]:

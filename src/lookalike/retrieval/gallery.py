@@ -138,7 +138,8 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         _require_made_by(model, images, read_embedding_facts(images))
         return _write_index(images, {}, out, budget, replace=replace, progress=progress)
     if model is None:
-        _refuse_what_we_made(images)
+        if next(walk_images(images, lambda _: None), None) is None:
+            _refuse_what_we_made(images)
         raise OptionError(f"{images} holds no embeddings, so a model is needed; give a bundle or a backbone's name.")
     gallery = gallery_of(images, progress)
     work = out.with_name(out.name + ".embedding")
