@@ -349,6 +349,15 @@ def test_what_we_made_ourselves_is_no_folder_of_images(pictures, encoder, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_does_not_stand_for_a_model_that_was_trained(pictures, encoder, tmp_path):
+    save_bundle(encoder, tmp_path / "trained", facts={"training_data": {"fingerprint": "some"}})
+    embed(pictures, tmp_path / "trained", out=tmp_path / "emb")
+    with pytest.raises(FingerprintMismatch, match=r"emb was made by the model test_efficientnet .*, not by test_effic"):
+        index(tmp_path / "emb", "test_efficientnet", out=tmp_path / "index")
+    for n, model in enumerate((None, tmp_path / "trained")):
+        assert len(index(tmp_path / "emb", model, out=tmp_path / f"index{n}").index) == 12
+
+
 def test_unfinished_embeddings_or_without_their_model(pictures, encoder, tmp_path, heard):
     with pytest.raises(KeyboardInterrupt):
         embed(pictures, encoder, out=tmp_path / "emb", progress=heard(stop_at=12))

@@ -303,7 +303,11 @@ def _require_made_by(model: Encoder | Path | str | None, folder: Path, facts: Em
         from lookalike.encoding.facts import read_facts
 
         place = bundle_at(model)
-        same = facts.model == str(model) if place is None else read_facts(place).get("fingerprint") == facts.fingerprint
+        if place is not None:
+            same = read_facts(place).get("fingerprint") == facts.fingerprint
+        else:  # one that was trained is not what its backbone's name stands for
+            kept = bundle_at(folder)
+            same = facts.model == str(model) and (kept is None or "training_data" not in read_facts(kept))
     else:
         same = model.fingerprint == facts.fingerprint
     if not same:
