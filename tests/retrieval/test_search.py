@@ -325,7 +325,7 @@ def test_an_index_takes_the_vectors_as_they_were_embedded(pictures, encoder, tmp
 
 
 def test_embeddings_are_brought_up_to_date_by_their_own_model(pictures, encoder, tmp_path):
-    with pytest.raises(OptionError, match="emb holds no embeddings yet, so a model is needed; give a bundle or"):
+    with pytest.raises(OptionError, match="emb holds no model from an earlier run, so one is needed; give a bundle or"):
         embed(pictures, out=tmp_path / "emb")
     before = embed(pictures, encoder, out=tmp_path / "emb")
     (pictures / "more" / "cat2.jpg").unlink()
@@ -339,7 +339,10 @@ def test_embeddings_are_brought_up_to_date_by_their_own_model(pictures, encoder,
 def test_what_we_made_ourselves_is_no_folder_of_images(pictures, encoder, tmp_path):
     embed(pictures, encoder, out=tmp_path / "emb")
     index(tmp_path / "emb", out=tmp_path / "made")
-    for name, what in (("emb", "a folder of embeddings"), ("made", "an index"), ("emb/model", "a model")):
+    save_bundle(encoder, tmp_path / "trained")
+    shutil.copy(pictures / "more" / "cat2.jpg", tmp_path / "trained" / "curves.png")
+    kinds = {"emb": "a folder of embeddings", "made": "an index", "emb/model": "a model", "trained": "a model"}
+    for name, what in kinds.items():
         wanted = f"{tmp_path / name} is {what}, not a folder of images; give the images themselves."
         with pytest.raises(DataError, match=f"^{re.escape(wanted)}$"):
             embed(tmp_path / name, encoder, out=tmp_path / "out")

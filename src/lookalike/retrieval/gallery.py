@@ -79,7 +79,9 @@ def embed(
     if model is None:
         model = bundle_at(Path(out))
     if model is None:
-        raise OptionError(f"{out} holds no embeddings yet, so a model is needed; give a bundle or a backbone's name.")
+        raise OptionError(
+            f"{out} holds no model from an earlier run, so one is needed; give a bundle or a backbone's name."
+        )
     return _embed(found, model, Path(out), weights, (engine, precision), progress)
 
 
@@ -204,8 +206,9 @@ def images_in(folder: Path) -> Gallery:
     skipped: list[Skipped] = []
     # sorted as an index has them, which takes the vectors as they lie then
     names = Names(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped.append)))
-    if not names:
+    if not names or bundle_at(folder) == folder:  # a model may hold a picture of its curves
         _refuse_what_we_made(folder)
+    if not names:
         raise DataError(f"{folder} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp.")
     sources = Files(folder, names)
     return Gallery(sources, sources, {}, tuple(skipped))
