@@ -47,7 +47,7 @@ class Index:
     """Items with their vectors, searched by cosine, exactly or as a budget allows; made with `build` or `load`.
 
     Attributes:
-        ids: item ids, sorted: `Names`, which are looked at like a tuple.
+        ids: item ids, sorted: `Names`, as in `Embeddings`.
         fingerprint: of the model whose embeddings these are; queries by another are refused.
         root: the folder that ids are relative to, or None.
         metadata: further facts by item id.

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from lookalike.encoding.stream import Source
 
 
+_CURVES = "curves.png"
+"""The picture that training leaves beside a model."""
+
+
 @dataclass(frozen=True)
 class MadeIndex:
     """An index that was just written, and the files and folders that are not in it."""
@@ -206,7 +210,7 @@ def images_in(folder: Path) -> Gallery:
     skipped: list[Skipped] = []
     # sorted as an index has them, which takes the vectors as they lie then
     names = Names(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped.append)))
-    if not names or bundle_at(folder) == folder:  # a model may hold a picture of its curves
+    if not names or names == (_CURVES,):  # what the folder of a trained model may hold
         _refuse_what_we_made(folder)
     if not names:
         raise DataError(f"{folder} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp.")
