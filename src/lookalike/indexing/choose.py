@@ -162,9 +162,10 @@ def _why(point: Point, tried: Sequence[Point], passed_over: Sequence[Point], que
         if able
         else "none reached the recall, and the one that came nearest"
     )
+    kinds = "kind" if len(tried) == 1 else "kinds"
     after = f", after {', '.join(p.key for p in passed_over)} had been built and failed" if passed_over else ""
     return (
-        f"{point.key} ({point.kind}): of {len(tried)} kinds tried on {part} vectors {reason} was built{after}. With "
+        f"{point.key} ({point.kind}): of {len(tried)} {kinds} tried on {part} vectors {reason} was built{after}. With "
         f"{len(queries)} held-out vectors as queries it has recall@{RECALL_AT} {point.recall:.3f} and takes "
         f"{point.single_ms:.2f} ms a query; it is of {size_words(point.bytes)}. Asked for: {budget}."
     )
