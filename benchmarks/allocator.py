@@ -3,7 +3,7 @@
     python benchmarks/allocator.py [--pairs 5] [--images 128] [--folder PHOTOS]
 
 Every run is a process of its own, since the setting holds for a whole process: first with LOOKALIKE_MALLOC=default,
-then as Lookalike sets the allocator (see `lookalike.backbones.devices`), again and again, so that whatever else the
+then as Lookalike sets the allocator (see `lookalike.models.devices`), again and again, so that whatever else the
 machine does meets both alike. By default the photographs are those of `clothing` in $LOOKALIKE_SHARED/data (default
 ../shared/data), or the built-in ones where that is absent.
 """
@@ -21,11 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from lookalike.backbones import build_member
-from lookalike.bench.timing import peak_memory_mb
-from lookalike.data import find_images
+from lookalike.benchmark.timing import peak_memory_mb
 from lookalike.data.builtin import make_builtin
-from lookalike.encoding import Encoder
+from lookalike.data.folders import find_images
+from lookalike.models.encoder import Encoder
+from lookalike.models.pretrained import build_trainable
 
 BACKBONE = "efficientnet_lite0"
 SETTINGS = {"C library's default": {"LOOKALIKE_MALLOC": "default"}, "freed memory kept": {}}
@@ -86,7 +86,7 @@ def line(run: dict[str, float]) -> str:
 def measure(folder: Path, images: int) -> None:
     """Embed in this process, warm, and print what it took as JSON."""
     paths = find_images(folder)[:images]
-    encoder = Encoder([build_member(BACKBONE)])
+    encoder = Encoder([build_trainable(BACKBONE)])
     encoder.embed(paths[:32])
     before, clock = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     encoder.embed(paths)

@@ -84,7 +84,7 @@ def contest(
         spread = f"{row[rate]['least']:.1f} to {row[rate]['most']:.1f}"
         ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f} times {against}"
         print(f"{name}: {row[rate]['median']:.1f} ({spread}){ratio}, {row['peak_memory_mb']['median']:.0f} MB")
-    from lookalike.bench.machine import machine
+    from lookalike.benchmark.machine import machine
 
     return {
         "machine": machine(),
@@ -114,7 +114,7 @@ def keep(name: str, result: Mapping[str, Any], *, whole: bool, place: Path | Non
     if not whole:
         print("not kept: it is of some contenders only")
         return
-    from lookalike.files import write_json
+    from lookalike._files import write_json
 
     file = (place or RESULTS) / f"{name}.json"
     write_json(file, result)

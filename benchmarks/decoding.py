@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from contest import answer, contest, keep, shared_folder
-from lookalike.cores import cores
-from lookalike.encoding.preprocessing import Preprocessing
+from lookalike._cores import cores
+from lookalike.models.preprocessing import Preprocessing
 
 SEEN = Preprocessing(224, 224)
 Pixels = np.ndarray
@@ -58,7 +58,7 @@ def main() -> None:
 
 def prepare(given: argparse.Namespace, work: Path) -> int:
     """Put the files into one folder, enlarged if need be."""
-    from lookalike.data import load_dataset
+    from lookalike.data.layouts import load_dataset
 
     files = [item.path for item in load_dataset(given.data).gallery if item.path.suffix.lower() in (".jpg", ".jpeg")]
     files = files[: 40 if given.large else given.images]

@@ -1,4 +1,4 @@
-r"""From a folder of JPEGs to embeddings: ours by each engine beside what people use.
+r"""From a folder of JPEGs to embeddings: ours by each runtime beside what people use.
 
     python benchmarks/embedding.py --backbone efficientnet_lite0 --rounds 5
     python benchmarks/embedding.py --backbone resnet50 --weights resnet50_imagenet.safetensors
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def gallery(data: Path, most: int) -> list[Path]:
-    from lookalike.data import load_dataset
+    from lookalike.data.layouts import load_dataset
 
     files = [item.path for item in load_dataset(data).gallery]
     return files[:most] if most else files
@@ -125,16 +125,17 @@ def prepare(given: argparse.Namespace, work: Path, int8: bool) -> tuple[float, s
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from lookalike.backbones import build_member, save_bundle
-    from lookalike.backbones.registry import find_row
-    from lookalike.data import load_dataset
-    from lookalike.embedding import fitted_encoder
+    from lookalike.api.export import export
+    from lookalike.data.layouts import load_dataset
+    from lookalike.embeddings.fit import fitted_encoder
     from lookalike.errors import MissingExtra, ModelError
-    from lookalike.exporting import export
+    from lookalike.models.pretrained import build_trainable
+    from lookalike.models.registry import find_row
+    from lookalike.models.torch_bundle import save_bundle
 
     data = load_dataset(given.data)
     encoder = fitted_encoder(
-        [build_member(given.backbone, given.weights)], data.training[:: max(1, len(data.training) // 500)]
+        [build_trainable(given.backbone, given.weights)], data.training[:: max(1, len(data.training) // 500)]
     )
     save_bundle(encoder, work / "bundle")
     member = encoder.members[0]
@@ -167,7 +168,7 @@ def timed(files: list[Path], run: Callable[[list[Path]], object]) -> None:
 
 
 def ours(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.engines import load_bundle
+    from lookalike.runtimes.bundle import load_bundle
 
     encoder = load_bundle(given.work / folder)
     if folder == "bundle":
@@ -176,8 +177,8 @@ def ours(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
 
 
 def written(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.engines import load_bundle
-    from lookalike.retrieval import embed
+    from lookalike.api.embed import embed
+    from lookalike.runtimes.bundle import load_bundle
 
     encoder = load_bundle(given.work / folder)
     with tempfile.TemporaryDirectory() as work:
@@ -194,8 +195,8 @@ def written(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
 
 def model_only(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
     from lookalike.data.images import read_pixels
-    from lookalike.engines import load_bundle
-    from lookalike.engines.choice import rate_of
+    from lookalike.runtimes.bundle import load_bundle
+    from lookalike.runtimes.choice import rate_of
 
     (member,) = load_bundle(given.work / folder).members
     p = member.preprocessing
@@ -204,9 +205,9 @@ def model_only(folder: str, given: argparse.Namespace, files: list[Path]) -> Non
 
 
 def decoding_only(given: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.encoding.encoder import as_sources
-    from lookalike.encoding.stream import batches
-    from lookalike.engines import load_bundle
+    from lookalike.models.encoder import as_sources
+    from lookalike.models.stream import batches
+    from lookalike.runtimes.bundle import load_bundle
 
     wanted = [member.preprocessing for member in load_bundle(given.work / "float32").members]
     timed(files, lambda some: sum(len(batch.ids) for batch in batches([as_sources(some)], wanted)))

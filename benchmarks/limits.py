@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from contest import keep
-from lookalike.cores import cores
+from lookalike._cores import cores
 
 SIDES = (1024, 2048, 4096)
 """Of the matrices; which is fastest differs from library to library."""
@@ -86,7 +86,7 @@ def copying() -> float:
 
 
 def main() -> None:
-    from lookalike.bench.machine import machine
+    from lookalike.benchmark.machine import machine
 
     found = {"machine": machine(), "gflops": products(_TURNS), "copy_gb_s": copying()}
     for name, rate in found["gflops"].items():

@@ -45,13 +45,14 @@ def main() -> None:
 
 
 def prepare(work: Path, given: argparse.Namespace, counts: list[int]) -> None:
-    from lookalike.backbones import build_member, save_bundle
-    from lookalike.data import load_dataset
-    from lookalike.embedding import fitted_encoder
-    from lookalike.exporting import export
+    from lookalike.api.export import export
+    from lookalike.data.layouts import load_dataset
+    from lookalike.embeddings.fit import fitted_encoder
+    from lookalike.models.pretrained import build_trainable
+    from lookalike.models.torch_bundle import save_bundle
 
     data = load_dataset(given.data)
-    encoder = fitted_encoder([build_member(given.backbone)], data.training[:500])
+    encoder = fitted_encoder([build_trainable(given.backbone)], data.training[:500])
     save_bundle(encoder, work / "bundle")
     export(work / "bundle", out=work / "exported")
     files = [item.path.resolve() for item in data.gallery]
@@ -63,7 +64,7 @@ def prepare(work: Path, given: argparse.Namespace, counts: list[int]) -> None:
 
 
 def measure(count: str, work: Path) -> None:
-    from lookalike.retrieval import embed
+    from lookalike.api.embed import embed
 
     clock = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:

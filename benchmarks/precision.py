@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--weights", default="pretrained")
     parser.add_argument("--data", action="append", help="of clothing and trashnet; may be repeated")
     given = parser.parse_args()
-    from lookalike.bench.machine import machine
+    from lookalike.benchmark.machine import machine
 
     rows = [
         row
@@ -54,20 +54,20 @@ def main() -> None:
 
 def measured(folder: Path, backbone: str, weights: str) -> list[dict[str, Any]]:
     """Return a row for each precision."""
-    from lookalike.backbones import build_member, save_bundle
-    from lookalike.data import load_dataset
-    from lookalike.embedding import fitted_encoder
-    from lookalike.encoding.facts import read_facts
-    from lookalike.evaluation import evaluate_embeddings
-    from lookalike.exporting import export
-    from lookalike.exporting.export import TOLERANCE
+    from lookalike.api.export import TOLERANCE, export
+    from lookalike.data.layouts import load_dataset
+    from lookalike.embeddings.fit import fitted_encoder
+    from lookalike.evaluation.evaluate import evaluate_embeddings
+    from lookalike.models.facts import read_facts
+    from lookalike.models.pretrained import build_trainable
+    from lookalike.models.torch_bundle import save_bundle
 
     data = load_dataset(folder)
     labels = {item.id: item.label for item in (*data.query, *data.gallery)}
     rows: list[dict[str, Any]] = []
     exact = None
     with tempfile.TemporaryDirectory() as work:
-        save_bundle(fitted_encoder([build_member(backbone, weights)], data.training), Path(work) / "bundle")
+        save_bundle(fitted_encoder([build_trainable(backbone, weights)], data.training), Path(work) / "bundle")
         for precision in PRECISIONS:
             encoder = export(
                 Path(work) / "bundle",

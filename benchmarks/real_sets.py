@@ -21,11 +21,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lookalike.bench import Trial
-from lookalike.bench.run import slug
+from lookalike._files import read_json, write_json
+from lookalike.benchmark.run import slug
+from lookalike.benchmark.trial import Trial
 from lookalike.data.builtin import make_builtin
-from lookalike.evaluation import compare
-from lookalike.files import read_json, write_json
+from lookalike.evaluation.intervals import compare
 
 SETS = ("clothing", "trashnet", "caltech", "demo")
 # fine-tuning is known to lose on the unseen classes of caltech, so that it gets less time there

@@ -18,9 +18,10 @@ from pytorch_metric_learning import losses, miners, samplers, trainers
 from torch import nn
 from torchvision import transforms
 
-from lookalike.backbones import build_member
-from lookalike.data import Item, read_image
-from lookalike.encoding import Encoder
+from lookalike.data.catalogue import Item
+from lookalike.data.images import read_image
+from lookalike.models.encoder import Encoder
+from lookalike.models.pretrained import build_trainable
 
 BATCH_SIZE = 32
 
@@ -55,7 +56,7 @@ def train_with_its_trainer(
 ) -> Encoder:
     """Train for that long and return the backbone with the trained embedder as our encoder, to be measured alike."""
     torch.manual_seed(seed)
-    member = build_member(backbone, weights, seed=seed)
+    member = build_trainable(backbone, weights, seed=seed)
     p = member.preprocessing
     view = transforms.Compose(
         [

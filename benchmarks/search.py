@@ -170,14 +170,14 @@ def measure(name: str, work: Path) -> None:
 
 def ours(budget: Callable[[Vectors], dict[str, Any]]) -> Way:
     def build(vectors: Vectors, place: Path) -> None:
-        from lookalike.indexing import Index
+        from lookalike.index.index import Index
         from lookalike.types import Embeddings
 
         ids = tuple(f"{n:08}" for n in range(len(vectors)))
         Index.build(Embeddings(ids, vectors, "made up"), **budget(vectors)).save(place)
 
     def search(place: Path, _: int) -> Search:
-        from lookalike.indexing import Index
+        from lookalike.index.index import Index
         from lookalike.types import Embeddings
 
         index = Index.load(place)

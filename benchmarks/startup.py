@@ -3,7 +3,7 @@ r"""From the shell's prompt to an answer: importing, asking for help, searching 
     python benchmarks/startup.py --rounds 11
 
 An index of 1,000 photographs of `clothing` ($LOOKALIKE_SHARED/data) is made by EfficientNet-Lite0: once exported for
-OpenVINO, once as a bundle of weights whose engine was chosen, once with torch alone. Every contender is a process of
+OpenVINO, once as a bundle of weights whose runtime was chosen, once with torch alone. Every contender is a process of
 its own, all in turn in each round, timed from its start to its end. Ratios are to the search by torch.
 """
 
@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--rounds", type=int, default=11)
     given = parser.parse_args()
-    from lookalike.bench.machine import machine
-    from lookalike.data import load_dataset
+    from lookalike.benchmark.machine import machine
+    from lookalike.data.layouts import load_dataset
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -65,11 +65,11 @@ def prepare(work: Path, data: Path, backbone: str, query: Path) -> dict[str, tup
         shutil.copyfile(item.path, photos / f"{number:04}{item.path.suffix}")
     caches = {name: {"LOOKALIKE_CACHE": str(work / f"cache of {name}")} for name in ("chosen", "none")}
     os.environ.update(caches["none"])
-    la.index(photos, backbone, out=work / "torch.index", engine="torch")
+    la.index(photos, backbone, out=work / "torch.index", runtime="torch")
     la.export(work / "torch.index" / "model", out=work / "exported")
     la.index(photos, work / "exported", out=work / "exported.index")
     os.environ.update(caches["chosen"])
-    la.index(photos, work / "torch.index" / "model", out=work / "chosen.index", engine="openvino")
+    la.index(photos, work / "torch.index" / "model", out=work / "chosen.index", runtime="openvino")
 
     def search(index: str) -> list[str]:
         return [sys.executable, "-m", "lookalike", "search", str(work / index), str(query), "--json"]
@@ -82,7 +82,7 @@ def prepare(work: Path, data: Path, backbone: str, query: Path) -> dict[str, tup
         "import torch, timm": ([*plain, "import torch, timm"], {}),
         "lookalike --help": ([sys.executable, "-m", "lookalike", "--help"], {}),
         "search by an exported model": (search("exported.index"), caches["none"]),
-        "search by the engine that was chosen": (search("chosen.index"), caches["chosen"]),
+        "search by the runtime that was chosen": (search("chosen.index"), caches["chosen"]),
         AGAINST: (search("torch.index"), caches["none"]),
     }
 

@@ -36,20 +36,26 @@ from typing import Any
 
 import torch
 
-from lookalike.backbones import build_member, fit_alignment, load_bundle
-from lookalike.bench.machine import machine
-from lookalike.data import Dataset, load_dataset, with_validation
-from lookalike.embedding import fitted_encoder
-from lookalike.encoding import Encoder
-from lookalike.encoding.facts import is_bundle, read_facts
-from lookalike.evaluation import evaluate_embeddings
-from lookalike.files import write_json
-from lookalike.training import TrainingOptions, refit, train
+from lookalike._files import write_json
+from lookalike.benchmark.machine import machine
+from lookalike.data.catalogue import Dataset
+from lookalike.data.layouts import load_dataset
+from lookalike.data.split import with_validation
+from lookalike.embeddings.fit import fitted_encoder
+from lookalike.evaluation.evaluate import evaluate_embeddings
+from lookalike.models.alignment import fit_alignment
+from lookalike.models.encoder import Encoder
+from lookalike.models.facts import is_bundle, read_facts
+from lookalike.models.pretrained import build_trainable
+from lookalike.models.torch_bundle import load_bundle
 from lookalike.training.losses import LOSSES
 from lookalike.training.one_backbone import fresh_member
+from lookalike.training.options import TrainingOptions
 from lookalike.training.precision import autocast
 from lookalike.training.recipe import Recipe
+from lookalike.training.refit import refit
 from lookalike.training.start import are_unseen, class_rows
+from lookalike.training.train import train
 from rival_trainer import train_with_its_trainer
 
 SETS = ("clothing", "trashnet", "caltech")
@@ -82,13 +88,13 @@ class Talk:
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:
         """Do nothing."""
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Print a line."""
         print(f"  {text}", flush=True)
 
 
 def frozen(case: Case) -> tuple[Encoder, dict[str, Any]]:
-    member = build_member(case.backbone, case.weights, seed=case.seed)
+    member = build_trainable(case.backbone, case.weights, seed=case.seed)
     images = [i for i in case.data.training if i.label is not None]
     with autocast(member.device, "auto"):
         return fitted_encoder([member], images, seed=case.seed), {}

@@ -107,7 +107,7 @@ forward, whether it computes in bfloat16, and where."""
 def ours(changes: dict[str, Any], backbone: str, batch_size: int) -> Measured:
     from dataclasses import replace
 
-    from lookalike.backbones.devices import default_device
+    from lookalike.models.devices import default_device
     from lookalike.training.one_backbone import fresh_member
     from lookalike.training.options import TrainingOptions
     from lookalike.training.precision import is_lowered
@@ -139,7 +139,7 @@ def ours(changes: dict[str, Any], backbone: str, batch_size: int) -> Measured:
 def theirs(lowered: bool, backbone: str, batch_size: int) -> Measured:
     import timm
 
-    from lookalike.backbones.registry import find_row  # imports nothing that changes how the process keeps memory
+    from lookalike.models.registry import find_row  # imports nothing that changes how the process keeps memory
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = timm.create_model(find_row(backbone).timm_name, num_classes=CLASSES).to(device).train()

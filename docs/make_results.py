@@ -11,9 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lookalike.bench.leaderboard import Leaderboard, Row
-from lookalike.bench.markdown import escape, table, table_line
-from lookalike.bench.trial import counted, interval_text, measure_label, ms_text, signed_text
+from lookalike.benchmark.leaderboard import Leaderboard, Row
+from lookalike.benchmark.markdown import escape, table, table_line
+from lookalike.benchmark.trial import counted, interval_text, measure_label, ms_text, signed_text
 
 HERE = Path(__file__).parent
 _ABSENT = "–"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lookalike.training import Recipe
+from lookalike.training.recipe import Recipe
 
 HERE = Path(__file__).parent
 MEASURES = ("precision@3", "hit@1", "map@r")

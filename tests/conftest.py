@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lookalike.backbones import Member, build_member, fit_alignment
-from lookalike.encoding import Encoder
+from lookalike.models.alignment import fit_alignment
+from lookalike.models.encoder import Encoder
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.pretrained import build_trainable
 
 _PHOTOS = {"astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 _SIDE = 160
@@ -126,7 +128,7 @@ class Heard:
         if task == "embedding" and self.stop_at is not None and done >= self.stop_at:
             raise KeyboardInterrupt
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -136,11 +138,11 @@ def heard() -> type[Heard]:
 
 
 @pytest.fixture
-def make_member() -> Callable[..., Member]:
+def make_member() -> Callable[..., TrainableEncoder]:
     """Build a small member with random weights; `name` and `seed` may be given."""
 
-    def make(name: str = SMALL, seed: int = 0) -> Member:
-        return build_member(name, "none", seed=seed)
+    def make(name: str = SMALL, seed: int = 0) -> TrainableEncoder:
+        return build_trainable(name, "none", seed=seed)
 
     return make
 
@@ -160,7 +162,7 @@ def pictures(photos: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def make_ensemble(make_member: Callable[..., Member], pictures: list[Path]) -> Callable[[str], Encoder]:
+def make_ensemble(make_member: Callable[..., TrainableEncoder], pictures: list[Path]) -> Callable[[str], Encoder]:
     """Build an ensemble of two different small members, combined in the way that is named."""
 
     def make(how: str) -> Encoder:

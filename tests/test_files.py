@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lookalike import files
-from lookalike.errors import StorageError
-from lookalike.files import (
+from lookalike import _files as files
+from lookalike._files import (
     digest,
     file_digest,
     new_folder,
@@ -24,6 +23,7 @@ from lookalike.files import (
     write_json,
     write_text,
 )
+from lookalike.errors import StorageError
 
 
 def names(folder: Path) -> list[str]:

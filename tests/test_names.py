@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lookalike.names import Names, lines_of, read_lines, repeated
+from lookalike._names import Names, lines_of, read_lines, repeated
 
 ODD = ("a/\udcff.jpg", "", "ö/c.png", "\ud800", "line\nbreak", "a/\udcff.jpg")
 

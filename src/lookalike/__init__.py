@@ -1,110 +1,112 @@
-"""Lookalike: find the pictures that look like this one.
+"""Lookalike: find the images that look like this one.
 
     import lookalike as la
 
-    data = la.load_dataset("data/")
-    model = la.train(data, backbone="resnet50")
-    embeddings = model.embed(paths)
-    index = la.Index.build(embeddings)
-    hits = index.search(model.embed(["q.jpg"]), top_k=10)
+    data = la.load_dataset("photos")
+    encoder = la.train(data, backbone="resnet50", out="model")
+    index = la.Index.build(encoder.embed(paths))
+    hits = index.search(encoder.embed(["q.jpg"]), top_k=10)
     table = la.benchmark(data, backbones=["resnet50", "vit_b_16"], out="runs/first")
 
-Importing this does nothing else; torch, timm and FAISS are imported by what needs them.
+Names are imported on first use: `import lookalike` imports neither torch nor timm nor FAISS.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from lookalike.lazy import lazy_names
-
 if TYPE_CHECKING:
-    from lookalike.bench import Benchmark, Choice, Trial, benchmark
-    from lookalike.bench.demo import demo
-    from lookalike.data import Dataset, Item, load_dataset
-    from lookalike.data.check import check
-    from lookalike.encoding import Encoder
-    from lookalike.engines import accelerated, load_bundle, save_bundle
-    from lookalike.errors import LookalikeError
-    from lookalike.evaluation import Evaluation, Measure
-    from lookalike.exporting import export
-    from lookalike.indexing import Index
-    from lookalike.retrieval import embed, evaluate, index, search, submit
-    from lookalike.training import Recipe, TrainingOptions, recipes, refit, train
-    from lookalike.types import Embeddings, Hits, Skipped
+    from lookalike.api.embed import embed as embed
+    from lookalike.api.embed import index as index
+    from lookalike.api.evaluate import evaluate as evaluate
+    from lookalike.api.evaluate import submit as submit
+    from lookalike.api.export import export as export
+    from lookalike.api.search import search as search
+    from lookalike.benchmark.benchmark import Benchmark as Benchmark
+    from lookalike.benchmark.benchmark import benchmark as benchmark
+    from lookalike.benchmark.demo import demo as demo
+    from lookalike.benchmark.selection import Choice as Choice
+    from lookalike.benchmark.trial import Trial as Trial
+    from lookalike.data.catalogue import Dataset as Dataset
+    from lookalike.data.catalogue import Item as Item
+    from lookalike.data.check import check as check
+    from lookalike.data.layouts import load_dataset as load_dataset
+    from lookalike.errors import LookalikeError as LookalikeError
+    from lookalike.evaluation.measures import Measure as Measure
+    from lookalike.evaluation.result import Evaluation as Evaluation
+    from lookalike.index.index import Index as Index
+    from lookalike.models.encoder import Encoder as Encoder
+    from lookalike.runtimes.bundle import load_bundle as load_bundle
+    from lookalike.runtimes.bundle import save_bundle as save_bundle
+    from lookalike.runtimes.choice import accelerated as accelerated
+    from lookalike.training.options import TrainingOptions as TrainingOptions
+    from lookalike.training.recipe import Recipe as Recipe
+    from lookalike.training.recipe import recipes as recipes
+    from lookalike.training.refit import refit as refit
+    from lookalike.training.train import train as train
+    from lookalike.types import Embeddings as Embeddings
+    from lookalike.types import Hits as Hits
+    from lookalike.types import Skipped as Skipped
 
-_HOMES = {
-    "Benchmark": "bench",
-    "Choice": "bench",
-    "Dataset": "data",
+_LAZY_IMPORTS = {
+    "Benchmark": "benchmark.benchmark",
+    "Choice": "benchmark.selection",
+    "Dataset": "data.catalogue",
     "Embeddings": "types",
-    "Encoder": "encoding",
-    "Evaluation": "evaluation",
+    "Encoder": "models.encoder",
+    "Evaluation": "evaluation.result",
     "Hits": "types",
-    "Index": "indexing",
-    "Item": "data",
+    "Index": "index.index",
+    "Item": "data.catalogue",
     "LookalikeError": "errors",
-    "Measure": "evaluation",
-    "Recipe": "training",
+    "Measure": "evaluation.measures",
+    "Recipe": "training.recipe",
     "Skipped": "types",
-    "TrainingOptions": "training",
-    "Trial": "bench",
-    "accelerated": "engines",
-    "benchmark": "bench",
+    "TrainingOptions": "training.options",
+    "Trial": "benchmark.trial",
+    "accelerated": "runtimes.choice",
+    "benchmark": "benchmark.benchmark",
     "check": "data.check",
-    "demo": "bench.demo",
-    "embed": "retrieval",
-    "evaluate": "retrieval",
-    "export": "exporting",
-    "index": "retrieval",
-    "load_bundle": "engines",
-    "load_dataset": "data",
-    "recipes": "training",
-    "refit": "training",
-    "save_bundle": "engines",
-    "search": "retrieval",
-    "submit": "retrieval",
-    "train": "training",
+    "demo": "benchmark.demo",
+    "embed": "api.embed",
+    "evaluate": "api.evaluate",
+    "export": "api.export",
+    "index": "api.embed",
+    "load_bundle": "runtimes.bundle",
+    "load_dataset": "data.layouts",
+    "recipes": "training.recipe",
+    "refit": "training.refit",
+    "save_bundle": "runtimes.bundle",
+    "search": "api.search",
+    "submit": "api.evaluate",
+    "train": "training.train",
 }
 
-__all__ = [
-    "Benchmark",
-    "Choice",
-    "Dataset",
-    "Embeddings",
-    "Encoder",
-    "Evaluation",
-    "Hits",
-    "Index",
-    "Item",
-    "LookalikeError",
-    "Measure",
-    "Recipe",
-    "Skipped",
-    "TrainingOptions",
-    "Trial",
-    "accelerated",
-    "benchmark",
-    "check",
-    "demo",
-    "embed",
-    "evaluate",
-    "export",
-    "index",
-    "load_bundle",
-    "load_dataset",
-    "recipes",
-    "refit",
-    "save_bundle",
-    "search",
-    "submit",
-    "train",
-]
+
+class _Package(ModuleType):
+    """The package itself: imports public names on first use; importing a subpackage never hides one of them.
+
+    Python binds a subpackage to its parent once it is imported; for `index` and `benchmark` that would replace the
+    functions of these names.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _LAZY_IMPORTS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> object:
+        if name not in _LAZY_IMPORTS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value: object = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"), name)
+        setattr(self, name, value)
+        return value
+
+    def __dir__(self) -> list[str]:
+        return sorted(_LAZY_IMPORTS)
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for known
-    __getattr__ = lazy_names(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = list(_LAZY_IMPORTS)
+sys.modules[__name__].__class__ = _Package

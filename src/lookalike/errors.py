@@ -5,10 +5,13 @@ LookalikeError                  base: one sentence that says what, got, allowed,
 │   └── UnreadableImage         one image file that cannot be decoded (skipped and counted in long work)
 ├── OptionError                 an argument outside what is allowed
 ├── ModelError                  a bundle, backbone name or weights that cannot be used
-│   ├── WeightsUnavailable      pretrained weights cannot be had here
+│   ├── WeightsUnavailable      pretrained weights are not available on this machine
 │   └── FingerprintMismatch     an index or embeddings made by another model
-├── StorageError                a file or folder that cannot be written or is not what it should be
+├── StorageError                a file or folder that cannot be written or has unexpected content
 └── MissingExtra                an optional package is not installed; names the extra
+
+A message names arguments as Python does, in backticks: "`top_k` must be at least 1, got 0.". The command line shows the
+flag in their place.
 """
 
 from __future__ import annotations
@@ -17,7 +20,16 @@ from pathlib import Path
 
 
 class LookalikeError(Exception):
-    """Base of all errors raised on purpose; its text is one sentence for the user."""
+    """Base of all errors raised on purpose; its text is one sentence for the user.
+
+    Attributes:
+        argument: the Python name of the argument that the error concerns, if it concerns one.
+
+    """
+
+    def __init__(self, message: str, *, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
 
 
 class DataError(LookalikeError):
@@ -42,15 +54,15 @@ class ModelError(LookalikeError):
 
 
 class WeightsUnavailable(ModelError):
-    """Pretrained weights cannot be had on this machine."""
+    """Pretrained weights are not available on this machine."""
 
 
 class FingerprintMismatch(ModelError):
-    """Embeddings or an index come from another model than the one at hand."""
+    """Embeddings or an index were made by another model."""
 
 
 class StorageError(LookalikeError):
-    """A file or folder cannot be written, or holds something else than it should."""
+    """A file or folder cannot be written, or has unexpected content."""
 
 
 class MissingExtra(LookalikeError):

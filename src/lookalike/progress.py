@@ -12,7 +12,7 @@ class Progress(Protocol):
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:
         """`done` of `total` units of `task` are finished; `detail` is a short text such as the loss."""
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One line for the user."""
 
 
@@ -22,7 +22,7 @@ class Silent:
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:
         """Do nothing."""
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Do nothing."""
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lookalike._names import repeated
 from lookalike.errors import DataError
-from lookalike.names import repeated
 
 Vectors = npt.NDArray[np.float32]
 """Float32 array `(n, dim)`."""

@@ -26,8 +26,8 @@ def made(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) 
     from safetensors.torch import save_file
 
     from lookalike import embed, index, save_bundle
-    from lookalike.backbones import build_member
-    from lookalike.encoding import Encoder
+    from lookalike.models.encoder import Encoder
+    from lookalike.models.pretrained import build_trainable
 
     place = tmp_path_factory.mktemp("made")
     photos = Path(shutil.copytree(photo_folder_original, place / "photos"))
@@ -35,7 +35,7 @@ def made(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) 
         torch.manual_seed(7)
         save_file(timm.create_model(SMALL, num_classes=0).state_dict(), place / "small.safetensors")
     for seed, name in enumerate(("model", "other")):  # they differ by their heads
-        save_bundle(Encoder([build_member(SMALL, place / "small.safetensors", seed=seed)]), place / name)
+        save_bundle(Encoder([build_trainable(SMALL, place / "small.safetensors", seed=seed)]), place / name)
     embed(photos, place / "model", out=place / "photos.emb")
     index(photos, place / "model", out=place / "photos.index")  # of the 12 gallery images
     return place

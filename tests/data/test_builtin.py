@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookalike.data import Split, load_dataset
+from lookalike._files import file_digest
 from lookalike.data.builtin import DESCRIPTION, DIFFICULTY, SCENES, _cut, make_builtin
+from lookalike.data.catalogue import Split
+from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, MissingExtra, OptionError, StorageError
-from lookalike.files import file_digest
 
 N_SCENES = 18
 SMALL = {"n_training": 2, "n_query": 1, "n_gallery": 2}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.data import Dataset, Item, Split, load_dataset, with_validation
-from lookalike.data.catalogue import by_class, class_names
+from lookalike.data.catalogue import Dataset, Item, Split, by_class, class_names
+from lookalike.data.layouts import load_dataset
+from lookalike.data.split import with_validation
 
 
 def item(name: str, label: str | None, split: Split) -> Item:

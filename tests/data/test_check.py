@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lookalike.data import load_dataset
 from lookalike.data.check import check
 from lookalike.data.findings import CheckReport
+from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, OptionError, StorageError
 
 Photos = dict[str, Image.Image]
@@ -30,7 +30,7 @@ class Heard:
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
         self.steps.append((task, done, total))
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.said.append(text)
 
 

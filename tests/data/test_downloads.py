@@ -9,8 +9,8 @@ import pytest
 import torchvision
 from PIL import Image
 
-from lookalike.data import load_dataset
 from lookalike.data.downloads import SOURCES, is_torchvision_name, torchvision_dataset, write_labelled_images
+from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, MissingExtra, OptionError, StorageError
 
 

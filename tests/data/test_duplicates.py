@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageEnhance
 
-from lookalike.data import Item, Split, duplicates
+from lookalike.data import duplicates
+from lookalike.data.catalogue import Item, Split
 from lookalike.data.duplicates import Scan, connected, exact_groups, near_links, perceptual_hashes, scan
 
 Photos = dict[str, Image.Image]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.data import find_images
+from lookalike.data.folders import find_images
 from lookalike.errors import DataError
 from lookalike.types import Skipped
 

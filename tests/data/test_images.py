@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, features
 
-from lookalike.data import read_image
+from lookalike.data.images import read_image
 from lookalike.data.quiet import quiet
 from lookalike.errors import UnreadableImage
 

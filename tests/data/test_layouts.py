@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.data import Split, load_dataset
-from lookalike.data.catalogue import Dataset
+from lookalike.data.catalogue import Dataset, Split
+from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, MissingExtra
 
 

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from lookalike.data import load_dataset, require_no_leaks
-from lookalike.data.leaks import find_leaks
+from lookalike.data.layouts import load_dataset
+from lookalike.data.leaks import find_leaks, require_no_leaks
 from lookalike.errors import DataError
 
 
@@ -85,7 +85,7 @@ def test_where_it_is_allowed_it_is_said(folder):
         def step(self, *_args, **_more):
             pass
 
-        def say(self, text):
+        def info(self, text):
             self.said.append(text)
 
     (folder / "test/gallery/cat/same.png").write_bytes((folder / "training/cat/0.png").read_bytes())

@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lookalike.backbones import Member, build_member
-from lookalike.data import Dataset, load_dataset, with_validation
-from lookalike.training import TrainingOptions
+from lookalike.data.catalogue import Dataset
+from lookalike.data.layouts import load_dataset
+from lookalike.data.split import with_validation
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.pretrained import build_trainable
+from lookalike.training.options import TrainingOptions
 
 SMALL = "test_efficientnet"  # 0.1 million parameters
 PARTS = {"training": 8, "test/query": 1, "test/gallery": 2}
@@ -35,7 +38,7 @@ class Recorder:
         if self.stop_at(task, done):
             raise KeyboardInterrupt
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.said.append(text)
 
     @property
@@ -93,8 +96,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def member(weights: Path) -> Member:
-    return build_member(SMALL, weights)
+def member(weights: Path) -> TrainableEncoder:
+    return build_trainable(SMALL, weights)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ class Bars:
         """Whether there is a bar."""
         return self._drawn is not None
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """Print a line above the bar."""
         self._console.print(line, markup=False, emoji=False)
 

@@ -54,8 +54,8 @@ weights_option = click.option(
 )
 
 
-engine_option = click.option(
-    "--engine",
+runtime_option = click.option(
+    "--runtime",
     type=click.Choice(["auto", "torch", "openvino", "onnxruntime"]),
     default="auto",
     show_default=True,
@@ -63,7 +63,7 @@ engine_option = click.option(
 )
 
 
-def engine_options(text: str) -> Callable[[F], F]:
+def runtime_options(text: str) -> Callable[[F], F]:
     """Return the options that say what computes; `text` is the second one's help."""
     second = click.option(
         "--precision",
@@ -72,7 +72,7 @@ def engine_options(text: str) -> Callable[[F], F]:
         show_default=True,
         help=text,
     )
-    return lambda command: engine_option(second(command))
+    return lambda command: runtime_option(second(command))
 
 
 seed_option = click.option(
@@ -217,8 +217,7 @@ def make_training_options(values: dict[str, Any]) -> Any:
         OptionError: a `--set` that is no FIELD=VALUE, or names what has an option of its own and was given there too.
 
     """
-    from lookalike.training import TrainingOptions
-    from lookalike.training.options import option_names
+    from lookalike.training.options import TrainingOptions, option_names
 
     given = {name: values[name] for name in option_names() if values.get(name) is not None}
     for text in values.get("settings", ()):

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from lookalike._files import json_text
 from lookalike.cli.wording import printable
-from lookalike.files import json_text
 
 _UNLIMITED = 100_000  # columns of a pipe or a file: nothing is cut or folded there
 _GAP = 2  # blanks between two columns

@@ -27,13 +27,13 @@ class Terminal:
         self._said: dict[str, tuple[float, float, int]] = {}
         self._finished: tuple[str, int] | None = None
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Print lines, above the bar if there is one."""
         for line in map(printable, text.splitlines()):
             if self._quiet:
                 return
             if self._bars is not None and self._bars.drawn:
-                self._bars.say(line)
+                self._bars.info(line)
                 continue
             try:
                 click.echo(line, err=True)
@@ -68,7 +68,7 @@ class Terminal:
             return
         speed = (done - first) / (now - start) if now > start else 0.0
         left = f", {rate(speed)}, {duration((total - done) / speed)} left" if speed > 0 and done < total else ""
-        self.say(f"{task}: {done}/{total}{left}{', ' + detail if detail else ''}")
+        self.info(f"{task}: {done}/{total}{left}{', ' + detail if detail else ''}")
         self._said[task] = (start, now, first)
         if done >= total:
             self._said.pop(task, None)
@@ -78,8 +78,8 @@ def list_skipped(terminal: Terminal, skipped: Sequence[object]) -> None:
     """Say how many files were left out and why, one a line."""
     if not skipped:
         return
-    terminal.say(f"{len(skipped)} {'file was' if len(skipped) == 1 else 'files were'} skipped:")
+    terminal.info(f"{len(skipped)} {'file was' if len(skipped) == 1 else 'files were'} skipped:")
     for one in skipped[:_LISTED_SKIPPED]:
-        terminal.say(f"  {printable(str(one))}")
+        terminal.info(f"  {printable(str(one))}")
     if len(skipped) > _LISTED_SKIPPED:
-        terminal.say(f"  and {len(skipped) - _LISTED_SKIPPED} more; 'lookalike check' lists all of them")
+        terminal.info(f"  and {len(skipped) - _LISTED_SKIPPED} more; 'lookalike check' lists all of them")

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lookalike._files import new_folder, write_csv
 from lookalike.data.images import read_image
 from lookalike.errors import DataError, MissingExtra, OptionError
-from lookalike.files import new_folder, write_csv
 
 SCENES: dict[str, tuple[str, ...]] = {
     "astronaut": ("astronaut.png",),

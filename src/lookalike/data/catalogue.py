@@ -10,8 +10,8 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
+from lookalike._files import digest, file_digest
 from lookalike.errors import DataError
-from lookalike.files import digest, file_digest
 from lookalike.types import Skipped
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lookalike._files import require_free, write_json
 from lookalike.data.catalogue import Dataset, Item, Split, by_class
 from lookalike.data.duplicates import Rows, Scan, connected, exact_groups, near_links, scan
 from lookalike.data.findings import CheckReport, Finding, clean_manifest_at
 from lookalike.data.layouts import load_dataset
 from lookalike.data.leaks import LEARNING, MEASURING, is_leak
-from lookalike.files import require_free, write_json
 from lookalike.progress import SILENT, Progress, counter
 
 
@@ -46,7 +46,7 @@ def check(
     if clean_manifest is not None:
         clean_manifest_at(clean_manifest)  # better said now than when all is read
     dataset = data if isinstance(data, Dataset) else load_dataset(data)
-    progress.say(str(dataset))
+    progress.info(str(dataset))
     report = _report(dataset, near, progress)
     if out is not None:
         write_json(Path(out), report.to_dict())

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from lookalike._files import new_folder, require_free, storage_errors
 from lookalike.errors import DataError, MissingExtra, OptionError
-from lookalike.files import new_folder, require_free, storage_errors
 
 
 class LabelledImages(Protocol):

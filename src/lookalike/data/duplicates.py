@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lookalike._files import file_digest
 from lookalike.data.catalogue import Item
 from lookalike.data.images import read_image
 from lookalike.errors import UnreadableImage
-from lookalike.files import file_digest
 from lookalike.types import Skipped
 
 MAX_DISTANCE = 7

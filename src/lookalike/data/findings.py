@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lookalike._files import require_free, write_csv
 from lookalike.data.catalogue import Dataset, Item
 from lookalike.errors import DataError, OptionError
-from lookalike.files import require_free, write_csv
 
 Severity = Literal["error", "warning"]
 

@@ -75,7 +75,7 @@ def require_no_leaks(data: Dataset, *, allowed: bool = False, progress: Progress
     count = sum(item.split in LEARNING for group in groups for item in group)
     what = f"{count} training {'image is' if count == 1 else 'images are'} in query or gallery too ({_pairs(groups)})"
     if allowed:
-        progress.say(f"{what}; as allowed, they stay, and what is measured there flatters the model")
+        progress.info(f"{what}; as allowed, they stay, and what is measured there flatters the model")
         return
     raise DataError(
         f"{what}, which would flatter what is measured there; leave them out with 'lookalike check {data.root} "

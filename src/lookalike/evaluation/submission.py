@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from lookalike._files import write_csv, write_json
 from lookalike.errors import DataError, OptionError, StorageError
-from lookalike.files import write_csv, write_json
 from lookalike.types import Hits, Skipped
 
 _Offender = TypeVar("_Offender")

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
-from lookalike.backbones import Member
-from lookalike.encoding.preprocessing import Preprocessing
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.preprocessing import Preprocessing
 from lookalike.training.recipe import Recipe
 
 _RATIO = (3 / 4, 4 / 3)
@@ -20,7 +20,7 @@ _ERASED = (0.02, 0.33)  # of the area
 _ERASED_RATIO = (0.3, 3.3)
 
 
-def training_view(member: Member, resolution: float) -> Preprocessing:
+def training_view(member: TrainableEncoder, resolution: float) -> Preprocessing:
     """Return the preprocessing of training views: `resolution` of the sides in steps of 32, if the network takes it.
 
     A random resized crop shows things larger than the evaluation's centre crop does; training on fewer pixels evens

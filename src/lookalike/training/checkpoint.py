@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from lookalike._files import write_file
 from lookalike.errors import StorageError
-from lookalike.files import write_file
 
 _NAME = "checkpoint.pt"
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.backbones import Member, Whitening
-from lookalike.embedding import Features
+from lookalike.embeddings.fit import Features
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.projection import Whitening
 from lookalike.training.finetune import Run
 from lookalike.training.interpolate import SHARES, best_mix, mix
 from lookalike.training.job import Job
@@ -16,7 +17,7 @@ from lookalike.training.last_head import Fit, Kept, best_last_head, set_last_hea
 from lookalike.training.start import Rows, Start, are_unseen
 
 
-def choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str, Any]:
+def choose_weights(job: Job, member: TrainableEncoder, start: Start, run: Run) -> dict[str, Any]:
     """Set the member to the weights and the head that validation prefers, and return what the report says of it."""
     assert run.best is not None
     end = run.best
@@ -51,7 +52,7 @@ def choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str
         told.append(f"validation {job.options.stop_on} by share: {found}")
     if kept is not None:
         told.append(f"{best:.4f} with a head fitted to them (shrinkage {kept.fit[0]:g}, emphasis {kept.fit[1]:g})")
-    job.progress.say("; ".join(told))
+    job.progress.info("; ".join(told))
     return {
         "interpolation": {"share": share, "measures": shares},
         "last_head": list(kept.fit) if kept else None,
@@ -59,21 +60,21 @@ def choose_weights(job: Job, member: Member, start: Start, run: Run) -> dict[str
     }
 
 
-def repeat_last_head(job: Job, member: Member, start: Start, fit: Fit) -> None:
+def repeat_last_head(job: Job, member: TrainableEncoder, start: Start, fit: Fit) -> None:
     """Fit the head to the member's present backbone, as validation has found it best."""
     features, targets = _seen(job, member, start, "last head")
     whitening = Whitening(features.rows, targets, member.dim, seed=job.options.seed)
     set_last_head(member, whitening, fit, len(features.ids))
 
 
-def _seen(job: Job, member: Member, start: Start, task: str) -> tuple[Features, Rows]:
+def _seen(job: Job, member: TrainableEncoder, start: Start, task: str) -> tuple[Features, Rows]:
     """Take the features of the training images with the present backbone, and their class rows."""
     features = job.features(member, start.items, task)
     rows = dict(zip((i.id for i in start.items), start.targets.tolist(), strict=True))
     return features, np.array([rows[i] for i in features.ids], dtype=np.int64)
 
 
-def keep_share(member: Member, start: Start, share: float, head: str) -> None:
+def keep_share(member: TrainableEncoder, start: Start, share: float, head: str) -> None:
     """Say how much of the fine-tuned weights the member has, and what made its head."""
     if share > 0:
         member.origin.update(trained="fine-tuned", head=head)
@@ -83,7 +84,7 @@ def keep_share(member: Member, start: Start, share: float, head: str) -> None:
     member.changed()
 
 
-def keep_start(member: Member, start: Start) -> None:
+def keep_start(member: TrainableEncoder, start: Start) -> None:
     """Say what the stage with the frozen backbone made; a head that training did not better is still the PCA one."""
     if start.head_helped:
         trained = "cross-entropy, backbone frozen" if start.head_epochs else start.head

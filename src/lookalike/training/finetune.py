@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lookalike.data import Item
+from lookalike.data.catalogue import Item
 from lookalike.data.images import read_pixels
-from lookalike.encoding.preprocessing import Preprocessing
-from lookalike.encoding.stream import map_ahead
 from lookalike.errors import ModelError
+from lookalike.models.preprocessing import Preprocessing
+from lookalike.models.stream import map_ahead
 from lookalike.progress import SILENT, Progress
 from lookalike.training.augment import augmented, resolution_at, training_view
 from lookalike.training.sampling import epoch_order, turns
@@ -187,7 +187,7 @@ def finetune(
     """
     while not run.is_over(validation.patience if validation else 0):
         if run.epoch and run.last is None and not may_go_on():
-            progress.say(f"  stopped before epoch {run.epoch + 1}/{run.planned}: the time is needed for the rest")
+            progress.info(f"  stopped before epoch {run.epoch + 1}/{run.planned}: the time is needed for the rest")
             return
         clock = time.perf_counter()
         with trainee.training():
@@ -203,7 +203,7 @@ def finetune(
         run.seconds += seconds
         run.history.append({"loss": loss, **found, "seconds": round(seconds, 1)})
         told = f", validation {validation.name} {now:.4f}" if validation else ""
-        progress.say(f"  epoch {run.epoch}/{run.planned}: loss {loss:.3f}{told}, {seconds:.0f} s")
+        progress.info(f"  epoch {run.epoch}/{run.planned}: loss {loss:.3f}{told}, {seconds:.0f} s")
         after_epoch(run)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lookalike.backbones import Member
-from lookalike.embedding.fit import Features
+from lookalike.embeddings.fit import Features
+from lookalike.models.member import TrainableEncoder
 from lookalike.types import Vectors, unit
 
 BATCH_SIZE = 128
@@ -58,7 +58,7 @@ class LinearClassifier(nn.Linear):
 
 
 def train_head(
-    member: Member,
+    member: TrainableEncoder,
     classifier: CosineClassifier,
     features: Features,
     targets: np.ndarray,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from lookalike.backbones import Member
+from lookalike.models.member import TrainableEncoder
 
 SHARES = (0.25, 0.5, 0.75)
 
@@ -26,7 +26,12 @@ def mix(start: Weights, end: Weights, share: float) -> Weights:
 
 
 def best_mix(
-    member: Member, start: Weights, end: Weights, start_measure: float, end_measure: float, measure: Callable[[], float]
+    member: TrainableEncoder,
+    start: Weights,
+    end: Weights,
+    start_measure: float,
+    end_measure: float,
+    measure: Callable[[], float],
 ) -> tuple[float, dict[str, float]]:
     """Set the member to the interpolation that measures best on validation (WiSE-FT; Wortsman et al. 2022).
 

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lookalike.backbones import Member
-from lookalike.data import Dataset, Item
-from lookalike.embedding import Features, compute_features
+from lookalike.data.catalogue import Dataset, Item
+from lookalike.embeddings.fit import Features, compute_features
+from lookalike.models.member import TrainableEncoder
 from lookalike.progress import SILENT, Progress
-from lookalike.tracking import UNTRACKED, Tracked
 from lookalike.training.last_head import joined_features
 from lookalike.training.options import TrainingOptions
 from lookalike.training.precision import autocast
 from lookalike.training.recipe import Recipe
 from lookalike.training.start import measured_head
 from lookalike.training.team import ALONE, Team, split_evenly
+from lookalike.training.tracking.tracked import UNTRACKED, Tracked
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,20 @@ class Job:
         """Seconds so far, over all sittings."""
         return self.before + time.perf_counter() - self.began
 
-    def validate(self, member: Member) -> float:
+    def validate(self, member: TrainableEncoder) -> float:
         """Take the validation measure of the member's present weights."""
         return self.measure_heads(member, SILENT)()
 
-    def features(self, member: Member, items: Sequence[Item], task: str, progress: Progress | None = None) -> Features:
+    def features(
+        self, member: TrainableEncoder, items: Sequence[Item], task: str, progress: Progress | None = None
+    ) -> Features:
         """Return what the member's present backbone sees in images; each process goes through its share."""
         with autocast(member.device, self.recipe.precision):
             own, task = split_evenly(items, self.team), f"{member.backbone}: {task}"
             part = compute_features(member, own, progress=progress or self.progress, task=task, least=0)
         return joined_features(self.team.collect(part), [i.id for i in items])
 
-    def measure_heads(self, member: Member, progress: Progress | None = None) -> Callable[[], float]:
+    def measure_heads(self, member: TrainableEncoder, progress: Progress | None = None) -> Callable[[], float]:
         """Go through the validation images once; what is returned takes the measure for the member's present head."""
         held_out = self.features(member, self.data.validation, "last head, validation", progress)
 

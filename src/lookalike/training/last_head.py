@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lookalike.backbones import Member, Whitening
-from lookalike.embedding import Features
+from lookalike.embeddings.fit import Features
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.projection import Whitening
 from lookalike.training.start import Rows
 from lookalike.types import Vectors
 
@@ -33,7 +34,7 @@ class Kept:
     measure: float
 
 
-def set_last_head(member: Member, whitening: Whitening, fit: Fit, images: int) -> None:
+def set_last_head(member: TrainableEncoder, whitening: Whitening, fit: Fit, images: int) -> None:
     """Put a whitening of the present backbone's features in the member's head.
 
     Args:
@@ -51,7 +52,7 @@ def set_last_head(member: Member, whitening: Whitening, fit: Fit, images: int) -
 
 
 def best_last_head(
-    member: Member,
+    member: TrainableEncoder,
     shares: Sequence[float],
     weights: Callable[[float], dict[str, torch.Tensor]],
     see: Callable[[float], tuple[Features, Rows]],

@@ -10,8 +10,8 @@ from timm.layers.drop import DropPath
 from timm.models import group_parameters
 from torch import nn
 
-from lookalike.backbones import GeneralizedMean
 from lookalike.errors import OptionError
+from lookalike.models.adapt import GeneralizedMean
 
 
 def layer_numbers(module: nn.Module) -> dict[str, int]:

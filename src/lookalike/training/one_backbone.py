@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lookalike.backbones import Adaptation, Member, build_member, family_of
-from lookalike.data import Dataset, Item
-from lookalike.files import digest
+from lookalike._files import digest
+from lookalike.data.catalogue import Dataset, Item
+from lookalike.models.adapt import Adaptation, family_of
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.pretrained import build_trainable
 from lookalike.progress import Progress
-from lookalike.tracking import UNTRACKED, Tracked
 from lookalike.training.checkpoint import load_checkpoint, save_checkpoint
 from lookalike.training.choice import choose_weights, keep_start
 from lookalike.training.finetune import Run, Validation, finetune, plan
@@ -29,6 +30,7 @@ from lookalike.training.recipe import AUTO, Recipe
 from lookalike.training.sampling import sampler_of
 from lookalike.training.start import Start, are_unseen, make_start, require_classes
 from lookalike.training.team import ALONE, Team
+from lookalike.training.tracking.tracked import UNTRACKED, Tracked
 from lookalike.training.trainee import Trainee
 
 
@@ -36,7 +38,7 @@ from lookalike.training.trainee import Trainee
 class Outcome:
     """A trained member, the training items that it could read, and what happened."""
 
-    member: Member
+    member: TrainableEncoder
     items: tuple[Item, ...]
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -75,7 +77,7 @@ def train_member(  # noqa: PLR0913 - what `train` has found out, for one backbon
         )
     else:
         start = Start.restore(stored["start"], member, training)
-        progress.say(f"{backbone}: going on after epoch {stored['run']['epoch']}")
+        progress.info(f"{backbone}: going on after epoch {stored['run']['epoch']}")
     report: dict[str, Any] = {
         "backbone": backbone,
         "run": run,
@@ -121,7 +123,7 @@ def _keep_rates(
 
 def fresh_member(
     backbone: str, weights: str | Path, options: TrainingOptions, *, unseen: bool
-) -> tuple[Member, Recipe]:
+) -> tuple[TrainableEncoder, Recipe]:
     """Build a member as the recipe for its network and for (un)seen test classes wants it, and return both."""
     recipes: list[Recipe] = []
 
@@ -134,11 +136,11 @@ def fresh_member(
         recipes.append(recipe)
         return Adaptation(recipe.pooling, recipe.last_stride, recipe.side)
 
-    member = build_member(backbone, weights, seed=options.seed, adapt=adapt)
+    member = build_trainable(backbone, weights, seed=options.seed, adapt=adapt)
     return member, recipes[0]
 
 
-def _made_once(team: Team, member: Member, items: tuple[Item, ...], make: Callable[[], Start]) -> Start:
+def _made_once(team: Team, member: TrainableEncoder, items: tuple[Item, ...], make: Callable[[], Start]) -> Start:
     """Let the leading process make the start, and give the others the same."""
     if team.size == 1:
         return make()
@@ -148,7 +150,9 @@ def _made_once(team: Team, member: Member, items: tuple[Item, ...], make: Callab
     return Start.restore(stored, member, items)
 
 
-def run_key(member: Member, data: Dataset, options: TrainingOptions, recipe: Recipe, *, rated: bool = True) -> str:
+def run_key(
+    member: TrainableEncoder, data: Dataset, options: TrainingOptions, recipe: Recipe, *, rated: bool = True
+) -> str:
     """Fingerprint of all that decides a run: fresh member, training and validation images, options, recipe.
 
     Without the learning rates, `rated` false, it names a checkpoint: a run may go on with others.
@@ -167,7 +171,7 @@ def validation_fingerprint(data: Dataset) -> str:
 
 def full_stage(
     job: Job,
-    member: Member,
+    member: TrainableEncoder,
     start: Start,
     stored: dict[str, Any] | None,
     planned: Callable[[Trainee], Run],
@@ -204,7 +208,7 @@ def full_stage(
         trainee.load(stored["trainee"])
     if run.go_on_with(job.recipe.lr, job.recipe.head_lr):
         told = {"lr": job.recipe.lr, "head_lr": job.recipe.head_lr}
-        job.progress.say(f"{member.backbone}: with other learning rates, {told['lr']:g} and {told['head_lr']:g}")
+        job.progress.info(f"{member.backbone}: with other learning rates, {told['lr']:g} and {told['head_lr']:g}")
         job.tracked.params({f"{member.backbone}/{name} after epoch {run.epoch}": v for name, v in told.items()})
     finetune(
         trainee,

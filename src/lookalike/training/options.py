@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack, cast
 
 from lookalike.errors import OptionError
-from lookalike.evaluation import Measure
+from lookalike.evaluation.measures import Measure
 from lookalike.training.losses import parse_loss, require_neck
 from lookalike.training.mixing import mixes
 from lookalike.training.recipe import AUTO, FIELDS, Recipe, RecipeChanges, check_changes, make_recipe, require_recipe

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lookalike.backbones.devices import computes_bfloat16
+from lookalike.models.devices import computes_bfloat16
 
 
 def is_lowered(device: torch.device, precision: str) -> bool:

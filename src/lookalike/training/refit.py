@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.backbones import Member, build_member, load_bundle, members_of, save_bundle
-from lookalike.data import Dataset, Split, require_no_leaks, with_validation
-from lookalike.encoding import Encoder
-from lookalike.encoding.facts import is_bundle, read_facts
+from lookalike._files import digest, require_free
+from lookalike.data.catalogue import Dataset, Split
+from lookalike.data.leaks import require_no_leaks
+from lookalike.data.split import with_validation
 from lookalike.errors import DataError, ModelError, OptionError
-from lookalike.files import digest, require_free
+from lookalike.models.encoder import Encoder
+from lookalike.models.facts import is_bundle, read_facts
+from lookalike.models.member import TrainableEncoder, members_of
+from lookalike.models.pretrained import build_trainable
+from lookalike.models.torch_bundle import load_bundle, save_bundle
 from lookalike.progress import SILENT, Progress
-from lookalike.tracking import Tracked, begin_tracked, parse_targets
 from lookalike.training.checkpoint import load_checkpoint
 from lookalike.training.choice import keep_share, keep_start, repeat_last_head
 from lookalike.training.curves import write_curves
@@ -32,6 +35,8 @@ from lookalike.training.one_backbone import Outcome, fresh_member, full_stage, r
 from lookalike.training.options import TrainingOptions
 from lookalike.training.recipe import Recipe
 from lookalike.training.start import NOTHING, Known, Start, are_unseen, repeat_start
+from lookalike.training.tracking.target import parse_targets
+from lookalike.training.tracking.tracked import Tracked, begin_tracked
 from lookalike.training.train import (
     Weights,
     bundle_facts,
@@ -207,7 +212,7 @@ def _all_training(data: Dataset) -> Dataset:
 
 def _refit_member(  # noqa: PLR0913 - what `refit` has found out, for one backbone
     data: Dataset,
-    first: Member,
+    first: TrainableEncoder,
     weights: Weights,
     options: TrainingOptions,
     report: Mapping[str, Any] | None,
@@ -223,7 +228,7 @@ def _refit_member(  # noqa: PLR0913 - what `refit` has found out, for one backbo
         member, recipe = fresh_member(name, weights, options, unseen=are_unseen(data))
         same = run_key(member, data, options, recipe) == report["run"]
     else:
-        member, recipe = build_member(name, weights, seed=options.seed), Recipe(precision="float32")
+        member, recipe = build_trainable(name, weights, seed=options.seed), Recipe(precision="float32")
         same = member.backbone_fingerprint == first.backbone_fingerprint
     if not same:
         raise ModelError(
@@ -239,7 +244,7 @@ def _refit_member(  # noqa: PLR0913 - what `refit` has found out, for one backbo
         start = repeat_start(member, data, options, recipe, schedule.known, cache=cache, progress=progress)
     else:
         start = Start.restore(stored["start"], member, (*data.training, *data.validation))
-        progress.say(f"{name}: going on after epoch {stored['run']['epoch']}")
+        progress.info(f"{name}: going on after epoch {stored['run']['epoch']}")
     new: dict[str, Any] = {
         "backbone": name,
         "run": job.key,

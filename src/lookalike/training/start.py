@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lookalike.backbones import Member, Whitening
-from lookalike.data import Dataset, Item
-from lookalike.embedding import Features, compute_features, fit_projection
+from lookalike.data.catalogue import Dataset, Item
+from lookalike.embeddings.fit import Features, compute_features, fit_projection
 from lookalike.errors import DataError
-from lookalike.evaluation import evaluate_embeddings
+from lookalike.evaluation.evaluate import evaluate_embeddings
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.projection import Whitening
 from lookalike.progress import Progress
 from lookalike.training.fit_head import HEAD_EPOCHS, CosineClassifier, train_head
 from lookalike.training.options import TrainingOptions
@@ -82,7 +83,7 @@ class Start:
         }
 
     @classmethod
-    def restore(cls, stored: dict[str, Any], member: Member, items: tuple[Item, ...]) -> Start:
+    def restore(cls, stored: dict[str, Any], member: TrainableEncoder, items: tuple[Item, ...]) -> Start:
         """Undo `dump` on a member fresh from its weights; head and classifier come with the trainee's state."""
         kept = set(stored["ids"])
         items = tuple(i for i in items if i.id in kept)
@@ -113,7 +114,7 @@ NOTHING = Known()
 
 
 def make_start(
-    member: Member,
+    member: TrainableEncoder,
     data: Dataset,
     training: tuple[Item, ...],
     options: TrainingOptions,
@@ -152,14 +153,14 @@ def make_start(
     head = recipe.head if recipe.head != AUTO or by_validation else "pca"
     start = _start(member, data, features, training, options.seed, recipe, best, measure=measure, heads=head)
     start.skipped += [str(s) for s in held_out.skipped]
-    progress.say(
+    progress.info(
         f"{name}: validation {options.stop_on} {start.frozen:.4f} frozen, {start.with_head:.4f} with its best head"
     )
     return start
 
 
 def repeat_start(
-    member: Member,
+    member: TrainableEncoder,
     data: Dataset,
     options: TrainingOptions,
     recipe: Recipe,
@@ -190,7 +191,7 @@ def repeat_start(
 
 
 def _features(
-    member: Member, items: tuple[Item, ...], recipe: Recipe, cache: Path | None, progress: Progress, task: str
+    member: TrainableEncoder, items: tuple[Item, ...], recipe: Recipe, cache: Path | None, progress: Progress, task: str
 ) -> Features:
     """Take features in the precision that the recipe trains in, which is kept apart from others in the cache."""
     if cache is not None and is_lowered(member.device, recipe.precision):
@@ -200,7 +201,7 @@ def _features(
 
 
 def _best_view(
-    member: Member,
+    member: TrainableEncoder,
     views: tuple[str, ...],
     see: Callable[[str, str], tuple[Features, Features]],
     data: Dataset,
@@ -224,7 +225,7 @@ def _best_view(
     told = ", ".join(f"{view} {found:.4f}" for view, (found, _, _) in seen.items())
     left = [view for view in views if view not in seen]
     told += f"; for lack of time without {' and '.join(left)}" if left else ""
-    progress.say(f"{member.backbone}: validation {options.stop_on} by what is seen of a picture: {told}")
+    progress.info(f"{member.backbone}: validation {options.stop_on} by what is seen of a picture: {told}")
     return best, *seen[best][1:]
 
 
@@ -235,7 +236,7 @@ def are_unseen(data: Dataset) -> bool:
 
 
 def _start(  # noqa: PLR0913, PLR0917 - what the two kinds of start have found out
-    member: Member,
+    member: TrainableEncoder,
     data: Dataset,
     features: Features,
     images: tuple[Item, ...],
@@ -281,7 +282,7 @@ def _start(  # noqa: PLR0913, PLR0917 - what the two kinds of start have found o
 
 
 def _best_shrinkage(
-    member: Member,
+    member: TrainableEncoder,
     measure: Callable[[], float],
     frozen: float,
     features: Features,
@@ -308,7 +309,7 @@ def _best_shrinkage(
     return best
 
 
-def _whiten(member: Member, whitening: Whitening, shrinkage: float, images: int) -> None:
+def _whiten(member: TrainableEncoder, whitening: Whitening, shrinkage: float, images: int) -> None:
     member.head.set(*whitening.fit(shrinkage))
     member.origin["head"] = f"whitened within the classes of {images} images, shrinkage {shrinkage:g}"
     member.changed()
@@ -335,7 +336,7 @@ def class_rows(items: tuple[Item, ...]) -> Rows:
     return np.array([rows[str(i.label)] for i in items], dtype=np.int64)
 
 
-def measured_head(member: Member, features: Features, data: Dataset, measure: str) -> float:
+def measured_head(member: TrainableEncoder, features: Features, data: Dataset, measure: str) -> float:
     """Take a leave-one-out measure within the validation part, from its features and the member's present head."""
     found = Embeddings(features.ids, member.project(features.rows), "")
     labels = {i.id: i.label for i in data.validation if i.label is not None}

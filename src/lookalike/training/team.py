@@ -74,7 +74,7 @@ class Team:
     def introduce(self, progress: Progress) -> None:
         """Say what it is, if there is something to say."""
         if self.described:
-            progress.say(self.described)
+            progress.info(self.described)
 
     def close(self) -> None:
         """Leave the team."""

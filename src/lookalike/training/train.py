@@ -8,28 +8,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from lookalike.backbones import fit_alignment, load_bundle, save_bundle
-from lookalike.backbones.weights import NONE, PRETRAINED
-from lookalike.data import Dataset, contents, load_dataset, require_no_leaks, with_validation
-from lookalike.encoding import Encoder, require_combination
-from lookalike.encoding.facts import is_bundle, read_facts
+from lookalike._files import digest, require_free
+from lookalike.data.catalogue import Dataset, contents
+from lookalike.data.layouts import load_dataset
+from lookalike.data.leaks import require_no_leaks
+from lookalike.data.split import with_validation
 from lookalike.errors import ModelError, OptionError, StorageError
-from lookalike.evaluation import DEFAULT, Measure, evaluate_embeddings
-from lookalike.files import digest, require_free
+from lookalike.evaluation.evaluate import DEFAULT, evaluate_embeddings
+from lookalike.evaluation.measures import Measure
+from lookalike.models.alignment import fit_alignment
+from lookalike.models.encoder import Encoder, require_combination
+from lookalike.models.facts import is_bundle, read_facts
+from lookalike.models.torch_bundle import load_bundle, save_bundle
+from lookalike.models.weights import NONE, PRETRAINED
 from lookalike.progress import SILENT, Progress
-from lookalike.tracking import UNTRACKED, Target, Tracked, begin_tracked, parse_targets
 from lookalike.training.curves import write_curves
 from lookalike.training.finetune import DivergedError
-from lookalike.training.one_backbone import (
-    Outcome,
-    fresh_member,
-    run_key,
-    train_member,
-    validation_fingerprint,
-)
+from lookalike.training.one_backbone import Outcome, fresh_member, run_key, train_member, validation_fingerprint
 from lookalike.training.options import RATES, OptionChanges, TrainingOptions, changed_options
 from lookalike.training.start import are_unseen, require_classes
 from lookalike.training.team import ALONE, Team, open_team
+from lookalike.training.tracking.target import Target, parse_targets
+from lookalike.training.tracking.tracked import UNTRACKED, Tracked, begin_tracked
 from lookalike.types import Vectors
 
 Weights = str | Path
@@ -59,7 +59,7 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
     Args:
         data: a data folder or a loaded data set; a validation part is cut from its training part.
         backbone: a name; several joined by `+` are trained one by one and become an aligned ensemble.
-        weights: as in `build_member`; for several backbones a mapping by name.
+        weights: as in `build_trainable`; for several backbones a mapping by name.
         out: the bundle to write; without it nothing is written and nothing can be resumed.
         options: all that can be turned; single ones may also be given by name, as `epochs=3`.
         combine: how several backbones become one: aligned, average or concat.
@@ -196,7 +196,7 @@ def train_into(  # noqa: PLR0913 - what `train` has found out
 
 def wind_up(target: Path, work: Path | None, targets: Sequence[Target], key: str, progress: Progress) -> None:
     """Say that a run is finished; what was interrupted after its bundle was saved, the telling of trackers, is done."""
-    progress.say(f"{target} is the finished bundle of this run, there is nothing to go on with")
+    progress.info(f"{target} is the finished bundle of this run, there is nothing to go on with")
     if work is not None and work.exists():
         tracked = begin_tracked(targets, target.name, key, resume=True, progress=progress)
         with tracked.closing():
@@ -279,7 +279,7 @@ def prepare_work(target: Path | None, *, resume: bool, replace: bool, progress: 
     if work.exists() and not resume:
         raise StorageError(f"{work} holds an unfinished run; go on with --resume, or remove it to start anew.")
     if resume and not work.exists() and not is_bundle(target):
-        progress.say(f"there is nothing to go on with beside {target}, so it begins anew")
+        progress.info(f"there is nothing to go on with beside {target}, so it begins anew")
     return work
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lookalike.backbones import Member
+from lookalike.models.member import TrainableEncoder
 from lookalike.training.average import RunningMean
 from lookalike.training.layers import freeze_first_layers, rate_shares, stochastic_depth
 from lookalike.training.losses import Objective
@@ -36,7 +36,7 @@ class Rates(NamedTuple):
 class Learner(nn.Module):
     """Backbone, projection and objective as one module, from pictures and targets to the loss."""
 
-    def __init__(self, member: Member, objective: Objective, recipe: Recipe, team: Team) -> None:
+    def __init__(self, member: TrainableEncoder, objective: Objective, recipe: Recipe, team: Team) -> None:
         super().__init__()
         self.backbone = member.module
         self.projection = member.head.linear
@@ -59,7 +59,9 @@ class Learner(nn.Module):
 class Trainee:
     """A member with the objective and the optimizer that train it; nothing here decides when to stop."""
 
-    def __init__(self, member: Member, classes: int, recipe: Recipe, *, seed: int = 0, team: Team = ALONE) -> None:
+    def __init__(
+        self, member: TrainableEncoder, classes: int, recipe: Recipe, *, seed: int = 0, team: Team = ALONE
+    ) -> None:
         self.member = member
         self.recipe = recipe
         self.team = team
@@ -231,7 +233,7 @@ def _set_checkpointing(module: nn.Module, on: bool) -> None:
         raise OptionError(f"{type(module).__name__} cannot compute activations twice; set checkpointing to false.")
 
 
-def _optimizer(member: Member, objective: Objective, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(member: TrainableEncoder, objective: Objective, recipe: Recipe) -> torch.optim.Optimizer:
     groups: dict[tuple[float | None, float], dict[str, Any]] = {}  # by share of the backbone's rate, and decay
     shares = rate_shares(member.module, recipe.layer_decay)
     rated: list[tuple[float | None, nn.Parameter]] = [(shares[n], p) for n, p in member.module.named_parameters()]

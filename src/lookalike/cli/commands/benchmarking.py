@@ -11,11 +11,11 @@ from lookalike.cli.command import GOES_ON, Command
 from lookalike.cli.options import (
     PATH,
     data_argument,
-    engine_option,
     json_option,
     make_training_options,
     out_option,
     parse_weights,
+    runtime_option,
     track_option,
     training_options,
     weights_option,
@@ -26,7 +26,7 @@ from lookalike.cli.wording import display_path, typed_path
 from lookalike.errors import OptionError
 
 if TYPE_CHECKING:
-    from lookalike.bench import Benchmark
+    from lookalike.benchmark.benchmark import Benchmark
 
 _ROWS = 14
 _SPARE = (
@@ -61,7 +61,7 @@ _SPARE = (
 @click.option(
     "--measure", default="precision@3", show_default=True, metavar="MEASURE", help="The accuracy to choose by."
 )
-@engine_option
+@runtime_option
 @training_options
 @track_option
 @out_option("Folder for everything; started again with the same one, the run goes on where it was.")
@@ -88,7 +88,7 @@ def benchmark(
       lookalike benchmark photos --bundle model --bundle other --out runs/second
     """  # noqa: D301
     chosen = parse_weights(weights, backbones)
-    from lookalike.bench import benchmark as run_benchmark
+    from lookalike.benchmark.benchmark import benchmark as run_benchmark
 
     terminal = Terminal()
     try:
@@ -102,7 +102,7 @@ def benchmark(
             options=make_training_options(values),
             budget_ms=values["budget_ms"],
             measure=values["measure"],
-            engine=values["engine"],
+            runtime=values["runtime"],
             track=values["track"],
             progress=terminal,
         )
@@ -113,7 +113,7 @@ def benchmark(
         click.echo((found.out / "leaderboard.json").read_text(encoding="utf-8"), nl=False)
     else:
         _show(found)
-    terminal.say("next: index a folder of pictures with the winner and search it")
+    terminal.info("next: index a folder of pictures with the winner and search it")
     _say_how(terminal, found)
 
 
@@ -142,7 +142,7 @@ def demo(out: Path, data: str | None) -> None:
       lookalike demo --data photos --out photos-demo
       lookalike demo --data CIFAR10 --out cifar-demo
     """  # noqa: D301
-    from lookalike.bench.demo import demo as run_demo
+    from lookalike.benchmark.demo import demo as run_demo
 
     terminal = Terminal()
     try:
@@ -151,7 +151,7 @@ def demo(out: Path, data: str | None) -> None:
         terminal.close()
     list_skipped(terminal, found.skipped)
     _show(found)
-    terminal.say("next: index a folder of your own pictures with the winner and search it")
+    terminal.info("next: index a folder of your own pictures with the winner and search it")
     _say_how(terminal, found)
 
 
@@ -176,5 +176,5 @@ def _show(found: Benchmark) -> None:
 
 
 def _say_how(terminal: Terminal, found: Benchmark) -> None:
-    terminal.say(f"  lookalike index PICTURES --model {typed_path(found.out / 'best')} --out PICTURES.index")
-    terminal.say("  lookalike search PICTURES.index picture.jpg --html found.html")
+    terminal.info(f"  lookalike index PICTURES --model {typed_path(found.out / 'best')} --out PICTURES.index")
+    terminal.info("  lookalike search PICTURES.index picture.jpg --html found.html")

@@ -44,23 +44,23 @@ def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | No
     with closing(Terminal()) as terminal:
         report = run_check(data, out=out, clean_manifest=manifest, near=not no_near, progress=terminal)
     if out is not None:
-        terminal.say(f"findings: {display_path(out)}")
+        terminal.info(f"findings: {display_path(out)}")
     if manifest is not None:
         kept = len(report.clean_items())
-        terminal.say(f"clean manifest: {display_path(manifest)} ({kept} of {report.images} images)")
+        terminal.info(f"clean manifest: {display_path(manifest)} ({kept} of {report.images} images)")
     if as_json:
         print_json(report.to_dict())
     elif report.findings:
         rows = [[severity, code, str(count), example] for severity, code, count, example in report.table_rows()]
         print_table(["severity", "finding", "count", "example"], rows, right=["count"])
         if len(report.findings) > len(rows):
-            terminal.say(f"one example of each kind is shown; --json lists all {len(report.findings)}")
-    terminal.say(
+            terminal.info(f"one example of each kind is shown; --json lists all {len(report.findings)}")
+    terminal.info(
         f"{report.readable} of {report.images} images readable, {counted(len(report.errors), 'error')}, "
         f"{counted(len(report.warnings), 'warning')}"
     )
     if report.dropped and clean_manifest is None:
-        terminal.say(
+        terminal.info(
             f"next: lookalike check {typed_path(data)} --clean-manifest CLEAN/manifest.csv "
             f"leaves {counted(len(report.dropped), 'image')} out"
         )

@@ -11,11 +11,11 @@ import click
 from lookalike.cli.command import Command
 from lookalike.cli.options import (
     data_argument,
-    engine_options,
     json_option,
     model_option,
     model_weights,
     out_option,
+    runtime_options,
     weights_option,
 )
 from lookalike.cli.output import print_json, print_table
@@ -27,7 +27,7 @@ from lookalike.cli.wording import counted, display_path
 @data_argument
 @model_option
 @weights_option
-@engine_options("auto is full precision.")
+@runtime_options("auto is full precision.")
 @click.option(
     "-k",
     type=int,
@@ -59,13 +59,13 @@ def evaluate(
       lookalike evaluate photos --model runs/first/best -k 1 -k 3 --json
     """  # noqa: D301
     chosen = model_weights(weights, model)
-    from lookalike.retrieval import evaluate as run_evaluate
+    from lookalike.api.evaluate import evaluate as run_evaluate
 
     with closing(Terminal()) as terminal:
         found, skipped = run_evaluate(data, model, weights=chosen, progress=terminal, **values)
     list_skipped(terminal, skipped)
     if found.note():
-        terminal.say(found.note())
+        terminal.info(found.note())
     result = found.to_dict()
     if as_json:
         print_json(result)
@@ -79,7 +79,7 @@ def evaluate(
 @data_argument
 @model_option
 @weights_option
-@engine_options("auto is full precision.")
+@runtime_options("auto is full precision.")
 @click.option("-k", "top_k", type=int, default=10, show_default=True, help="Gallery names for each query.")
 @click.option("--group", default="lookalike", show_default=True, help="The group's name in the file.")
 @out_option("The file to write, .json or .csv; must not exist yet.")
@@ -91,10 +91,10 @@ def submit(data: Path, model: str, weights: tuple[str, ...], out: Path, **values
       lookalike submit photos --model runs/first/best -k 10 --out submission.json
     """  # noqa: D301
     chosen = model_weights(weights, model)
-    from lookalike.retrieval import submit as run_submit
+    from lookalike.api.evaluate import submit as run_submit
 
     with closing(Terminal()) as terminal:
         submission, skipped = run_submit(data, model, out=out, weights=chosen, progress=terminal, **values)
     list_skipped(terminal, skipped)
-    terminal.say(f"{len(submission['images'])} queries, {counted(values['top_k'], 'gallery image')} each")
+    terminal.info(f"{len(submission['images'])} queries, {counted(values['top_k'], 'gallery image')} each")
     click.echo(display_path(out))

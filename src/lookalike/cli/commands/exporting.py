@@ -66,9 +66,9 @@ def export(bundle: Path, out: Path, **values: Any) -> None:
       lookalike export runs/first/best --out fast
       lookalike export runs/first/best --int8 --data photos --out fast8
     """  # noqa: D301
-    from lookalike.exporting import export as run_export
+    from lookalike.api.export import export as run_export
 
     with closing(Terminal()) as terminal:
         run_export(bundle, out=out, progress=terminal, **values)
-        terminal.say(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
+        terminal.info(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
     click.echo(display_path(out))

@@ -10,14 +10,7 @@ from typing import Any
 import click
 
 from lookalike.cli.command import GOES_ON, Command
-from lookalike.cli.options import (
-    PATH,
-    engine_options,
-    json_option,
-    model_weights,
-    out_option,
-    weights_option,
-)
+from lookalike.cli.options import PATH, json_option, model_weights, out_option, runtime_options, weights_option
 from lookalike.cli.output import print_json, print_table
 from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import counted, display_path, typed_path
@@ -33,7 +26,7 @@ from lookalike.types import Skipped
     "has one from an earlier run.",
 )
 @weights_option
-@engine_options("auto takes the fastest of the engine.")
+@runtime_options("auto takes the fastest of the runtime.")
 @out_option("The folder of embeddings; one that an earlier run made is brought up to date with IMAGES.")
 def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **way: str) -> None:
     """Embed every image in a folder; a run that was killed goes on where it was.
@@ -46,7 +39,7 @@ def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
       lookalike embed photos --out photos.emb
     """  # noqa: D301
     chosen = model_weights(weights, model)
-    from lookalike.retrieval import embed as run_embed
+    from lookalike.api.embed import embed as run_embed
 
     with closing(Terminal()) as terminal:
         made = run_embed(images, model, out=out, weights=chosen, **way, progress=terminal)
@@ -59,7 +52,7 @@ def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
 @click.argument("images", type=PATH)
 @click.option("--model", metavar="BUNDLE|NAME", help="As in 'embed'; not needed for a folder that 'embed' made.")
 @weights_option
-@engine_options("auto takes the fastest of the engine.")
+@runtime_options("auto takes the fastest of the runtime.")
 @click.option(
     "--min-recall",
     type=float,
@@ -79,7 +72,7 @@ def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
       lookalike index photos.emb --out photos.index
     """  # noqa: D301
     chosen = model_weights(weights, model)
-    from lookalike.retrieval import index as run_index
+    from lookalike.api.embed import index as run_index
 
     with closing(Terminal()) as terminal:
         made = run_index(images, model, out=out, weights=chosen, progress=terminal, **values)
@@ -90,8 +83,8 @@ def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
 def _say_made(terminal: Terminal, out: Path, skipped: Sequence[Skipped], done: str, following: str) -> None:
     """Say what was left out, what was done and which command comes next, and print where the result is."""
     list_skipped(terminal, skipped)
-    terminal.say(done)
-    terminal.say(f"next: lookalike {following}")
+    terminal.info(done)
+    terminal.info(f"next: lookalike {following}")
     click.echo(display_path(out))
 
 
@@ -119,13 +112,13 @@ def search(index: Path, images: tuple[Path, ...], top_k: int | None, html: Path 
       lookalike search photos.index picture.jpg
       lookalike search photos.index *.jpg -k 20 --html found.html
     """  # noqa: D301
-    from lookalike.retrieval import search as run_search
+    from lookalike.api.search import search as run_search
 
     with closing(Terminal()) as terminal:
         found = run_search(index, images, top_k=top_k, html=html, progress=terminal)
     list_skipped(terminal, found.skipped)
     if html is not None:
-        terminal.say(f"page: {display_path(html)}")
+        terminal.info(f"page: {display_path(html)}")
     if as_json:
         print_json(found.to_dict())
         return

@@ -23,7 +23,7 @@ from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import display_path, typed_path
 
 if TYPE_CHECKING:
-    from lookalike.data import Dataset
+    from lookalike.data.catalogue import Dataset
 
 
 @click.command(cls=Command, interrupted=RESUMES, short_help="Fine-tune a backbone and save it as a bundle.")
@@ -67,15 +67,15 @@ def train(
       lookalike train photos --resume --out model          after an interruption
     """  # noqa: D301
     chosen = parse_weights(weights, tuple(backbone.split("+")))
-    from lookalike.training import load_as
-    from lookalike.training import train as run_train
+    from lookalike.training.train import load_as
+    from lookalike.training.train import train as run_train
 
     options = make_training_options(values)
     dataset = load_as(data, options)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started, one talks
     terminal = Terminal()
     if leads:
-        terminal.say(str(dataset))
+        terminal.info(str(dataset))
     try:
         run_train(
             dataset,
@@ -94,9 +94,9 @@ def train(
         return
     _show(terminal, out, dataset)
     if dataset.test_is_labelled:
-        terminal.say(f"next: lookalike evaluate {typed_path(data)} --model {typed_path(out)}")
+        terminal.info(f"next: lookalike evaluate {typed_path(data)} --model {typed_path(out)}")
     else:
-        terminal.say(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
+        terminal.info(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
     click.echo(display_path(out))
 
 
@@ -118,12 +118,12 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
     Example:
       lookalike refit photos --model runs/first/best --out final
     """  # noqa: D301
-    from lookalike.encoding.facts import read_facts
+    from lookalike.models.facts import read_facts
 
     names = tuple(member["backbone"] for member in read_facts(model)["members"])
     chosen = parse_weights(weights, names)
-    from lookalike.retrieval import load_as_trained
-    from lookalike.training import refit as run_refit
+    from lookalike.api.load_model import load_as_trained
+    from lookalike.training.refit import refit as run_refit
 
     terminal = Terminal()
     dataset = load_as_trained(data, model)
@@ -132,13 +132,13 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
     finally:
         terminal.close()
     _show(terminal, out, dataset)
-    terminal.say(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
+    terminal.info(f"next: lookalike index PICTURES --model {typed_path(out)} --out PICTURES.index")
     click.echo(display_path(out))
 
 
 def _show(terminal: Terminal, bundle: Path, data: Dataset) -> None:
     """Say what could not be read, and what validation measured."""
-    from lookalike.encoding.facts import read_facts
+    from lookalike.models.facts import read_facts
 
     facts = read_facts(bundle)
     files = dict.fromkeys(s for r in facts["training"] for s in r["skipped"])
@@ -148,4 +148,4 @@ def _show(terminal: Terminal, bundle: Path, data: Dataset) -> None:
             measures = ", ".join(f"{stage} {value:.4f}" for stage, value in report["validation"].items())
             when = "of the first training, " if "refit_of" in facts else ""
             measure = report.get("options", facts["options"])["stop_on"]
-            terminal.say(f"{report['backbone']}: {when}validation {measure}: {measures}")
+            terminal.info(f"{report['backbone']}: {when}validation {measure}: {measures}")

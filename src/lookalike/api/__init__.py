@@ -1,0 +1,1 @@
+"""The verbs behind the commands: embed, index, search, evaluate, submit, export."""

@@ -1,0 +1,47 @@
+"""Search results as one HTML file that needs nothing else: no script, no network, no folder of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lookalike._files import write_text
+from lookalike._html import Thumbnails, page_environment
+from lookalike.types import Hits
+
+
+def write_search_page(
+    path: Path,
+    hits: Hits,
+    query_paths: Mapping[str, Path],
+    item_paths: Mapping[str, Path],
+    title: str = "Search results",
+) -> None:
+    """Write one HTML file with each query's picture and its hits, best first, with their scores.
+
+    Args:
+        path: the file to write.
+        hits: `(n_query, k)` ids and cosine scores.
+        query_paths: where the queries' files are, by query id.
+        item_paths: where the gallery's files are, by item id. A picture without a path here, or one that cannot be
+            read, is shown by its id.
+        title: heading of the page.
+
+    Raises:
+        StorageError: when the file cannot be written.
+
+    """
+    queries, items = Thumbnails(size=256), Thumbnails()
+    results = [
+        {
+            "id": query,
+            "picture": queries.uri(query_paths.get(query)),
+            "hits": [
+                {"id": item, "score": score, "picture": items.uri(item_paths.get(item)), "same": None, "caption": ""}
+                for item, score in found
+            ],
+        }
+        for query, found in hits.rows()
+    ]
+    page = page_environment().get_template("search.html.j2")
+    write_text(Path(path), page.render(title=title, results=results, top_k=hits.ids.shape[1]))

@@ -1,0 +1,1 @@
+"""Measure candidates, select the winner, report both."""

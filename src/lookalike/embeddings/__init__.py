@@ -1,0 +1,1 @@
+"""Embeddings on disk and the resumable embedding of a folder."""

@@ -1,0 +1,1 @@
+"""The search index: cosine similarity, exact or approximate within a budget. The only place that imports FAISS."""

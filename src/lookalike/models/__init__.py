@@ -1,0 +1,1 @@
+"""Backbones, heads, preprocessing, encoders, and the bundles that store them."""

@@ -1,0 +1,155 @@
+"""Measures: their text, and each value worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lookalike.errors import DataError, OptionError
+from lookalike.evaluation.measures import REGISTRY, Depth, Measure, parse_measures
+
+# ranks                       1  2  3  4  5  6  7  8  9 10
+RANKING = np.array(
+    [
+        [0, 1, 1, 0, 0, 0, 0, 0, 0, 1],
+        [1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ],
+    dtype=bool,
+)
+TOTAL = np.array([4, 1, 2, 1])
+
+# hits at ranks 2, 3 and 10; the best order of R = 4 has ranks 1 to 4
+NDCG_10 = (1 / math.log2(3) + 1 / 2 + 1 / math.log2(11)) / (1 + 1 / math.log2(3) + 1 / 2 + 1 / math.log2(5))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("precision@1", [0, 1, 0, 0]),
+        ("precision@3", [2 / 3, 1 / 3, 0, 0]),
+        ("hit@1", [0, 1, 0, 0]),
+        ("hit@3", [1, 1, 0, 0]),
+        ("hit@10", [1, 1, 1, 0]),
+        ("recall@3", [2 / 4, 1, 0, 0]),
+        ("recall@10", [3 / 4, 1, 1 / 2, 0]),
+        # relevant at ranks 2 and 3 of the first three, R = 4: (1/2 + 2/3) / 4
+        ("map@3", [(1 / 2 + 2 / 3) / 4, 1, 0, 0]),
+        ("map@10", [(1 / 2 + 2 / 3 + 3 / 10) / 4, 1, (1 / 10) / 2, 0]),
+        # the third query has R = 2, so that its hit at rank 10 comes too late
+        ("map@r", [(1 / 2 + 2 / 3) / 4, 1, 0, 0]),
+        ("mrr", [1 / 2, 1, 1 / 10, 0]),
+        # gains 1, 1/log2(3), 1/2 at ranks 1 to 3; the best order of R = 4 has all three
+        ("ndcg@3", [(1 / math.log2(3) + 1 / 2) / (1 + 1 / math.log2(3) + 1 / 2), 1, 0, 0]),
+        # the best order of R = 2 has its hits at ranks 1 and 2
+        ("ndcg@10", [NDCG_10, 1, (1 / math.log2(11)) / (1 + 1 / math.log2(3)), 0]),
+        ("points@1,5,10", [300 + 100, 600 + 300 + 100, 100, 0]),
+    ],
+)
+def test_values_by_hand(text, expected):
+    values = Measure.parse(text).values(RANKING, TOTAL)
+    assert values.dtype == np.float64
+    assert values.shape == (4,)
+    assert values.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_map_at_r_of_the_paper():
+    # Musgrave et al. 2020: with R = 10, the place of each hit among the first 10 counts, not only their number.
+    only_first = np.zeros((1, 10), dtype=bool)
+    only_first[0, 0] = True
+    first_and_last = only_first.copy()
+    first_and_last[0, 9] = True
+    total = np.array([10])
+    assert Measure.parse("map@r").values(only_first, total)[0] == pytest.approx(1 / 10)
+    assert Measure.parse("map@r").values(first_and_last, total)[0] == pytest.approx((1 + 2 / 10) / 10)
+
+
+def test_map_divides_by_all_relevant_items_not_by_k():
+    assert Measure.parse("map@1").values(np.array([[True]]), np.array([5]))[0] == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize(
+    "text", ["precision@3", "hit@12", "recall@1", "map@10", "map@r", "mrr", "ndcg@5", "points@1,5,10"]
+)
+def test_a_measure_is_a_value(text):
+    measure = Measure.parse(text)
+    assert str(measure) == text
+    assert Measure.parse(str(measure)) == measure
+    assert len({measure, Measure.parse(text)}) == 1
+    assert Measure.parse(measure) is measure
+    with pytest.raises(AttributeError):
+        measure.k = 4
+
+
+def test_measures_are_ordered_by_kind_then_number():
+    measures = [Measure.parse(m) for m in ("precision@10", "mrr", "precision@3", "hit@1")]
+    assert [str(m) for m in sorted(measures)] == ["hit@1", "mrr", "precision@3", "precision@10"]
+
+
+def test_upper_case_and_spaces_are_taken():
+    assert str(Measure.parse(" MAP@R ")) == "map@r"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("precision", "precision@", "precision@0", "precision@03", "precision@-1", "precision@3.0", "precision@k"),
+        *("precision@３", "mrr@3", "map@rr", "accuracy@3", "points@1,5", "", 3, None),
+    ],
+)
+def test_bad_text_lists_what_is_allowed(text):
+    with pytest.raises(OptionError) as error:
+        Measure.parse(text)
+    assert str(error.value).endswith(
+        "is not known; allowed are precision@k, hit@k, recall@k, map@k, map@r, mrr, ndcg@k, points@1,5,10, "
+        "with a whole number from 1 in place of k, such as precision@3."
+    )
+
+
+@pytest.mark.parametrize(("pattern", "k"), [("precision@k", None), ("precision@k", 0), ("mrr", 3), ("nothing", None)])
+def test_an_impossible_measure_cannot_be_made(pattern, k):
+    with pytest.raises(OptionError, match="is not known"):
+        Measure(pattern, k)
+
+
+def test_depth():
+    assert Measure.parse("precision@7").depth == 7
+    assert Measure.parse("points@1,5,10").depth == 10
+    assert Measure.parse("map@r").depth is Depth.RELEVANT
+    assert Measure.parse("mrr").depth is Depth.GALLERY
+
+
+def test_titles_and_definitions():
+    assert Measure.parse("precision@3").title == "top-3 accuracy"
+    assert Measure.parse("hit@3").title == "hit@3"
+    assert "divided by k" in Measure.parse("precision@3").definition
+    assert "Musgrave" in Measure.parse("map@r").definition
+    assert all(row.definition and row.pattern == key for key, row in REGISTRY.items())
+
+
+def test_a_ranking_that_is_too_shallow_is_refused():
+    with pytest.raises(DataError, match=r"^precision@11 needs a ranking of 11 hits, got one of 10\.$"):
+        Measure.parse("precision@11").values(RANKING, TOTAL)
+    with pytest.raises(DataError, match=r"^map@r needs a ranking of 12 hits, got one of 10\.$"):
+        Measure.parse("map@r").values(RANKING, np.array([1, 12, 1, 1]))
+
+
+def test_a_query_with_nothing_relevant_is_refused():
+    with pytest.raises(DataError, match=r"^recall@3 is not defined for a query with nothing relevant"):
+        Measure.parse("recall@3").values(RANKING, np.array([1, 0, 1, 1]))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match=r"got \(4, 10\) and \(3,\)\.$"):
+        Measure.parse("mrr").values(RANKING, TOTAL[:3])
+
+
+def test_parse_measures_keeps_each_once_in_order():
+    assert [str(m) for m in parse_measures(["mrr", "hit@1", Measure("mrr")])] == ["mrr", "hit@1"]
+    assert [str(m) for m in parse_measures("hit@3")] == ["hit@3"]
+
+
+def test_no_measure_is_an_error():
+    with pytest.raises(OptionError, match=r"^no measure was given; name at least one, such as precision@3\.$"):
+        parse_measures([])

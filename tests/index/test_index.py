@@ -1,0 +1,374 @@
+"""The index against the slow obvious version, and its folder against what can happen to folders."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
+from lookalike.evaluation.ranking import judge
+from lookalike.index.index import Index, is_index
+from lookalike.types import Embeddings, unit
+
+
+def embeddings(vectors, fingerprint="model"):
+    return Embeddings(tuple(vectors), unit(np.array(list(vectors.values()))), fingerprint)
+
+
+def some(count, dim=16, *, seed=0, name="item"):
+    vectors = unit(np.random.default_rng(seed).normal(size=(count, dim)))
+    return Embeddings(tuple(f"{name}{n:04}" for n in range(count)), vectors, "model")
+
+
+def oracle(items, queries, top_k):
+    """All cosines in float64, rounded to 6 decimals; ties by id; the query itself left out."""
+    found = []
+    for query, vector in zip(queries.ids, queries.vectors, strict=True):
+        scores = np.round(items.vectors.astype(np.float64) @ vector.astype(np.float64), 6)
+        ranked = sorted((-s, i) for i, s in zip(items.ids, scores, strict=True) if i != query)
+        found.append([i for _, i in ranked[:top_k]])
+    return found
+
+
+def test_order_and_scores_by_hand():
+    index = Index.build(embeddings({"a": (0.6, 0.8), "b": (0.8, 0.6), "c": (0, 1), "d": (1, 0)}))
+    hits = index.search(embeddings({"q": (1, 0)}), top_k=3)
+    assert hits.query_ids == ("q",)
+    assert hits.ids.tolist() == [["d", "b", "a"]]
+    np.testing.assert_array_equal(hits.scores, np.array([[1, 0.8, 0.6]], np.float32))
+    assert (len(index), index.dim, index.key, index.fingerprint) == (4, 2, "Flat", "model")
+    assert "a" in index
+    assert "q" not in index
+
+
+@pytest.mark.parametrize("count", [7, 40, 700])
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_agrees_with_the_oracle(count, top_k):
+    items, queries = some(count), some(30, seed=1, name="query")
+    assert Index.build(items).search(queries, top_k).ids.tolist() == oracle(items, queries, top_k)
+
+
+def test_agrees_with_the_oracle_where_most_items_tie():
+    """Coordinates of 0 and 1 only: a few distinct cosines for 400 items, ties far past the candidates fetched first."""
+    random = np.random.default_rng(3)
+    vectors = unit(random.integers(0, 2, size=(401, 6))[1:] + np.eye(6, dtype=int)[0])
+    order = random.permutation(400)
+    items = Embeddings(tuple(f"item{n:03}" for n in order), vectors, "model")
+    queries = items.take(items.ids[:50])
+    index = Index.build(items)
+    for top_k in (1, 10, 399):
+        assert index.search(queries, top_k).ids.tolist() == oracle(items, queries, top_k)
+
+
+def test_equal_vectors_come_in_the_order_of_their_ids():
+    vector = np.random.default_rng(0).normal(size=384)
+    items = embeddings({f"g{n:03}": vector for n in np.random.default_rng(1).permutation(200)})
+    hits = Index.build(items).search(embeddings({"q": vector + 0.1}), top_k=10)
+    assert hits.ids.tolist() == [[f"g{n:03}" for n in range(10)]]
+
+
+def test_a_difference_below_the_sixth_decimal_is_a_tie():
+    at = lambda cosine: (cosine, (1 - cosine * cosine) ** 0.5)  # noqa: E731
+    tie = embeddings({"b": at(0.6000003), "a": at(0.6)})
+    assert Index.build(tie).search(embeddings({"q": (1, 0)}), top_k=1).ids.tolist() == [["a"]]
+    wider = embeddings({"b": at(0.600002), "a": at(0.6)})
+    assert Index.build(wider).search(embeddings({"q": (1, 0)}), top_k=1).ids.tolist() == [["b"]]
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_agrees_with_what_models_are_measured_by(itself):
+    items = some(300, 32)
+    queries = items.take(items.ids[::7]) if itself else some(40, 32, seed=5, name="query")
+    top = judge(queries, items, dict.fromkeys(queries.ids, "x"), dict.fromkeys(items.ids, "x")).top
+    hits = Index.build(items).search(queries, top_k=10)
+    assert hits.ids.tolist() == top.ids.tolist()
+    np.testing.assert_array_equal(hits.scores, top.scores)
+
+
+def test_many_queries_in_small_chunks(monkeypatch):
+    from lookalike.index import flat, ranking
+
+    items, queries = some(100), some(50, seed=1, name="query")
+    monkeypatch.setattr(ranking, "_CELLS", 60)
+    monkeypatch.setattr(ranking, "_BLOCK", 3)
+    monkeypatch.setattr(flat, "_CELLS", 700)
+    assert Index.build(items).search(queries, 4).ids.tolist() == oracle(items, queries, 4)
+
+
+def test_the_query_itself_is_never_its_own_hit():
+    items = embeddings({"a": (1, 0), "b": (0.8, 0.6), "twin": (1, 0)})
+    index = Index.build(items)
+    assert index.search(items, top_k=2).ids.tolist() == [["twin", "b"], ["a", "twin"], ["a", "b"]]
+
+
+def test_top_k_is_at_most_what_there_is():
+    items = some(4)
+    index = Index.build(items)
+    other = some(1, seed=1, name="query")
+    assert index.search(other, top_k=4).ids.shape == (1, 4)
+    assert index.search(items, top_k=3).ids.shape == (4, 3)
+    with pytest.raises(OptionError, match=r"^top_k is 5, but the index has only 4 items; choose a smaller top_k\.$"):
+        index.search(other, top_k=5)
+    with pytest.raises(OptionError, match="top_k is 4, but the index has only 3 items besides the query itself"):
+        index.search(items, top_k=4)
+    with pytest.raises(OptionError, match="top_k must be at least 1, got 0"):
+        index.search(other, top_k=0)
+
+
+def test_no_query_is_no_hit():
+    none = Embeddings((), np.zeros((0, 16), np.float32), "model")
+    assert Index.build(some(4)).search(none, top_k=2).ids.shape == (0, 2)
+
+
+def test_queries_of_another_model_are_refused():
+    index = Index.build(some(4))
+    with pytest.raises(FingerprintMismatch, match=r"queries has the fingerprint other, the index .* the model model;"):
+        index.search(Embeddings(("q",), some(1).vectors, "other"), top_k=1)
+    with pytest.raises(DataError, match="the queries have 8 dimensions, the index has 16"):
+        index.search(some(1, 8, name="query"), top_k=1)
+
+
+def test_what_an_index_is_not_built_of():
+    with pytest.raises(DataError, match="at least one embedding, got none"):
+        Index.build(Embeddings((), np.zeros((0, 16), np.float32), "model"))
+    for value in (0, -0.5, 1.01, float("nan")):
+        with pytest.raises(OptionError, match="min_recall must be above 0 and at most 1"):
+            Index.build(some(3), min_recall=value)
+    assert len(Index.build(some(3), min_recall=0.5)) == 3
+
+
+def test_saved_and_loaded_it_finds_the_same(tmp_path):
+    items = some(60)
+    facts = {"item0001": {"photographer": "Ä"}, "nobody": {"x": "y"}}
+    index = Index.build(items, root=tmp_path / "photos", metadata=facts)
+    index.save(tmp_path / "index")
+    assert sorted(p.name for p in (tmp_path / "index").iterdir()) == ["index.faiss", "index.json", "items.json"]
+    loaded = Index.load(tmp_path / "index")
+    queries = some(20, seed=1, name="query")
+    before, after = index.search(queries), loaded.search(queries)
+    assert before.ids.tolist() == after.ids.tolist()
+    np.testing.assert_array_equal(before.scores, after.scores)
+    assert loaded.ids == items.ids
+    assert loaded.metadata == {"item0001": {"photographer": "Ä"}}
+    assert loaded.path_of("a/b.jpg") == tmp_path.resolve() / "photos" / "a" / "b.jpg"
+    assert Index.build(items).path_of("a") is None
+    assert is_index(tmp_path / "index")
+    assert not is_index(tmp_path)
+
+
+def test_items_are_written_an_id_a_line_and_older_ones_are_read(tmp_path):
+    facts = {"item0001": {"photographer": "Ä"}}
+    Index.build(some(4), metadata=facts).save(tmp_path / "index")
+    place = tmp_path / "index" / "items.json"
+    assert len(place.read_text().splitlines()) == 7
+    for layout in ({}, {"indent": 0}, {"indent": 2}):
+        items = json.loads(place.read_text())
+        assert items == {"ids": list(some(4).ids), "metadata": facts}
+        place.write_text(json.dumps(items, **layout))
+        loaded = Index.load(tmp_path / "index")
+        assert (loaded.ids, loaded.metadata) == (some(4).ids, facts)
+
+
+def test_ids_in_any_order_are_sorted_with_their_vectors():
+    items = some(30)
+    order = np.random.default_rng(0).permutation(30)
+    mixed = Embeddings(tuple(items.ids[n] for n in order), items.vectors[order], "model")
+    index = Index.build(mixed)
+    assert index.ids == items.ids
+    assert index.search(Embeddings(("query",), items.vectors[7:8], "model"), 1).ids[0, 0] == items.ids[7]
+    assert items.ids[7] in index
+    assert "query" not in index
+    assert 7 not in index
+
+
+def test_a_taken_place_is_kept_unless_it_is_to_be_replaced(tmp_path):
+    Index.build(some(4)).save(tmp_path / "index")
+    with pytest.raises(StorageError, match="already exists"):
+        Index.build(some(5)).save(tmp_path / "index")
+    assert len(Index.load(tmp_path / "index")) == 4
+    Index.build(some(5)).save(tmp_path / "index", replace=True)
+    assert len(Index.load(tmp_path / "index")) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StorageError, match="no space left on device"):
+        Index.build(some(4)).save(tmp_path / "index")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_not_there(tmp_path):
+    with pytest.raises(StorageError, match=r"index\.faiss cannot be written \(no such file or directory\)"):
+        Index.build(some(40)).write_into(tmp_path / "missing")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def saved(tmp_path):
+    Index.build(some(40)).save(tmp_path / "index")
+    return tmp_path / "index"
+
+
+def test_no_index(tmp_path):
+    with pytest.raises(
+        StorageError, match=r"^.* is not an index: it has no index.json; make one with 'lookalike index'"
+    ):
+        Index.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"format": 9}, "has index format 9, this version reads 1"),
+        ({"key": "IVF16,Flat"}, "of the kind 'IVF16,Flat', this version reads 'Flat'"),
+        ({"count": 41}, "41 items expected, 40 ids and 40 vectors found"),
+        ({"dim": 17}, "17 dimensions expected, 16 found"),
+        ({"count": None}, "TypeError"),
+    ],
+)
+def test_a_description_that_does_not_fit(saved, values, what):
+    path = saved / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    with pytest.raises(StorageError, match=what):
+        Index.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("items", "what"),
+    [
+        ({"ids": ["a"], "metadata": {}}, "40 items expected, 1 ids and 40 vectors"),
+        ({"ids": ["b", "a"] * 20, "metadata": {}}, "the ids are not sorted"),
+        ({"ids": ["a"] * 40, "metadata": {}}, "the ids are not sorted"),
+        ([], "TypeError"),
+    ],
+)
+def test_items_that_do_not_fit(saved, items, what):
+    (saved / "items.json").write_text(json.dumps(items))
+    with pytest.raises(StorageError, match=f"is damaged .*{what}.*; make the index again"):
+        Index.load(saved)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 99, "half"])
+def test_a_faiss_file_that_is_damaged(saved, content):
+    path = saved / "index.faiss"
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    with pytest.raises(StorageError, match=r"index\.faiss is missing or damaged; make the index again"):
+        Index.load(saved)
+
+
+def test_a_faiss_file_of_another_kind(saved):
+    import faiss
+
+    faiss.write_index(faiss.IndexFlatL2(16), str(saved / "index.faiss"))
+    with pytest.raises(StorageError, match="holds a FAISS index of the kind IxF2, not a flat one"):
+        Index.load(saved)
+
+
+def test_the_file_is_faiss_own(saved, tmp_path):
+    import faiss
+
+    read = faiss.read_index(str(saved / "index.faiss"))
+    items = some(40)
+    np.testing.assert_array_equal(read.reconstruct_n(0, 40), items.vectors)
+    assert (type(read), read.metric_type) == (faiss.IndexFlatIP, faiss.METRIC_INNER_PRODUCT)
+    faiss.write_index(read, str(tmp_path / "again.faiss"))
+    assert (tmp_path / "again.faiss").read_bytes() == (saved / "index.faiss").read_bytes()
+
+
+def test_many_vectors_are_compared_by_faiss_on_disk(tmp_path, monkeypatch):
+    from lookalike.index import flat
+
+    monkeypatch.setattr(flat, "FEW", 10)
+    monkeypatch.setattr(flat, "_BLOCK", 7)
+    items, queries = some(100), some(30, seed=1, name="query")
+    Index.build(items).save(tmp_path / "index")
+    assert Index.load(tmp_path / "index").search(queries, 5).ids.tolist() == oracle(items, queries, 5)
+
+
+def test_few_vectors_need_no_faiss(saved):
+    code = f"""
+import sys, numpy
+from lookalike.indexing import Index
+from lookalike.types import Embeddings
+index = Index.load({str(saved)!r})
+index.search(Embeddings(("q",), numpy.eye(16, dtype=numpy.float32)[:1], "model"), 3)
+print([name for name in ("faiss", "torch", "openvino") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["faiss, torch", "torch, faiss"])
+def test_faiss_and_torch_live_in_one_process(order):
+    """Both bring an OpenMP runtime; on some systems the second one to be loaded ends the process."""
+    code = f"""
+import {order}, numpy
+x = numpy.random.default_rng(0).random((2000, 64), numpy.float32)
+index = faiss.IndexFlatIP(64)
+index.add(x)
+for _ in range(3):
+    index.search(x[:500], 10)
+    torch.nn.functional.conv2d(torch.rand(2, 3, 32, 32), torch.rand(8, 3, 3, 3))
+print("alive")
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert (done.stdout, done.returncode) == ("alive\n", 0), done.stderr
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Let a few vectors be many."""
+    from lookalike.index import flat
+
+    monkeypatch.setattr(flat, "FEW", 10)
+    monkeypatch.setattr(flat, "MANY", 50)
+    monkeypatch.setattr(flat, "_PAYS", 40)
+
+
+def test_once_much_was_asked_most_vectors_are_ruled_out(many, tmp_path):
+    items, queries = some(300), some(30, seed=1, name="query")
+    Index.build(items).save(tmp_path / "index")
+    index = Index.load(tmp_path / "index")
+    expected = oracle(items, queries, 5)
+    assert index.search(queries, 5).ids.tolist() == expected
+    assert index._store._prefilter is None
+    assert index.search(queries, 5).ids.tolist() == expected
+    assert index._store._prefilter is not None
+    assert index.search(queries.take(["query0003"]), 5).ids.tolist() == [expected[3]]
+
+
+def test_where_few_are_ruled_out_all_are_compared_again(many, monkeypatch):
+    from lookalike.index import prefilter
+
+    monkeypatch.setattr(prefilter, "_PAIRS", 10)
+    monkeypatch.setattr(prefilter, "_SHARE", 10_000)
+    items, queries = some(300), some(50, seed=1, name="query")
+    index = Index.build(items)
+    assert index.search(queries, 5).ids.tolist() == oracle(items, queries, 5)
+    assert index._store._prefilter is None
+    assert index.search(queries, 5).ids.tolist() == oracle(items, queries, 5)
+    assert index._store._prefilter is None
+
+
+def test_a_limit_on_memory_leaves_no_room_for_that(many, tmp_path):
+    items, queries = some(300), some(50, seed=1, name="query")
+    Index.build(items, max_memory=300 * 16 * 4).save(tmp_path / "index")
+    index = Index.load(tmp_path / "index")
+    assert index.search(queries, 5).ids.tolist() == oracle(items, queries, 5)
+    assert index._store._prefilter is None

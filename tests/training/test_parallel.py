@@ -1,0 +1,147 @@
+"""Two processes compute what one does; one that ends takes the others to a clear end, and the run can be resumed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from lookalike.models.facts import read_facts
+from lookalike.models.torch_bundle import load_bundle
+from lookalike.training.team import open_team
+from lookalike.training.train import train
+
+SMALL = "test_efficientnet"
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+import os, sys, json
+import torch
+torch.set_num_threads(1)
+from lookalike.errors import LookalikeError
+from lookalike.training import train
+given = json.loads(sys.argv[1])
+
+class Dies:
+    def step(self, task, done, total, detail=""):
+        if task == given.get("dies_in"):
+            os._exit(9)
+    def info(self, text):
+        print(text, flush=True)
+
+try:
+    train(given["data"], "test_efficientnet", weights=given["weights"], out=given["out"], progress=Dies(),
+          resume=given.get("resume", False), **given["options"])
+except LookalikeError as error:
+    print(f"{type(error).__name__}: {error}", flush=True)
+    sys.exit(2)
+"""
+OPTIONS = {"epochs": 2, "batch_size": 10, "precision": "float32", "resolution": 0.5, "label_smoothing": 0.1}
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_two(given):
+    """Start what a launcher would: two processes that know each other's address; return their codes and outputs."""
+    port = str(free_port())
+    processes = []
+    for rank in range(2):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), json.dumps(given)]
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    ended = [p.communicate(timeout=300) for p in processes]
+    return [p.returncode for p in processes], ended
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"loss": "cross-entropy+0.5*supervised-contrastive", "per_class": 5, "neck": "bnneck", "ema": 0.9},
+        {"accumulate": 2, "batch_size": 9},  # shares of 5 and 4, and the last batch of 6 moves the weights by itself
+        {"accumulate": 2, "batch_size": 23},  # one image is left over
+    ],
+    ids=["plain", "compares", "uneven", "left over"],
+)
+def test_two_processes_make_the_model_of_one(changes, crops, weights, tmp_path):
+    options = {**OPTIONS, **changes}
+    given = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "two"), "options": options}
+    codes, ended = start_two(given)
+    assert codes == [0, 0], ended
+    assert ended[1][0] == ""  # the second one does not talk
+    train(crops, SMALL, weights=weights, out=tmp_path / "one", **options)
+    one, two = (read_facts(tmp_path / name)["training"][0] for name in ("one", "two"))
+    losses = [[epoch["loss"] for epoch in report["history"]] for report in (one, two)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
+    paths = sorted((crops / "test" / "gallery").iterdir())
+    vectors = [load_bundle(tmp_path / name).embed(paths).vectors for name in ("one", "two")]
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
+
+
+def test_the_launcher_that_the_docs_name_starts_two(crops, weights, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    ours = ["lookalike", "train", str(crops), "--backbone", SMALL, "--weights", str(weights)]
+    options = ["--epochs", "1", "--batch-size", "10", "--precision", "float32", "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [*launcher, *ours, *options], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "2 processes train together, each on its share of every batch" in ended.stderr
+    assert "Warning" not in ended.stderr
+    train(crops, SMALL, weights=weights, out=tmp_path / "one", epochs=1, batch_size=10, precision="float32")
+    losses = [read_facts(tmp_path / name)["training"][0]["history"][0]["loss"] for name in ("two", "one")]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+def test_a_launcher_that_started_one_process_is_told_of(monkeypatch):
+    with open_team() as team:
+        assert team.described == ""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as accelerate launch sets it
+    with open_team() as team:
+        assert team.described.startswith("accelerate has started one process")
+
+
+def test_one_process_dies_the_other_says_so_and_the_run_resumes(crops, weights, tmp_path):
+    given = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "model"), "options": OPTIONS}
+    codes, ended = start_two({**given, "dies_in": "epoch 2/2"})
+    assert codes[0] == 9
+    assert codes[1] == 2, ended
+    assert "lost the others, one of them has ended; start all of them again with --resume." in ended[1][0]
+    codes, ended = start_two({**given, "resume": True})
+    assert codes == [0, 0], ended
+    assert f"{SMALL}: going on after epoch 1" in ended[0][0]
+    train(crops, SMALL, weights=weights, out=tmp_path / "unbroken", **OPTIONS)
+    paths = sorted((crops / "test" / "gallery").iterdir())
+    vectors = [load_bundle(tmp_path / name).embed(paths).vectors for name in ("model", "unbroken")]
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_batch_statistics_that_are_trained_are_those_of_all_processes(ema, crops, tmp_path):
+    """Each process looks at its share of the validation images, and the bundle that one writes measures the same."""
+    options = {
+        **OPTIONS,
+        "last_head": "trained",
+        "batch_size": 16,
+        "ema": ema,
+    }  # random weights: all that was trained is kept
+    given = {"data": str(crops), "weights": "none", "out": str(tmp_path / "two"), "options": options}
+    codes, ended = start_two(given)
+    assert codes == [0, 0], ended
+    facts = read_facts(tmp_path / "two")
+    found = facts["training"][0]["validation"]["fine-tuned"]
+    assert facts["measures"]["validation"]["map@r"]["mean"] == pytest.approx(found, abs=1e-6)

@@ -1,0 +1,297 @@
+"""A run that was killed and goes on ends as the one that was not, bit for bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from lookalike.errors import ModelError, StorageError
+from lookalike.models.facts import read_facts
+from lookalike.models.torch_bundle import load_bundle
+from lookalike.training.options import changed_options
+from lookalike.training.train import train
+
+SMALL = "test_efficientnet"
+
+
+def comparable(bundle) -> dict:
+    """All that a bundle says, without what a clock decides."""
+    facts = read_facts(bundle)
+    for report in facts["training"]:
+        del report["seconds"]
+        for epoch in report.get("history", []):
+            del epoch["seconds"]
+    return facts
+
+
+@pytest.fixture(scope="module")
+def options(quick):
+    return quick(epochs=3)
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, weights, options, tmp_path_factory):
+    """The bundle of a run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("unbroken") / "model"
+    train(data, SMALL, weights=weights, out=out, options=options)
+    return out
+
+
+def kill(data, weights, out, options, recorder, *, task="epoch 2/3", done=16):
+    """Start a run and stop it in the middle of an epoch."""
+    listener = recorder(lambda t, d: t == task and d >= done)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, SMALL, weights=weights, out=out, options=options, progress=listener)
+    assert listener.steps[-1][:2] == (task, done)
+
+
+def test_killed_in_the_second_epoch_and_resumed(unbroken, data, weights, options, recorder, tmp_path):
+    out = tmp_path / "model"
+    kill(data, weights, out, options, recorder)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.training"]
+    listener = recorder()
+    encoder = train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=listener)
+    assert [t for t in listener.tasks if t.startswith("epoch")] == ["epoch 2/3", "epoch 3/3"]
+    assert f"{SMALL}: going on after epoch 1" in listener.said
+    assert comparable(out) == comparable(unbroken)
+    assert encoder.fingerprint == load_bundle(unbroken).fingerprint
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_seconds_are_those_of_all_sittings(data, weights, options, recorder, tmp_path):
+    out = tmp_path / "model"
+    kill(data, weights, out, options, recorder)
+    place = tmp_path / "model.training" / "0" / "checkpoint.pt"
+    content = torch.load(place, weights_only=True)
+    assert content["seconds"] > content["run"]["seconds"] > 0
+    torch.save({**content, "seconds": 5000.0}, place)
+    train(data, SMALL, weights=weights, out=out, options=options, resume=True)
+    assert 5000 < read_facts(out)["training"][0]["seconds"] < 5100
+
+
+def test_killed_twice(unbroken, data, weights, options, recorder, tmp_path):
+    out = tmp_path / "model"
+    kill(data, weights, out, options, recorder, done=8)
+    listener = recorder(lambda task, done: task == "epoch 3/3" and done == 24)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=listener)
+    train(data, SMALL, weights=weights, out=out, options=options, resume=True)
+    assert comparable(out) == comparable(unbroken)
+
+
+def test_killed_after_the_last_epoch_before_the_bundle(unbroken, data, weights, options, recorder, tmp_path):
+    out = tmp_path / "model"
+
+    def interrupted(*args, **named):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["lookalike.training.train"], "save_bundle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, SMALL, weights=weights, out=out, options=options)
+    listener = recorder()
+    train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=listener)
+    assert not any(t.startswith("epoch") for t in listener.tasks)
+    assert comparable(out) == comparable(unbroken)
+
+
+def test_a_run_goes_on_with_lower_learning_rates(unbroken, data, weights, options, recorder, tmp_path):
+    out, listener = tmp_path / "model", recorder()
+    kill(data, weights, out, options, recorder)
+    lower = changed_options(options, {"lr": 2e-5, "head_lr": 2e-4})
+    train(data, SMALL, weights=weights, out=out, options=lower, resume=True, progress=listener)
+    assert f"{SMALL}: with other learning rates, 2e-05 and 0.0002" in listener.said
+    (report,), (before,) = (read_facts(bundle)["training"] for bundle in (out, unbroken))
+    first = {"epoch": 0, "lr": before["recipe"]["lr"], "head_lr": before["recipe"]["head_lr"]}
+    assert before["rates"] == [first]
+    assert report["rates"] == [first, {"epoch": 1, "lr": 2e-5, "head_lr": 2e-4}]
+    losses = [[epoch["loss"] for epoch in found["history"]] for found in (report, before)]
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1] != losses[1][1]
+    train(data, SMALL, weights=weights, out=out, options=lower, resume=True, progress=listener)
+    assert listener.said[-1] == f"{out} is the finished bundle of this run, there is nothing to go on with"
+
+
+def test_a_rate_far_too_high_ends_with_a_sentence_and_the_run_goes_on_with_a_lower_one(
+    data, weights, quick, recorder, tmp_path
+):
+    out, wild = tmp_path / "model", quick(epochs=3, lr=0.05, head_lr=0.05, loss="cross-entropy")
+    sentence = (
+        r"training diverged in epoch 1 \(the loss rose from 1.39 to .* lower learning rate: go on with --resume and a "
+    )
+    with pytest.raises(ModelError, match=sentence):
+        train(data, SMALL, weights=weights, out=out, options=wild)
+    calm = changed_options(wild, {"lr": 1e-5, "head_lr": 1e-3})
+    train(data, SMALL, weights=weights, out=out, options=calm, resume=True)
+    assert len(read_facts(out)["training"][0]["history"]) == 3
+
+
+def test_what_is_trained_keeps_the_rates_it_was_trained_with(unbroken, data, weights, options, recorder, tmp_path):
+    out = tmp_path / "model"
+    listener = recorder(lambda task, _: task.startswith(f"{SMALL}: last head"))
+    with pytest.raises(KeyboardInterrupt):
+        train(data, SMALL, weights=weights, out=out, options=options, progress=listener)
+    train(data, SMALL, weights=weights, out=out, options=changed_options(options, {"lr": 2e-5}), resume=True)
+    (report,), (before,) = (read_facts(bundle)["training"] for bundle in (out, unbroken))
+    assert (report["rates"], report["recipe"]) == (before["rates"], before["recipe"])
+    assert report["options"]["lr"] == before["recipe"]["lr"]
+    assert load_bundle(out).fingerprint == load_bundle(unbroken).fingerprint
+
+
+def test_killed_before_the_first_epoch_ended_the_features_are_kept(
+    unbroken, data, weights, options, recorder, tmp_path
+):
+    out = tmp_path / "model"
+    kill(data, weights, out, options, recorder, task="epoch 1/3", done=8)
+    progress = recorder()
+    train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=progress)
+    assert "epoch 1/3" in progress.tasks
+    assert not [task for task in progress.tasks if task.endswith((": features", ": validation"))]
+    assert comparable(out) == comparable(unbroken)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_random_weights_whose_statistics_are_trained_resume_too(data, quick, recorder, tmp_path):
+    options = quick(optimizer="sgd")
+    train(data, SMALL, weights="none", out=tmp_path / "whole", options=options)
+    kill(data, "none", tmp_path / "model", options, recorder, task="epoch 2/2")
+    train(data, SMALL, weights="none", out=tmp_path / "model", options=options, resume=True)
+    assert comparable(tmp_path / "model") == comparable(tmp_path / "whole")
+
+
+def test_an_ensemble_goes_on_with_the_member_it_was_at(data, quick, recorder, tmp_path):
+    names, options = f"{SMALL}+test_resnet", quick()
+    train(data, names, weights="none", out=tmp_path / "whole", options=options)
+    started = []
+
+    def in_the_second(task, done):
+        started.append(task)
+        return task == "epoch 2/2" and "test_resnet: features" in started
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, names, weights="none", out=tmp_path / "model", options=options, progress=recorder(in_the_second))
+    listener = recorder()
+    train(data, names, weights="none", out=tmp_path / "model", options=options, resume=True, progress=listener)
+    assert [t for t in listener.tasks if t.startswith("epoch")] == ["epoch 2/2"]
+    assert comparable(tmp_path / "model") == comparable(tmp_path / "whole")
+
+
+def test_an_unreadable_file_stays_left_out_after_resuming(crops, weights, quick, recorder, tmp_path):
+    from lookalike.data.layouts import load_dataset
+    from lookalike.data.split import with_validation
+
+    data = with_validation(load_dataset(crops), seed=0)
+    data.training[3].path.write_bytes(b"")
+    train(data, SMALL, weights=weights, out=tmp_path / "whole", options=quick())
+    kill(data, weights, tmp_path / "model", quick(), recorder, task="epoch 2/2")
+    train(data, SMALL, weights=weights, out=tmp_path / "model", options=quick(), resume=True)
+    assert comparable(tmp_path / "model") == comparable(tmp_path / "whole")
+    assert len(comparable(tmp_path / "model")["training"][0]["skipped"]) == 1
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from lookalike.training import TrainingOptions, train
+
+class Hang:
+    def info(self, text): pass
+    def step(self, task, done, total, detail=""):
+        if task == "epoch 2/3" and done >= 16:
+            print("in the middle", flush=True)
+            time.sleep(600)
+
+root, weights, out = map(Path, sys.argv[1:])
+options = TrainingOptions(epochs=3, batch_size=8, precision="float32", resolution=0.5)
+train(root, "test_efficientnet", weights=weights, out=out, options=options, progress=Hang())
+"""
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_in_another_process(unbroken, data, weights, options, tmp_path):
+    out = tmp_path / "model"
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(data.root), str(weights), str(out)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: more would round otherwise
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=one_thread) as process:
+        assert process.stdout.readline() == "in the middle\n"
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert [p.name for p in tmp_path.iterdir()] == ["model.training"]
+    train(data, SMALL, weights=weights, out=out, options=options, resume=True)
+    assert comparable(out) == comparable(unbroken)
+
+
+# ---------------------------------------------------------------- what does not fit together
+
+
+def test_an_unfinished_run_is_not_overwritten_without_a_word(data, weights, options, recorder, tmp_path):
+    out = tmp_path / "model"
+    kill(data, weights, out, options, recorder)
+    before = (tmp_path / "model.training" / "0" / "checkpoint.pt").read_bytes()
+    with pytest.raises(StorageError) as raised:
+        train(data, SMALL, weights=weights, out=out, options=options)
+    assert str(raised.value) == (
+        f"{tmp_path / 'model.training'} holds an unfinished run; go on with --resume, or remove it to start anew."
+    )
+    with pytest.raises(StorageError) as raised:
+        train(data, SMALL, weights="none", out=out, options=options, resume=True)
+    assert str(raised.value) == (
+        f"the checkpoint in {tmp_path / 'model.training' / '0'} belongs to a run with other data, weights or options; "
+        "resume with the options it was started with (learning rates may be others), or remove it."
+    )
+    assert (tmp_path / "model.training" / "0" / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["options", "data"])
+def test_a_run_with_other_options_or_data_is_not_resumed(change, crops, weights, quick, recorder, tmp_path):
+    from lookalike.data.layouts import load_dataset
+    from lookalike.data.split import with_validation
+
+    out = tmp_path / "model"
+    data = with_validation(load_dataset(crops), seed=0)
+    kill(data, weights, out, quick(), recorder, task="epoch 2/2")
+    options = quick(label_smoothing=0.2) if change == "options" else quick()
+    if change == "data":
+        (crops / "training" / "cat" / "cat0.png").unlink()
+        data = with_validation(load_dataset(crops), seed=0)
+    with pytest.raises(StorageError, match="belongs to a run with other data, weights or options"):
+        train(data, SMALL, weights=weights, out=out, options=options, resume=True)
+
+
+def test_resuming_a_finished_run_gives_its_bundle_at_once(unbroken, data, weights, options, recorder, tmp_path):
+    out = shutil.copytree(unbroken, tmp_path / "model")
+    left = tmp_path / "model.training" / "0"
+    left.mkdir(parents=True)  # killed between saving the bundle and tidying up
+    listener = recorder()
+    encoder = train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=listener)
+    assert listener.tasks == []
+    assert listener.said == [f"{out} is the finished bundle of this run, there is nothing to go on with"]
+    assert encoder.fingerprint == load_bundle(unbroken).fingerprint
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_other_learning_rates_come_too_late_for_a_finished_run(unbroken, data, weights, quick, tmp_path):
+    out = shutil.copytree(unbroken, tmp_path / "model")
+    with pytest.raises(StorageError) as raised:
+        train(data, SMALL, weights=weights, out=out, options=quick(epochs=3, lr=1e-5), resume=True)
+    assert str(raised.value) == (
+        f"{out} is the finished bundle of this run, trained with other learning rates, and is left as it is; "
+        "choose another place to train with these."
+    )
+    assert comparable(out) == comparable(unbroken)
+
+
+def test_resuming_into_the_bundle_of_another_run_is_refused(unbroken, data, weights, quick, tmp_path):
+    out = shutil.copytree(unbroken, tmp_path / "model")
+    for given, options in (("none", quick(epochs=3)), (weights, quick(epochs=4))):
+        with pytest.raises(StorageError) as raised:
+            train(data, SMALL, weights=given, out=out, options=options, resume=True)
+        assert str(raised.value) == (
+            f"{out} already exists and is left as it is; choose another place or remove it first."
+        )
+    assert comparable(out) == comparable(unbroken)
