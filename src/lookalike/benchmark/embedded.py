@@ -49,7 +49,7 @@ def embedded(run: Run, candidate: Candidate) -> dict[str, Embeddings]:
 
 
 def _quick(run: Run, candidate: Candidate, encoder: Encoder) -> Encoder:
-    """Return the model on the requested or the fastest runtime, in full precision; an exported model is returned as is."""
+    """Return the model on the requested or fastest runtime, in full precision; an exported model as it is."""
     runtime = "auto" if candidate.exported else run.runtime
     return on_runtime(encoder, run.data.items, (runtime, "auto"), run.progress, exact=True)
 
