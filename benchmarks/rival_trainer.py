@@ -18,7 +18,7 @@ from pytorch_metric_learning import losses, miners, samplers, trainers
 from torch import nn
 from torchvision import transforms
 
-from lookalike.data.catalogue import Item
+from lookalike.data.dataset import Item
 from lookalike.data.images import read_image
 from lookalike.models.encoder import Encoder
 from lookalike.models.pretrained import build_trainable

@@ -38,7 +38,7 @@ import torch
 
 from lookalike._files import write_json
 from lookalike.benchmark.machine import machine
-from lookalike.data.catalogue import Dataset
+from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.embeddings.fit import fitted_encoder

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from lookalike.benchmark.demo import demo as demo
     from lookalike.benchmark.selection import Choice as Choice
     from lookalike.benchmark.trial import Trial as Trial
-    from lookalike.data.catalogue import Dataset as Dataset
-    from lookalike.data.catalogue import Item as Item
     from lookalike.data.check import check as check
+    from lookalike.data.dataset import Dataset as Dataset
+    from lookalike.data.dataset import Item as Item
     from lookalike.data.layouts import load_dataset as load_dataset
     from lookalike.errors import LookalikeError as LookalikeError
     from lookalike.evaluation.measures import Measure as Measure
@@ -54,13 +54,13 @@ if TYPE_CHECKING:
 _LAZY_IMPORTS = {
     "Benchmark": "benchmark.benchmark",
     "Choice": "benchmark.selection",
-    "Dataset": "data.catalogue",
+    "Dataset": "data.dataset",
     "Embeddings": "types",
     "Encoder": "models.encoder",
     "Evaluation": "evaluation.result",
     "Hits": "types",
     "Index": "index.index",
-    "Item": "data.catalogue",
+    "Item": "data.dataset",
     "LookalikeError": "errors",
     "Measure": "evaluation.measures",
     "Recipe": "training.recipe",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from lookalike.api.embed import index
-from lookalike.api.load_model import evenly_spaced, load_as_trained, resolve_model, weights_of
+from lookalike.api.load_model import load_as_trained, resolve_model, weights_of
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import ModelError
 from lookalike.models.facts import bundle_at
@@ -74,18 +73,6 @@ def test_several_names_are_aligned_on_the_images_or_joined_without(photo_folder,
     joined = resolve_model(both, weights="none", progress=progress)
     assert (joined.how, joined.dim) == ("concat", 1024)
     assert "joined end to end" in progress.said[0]
-
-
-def test_at_most_so_many_images_evenly_spaced():
-    items = list(range(10_000))
-    taken = evenly_spaced(items, 2000, seed=0)
-    assert len(set(taken)) == 2000
-    assert list(taken) == sorted(taken)
-    assert {b - a for a, b in pairwise(taken)} <= {4, 5, 6}
-    assert taken == evenly_spaced(items, 2000, seed=0)
-    assert taken != evenly_spaced(items, 2000, seed=1)
-    assert evenly_spaced(items[:7], 2000, seed=0) == items[:7]
-    assert len(set(evenly_spaced(items[:2001], 2000, seed=3))) == 2000
 
 
 def test_weights_by_name():

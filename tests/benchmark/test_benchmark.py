@@ -99,7 +99,7 @@ def test_best_embeds_exactly_as_the_winning_trial_did(finished, sitting, name):
     best = load_bundle(run.out / "best")
     wanted = parts.get(name) or pair_parts(next(p for p in pairs(candidates) if p.name == name), parts)
     for part in ("validation", "query", "gallery"):
-        found = best.embed(run.data.part(part))
+        found = best.embed(run.data.split(part))
         assert found.ids == wanted[part].ids
         np.testing.assert_array_equal(found.vectors, wanted[part].vectors)
 

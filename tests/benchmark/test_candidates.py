@@ -94,7 +94,7 @@ def data(photo_folder_original):
 
 def swapped(data, here, there):
     """Return the data with the first item of one part and the first of another in each other's place."""
-    one, other = data.part(here)[0], data.part(there)[0]
+    one, other = data.split(here)[0], data.split(there)[0]
     splits = {one.id: other.split, other.id: one.split}
     return data.replace_items(replace(i, split=splits.get(i.id, i.split)) for i in data.items)
 

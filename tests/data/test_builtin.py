@@ -11,7 +11,7 @@ from PIL import Image
 
 from lookalike._files import file_digest
 from lookalike.data.builtin import DESCRIPTION, DIFFICULTY, SCENES, _cut, make_builtin
-from lookalike.data.catalogue import Split
+from lookalike.data.dataset import Split
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, MissingExtra, OptionError, StorageError
 
@@ -34,7 +34,7 @@ def test_it_is_a_labelled_data_folder_with_every_scene_in_every_part(folder):
     assert data.notes == ()
     assert len(SCENES) == N_SCENES
     for split, count in ((Split.TRAINING, 2), (Split.QUERY, 1), (Split.GALLERY, 2)):
-        assert Counter(i.label for i in data.part(split)) == dict.fromkeys(SCENES, count)
+        assert Counter(i.label for i in data.split(split)) == dict.fromkeys(SCENES, count)
 
 
 def test_the_test_part_is_flat_and_its_order_does_not_give_the_class_away(folder):

@@ -37,7 +37,7 @@ class Pictures:
 
 
 def counts(data):
-    return {str(s): sorted(Counter(i.label for i in data.part(s)).items()) for s in ("training", "query", "gallery")}
+    return {str(s): sorted(Counter(i.label for i in data.split(s)).items()) for s in ("training", "query", "gallery")}
 
 
 def each(n):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from lookalike.data import duplicates
-from lookalike.data.catalogue import Item, Split
+from lookalike.data.dataset import Item, Split
 from lookalike.data.duplicates import Scan, connected, exact_groups, near_links, perceptual_hashes, scan
 
 Photos = dict[str, Image.Image]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.data.catalogue import Dataset, Split
+from lookalike.data.dataset import Dataset, Split
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, MissingExtra
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.data.catalogue import Dataset, Item, Split
+from lookalike.data.dataset import Dataset, Item, Split
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, OptionError
 

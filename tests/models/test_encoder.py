@@ -7,7 +7,7 @@ import pytest
 
 from lookalike.cli.terminal import Terminal
 from lookalike.data import images
-from lookalike.data.catalogue import Item, Split
+from lookalike.data.dataset import Item, Split
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import ProjectionHead

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lookalike.data.catalogue import Dataset
+from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.models.member import TrainableEncoder

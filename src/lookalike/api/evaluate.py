@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lookalike._files import require_free
 from lookalike.api.load_model import Weights, load_as_trained, on_runtime, resolve_model
-from lookalike.data.catalogue import Dataset, Item, Split
+from lookalike.data.dataset import Dataset, Split
 from lookalike.data.folders import and_skipped
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.evaluate import evaluate_embeddings
@@ -70,7 +70,7 @@ def evaluate(
         )
     queries, gallery, skipped = _embed_test(data, model, weights, (runtime, precision), progress)
     chosen = _measures(k or [n for n in _USUAL_K if n == 1 or n <= len(gallery)], measures)
-    found = evaluate_embeddings(queries, gallery, _labels(data.query), _labels(data.gallery), chosen)
+    found = evaluate_embeddings(queries, gallery, data.labels("query"), data.labels("gallery"), chosen)
     return found, (*skipped, *queries.skipped, *gallery.skipped)
 
 
@@ -141,15 +141,11 @@ def _require_all_queries(data: Dataset) -> None:
 
 def _require_test(data: Dataset) -> None:
     for part in ("query", "gallery"):
-        if not data.part(part):
+        if not data.split(part):
             raise DataError(
                 f"{data.root} has no {part} images{and_skipped(data.skipped)}; they are expected in test/{part}, or in "
                 "a manifest's split column."
             )
-
-
-def _labels(items: Sequence[Item]) -> dict[str, str]:
-    return {i.id: i.label for i in items if i.label is not None}
 
 
 def _embed_test(

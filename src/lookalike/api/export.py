@@ -13,7 +13,7 @@ import numpy as np
 from lookalike._files import require_free
 from lookalike._versions import versions_of
 from lookalike.api.parity import Parity, compare, generated, measured
-from lookalike.data.catalogue import Dataset, Item
+from lookalike.data.dataset import Dataset, Item, sample_evenly
 from lookalike.data.images import read_pixels
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
@@ -173,7 +173,7 @@ def _write_graph(
 
 
 def _calibration(member: TrainableEncoder, data: Dataset, progress: Progress) -> list[Pixels]:
-    return [p[None] for p in _pixels(member, spread(data.training, CALIBRATION_IMAGES), progress, "calibration")]
+    return [p[None] for p in _pixels(member, sample_evenly(data.training, CALIBRATION_IMAGES), progress, "calibration")]
 
 
 def _pixels(member: TrainableEncoder, items: Sequence[Item], progress: Progress, task: str) -> list[Pixels]:
@@ -191,11 +191,6 @@ def _pixels(member: TrainableEncoder, items: Sequence[Item], progress: Progress,
     return found
 
 
-def spread(items: Sequence[Item], most: int) -> Sequence[Item]:
-    """Return at most so many items, evenly spaced."""
-    return [items[n * len(items) // most] for n in range(most)] if len(items) > most else items
-
-
 def _parity(
     encoder: Encoder, exported: Encoder, alone: Sequence[Engine], data: Dataset | None, progress: Progress
 ) -> Parity:
@@ -204,11 +199,11 @@ def _parity(
         p = member.preprocessing
         golden = generated(p.height, p.width)
         if data is not None:
-            golden = np.stack(_pixels(member, spread(data.validation, GOLDEN), progress, "golden pictures"))
+            golden = np.stack(_pixels(member, sample_evenly(data.validation, GOLDEN), progress, "golden pictures"))
         found, between = compare(member, other, by_itself, golden)
         cosines.append(found)
         batch.append(between)
-    measures, loss = ({}, None) if data is None else measured(encoder, exported, data.validation, progress)
+    measures, loss = ({}, None) if data is None else measured(encoder, exported, data, progress)
     return Parity(
         pictures="generated pictures" if data is None else "validation images",
         images=len(cosines[0]),

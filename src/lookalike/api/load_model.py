@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from lookalike.data.dataset import sample_evenly
 from lookalike.errors import ModelError
 from lookalike.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from lookalike.data.catalogue import Dataset
+    from lookalike.data.dataset import Dataset
     from lookalike.data.folders import Skip
     from lookalike.models.encoder import Encoder
     from lookalike.models.stream import Source
 
-S = TypeVar("S")
 Weights = str | Path | Mapping[str, str | Path]
 
 _TRIAL_PICTURES = 48
@@ -68,7 +66,7 @@ def resolve_model(
 
     names = _backbone_names(str(model))
     members = [build_trainable(name, weights_of(weights, name), seed=seed) for name in names]
-    sample = evenly_spaced(fit_on or (), FIT_IMAGES, seed=seed)
+    sample = sample_evenly(fit_on or (), FIT_IMAGES, seed=seed)
     if len(sample) > 1:
         progress.info(f"{model}: its head is learnt from {len(sample)} of {len(fit_on or ())} images, without labels")
         return fitted_encoder(members, sample, seed=seed, skip=skip, progress=progress)
@@ -100,7 +98,7 @@ def on_runtime(
     runtime, precision = way
     if exact and precision == "auto":
         precision = encoder.precision
-    pictures = [source.path for source in evenly_spaced(images, _TRIAL_PICTURES, seed=0)]
+    pictures = [source.path for source in sample_evenly(images, _TRIAL_PICTURES, seed=0)]
     return accelerated(encoder, pictures, count=len(images), runtime=runtime, precision=precision, progress=progress)
 
 
@@ -122,14 +120,6 @@ def load_as_trained(data: Path | str, model: Encoder | Path | str) -> Dataset:
 def weights_of(weights: Weights, name: str) -> str | Path:
     """Return what `weights` says of one backbone."""
     return weights.get(name, "pretrained") if isinstance(weights, Mapping) else weights
-
-
-def evenly_spaced(items: Sequence[S], most: int, *, seed: int) -> Sequence[S]:
-    """Return at most so many items, evenly spaced from a seeded start, in their order."""
-    if len(items) <= most:
-        return items
-    places = (np.arange(most) + np.random.default_rng(seed).random()) * (len(items) / most)
-    return [items[int(place)] for place in places]
 
 
 def _backbone_names(text: str) -> list[str]:

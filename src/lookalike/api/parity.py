@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from lookalike.data.catalogue import Item
+from lookalike.data.dataset import Dataset
 from lookalike.errors import ModelError
 from lookalike.evaluation.evaluate import evaluate_embeddings
 from lookalike.evaluation.intervals import Comparison
@@ -115,7 +115,7 @@ def compare(member: Engine, exported: Engine, alone: Engine, pixels: Pixels) -> 
 
 
 def measured(
-    encoder: Encoder, exported: Encoder, items: Sequence[Item], progress: Progress = SILENT
+    encoder: Encoder, exported: Encoder, data: Dataset, progress: Progress = SILENT
 ) -> tuple[dict[str, tuple[float, float]], Comparison | None]:
     """Take the measures of both within the validation part, each image a query and the others the gallery.
 
@@ -123,10 +123,10 @@ def measured(
         Both means by measure, and the loss of `DECISIVE` in points; None where there are too few images for it.
 
     """
-    labels = {i.id: i.label for i in items if i.label is not None}
+    labels = data.labels("validation")
     found: list[Evaluation] = []
     for one, task in ((encoder, "validation, bundle"), (exported, "validation, exported")):
-        embeddings = one.embed(items, progress=progress, task=task)
+        embeddings = one.embed(data.validation, progress=progress, task=task)
         fitting = [name for name in MEASURES if Measure.parse(name).hits < len(embeddings)]
         found.append(evaluate_embeddings(embeddings, embeddings, labels, labels, fitting))
     before, after = found

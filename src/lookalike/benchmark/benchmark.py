@@ -22,7 +22,7 @@ from lookalike.benchmark.selection import DEFAULT_MEASURE, Choice, select
 from lookalike.benchmark.trial import Trial
 from lookalike.benchmark.wanted import Wanted
 from lookalike.benchmark.winner import context, evaluate_winner, examples, write_best
-from lookalike.data.catalogue import Dataset
+from lookalike.data.dataset import Dataset
 from lookalike.data.leaks import require_no_leaks
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, OptionError

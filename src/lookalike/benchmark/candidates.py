@@ -11,7 +11,7 @@ from typing import Any
 from lookalike.benchmark.run import Run
 from lookalike.benchmark.trial import Trained
 from lookalike.benchmark.wanted import Wanted, bundle_name
-from lookalike.data.catalogue import Dataset, contents
+from lookalike.data.dataset import Dataset, contents
 from lookalike.embeddings.fit import compute_features, fit_projection
 from lookalike.errors import OptionError
 from lookalike.models.encoder import Encoder

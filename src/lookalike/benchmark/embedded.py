@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from lookalike.api.load_model import on_runtime
 from lookalike.benchmark.candidates import Candidate
 from lookalike.benchmark.run import Run
-from lookalike.data.catalogue import Item
+from lookalike.data.dataset import Item
 from lookalike.embeddings.fit import kept_features
 from lookalike.embeddings.shards import read_shard, sources_digest, write_shard
 from lookalike.models.encoder import Encoder
@@ -31,7 +31,7 @@ def embedded(run: Run, candidate: Candidate) -> dict[str, Embeddings]:
     quick: Encoder | None = None
     found: dict[str, Embeddings] = {}
     for part in PARTS:
-        items = run.data.part(part)
+        items = run.data.split(part)
         # by the weights: a fine-tuned model that validation gave up is the frozen one, and needs no second pass
         name = "-".join(filter(None, (part, candidate.fingerprint, candidate.exported)))
         place = run.cache / f"{name}.npz"

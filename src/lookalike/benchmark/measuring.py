@@ -14,7 +14,7 @@ from lookalike.benchmark.pairs import Pair, pair_parts, pairs
 from lookalike.benchmark.run import Run, slug
 from lookalike.benchmark.timing import measure_timing
 from lookalike.benchmark.trial import SCHEMA, Scores, Timing, Trial
-from lookalike.data.catalogue import Item
+from lookalike.data.dataset import sample_evenly
 from lookalike.errors import DataError, LookalikeError
 from lookalike.evaluation.evaluate import evaluate_embeddings
 from lookalike.evaluation.result import Evaluation
@@ -96,7 +96,7 @@ def _scores(run: Run, own: Mapping[str, Embeddings]) -> tuple[Scores, Scores | N
 
 def evaluate_validation(run: Run, own: Mapping[str, Embeddings]) -> Evaluation:
     """Measure one candidate's embeddings by leave-one-out within the validation part."""
-    labels = _labels(run.data.validation)
+    labels = run.data.labels("validation")
     return evaluate_embeddings(own["validation"], own["validation"], labels, labels, run.measures)
 
 
@@ -105,11 +105,8 @@ def evaluate_test(run: Run, own: Mapping[str, Embeddings]) -> Evaluation | None:
     data = run.data
     if not data.test_is_labelled:
         return None
-    return evaluate_embeddings(own["query"], own["gallery"], _labels(data.query), _labels(data.gallery), run.measures)
-
-
-def _labels(items: Sequence[Item]) -> dict[str, str]:
-    return {i.id: i.label for i in items if i.label is not None}
+    labels = data.labels("query"), data.labels("gallery")
+    return evaluate_embeddings(own["query"], own["gallery"], *labels, run.measures)
 
 
 def _place(run: Run, name: str) -> Path:
@@ -160,11 +157,10 @@ def _timed_files(run: Run, parts: Parts) -> list[Path]:
     data = run.data
     part = "gallery" if data.gallery else "validation"
     readable = set.intersection(*(set(own[part].ids) for own in parts.values()))
-    items = [i for i in data.part(part) if i.id in readable]
+    items = [i for i in data.split(part) if i.id in readable]
     if not items:
         raise DataError(f"{data.root} has no readable {part} image to time the candidates with; add some.")
-    step = max(1, len(items) // _TIMED_FILES)
-    return [i.path.resolve() for i in items[::step]][:_TIMED_FILES]
+    return [item.path.resolve() for item in sample_evenly(items, _TIMED_FILES)]
 
 
 def _timing(

@@ -10,7 +10,7 @@ from typing import Any
 
 from lookalike._files import digest, file_digest, read_json, write_json
 from lookalike.benchmark.trial import hit_beside
-from lookalike.data.catalogue import Dataset
+from lookalike.data.dataset import Dataset
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluate import DEFAULT
 from lookalike.evaluation.measures import Measure

@@ -16,7 +16,7 @@ from lookalike.benchmark.report import Example, best_and_worst
 from lookalike.benchmark.run import Run
 from lookalike.benchmark.selection import Choice
 from lookalike.benchmark.trial import Scores, Trial
-from lookalike.data.catalogue import Dataset
+from lookalike.data.dataset import Dataset
 from lookalike.evaluation.result import Evaluation
 from lookalike.models.facts import read_facts
 from lookalike.runtimes.bundle import load_bundle, save_bundle

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lookalike._files import require_free, write_json
-from lookalike.data.catalogue import Dataset, Item, Split, by_class
+from lookalike.data.dataset import Dataset, Item, Split, by_class
 from lookalike.data.duplicates import Rows, Scan, connected, exact_groups, near_links, scan
 from lookalike.data.findings import CheckReport, Finding, clean_manifest_at
 from lookalike.data.layouts import load_dataset

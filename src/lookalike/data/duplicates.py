@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lookalike._files import file_digest
-from lookalike.data.catalogue import Item
+from lookalike.data.dataset import Item
 from lookalike.data.images import read_image
 from lookalike.errors import UnreadableImage
 from lookalike.types import Skipped

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lookalike._files import require_free, write_csv
-from lookalike.data.catalogue import Dataset, Item
+from lookalike.data.dataset import Dataset, Item
 from lookalike.errors import DataError, OptionError
 
 Severity = Literal["error", "warning"]

@@ -13,7 +13,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lookalike.data.catalogue import Dataset, Item, Split
+from lookalike.data.dataset import Dataset, Item, Split
 from lookalike.data.folders import Skip, and_skipped, find_folders, find_images, may_be_folder, require_folder
 from lookalike.data.split import split_classes
 from lookalike.errors import DataError, MissingExtra

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
-from lookalike.data.catalogue import Dataset, Item, Split
+from lookalike.data.dataset import Dataset, Item, Split
 from lookalike.data.duplicates import pixel_digest
 from lookalike.data.images import read_image
 from lookalike.errors import DataError, UnreadableImage

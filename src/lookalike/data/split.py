@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lookalike.data.catalogue import Dataset, Item, Split, by_class
+from lookalike.data.dataset import Dataset, Item, Split, by_class
 from lookalike.errors import DataError, OptionError
 
 VALIDATION_FRACTION = 0.15

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lookalike.data.catalogue import Item
+from lookalike.data.dataset import Item
 from lookalike.data.images import read_pixels
 from lookalike.errors import ModelError
 from lookalike.models.preprocessing import Preprocessing

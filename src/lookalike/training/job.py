@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lookalike.data.catalogue import Dataset, Item
+from lookalike.data.dataset import Dataset, Item
 from lookalike.embeddings.fit import Features, compute_features
 from lookalike.models.member import TrainableEncoder
 from lookalike.progress import SILENT, Progress

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lookalike._files import digest
-from lookalike.data.catalogue import Dataset, Item
+from lookalike.data.dataset import Dataset, Item
 from lookalike.models.adapt import Adaptation, family_of
 from lookalike.models.member import TrainableEncoder
 from lookalike.models.pretrained import build_trainable

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lookalike._files import digest, require_free
-from lookalike.data.catalogue import Dataset, Split
+from lookalike.data.dataset import Dataset, Split
 from lookalike.data.leaks import require_no_leaks
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, ModelError, OptionError

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lookalike.data.catalogue import Dataset, Item
+from lookalike.data.dataset import Dataset, Item
 from lookalike.embeddings.fit import Features, compute_features, fit_projection
 from lookalike.errors import DataError
 from lookalike.evaluation.evaluate import evaluate_embeddings
@@ -339,5 +339,5 @@ def class_rows(items: tuple[Item, ...]) -> Rows:
 def measured_head(member: TrainableEncoder, features: Features, data: Dataset, measure: str) -> float:
     """Take a leave-one-out measure within the validation part, from its features and the member's present head."""
     found = Embeddings(features.ids, member.project(features.rows), "")
-    labels = {i.id: i.label for i in data.validation if i.label is not None}
+    labels = data.labels("validation")
     return evaluate_embeddings(found, found, labels, labels, [measure]).mean(measure)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from lookalike._files import digest, require_free
-from lookalike.data.catalogue import Dataset, contents
+from lookalike.data.dataset import Dataset, contents
 from lookalike.data.layouts import load_dataset
 from lookalike.data.leaks import require_no_leaks
 from lookalike.data.split import with_validation
@@ -256,7 +256,7 @@ def bundle_facts(data: Dataset, options: TrainingOptions, reports: list[dict[str
 def _validation_measures(encoder: Encoder, data: Dataset, progress: Progress) -> dict[str, Any]:
     """Take the usual measures of the finished encoder within the validation part, as many as it has images for."""
     found = encoder.embed(data.validation, progress=progress, task=f"{encoder.name}: measures")
-    labels = {i.id: i.label for i in data.validation if i.label is not None}
+    labels = data.labels("validation")
     fitting = [m for m in map(Measure.parse, DEFAULT) if m.hits < len(found)]
     measures: dict[str, Any] = evaluate_embeddings(found, found, labels, labels, fitting).to_dict()["measures"]
     return measures

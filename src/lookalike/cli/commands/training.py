@@ -23,7 +23,7 @@ from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import display_path, typed_path
 
 if TYPE_CHECKING:
-    from lookalike.data.catalogue import Dataset
+    from lookalike.data.dataset import Dataset
 
 
 @click.command(cls=Command, interrupted=RESUMES, short_help="Fine-tune a backbone and save it as a bundle.")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from lookalike._files import digest, file_digest
 from lookalike.errors import DataError
 from lookalike.types import Skipped
+
+T = TypeVar("T")
 
 
 class Split(StrEnum):
@@ -78,29 +83,33 @@ class Dataset:
     def __str__(self) -> str:
         return self.summary()
 
-    def part(self, split: Split | str) -> tuple[Item, ...]:
+    def split(self, split: Split | str) -> tuple[Item, ...]:
         """Return the items of one split."""
         return tuple(item for item in self.items if item.split == split)
+
+    def labels(self, split: Split | str) -> dict[str, str]:
+        """Return the label of each labelled item of one split by its id."""
+        return {item.id: item.label for item in self.split(split) if item.label is not None}
 
     @cached_property
     def training(self) -> tuple[Item, ...]:
         """Items to train on."""
-        return self.part(Split.TRAINING)
+        return self.split(Split.TRAINING)
 
     @cached_property
     def validation(self) -> tuple[Item, ...]:
         """Items to choose by; empty until `with_validation` cut them from training, unless a manifest names them."""
-        return self.part(Split.VALIDATION)
+        return self.split(Split.VALIDATION)
 
     @cached_property
     def query(self) -> tuple[Item, ...]:
         """Items to search with."""
-        return self.part(Split.QUERY)
+        return self.split(Split.QUERY)
 
     @cached_property
     def gallery(self) -> tuple[Item, ...]:
         """Items to search in."""
-        return self.part(Split.GALLERY)
+        return self.split(Split.GALLERY)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -137,7 +146,7 @@ class Dataset:
         """Say what was found, in a few lines; `name` stands for the folder's path."""
         lines = [f"{name or self.root}: {self.layout}, {len(self.items)} images"]
         for split in Split:
-            part = self.part(split)
+            part = self.split(split)
             if not part:
                 continue
             names = class_names(part)
@@ -156,6 +165,14 @@ class Dataset:
                 first = replace(first, path=name / first.path.relative_to(self.root))
             lines.append(f"  note: {many} skipped, the first is {first}")
         return "\n".join(lines)
+
+
+def sample_evenly(items: Sequence[T], limit: int, *, seed: int | None = None) -> Sequence[T]:
+    """Return at most `limit` items, evenly spaced and in their order; a seed shifts them all by one offset."""
+    if len(items) <= limit:
+        return items
+    offset = 0.0 if seed is None else np.random.default_rng(seed).random()
+    return [items[int(position)] for position in (np.arange(limit) + offset) * (len(items) / limit)]
 
 
 def contents(items: Iterable[Item]) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from lookalike.data.catalogue import Dataset, Item, Split, by_class, class_names
+from lookalike.data.dataset import Dataset, Item, Split, by_class, class_names, sample_evenly
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 
@@ -15,7 +16,7 @@ def item(name: str, label: str | None, split: Split) -> Item:
     return Item(name, Path(name), label, split)
 
 
-def test_parts_and_classes() -> None:
+def test_splits_and_classes() -> None:
     items = (
         item("b", "dog", Split.TRAINING),
         item("a", "cat", Split.TRAINING),
@@ -25,8 +26,10 @@ def test_parts_and_classes() -> None:
     )
     data = Dataset(Path("data"), "made by hand", items, ("something odd",))
     assert [i.id for i in data.training] == ["b", "a"]
-    assert [i.id for i in data.part("validation")] == ["v"]
+    assert [i.id for i in data.split("validation")] == ["v"]
     assert data.classes == ("cat", "dog")
+    assert data.labels("training") == {"b": "dog", "a": "cat"}
+    assert data.labels("query") == {}
     assert class_names(items) == ("cat", "dog", "owl")
     assert {label: [i.id for i in members] for label, members in by_class(items).items()} == {
         "cat": ["a", "v"],
@@ -69,9 +72,22 @@ def test_fingerprint_with_a_file_that_may_not_be_read(photo_folder: Path, monkey
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("lookalike.data.catalogue.file_digest", refuse)
+        patch.setattr("lookalike.data.dataset.file_digest", refuse)
         closed = load_dataset(photo_folder).fingerprint
     data = load_dataset(photo_folder)
     for one in data.training:
         one.path.unlink()
     assert data.fingerprint == closed
+
+
+def test_sampling_evenly() -> None:
+    assert sample_evenly("abcdefghij", 4) == ["a", "c", "f", "h"]
+    assert sample_evenly("abc", 3) == "abc"
+    items = list(range(10_000))
+    sample = sample_evenly(items, 2000, seed=0)
+    assert sample == sorted(set(sample))
+    assert len(sample) == 2000
+    assert {b - a for a, b in pairwise(sample)} <= {4, 5, 6}
+    assert sample == sample_evenly(items, 2000, seed=0)
+    assert sample != sample_evenly(items, 2000, seed=1)
+    assert len(set(sample_evenly(items[:2001], 2000, seed=3))) == 2000
