@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from reference_lite import VARIANTS, package_state, pooled_features, skimage_picture
 
 from lookalike.models.pretrained import build_trainable
+from reference_lite import VARIANTS, package_state, pooled_features, skimage_picture
 
 PICTURES = ("chelsea.png", "coffee.png", "rocket.jpg")
 

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+
 from reference_lite import VARIANTS, classify, package_state, pooled_features, preprocess, skimage_picture
 
 PICTURES = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
