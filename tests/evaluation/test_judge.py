@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from lookalike import _ranking
 from lookalike.errors import DataError, FingerprintMismatch, OptionError
 from lookalike.evaluation import ranking
 from lookalike.evaluation.ranking import judge
@@ -64,7 +65,7 @@ def test_a_difference_below_the_sixth_decimal_is_a_tie():
 
 
 def test_equal_vectors_tie_wherever_they_stand(monkeypatch):
-    monkeypatch.setattr(ranking, "_BLOCK_ITEMS", 199)  # the last item alone: another routine of the BLAS
+    monkeypatch.setattr(_ranking, "_BLOCK", 199)  # the last item alone: another routine of the BLAS
     random = np.random.default_rng(0)
     vector = random.normal(size=384)
     gallery = embeddings({f"g{n:03}": vector for n in random.permutation(200)})
@@ -229,7 +230,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     case = random_case(3)
     whole = judge(*case)
     monkeypatch.setattr(ranking, "_CHUNK_CELLS", 3 * len(case[1]))
-    monkeypatch.setattr(ranking, "_BLOCK_ITEMS", 4)
+    monkeypatch.setattr(_ranking, "_BLOCK", 4)
     chunks = list(ranking.judged_chunks(case[0], case[1], find_relevance(*case), 5))
     assert len(chunks) > 2
     assert max(len(chunk.query_ids) for chunk in chunks) == 3

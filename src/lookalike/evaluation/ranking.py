@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lookalike._ranking import LAST, STEPS, best_first, cosine_steps
 from lookalike.evaluation.measures import Relevant, Total
 from lookalike.evaluation.relevance import Ints, Relevance, find_relevance
 from lookalike.types import Embeddings, Hits
@@ -15,10 +16,8 @@ from lookalike.types import Embeddings, Hits
 TOP_HITS = 10
 """How many hits of each query are kept by id, to show them."""
 
-_STEPS = 1_000_000  # cosine is compared in steps of one millionth
 _CHUNK_CELLS = 4_000_000  # query × gallery cells in memory at once, 8 bytes each
 _CHUNK_QUERIES = 1024
-_BLOCK_ITEMS = 8192  # gallery items cast to float64 at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,31 +112,9 @@ def join_hits(parts: list[Hits]) -> Hits:
 def _best(
     vectors: npt.NDArray[np.float32], gallery: Embeddings, rows: Ints, own: Ints, depth: int
 ) -> tuple[Ints, npt.NDArray[np.float64]]:
-    """Return columns and rounded scores `(n, depth)`, ordered by falling score, then column; `own` comes last.
-
-    Score and column are packed in one whole number, so that one sort orders by both and no two are equal.
-    """
-    size = len(rows)
-    keys = 2 * _STEPS - _steps(vectors, gallery, rows)  # positive, lower is better
-    itself = np.flatnonzero(own >= 0)
-    keys[itself, own[itself]] = 4 * _STEPS
-    keys *= size
-    keys += np.arange(size)
-    if depth < size:
-        keys.partition(depth - 1, axis=1)
-    best = np.sort(keys[:, :depth], axis=1)
-    return best % size, (2 * _STEPS - best // size) / _STEPS
-
-
-def _steps(vectors: npt.NDArray[np.float32], gallery: Embeddings, rows: Ints) -> Ints:
-    """Return the cosine of each pair `(n, n_gallery)` in whole millionths.
-
-    Products are summed in float64: in float32 the order of summation, which a BLAS chooses by shape, moves the sixth
-    decimal, and equal pictures would not always tie.
-    """
-    left = vectors.astype(np.float64)
-    steps = np.empty((len(left), len(rows)), dtype=np.int64)
-    for start in range(0, len(rows), _BLOCK_ITEMS):
-        part = slice(start, start + _BLOCK_ITEMS)
-        steps[:, part] = np.rint(left @ gallery.vectors[rows[part]].astype(np.float64).T * _STEPS)
-    return steps
+    """Return columns and rounded scores `(n, depth)`, ordered by falling score, then column; `own` comes last."""
+    steps = cosine_steps(vectors, gallery.vectors.__getitem__, rows)
+    in_gallery = np.flatnonzero(own >= 0)
+    steps[in_gallery, own[in_gallery]] = LAST
+    columns, best = best_first(steps, np.arange(len(rows)), depth)
+    return columns, best / STEPS
