@@ -1,19 +1,31 @@
-"""How long work talks to whoever started it: steps of a task, and sentences."""
+"""Progress of long work: a bar where a person watches, lines in a log elsewhere, or whatever the caller passes."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import logging
+import re
+import sys
+import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 class Progress(Protocol):
-    """Receives what long work reports."""
+    """Receives the reports of long work."""
 
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` units of `task` are finished; `detail` is a short text such as the loss."""
+        """Report that `done` of `total` units of `task` are finished; `detail` is a short text such as the loss."""
 
     def info(self, text: str) -> None:
-        """One line for the user."""
+        """Report one line for the user."""
 
 
 class Silent:
@@ -29,6 +41,219 @@ class Silent:
 SILENT = Silent()
 
 
+class LineProgress:
+    """Reports in lines of text: every `info`, and the state of a task at most once per interval.
+
+    Args:
+        write: receives each line, without a line end.
+        interval_s: seconds between two lines about one task.
+
+    """
+
+    def __init__(self, write: Callable[[str], None], *, interval_s: float = 15.0) -> None:
+        self._write = write
+        self._interval_s = interval_s
+        self._task = ""
+        self._start_s = self._last_s = 0.0
+        self._first = 0
+        self._finished: tuple[str, int] | None = None
+
+    def info(self, text: str) -> None:
+        """Write the lines of the text."""
+        for line in text.splitlines():
+            self._write(printable(line))
+
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:
+        """Write a line if the task is finished or the interval is over."""
+        if done >= total and self._finished == (task, total):
+            return
+        now = time.monotonic()
+        if task != self._task:
+            self._task, self._start_s, self._last_s, self._first = task, now, now, done
+        self._finished = (task, total) if done >= total else None
+        if self._finished is None and now - self._last_s < self._interval_s:
+            return
+        self._last_s = now
+        speed = (done - self._first) / (now - self._start_s) if now > self._start_s else 0.0
+        parts = [f"{task}: {done}/{total}"]
+        if speed > 0 and done < total:
+            parts += [format_rate(speed), f"{format_duration((total - done) / speed)} left"]
+        self._write(printable(", ".join([*parts, detail] if detail else parts)))
+        if self._finished:
+            self._task = ""
+
+    def close(self) -> None:
+        """Do nothing: a line needs no end."""
+
+
+class LoggingProgress(LineProgress):
+    """Reports through `logging.getLogger("lookalike")`, at level INFO."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.getLogger("lookalike").info)
+
+
+class BarProgress:
+    """A progress bar with rate and time left on stderr, by rich; one bar at a time.
+
+    It has no thread and leaves stdout and stderr as they are, so that an exception needs no clean-up.
+    """
+
+    def __init__(self, *, interval_s: float = 0.1) -> None:
+        self._interval_s = interval_s
+        self._console: Console | None = None
+        self._bar: RichProgress | None = None
+        self._task = ""
+        self._drawn_s = 0.0
+        self._finished: tuple[str, int] | None = None
+
+    def info(self, text: str) -> None:
+        """Print the lines of the text, above the bar if there is one."""
+        for line in map(printable, text.splitlines()):
+            if self._bar is not None:
+                self._bar.console.print(line, markup=False, emoji=False)
+            else:
+                write_stderr(line)
+
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:
+        """Draw the bar of the task."""
+        if done >= total and self._finished == (task, total):
+            return
+        self._finished = (task, total) if done >= total else None
+        if self._bar is None or task != self._task:
+            self.close()
+            self._console = self._console or _make_console()
+            self._bar, self._task = _make_bar(self._console), task
+            self._bar.add_task(printable(task), total=total, detail="")
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total, detail=printable(detail))
+        now = time.monotonic()
+        if self._finished:
+            self.close()
+        elif now - self._drawn_s >= self._interval_s:
+            self._bar.refresh()
+            self._drawn_s = now
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = None
+
+
+class NotebookProgress(LineProgress):
+    """One line per task that is updated in place in the output of a notebook's cell."""
+
+    def __init__(self) -> None:
+        super().__init__(self._show, interval_s=0.5)
+        self._display: Any = importlib.import_module("IPython.display")
+        self._handle: Any = None
+
+    def info(self, text: str) -> None:
+        """Print the text; the task that follows starts a new line."""
+        sys.stdout.write(f"{text}\n")
+        self._handle = None
+
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:
+        """Update the line of the task; another task starts a new line."""
+        if task != self._task:
+            self._handle = None
+        super().step(task, done, total, detail)
+
+    def _show(self, line: str) -> None:
+        if self._handle is None:
+            self._handle = self._display.display({"text/plain": line}, raw=True, display_id=True)
+        else:
+            self._handle.update({"text/plain": line}, raw=True)
+
+
+def resolve_progress(progress: Progress | None) -> Progress:
+    """Return `progress`, or the default for None: a bar in a terminal or notebook, `LoggingProgress` elsewhere."""
+    if progress is not None:
+        return progress
+    if _in_notebook():
+        return NotebookProgress()
+    return BarProgress() if sys.stderr is not None and sys.stderr.isatty() else LoggingProgress()
+
+
 def counter(progress: Progress, task: str) -> Callable[[int, int], None]:
     """Return a `(done, total)` callback that reports under one task name."""
     return lambda done, total: progress.step(task, done, total)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as text: `8 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
+def format_rate(per_second: float) -> str:
+    """Return a speed as text: `12.5/s`, or `4.0 s each` below one per second."""
+    return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
+
+
+def printable(text: str) -> str:
+    """Replace control characters, which file names may contain, line ends among them."""
+    return _CONTROL.sub("�", text)
+
+
+def write_stderr(line: str) -> None:
+    """Write a line to stderr; a closed pipe is ignored, because the work is still needed."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def _make_console() -> Console:
+    import rich.console
+
+    class _Console(rich.console.Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True  # instead of ending the process: the work is still needed
+
+    return _Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _make_bar(console: Console) -> RichProgress:
+    """Return a started rich bar without a thread, whose cursor stays visible and on the line below."""
+    import rich.progress as rp
+    from rich.text import Text
+
+    class _Rate(rp.ProgressColumn):
+        def render(self, task: rp.Task) -> Text:
+            # before one second the speed is that of cached results
+            speed = (task.finished_speed or task.speed) if (task.elapsed or 0.0) >= 1 else None
+            return Text(format_rate(speed) if speed else "", style="dim")
+
+    class _Bar(rp.Progress):
+        def get_renderables(self) -> Any:
+            yield self.make_tasks_table(self.tasks)
+            if not self.finished and self.tasks:
+                yield Text("")  # the cursor waits here, so that an exception's traceback starts on a line of its own
+
+    bar = _Bar(
+        rp.TextColumn("{task.description}", markup=False),
+        rp.BarColumn(bar_width=24),
+        rp.MofNCompleteColumn(),
+        _Rate(),
+        rp.TimeRemainingColumn(elapsed_when_finished=True),
+        rp.TextColumn("{task.fields[detail]}", style="dim", markup=False),
+        console=console,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    bar.start()
+    console.show_cursor(True)
+    return bar
