@@ -133,7 +133,7 @@ def check_text(text: str, first_line: int = 1) -> Iterator[tuple[int, str, str]]
         allowed = [match.span() for pattern in word.allow for match in re.finditer(pattern, flat, re.IGNORECASE)]
         for match in re.finditer(word.pattern.replace(" ", r"[ #*]+"), flat, re.IGNORECASE):
             if not any(start <= match.start() and match.end() <= end for start, end in allowed):
-                yield first_line + text.count("\n", 0, match.start()), " ".join(match.group().split()), word.write
+                yield first_line + text.count("\n", 0, match.start()), re.sub(r"[ #*]+", " ", match.group()), word.write
 
 
 def python_parts(text: str) -> Iterator[tuple[int, str]]:
