@@ -1,21 +1,22 @@
-"""`Embeddings` and `Hits` refuse to be born wrong."""
+"""`Embeddings` and `Hits` validate what they are made of."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lookalike.errors import DataError
-from lookalike.types import Embeddings, Hits, Skipped, unit
+from lookalike.types import Embeddings, Hit, Hits, QueryHits, Skipped, l2_normalize
 
 ROWS = np.array([[0.6, 0.8], [1.0, 0.0]], np.float32)
 
 
-def test_unit_scales_rows() -> None:
-    scaled = unit([[3, 4], [0, 0], [-2, 0]])
+def test_l2_normalize() -> None:
+    scaled = l2_normalize([[3, 4], [0, 0], [-2, 0]])
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
 
@@ -25,61 +26,77 @@ def test_embeddings() -> None:
     assert len(embeddings) == 2
     assert embeddings.dim == 2
     assert str(embeddings.skipped[0]) == "c.jpg: the file is empty"
+    assert "2 items, 2 dimensions" in repr(embeddings)
 
 
-def test_no_embeddings_have_a_dimension() -> None:
+def test_ids_may_be_a_list_and_are_copied() -> None:
+    ids = ["a", "b"]
+    embeddings = Embeddings(ids, ROWS, "model")
+    ids.append("c")
+    assert embeddings.ids == ("a", "b")
+
+
+def test_empty_embeddings_have_a_dimension() -> None:
     assert Embeddings((), np.empty((0, 5), np.float32), "model").dim == 5
 
 
-def refusal(ids: tuple[str, ...], vectors: np.ndarray) -> str:
+@pytest.mark.parametrize(
+    ("ids", "vectors", "argument", "facts"),
+    [
+        (("a", "b"), ROWS.astype(np.float64), "vectors", ("float32", "(n, dim)", "float64", "(2, 2)")),
+        (("a",), ROWS[0], "vectors", ("float32", "(2,)")),
+        (("a", "b"), ROWS.tolist(), "vectors", ("float32", "list")),
+        (("a",), ROWS, "ids", ("1 ids", "2 rows")),
+        ("ab", ROWS, "ids", ("'ab'",)),
+        ((1, 2), ROWS, "ids", ("strings", "1")),
+        (("a", "a"), ROWS, "ids", ("duplicate", "'a'")),
+        (("a", "b"), ROWS * np.float32([[1], [2]]), "vectors", ("'b'", "2.0000")),
+        (("a", "b"), ROWS * np.float32([[1], [0]]), "vectors", ("'b'", "0.0000")),
+        (("a", "b"), ROWS * np.float32([[9], [np.nan]]), "vectors", ("'b'", "nan")),
+        (("a",), np.float32([[np.inf, 0]]), "vectors", ("'a'", "inf")),
+    ],
+    ids=["dtype", "shape", "list", "length", "text", "numbers", "duplicate", "long", "zero", "nan", "infinite"],
+)
+def test_embeddings_refuse(ids: Any, vectors: Any, argument: str, facts: tuple[str, ...]) -> None:
     with pytest.raises(DataError) as caught:
         Embeddings(ids, vectors, "model")
-    return str(caught.value)
+    assert caught.value.argument == argument
+    assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
-@pytest.mark.parametrize(
-    ("ids", "vectors", "sentence"),
-    [
-        (
-            ("a", "b"),
-            ROWS.astype(np.float64),
-            "embeddings must be a float32 array of shape (n, dim), got float64 of shape (2, 2).",
-        ),
-        (("a",), ROWS[0], "embeddings must be a float32 array of shape (n, dim), got float32 of shape (2,)."),
-        (("a",), ROWS, "embeddings need one id a row: got 1 ids for 2 rows."),
-        (("a", "a"), ROWS, "embeddings need distinct ids, but 'a' stands more than once."),
-        (("a", "b"), ROWS * np.float32([[1], [2]]), "embeddings must have unit length, but 'b' has length 2.0000."),
-        (("a", "b"), ROWS * np.float32([[1], [0]]), "embeddings must have unit length, but 'b' has length 0.0000."),
-        (("a", "b"), ROWS * np.float32([[9], [np.nan]]), "embeddings must have unit length, but 'b' has length nan."),
-        (("a",), np.float32([[np.inf, 0]]), "embeddings must have unit length, but 'a' has length inf."),
-    ],
-    ids=["dtype", "shape", "length", "twice", "long", "zero", "nan", "infinite"],
-)
-def test_embeddings_refuse(ids: tuple[str, ...], vectors: np.ndarray, sentence: str) -> None:
-    assert refusal(ids, vectors) == sentence
+def test_take_returns_the_requested_order() -> None:
+    subset = Embeddings(("a", "b"), ROWS, "model").take(["b", "a"])
+    assert subset.ids == ("b", "a")
+    assert subset.fingerprint == "model"
+    np.testing.assert_array_equal(subset.vectors, ROWS[::-1])
 
 
-def test_take_keeps_the_order_asked_for() -> None:
-    taken = Embeddings(("a", "b"), ROWS, "model").take(["b", "a"])
-    assert taken.ids == ("b", "a")
-    assert taken.fingerprint == "model"
-    np.testing.assert_array_equal(taken.vectors, ROWS[::-1])
-
-
-def test_take_names_what_is_missing() -> None:
-    with pytest.raises(DataError) as caught:
+def test_take_names_the_first_missing_id() -> None:
+    with pytest.raises(DataError, match=r"2 ids .*'x'") as caught:
         Embeddings(("a", "b"), ROWS, "model").take(["a", "x", "y"])
-    assert str(caught.value) == "2 ids have no embedding, the first is 'x'."
+    assert caught.value.argument == "ids"
 
 
-HITS = Hits(("q", "r"), np.array([["a", "b"], ["b", "c"]], object), np.array([[0.9, 0.5], [0.25, 0.1]], np.float32))
+HITS = Hits(("q", "r"), np.array([["a", "b"], ["b", "c"]], object), np.array([[0.75, 0.5], [0.25, 0.1]], np.float32))
 
 
-def test_hits() -> None:
+def test_hits_are_iterated_by_query() -> None:
     assert len(HITS) == 2
-    assert next(iter(HITS.rows())) == ("q", [("a", pytest.approx(0.9)), ("b", 0.5)])
+    first, second = HITS
+    assert first == QueryHits("q", (Hit("a", 0.75), Hit("b", 0.5)))
+    assert [(hit.id, hit.score) for hit in HITS[0]] == [("a", 0.75), ("b", 0.5)]
+    assert (second.query_id, len(second), second[0].id) == ("r", 2, "b")
+    assert HITS[-1] == second
+    assert HITS[:1] == (first,)
+    assert first[1:] == (Hit("b", 0.5),)
+    with pytest.raises(IndexError):
+        HITS[2]
+
+
+def test_hits_print_short_and_convert_to_json() -> None:
+    assert repr(HITS) == "<Hits: 2 queries, 2 hits each>"
     assert json.loads(json.dumps(HITS.to_dict())) == {
-        "q": [{"id": "a", "score": 0.9}, {"id": "b", "score": 0.5}],
+        "q": [{"id": "a", "score": 0.75}, {"id": "b", "score": 0.5}],
         "r": [{"id": "b", "score": 0.25}, {"id": "c", "score": 0.1}],
     }
 
@@ -92,27 +109,39 @@ def test_hits() -> None:
 def test_hits_refuse(ids: tuple[int, ...], scores: tuple[int, ...], n_query: int) -> None:
     with pytest.raises(DataError) as caught:
         Hits(tuple("qrs"[:n_query]), np.full(ids, "a", object), np.zeros(scores, np.float32))
-    assert str(caught.value) == (
-        f"hits need ids and scores of one shape (n_query, k) for {n_query} queries, got {ids} and {scores}."
-    )
+    assert [fact for fact in (f"{n_query} queries", str(ids), str(scores)) if fact not in str(caught.value)] == []
 
 
-def test_of_a_mapped_file_every_row_is_checked_and_stays_readable(tmp_path):
+def test_every_row_of_a_mapped_file_is_checked_and_stays_readable(tmp_path: Path) -> None:
     rows = np.zeros((10_000, 4), np.float32)
     rows[:, 1] = 1
     np.save(tmp_path / "rows.npy", rows)
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
     ids = tuple(map(str, range(len(rows))))
-    for given in (mapped, mapped.view(np.ndarray)):
-        np.testing.assert_array_equal(Embeddings(ids, given, "f").vectors, rows)
+    for vectors in (mapped, mapped.view(np.ndarray), mapped[5:]):
+        np.testing.assert_array_equal(Embeddings(ids[-len(vectors) :], vectors, "f").vectors, rows[-len(vectors) :])
     rows[9_000] *= 2
     np.save(tmp_path / "long.npy", rows)
     with pytest.raises(DataError, match="'9000' has length 2"):
         Embeddings(ids, np.load(tmp_path / "long.npy", mmap_mode="r"), "f")
 
 
-def test_a_mapped_array_that_was_written_to_keeps_what_was_written(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="reads the resident size from Linux's /proc")
+def test_a_mapped_file_does_not_stay_in_memory(tmp_path: Path) -> None:
+    rows = np.zeros((40_000, 64), np.float32)
+    rows[:, 1] = 1
+    np.save(tmp_path / "rows.npy", rows)
+    embeddings = Embeddings(list(map(str, range(len(rows)))), np.load(tmp_path / "rows.npy", mmap_mode="r"), "f")
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    next(line for line in lines if line.endswith("rows.npy"))
+    resident = next(line for line in lines if line.startswith("Rss:"))
+    assert int(resident.split()[1]) * 1024 < embeddings.vectors.nbytes / 2
+
+
+def test_a_mapped_array_that_was_written_to_keeps_its_values(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.zeros((3, 2), np.float32))
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="c")
     mapped[:, 0] = 1
+    mapped.setflags(write=False)
     assert Embeddings(("a", "b", "c"), mapped, "f").vectors[:, 0].tolist() == [1, 1, 1]
+    assert Embeddings(("a", "b", "c"), mapped.view(np.ndarray), "f").vectors[:, 0].tolist() == [1, 1, 1]

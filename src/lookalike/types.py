@@ -1,4 +1,4 @@
-"""The value objects in the middle: `Embeddings` go in, `Hits` come out."""
+"""The value objects that packages exchange: `Embeddings`, `Hits` and `Skipped`."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from lookalike._names import repeated
+from lookalike._strings import PackedStrings, first_duplicate
 from lookalike.errors import DataError
 
+# Float32 array `(n, dim)`.
 Vectors = npt.NDArray[np.float32]
-"""Float32 array `(n, dim)`."""
 
+# Uint8 RGB array: `(height, width, 3)` of one image, `(n, height, width, 3)` of several images of one size.
 Pixels = npt.NDArray[np.uint8]
-"""Uint8 array, RGB: `(height, width, 3)` of a picture, `(n, height, width, 3)` of several of one size."""
 
 _UNIT_TOLERANCE = 1e-3
-_BLOCK = 4096
-"""Rows that are checked at once."""
+_BLOCK = 4096  # vectors whose lengths are computed at once
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """One file that was left out, and why."""
+    """A file that was skipped, and why."""
 
     path: Path
     cause: str
@@ -36,12 +35,12 @@ class Skipped:
         return f"{self.path}: {self.cause}"
 
 
-def unit(vectors: npt.ArrayLike) -> Vectors:
-    """Scale each row of `(n, dim)` to length one, as float32; a row of zeros stays zero."""
+def l2_normalize(vectors: npt.ArrayLike) -> Vectors:
+    """Scale each row of `(n, dim)` to unit length, as float32; a row of zeros stays zero."""
     array = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(array, axis=-1, keepdims=True)
-    scaled: Vectors = (array / np.maximum(lengths, 1e-12)).astype(np.float32)
-    return scaled
+    normalized: Vectors = (array / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return normalized
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +48,14 @@ class Embeddings:
     """Embeddings of images.
 
     Attributes:
-        ids: `n` distinct item ids, a tuple; where they were read from a file `Names`, which are looked at like one:
-            for JSON, or to be joined, take `list(ids)`.
+        ids: sequence of n distinct item ids.
         vectors: `(n, dim)` float32, each row of unit length.
-        fingerprint: the fingerprint of the model that made them.
-        skipped: files that could not be read, with their causes.
-        precision: that the model computed in, as `Encoder.precision`; auto where that is not known.
+        fingerprint: the fingerprint of the model that computed them.
+        skipped: files that could not be read.
+        precision: the precision of the computation, as `Encoder.precision`; "auto" if unknown.
 
     Raises:
-        DataError: on a wrong shape, dtype or length, non-finite values, or repeated ids.
+        DataError: wrong shape, dtype or length, non-finite values, or duplicate ids.
 
     """
 
@@ -68,62 +66,146 @@ class Embeddings:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        v = self.vectors
-        if v.ndim != 2 or v.dtype != np.float32:
-            raise DataError(f"embeddings must be a float32 array of shape (n, dim), got {v.dtype} of shape {v.shape}.")
-        if len(self.ids) != len(v):
-            raise DataError(f"embeddings need one id a row: got {len(self.ids)} ids for {len(v)} rows.")
-        twice = repeated(lambda: self.ids)
-        if twice is not None:
-            raise DataError(f"embeddings need distinct ids, but {twice!r} stands more than once.")
-        if not len(v):
-            return
-        lengths = _lengths(v)
-        if np.abs(lengths - 1).max() <= _UNIT_TOLERANCE:
-            return
-        worst = int(np.argmax(np.where(np.isfinite(lengths), np.abs(lengths - 1), np.inf)))
-        name = self.ids[worst]
-        raise DataError(f"embeddings must have unit length, but {name!r} has length {lengths[worst]:.4f}.")
+        _require_vectors(self.vectors)
+        object.__setattr__(self, "ids", _checked_ids(self.ids, len(self.vectors)))
+        lengths = _lengths(self.vectors)
+        errors = np.abs(lengths - 1)
+        if len(errors) and not errors.max() <= _UNIT_TOLERANCE:  # written so that nan fails
+            row = int(np.argmax(np.where(np.isfinite(errors), errors, np.inf)))
+            raise DataError(
+                f"embeddings must have unit length, but {self.ids[row]!r} has length {lengths[row]:.4f}.",
+                argument="vectors",
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return f"<Embeddings: {len(self)} items, {self.dim} dimensions, fingerprint {self.fingerprint[:12]!r}>"
+
     @property
     def dim(self) -> int:
-        """Number of dimensions of one embedding."""
+        """Number of dimensions."""
         return int(self.vectors.shape[1])
 
     def take(self, ids: Iterable[str]) -> Embeddings:
-        """Return the rows with these ids, in their order; ids that are not here raise `DataError`."""
+        """Return the embeddings of these ids, in this order.
+
+        Raises:
+            DataError: an id has no embedding.
+
+        """
         rows = {item: row for row, item in enumerate(self.ids)}
-        wanted = tuple(ids)
-        missing = [i for i in wanted if i not in rows]
+        subset = tuple(ids)
+        missing = [item for item in subset if item not in rows]
         if missing:
-            raise DataError(f"{len(missing)} ids have no embedding, the first is {missing[0]!r}.")
-        return Embeddings(wanted, self.vectors[[rows[i] for i in wanted]], self.fingerprint, (), self.precision)
+            raise DataError(f"{len(missing)} ids have no embedding (first: {missing[0]!r}).", argument="ids")
+        return Embeddings(subset, self.vectors[[rows[i] for i in subset]], self.fingerprint, (), self.precision)
+
+
+def _require_vectors(vectors: Vectors) -> None:
+    if not isinstance(vectors, np.ndarray):
+        raise DataError(
+            f"embeddings must be a float32 array of shape (n, dim), got a {type(vectors).__name__}.", argument="vectors"
+        )
+    if vectors.ndim != 2 or vectors.dtype != np.float32:
+        raise DataError(
+            f"embeddings must be a float32 array of shape (n, dim), got {vectors.dtype} of shape {vectors.shape}.",
+            argument="vectors",
+        )
+
+
+def _checked_ids(ids: Sequence[str], count: int) -> Sequence[str]:
+    """Return the ids as an immutable sequence."""
+    if isinstance(ids, str):
+        raise DataError(f"`ids` must be a sequence of strings, got the single string {ids!r}.", argument="ids")
+    ids = ids if isinstance(ids, PackedStrings) else tuple(ids)
+    if len(ids) != count:
+        raise DataError(f"embeddings need one id per row, got {len(ids)} ids for {count} rows.", argument="ids")
+    other = None if isinstance(ids, PackedStrings) else next((i for i in ids if not isinstance(i, str)), None)
+    if other is not None:
+        raise DataError(f"embedding ids must be strings, got {other!r}; convert them with str().", argument="ids")
+    duplicate = first_duplicate(ids)
+    if duplicate is not None:
+        raise DataError(f"duplicate id {duplicate!r}: embedding ids must be unique.", argument="ids")
+    return ids
 
 
 def _lengths(vectors: Vectors) -> npt.NDArray[np.float32]:
-    """Return the rows' lengths without a copy; of a mapped file no more stays in memory than a block."""
+    """Return the length of each row, in blocks.
+
+    A memory-mapped file would stay resident once every row has been read (200 MB for 100,000 embeddings of 512
+    dimensions), so the pages of each block are released; they are read again from the file when needed.
+    """
     lengths = np.empty(len(vectors), np.float32)
-    whole = vectors if isinstance(vectors, np.memmap) else vectors.base
-    mapped = getattr(whole, "_mmap", None) if not vectors.flags.writeable else None
+    mapping = _read_only_mapping(vectors)
     for start in range(0, len(vectors), _BLOCK):
-        part = vectors[start : start + _BLOCK]
-        lengths[start : start + _BLOCK] = np.sqrt(np.einsum("ij,ij->i", part, part))
-        if mapped is not None and hasattr(mapped, "madvise"):
-            mapped.madvise(mmap.MADV_DONTNEED)
+        block = vectors[start : start + _BLOCK]
+        lengths[start : start + _BLOCK] = np.sqrt(np.einsum("ij,ij->i", block, block))
+        if mapping is not None and hasattr(mapping, "madvise"):
+            mapping.madvise(mmap.MADV_DONTNEED)
     return lengths
 
 
-@dataclass(frozen=True, eq=False)
-class Hits:
-    """What a search found, best first.
+def _read_only_mapping(vectors: Vectors) -> mmap.mmap | None:
+    """Return the file mapping behind an array, if what was read from it can be discarded."""
+    array: object = vectors
+    while isinstance(array, np.ndarray) and not (isinstance(array, np.memmap) and array.mode != "r"):
+        array = array.base
+    return array if isinstance(array, mmap.mmap) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One item that a search returned.
 
     Attributes:
-        query_ids: `n_query` ids.
-        ids: `(n_query, k)` item ids as an object array of str.
-        scores: `(n_query, k)` float32 cosine, higher is better.
+        id: the item's id.
+        score: its cosine similarity to the query; higher is better.
+        path: its file, if known.
+        label: its label, if known.
+
+    """
+
+    id: str
+    score: float
+    path: Path | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class QueryHits(Sequence[Hit]):
+    """The hits of one query, best first.
+
+    Attributes:
+        query_id: the query's id.
+        hits: its hits.
+
+    """
+
+    query_id: str
+    hits: tuple[Hit, ...]
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    @overload
+    def __getitem__(self, rank: int) -> Hit: ...
+    @overload
+    def __getitem__(self, rank: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, rank: int | slice) -> Hit | tuple[Hit, ...]:
+        """Return the hit at a rank, counted from 0, or a slice of the hits."""
+        return self.hits[rank]
+
+
+@dataclass(frozen=True, eq=False)
+class Hits(Sequence[QueryHits]):
+    """The hits of all queries of a search, best first; iterate to get the `QueryHits` of each query.
+
+    Attributes:
+        query_ids: n_query ids.
+        ids: `(n_query, k)` item ids, an object array of str.
+        scores: `(n_query, k)` float32 cosine similarities; higher is better.
 
     """
 
@@ -134,18 +216,27 @@ class Hits:
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape != self.scores.shape or len(self.ids) != len(self.query_ids):
             raise DataError(
-                f"hits need ids and scores of one shape (n_query, k) for {len(self.query_ids)} queries, "
+                f"hits need ids and scores of shape (n_query, k) for {len(self.query_ids)} queries, "
                 f"got {self.ids.shape} and {self.scores.shape}."
             )
 
     def __len__(self) -> int:
         return len(self.query_ids)
 
-    def rows(self) -> Iterable[tuple[str, Sequence[tuple[str, float]]]]:
-        """Yield each query id with its `(item id, score)` pairs."""
-        for query, ids, scores in zip(self.query_ids, self.ids, self.scores, strict=True):
-            yield query, [(str(i), float(s)) for i, s in zip(ids, scores, strict=True)]
+    @overload
+    def __getitem__(self, query: int) -> QueryHits: ...
+    @overload
+    def __getitem__(self, query: slice) -> tuple[QueryHits, ...]: ...
+    def __getitem__(self, query: int | slice) -> QueryHits | tuple[QueryHits, ...]:
+        """Return the hits of the query at a position, or those of a slice of the queries."""
+        if isinstance(query, slice):
+            return tuple(self[position] for position in range(*query.indices(len(self))))
+        pairs = zip(self.ids[query], self.scores[query], strict=True)
+        return QueryHits(self.query_ids[query], tuple(Hit(str(item), float(score)) for item, score in pairs))
+
+    def __repr__(self) -> str:
+        return f"<Hits: {len(self)} queries, {self.ids.shape[1]} hits each>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for JSON."""
-        return {q: [{"id": i, "score": round(s, 6)} for i, s in found] for q, found in self.rows()}
+        """Return `{query_id: [{"id", "score"}, ...]}` for JSON."""
+        return {row.query_id: [{"id": hit.id, "score": round(hit.score, 6)} for hit in row] for row in self}

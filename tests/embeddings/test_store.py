@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from lookalike import _names as names
+from lookalike import _strings
 from lookalike.embeddings.embed import embed_to
 from lookalike.embeddings.store import is_embeddings, load_embeddings, read_embedding_facts
 from lookalike.errors import StorageError
@@ -100,7 +100,7 @@ def test_ids_that_do_not_fit(out, ids, what):
 @pytest.mark.parametrize("together", [1, 3, 4096])
 @pytest.mark.parametrize("indent", [None, 0, 2])
 def test_ids_in_lines_or_in_one(out, indent, together, monkeypatch):
-    monkeypatch.setattr(names, "_LINES", together)
+    monkeypatch.setattr(_strings, "_CHUNK", together)
     odd = ["]", "[", '"a", ', "line\nbreak", "\udcff.jpg", "\ud800", ",", "ö", "\\", "x" * 3]
     (out / "ids.json").write_text(json.dumps(odd, indent=indent).replace("\\u00f6", "ö"), encoding="utf-8")
     found = load_embeddings(out).ids

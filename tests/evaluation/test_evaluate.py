@@ -11,12 +11,12 @@ from lookalike.evaluation import ranking
 from lookalike.evaluation.evaluate import DEFAULT, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
 from lookalike.evaluation.result import Evaluation
-from lookalike.types import Embeddings, Hits, unit
+from lookalike.types import Embeddings, Hits, l2_normalize
 
 
 def embeddings(degrees, fingerprint="model"):
     angles = np.radians(list(degrees.values()))
-    return Embeddings(tuple(degrees), unit(np.stack([np.cos(angles), np.sin(angles)], axis=1)), fingerprint)
+    return Embeddings(tuple(degrees), l2_normalize(np.stack([np.cos(angles), np.sin(angles)], axis=1)), fingerprint)
 
 
 # On a circle the nearest angle wins. q1 at 0°: a b c d; q2 at 50°: d c b a; q3 at 90°: d c b a.
@@ -123,7 +123,7 @@ def test_chunks_do_not_change_the_result(monkeypatch, evaluation):
     monkeypatch.setattr(ranking, "_CHUNK_QUERIES", 1)
     again = evaluate_embeddings(QUERIES, GALLERY, QUERY_LABELS, GALLERY_LABELS)
     assert again.to_dict() == evaluation.to_dict()
-    assert list(again.top.rows()) == list(evaluation.top.rows())
+    assert list(again.top) == list(evaluation.top)
     assert all(again.values[m].tolist() == evaluation.values[m].tolist() for m in DEFAULT)
 
 

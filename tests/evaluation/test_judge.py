@@ -10,11 +10,11 @@ from lookalike.errors import DataError, FingerprintMismatch, OptionError
 from lookalike.evaluation import ranking
 from lookalike.evaluation.ranking import judge
 from lookalike.evaluation.relevance import find_relevance
-from lookalike.types import Embeddings, unit
+from lookalike.types import Embeddings, l2_normalize
 
 
 def embeddings(vectors, fingerprint="model"):
-    return Embeddings(tuple(vectors), unit(np.array(list(vectors.values()))), fingerprint)
+    return Embeddings(tuple(vectors), l2_normalize(np.array(list(vectors.values()))), fingerprint)
 
 
 def at(cosine):

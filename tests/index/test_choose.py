@@ -17,7 +17,7 @@ from lookalike.index.faiss_index import FaissIndex
 from lookalike.index.index import Index
 from lookalike.index.kinds import KINDS, ROW, fitting, lists
 from lookalike.index.tuning import RECALL_AT, Point, Probe, nearest_exactly
-from lookalike.types import Embeddings, unit
+from lookalike.types import Embeddings, l2_normalize
 
 COUNT, DIM = 3000, 64
 
@@ -27,14 +27,14 @@ def vectors():
     """Sixty loose groups of fifty directions: neighbours are of one group, but not all alike."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(60, DIM))
-    return unit(centres[np.arange(COUNT) % 60] + 0.9 * random.normal(size=(COUNT, DIM)))
+    return l2_normalize(centres[np.arange(COUNT) % 60] + 0.9 * random.normal(size=(COUNT, DIM)))
 
 
 @pytest.fixture(scope="module")
 def queries():
     random = np.random.default_rng(1)
     centres = np.random.default_rng(0).normal(size=(60, DIM))
-    return unit(centres + 0.9 * random.normal(size=(60, DIM)))
+    return l2_normalize(centres + 0.9 * random.normal(size=(60, DIM)))
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_fewer_dimensions_are_not_those_around_a_mean(refined):
     """All vectors lie to one side: centred, as FAISS would do it, those of another length would be put first."""
     random = np.random.default_rng(0)
     made = FaissIndex.new(f"PCA16,HNSW32_SQ8{refined}", 32)
-    some = unit(0.5 + random.normal(size=(3100, 32)) * np.geomspace(1, 0.01, 32))
+    some = l2_normalize(0.5 + random.normal(size=(3100, 32)) * np.geomspace(1, 0.01, 32))
     made.train(some[100:])
     made.index.add(some[100:])
     made.set({"efSearch": 256, "k_factor_rf": 1})
@@ -307,7 +307,7 @@ def test_other_vectors_under_the_same_ids_are_not_mixed_in(embeddings, tmp_path,
     work = tmp_path / "work"
     with pytest.raises(StoppedError):
         Index.build(embeddings, min_recall=0.9, max_memory="300kB", work=work, progress=Stops(1400))
-    turned = unit(np.roll(embeddings.vectors, 1, axis=1))
+    turned = l2_normalize(np.roll(embeddings.vectors, 1, axis=1))
     changed = Embeddings(embeddings.ids, turned, embeddings.fingerprint)
     made = Index.build(changed, min_recall=0.9, max_memory="300kB", work=work)
     asked = Embeddings(tuple(f"query{n}" for n in range(50)), turned[:50], "model")
@@ -363,12 +363,12 @@ def test_few_vectors_that_are_too_large_whole_are_kept_smaller(embeddings, monke
 def test_a_graph_that_cannot_reach_all_compares_with_all():
     """Half of the vectors are equal: a graph finds its way to few of them."""
     random = np.random.default_rng(0)
-    vectors = unit(random.normal(size=(2000, DIM)))
+    vectors = l2_normalize(random.normal(size=(2000, DIM)))
     vectors[500:1500] = vectors[500]
     made = FaissIndex.new("HNSW4,Flat", DIM)
     made.index.add(vectors)
     made.set({"efSearch": 16})
-    queries = unit(random.normal(size=(5, DIM)))
+    queries = l2_normalize(random.normal(size=(5, DIM)))
     scores, rows = made.nearest(queries, 1990)
     assert (rows >= 0).all()
     assert all(len(set(row)) == 1990 for row in rows.tolist())
@@ -431,7 +431,7 @@ def test_rows_that_do_not_fit(embeddings, tmp_path):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
 def test_what_all_vectors_share_is_counted(kind):
     """Of few vectors with many dimensions nearly everything is shared."""
-    vectors = unit(np.random.default_rng(0).normal(size=(300, 256)))
+    vectors = l2_normalize(np.random.default_rng(0).normal(size=(300, 256)))
     made = FaissIndex.new(kind.key(300, 256), 256)
     made.train(vectors)
     empty = made.size

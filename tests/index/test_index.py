@@ -15,15 +15,15 @@ import pytest
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
 from lookalike.evaluation.ranking import judge
 from lookalike.index.index import Index, is_index
-from lookalike.types import Embeddings, unit
+from lookalike.types import Embeddings, l2_normalize
 
 
 def embeddings(vectors, fingerprint="model"):
-    return Embeddings(tuple(vectors), unit(np.array(list(vectors.values()))), fingerprint)
+    return Embeddings(tuple(vectors), l2_normalize(np.array(list(vectors.values()))), fingerprint)
 
 
 def some(count, dim=16, *, seed=0, name="item"):
-    vectors = unit(np.random.default_rng(seed).normal(size=(count, dim)))
+    vectors = l2_normalize(np.random.default_rng(seed).normal(size=(count, dim)))
     return Embeddings(tuple(f"{name}{n:04}" for n in range(count)), vectors, "model")
 
 
@@ -58,7 +58,7 @@ def test_agrees_with_the_oracle(count, top_k):
 def test_agrees_with_the_oracle_where_most_items_tie():
     """Coordinates of 0 and 1 only: a few distinct cosines for 400 items, ties far past the candidates fetched first."""
     random = np.random.default_rng(3)
-    vectors = unit(random.integers(0, 2, size=(401, 6))[1:] + np.eye(6, dtype=int)[0])
+    vectors = l2_normalize(random.integers(0, 2, size=(401, 6))[1:] + np.eye(6, dtype=int)[0])
     order = random.permutation(400)
     items = Embeddings(tuple(f"item{n:03}" for n in order), vectors, "model")
     queries = items.take(items.ids[:50])

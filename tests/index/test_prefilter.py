@@ -5,7 +5,7 @@ import pytest
 
 from lookalike.index import prefilter
 from lookalike.index.prefilter import Prefilter
-from lookalike.types import unit
+from lookalike.types import l2_normalize
 
 DIM = 64
 
@@ -21,7 +21,7 @@ def groups(count, *, spread, seed=0):
     """Directions in twenty groups; the smaller the spread, the more of them nearly tie."""
     random = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(20, DIM))
-    return unit(centres[np.arange(count) % 20] + spread * random.normal(size=(count, DIM)))
+    return l2_normalize(centres[np.arange(count) % 20] + spread * random.normal(size=(count, DIM)))
 
 
 def whole(vectors, queries, count):
@@ -50,7 +50,7 @@ def test_more_hits_than_a_block_has():
 
 def test_coordinates_of_very_different_size_are_evened_out():
     """Principal components, as heads give them: the first coordinates are large, the last next to nothing."""
-    vectors, queries = (unit(groups(2000, spread=1.0, seed=s) * np.geomspace(1, 1e-4, DIM)) for s in (0, 1))
+    vectors, queries = (l2_normalize(groups(2000, spread=1.0, seed=s) * np.geomspace(1, 1e-4, DIM)) for s in (0, 1))
     compared = []
 
     def take(rows):
@@ -83,7 +83,7 @@ def flat(count, *, seed=0, outside=0):
     random = np.random.default_rng(seed)
     found = random.normal(size=(count, DIM)) * np.where(np.arange(DIM) < 10, 1, 0.01)
     found[count - outside :] = random.normal(size=(outside, DIM))
-    return unit(found)
+    return l2_normalize(found)
 
 
 @pytest.mark.parametrize("outside", [0, 30])
@@ -106,7 +106,7 @@ def test_directions_that_a_sample_did_not_show_are_allowed_for(monkeypatch):
 
 def test_where_few_can_be_ruled_out_that_is_said(monkeypatch):
     monkeypatch.setattr(prefilter, "_PAIRS", 100)
-    alike = unit(np.ones((3000, DIM)) + 1e-4 * np.random.default_rng(0).normal(size=(3000, DIM)))
+    alike = l2_normalize(np.ones((3000, DIM)) + 1e-4 * np.random.default_rng(0).normal(size=(3000, DIM)))
     assert Prefilter(lambda r: alike[r], len(alike), DIM).nearest(alike[:20], 10) is None
     vectors, queries = groups(3000, spread=0.5), groups(20, spread=0.5, seed=1)
     monkeypatch.setattr(prefilter, "_PAIRS", 7 * 150 + 7 * 20)  # a group of queries, each with all of its kind and more

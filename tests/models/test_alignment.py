@@ -8,11 +8,11 @@ from scipy.stats import ortho_group
 from lookalike.errors import DataError
 from lookalike.models.alignment import fit_alignment
 from lookalike.models.encoder import combine
-from lookalike.types import unit
+from lookalike.types import l2_normalize
 
 
 def unit_rows(n: int, dim: int, seed: int = 0) -> np.ndarray:
-    return unit(np.random.default_rng(seed).standard_normal((n, dim)))
+    return l2_normalize(np.random.default_rng(seed).standard_normal((n, dim)))
 
 
 def test_a_known_rotation_is_found():

@@ -13,7 +13,7 @@ from lookalike.models.encoder import Encoder
 from lookalike.models.heads import ProjectionHead
 from lookalike.models.pretrained import build_trainable
 from lookalike.models.stream import File
-from lookalike.types import unit
+from lookalike.types import l2_normalize
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_vector_is_the_head_on_the_features_of_the_pixels(encoder, pictures, p
     member = encoder.members[0]
     features = member.features(member.preprocessing.pixels(photos["cat"])[None])
     linear = member.head.linear
-    expected = unit(features @ linear.weight.detach().numpy().T + linear.bias.detach().numpy())
+    expected = l2_normalize(features @ linear.weight.detach().numpy().T + linear.bias.detach().numpy())
     cat = next(p for p in pictures if p.name == "cat_plain.png")
     np.testing.assert_allclose(encoder.embed([cat]).vectors, expected, atol=1e-5)
     np.testing.assert_allclose(member.project(features), expected, atol=1e-5)

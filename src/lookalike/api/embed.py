@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookalike._files import file_digest, new_folder, require_free, require_writable
-from lookalike._names import Names
+from lookalike._strings import PackedStrings
 from lookalike.api.load_model import Weights, on_runtime, resolve_model, weights_of
 from lookalike.data.folders import and_skipped, may_be_folder, require_folder, walk_images
 from lookalike.data.layouts import load_dataset
@@ -211,7 +211,7 @@ def images_in(folder: Path) -> Gallery:
     require_folder(folder)
     skipped: list[Skipped] = []
     # sorted as an index has them, which takes the vectors as they lie then
-    names = Names(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped.append)))
+    names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped.append)))
     if not names or names == (_CURVES,):  # what the folder of a trained model may hold
         _refuse_what_we_made(folder)
     if not names:

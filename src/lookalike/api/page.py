@@ -34,14 +34,20 @@ def write_search_page(
     queries, items = Thumbnails(size=256), Thumbnails()
     results = [
         {
-            "id": query,
-            "picture": queries.uri(query_paths.get(query)),
+            "id": query.query_id,
+            "picture": queries.uri(query_paths.get(query.query_id)),
             "hits": [
-                {"id": item, "score": score, "picture": items.uri(item_paths.get(item)), "same": None, "caption": ""}
-                for item, score in found
+                {
+                    "id": hit.id,
+                    "score": hit.score,
+                    "picture": items.uri(item_paths.get(hit.id)),
+                    "same": None,
+                    "caption": "",
+                }
+                for hit in query
             ],
         }
-        for query, found in hits.rows()
+        for query in hits
     ]
     page = page_environment().get_template("search.html.j2")
     write_text(Path(path), page.render(title=title, results=results, top_k=hits.ids.shape[1]))

@@ -51,10 +51,12 @@ class SearchResult:
         """Return a plain structure for JSON."""
         queries = [
             {
-                "query": str(self.query_paths[query]),
-                "hits": [{"id": i, "path": str(self.item_paths[i]), "score": round(s, 6)} for i, s in found],
+                "query": str(self.query_paths[query.query_id]),
+                "hits": [
+                    {"id": hit.id, "path": str(self.item_paths[hit.id]), "score": round(hit.score, 6)} for hit in query
+                ],
             }
-            for query, found in self.hits.rows()
+            for query in self.hits
         ]
         return {"queries": queries, "skipped": [{"path": str(s.path), "cause": s.cause} for s in self.skipped]}
 

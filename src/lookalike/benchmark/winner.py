@@ -90,9 +90,9 @@ def examples(evaluation: Evaluation, values: Mapping[str, float], data: Dataset)
     labels = {i.id: i.label for i in data.items}
     paths = {i.id: i.path for i in data.items}
     best, worst = best_and_worst(values, labels)
-    top = {query: found[:_SHOWN_HITS] for query, found in evaluation.top.rows()}
+    hits = {query.query_id: query[:_SHOWN_HITS] for query in evaluation.top}
     return [
-        Example(q, paths[q], labels[q], [(i, paths[i], labels[i], score) for i, score in top[q]], values[q])
+        Example(q, paths[q], labels[q], [(h.id, paths[h.id], labels[h.id], h.score) for h in hits[q]], values[q])
         for q in (*best, *worst)
     ]
 

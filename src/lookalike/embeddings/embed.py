@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from lookalike._names import repeated
+from lookalike._strings import PackedStrings, first_duplicate
 from lookalike.embeddings.folder import OldShards, begin, begun_with, finish, keep_model, write_facts
 from lookalike.embeddings.shards import read_shard, shard_path, sources_digest, write_shard
 from lookalike.embeddings.store import SHARDS, EmbeddingFacts, ShardRow, load_embeddings
@@ -130,9 +130,9 @@ def _checked(images: Iterable[Source | Path | str], shard_size: int) -> Sequence
     sources = as_sources(images)
     if not sources:
         raise DataError("there is no image to embed; give at least one.")
-    twice = repeated(lambda: (source.id for source in sources))
-    if twice is not None:
-        raise DataError(f"the image {twice!r} is given more than once; give each image once.")
+    duplicate = first_duplicate(PackedStrings(source.id for source in sources))
+    if duplicate is not None:
+        raise DataError(f"duplicate image {duplicate!r}: give each image once.")
     return sources
 
 

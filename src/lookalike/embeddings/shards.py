@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from lookalike._files import digest, storage_errors, write_file
-from lookalike._names import lines_of
+from lookalike._strings import iter_json_lines
 from lookalike.embeddings.store import IDS, SHARDS, VECTORS, skipped_files, skipped_rows
 from lookalike.errors import DataError
 from lookalike.types import Embeddings
@@ -107,7 +107,7 @@ def write_joined(folder: Path, shards: Iterable[Embeddings], shape: tuple[int, i
             with temporary.open("wb") as vectors, other.open("w", encoding="ascii") as ids:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(vectors, header)
-                for text in lines_of(name for shard in written(vectors) for name in shard.ids):
+                for text in iter_json_lines(name for shard in written(vectors) for name in shard.ids):
                     ids.write(text)
                 ids.write("\n")
 

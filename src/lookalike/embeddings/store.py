@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lookalike._files import read_json, reading_errors
-from lookalike._names import Names, read_lines
+from lookalike._strings import PackedStrings, read_json_lines
 from lookalike.errors import DataError, LookalikeError, StorageError
 from lookalike.types import Embeddings, Skipped, Vectors
 
@@ -181,10 +181,10 @@ def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
         raise damaged(path, str(error).rstrip(".")) from error
 
 
-def _read_ids(path: Path) -> Names:
+def _read_ids(path: Path) -> PackedStrings:
     with reading_errors(path / IDS, "the embeddings' ids"), (path / IDS).open(encoding="utf-8") as file:
         try:
-            return read_lines(file)
+            return read_json_lines(file)
         except ValueError as error:
             raise damaged(path, f"{IDS}: {error}") from error
 

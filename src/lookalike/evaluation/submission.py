@@ -41,7 +41,7 @@ def build_submission(hits: Hits, groupname: str) -> Submission:
         raise DataError("a submission needs at least one query, got none; check that the query folder holds images.")
     queries = base_names(hits.query_ids, "query")
     gallery = base_names(sorted({str(i) for i in hits.ids.ravel()}), "gallery")
-    images = {queries[query]: [gallery[item] for item, _ in found] for query, found in hits.rows()}
+    images = {queries[query.query_id]: [gallery[hit.id] for hit in query] for query in hits}
     return {"groupname": groupname, "images": images}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lookalike._files import digest, new_folder, read_json, reading_errors, storage_errors, write_ascii_json, write_file
-from lookalike._names import Names, lines_of, read_lines
+from lookalike._strings import PackedStrings, iter_json_lines, read_json_lines
 from lookalike._versions import versions_of
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
 from lookalike.index.approximate import ApproximateIndex
@@ -47,7 +47,7 @@ class Index:
     """Items with their vectors, searched by cosine, exactly or as a budget allows; made with `build` or `load`.
 
     Attributes:
-        ids: item ids, sorted: `Names`, as in `Embeddings`.
+        ids: sequence of the item ids, sorted.
         fingerprint: of the model whose embeddings these are; queries by another are refused.
         root: the folder that ids are relative to, or None.
         metadata: further facts by item id.
@@ -58,7 +58,7 @@ class Index:
     def __init__(
         self,
         store: FlatIndex | ApproximateIndex,
-        ids: Names,
+        ids: PackedStrings,
         fingerprint: str,
         root: Path | None,
         metadata: Metadata,
@@ -109,11 +109,11 @@ class Index:
         budget = Budget.of(min_recall, max_memory, max_ms)
         if not len(embeddings):
             raise DataError("an index needs at least one embedding, got none.")
-        ids = embeddings.ids if isinstance(embeddings.ids, Names) else Names(embeddings.ids)
+        ids = embeddings.ids if isinstance(embeddings.ids, PackedStrings) else PackedStrings(embeddings.ids)
         order = np.arange(len(embeddings))
-        if not ids.increase:  # as they shall, so that a lower row wins a tie
+        if not ids.is_sorted:  # as they shall, so that a lower row wins a tie
             order = np.array(sorted(range(len(ids)), key=list(ids).__getitem__), dtype=np.int64)
-            ids = Names(map(ids.__getitem__, order.tolist()))
+            ids = PackedStrings(map(ids.__getitem__, order.tolist()))
         kept = Kept(None if work is None else Path(work))
         store = _store(embeddings.vectors, order, budget, kept, progress)
         known = {i: dict(own) for i, own in (metadata or {}).items() if ids.find(i) >= 0}
@@ -246,24 +246,24 @@ class Index:
             raise _damaged(path, f"{count} items expected, {len(ids)} ids and {len(store)} vectors found")
         if store.dim != dim:
             raise _damaged(path, f"{dim} dimensions expected, {store.dim} found")
-        if not ids.increase:
+        if not ids.is_sorted:
             raise _damaged(path, "the ids are not sorted")
         return cls(store, ids, fingerprint, root, metadata, precision)
 
 
-def _write_items(path: Path, ids: Names, metadata: Metadata) -> None:
+def _write_items(path: Path, ids: PackedStrings, metadata: Metadata) -> None:
     """Write ids and metadata as one JSON object, an id a line."""
 
     def fill(temporary: Path) -> None:
         with temporary.open("w", encoding="ascii") as file:
             file.write(_IDS)
-            file.writelines(lines_of(ids))
+            file.writelines(iter_json_lines(ids))
             file.write(f",\n{json.dumps({'metadata': metadata})[1:]}\n")
 
     write_file(path, fill)
 
 
-def _read_items(path: Path) -> tuple[Names, dict[str, Any]]:
+def _read_items(path: Path) -> tuple[PackedStrings, dict[str, Any]]:
     """Read ids and metadata.
 
     Raises:
@@ -273,11 +273,11 @@ def _read_items(path: Path) -> tuple[Names, dict[str, Any]]:
     """
     with reading_errors(path, "the index's items"), path.open(encoding="utf-8") as file:
         if file.readline() == f"{_IDS}[\n":
-            ids = read_lines(itertools.takewhile(lambda line: line[0] != "]", file))
+            ids = read_json_lines(itertools.takewhile(lambda line: line[0] != "]", file))
             return ids, dict(json.loads("{" + file.read())["metadata"])
         file.seek(0)
         items = json.load(file)  # an older one has all in one line
-        return Names(map(str, items["ids"])), dict(items["metadata"])
+        return PackedStrings(map(str, items["ids"])), dict(items["metadata"])
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

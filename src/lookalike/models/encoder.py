@@ -15,7 +15,7 @@ from lookalike.models.engine import Engine
 from lookalike.models.pipeline import Pace, encode_batches
 from lookalike.models.stream import File, Files, Source, batches
 from lookalike.progress import SILENT, Progress
-from lookalike.types import Embeddings, Skipped, Vectors, unit
+from lookalike.types import Embeddings, Skipped, Vectors, l2_normalize
 
 _Found = tuple[list[Vectors], tuple[str, ...], tuple[Skipped, ...]]
 """Each member's embeddings `(n, dim)`, the ids, and what was skipped."""
@@ -36,10 +36,10 @@ def require_combination(how: str) -> None:
 def combine(parts: Sequence[Vectors], how: str, alignments: Sequence[Vectors | None]) -> Vectors:
     """Combine unit-length embeddings `(n, dim)` of the same images, one array a member, into unit-length rows."""
     if how == "concat":
-        return unit(np.concatenate(parts, axis=1))
+        return l2_normalize(np.concatenate(parts, axis=1))
     if how == "aligned":
         parts = [part if r is None else part @ r for part, r in zip(parts, alignments, strict=True)]
-    return unit(np.mean(parts, axis=0, dtype=np.float32))
+    return l2_normalize(np.mean(parts, axis=0, dtype=np.float32))
 
 
 def joint_fingerprint(fingerprints: Sequence[str], how: str, alignments: Sequence[Vectors | None]) -> str:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar, overload
 import numpy as np
 
 from lookalike._cores import cores
-from lookalike._names import Names
+from lookalike._strings import PackedStrings
 from lookalike.data.images import read_scaled
 from lookalike.errors import OptionError, UnreadableImage
 from lookalike.models.preprocessing import Preprocessing
@@ -54,7 +54,7 @@ class Files(Sequence[File]):
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root
-        self._names = names if isinstance(names, Names) else Names(names)
+        self._names = names if isinstance(names, PackedStrings) else PackedStrings(names)
 
     def __len__(self) -> int:
         return len(self._names)

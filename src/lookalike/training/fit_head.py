@@ -11,7 +11,7 @@ from torch import nn
 
 from lookalike.embeddings.fit import Features
 from lookalike.models.member import TrainableEncoder
-from lookalike.types import Vectors, unit
+from lookalike.types import Vectors, l2_normalize
 
 BATCH_SIZE = 128
 HEAD_EPOCHS = 30
@@ -36,7 +36,7 @@ class CosineClassifier(nn.Module):
     def __init__(self, embeddings: Vectors, targets: np.ndarray, classes: int, label_smoothing: float) -> None:
         super().__init__()
         means = np.stack([embeddings[targets == c].mean(axis=0) for c in range(classes)])
-        self.weight = nn.Parameter(torch.from_numpy(unit(means)))
+        self.weight = nn.Parameter(torch.from_numpy(l2_normalize(means)))
         self.scale = logit_scale(classes, label_smoothing)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:

@@ -122,8 +122,10 @@ def search(index: Path, images: tuple[Path, ...], top_k: int | None, html: Path 
     if as_json:
         print_json(found.to_dict())
         return
-    for number, (query, hits) in enumerate(found.hits.rows()):
+    for number, hits in enumerate(found.hits):
         if number:
             click.echo()
-        rows = [[str(n), f"{s:.4f}", display_path(found.item_paths[item])] for n, (item, s) in enumerate(hits, 1)]
-        print_table(["rank", "score", "path"], rows, right=["rank", "score"], title=str(found.query_paths[query]))
+        rows = [[str(n), f"{hit.score:.4f}", display_path(found.item_paths[hit.id])] for n, hit in enumerate(hits, 1)]
+        print_table(
+            ["rank", "score", "path"], rows, right=["rank", "score"], title=str(found.query_paths[hits.query_id])
+        )
