@@ -357,7 +357,7 @@ def test_a_lost_model_is_put_back(encoder, sources, tmp_path):
 def test_wrong_arguments(encoder, sources, tmp_path):
     with pytest.raises(DataError, match="no image to embed"):
         embed_to([], encoder, tmp_path / "emb")
-    with pytest.raises(DataError, match=r"'0\.png' is given more than once"):
+    with pytest.raises(DataError, match=r"'0\.png'"):
         embed_to([*sources, sources[0]], encoder, tmp_path / "emb")
     with pytest.raises(OptionError, match="shard size must be at least 1, got 0"):
         embed_to(sources, encoder, tmp_path / "emb", shard_size=0)

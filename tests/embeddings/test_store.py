@@ -89,7 +89,7 @@ def test_pickled_vectors_are_not_run(out):
 
 @pytest.mark.parametrize(
     ("ids", "what"),
-    [(["a"], "1 ids for 10 vectors"), ({"a": 1}, "not all ids are text"), (["a"] * 10, "distinct ids, but 'a'")],
+    [(["a"], "1 ids for 10 vectors"), ({"a": 1}, "not all ids are text"), (["a"] * 10, "duplicate id 'a'")],
 )
 def test_ids_that_do_not_fit(out, ids, what):
     (out / "ids.json").write_text(json.dumps(ids))

@@ -302,7 +302,7 @@ def test_many_vectors_are_compared_by_faiss_on_disk(tmp_path, monkeypatch):
 def test_few_vectors_need_no_faiss(saved):
     code = f"""
 import sys, numpy
-from lookalike.indexing import Index
+from lookalike.index.index import Index
 from lookalike.types import Embeddings
 index = Index.load({str(saved)!r})
 index.search(Embeddings(("q",), numpy.eye(16, dtype=numpy.float32)[:1], "model"), 3)

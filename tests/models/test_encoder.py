@@ -88,7 +88,7 @@ def test_one_path_instead_of_a_list_is_refused(encoder, pictures):
 
 
 def test_the_same_image_twice_is_refused(encoder, pictures):
-    with pytest.raises(DataError, match="need distinct ids"):
+    with pytest.raises(DataError, match="duplicate id"):
         encoder.embed([pictures[0], pictures[0]])
 
 
