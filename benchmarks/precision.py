@@ -57,7 +57,7 @@ def measured(folder: Path, backbone: str, weights: str) -> list[dict[str, Any]]:
     from lookalike.api.export import TOLERANCE, export
     from lookalike.data.layouts import load_dataset
     from lookalike.embeddings.fit import fitted_encoder
-    from lookalike.evaluation.evaluate import evaluate_embeddings
+    from lookalike.evaluation.evaluation import evaluate_embeddings
     from lookalike.models.facts import read_facts
     from lookalike.models.pretrained import build_trainable
     from lookalike.models.torch_bundle import save_bundle

@@ -25,7 +25,7 @@ from lookalike._files import read_json, write_json
 from lookalike.benchmark.run import slug
 from lookalike.benchmark.trial import Trial
 from lookalike.data.builtin import make_builtin
-from lookalike.evaluation.intervals import compare
+from lookalike.evaluation.bootstrap import paired_bootstrap
 
 SETS = ("clothing", "trashnet", "caltech", "demo")
 # fine-tuning is known to lose on the unseen classes of caltech, so that it gets less time there
@@ -196,7 +196,7 @@ def _compared(trial: Trial, other: Trial, measure: str) -> dict[str, Any]:
     """Return how much more accurate a trial is than another on the test queries that both have, paired by query."""
     ours, theirs = (_by_query(t, measure) for t in (trial, other))
     shared = [q for q in ours if q in theirs]
-    found = compare([ours[q] for q in shared], [theirs[q] for q in shared])
+    found = paired_bootstrap([ours[q] for q in shared], [theirs[q] for q in shared])
     return {"queries": len(shared), **asdict(found), "significant": found.significant}
 
 

@@ -42,7 +42,7 @@ from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.embeddings.fit import fitted_encoder
-from lookalike.evaluation.evaluate import evaluate_embeddings
+from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.models.alignment import fit_alignment
 from lookalike.models.encoder import Encoder
 from lookalike.models.facts import is_bundle, read_facts

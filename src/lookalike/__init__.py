@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from lookalike.data.dataset import Item as Item
     from lookalike.data.layouts import load_dataset as load_dataset
     from lookalike.errors import LookalikeError as LookalikeError
+    from lookalike.evaluation.evaluation import Evaluation as Evaluation
     from lookalike.evaluation.measures import Measure as Measure
-    from lookalike.evaluation.result import Evaluation as Evaluation
     from lookalike.index.index import Index as Index
     from lookalike.models.encoder import Encoder as Encoder
     from lookalike.runtimes.bundle import load_bundle as load_bundle
@@ -57,7 +57,7 @@ _LAZY_IMPORTS = {
     "Dataset": "data.dataset",
     "Embeddings": "types",
     "Encoder": "models.encoder",
-    "Evaluation": "evaluation.result",
+    "Evaluation": "evaluation.evaluation",
     "Hits": "types",
     "Index": "index.index",
     "Item": "data.dataset",

@@ -101,9 +101,9 @@ def test_submit_gives_what_it_wrote_and_the_gallery_files_that_it_could_not_read
     out = tmp_path / "s.json"
     submission, skipped = submit(photo_folder, encoder, top_k=2, group="us", out=out)
     assert skipped == (Skipped(broken, NO_PICTURE),)
-    assert json.loads(out.read_text()) == submission
-    assert (submission["groupname"], len(submission["images"])) == ("us", 8)
-    assert all(len(names) == 2 and "cat0.jpg" not in names for names in submission["images"].values())
+    assert json.loads(out.read_text()) == submission.to_dict()
+    assert (submission.group, len(submission.images)) == ("us", 8)
+    assert all(len(names) == 2 and "cat0.jpg" not in names for names in submission.images.values())
 
 
 def test_submit_lists_closed_folders_but_insists_on_every_query(photo_folder, encoder, tmp_path, close_folder):

@@ -7,7 +7,7 @@ import pytest
 
 from lookalike.api.parity import Parity, compare, generated
 from lookalike.errors import ModelError
-from lookalike.evaluation.intervals import Comparison
+from lookalike.evaluation.bootstrap import Comparison
 
 GOOD = Parity("validation images", 64, 0.99, 0.995, 1.0, 200, {"precision@3": (0.9, 0.896)}, Comparison(0.4, 0.1, 0.7))
 

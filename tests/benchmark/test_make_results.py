@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from lookalike.benchmark.trial import Trial
-from lookalike.evaluation.intervals import compare
+from lookalike.evaluation.bootstrap import paired_bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
 EFFICIENTNET, RESNET = "test_efficientnet", "test_resnet"
@@ -69,7 +69,7 @@ def test_every_aligned_pair_is_compared_with_the_better_of_its_members_on_the_te
     better = members[0] if members[0].test.mean("precision@3") >= members[1].test.mean("precision@3") else members[1]
     assert found[name]["better_member"] == better.name
     assert found[name]["queries"] == 8
-    by_hand = compare(trials[name].test.values["precision@3"], better.test.values["precision@3"])
+    by_hand = paired_bootstrap(trials[name].test.values["precision@3"], better.test.values["precision@3"])
     assert (found[name]["difference"], found[name]["low"], found[name]["high"]) == (
         by_hand.difference, by_hand.low, by_hand.high,
     )  # fmt: skip
@@ -303,7 +303,7 @@ def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_for
         ("a frozen", True, 0.5),
         ("b frozen", False, 1.0),
     ]
-    by_hand = compare([1.0] * 4, [0.0, 0.0, 1.0, 1.0])
+    by_hand = paired_bootstrap([1.0] * 4, [0.0, 0.0, 1.0, 1.0])
     assert (single[0]["low"], single[0]["high"], single[0]["significant"]) == (
         by_hand.low, by_hand.high, by_hand.significant,
     )  # fmt: skip

@@ -124,7 +124,7 @@ CASES = {
     ),
     "a submission of another format": (
         "submit photos --model model --out submission.txt",
-        "a submission is a .json or .csv file, got 'submission.txt'; choose one of the two endings.",
+        "a submission must be a .json or .csv file, got 'submission.txt'.",
     ),
     "a clean manifest by another name": (
         "check photos --clean-manifest clean.csv",

@@ -206,18 +206,18 @@ def test_evaluate(world, lookalike):
     assert header == ["measure", "mean", "95", "%", "interval"]
     kinds = [f"{kind}@{k}" for kind in ("precision", "hit", "recall") for k in (1, 3, 10)]
     assert [row[0] for row in rows] == [*kinds, "map@r", "mrr"]
-    assert count == "8 queries, 0 left out, 12 gallery images"
+    assert count == "8 queries, 0 excluded, 12 gallery images"
 
 
 def test_evaluate_as_json(world, lookalike):
     found = lookalike("evaluate photos --model model -k 3 --measure ndcg@5 --json")
     assert found.code == 0
-    assert list(found.json) == ["measures", "queries", "left_out", "gallery"]
+    assert list(found.json) == ["measures", "queries", "excluded", "gallery"]
     assert list(found.json["measures"]) == ["precision@3", "hit@3", "recall@3", "map@r", "mrr", "ndcg@5"]
     for value in found.json["measures"].values():
         assert list(value) == ["mean", "low", "high"]
         assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1
-    assert (found.json["queries"], found.json["left_out"], found.json["gallery"]) == (8, 0, 12)
+    assert (found.json["queries"], found.json["excluded"], found.json["gallery"]) == (8, 0, 12)
 
 
 def test_evaluate_against_a_small_gallery_leaves_larger_ks_out(world, lookalike):

@@ -1,6 +1,7 @@
-"""Measures: their text, and each value worked out by hand."""
+"""Measures: their text, each value worked out by hand, and random rankings through ranx and scikit-learn."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ NDCG_10 = (1 / math.log2(3) + 1 / 2 + 1 / math.log2(11)) / (1 + 1 / math.log2(3)
         # relevant at ranks 2 and 3 of the first three, R = 4: (1/2 + 2/3) / 4
         ("map@3", [(1 / 2 + 2 / 3) / 4, 1, 0, 0]),
         ("map@10", [(1 / 2 + 2 / 3 + 3 / 10) / 4, 1, (1 / 10) / 2, 0]),
-        # the third query has R = 2, so that its hit at rank 10 comes too late
+        # the third query has R = 2, so its hit at rank 10 does not count
         ("map@r", [(1 / 2 + 2 / 3) / 4, 1, 0, 0]),
         ("mrr", [1 / 2, 1, 1 / 10, 0]),
         # gains 1, 1/log2(3), 1/2 at ranks 1 to 3; the best order of R = 4 has all three
@@ -55,7 +56,7 @@ def test_values_by_hand(text, expected):
 
 
 def test_map_at_r_of_the_paper():
-    # Musgrave et al. 2020: with R = 10, the place of each hit among the first 10 counts, not only their number.
+    # Musgrave et al. 2020: with R = 10, the rank of each hit among the first 10 counts, not only their number.
     only_first = np.zeros((1, 10), dtype=bool)
     only_first[0, 0] = True
     first_and_last = only_first.copy()
@@ -87,7 +88,7 @@ def test_measures_are_ordered_by_kind_then_number():
     assert [str(m) for m in sorted(measures)] == ["hit@1", "mrr", "precision@3", "precision@10"]
 
 
-def test_upper_case_and_spaces_are_taken():
+def test_upper_case_and_spaces_are_accepted():
     assert str(Measure.parse(" MAP@R ")) == "map@r"
 
 
@@ -101,14 +102,12 @@ def test_upper_case_and_spaces_are_taken():
 def test_bad_text_lists_what_is_allowed(text):
     with pytest.raises(OptionError) as error:
         Measure.parse(text)
-    assert str(error.value).endswith(
-        "is not known; allowed are precision@k, hit@k, recall@k, map@k, map@r, mrr, ndcg@k, points@1,5,10, "
-        "with a whole number from 1 in place of k, such as precision@3."
-    )
+    assert error.value.argument == "measures"
+    assert "precision@k, hit@k, recall@k, map@k, map@r, mrr, ndcg@k, points@1,5,10" in str(error.value)
 
 
 @pytest.mark.parametrize(("pattern", "k"), [("precision@k", None), ("precision@k", 0), ("mrr", 3), ("nothing", None)])
-def test_an_impossible_measure_cannot_be_made(pattern, k):
+def test_an_impossible_measure_is_refused(pattern, k):
     with pytest.raises(OptionError, match="is not known"):
         Measure(pattern, k)
 
@@ -129,19 +128,19 @@ def test_titles_and_definitions():
 
 
 def test_a_ranking_that_is_too_shallow_is_refused():
-    with pytest.raises(DataError, match=r"^precision@11 needs a ranking of 11 hits, got one of 10\.$"):
+    with pytest.raises(DataError, match=r"precision@11.*\b11 hits.*\b10\."):
         Measure.parse("precision@11").values(RANKING, TOTAL)
-    with pytest.raises(DataError, match=r"^map@r needs a ranking of 12 hits, got one of 10\.$"):
+    with pytest.raises(DataError, match=r"map@r.*\b12 hits.*\b10\."):
         Measure.parse("map@r").values(RANKING, np.array([1, 12, 1, 1]))
 
 
 def test_a_query_with_nothing_relevant_is_refused():
-    with pytest.raises(DataError, match=r"^recall@3 is not defined for a query with nothing relevant"):
+    with pytest.raises(DataError, match=r"recall@3 .*nothing relevant"):
         Measure.parse("recall@3").values(RANKING, np.array([1, 0, 1, 1]))
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(DataError, match=r"got \(4, 10\) and \(3,\)\.$"):
+    with pytest.raises(DataError, match=r"\(4, 10\) and \(3,\)"):
         Measure.parse("mrr").values(RANKING, TOTAL[:3])
 
 
@@ -151,5 +150,77 @@ def test_parse_measures_keeps_each_once_in_order():
 
 
 def test_no_measure_is_an_error():
-    with pytest.raises(OptionError, match=r"^no measure was given; name at least one, such as precision@3\.$"):
+    with pytest.raises(OptionError) as caught:
         parse_measures([])
+    assert caught.value.argument == "measures"
+
+
+N_QUERY, N_GALLERY = 40, 30
+
+
+@pytest.fixture(scope="module")
+def judged():
+    random = np.random.default_rng(7)
+    relevant = random.random((N_QUERY, N_GALLERY)) < random.uniform(0.03, 0.6, (N_QUERY, 1))
+    relevant[np.arange(N_QUERY), random.integers(0, N_GALLERY, N_QUERY)] = True
+    return relevant, relevant.sum(axis=1)
+
+
+RANX = {
+    "precision@1": "precision@1",
+    "precision@3": "precision@3",
+    "hit@1": "hit_rate@1",
+    "hit@5": "hit_rate@5",
+    "recall@10": "recall@10",
+    "map@3": "map@3",
+    "map@10": "map@10",
+    "map@30": "map",
+    "mrr": "mrr",
+    "ndcg@5": "ndcg@5",
+    "ndcg@30": "ndcg",
+}
+
+
+@pytest.fixture
+def ranx(monkeypatch):
+    if "ranx" not in sys.modules:
+        monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # compiling its measures takes a minute
+    return pytest.importorskip("ranx")
+
+
+@pytest.mark.slow  # importing ranx takes several seconds
+@pytest.mark.filterwarnings("ignore:unsafe cast from uint64 to int64")  # numba about ranx, where it does compile
+def test_all_measures_agree_with_ranx(judged, ranx):
+    relevant, total = judged
+    qrels = ranx.Qrels({f"q{q:02}": {f"g{g}": 1 for g in np.flatnonzero(row)} for q, row in enumerate(relevant)})
+    run = ranx.Run({f"q{q:02}": {f"g{g}": float(N_GALLERY - g) for g in range(N_GALLERY)} for q in range(N_QUERY)})
+    theirs = ranx.evaluate(qrels, run, list(RANX.values()), return_mean=False)
+    for ours, name in RANX.items():
+        values = Measure.parse(ours).values(relevant, total)
+        np.testing.assert_allclose(values, theirs[name], atol=1e-12, err_msg=ours)
+
+
+def test_map_of_the_whole_gallery_is_average_precision(judged):
+    from sklearn.metrics import average_precision_score
+
+    relevant, total = judged
+    expected = [average_precision_score(row, -np.arange(N_GALLERY)) for row in relevant]
+    np.testing.assert_allclose(Measure.parse(f"map@{N_GALLERY}").values(relevant, total), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 30])
+def test_ndcg_agrees_with_scikit_learn(judged, k):
+    from sklearn.metrics import ndcg_score
+
+    relevant, total = judged
+    scores = -np.arange(N_GALLERY)[None]
+    expected = [ndcg_score(row[None].astype(int), scores, k=k) for row in relevant]
+    np.testing.assert_allclose(Measure.parse(f"ndcg@{k}").values(relevant, total), expected, atol=1e-12)
+
+
+def test_map_at_r_is_map_at_each_querys_own_r(judged):
+    relevant, total = judged
+    expected = [
+        Measure.parse(f"map@{r}").values(row[None], np.array([r]))[0] for row, r in zip(relevant, total, strict=True)
+    ]
+    np.testing.assert_allclose(Measure.parse("map@r").values(relevant, total), expected, atol=1e-12)

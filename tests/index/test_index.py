@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
-from lookalike.evaluation.ranking import judge
+from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.index.index import Index, is_index
 from lookalike.types import Embeddings, l2_normalize
 
@@ -86,7 +86,7 @@ def test_a_difference_below_the_sixth_decimal_is_a_tie():
 def test_agrees_with_what_models_are_measured_by(itself):
     items = some(300, 32)
     queries = items.take(items.ids[::7]) if itself else some(40, 32, seed=5, name="query")
-    top = judge(queries, items, dict.fromkeys(queries.ids, "x"), dict.fromkeys(items.ids, "x")).top
+    top = evaluate_embeddings(queries, items, dict.fromkeys(queries.ids, "x"), dict.fromkeys(items.ids, "x")).hits
     hits = Index.build(items).search(queries, top_k=10)
     assert hits.ids.tolist() == top.ids.tolist()
     np.testing.assert_array_equal(hits.scores, top.scores)

@@ -12,7 +12,7 @@ from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.embeddings.fit import fitted_encoder
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
-from lookalike.evaluation.evaluate import evaluate_embeddings
+from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.models.alignment import fit_alignment
 from lookalike.models.encoder import Encoder
 from lookalike.models.facts import read_facts

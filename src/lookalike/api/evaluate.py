@@ -10,16 +10,9 @@ from lookalike.api.load_model import Weights, load_as_trained, on_runtime, resol
 from lookalike.data.dataset import Dataset, Split
 from lookalike.data.folders import and_skipped
 from lookalike.errors import DataError, OptionError
-from lookalike.evaluation.evaluate import evaluate_embeddings
+from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure, parse_measures
-from lookalike.evaluation.result import Evaluation
-from lookalike.evaluation.submission import (
-    Submission,
-    build_submission,
-    submission_format,
-    validate_submission,
-    write_submission,
-)
+from lookalike.evaluation.submission import Submission, submission_format
 from lookalike.index.index import Index
 from lookalike.models.encoder import Encoder
 from lookalike.progress import SILENT, Progress
@@ -124,12 +117,11 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     _require_all_queries(data)
     _require_test(data)
     queries, gallery, skipped = _embed_test(data, model, weights, (runtime, precision), progress)
-    submission = build_submission(Index.build(gallery).search(queries, top_k), group)
-    validate_submission(
-        submission, [i.id for i in data.query], [i.id for i in data.gallery], top_k, skipped=queries.skipped
-    )
-    write_submission(submission, out)
-    return submission, (*skipped, *gallery.skipped)
+    skipped = (*skipped, *queries.skipped, *gallery.skipped)
+    submission = Submission.from_hits(Index.build(gallery).search(queries, top_k), group, skipped)
+    submission.check([i.id for i in data.query], [i.id for i in data.gallery], top_k)
+    submission.write(out)
+    return submission, submission.skipped
 
 
 def _require_all_queries(data: Dataset) -> None:

@@ -10,11 +10,9 @@ import numpy as np
 
 from lookalike.data.dataset import Dataset
 from lookalike.errors import ModelError
-from lookalike.evaluation.evaluate import evaluate_embeddings
-from lookalike.evaluation.intervals import Comparison
-from lookalike.evaluation.intervals import compare as paired
+from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
+from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
-from lookalike.evaluation.result import Evaluation
 from lookalike.models.encoder import Encoder
 from lookalike.models.engine import LEAST_COSINE, Engine
 from lookalike.progress import SILENT, Progress
@@ -127,13 +125,13 @@ def measured(
     found: list[Evaluation] = []
     for one, task in ((encoder, "validation, bundle"), (exported, "validation, exported")):
         embeddings = one.embed(data.validation, progress=progress, task=task)
-        fitting = [name for name in MEASURES if Measure.parse(name).hits < len(embeddings)]
+        fitting = [name for name in MEASURES if Measure.parse(name).min_gallery < len(embeddings)]
         found.append(evaluate_embeddings(embeddings, embeddings, labels, labels, fitting))
     before, after = found
     means = {name: (before.mean(name), after.mean(name)) for name in before.values}
     if DECISIVE not in means:
         return means, None
-    return means, paired(100 * before.values[DECISIVE], 100 * after.values[DECISIVE])
+    return means, paired_bootstrap(100 * before.values[DECISIVE], 100 * after.values[DECISIVE])
 
 
 def generated(height: int, width: int, count: int = 16) -> Pixels:

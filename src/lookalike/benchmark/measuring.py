@@ -16,8 +16,7 @@ from lookalike.benchmark.timing import measure_timing
 from lookalike.benchmark.trial import SCHEMA, Scores, Timing, Trial
 from lookalike.data.dataset import sample_evenly
 from lookalike.errors import DataError, LookalikeError
-from lookalike.evaluation.evaluate import evaluate_embeddings
-from lookalike.evaluation.result import Evaluation
+from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.models.facts import read_facts
 from lookalike.models.weights import NONE
 from lookalike.types import Embeddings

@@ -15,7 +15,7 @@ from lookalike.benchmark.markdown import more_ensembles
 from lookalike.benchmark.pareto_plot import pareto_svg
 from lookalike.benchmark.selection import Choice
 from lookalike.benchmark.trial import Trial, counted, measure_label, ms_text
-from lookalike.evaluation.intervals import bootstrap_interval
+from lookalike.evaluation.bootstrap import bootstrap_interval
 
 _LISTED_FILES = 40
 

@@ -12,7 +12,7 @@ from lookalike._files import digest, file_digest, read_json, write_json
 from lookalike.benchmark.trial import hit_beside
 from lookalike.data.dataset import Dataset
 from lookalike.errors import OptionError, StorageError
-from lookalike.evaluation.evaluate import DEFAULT
+from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
 from lookalike.progress import Progress
 from lookalike.training.options import TrainingOptions
@@ -133,10 +133,10 @@ def measures_for(
     where, least = min(sizes.items(), key=lambda found: found[1])
     chosen = Measure.parse(measure)
     for wanted in (chosen, Measure.parse(options.stop_on)):
-        if wanted.hits > least:
+        if wanted.min_gallery > least:
             raise OptionError(
-                f"{wanted} needs {wanted.hits} hits, but {where} has only {max(least, 0)} images to find; "
+                f"{wanted} needs {wanted.min_gallery} hits, but {where} has only {max(least, 0)} images to find; "
                 "choose a smaller k or give more images."
             )
-    usual = [m for m in map(Measure.parse, (hit_beside(chosen), *DEFAULT)) if m.hits <= least]
+    usual = [m for m in map(Measure.parse, (hit_beside(chosen), *DEFAULT_MEASURES)) if m.min_gallery <= least]
     return tuple(dict.fromkeys(str(m) for m in (chosen, *usual)))

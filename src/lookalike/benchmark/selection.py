@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lookalike.benchmark.trial import Trial, counted, measure_label, ms_text, signed_text
 from lookalike.errors import OptionError
-from lookalike.evaluation.intervals import Comparison, compare
+from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
 
 DEFAULT_MEASURE = "precision@3"
 _SAME_COST = 0.01  # of the smaller one
@@ -178,7 +178,7 @@ def _compare(trial: Trial, best: Trial, measure: str) -> Comparison:
     shared = [query for query in theirs if query in ours]
     if not shared:
         raise OptionError(f"{trial.name!r} and {best.name!r} need validation queries in common, but share none.")
-    return compare(_values(ours, shared), _values(theirs, shared))
+    return paired_bootstrap(_values(ours, shared), _values(theirs, shared))
 
 
 def _by_query(trial: Trial, measure: str) -> dict[str, float]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from lookalike.errors import OptionError, StorageError
+from lookalike.evaluation.evaluation import Evaluation
 from lookalike.evaluation.measures import Measure
-from lookalike.evaluation.result import Evaluation
 
 SCHEMA = 2
 """Version of the files in trials/; another version is refused, so that a resumed run measures again."""
@@ -70,6 +70,7 @@ class Scores:
     def of(cls, evaluation: Evaluation) -> Scores:
         """Return what an evaluation measured."""
         summary = evaluation.to_dict()
+        summary["left_out"] = summary.pop("excluded")
         values = {name: [float(v) for v in found] for name, found in evaluation.values.items()}
         return cls(values=values, query_ids=list(evaluation.query_ids), **summary)
 

@@ -17,7 +17,7 @@ from lookalike.benchmark.run import Run
 from lookalike.benchmark.selection import Choice
 from lookalike.benchmark.trial import Scores, Trial
 from lookalike.data.dataset import Dataset
-from lookalike.evaluation.result import Evaluation
+from lookalike.evaluation.evaluation import Evaluation
 from lookalike.models.facts import read_facts
 from lookalike.runtimes.bundle import load_bundle, save_bundle
 from lookalike.training.curves import write_curves
@@ -90,7 +90,7 @@ def examples(evaluation: Evaluation, values: Mapping[str, float], data: Dataset)
     labels = {i.id: i.label for i in data.items}
     paths = {i.id: i.path for i in data.items}
     best, worst = best_and_worst(values, labels)
-    hits = {query.query_id: query[:_SHOWN_HITS] for query in evaluation.top}
+    hits = {query.query_id: query[:_SHOWN_HITS] for query in evaluation.hits}
     return [
         Example(q, paths[q], labels[q], [(h.id, paths[h.id], labels[h.id], h.score) for h in hits[q]], values[q])
         for q in (*best, *worst)

@@ -1,7 +1,7 @@
 """Measures of a ranking, as values: `Measure.parse("precision@3")` prints, hashes and compares.
 
-Each row of `REGISTRY` holds a definition in words apart from the function that computes it. All measures are per query;
-means and intervals are taken elsewhere.
+Each row of `REGISTRY` has a definition in words and the function that computes it. All measures are per query; means
+and intervals are in `lookalike.evaluation.evaluation`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import numpy.typing as npt
 
 from lookalike.errors import DataError, OptionError
 
+# `(n_query, depth)`: whether the hit at each rank is relevant, best first.
 Relevant = npt.NDArray[np.bool_]
-"""`(n_query, depth)`: whether the hit at each rank is relevant, best first."""
+
+# `(n_query,)`: number of gallery items that are relevant to the query; at least 1.
 Total = npt.NDArray[np.int64]
-"""`(n_query,)`: how many gallery items are relevant to the query, found or not; at least 1."""
+
+# `(n_query,)`: one value per query.
 Values = npt.NDArray[np.float64]
-"""`(n_query,)`: one value a query."""
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class Depth(StrEnum):
-    """How deep a ranking must be where no fixed number says it."""
+    """Depth of the ranking that a measure needs, where it is not a fixed number."""
 
-    RELEVANT = "relevant"
-    """As deep as the query has relevant gallery items."""
-    GALLERY = "gallery"
-    """The whole gallery."""
+    RELEVANT = "relevant"  # as many hits as the query has relevant gallery items
+    GALLERY = "gallery"  # the whole gallery
 
 
 def _floats(values: npt.ArrayLike) -> Values:
@@ -79,15 +79,15 @@ def _points(relevant: Relevant, total: Total, _: int) -> Values:
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasureKind:
     """One kind of measure.
 
     Attributes:
-        pattern: how it is written; `@k` stands for a number.
-        definition: what it is for one query, apart from the way it is computed.
-        compute: from the judged ranking, the totals and k to `(n_query,)` values.
-        depth: how deep the ranking must be; None stands for k.
-        title: how tables show it, `{k}` filled in; None shows the measure's own text.
+        pattern: its text, with `@k` in place of a number.
+        definition: its value for one query, in words.
+        compute: maps the judged ranking, the totals and k to `(n_query,)` values.
+        depth: number of hits that the ranking must have; None means k.
+        title: its title in tables, a format string with `{k}`; None means the measure's text.
 
     """
 
@@ -99,51 +99,59 @@ class Row:
 
     @property
     def takes_k(self) -> bool:
-        """Whether the pattern has a k to fill in."""
+        """Whether the pattern has a k."""
         return self.pattern.endswith("@k")
 
 
 _ROWS = (
-    Row("precision@k", "relevant items among the first k hits, divided by k", _precision, title="top-{k} accuracy"),
-    Row("hit@k", "1 if any of the first k hits is relevant, else 0; CUB and SOP papers print it as Recall@k", _hit),
-    Row("recall@k", "relevant items among the first k hits, divided by R, all relevant items of the gallery", _recall),
-    Row(
+    MeasureKind(
+        "precision@k", "relevant items among the first k hits, divided by k", _precision, title="top-{k} accuracy"
+    ),
+    MeasureKind(
+        "hit@k", "1 if any of the first k hits is relevant, else 0; CUB and SOP papers print it as Recall@k", _hit
+    ),
+    MeasureKind(
+        "recall@k", "relevant items among the first k hits, divided by R, all relevant items of the gallery", _recall
+    ),
+    MeasureKind(
         "map@k",
         "the precision at the rank of each relevant hit among the first k, summed and divided by R, all relevant items "
         "of the gallery (as TREC does)",
         _average_precision,
     ),
-    Row(
+    MeasureKind(
         "map@r",
         "map@k with k = R, the query's own number of relevant gallery items "
         "(Musgrave, Belongie and Lim 2020, A Metric Learning Reality Check)",
         _average_precision_at_r,
         depth=Depth.RELEVANT,
     ),
-    Row("mrr", "1 / rank of the first relevant hit in the whole gallery", _reciprocal_rank, depth=Depth.GALLERY),
-    Row(
+    MeasureKind(
+        "mrr", "1 / rank of the first relevant hit in the whole gallery", _reciprocal_rank, depth=Depth.GALLERY
+    ),
+    MeasureKind(
         "ndcg@k",
         "1 / log2(rank + 1) summed over the relevant hits among the first k, divided by the same sum of the best "
         "possible ranking (Järvelin and Kekäläinen 2002, Cumulated Gain-based Evaluation of IR Techniques)",
         _ndcg,
     ),
-    Row("points@1,5,10", "600 · hit@1 + 300 · hit@5 + 100 · hit@10, so 1000 at best", _points, depth=10),
+    MeasureKind("points@1,5,10", "600 · hit@1 + 300 · hit@5 + 100 · hit@10, so 1000 at best", _points, depth=10),
 )
 
-REGISTRY: Mapping[str, Row] = MappingProxyType({row.pattern: row for row in _ROWS})
-"""All kinds of measures by pattern, in the order that tables show them."""
+# By pattern, in the order of tables.
+REGISTRY: Mapping[str, MeasureKind] = MappingProxyType({row.pattern: row for row in _ROWS})
 
 
 @dataclass(frozen=True, order=True)
 class Measure:
-    """One measure, such as `precision@3` or `mrr`; two with the same text are equal.
+    """A measure, such as `precision@3` or `mrr`; measures with the same text are equal.
 
     Attributes:
         pattern: the key of its row in `REGISTRY`.
-        k: the number in place of `@k`, None where the pattern has none.
+        k: the number in place of `@k`, None if the pattern has none.
 
     Raises:
-        OptionError: for an unknown pattern, or a k that is missing, below 1 or out of place.
+        OptionError: an unknown pattern, or a k that is missing, below 1 or out of place.
 
     """
 
@@ -160,10 +168,10 @@ class Measure:
 
     @classmethod
     def parse(cls, text: str | Measure) -> Measure:
-        """Read a measure from its text; upper case is taken too, a `Measure` is returned as it is.
+        """Parse the text of a measure, in lower or upper case; a `Measure` is returned unchanged.
 
         Raises:
-            OptionError: for any other text, with the list of what is allowed.
+            OptionError: any other text.
 
         """
         if isinstance(text, Measure):
@@ -180,24 +188,24 @@ class Measure:
 
     @property
     def definition(self) -> str:
-        """What it is for one query, in words."""
+        """Its value for one query, in words."""
         return REGISTRY[self.pattern].definition
 
     @property
     def title(self) -> str:
-        """How tables show it: `precision@3` is the report's "top-3 accuracy", the others keep their text."""
+        """Its title in tables: "top-3 accuracy" for `precision@3`, its text for the others."""
         title = REGISTRY[self.pattern].title
         return str(self) if title is None else title.format(k=self.k)
 
     @property
     def depth(self) -> int | Depth:
-        """How deep the ranking must be: a number of hits, up to R of each query, or the whole gallery."""
+        """Depth of the ranking that it needs: a number of hits, R of each query, or the whole gallery."""
         depth = REGISTRY[self.pattern].depth
         return depth if depth is not None else (self.k or 1)
 
     @property
-    def hits(self) -> int:
-        """The fewest images that a gallery must have for it."""
+    def min_gallery(self) -> int:
+        """Number of images that a gallery must have at least."""
         return self.depth if isinstance(self.depth, int) else 1
 
     def values(self, relevant: Relevant, total: Total) -> Values:
@@ -208,8 +216,8 @@ class Measure:
             total: `(n_query,)` int, the number of relevant gallery items of each query.
 
         Raises:
-            DataError: when the ranking is shallower than `depth` (for `mrr` it cannot be known), the shapes differ,
-                or a query has nothing relevant.
+            DataError: the ranking is shallower than `depth` (not checked for `mrr`), the shapes differ, or a query has
+                nothing relevant.
 
         """
         if relevant.ndim != 2 or total.shape != relevant.shape[:1]:
@@ -218,7 +226,7 @@ class Measure:
                 f"got {relevant.shape} and {total.shape}."
             )
         if total.size and total.min() < 1:
-            raise DataError(f"{self} is not defined for a query with nothing relevant in the gallery; leave it out.")
+            raise DataError(f"{self} is not defined for a query with nothing relevant in the gallery; exclude it.")
         needed = {Depth.RELEVANT: int(total.max(initial=1)), Depth.GALLERY: 1}
         depth = self.depth if isinstance(self.depth, int) else needed[self.depth]
         if relevant.shape[1] < depth:
@@ -227,22 +235,23 @@ class Measure:
 
 
 def parse_measures(measures: str | Measure | Sequence[str | Measure]) -> tuple[Measure, ...]:
-    """Read one measure or several, each kept once in the order given.
+    """Parse one measure or several; duplicates are dropped, the order stays.
 
     Raises:
-        OptionError: for an unknown measure, or none at all.
+        OptionError: an unknown measure, or none.
 
     """
-    several = (measures,) if isinstance(measures, str | Measure) else measures
-    chosen = tuple(dict.fromkeys(Measure.parse(m) for m in several))
-    if not chosen:
-        raise OptionError("no measure was given; name at least one, such as precision@3.")
-    return chosen
+    sequence = (measures,) if isinstance(measures, str | Measure) else measures
+    parsed = tuple(dict.fromkeys(Measure.parse(m) for m in sequence))
+    if not parsed:
+        raise OptionError("`measures` is empty; name at least one measure, such as precision@3.", argument="measures")
+    return parsed
 
 
 def _unknown(text: object) -> OptionError:
     shown = text if isinstance(text, str) else repr(text)
     return OptionError(
         f"the measure {shown!r} is not known; allowed are {', '.join(REGISTRY)}, with a whole number from 1 "
-        "in place of k, such as precision@3."
+        "in place of k, such as precision@3.",
+        argument="measures",
     )

@@ -1,120 +1,190 @@
-"""From embeddings to a judged ranking: exact, the same on every machine, a chunk of queries at a time."""
+"""Exact rankings of a gallery, judged by labels: the same on every machine, a chunk of queries at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from lookalike._ranking import LAST, STEPS, best_first, cosine_steps
+from lookalike.errors import DataError, FingerprintMismatch, OptionError
 from lookalike.evaluation.measures import Relevant, Total
-from lookalike.evaluation.relevance import Ints, Relevance, find_relevance
 from lookalike.types import Embeddings, Hits
 
-TOP_HITS = 10
-"""How many hits of each query are kept by id, to show them."""
+Ints = npt.NDArray[np.int64]
 
-_CHUNK_CELLS = 4_000_000  # query × gallery cells in memory at once, 8 bytes each
+# First hits of each query that are returned with their ids, for display.
+TOP_HITS = 10
+
+_CHUNK_CELLS = 4_000_000  # query x gallery cells in memory at once, 8 bytes each
 _CHUNK_QUERIES = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """A ranking of the gallery for each query, reduced to what measures need.
+class Relevance:
+    """The queries that count and the gallery items that are relevant to them, from ids and labels alone.
+
+    A column is the position of a gallery item when the gallery is sorted by id, so that the lower column wins a tie.
 
     Attributes:
-        query_ids: the `n_query` queries that count.
-        relevant: `(n_query, depth)` bool, whether the hit at each rank is relevant.
-        total: `(n_query,)` number of relevant gallery items.
-        top: the first hits of each query, at most `TOP_HITS`.
-        left_out: queries that do not count: no label, or nothing relevant in the gallery.
+        query_ids: the n_query queries that count.
+        query_labels: n_query labels.
+        query_rows: `(n_query,)` rows of these queries in their embeddings.
+        query_codes: `(n_query,)` labels as numbers.
+        gallery_rows: `(n_gallery,)` rows in the gallery's embeddings, by column.
+        gallery_codes: `(n_gallery,)` labels as numbers, by column; -1 for no label: relevant to no query.
+        self_columns: `(n_query,)` column of the query itself, -1 if it is not in the gallery.
+        total: `(n_query,)` number of relevant gallery items other than the query itself; at least 1.
+        excluded: queries that do not count: no label, or nothing relevant in the gallery.
+        unlabelled: those of `excluded` that have no label.
 
     """
 
     query_ids: tuple[str, ...]
+    query_labels: tuple[str, ...]
+    query_rows: Ints
+    query_codes: Ints
+    gallery_rows: Ints
+    gallery_codes: Ints
+    self_columns: Ints
+    total: Ints
+    excluded: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    @property
+    def gallery(self) -> int:
+        """Number of gallery items."""
+        return len(self.gallery_rows)
+
+    @property
+    def max_depth(self) -> int:
+        """Number of hits that every query can have: the gallery without the query itself."""
+        return self.gallery - int((self.self_columns >= 0).any())
+
+    def require_depth(self, depth: int, name: str) -> None:
+        """Raise `OptionError` if the measure `name` needs more hits than the gallery has."""
+        if depth <= self.max_depth:
+            return
+        without = " besides the query itself" if self.max_depth < self.gallery else ""
+        raise OptionError(
+            f"{name} needs {depth} hits, but the gallery has only {self.max_depth} items{without}; "
+            "choose a smaller k or a larger gallery."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedQueries:
+    """The ranking of the gallery for some queries, reduced to what measures need.
+
+    Attributes:
+        relevant: `(n_query, depth)` bool, whether the hit at each rank is relevant.
+        total: `(n_query,)` number of relevant gallery items.
+        hits: the first hits of each query, at most `TOP_HITS`.
+
+    """
+
     relevant: Relevant
     total: Total
-    top: Hits
-    left_out: tuple[str, ...]
+    hits: Hits
 
 
-def judge(
-    queries: Embeddings,
-    gallery: Embeddings,
-    query_labels: Mapping[str, str],
-    gallery_labels: Mapping[str, str],
-    depth: int | None = None,
-) -> Judged:
-    """Rank the gallery for each query that counts, and say which hits are relevant.
-
-    Hits are ordered by cosine, rounded to 6 decimals so that ties are ties on every machine, then by item id. A query
-    is never its own hit: an item with the query's id is passed over, so the same embeddings on both sides mean
-    leave-one-out. Queries without a label or without anything relevant in the gallery are left out.
+def find_relevance(
+    queries: Embeddings, gallery: Embeddings, query_labels: Mapping[str, str], gallery_labels: Mapping[str, str]
+) -> Relevance:
+    """Find the queries that count: those with a label and at least one other gallery item of the same label.
 
     Args:
-        queries: embeddings of the queries.
+        queries: embeddings of the queries; the gallery itself means leave-one-out.
         gallery: embeddings of the gallery, by the same model.
-        query_labels: label by query id.
-        gallery_labels: label by gallery id; an item without a label is relevant to no query.
-        depth: how many hits to judge; None for the whole gallery, as `n_query × n_gallery` booleans.
+        query_labels: label by query id; other ids are ignored.
+        gallery_labels: label by gallery id.
 
     Raises:
-        FingerprintMismatch: when the two were made by different models.
-        DataError: when labels are missing or no query counts.
-        OptionError: when `depth` is larger than the gallery.
+        FingerprintMismatch: the two were embedded by different models.
+        DataError: a split is empty or has no label, or no query has anything relevant in the gallery.
 
     """
-    relevance = find_relevance(queries, gallery, query_labels, gallery_labels)
-    if depth is None:
-        depth = relevance.smallest_gallery
-    relevance.require_depth(depth, "the depth")
-    chunks = list(judged_chunks(queries, gallery, relevance, depth))
-    return Judged(
-        query_ids=relevance.query_ids,
-        relevant=np.concatenate([c.relevant for c in chunks]),
-        total=relevance.total,
-        top=join_hits([c.top for c in chunks]),
-        left_out=relevance.left_out,
+    if queries.fingerprint != gallery.fingerprint:
+        raise FingerprintMismatch(
+            f"the queries were embedded by the model {queries.fingerprint}, the gallery by {gallery.fingerprint}; "
+            "embed both with one model."
+        )
+    if queries.dim != gallery.dim:
+        raise DataError(
+            f"the queries have {queries.dim} dimensions, the gallery has {gallery.dim}, with the same model "
+            "fingerprint; embed both again."
+        )
+    labels_by_query = _select_labels(queries.ids, query_labels, "query")
+    labels_by_item = _select_labels(gallery.ids, gallery_labels, "gallery")
+    class_sizes = Counter(labels_by_item.values())
+    totals = {q: class_sizes[label] - (labels_by_item.get(q) == label) for q, label in labels_by_query.items()}
+    ids = tuple(q for q in queries.ids if totals.get(q))
+    if not ids:
+        raise DataError(
+            f"none of the {len(queries)} queries has an item of its label in the gallery of {len(gallery)}; "
+            "check that both splits use the same class names."
+        )
+    codes = {label: code for code, label in enumerate(sorted({*labels_by_query.values(), *class_sizes}))}
+    rows = {q: row for row, q in enumerate(queries.ids)}
+    order = sorted(range(len(gallery)), key=gallery.ids.__getitem__)
+    columns = {gallery.ids[row]: column for column, row in enumerate(order)}
+    return Relevance(
+        query_ids=ids,
+        query_labels=tuple(labels_by_query[q] for q in ids),
+        query_rows=_ints(rows[q] for q in ids),
+        query_codes=_ints(codes[labels_by_query[q]] for q in ids),
+        gallery_rows=_ints(order),
+        gallery_codes=_ints(codes.get(labels_by_item.get(item, ""), -1) for item in columns),
+        self_columns=_ints(columns.get(q, -1) for q in ids),
+        total=_ints(totals[q] for q in ids),
+        excluded=tuple(q for q in queries.ids if not totals.get(q)),
+        unlabelled=tuple(q for q in queries.ids if q not in labels_by_query),
     )
 
 
-def judged_chunks(queries: Embeddings, gallery: Embeddings, relevance: Relevance, depth: int) -> Iterator[Judged]:
-    """Yield the judged ranking chunk by chunk, so that a deep ranking of many queries is never held at once.
+def iter_judged(queries: Embeddings, gallery: Embeddings, relevance: Relevance, depth: int) -> Iterator[JudgedQueries]:
+    """Yield the judged rankings chunk by chunk, so that a deep ranking of many queries is never in memory at once.
 
-    Where `depth` is the whole gallery, the last place of a query that is in the gallery is its own and not relevant.
+    Hits are ordered by cosine, rounded to 6 decimals so that ties are ties on every machine, then by item id. A query
+    is never its own hit: where `depth` is the whole gallery, it has the last rank and is not relevant.
     """
     ids = np.array(gallery.ids, dtype=object)[relevance.gallery_rows]
-    top = min(TOP_HITS, relevance.smallest_gallery)
+    n_top = min(TOP_HITS, relevance.max_depth)
+    columns = np.arange(relevance.gallery)
     step = max(1, min(_CHUNK_QUERIES, _CHUNK_CELLS // relevance.gallery))
     for start in range(0, len(relevance), step):
-        part = slice(start, start + step)
-        vectors = queries.vectors[relevance.query_rows[part]]
-        own = relevance.own[part]
-        columns, scores = _best(vectors, gallery, relevance.gallery_rows, own, max(depth, top))
-        relevant = relevance.gallery_codes[columns] == relevance.query_codes[part, None]
-        relevant &= columns != own[:, None]
-        names = relevance.query_ids[part]
-        hits = Hits(names, ids[columns[:, :top]], scores[:, :top].astype(np.float32))
-        yield Judged(names, relevant[:, :depth], relevance.total[part], hits, ())
+        chunk = slice(start, start + step)
+        vectors = queries.vectors[relevance.query_rows[chunk]]
+        steps = cosine_steps(vectors, gallery.vectors.__getitem__, relevance.gallery_rows)
+        self_columns = relevance.self_columns[chunk]
+        in_gallery = np.flatnonzero(self_columns >= 0)
+        steps[in_gallery, self_columns[in_gallery]] = LAST
+        ranked, scores = best_first(steps, columns, max(depth, n_top))
+        relevant = relevance.gallery_codes[ranked] == relevance.query_codes[chunk, None]
+        relevant &= ranked != self_columns[:, None]
+        top_scores = (scores[:, :n_top] / STEPS).astype(np.float32)
+        hits = Hits(relevance.query_ids[chunk], ids[ranked[:, :n_top]], top_scores)
+        yield JudgedQueries(relevant[:, :depth], relevance.total[chunk], hits)
 
 
-def join_hits(parts: list[Hits]) -> Hits:
-    """Put the hits of several chunks of queries, all of one k, under each other."""
-    return Hits(
-        tuple(q for part in parts for q in part.query_ids),
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-    )
+def _ints(values: Iterable[int]) -> Ints:
+    return np.fromiter(values, dtype=np.int64)
 
 
-def _best(
-    vectors: npt.NDArray[np.float32], gallery: Embeddings, rows: Ints, own: Ints, depth: int
-) -> tuple[Ints, npt.NDArray[np.float64]]:
-    """Return columns and rounded scores `(n, depth)`, ordered by falling score, then column; `own` comes last."""
-    steps = cosine_steps(vectors, gallery.vectors.__getitem__, rows)
-    in_gallery = np.flatnonzero(own >= 0)
-    steps[in_gallery, own[in_gallery]] = LAST
-    columns, best = best_first(steps, np.arange(len(rows)), depth)
-    return columns, best / STEPS
+def _select_labels(ids: Sequence[str], labels: Mapping[str, str], split: str) -> dict[str, str]:
+    """Return the labels of these ids; an empty label counts as none."""
+    if not ids:
+        raise DataError(f"the {split} split has no embedding; nothing can be measured.")
+    selected = {item: label for item in ids if (label := labels.get(item))}
+    if not selected:
+        raise DataError(
+            f"none of the {len(ids)} {split} images has a label, so nothing can be measured; "
+            "add a labels.csv, class folders or a manifest."
+        )
+    return selected

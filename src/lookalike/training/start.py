@@ -16,7 +16,7 @@ import torch
 from lookalike.data.dataset import Dataset, Item
 from lookalike.embeddings.fit import Features, compute_features, fit_projection
 from lookalike.errors import DataError
-from lookalike.evaluation.evaluate import evaluate_embeddings
+from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.models.member import TrainableEncoder
 from lookalike.models.projection import Whitening
 from lookalike.progress import Progress

@@ -14,7 +14,7 @@ from lookalike.data.layouts import load_dataset
 from lookalike.data.leaks import require_no_leaks
 from lookalike.data.split import with_validation
 from lookalike.errors import ModelError, OptionError, StorageError
-from lookalike.evaluation.evaluate import DEFAULT, evaluate_embeddings
+from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
 from lookalike.models.alignment import fit_alignment
 from lookalike.models.encoder import Encoder, require_combination
@@ -257,7 +257,7 @@ def _validation_measures(encoder: Encoder, data: Dataset, progress: Progress) ->
     """Take the usual measures of the finished encoder within the validation part, as many as it has images for."""
     found = encoder.embed(data.validation, progress=progress, task=f"{encoder.name}: measures")
     labels = data.labels("validation")
-    fitting = [m for m in map(Measure.parse, DEFAULT) if m.hits < len(found)]
+    fitting = [m for m in map(Measure.parse, DEFAULT_MEASURES) if m.min_gallery < len(found)]
     measures: dict[str, Any] = evaluate_embeddings(found, found, labels, labels, fitting).to_dict()["measures"]
     return measures
 

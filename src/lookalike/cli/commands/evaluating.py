@@ -18,7 +18,7 @@ from lookalike.cli.options import (
     runtime_options,
     weights_option,
 )
-from lookalike.cli.output import print_json, print_table
+from lookalike.cli.output import print_json
 from lookalike.cli.terminal import Terminal, list_skipped
 from lookalike.cli.wording import counted, display_path
 
@@ -66,13 +66,10 @@ def evaluate(
     list_skipped(terminal, skipped)
     if found.note():
         terminal.info(found.note())
-    result = found.to_dict()
     if as_json:
-        print_json(result)
+        print_json(found.to_dict())
         return
-    rows = [[name, f"{m['mean']:.4f}", f"{m['low']:.4f} to {m['high']:.4f}"] for name, m in result["measures"].items()]
-    print_table(["measure", "mean", "95 % interval"], rows, right=["mean", "95 % interval"])
-    click.echo(f"\n{result['queries']} queries, {result['left_out']} left out, {result['gallery']} gallery images")
+    click.echo(str(found))
 
 
 @click.command(cls=Command, short_help="Write the k nearest gallery names of every query to a file.")
@@ -96,5 +93,5 @@ def submit(data: Path, model: str, weights: tuple[str, ...], out: Path, **values
     with closing(Terminal()) as terminal:
         submission, skipped = run_submit(data, model, out=out, weights=chosen, progress=terminal, **values)
     list_skipped(terminal, skipped)
-    terminal.info(f"{len(submission['images'])} queries, {counted(values['top_k'], 'gallery image')} each")
+    terminal.info(f"{len(submission.images)} queries, {counted(values['top_k'], 'gallery image')} each")
     click.echo(display_path(out))

@@ -1,0 +1,217 @@
+"""Measuring a model: embeddings and labels in, one `Evaluation` out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lookalike.errors import DataError, OptionError
+from lookalike.evaluation.bootstrap import Comparison, bootstrap_interval, paired_bootstrap
+from lookalike.evaluation.measures import Depth, Measure, Values, parse_measures
+from lookalike.evaluation.ranking import Relevance, find_relevance, iter_judged
+from lookalike.types import Embeddings, Hits, Skipped
+
+# The first is the report's top-3 accuracy.
+DEFAULT_MEASURES = ("precision@3", "hit@3", "hit@1", "map@r", "mrr")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over queries and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class ClassMean(NamedTuple):
+    """The mean over the queries of one class."""
+
+    mean: float
+    queries: int
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The measures of a model; printing it shows them as a table.
+
+    Attributes:
+        query_ids: the n_query queries that count.
+        query_labels: n_query labels.
+        values: by measure, `(n_query,)` float64 in the order of `query_ids`.
+        excluded: queries that do not count: no label, or nothing relevant in the gallery.
+        unlabelled: those of `excluded` that have no label.
+        gallery: number of gallery items.
+        hits: the first hits of each query that counts, at most ten, in the order of `query_ids`.
+        skipped: files that could not be read.
+
+    Raises:
+        DataError: the attributes do not fit together.
+
+    """
+
+    query_ids: tuple[str, ...]
+    query_labels: tuple[str, ...]
+    values: Mapping[str, Values]
+    excluded: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    gallery: int
+    hits: Hits
+    skipped: tuple[Skipped, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.query_ids)
+        if not n or not self.values:
+            raise DataError(f"an evaluation needs queries and measures, got {n} and {len(self.values)}.")
+        for name, values in self.values.items():
+            if values.shape != (n,):
+                raise DataError(f"{name} needs one value for each of {n} queries, got shape {values.shape}.")
+        if len(self.query_labels) != n or self.hits.query_ids != self.query_ids:
+            raise DataError(f"the labels and hits of an evaluation must be those of its {n} queries, in their order.")
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def __repr__(self) -> str:
+        name = next(iter(self.values))
+        return f"<Evaluation: {name} {self.mean(name):.4f}, {len(self)} queries, {self.gallery} gallery images>"
+
+    def __str__(self) -> str:
+        rows = [("measure", "mean", "95 % interval")]
+        rows += [(name, f"{e.mean:.4f}", f"{e.low:.4f} to {e.high:.4f}") for name, e in self.measures.items()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+        counts = f"{len(self)} queries, {len(self.excluded)} excluded, {self.gallery} gallery images"
+        return "\n".join([*lines, "", counts])
+
+    @cached_property
+    def measures(self) -> Mapping[str, Estimate]:
+        """Mean and interval of each measure by its name, in the requested order."""
+        return {name: Estimate(self.mean(name), *self.interval(name)) for name in self.values}
+
+    def per_query(self, measure: str | Measure) -> Values:
+        """Return the `(n_query,)` values of a measure.
+
+        Raises:
+            OptionError: it was not measured.
+
+        """
+        name = str(Measure.parse(measure))
+        if name not in self.values:
+            raise OptionError(
+                f"{name} was not measured here; measured are {', '.join(self.values)}.", argument="measure"
+            )
+        return self.values[name]
+
+    def mean(self, measure: str | Measure) -> float:
+        """Return the mean over the queries that count."""
+        return float(self.per_query(measure).mean())
+
+    def interval(self, measure: str | Measure) -> tuple[float, float]:
+        """Return low and high of the 95 % bootstrap interval of the mean."""
+        return bootstrap_interval(self.per_query(measure))
+
+    def per_class(self, measure: str | Measure | None = None) -> dict[str, ClassMean]:
+        """Return mean and number of queries by query label, sorted by label; by default of the first measure."""
+        values = self.per_query(next(iter(self.values)) if measure is None else measure)
+        labels, codes, counts = np.unique(np.array(self.query_labels), return_inverse=True, return_counts=True)
+        sums = np.bincount(codes, weights=values)
+        means = zip(labels.tolist(), (sums / counts).tolist(), counts.tolist(), strict=True)
+        return {label: ClassMean(mean, queries) for label, mean, queries in means}
+
+    def compare(self, other: Evaluation, measure: str | Measure) -> Comparison:
+        """Compare with another candidate by paired bootstrap; a positive difference favours this one.
+
+        Raises:
+            DataError: the two measured different queries.
+
+        """
+        differing = set(self.query_ids) ^ set(other.query_ids)
+        if differing:
+            raise DataError(
+                f"candidates are compared on the same queries, but only one of them measured {min(differing)!r}."
+            )
+        rows = {query: row for row, query in enumerate(other.query_ids)}
+        others = other.per_query(measure)[[rows[query] for query in self.query_ids]]
+        return paired_bootstrap(self.per_query(measure), others)
+
+    def note(self) -> str:
+        """Return a sentence about the excluded queries, empty if there are none."""
+        if not self.excluded:
+            return ""
+        lonely = len(self.excluded) - len(self.unlabelled)
+        reasons = [f"{lonely} with nothing relevant in the gallery"] if lonely else []
+        reasons += [f"{len(self.unlabelled)} without a label"] if self.unlabelled else []
+        total = len(self.excluded) + len(self)
+        return f"{len(self.excluded)} of {total} queries excluded: {', '.join(reasons)} (first: {self.excluded[0]})."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return measures and counts for JSON, as `evaluate --json` prints them."""
+        return {
+            "measures": {name: asdict(estimate) for name, estimate in self.measures.items()},
+            "queries": len(self),
+            "excluded": len(self.excluded),
+            "gallery": self.gallery,
+        }
+
+
+def evaluate_embeddings(
+    queries: Embeddings,
+    gallery: Embeddings,
+    query_labels: Mapping[str, str],
+    gallery_labels: Mapping[str, str],
+    measures: Sequence[str | Measure] = DEFAULT_MEASURES,
+) -> Evaluation:
+    """Measure how well the gallery is ranked for the queries.
+
+    A query is never its own hit: the same embeddings on both sides mean leave-one-out. Queries without a label or
+    without anything relevant in the gallery are excluded; gallery items without a label are relevant to no query.
+
+    Args:
+        queries: embeddings of the queries.
+        gallery: embeddings of the gallery, by the same model.
+        query_labels: label by query id.
+        gallery_labels: label by gallery id.
+        measures: such as `("precision@3", "mrr")`.
+
+    Raises:
+        OptionError: an unknown measure, or one that needs more hits than the gallery has.
+        FingerprintMismatch: the two were embedded by different models.
+        DataError: labels are missing or no query counts.
+
+    """
+    parsed = parse_measures(measures)
+    relevance = find_relevance(queries, gallery, query_labels, gallery_labels)
+    depth = max(_depth(measure, relevance) for measure in parsed)
+    chunks = []
+    values: dict[str, list[Values]] = {str(measure): [] for measure in parsed}
+    for chunk in iter_judged(queries, gallery, relevance, depth):
+        for measure in parsed:
+            values[str(measure)].append(measure.values(chunk.relevant, chunk.total))
+        chunks.append(chunk.hits)
+    return Evaluation(
+        query_ids=relevance.query_ids,
+        query_labels=relevance.query_labels,
+        values={name: np.concatenate(arrays) for name, arrays in values.items()},
+        excluded=relevance.excluded,
+        unlabelled=relevance.unlabelled,
+        gallery=relevance.gallery,
+        hits=Hits(
+            relevance.query_ids,
+            np.concatenate([hits.ids for hits in chunks]),
+            np.concatenate([hits.scores for hits in chunks]),
+        ),
+        skipped=(*queries.skipped, *(file for file in gallery.skipped if file not in queries.skipped)),
+    )
+
+
+def _depth(measure: Measure, relevance: Relevance) -> int:
+    depth = measure.depth
+    if isinstance(depth, Depth):
+        return {Depth.RELEVANT: int(relevance.total.max()), Depth.GALLERY: relevance.gallery}[depth]
+    relevance.require_depth(depth, str(measure))
+    return depth
