@@ -13,7 +13,7 @@ from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.measures import Measure
 from lookalike.types import Skipped
 
-NO_PICTURE = "this is not an image that Pillow can read"
+NO_PICTURE = "not an image that Pillow can read"
 CLOSED = "the folder cannot be listed (permission denied)"
 
 

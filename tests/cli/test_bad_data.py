@@ -46,7 +46,7 @@ def nothing() -> None:
     pass
 
 
-NO_PICTURE = "this is not an image that Pillow can read"
+NO_PICTURE = "not an image that Pillow can read"
 CASES = {
     "no folder": (
         nothing,
@@ -186,7 +186,7 @@ CASES = {
     "a query that does not exist": (
         nothing,
         "search photos.index cat.jpg",
-        "cat.jpg cannot be searched for: there is no such file; give another picture.",
+        "cat.jpg cannot be searched for: the file does not exist; give another picture.",
     ),
     "a folder as query": (
         nothing,

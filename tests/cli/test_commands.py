@@ -168,8 +168,8 @@ def test_search_as_json(world, lookalike):
         assert [list(hit) for hit in query["hits"]] == [["id", "path", "score"]] * 2
         assert all(hit["path"] == str(world / "photos" / hit["id"]) for hit in query["hits"])
     assert "test/gallery/cat0.jpg" not in [hit["id"] for hit in found.json["queries"][1]["hits"]]
-    assert found.json["skipped"] == [{"path": "nowhere.jpg", "cause": "there is no such file"}]
-    assert found.err.splitlines()[-2:] == ["1 file was skipped:", "  nowhere.jpg: there is no such file"]
+    assert found.json["skipped"] == [{"path": "nowhere.jpg", "cause": "the file does not exist"}]
+    assert found.err.splitlines()[-2:] == ["1 file was skipped:", "  nowhere.jpg: the file does not exist"]
 
 
 def test_search_of_several_pictures_prints_a_table_for_each(world, lookalike):
@@ -249,7 +249,7 @@ def test_submit_lists_the_gallery_files_that_it_could_not_read(world, lookalike)
     assert (found.code, found.out) == (0, "s.json\n")
     assert found.err.splitlines()[-3:] == [
         "1 file was skipped:",
-        "  photos/test/gallery/cat0.jpg: this is not an image that Pillow can read",
+        "  photos/test/gallery/cat0.jpg: not an image that Pillow can read",
         "8 queries, 3 gallery images each",
     ]
 

@@ -43,7 +43,7 @@ def test_scan_keeps_what_can_be_read_and_says_why_of_the_rest(photos: Photos, tm
     assert found.ids == ("cat", "rocket")
     assert {name: skipped.cause for name, skipped in found.skipped.items()} == {
         "empty": "the file is empty",
-        "text": "this is not an image that Pillow can read",
+        "text": "not an image that Pillow can read",
     }
     assert found.skipped["empty"].path == tmp_path / "empty.png"
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     # being told to end is as being interrupted: temporary files are removed, and the sentence says how to go on
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.filterwarnings("ignore", module="PIL")  # about odd files; those that cannot be read are reported
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 

@@ -1,21 +1,21 @@
-"""Reading one image as people have them, into plain RGB."""
+"""Reading an image file into upright RGB pixels."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from lookalike.data.jpeg import decode_jpeg
-from lookalike.data.quiet import quiet
 from lookalike.errors import UnreadableImage
+from lookalike.types import Pixels
 
+# An image that claims more pixels than this (0.5 GB when decoded) is refused as a decompression bomb.
 MAX_PIXELS = 178_956_970
-"""An image that claims more pixels than this (a 0.5 GB decode) is taken for a decompression bomb."""
 
 _FORMATS = {
     ".jpg": {"JPEG", "MPO"},
@@ -33,60 +33,65 @@ _FORMATS = {
     ".pgm": {"PPM"},
     ".jp2": {"JPEG2000"},
 }
-IMAGE_SUFFIXES = frozenset(_FORMATS)
-"""File name endings, in lower case, that are taken for images."""
 
-_WIDE_WHITE = 65535
-"""The integer sample above 8 bits that is white."""
+# File suffixes of images, in lower case.
+IMAGE_SUFFIXES = frozenset(_FORMATS)
+
+_WHITE_16_BIT = 65535  # white of integer samples above 8 bits
+
+# libjpeg-turbo can decode at these fractions of the sides, much faster and as well as averaging does.
+_JPEG_SCALES = (8, 4, 2)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name has the suffix of an image and is not hidden."""
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def read_image(path: Path | str) -> Image.Image:
-    """Decode an image file into an RGB picture, upright, alpha blended onto white.
+    """Decode an image file into an upright RGB image, with alpha blended onto white.
 
-    Handles EXIF orientation, greyscale, palette, alpha, CMYK, 16-bit and float samples; an animation gives its first
-    frame. White is 65535 in 16-bit greyscale, however dark a picture is, and in 32-bit integers as well, which have no
-    white of their own: darker than 0 is black, brighter than white is white. In float samples white is 1 when none is
-    above it, else 255.
+    Handles EXIF orientation, greyscale, palette, alpha, CMYK, 16-bit and float samples; of an animation the first frame
+    is returned. White is 65535 in 16-bit greyscale, however dark the image is, and also in 32-bit integers, which have
+    no white of their own. In float samples white is 1 if no sample is above it, else 255. Values are clipped.
 
     Raises:
-        UnreadableImage: with the path and the cause: missing, empty, truncated, not an image, named as another
-            format than it is, or larger than `MAX_PIXELS`.
+        UnreadableImage: the file is missing, empty, truncated, not an image, of another format than its suffix, or
+            larger than `MAX_PIXELS`.
 
     """
     path = Path(path)
     try:
         if path.stat().st_size == 0:
             raise UnreadableImage(path, "the file is empty")
-        with quiet(), Image.open(path) as image:
+        with Image.open(path) as image:
             _check_header(path, image)
             image.seek(0)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(image))
     except UnreadableImage:
         raise
     except FileNotFoundError as error:
-        raise UnreadableImage(path, "there is no such file") from error
+        raise UnreadableImage(path, "the file does not exist") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage(path, "this is not an image that Pillow can read") from error
+        raise UnreadableImage(path, "not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(path, f"it claims more than {MAX_PIXELS:,} pixels (a decompression bomb?)") from error
     except PermissionError as error:
-        raise UnreadableImage(path, "its permissions do not allow reading it") from error
+        raise UnreadableImage(path, "permission denied") from error
     except IsADirectoryError as error:
         raise UnreadableImage(path, "it is a folder, not a file") from error
-    except (
-        Exception
-    ) as error:  # decoders fed with garbage raise what they like: struct.error, RuntimeError, KeyError, ...
+    except Exception as error:  # decoders raise anything on damaged files: struct.error, RuntimeError, KeyError, ...
         raise UnreadableImage(path, f"it cannot be decoded ({_first_line(error)})") from error
 
 
-def read_pixels(path: Path | str, at_least: int | None = None) -> npt.NDArray[np.uint8]:
-    """Decode an image file as `read_image` does, faster where it is a JPEG.
+def read_pixels(path: Path | str, min_side: int | None = None) -> Pixels:
+    """Decode an image file as `read_image` does, faster if it is a JPEG.
 
     Args:
         path: the file.
-        at_least: pixels that the shorter side must keep; a larger JPEG may come at a half, a quarter or an eighth
-            of its sides. None for all pixels.
+        min_side: pixels that the shorter side must keep; a larger JPEG may be decoded at 1/2, 1/4 or 1/8 of its sides.
+            None for all pixels.
 
     Returns:
         `(height, width, 3)` uint8.
@@ -95,33 +100,81 @@ def read_pixels(path: Path | str, at_least: int | None = None) -> npt.NDArray[np
         UnreadableImage: as `read_image`.
 
     """
-    return read_scaled(path, [at_least])[0]
+    return read_scaled(path, [min_side])[0]
 
 
-def read_scaled(path: Path | str, at_least: Sequence[int | None]) -> list[npt.NDArray[np.uint8]]:
-    """Do what `read_pixels` does for several sizes at once: the file is read once, and decoded once a scale."""
+def read_scaled(path: Path | str, min_sides: Sequence[int | None]) -> list[Pixels]:
+    """Do `read_pixels` for several sizes at once: the file is read once, and decoded once per scale."""
     path = Path(path)
     if "JPEG" in _FORMATS.get(path.suffix.lower(), ("JPEG",)):
         with contextlib.suppress(OSError):
-            found = decode_jpeg(path.read_bytes(), at_least, most=MAX_PIXELS)
-            if found is not None:
-                return found
-    return [np.array(read_image(path))] * len(at_least)
+            decoded = decode_jpeg(path.read_bytes(), min_sides, max_pixels=MAX_PIXELS)
+            if decoded is not None:
+                return decoded
+    return [np.array(read_image(path))] * len(min_sides)
+
+
+def decode_jpeg(data: bytes, min_sides: Sequence[int | None], *, max_pixels: int) -> list[Pixels] | None:
+    """Decode an upright JPEG with libjpeg-turbo; the pixels equal Pillow's where the image is not scaled.
+
+    Args:
+        data: the file.
+        min_sides: as in `read_pixels`, one for each array to return.
+        max_pixels: larger images are left to Pillow.
+
+    Returns:
+        One `(height, width, 3)` array per size, or None for anything but a plain, undamaged JPEG: Pillow reads more
+        kinds and has better error messages.
+
+    """
+    import simplejpeg
+
+    try:
+        height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colourspace not in ("YCbCr", "Gray") or height * width > max_pixels:
+            return None
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        scales = [_jpeg_scale(min(height, width), min_side) for min_side in min_sides]
+        decoded = {
+            scale: simplejpeg.decode_jpeg(
+                data, "RGB", min_height=-(-height // scale), min_width=-(-width // scale), min_factor=scale
+            )
+            for scale in dict.fromkeys(scales)
+        }
+    except Exception:  # damaged files raise anything, such as KeyError for unknown chroma subsampling
+        return None
+    return [_upright(decoded[scale], orientation) for scale in scales]
+
+
+def _jpeg_scale(side: int, min_side: int | None) -> int:
+    return 1 if min_side is None else next((s for s in _JPEG_SCALES if side // s >= min_side), 1)
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an EXIF orientation as `PIL.ImageOps.exif_transpose` does; unknown values change nothing."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    if flip_rows or flip_columns:
+        pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    return np.ascontiguousarray(pixels)
 
 
 def _check_header(path: Path, image: Image.Image) -> None:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise UnreadableImage(path, f"it claims {pixels:,} pixels, more than {MAX_PIXELS:,} (a decompression bomb?)")
-    allowed = _FORMATS.get(path.suffix.lower())
-    if allowed is not None and image.format not in allowed:
-        raise UnreadableImage(path, f"it is named {path.suffix} but holds {image.format}; rename it to match")
+    expected = _FORMATS.get(path.suffix.lower())
+    if expected is not None and image.format not in expected:
+        raise UnreadableImage(path, f"it is named {path.suffix} but contains {image.format}; rename it")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB, by the rules of `read_image`."""
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
-        return _from_wide(np.asarray(image)).convert("RGB")
+        return _from_wide_samples(np.asarray(image)).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -129,21 +182,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if mode == "RGB" else image.convert("RGB")
 
 
-def _from_wide(samples: np.ndarray) -> Image.Image:
-    """Bring 16-bit, 32-bit integer or float grey samples to 8 bits, by the rule that `read_image` states."""
+def _from_wide_samples(samples: npt.NDArray[np.generic]) -> Image.Image:
+    """Convert 16-bit, 32-bit integer or float greyscale samples to 8 bits."""
     values = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     if np.issubdtype(samples.dtype, np.floating):
         white = 1 if values.size and values.max() <= 1.0 else 255
     else:
-        white = _WIDE_WHITE
+        white = _WHITE_16_BIT
     return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image: a known ending, and not hidden."""
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
