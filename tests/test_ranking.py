@@ -5,11 +5,11 @@ import pytest
 
 from lookalike import _ranking
 from lookalike._ranking import LAST, STEPS, best_first, cosine_steps, nearest_in_blocks
-from lookalike.types import unit
+from lookalike.types import l2_normalize
 
 
 def vectors(count, seed):
-    return unit(np.random.default_rng(seed).normal(size=(count, 24)))
+    return l2_normalize(np.random.default_rng(seed).normal(size=(count, 24)))
 
 
 def test_cosines_in_millionths_by_hand():

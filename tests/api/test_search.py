@@ -320,7 +320,7 @@ def test_an_index_takes_the_vectors_as_they_were_embedded(pictures, encoder, tmp
     shutil.copy(pictures / "more" / "cat2.jpg", pictures / "more-of-them" / "cat2.jpg")
     found = embed(pictures, encoder, out=tmp_path / "emb")
     assert list(found.ids) == sorted(found.ids)
-    monkeypatch.setattr("lookalike.index.flat.FEW", 0)  # so that what is mapped stays mapped
+    monkeypatch.setattr("lookalike.index.exact.BRUTE_FORCE_MAX", 0)  # so that what is mapped stays mapped
     made = index(tmp_path / "emb", out=tmp_path / "index").index
     assert made.ids == found.ids
     assert not made._store._vectors.flags.owndata  # mapped, not copied into another order

@@ -1,4 +1,4 @@
-"""Ruling out by rounded products must not change what is found."""
+"""Ruling vectors out by rounded products must not change the nearest."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ DIM = 64
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(prefilter, "_BLOCK", 300)
-    monkeypatch.setattr(prefilter, "_QUERIES", 7)
-    monkeypatch.setattr(prefilter, "_DIRECTIONS", 8)
+    monkeypatch.setattr(prefilter, "_GROUP", 7)
+    monkeypatch.setattr(prefilter, "_DIRECTIONS_STEP", 8)
 
 
 def groups(count, *, spread, seed=0):
@@ -24,91 +24,79 @@ def groups(count, *, spread, seed=0):
     return l2_normalize(centres[np.arange(count) % 20] + spread * random.normal(size=(count, DIM)))
 
 
-def whole(vectors, queries, count):
-    scores = queries @ vectors.T
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    return np.take_along_axis(scores, order, axis=1), order
+def flat(count, *, seed=0, outside=0):
+    """Directions nearly within 10 of the dimensions, except for the last `outside`, which point anywhere."""
+    random = np.random.default_rng(seed)
+    vectors = random.normal(size=(count, DIM)) * np.where(np.arange(DIM) < 10, 1, 0.01)
+    vectors[count - outside :] = random.normal(size=(outside, DIM))
+    return l2_normalize(vectors)
+
+
+class Vectors:
+    """Counts the vectors that are taken."""
+
+    def __init__(self, vectors):
+        self.vectors, self.taken = vectors, 0
+        self.prefilter = Prefilter(self.take, len(vectors), DIM)
+        self.taken = 0
+
+    def take(self, rows):
+        self.taken += len(rows)
+        return self.vectors[rows]
+
+    def check(self, queries, count):
+        """Compare with sorting all products."""
+        scores, rows = self.prefilter.nearest(queries, count)
+        expected = -np.sort(-(queries @ self.vectors.T), axis=1)[:, :count]
+        np.testing.assert_allclose(scores, expected, atol=2e-6)
+        np.testing.assert_allclose(np.einsum("qd,qkd->qk", queries, self.vectors[rows]), scores, atol=2e-6)
+        assert all(len(set(row)) == count for row in rows.tolist())
 
 
 @pytest.mark.parametrize("spread", [2.0, 0.5, 0.05, 0.001])
 @pytest.mark.parametrize("count", [1, 10, 299])
-def test_the_nearest_are_those_of_comparing_all(spread, count):
-    vectors, queries = groups(2000, spread=spread), groups(40, spread=spread, seed=1)
-    scores, rows = Prefilter(lambda r: vectors[r], len(vectors), DIM).nearest(queries, count)
-    expected, _ = whole(vectors, queries, count)
-    np.testing.assert_allclose(scores, expected, atol=2e-6)
-    np.testing.assert_allclose(np.einsum("qd,qkd->qk", queries, vectors[rows]), scores, atol=2e-6)
-    assert all(len(set(row)) == count for row in rows.tolist())
+def test_the_nearest_are_those_of_all(spread, count):
+    Vectors(groups(2000, spread=spread)).check(groups(40, spread=spread, seed=1), count)
 
 
 def test_more_hits_than_a_block_has():
-    vectors, queries = groups(650, spread=0.5), groups(3, spread=0.5, seed=1)
-    scores, rows = Prefilter(lambda r: vectors[r], len(vectors), DIM).nearest(queries, 400)
-    np.testing.assert_allclose(scores, whole(vectors, queries, 400)[0], atol=2e-6)
-    assert all(len(set(row)) == 400 for row in rows.tolist())
-
-
-def test_coordinates_of_very_different_size_are_evened_out():
-    """Principal components, as heads give them: the first coordinates are large, the last next to nothing."""
-    vectors, queries = (l2_normalize(groups(2000, spread=1.0, seed=s) * np.geomspace(1, 1e-4, DIM)) for s in (0, 1))
-    compared = []
-
-    def take(rows):
-        compared.append(len(rows))
-        return vectors[rows]
-
-    found = Prefilter(take, len(vectors), DIM)
-    compared.clear()
-    scores, _ = found.nearest(queries[:50], 10)
-    np.testing.assert_allclose(scores, whole(vectors, queries[:50], 10)[0], atol=2e-6)
-    assert sum(compared) < 0.5 * 50 * len(vectors)
+    Vectors(groups(650, spread=0.5)).check(groups(3, spread=0.5, seed=1), 400)
 
 
 def test_most_vectors_are_ruled_out():
-    vectors, queries = groups(5000, spread=1.0), groups(50, spread=1.0, seed=1)
-    compared = []
-
-    def take(rows):
-        compared.append(len(rows))
-        return vectors[rows]
-
-    found = Prefilter(take, len(vectors), DIM)
-    compared.clear()
-    found.nearest(queries, 10)
-    assert sum(compared) < 0.1 * 50 * len(vectors)
+    vectors = Vectors(groups(5000, spread=1.0))
+    vectors.prefilter.nearest(groups(50, spread=1.0, seed=1), 10)
+    assert vectors.taken < 0.1 * 50 * 5000
 
 
-def flat(count, *, seed=0, outside=0):
-    """Directions that lie nearly in 10 of the dimensions, but for the last few, which lie anywhere."""
-    random = np.random.default_rng(seed)
-    found = random.normal(size=(count, DIM)) * np.where(np.arange(DIM) < 10, 1, 0.01)
-    found[count - outside :] = random.normal(size=(outside, DIM))
-    return l2_normalize(found)
+def test_coordinates_of_very_different_size():
+    """Principal components, as from a PCA head: the first coordinates are large, the last close to zero."""
+    items, queries = (l2_normalize(groups(2000, spread=1.0, seed=s) * np.geomspace(1, 1e-4, DIM)) for s in (0, 1))
+    vectors = Vectors(items)
+    vectors.check(queries[:50], 10)
+    assert vectors.taken < 0.5 * 50 * 2000
 
 
 @pytest.mark.parametrize("outside", [0, 30])
-def test_what_lies_beyond_the_directions_is_allowed_for(outside):
-    vectors, queries = flat(2000, outside=outside), np.concatenate([flat(20, seed=1), groups(20, spread=1.0)])
-    found = Prefilter(lambda r: vectors[r], len(vectors), DIM)
-    assert found._directions.shape[1] < DIM
-    scores, rows = found.nearest(queries, 10)
-    np.testing.assert_allclose(scores, whole(vectors, queries, 10)[0], atol=2e-6)
-    assert all(len(set(row)) == 10 for row in rows.tolist())
+def test_vectors_outside_the_directions(outside):
+    vectors = Vectors(flat(2000, outside=outside))
+    assert vectors.prefilter._directions.shape[1] < DIM
+    vectors.check(np.concatenate([flat(20, seed=1), groups(20, spread=1.0)]), 10)
 
 
-def test_directions_that_a_sample_did_not_show_are_allowed_for(monkeypatch):
+def test_directions_missing_from_the_sample(monkeypatch):
     monkeypatch.setattr(prefilter, "_SAMPLE", 5)
-    vectors, queries = groups(2000, spread=1.0), groups(40, spread=1.0, seed=1)
-    found = Prefilter(lambda r: vectors[r], len(vectors), DIM)
-    assert found._directions.shape == (DIM, 8)  # of five vectors no more than five directions are known
-    np.testing.assert_allclose(found.nearest(queries, 10)[0], whole(vectors, queries, 10)[0], atol=2e-6)
+    vectors = Vectors(groups(2000, spread=1.0))
+    assert vectors.prefilter._directions.shape == (DIM, 8)  # five vectors have at most five directions
+    vectors.check(groups(40, spread=1.0, seed=1), 10)
 
 
-def test_where_few_can_be_ruled_out_that_is_said(monkeypatch):
-    monkeypatch.setattr(prefilter, "_PAIRS", 100)
+def test_too_few_can_be_ruled_out(monkeypatch):
+    monkeypatch.setattr(prefilter, "_MAX_PAIRS", 100)
     alike = l2_normalize(np.ones((3000, DIM)) + 1e-4 * np.random.default_rng(0).normal(size=(3000, DIM)))
-    assert Prefilter(lambda r: alike[r], len(alike), DIM).nearest(alike[:20], 10) is None
-    vectors, queries = groups(3000, spread=0.5), groups(20, spread=0.5, seed=1)
-    monkeypatch.setattr(prefilter, "_PAIRS", 7 * 150 + 7 * 20)  # a group of queries, each with all of its kind and more
-    scores, _ = Prefilter(lambda r: vectors[r], len(vectors), DIM).nearest(queries, 10)
-    np.testing.assert_allclose(scores, whole(vectors, queries, 10)[0], atol=2e-6)
+    assert Vectors(alike).prefilter.nearest(alike[:20], 10) is None
+
+
+def test_pairs_that_later_bounds_rule_out_are_not_counted(monkeypatch):
+    monkeypatch.setattr(prefilter, "_MAX_PAIRS", 7 * 150 + 7 * 20)  # a group of queries, each with all of its kind
+    Vectors(groups(3000, spread=0.5)).check(groups(20, spread=0.5, seed=1), 10)

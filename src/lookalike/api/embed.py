@@ -24,9 +24,9 @@ from lookalike.embeddings.store import (
     read_embedding_facts,
 )
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
-from lookalike.index.budget import Budget
-from lookalike.index.building import remove_work
-from lookalike.index.index import Index, is_index
+from lookalike.index.autotune import Budget
+from lookalike.index.index import Index, remove_checkpoint
+from lookalike.index.storage import is_index
 from lookalike.models.facts import MODEL, bundle_at
 from lookalike.progress import SILENT, Progress
 from lookalike.runtimes.choice import require_runtime
@@ -133,7 +133,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
 
     """
     images, out = Path(images), Path(out)
-    budget = Budget.of(min_recall, max_memory, max_ms)
+    budget = Budget.parse(min_recall, max_memory, max_ms)
     require_runtime(runtime, precision)
     if not replace:
         require_free(out)
@@ -341,7 +341,7 @@ def _write_index(
         raise StorageError(f"{folder} has no {MODEL} folder, so nothing could be searched for; embed again.")
     facts = read_embedding_facts(folder)
     embeddings = load_embeddings(folder)
-    work = out.with_name(out.name + ".building")
+    checkpoint = out.with_name(out.name + ".building")
     made = Index.build(
         embeddings,
         root=facts.root,
@@ -349,11 +349,11 @@ def _write_index(
         min_recall=budget.min_recall,
         max_memory=budget.max_memory,
         max_ms=budget.max_ms,
-        work=work,
+        checkpoint=checkpoint,
         progress=progress,
     )
     with new_folder(out, replace=replace) as place:
         made.write_into(place)
         shutil.copytree(folder / MODEL, place / MODEL)
-    remove_work(work)
+    remove_checkpoint(checkpoint)
     return MadeIndex(made, embeddings.skipped)

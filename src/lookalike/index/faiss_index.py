@@ -1,4 +1,4 @@
-"""FAISS's approximate indexes, by factory string (Douze et al. 2024, "The Faiss library")."""
+"""Approximate search with FAISS (Douze et al. 2024, "The Faiss library"); vectors stay on disk until they are read."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lookalike._files import storage_errors
+from lookalike._ranking import LAST, STEPS, Floats, Ints, best_first, nearest_in_blocks
 from lookalike.errors import StorageError
-from lookalike.index.flat_file import Rows
 from lookalike.types import Vectors
 
-CANDIDATES = 64
-"""Neighbours that are looked at for each vector while a graph is built, HNSW's efConstruction: with FAISS's own 40 some
-of a million vectors are hardly found, and more than this takes longer to build than it gives (docs/log.md)."""
-_BLOCK = 16_384
-"""Vectors put together again at once."""
+# HNSW's efConstruction: with FAISS's default of 40 a graph misses the neighbours of some of a million vectors, and more
+# than 64 takes longer to build than it saves (docs/log.md)
+EF_CONSTRUCTION = 64
+EXTRA_HITS = 5  # fetched beyond the requested ones, so that ties at the last place are noticed
+_GROWTH = 4  # factor by which a search fetches more where ties remain open
+_BLOCK = 16_384  # vectors reconstructed at once
+INDEX_FILE = "index.faiss"
+_ROWS_FILE = "rows.npy"
 
 
 class FaissIndex:
-    """Unit-length vectors by row number, searched approximately; by several threads at once if need be.
+    """A FAISS index with its search depth; safe to search from several threads.
 
     Attributes:
-        index: FAISS's own.
-        key: FAISS's factory string.
-        parameters: how deep a search looks, by FAISS's names.
+        index: the FAISS object.
+        key: its factory string.
+        parameters: FAISS search parameters, such as efSearch and nprobe.
 
     """
 
-    def __init__(self, faiss_index: Any, key: str, parameters: Mapping[str, int]) -> None:
-        self.index = faiss_index
+    def __init__(self, index: Any, key: str, parameters: Mapping[str, int]) -> None:
+        self.index = index
         self.key = key
-        self.set(parameters)
+        self.set_parameters(parameters)
 
     @classmethod
-    def new(cls, key: str, dim: int) -> FaissIndex:
-        """Return an empty one."""
+    def create(cls, key: str, dim: int) -> FaissIndex:
+        """Create an empty index from a factory string."""
         import faiss
 
-        made = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
-        for part in _parts(made):
+        index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
+        for part in _parts(index):
             if isinstance(part, faiss.IndexHNSW):
-                part.hnsw.efConstruction = CANDIDATES
-        ivf = faiss.try_extract_index_ivf(made)
-        if isinstance(ivf, faiss.IndexIVFPQ):
-            ivf.pq.cp.min_points_per_centroid = 1  # says no word, on stderr, where there are few
-        return cls(made, key, {})
+                part.hnsw.efConstruction = EF_CONSTRUCTION
+        return cls(index, key, {})
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
@@ -59,7 +59,7 @@ class FaissIndex:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes, in memory and in a file."""
+        """Bytes in memory and in a file."""
         import faiss
 
         size = 0
@@ -68,69 +68,70 @@ class FaissIndex:
             nonlocal size
             size += len(part)
 
-        by: Any = faiss  # its type hints know less than it has
-        by.write_index(self.index, by.PyCallbackIOWriter(count, 1 << 20))
+        library: Any = faiss  # its type hints are incomplete
+        library.write_index(self.index, library.PyCallbackIOWriter(count, 1 << 20))
         return size
 
+    def set_parameters(self, parameters: Mapping[str, int]) -> None:
+        """Set the search depth; parameters that the index does not have are ignored."""
+        self.parameters = dict(parameters)
+        self._search_parameters = _search_parameters(self.index, self.parameters)
+
     def train(self, vectors: Vectors) -> None:
-        """Learn from vectors `(n, dim)` what has to be known before any is added."""
+        """Train the index on vectors `(n, dim)`, before any is added."""
         import faiss
 
-        by: Any = faiss  # as above
+        library: Any = faiss  # its type hints are incomplete
         for part in _parts(self.index):
-            first = by.downcast_VectorTransform(part.chain.at(0)) if isinstance(part, by.IndexPreTransform) else None
-            if isinstance(first, by.PCAMatrix):  # their mean is nought so: inner products do not allow for another
-                first.train(np.concatenate([vectors, -vectors]))
+            if not isinstance(part, library.IndexPreTransform):
+                continue
+            transform = library.downcast_VectorTransform(part.chain.at(0))
+            if isinstance(transform, library.PCAMatrix):
+                # FAISS centres before it projects, which inner products do not allow for: make the mean zero
+                transform.train(np.concatenate([vectors, -vectors]))
         self.index.train(vectors)
 
-    def set(self, parameters: Mapping[str, int]) -> None:
-        """Look as deep as this."""
-        self.parameters = dict(parameters)
-        self._how = _depth(self.index, self.parameters)
+    def add(self, vectors: Vectors) -> None:
+        """Append vectors `(n, dim)`."""
+        self.index.add(np.ascontiguousarray(vectors))
 
-    def nearest(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
-        """Return float32 inner products, as exact as the vectors are kept, and rows `(n_query, count)`, best first.
+    def nearest(self, queries: Vectors, count: int) -> tuple[Floats, Ints]:
+        """Return inner products and positions `(n_query, count)`, best first.
 
-        Where what is looked at holds fewer, all vectors are looked at. `count` is at most their number.
+        Products are as exact as the index stores vectors. Where the search depth yields fewer than `count` vectors, the
+        search is repeated in all lists, then among all vectors.
+
+        Args:
+            queries: `(n_query, dim)` float32.
+            count: at most the number of vectors.
+
         """
         queries = np.ascontiguousarray(queries)
-        scores, rows = self.index.search(queries, count, params=self._how)
-        for further in (self._in_all_lists, self._among_all):
-            short = rows[:, -1] < 0  # what is missing is missing at the end
+        scores, positions = self.index.search(queries, count, params=self._search_parameters)
+        for search in (self._search_all_lists, self._search_all_vectors):
+            short = positions[:, -1] < 0  # FAISS fills up with -1 at the end
             if not short.any():
                 break
-            scores[short], rows[short] = further(queries[short], count)
-        return scores, rows
+            scores[short], positions[short] = search(queries[short], count)
+        return scores, positions
 
-    def _in_all_lists(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
-        """Look into every list; a graph has none, and is searched as it was."""
+    def _search_all_lists(self, queries: Vectors, count: int) -> tuple[Floats, Ints]:
         import faiss
 
         ivf = faiss.try_extract_index_ivf(self.index)
-        every = {"nprobe": int(ivf.nlist)} if ivf is not None else {}
-        found: tuple[npt.NDArray[np.float32], Rows] = self.index.search(
-            queries, count, params=_depth(self.index, {**self.parameters, **every})
-        )
-        return found
+        parameters = self.parameters if ivf is None else {**self.parameters, "nprobe": int(ivf.nlist)}
+        scores, positions = self.index.search(queries, count, params=_search_parameters(self.index, parameters))
+        return scores, positions
 
-    def _among_all(self, queries: Vectors, count: int) -> tuple[npt.NDArray[np.float32], Rows]:
-        """Compare with every vector, as it is kept."""
-        scores = np.empty((len(queries), 0), dtype=np.float32)
-        rows = np.empty((len(queries), 0), dtype=np.int64)
-        for start in range(0, len(self), _BLOCK):
-            size = min(_BLOCK, len(self) - start)
-            found = queries @ self.index.reconstruct_n(start, size).T
-            places = np.broadcast_to(np.arange(start, start + size, dtype=np.int64), found.shape)
-            scores, rows = np.concatenate([scores, found], axis=1), np.concatenate([rows, places], axis=1)
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-            scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-        return scores, rows
+    def _search_all_vectors(self, queries: Vectors, count: int) -> tuple[Floats, Ints]:
+        sizes = ((start, min(_BLOCK, len(self) - start)) for start in range(0, len(self), _BLOCK))
+        return nearest_in_blocks(queries, (self.index.reconstruct_n(start, size) for start, size in sizes), count)
 
     def write(self, path: Path) -> None:
         """Write the index to a file.
 
         Raises:
-            StorageError: when the disk does not take all of it.
+            StorageError: the file cannot be written in full.
 
         """
         import faiss
@@ -138,31 +139,113 @@ class FaissIndex:
         try:
             faiss.write_index(self.index, str(path))
         except RuntimeError as error:
-            raise StorageError(f"{path} cannot be written; free some space or choose another place.") from error
-        # on a full disk the last part can get lost when the file is closed, which FAISS does not report
+            raise StorageError(f"{path} cannot be written; free some space or choose another path.") from error
+        # on a full disk the end can get lost when the file is closed, which FAISS does not report
         if path.stat().st_size < self.size:
-            raise StorageError(f"{path} cannot be written in full; free some space or choose another place.")
+            raise StorageError(f"{path} cannot be written in full; free some space or choose another path.")
 
     @classmethod
-    def read(cls, path: Path, key: str, parameters: Mapping[str, int], *, changed: bool = False) -> FaissIndex:
-        """Open an index file; its vectors stay on disk until they are looked at, unless it is to be `changed`.
+    def read(cls, path: Path, key: str, parameters: Mapping[str, int], *, writable: bool = False) -> FaissIndex:
+        """Open an index file: mapped from disk, or read into memory to be extended where it is `writable`.
 
         Raises:
-            StorageError: missing, damaged, or of another kind.
+            StorageError: missing, damaged, or another type of index.
 
         """
         import faiss
 
         try:
-            flags = 0 if changed else faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
-            index = faiss.read_index(str(path), flags)
-            return cls(index, key, parameters)
+            flags = 0 if writable else faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
+            return cls(faiss.read_index(str(path), flags), key, parameters)
         except (RuntimeError, MemoryError, TypeError, ValueError, KeyError) as error:
-            raise StorageError(f"{path} is missing or damaged; make the index again.") from error
+            raise StorageError(f"{path} is missing or damaged; build the index again.") from error
+
+
+class ApproximateIndex:
+    """Unit-length vectors by row, of which a search finds most of the nearest.
+
+    Args:
+        index: holds the vectors in another order.
+        rows: `(n,)` row of the vector at each position of `index`.
+
+    """
+
+    prefilter = False
+
+    def __init__(self, index: FaissIndex, rows: Ints) -> None:
+        self._index = index
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def key(self) -> str:
+        """FAISS factory string."""
+        return self._index.key
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return self._index.dim
+
+    def search(self, queries: Vectors, query_rows: Ints, top_k: int) -> tuple[Ints, Floats]:
+        """Rank as `ExactIndex.search`, among what the index finds and by the vectors as it stores them.
+
+        Where the last vector that was fetched ties with the last hit, more are fetched.
+        """
+        inside = bool((query_rows >= 0).any())
+        fetch = min(top_k + inside + EXTRA_HITS, len(self))
+        rows, steps, undecided = self._ranked(queries, query_rows, top_k, fetch)
+        while fetch < len(self) and undecided.any():
+            fetch = min(fetch * _GROWTH, len(self))
+            part = np.flatnonzero(undecided)
+            rows[part], steps[part], undecided[part] = self._ranked(queries[part], query_rows[part], top_k, fetch)
+        return rows, (steps / STEPS).astype(np.float32)
+
+    def _ranked(self, queries: Vectors, query_rows: Ints, top_k: int, fetch: int) -> tuple[Ints, Ints, Any]:
+        """Return rows and steps `(n_query, top_k)`, and for which queries the last vector fetched is as near."""
+        scores, positions = self._index.nearest(queries, fetch)
+        rows = self._rows[positions]
+        steps = np.rint(np.multiply(scores, STEPS, dtype=np.float64)).astype(np.int64)
+        lowest = steps[:, -1].copy()
+        steps[rows == query_rows[:, None]] = LAST
+        best_rows, best_steps = best_first(steps, rows, top_k)
+        return best_rows, best_steps, lowest >= best_steps[:, -1]
+
+    def write(self, folder: Path) -> None:
+        """Write the index into a folder.
+
+        Raises:
+            StorageError: it cannot be written.
+
+        """
+        self._index.write(folder / INDEX_FILE)
+        with storage_errors(folder):
+            np.save(folder / _ROWS_FILE, self._rows)
+
+    @classmethod
+    def read(cls, folder: Path, key: str, parameters: Mapping[str, int]) -> ApproximateIndex:
+        """Open an index in a folder.
+
+        Raises:
+            StorageError: missing, damaged, or another type of index.
+
+        """
+        index = FaissIndex.read(folder / INDEX_FILE, key, parameters)
+        try:
+            mapped = np.load(folder / _ROWS_FILE, mmap_mode="r", allow_pickle=False)
+            rows = np.asarray(mapped)  # an array of the base class is faster to index
+            valid = len(rows) == len(index) and rows.min() >= 0 and rows.max() < len(index)
+        except (OSError, EOFError, ValueError, TypeError) as error:
+            raise StorageError(f"the index in {folder} is missing or damaged; build the index again.") from error
+        if not valid:
+            raise StorageError(f"the rows of the index in {folder} do not match its vectors; build the index again.")
+        return cls(index, rows)
 
 
 def _parts(index: Any) -> Iterator[Any]:
-    """Yield an index and those that it is made of."""
+    """Yield an index and the indexes nested in it."""
     import faiss
 
     part: Any = faiss.downcast_index(index)
@@ -176,24 +259,17 @@ def _parts(index: Any) -> Iterator[Any]:
             return
 
 
-def _depth(index: Any, parameters: Mapping[str, int]) -> Any:
-    """Return FAISS's description of how deep a search looks, for an index and those that it is made of."""
+def _search_parameters(index: Any, parameters: Mapping[str, int]) -> Any:
+    """Return FAISS's search parameters for an index and the indexes nested in it."""
     import faiss
 
-    by: Any = faiss  # as above
+    library: Any = faiss  # its type hints are incomplete
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
-        inner = _depth(index.base_index, parameters)
-        return by.IndexRefineSearchParameters(k_factor=parameters.get("k_factor_rf", 1), base_index_params=inner)
+        inner = _search_parameters(index.base_index, parameters)
+        return library.IndexRefineSearchParameters(k_factor=parameters.get("k_factor_rf", 1), base_index_params=inner)
     if isinstance(index, faiss.IndexPreTransform):
-        return by.SearchParametersPreTransform(index_params=_depth(index.index, parameters))
+        return library.SearchParametersPreTransform(index_params=_search_parameters(index.index, parameters))
     if isinstance(index, faiss.IndexHNSW):
-        return by.SearchParametersHNSW(efSearch=parameters.get("efSearch", 16))
-    return by.SearchParametersIVF(nprobe=parameters.get("nprobe", 1))
-
-
-def faiss_version() -> str:
-    """Version of the library."""
-    import faiss
-
-    return str(faiss.__version__)
+        return library.SearchParametersHNSW(efSearch=parameters.get("efSearch", 16))
+    return library.SearchParametersIVF(nprobe=parameters.get("nprobe", 1))

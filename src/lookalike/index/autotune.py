@@ -1,0 +1,463 @@
+"""Selects an approximate index within a budget: candidates are tried on a sample, the fastest is built and measured.
+
+Queries are held-out vectors: they are searched for before they are added to the index, so that none finds itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lookalike._ranking import Floats, Ints, nearest_in_blocks
+from lookalike.errors import OptionError
+from lookalike.index.faiss_index import EXTRA_HITS, FaissIndex
+from lookalike.index.storage import BuildCheckpoint, OperatingPoint, TuningReport, spaced
+from lookalike.progress import SILENT, Progress
+from lookalike.types import Vectors
+
+RECALL_AT = 10
+ROW_BYTES = 8  # the row of each vector, beside the index
+HELD_OUT = 1000  # vectors used as queries
+SAMPLE = 50_000  # vectors that candidates are tried on
+RECALL_MARGIN = 0.003  # added to the requested recall, as the held-out vectors are a sample
+
+_HNSW_LINKS = 32
+_HNSW_BYTES = _HNSW_LINKS * 2 * 4 + 12
+_IVF_BYTES = 8  # the number of each vector in its list
+_TRAINING_PER_LIST = 40  # FAISS warns below 39
+_TRAINING_MIN = 10_000
+_TIE = 1e-6  # vectors whose cosines differ by no more are equally near
+_BLOCK = 65_536  # vectors added at once
+_PROBE_BLOCK = 16_384  # vectors compared at once
+_CHECKPOINT_SECONDS = 60.0
+_TIMED_QUERIES = 100
+_SIZE_UNITS = ("", "k", "m", "g", "t")
+
+TakeVectors = Callable[[Ints], Vectors]  # returns the vectors `(n, dim)` of rows; they may be on disk
+
+
+def parse_size(size: str | int) -> int:
+    """Read a number of bytes: 500MB, 1.5GiB, 2g or 300000000.
+
+    Raises:
+        OptionError: not a size.
+
+    """
+    match = re.fullmatch(r"\s*(\d*\.?\d+)\s*([kmgt]?)(i?)b?\s*", str(size), re.IGNORECASE | re.ASCII)
+    if match is None or float(match[1]) <= 0 or (match[3] and not match[2]):
+        raise OptionError(f"`max_memory` must be a size such as 500MB or 1.5GiB, got {size!r}.", argument="max_memory")
+    base = 1024.0 if match[3] else 1000.0
+    return round(float(match[1]) * base ** _SIZE_UNITS.index(match[2].lower()))
+
+
+def format_size(size: float) -> str:
+    """Return a number of bytes for people: 1.2 GB."""
+    for exponent, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if size >= 10**exponent:
+            return f"{size / 10**exponent:.3g} {unit}"
+    return "1 byte" if round(size) == 1 else f"{size:.0f} bytes"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits for an index.
+
+    Attributes:
+        min_recall: index recall@10: mean share of the exact 10 nearest that is found; 1 requires exact search.
+        max_memory: bytes for the vectors; None for no limit.
+        max_ms: median milliseconds of one query; None for no limit.
+
+    Raises:
+        OptionError: a value is out of range.
+
+    """
+
+    min_recall: float = 1.0
+    max_memory: int | None = None
+    max_ms: float | None = None
+
+    @classmethod
+    def parse(cls, min_recall: float = 1.0, max_memory: int | str | None = None, max_ms: float | None = None) -> Budget:
+        """Create a budget from what a user gives: `max_memory` in bytes, or as text such as 500MB."""
+        return cls(min_recall, None if max_memory is None else parse_size(max_memory), max_ms)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_recall <= 1:
+            raise OptionError(
+                f"`min_recall` must be above 0 and at most 1, got {self.min_recall}.", argument="min_recall"
+            )
+        if self.max_memory is not None and self.max_memory < 1:
+            raise OptionError(f"`max_memory` must be at least 1 byte, got {self.max_memory}.", argument="max_memory")
+        if self.max_ms is not None and not (self.max_ms > 0 and math.isfinite(self.max_ms)):
+            raise OptionError(f"`max_ms` must be above 0, got {self.max_ms}.", argument="max_ms")
+
+    @property
+    def exact(self) -> bool:
+        """Whether only exact search reaches the recall."""
+        return self.min_recall == 1.0
+
+    def allows(self, point: OperatingPoint) -> bool:
+        """Whether an operating point is within the budget."""
+        return (
+            point.recall >= self.min_recall
+            and (self.max_memory is None or point.bytes <= self.max_memory)
+            and (self.max_ms is None or point.single_ms <= self.max_ms)
+        )
+
+    def __str__(self) -> str:
+        limits = [f"recall of at least {self.min_recall:g}"]
+        if self.max_memory is not None:
+            limits.append(f"at most {format_size(self.max_memory)}")
+        if self.max_ms is not None:
+            limits.append(f"at most {self.max_ms:g} ms per query")
+        return ", ".join(limits)
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """A type of FAISS index.
+
+    Attributes:
+        name: for people.
+        key: returns the FAISS factory string for a number of vectors and dimensions.
+        bytes_per_vector: returns the bytes per vector for a number of dimensions.
+        fixed_bytes: returns the bytes that all vectors share, for a number of vectors and dimensions.
+        search_params: FAISS parameters that set the search depth.
+
+    """
+
+    name: str
+    key: Callable[[int, int], str]
+    bytes_per_vector: Callable[[int], float]
+    fixed_bytes: Callable[[int, int], float]
+    search_params: tuple[str, ...]
+
+    def size(self, count: int, dim: int) -> float:
+        """Return the approximate bytes of an index and its rows."""
+        return (self.bytes_per_vector(dim) + ROW_BYTES) * count + self.fixed_bytes(count, dim)
+
+
+def ivf_nlist(count: int) -> int:
+    """Return the number of inverted lists for a number of vectors: a power of two near 4 √n that can be trained."""
+    trainable = math.floor(math.log2(max(1, count // _TRAINING_PER_LIST)))
+    return int(2 ** min(trainable, round(math.log2(4 * math.sqrt(count)))))
+
+
+def _pca_hnsw(dim: int) -> str:
+    return f"PCA{-(-dim // 2)},HNSW{_HNSW_LINKS}_SQ8"
+
+
+def _pca_bytes(_: int, dim: int) -> float:
+    return 4 * (1.5 * dim * dim + 2.5 * dim)  # FAISS keeps all principal components, their means and variances
+
+
+def _rotated_ivf(count: int, dim: int, code: str) -> str:
+    # the rotation spreads the variance evenly over the dimensions, as few-bit codes assume; a PCA head does not
+    return f"RR{dim},IVF{ivf_nlist(count)},{code}"
+
+
+def _rotated_ivf_bytes(count: int, dim: int) -> float:
+    return 4 * dim * (dim + ivf_nlist(count))
+
+
+# the specs that no other one dominates in recall, time and memory at a million vectors (docs/log.md)
+SPECS = (
+    IndexSpec(
+        "graph over half of the principal components, reranked by full vectors",
+        lambda _, dim: f"{_pca_hnsw(dim)},RFlat",
+        lambda dim: dim / 2 + _HNSW_BYTES + 4 * dim,
+        _pca_bytes,
+        ("efSearch", "k_factor_rf"),
+    ),
+    IndexSpec(
+        "graph over half of the principal components in 8 bits",
+        lambda _, dim: _pca_hnsw(dim),
+        lambda dim: dim / 2 + _HNSW_BYTES,
+        _pca_bytes,
+        ("efSearch",),
+    ),
+    IndexSpec(
+        "inverted lists with 4 bits per dimension",
+        lambda count, dim: _rotated_ivf(count, dim, "RaBitQ4"),
+        lambda dim: dim / 2 + 16 + _IVF_BYTES,
+        _rotated_ivf_bytes,
+        ("nprobe",),
+    ),
+    IndexSpec(
+        "inverted lists with 1 bit per dimension",
+        lambda count, dim: _rotated_ivf(count, dim, "RaBitQ"),
+        lambda dim: dim / 8 + 8 + _IVF_BYTES,
+        _rotated_ivf_bytes,
+        ("nprobe",),
+    ),
+)
+
+
+class RecallProbe:
+    """Queries that are not in an index, and their exact neighbours among the vectors that are.
+
+    Args:
+        take: returns vectors.
+        rows: the vectors in the index, by position.
+        queries: `(n_query, dim)`, of other rows.
+        progress: receives the number of vectors compared.
+
+    Attributes:
+        neighbours: `(n_query, RECALL_AT)` positions of the exact nearest.
+
+    """
+
+    def __init__(self, take: TakeVectors, rows: Ints, queries: Vectors, progress: Progress = SILENT) -> None:
+        self._take, self._rows = take, rows
+        self.queries = queries
+
+        def block(start: int) -> Vectors:
+            progress.step("exact neighbours of held-out vectors", start, len(rows))
+            return take(rows[start : start + _PROBE_BLOCK])
+
+        blocks = map(block, range(0, len(rows), _PROBE_BLOCK))
+        scores, self.neighbours = nearest_in_blocks(queries, blocks, RECALL_AT)
+        progress.step("exact neighbours of held-out vectors", len(rows), len(rows))
+        self._lowest = scores[:, -1] - _TIE
+
+    def recall(self, positions: Ints) -> float:
+        """Return the share of exact neighbours in positions `(n_query, RECALL_AT)`; ties with the last one count."""
+        correct = (positions[:, :, None] == self.neighbours[:, None, :]).any(axis=2)
+        query, hit = np.nonzero(~correct)
+        scores = np.einsum("ij,ij->i", self.queries[query], self._take(self._rows[positions[query, hit]]))
+        correct[query, hit] = scores >= self._lowest[query]
+        return float(correct.mean())
+
+    def search(self, index: FaissIndex, queries: Vectors) -> Ints:
+        """Search as `ApproximateIndex` does; return positions `(n_query, RECALL_AT)`."""
+        return index.nearest(queries, min(RECALL_AT + EXTRA_HITS, len(index)))[1][:, :RECALL_AT]
+
+
+@dataclass(frozen=True)
+class TunedIndex:
+    """An index within a budget.
+
+    Attributes:
+        index: holds all vectors.
+        rows: `(n,)` row of the vector at each position.
+        report: why it was selected.
+
+    """
+
+    index: FaissIndex
+    rows: Ints
+    report: TuningReport
+
+
+def autotune(
+    take: TakeVectors,
+    count: int,
+    dim: int,
+    budget: Budget,
+    *,
+    checkpoint: BuildCheckpoint,
+    progress: Progress,
+) -> TunedIndex:
+    """Build the fastest index within a budget.
+
+    Args:
+        take: returns vectors.
+        count: number of vectors.
+        dim: their dimensions.
+        budget: with a recall below 1.
+        checkpoint: holds the work of an interrupted run, and saves this one's.
+        progress: receives steps and messages.
+
+    Raises:
+        OptionError: no index is within the budget; the message says what comes nearest.
+
+    """
+    specs = [spec for spec in SPECS if budget.max_memory is None or spec.size(count, dim) <= budget.max_memory]
+    if not specs:
+        raise OptionError(
+            f"{count} vectors of {dim} dimensions take at least "
+            f"{format_size(min(spec.size(count, dim) for spec in SPECS))}, and `max_memory` is "
+            f"{format_size(budget.max_memory or 0)}; allow more memory.",
+            argument="max_memory",
+        )
+    held_out = np.unique(np.linspace(0, count - 1, min(HELD_OUT, max(1, count // 10)), dtype=np.int64))
+    rest = np.setdiff1d(np.arange(count, dtype=np.int64), held_out)
+    queries = take(held_out)
+    tried = _try(specs, take, spaced(rest, SAMPLE), queries, budget, checkpoint=checkpoint, progress=progress)
+    probe: RecallProbe | None = None
+    rejected: list[OperatingPoint] = []
+    for spec in _promising(tried, budget):
+        probe = probe or RecallProbe(take, rest, queries, progress)
+        index = build(spec.key(len(rest), dim), take, rest, dim, checkpoint=checkpoint, progress=progress)
+        checkpoint.save_index(index)
+        point = tune(spec, index, probe, budget)
+        complete = replace(point, bytes=round(point.bytes * count / len(rest)))
+        if budget.allows(complete):
+            index.add(queries)
+            measured = replace(point, bytes=index.size + ROW_BYTES * count)
+            reason = _reason(measured, tried, rejected, len(queries), budget)
+            report = TuningReport(reason, measured, tuple(tried), tuple(rejected))
+            return TunedIndex(index, np.concatenate([rest, held_out]), report)
+        progress.info(f"  rejected, not within {budget}: {describe(complete)}")
+        rejected.append(complete)
+        del index  # frees its memory before the next one is built
+    if not rejected:
+        fastest = min(tried, key=lambda point: point.single_ms)
+        raise OptionError(
+            f"no index is within {budget}; the fastest is {describe(fastest)}. Allow more time.", argument="max_ms"
+        )
+    raise OptionError(
+        f"no index is within {budget}; these were built: {'; '.join(map(describe, rejected))}. "
+        "Lower `min_recall` or allow more memory or time.",
+        argument="min_recall",
+    )
+
+
+def _try(
+    specs: Sequence[IndexSpec],
+    take: TakeVectors,
+    sample: Ints,
+    queries: Vectors,
+    budget: Budget,
+    *,
+    checkpoint: BuildCheckpoint,
+    progress: Progress,
+) -> list[OperatingPoint]:
+    """Build and tune every spec on a sample of the vectors, except those that an earlier run tried."""
+    tried = checkpoint.load_tried(repr(budget))
+    names = {point.spec for point in tried}
+    specs = [spec for spec in specs if spec.name not in names]
+    if specs:
+        probe = RecallProbe(take, sample, queries)
+    for spec in specs:
+        dim = queries.shape[1]
+        tried.append(tune(spec, build(spec.key(len(sample), dim), take, sample, dim), probe, budget))
+        progress.info(f"  tried on {len(sample)} vectors: {describe(tried[-1])}")
+        checkpoint.save_tried(repr(budget), tried)
+    return tried
+
+
+def _promising(tried: Sequence[OperatingPoint], budget: Budget) -> list[IndexSpec]:
+    """Return the specs that may be within the budget, fastest first.
+
+    They reached the recall on the sample, or came nearest where none did, within the time: more vectors make no index
+    faster.
+    """
+    able = [p for p in tried if p.recall >= budget.min_recall] or [max(tried, key=lambda p: p.recall)]
+    in_time = [p for p in able if budget.max_ms is None or p.single_ms <= budget.max_ms]
+    by_name = {spec.name: spec for spec in SPECS}
+    return [by_name[p.spec] for p in sorted(in_time, key=lambda p: p.single_ms)]
+
+
+def build(
+    key: str,
+    take: TakeVectors,
+    rows: Ints,
+    dim: int,
+    *,
+    checkpoint: BuildCheckpoint | None = None,
+    progress: Progress = SILENT,
+) -> FaissIndex:
+    """Build an index of rows in their order, block by block, in bounded memory.
+
+    Args:
+        key: FAISS factory string.
+        take: returns vectors.
+        rows: the vectors to add.
+        dim: their dimensions.
+        checkpoint: is resumed, and saved after training and once per minute.
+        progress: receives the number of vectors added.
+
+    """
+    checkpoint = checkpoint or BuildCheckpoint()
+    index = checkpoint.load_index(key)
+    if index is None:
+        index = FaissIndex.create(key, dim)
+        progress.step(f"building {key}", 0, len(rows))
+        sample = spaced(rows, max(_TRAINING_PER_LIST * ivf_nlist(len(rows)), _TRAINING_MIN))
+        index.train(np.ascontiguousarray(take(sample)))
+        checkpoint.save_index(index)
+    saved = time.monotonic()
+    for start in range(len(index), len(rows), _BLOCK):
+        index.add(take(rows[start : start + _BLOCK]))
+        progress.step(f"building {key}", len(index), len(rows))
+        if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            checkpoint.save_index(index)
+            saved = time.monotonic()
+    return index
+
+
+def tune(spec: IndexSpec, index: FaissIndex, probe: RecallProbe, budget: Budget) -> OperatingPoint:
+    """Set an index to the smallest search depth that reaches the budget's recall, and measure it there."""
+    ranges = {"efSearch": (16, 1024), "nprobe": (1, ivf_nlist(len(index))), "k_factor_rf": (1, 64)}
+    grids = {name: _grid(*ranges[name]) for name in spec.search_params}
+    required = min(1.0, budget.min_recall + RECALL_MARGIN)
+    index.set_parameters({name: grid[-1] for name, grid in grids.items()})
+    for name, grid in grids.items():
+
+        def reaches(value: int, name: str = name) -> bool:
+            index.set_parameters({**index.parameters, name: value})
+            return probe.recall(probe.search(index, probe.queries)) >= required
+
+        smallest = bisect_left(grid, True, hi=len(grid) - 1, key=reaches)  # recall rises with the value
+        index.set_parameters({**index.parameters, name: grid[smallest]})
+    clock = time.perf_counter()
+    positions = probe.search(index, probe.queries)
+    seconds = time.perf_counter() - clock
+    return OperatingPoint(
+        spec=spec.name,
+        key=index.key,
+        vectors=len(index),
+        parameters=index.parameters,
+        recall=probe.recall(positions),
+        queries_per_second=len(probe.queries) / seconds,
+        single_ms=time_single(lambda query: probe.search(index, query), probe.queries),
+        bytes=index.size + ROW_BYTES * len(index),
+    )
+
+
+def _grid(low: int, high: int) -> list[int]:
+    """Return the powers of two times `low` and the integers at quarters between them, up to `high`."""
+    powers = [low * 2**n for n in range((high // low).bit_length() + 1)]
+    return sorted({value for p in powers for quarters in (4, 5, 6, 7) if (value := p * quarters // 4) <= high})
+
+
+def time_single(search: Callable[[Floats], object], queries: Vectors) -> float:
+    """Return the median milliseconds of a search with one query."""
+    seconds = []
+    for query in queries[:_TIMED_QUERIES]:
+        clock = time.perf_counter()
+        search(query[None])
+        seconds.append(time.perf_counter() - clock)
+    return 1e3 * float(np.median(seconds))
+
+
+def describe(point: OperatingPoint) -> str:
+    """Return an operating point for people."""
+    return (
+        f"{point.key}, {point.spec}: recall@{RECALL_AT} {point.recall:.3f}, {point.single_ms:.2f} ms per query, "
+        f"{point.queries_per_second:.0f} queries/s in a batch, {format_size(point.bytes)}"
+    )
+
+
+def _reason(
+    point: OperatingPoint,
+    tried: Sequence[OperatingPoint],
+    rejected: Sequence[OperatingPoint],
+    queries: int,
+    budget: Budget,
+) -> str:
+    able = sum(p.recall >= budget.min_recall for p in tried)
+    rule = f"fastest of the {able} that reach the recall" if able else "nearest to the recall, which none reaches"
+    after = f", after {', '.join(p.key for p in rejected)} exceeded the budget" if rejected else ""
+    return (
+        f"selected {point.key} ({point.spec}) for {budget}: the {rule}, of {len(tried)} tried on "
+        f"{max(p.vectors for p in tried)} vectors{after}. With {queries} held-out vectors as queries: "
+        f"recall@{RECALL_AT} {point.recall:.3f}, {point.single_ms:.2f} ms per query, {format_size(point.bytes)}"
+    )

@@ -1,0 +1,335 @@
+"""What an index keeps on disk: its description, its items, exact vectors, and the checkpoint of an unfinished build."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lookalike._files import (
+    digest,
+    read_json,
+    reading_errors,
+    storage_errors,
+    write_ascii_json,
+    write_file,
+    write_json,
+)
+from lookalike._ranking import Ints
+from lookalike._strings import PackedStrings, iter_json_lines, read_json_lines
+from lookalike._versions import versions_of
+from lookalike.errors import StorageError
+from lookalike.index.faiss_index import FaissIndex
+from lookalike.types import Vectors
+
+FORMAT = 2
+_INFO_FILE = "index.json"
+_ITEMS_FILE = "items.json"
+_IDS_LINE = '{"ids": ['
+
+# a flat inner product index as `faiss.write_index` lays it out (faiss/impl/index_write.cpp), then all vectors: code,
+# dimensions, vectors, two unused numbers, whether it is trained, metric, number of float32 values that follow
+_HEADER = struct.Struct("<4siqqq?iQ")
+_FLAT_CODE = b"IxFI"
+_UNUSED = 1 << 20
+_INNER_PRODUCT = 0
+
+Metadata = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """An index at one search depth, measured with held-out vectors as queries.
+
+    Attributes:
+        spec: name of the `IndexSpec`.
+        key: FAISS factory string.
+        vectors: number of vectors in the index.
+        parameters: FAISS search parameters.
+        recall: index recall@10.
+        queries_per_second: all queries in one call.
+        single_ms: median milliseconds of one query.
+        bytes: size in memory and on disk.
+
+    """
+
+    spec: str
+    key: str
+    vectors: int
+    parameters: Mapping[str, int]
+    recall: float
+    queries_per_second: float
+    single_ms: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TuningReport:
+    """How an approximate index was selected.
+
+    Attributes:
+        reason: in words.
+        measured: the index itself, without the held-out vectors; `bytes` includes them.
+        tried: every candidate, built from a sample of the vectors.
+        rejected: candidates that were built from all vectors and exceeded the budget.
+
+    """
+
+    reason: str
+    measured: OperatingPoint
+    tried: tuple[OperatingPoint, ...]
+    rejected: tuple[OperatingPoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """The description of an index, stored as index.json.
+
+    Attributes:
+        key: FAISS factory string; Flat for exact search.
+        fingerprint: of the model that made the embeddings.
+        precision: in which the embeddings were computed, as `Encoder.precision`; auto where it is unknown.
+        dim: dimensions of a vector.
+        count: number of items.
+        root: the folder that ids are relative to, or None.
+        prefilter: whether the memory budget leaves room for the prefilter of an exact index.
+        tuning: how an approximate index was selected; None for an exact one.
+        versions: of the packages that wrote the index.
+        format: version of the folder's layout.
+
+    """
+
+    key: str
+    fingerprint: str
+    precision: str
+    dim: int
+    count: int
+    root: str | None = None
+    prefilter: bool = True
+    tuning: TuningReport | None = None
+    versions: Mapping[str, str] = field(default_factory=lambda: versions_of("lookalike", "faiss-cpu"))
+    format: int = FORMAT
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> IndexInfo:
+        """Validate what index.json holds.
+
+        Raises:
+            KeyError, TypeError, ValueError: a value is missing or has the wrong type.
+
+        """
+        tuning = values["tuning"]
+        if tuning is not None:
+            points = {name: tuple(_point(p) for p in tuning[name]) for name in ("tried", "rejected")}
+            tuning = TuningReport(str(tuning["reason"]), _point(tuning["measured"]), **points)
+        return cls(
+            key=str(values["key"]),
+            fingerprint=str(values["fingerprint"]),
+            precision=str(values["precision"]),
+            dim=int(values["dim"]),
+            count=int(values["count"]),
+            root=None if values["root"] is None else str(values["root"]),
+            prefilter=bool(values["prefilter"]),
+            tuning=tuning,
+            versions=dict(values["versions"]),
+        )
+
+
+def _point(values: Mapping[str, Any]) -> OperatingPoint:
+    return OperatingPoint(**{**values, "parameters": {name: int(v) for name, v in values["parameters"].items()}})
+
+
+def is_index(path: Path | str) -> bool:
+    """Whether a folder holds an index."""
+    return (Path(path) / _INFO_FILE).is_file()
+
+
+def damaged_index(path: Path, cause: str) -> StorageError:
+    """Return the error for an index folder with inconsistent content."""
+    return StorageError(f"the index in {path} is damaged ({cause}); build the index again.")
+
+
+def write_info(folder: Path, info: IndexInfo) -> None:
+    """Write the description of an index."""
+    write_ascii_json(folder / _INFO_FILE, asdict(info), indent=2)
+
+
+def read_info(path: Path) -> IndexInfo:
+    """Read the description of an index.
+
+    Raises:
+        StorageError: not an index, of another format, or damaged.
+
+    """
+    if not is_index(path):
+        raise StorageError(f"{path} is not an index: it has no {_INFO_FILE}; make one with 'lookalike index'.")
+    values = read_json(path / _INFO_FILE, "the index's description")
+    version = values.get("format") if isinstance(values, dict) else None
+    if version != FORMAT:
+        raise StorageError(f"{path} has index format {version}, this version reads {FORMAT}; build the index again.")
+    try:
+        return IndexInfo.from_dict(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged_index(path, f"{type(error).__name__} {error}") from error
+
+
+def write_items(folder: Path, ids: PackedStrings, metadata: Metadata) -> None:
+    """Write ids and metadata as one JSON object, one id per line."""
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="ascii") as file:
+            file.write(_IDS_LINE[:-1])
+            file.writelines(iter_json_lines(ids))
+            file.write(f",\n{json.dumps({'metadata': metadata})[1:]}\n")
+
+    write_file(folder / _ITEMS_FILE, write)
+
+
+def read_items(folder: Path) -> tuple[PackedStrings, dict[str, Any]]:
+    """Read ids and metadata, some lines at a time: a million ids parsed at once would take several times the memory.
+
+    Raises:
+        StorageError: missing or damaged.
+
+    """
+    path = folder / _ITEMS_FILE
+    with reading_errors(path, "the index's items"), path.open(encoding="utf-8") as file:
+        if file.readline() != f"{_IDS_LINE}\n":
+            raise damaged_index(folder, f"{_ITEMS_FILE} does not begin with the ids")
+        ids = read_json_lines(itertools.takewhile(lambda line: line[0] != "]", file))
+        try:
+            return ids, dict(json.loads("{" + file.read())["metadata"])
+        except (KeyError, TypeError) as error:
+            raise damaged_index(folder, f"{_ITEMS_FILE} has no metadata") from error
+
+
+def write_vectors(path: Path, blocks: Iterable[Vectors], count: int, dim: int) -> None:
+    """Write vectors as a flat FAISS index, without importing FAISS.
+
+    Args:
+        path: the file.
+        blocks: the vectors, each block `(n, dim)` float32.
+        count: number of all vectors.
+        dim: their dimensions.
+
+    Raises:
+        StorageError: the file cannot be written.
+
+    """
+    with storage_errors(path), path.open("wb") as file:
+        file.write(_HEADER.pack(_FLAT_CODE, dim, count, _UNUSED, _UNUSED, True, _INNER_PRODUCT, count * dim))
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype="<f4").data)
+
+
+def map_vectors(path: Path) -> Vectors:
+    """Map the vectors `(n, dim)` of a flat FAISS index from disk, without importing FAISS.
+
+    Raises:
+        StorageError: missing, damaged, or another type of index.
+
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER.size)
+        code = header[: len(_FLAT_CODE)]
+        if code != _FLAT_CODE and code.startswith((b"Ix", b"Iw", b"IH")):
+            name = code.decode("ascii", "replace")
+            raise StorageError(f"{path} holds a FAISS index of type {name}, not a flat one; build the index again.")
+        code, dim, count, _, _, _, metric, values = _HEADER.unpack(header)
+        if (code, metric, values) != (_FLAT_CODE, _INNER_PRODUCT, count * dim):
+            raise ValueError("unexpected header")
+        if path.stat().st_size != _HEADER.size + 4 * values:
+            raise ValueError("unexpected size")
+        if not count:
+            return np.zeros((0, dim), np.float32)
+        return np.memmap(path, dtype="<f4", mode="r", offset=_HEADER.size, shape=(count, dim))
+    except (OSError, ValueError, struct.error, OverflowError) as error:
+        raise StorageError(f"{path} is missing or damaged; build the index again.") from error
+
+
+class BuildCheckpoint:
+    """A folder for an unfinished build: the candidates that were tried, and the indexes being built.
+
+    Args:
+        folder: created when there is something to save; None saves nothing.
+
+    """
+
+    _STATE_FILE = "building.json"
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._vectors = ""
+        self._tried: dict[str, list[dict[str, Any]]] = {}
+
+    def open(self, hash_vectors: Callable[[], str]) -> None:
+        """Use the folder for these vectors; what an earlier run saved for others is ignored.
+
+        Raises:
+            StorageError: the folder holds something else, or cannot be written.
+
+        """
+        if self._folder is None:
+            return
+        path = self._folder / self._STATE_FILE
+        if self._folder.exists() and not path.is_file():
+            raise StorageError(f"{self._folder} already exists and is not a build folder; rename or remove it.")
+        self._vectors = digest(hash_vectors(), str(versions_of("lookalike", "faiss-cpu")))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged file is written again
+            state = json.loads(path.read_text(encoding="utf-8"))
+            self._tried = dict(state["tried"]) if state["vectors"] == self._vectors else {}
+        write_json(path, {"vectors": self._vectors, "tried": self._tried})
+
+    def load_tried(self, budget: str) -> list[OperatingPoint]:
+        """Return the candidates that an earlier run tried for this budget."""
+        try:
+            return [_point(values) for values in self._tried.get(budget, ())]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return []
+
+    def save_tried(self, budget: str, points: Iterable[OperatingPoint]) -> None:
+        """Save the candidates that were tried for this budget."""
+        if self._folder is not None:
+            self._tried[budget] = [asdict(point) for point in points]
+            write_json(self._folder / self._STATE_FILE, {"vectors": self._vectors, "tried": self._tried})
+
+    def load_index(self, key: str) -> FaissIndex | None:
+        """Return the unfinished index with this factory string, or None."""
+        path = self._index_path(key)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return FaissIndex.read(path, key, {}, writable=True)
+        except StorageError:
+            return None
+
+    def save_index(self, index: FaissIndex) -> None:
+        """Save an unfinished index in place of its earlier state."""
+        path = self._index_path(index.key)
+        if path is not None:
+            write_file(path, index.write)
+
+    def remove(self) -> None:
+        """Remove the saved files, and the folder where nothing else is in it."""
+        if self._folder is None or not (self._folder / self._STATE_FILE).is_file():
+            return
+        with contextlib.suppress(OSError):  # a leftover does no harm
+            for file in [*self._folder.glob("*.faiss"), self._folder / self._STATE_FILE]:
+                file.unlink()
+            self._folder.rmdir()
+
+    def _index_path(self, key: str) -> Path | None:
+        return None if self._folder is None else self._folder / f"{digest(self._vectors, key)}.faiss"
+
+
+def spaced(rows: Ints, limit: int) -> Ints:
+    """Return at most `limit` rows, evenly spaced from the first to the last."""
+    return rows[np.linspace(0, len(rows) - 1, min(limit, len(rows)), dtype=np.int64)]

@@ -1,0 +1,137 @@
+"""Approximate indexes: every spec by one contract."""
+
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import pytest
+
+from lookalike.errors import StorageError
+from lookalike.index.autotune import RECALL_AT, SPECS, ivf_nlist
+from lookalike.index.faiss_index import ApproximateIndex, FaissIndex
+from lookalike.types import l2_normalize
+
+COUNT, DIM = 3000, 64
+FEW_BITS = {"RaBitQ": 0.5, "RaBitQ4": 0.75, "HNSW32_SQ8": 0.4}
+
+
+def exact(vectors, queries):
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :RECALL_AT]
+
+
+def recall(positions, truth):
+    return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(positions.tolist(), truth.tolist(), strict=True)])
+
+
+def create(key, vectors):
+    index = FaissIndex.create(key, vectors.shape[1])
+    index.train(vectors)
+    index.add(vectors)
+    return index
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+def test_search_write_and_read(spec, vectors, queries, tmp_path):
+    index = create(spec.key(COUNT, DIM), vectors)
+    index.set_parameters({"nprobe": ivf_nlist(COUNT), "efSearch": 512, "k_factor_rf": 64})
+    scores, positions = index.nearest(queries, RECALL_AT)
+    assert recall(positions, exact(vectors, queries)) > FEW_BITS.get(index.key.rpartition(",")[2], 0.9)
+    assert (np.diff(scores, axis=1) <= 1e-6).all()
+    path = tmp_path / "index.faiss"
+    index.write(path)
+    assert path.stat().st_size == index.size
+    again = FaissIndex.read(path, index.key, index.parameters)
+    np.testing.assert_array_equal(again.nearest(queries, RECALL_AT)[1], positions)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+def test_a_file_that_lost_its_end_is_reported(spec, vectors, tmp_path):
+    """A limit on the size of files has the effect of a full disk."""
+    code = f"""
+import resource, signal
+from pathlib import Path
+import numpy as np
+from lookalike.errors import StorageError
+from lookalike.index.faiss_index import FaissIndex
+index = FaissIndex.create({spec.key(COUNT, DIM)!r}, {DIM})
+vectors = np.load({str(tmp_path / "vectors.npy")!r})
+index.train(vectors)
+index.add(vectors)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (index.size - 100, index.size - 100))
+try:
+    index.write(Path({str(tmp_path / "index.faiss")!r}))
+except StorageError as error:
+    print(error)
+"""
+    np.save(tmp_path / "vectors.npy", vectors)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "cannot be written" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("refined", ["", ",RFlat"])
+def test_principal_components_are_not_centred(refined):
+    """All vectors lie to one side: centred, as FAISS does it, those of another length would come first."""
+    random = np.random.default_rng(0)
+    some = l2_normalize(0.5 + random.normal(size=(3100, 32)) * np.geomspace(1, 0.01, 32))
+    index = create(f"PCA16,HNSW32_SQ8{refined}", some[100:])
+    index.set_parameters({"efSearch": 256, "k_factor_rf": 1})
+    assert recall(index.nearest(some[:100], RECALL_AT)[1], exact(some[100:], some[:100])) > 0.9
+
+
+@pytest.mark.parametrize("key", ["HNSW32,Flat", "PCA32,HNSW32_SQ8", "PCA32,HNSW32_SQ8,RFlat"])
+def test_graphs_are_built_with_64_candidates(key, vectors, tmp_path):
+    create(key, vectors[:300]).write(tmp_path / "index")
+    index = faiss.read_index(str(tmp_path / "index"))
+    graph = faiss.downcast_index(index.base_index if "RFlat" in key else index)
+    graph = faiss.downcast_index(graph.index) if "PCA" in key else graph
+    assert graph.hnsw.efConstruction == 64
+
+
+def test_lists_that_are_too_short(vectors, queries):
+    index = create("IVF64,Flat", vectors)
+    index.set_parameters({"nprobe": 1})
+    _, positions = index.nearest(queries, 400)
+    assert (positions >= 0).all()
+    assert index.parameters == {"nprobe": 1}
+
+
+def test_a_graph_that_does_not_reach_enough_vectors():
+    """Half of the vectors are equal: a graph finds few of them."""
+    random = np.random.default_rng(0)
+    vectors = l2_normalize(random.normal(size=(2000, DIM)))
+    vectors[500:1500] = vectors[500]
+    index = create("HNSW4,Flat", vectors)
+    queries = l2_normalize(random.normal(size=(5, DIM)))
+    scores, positions = index.nearest(queries, 1990)
+    assert (positions >= 0).all()
+    assert all(len(set(row)) == 1990 for row in positions.tolist())
+    np.testing.assert_allclose(scores, -np.sort(-(queries @ vectors.T), axis=1)[:, :1990], atol=1e-6)
+
+
+def test_ties_beyond_what_is_fetched_first_go_to_the_lower_row(vectors):
+    """Forty equal vectors at the end of the index have the lowest rows."""
+    index = create("HNSW32,Flat", np.concatenate([vectors, np.repeat(vectors[:1], 40, axis=0)]))
+    index.set_parameters({"efSearch": 512})
+    rows = np.concatenate([np.arange(40, 40 + COUNT), np.arange(40)])
+    hits, scores = ApproximateIndex(index, rows).search(vectors[:1], np.array([1]), 3)
+    assert hits.tolist() == [[0, 2, 3]]
+    np.testing.assert_array_equal(scores, np.ones((1, 3), np.float32))
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "index.faiss"])
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 20])
+def test_damaged_files(vectors, tmp_path, name, content):
+    ApproximateIndex(create("HNSW4,Flat", vectors), np.arange(COUNT)).write(tmp_path)
+    path = tmp_path / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(StorageError, match="missing or damaged"):
+        ApproximateIndex.read(tmp_path, "HNSW4,Flat", {})
+
+
+@pytest.mark.parametrize("rows", [np.full(COUNT, COUNT), np.arange(5)])
+def test_rows_that_do_not_match(vectors, tmp_path, rows):
+    ApproximateIndex(create("HNSW4,Flat", vectors), rows).write(tmp_path)
+    with pytest.raises(StorageError, match="do not match its vectors"):
+        ApproximateIndex.read(tmp_path, "HNSW4,Flat", {})
