@@ -17,6 +17,7 @@ from lookalike.api.search import load_index, query_id, search
 from lookalike.embeddings.embed import embed_to
 from lookalike.embeddings.store import is_unfinished, load_embeddings
 from lookalike.errors import DataError, FingerprintMismatch, ModelError, OptionError, StorageError
+from lookalike.index import exact
 from lookalike.index.index import Index
 from lookalike.models.encoder import Encoder
 from lookalike.models.pretrained import build_trainable
@@ -100,7 +101,7 @@ def test_wrong_searches(made, pictures, tmp_path):
         search(made, [tmp_path / "empty.jpg"])
     with pytest.raises(DataError, match=r"none of the 2 images can be read, the first is .*empty\.jpg: the file is"):
         search(made, [tmp_path / "empty.jpg", tmp_path / "missing.jpg"])
-    with pytest.raises(OptionError, match="top_k is 12, but the index has only 11 items besides the query itself"):
+    with pytest.raises(OptionError, match="12, but the index has only 11 items"):
         search(made, [cat], top_k=12)
     with pytest.raises(OptionError, match="put it in a list"):
         search(made, cat)
@@ -112,7 +113,7 @@ def test_wrong_searches(made, pictures, tmp_path):
 
 def test_top_k_is_checked_before_anything_is_embedded(made, pictures, monkeypatch):
     monkeypatch.setattr(Encoder, "embed", lambda *_, **__: pytest.fail("a query was embedded"))
-    with pytest.raises(OptionError, match="top_k is 99"):
+    with pytest.raises(OptionError, match="99, but the index has only 11"):
         search(load_index(made), [pictures / "more" / "cat2.jpg"], top_k=99)
 
 
@@ -320,10 +321,10 @@ def test_an_index_takes_the_vectors_as_they_were_embedded(pictures, encoder, tmp
     shutil.copy(pictures / "more" / "cat2.jpg", pictures / "more-of-them" / "cat2.jpg")
     found = embed(pictures, encoder, out=tmp_path / "emb")
     assert list(found.ids) == sorted(found.ids)
-    monkeypatch.setattr("lookalike.index.exact.BRUTE_FORCE_MAX", 0)  # so that what is mapped stays mapped
+    monkeypatch.setattr(exact, "BRUTE_FORCE_MAX", 0)  # mapped vectors stay mapped
     made = index(tmp_path / "emb", out=tmp_path / "index").index
     assert made.ids == found.ids
-    assert not made._store._vectors.flags.owndata  # mapped, not copied into another order
+    assert not made._vector_index._vectors.flags.owndata  # mapped, not copied into another order
 
 
 def test_embeddings_are_brought_up_to_date_by_their_own_model(pictures, encoder, tmp_path):
@@ -412,7 +413,7 @@ def test_a_full_disk_keeps_the_embeddings(pictures, encoder, tmp_path, monkeypat
 
 def test_an_index_whose_model_was_exchanged_or_lost(made, encoder):
     save_bundle(Encoder([build_trainable("test_efficientnet", "none", seed=1)]), made / "model", replace=True)
-    with pytest.raises(FingerprintMismatch, match=r"model has the fingerprint .*, the index was made with"):
+    with pytest.raises(FingerprintMismatch, match=r"model has the fingerprint .*, the index was made by"):
         load_index(made)
     shutil.rmtree(made / "model")
     with pytest.raises(StorageError, match="has no model folder"):
