@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lookalike.cli.commands import cli
+from lookalike.cli.app import cli
 
 WIDTH = 100
 HEAD = """# The command line

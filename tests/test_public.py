@@ -1,4 +1,4 @@
-"""The public surface: what `lookalike` offers, and that importing it costs next to nothing."""
+"""The public interface of `lookalike`: its names, and a light import."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import sys
 import types
 from pathlib import Path
 
+import click
 import pytest
 
 import lookalike as la
-from lookalike.cli.commands import cli
+from lookalike.cli.app import COMMANDS, cli
 from lookalike.training.options import OptionChanges
 
 HEAVY = (
@@ -31,40 +32,40 @@ HEAVY = (
 )
 
 
-def in_a_new_process(code: str) -> str:
-    """Run Python with no module of ours or theirs imported yet."""
+def new_process(code: str) -> str:
+    """Run Python code without any imported module and return its output."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_what_is_public():
+def test_public_names():
     assert la.__all__ == dir(la)
     assert not [name for name in la.__all__ if name.startswith("_")]
+    assert new_process("import lookalike; print(dir(lookalike) == sorted(lookalike.__all__))") == "True"
 
 
-def test_what_the_documents_use_is_public():
-    readme = Path(__file__).parents[1] / "README.md"
-    used = set(re.findall(r"\bla\.(\w+)", f"{la.__doc__}\n{readme.read_text(encoding='utf-8')}"))
-    assert {"load_dataset", "train", "Index", "benchmark"} <= used <= set(la.__all__)
+def test_names_in_the_documents_are_public():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"\bla\.(\w+)", f"{la.__doc__}\n{readme}"))
+    assert {"load_dataset", "train", "Index", "benchmark"} <= names <= set(la.__all__)
 
 
-def test_nothing_else_is():
-    assert in_a_new_process("import lookalike; print(dir(lookalike) == sorted(lookalike.__all__))") == "True"
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'bnchmark'"):
         la.bnchmark  # noqa: B018
 
 
 def test_a_subpackage_does_not_hide_the_function_of_its_name():
     imports = "import lookalike as la, lookalike.index.index, lookalike.benchmark.trial"
-    assert in_a_new_process(f"{imports}; print(callable(la.index), callable(la.benchmark))") == "True True"
+    assert new_process(f"{imports}; print(callable(la.index), callable(la.benchmark))") == "True True"
 
 
-def test_a_name_is_looked_up_once():
+def test_a_name_is_imported_once():
     code = "import lookalike; print('check' in vars(lookalike), lookalike.check is vars(lookalike)['check'])"
-    assert in_a_new_process(code) == "False True"
+    assert new_process(code) == "False True"
 
 
 @pytest.mark.parametrize("name", la.__all__)
-def test_every_name_resolves_to_what_it_is_called(name):
+def test_every_public_name_is_documented(name):
     value = getattr(la, name)
     assert value.__name__ == name
     assert value.__module__.startswith("lookalike.")
@@ -72,36 +73,35 @@ def test_every_name_resolves_to_what_it_is_called(name):
     assert not isinstance(value, types.ModuleType)
 
 
-def test_a_star_import_gives_all_of_it():
-    space: dict[str, object] = {}
-    exec("from lookalike import *", space)
-    assert set(la.__all__) <= set(space)
+def test_star_import():
+    namespace: dict[str, object] = {}
+    exec("from lookalike import *", namespace)
+    assert set(la.__all__) <= set(namespace)
 
 
-def test_importing_it_imports_nothing_heavy():
+def test_import_is_light():
     code = f"import lookalike, sys; print([m for m in {HEAVY} if m in sys.modules])"
-    assert in_a_new_process(code) == "[]"
+    assert new_process(code) == "[]"
 
 
-def test_the_commands_import_neither_torch_nor_what_draws():
+def test_the_command_line_imports_neither_models_nor_plots():
     heavy = HEAVY[: HEAVY.index("numpy")]
-    code = f"import lookalike.cli.commands, sys; print([m for m in {heavy} if m in sys.modules])"
-    assert in_a_new_process(code) == "[]"
+    code = f"import lookalike.cli.main, sys; print([m for m in {heavy} if m in sys.modules])"
+    assert new_process(code) == "[]"
 
 
-PYTHON_NAMES = {"no_near": "near", "no_finetune": "finetune", "tuned": "finetune"}
-"""Options that say no, or say in words what is one value in Python."""
+# options with another name than the argument: flags that negate it, or that set fields of the recipe by name
+ARGUMENTS = {"no_near": "near", "no_finetune": "finetune"}
+COMMAND_ONLY = {"as_json", "settings"}
 
 
-@pytest.mark.parametrize("name", [n for n in cli.commands if n != "completion"])
-def test_every_command_is_a_function_of_the_same_name_and_arguments(name):
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])
+def test_every_command_is_a_function_with_the_same_name_and_arguments(name):
     function = getattr(la, name)
     assert inspect.isfunction(function)
     signature = inspect.signature(function).parameters
-    known = {n for n, p in signature.items() if p.kind is not p.VAR_KEYWORD}
+    arguments = {n for n, p in signature.items() if p.kind is not p.VAR_KEYWORD}
     if "changes" in signature:
-        known |= OptionChanges.__annotations__.keys()
-    given = {PYTHON_NAMES.get(p.name, p.name) for p in cli.commands[name].params}
-    assert (
-        given - {"as_json", "settings"} <= known
-    )  # what is returned can be turned into JSON; a setting is a recipe's field by name
+        arguments |= OptionChanges.__annotations__.keys()
+    options = {ARGUMENTS.get(p.name, p.name) for p in cli.get_command(click.Context(cli), name).params}
+    assert options - COMMAND_ONLY <= arguments

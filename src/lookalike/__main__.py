@@ -7,11 +7,11 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line and exit; an interruption while it is still being loaded gets a sentence as well."""
+    """Run the command line and exit; an interruption during the import is reported too."""
     try:
         from lookalike.cli.main import main as run
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted; start the same command again.\n")
+        sys.stderr.write("error: interrupted; run the same command again.\n")
         sys.exit(130)
     run()
 

@@ -1,9 +1,8 @@
-"""A working folder with photographs, two bundles, embeddings and an index; `lookalike` runs a command line in it."""
+"""A working folder with images, two bundles, embeddings and an index; `lookalike` runs a command line in it."""
 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -15,12 +14,12 @@ import pytest
 
 from lookalike.cli.main import run
 
-SMALL = "test_efficientnet"  # 0.1 million parameters, pictures of 160 × 160
+SMALL = "test_efficientnet"  # 0.1 million parameters, images of 160 × 160
 
 
 @pytest.fixture(scope="session")
-def made(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build once what `world` copies."""
+def original_workspace(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build once what `workspace` copies."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -29,31 +28,31 @@ def made(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) 
     from lookalike.models.encoder import Encoder
     from lookalike.models.pretrained import build_trainable
 
-    place = tmp_path_factory.mktemp("made")
-    photos = Path(shutil.copytree(photo_folder_original, place / "photos"))
+    folder = tmp_path_factory.mktemp("workspace")
+    photos = Path(shutil.copytree(photo_folder_original, folder / "photos"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        save_file(timm.create_model(SMALL, num_classes=0).state_dict(), place / "small.safetensors")
+        save_file(timm.create_model(SMALL, num_classes=0).state_dict(), folder / "small.safetensors")
     for seed, name in enumerate(("model", "other")):  # they differ by their heads
-        save_bundle(Encoder([build_trainable(SMALL, place / "small.safetensors", seed=seed)]), place / name)
-    embed(photos, place / "model", out=place / "photos.emb")
-    index(photos, place / "model", out=place / "photos.index")  # of the 12 gallery images
-    return place
+        save_bundle(Encoder([build_trainable(SMALL, folder / "small.safetensors", seed=seed)]), folder / name)
+    embed(photos, folder / "model", out=folder / "photos.emb")
+    index(photos, folder / "model", out=folder / "photos.index")  # of the 12 gallery images
+    return folder
 
 
 @pytest.fixture
-def world(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make the working folder, yours to change: photos/, model/, other/, photos.emb/, photos.index/ and weights."""
-    place = Path(shutil.copytree(made, tmp_path / "world"))
-    facts = place / "photos.index" / "index.json"
-    facts.write_text(json.dumps({**json.loads(facts.read_text()), "root": str(place / "photos")}))
-    monkeypatch.chdir(place)
-    return place
+def workspace(original_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a working folder with photos/, model/, other/, photos.emb/, photos.index/ and small.safetensors."""
+    folder = Path(shutil.copytree(original_workspace, tmp_path / "workspace"))
+    facts = folder / "photos.index" / "index.json"
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "root": str(folder / "photos")}))
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """How a command ended: its exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -61,13 +60,18 @@ class Outcome:
 
     @property
     def errors(self) -> list[str]:
-        """The sentences that stderr calls errors."""
+        """The error messages on stderr."""
         return [line.removeprefix("error: ") for line in self.err.splitlines() if line.startswith("error: ")]
 
     @property
     def json(self) -> Any:
-        """What stdout holds, which must be one JSON value and nothing else."""
+        """The value on stdout, which must be one JSON value and nothing else."""
         return json.loads(self.out)
+
+    @property
+    def table(self) -> list[list[str]]:
+        """The words of each line on stdout."""
+        return [line.split() for line in self.out.splitlines() if line]
 
 
 Run = Callable[[str], Outcome]
@@ -92,38 +96,38 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def refused(world: Path, lookalike: Run) -> Callable[..., None]:
-    """Check that a command line is refused with this sentence, and that nothing on disk is other than before.
+def fails(workspace: Path, lookalike: Run) -> Callable[..., str]:
+    """Check that a command line fails with one message that names all the facts, and changes nothing on disk.
 
-    `…` in the sentence stands for any text; `grows` names what may have grown.
+    `grows` is the start of the names that may be new or changed. Returns the message.
     """
 
-    def check(line: str, sentence: str, *, code: int = 2, grows: str = "") -> None:
-        before = contents(world)
-        found = lookalike(line)
-        assert len(found.errors) == 1, found.err
-        assert re.fullmatch(".+".join(map(re.escape, sentence.split("…"))), found.errors[0]), found.errors[0]
-        assert sentence[-1] in ".?"
-        assert found.code == code
-        assert found.out == ""
-        assert "Traceback" not in found.err
-        after = contents(world)
+    def check(line: str, *facts: str, code: int = 2, grows: str = "") -> str:
+        before = contents(workspace)
+        outcome = lookalike(line)
+        assert (outcome.code, outcome.out) == (code, ""), outcome.err
+        assert "Traceback" not in outcome.err
+        (message,) = outcome.errors
+        assert not [fact for fact in facts if fact not in message], message
+        assert message[-1] in ".?"
+        after = contents(workspace)
         if grows:
             before, after = ({n: c for n, c in files.items() if not n.startswith(grows)} for files in (before, after))
         assert after == before
+        return message
 
     return check
 
 
 @pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Interrupt whatever runs when it reports a step of this task, as Ctrl-C would."""
+def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Interrupt a command when it reports a step of this task, as Ctrl-C would."""
 
     def arm(task: str) -> None:
-        def step(self: object, name: str, done: int, total: int, detail: str = "") -> None:
+        def step(_self: object, name: str, _done: int, _total: int, _detail: str = "") -> None:
             if name == task:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr("lookalike.cli.terminal.Terminal.step", step)
+        monkeypatch.setattr("lookalike.progress.LineProgress.step", step)
 
     return arm

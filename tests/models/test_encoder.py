@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 
-from lookalike.cli.terminal import Terminal
 from lookalike.data import images
 from lookalike.data.dataset import Item, Split
 from lookalike.errors import DataError, ModelError, OptionError
@@ -13,6 +12,7 @@ from lookalike.models.encoder import Encoder
 from lookalike.models.heads import ProjectionHead
 from lookalike.models.pretrained import build_trainable
 from lookalike.models.stream import File
+from lookalike.progress import LineProgress
 from lookalike.types import l2_normalize
 
 
@@ -111,9 +111,11 @@ def test_progress_is_told_how_many_are_done(encoder, pictures):
     assert told == [("gallery", 4, 9), ("gallery", 8, 9), ("gallery", 9, 9)]
 
 
-def test_what_sets_the_pace_is_said_to_the_end(encoder, pictures, capsys):
-    encoder.embed(pictures, batch_size=1, progress=Terminal())
-    assert re.fullmatch(r"embedding: 9/9, (decoding|the model) sets the pace\n", capsys.readouterr().err)
+def test_what_sets_the_pace_is_said_to_the_end(encoder, pictures):
+    lines = []
+    encoder.embed(pictures, batch_size=1, progress=LineProgress(lines.append))
+    (line,) = lines
+    assert re.fullmatch(r"embedding: 9/9, (decoding|the model) sets the pace", line)
 
 
 @pytest.mark.parametrize("larger", [1, 6])

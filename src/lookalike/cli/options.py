@@ -1,25 +1,31 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the values that they make of them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lookalike.cli.command import TypedError
 from lookalike.errors import OptionError
 
 if TYPE_CHECKING:
-    from lookalike.training.recipe import RecipeChanges
+    from lookalike.training.options import TrainingOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+Weights = str | Path | dict[str, str | Path]
+
+# The fields of a recipe that have a flag of their own; all others are changed by --set.
+RECIPE_FLAGS = (
+    "loss", "epochs", "batch_size", "resolution", "optimizer", "lr", "head_lr", "label_smoothing", "precision",
+)  # fmt: skip
+_TYPES = {"int": int, "float": float, "str": str}
 
 
 class _Path(click.Path):
-    """A path; an empty one, which a shell makes of an unset variable, would mean the working directory."""
+    """A path that is not empty: a shell makes an empty one of an unset variable, and it is the working directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -32,7 +38,7 @@ data_argument = click.argument("data", type=PATH)
 
 
 def out_option(text: str) -> Callable[[F], F]:
-    """Return the required `--out`; `text` is its help."""
+    """Return the required `--out` with its help text."""
     return click.option("--out", type=PATH, required=True, metavar="PATH", help=text)
 
 
@@ -43,209 +49,187 @@ model_option = click.option(
     "--model",
     required=True,
     metavar="BUNDLE|NAME",
-    help="A bundle made by 'train' or 'benchmark', or a backbone's name (several joined by +).",
+    help="A bundle that 'train' or 'benchmark' wrote, or the name of a backbone (several joined by +).",
 )
 weights_option = click.option(
     "--weights",
     multiple=True,
     metavar="[NAME=]PATH|none",
-    help="Weights for a backbone given by name: a safetensors file, or 'none' for random ones. "
-    "With several backbones say which: resnet50=FILE.  [default: pretrained]",
+    help="Weights of a backbone given by name: a safetensors or torch file, or 'none' for random weights. With several "
+    "backbones, name one: resnet50=FILE.  [default: pretrained]",
 )
-
-
 runtime_option = click.option(
     "--runtime",
     type=click.Choice(["auto", "torch", "openvino", "onnxruntime"]),
     default="auto",
     show_default=True,
-    help="What computes embeddings; auto takes what was found to be fastest here. An exported model has its own.",
+    help="Inference runtime. 'auto' picks the fastest one on this machine; exported models always use their own.",
+)
+resume_option = click.option("--resume", is_flag=True, help="Resume the unfinished run next to --out.")
+track_option = click.option(
+    "--track",
+    multiple=True,
+    metavar="NAME[=PATH|URI]",
+    help="Report the run to a tracker: tensorboard or mlflow, optionally with a folder or URI "
+    "(mlflow=http://host:5000). Can be repeated.",
 )
 
 
-def runtime_options(text: str) -> Callable[[F], F]:
-    """Return the options that say what computes; `text` is the second one's help."""
-    second = click.option(
+def precision_option(auto: str) -> Callable[[F], F]:
+    """Return `--precision` of inference; `auto` is the help text of its default."""
+    return click.option(
         "--precision",
         type=click.Choice(["auto", "float32", "bfloat16"]),
         default="auto",
         show_default=True,
-        help=text,
+        help=f"Precision of inference. 'auto' is {auto}.",
     )
-    return lambda command: runtime_option(second(command))
 
 
-seed_option = click.option(
-    "--seed", type=int, default=0, show_default=True, help="Decides splits, order and augmentation."
-)
-
-
-def model_weights(given: tuple[str, ...], model: str | None) -> str | Path | dict[str, str | Path]:
-    """Turn the `--weights` values that go with `--model` into what the library takes.
+def weights_for_model(values: Sequence[str], model: str | None) -> Weights:
+    """Return the weights that go with `--model`.
 
     Raises:
-        OptionError: weights without a name for them: there is no model, or it is a bundle and has its own.
+        OptionError: there is no model, or it is a bundle, which has weights of its own.
 
     """
-    if given and model is None:
-        raise OptionError(f"--weights {given[0]} goes with a backbone's name; give that as --model.")
-    own = ("bundle.json", "model/bundle.json")  # a bundle, or a folder of embeddings or an index with one inside
-    if given and any((Path(str(model)) / name).exists() for name in own):
+    if values and model is None:
+        raise OptionError(f"--weights {values[0]} needs the name of a backbone; pass it as --model.")
+    bundles = (Path(str(model)) / name for name in ("bundle.json", "model/bundle.json"))
+    if values and any(path.exists() for path in bundles):
         raise OptionError(
-            f"--weights {given[0]} goes with a backbone's name, but {model} is a bundle, which has its own weights; "
-            "leave out --weights."
+            f"--weights {values[0]} needs the name of a backbone, but {model} is a bundle with its own weights; "
+            "remove --weights."
         )
-    return parse_weights(given, tuple((model or "").split("+")))
+    return parse_weights(values, tuple((model or "").split("+")))
 
 
-def parse_weights(given: tuple[str, ...], backbones: tuple[str, ...]) -> str | Path | dict[str, str | Path]:
-    """Turn `--weights` values into one value for all backbones, or a mapping by name.
+def parse_weights(values: Sequence[str], backbones: Sequence[str]) -> Weights:
+    """Return the values of `--weights` as one for all backbones, or as a mapping by name.
 
     Raises:
-        OptionError: for a name that is not among the backbones, or a single file for several backbones.
+        OptionError: a name that is not among the backbones, or one file for several backbones.
 
     """
-    named: dict[str, str | Path] = {}
-    plain: list[str] = []
-    for text in given:
+    by_name: dict[str, str | Path] = {}
+    unnamed: list[str] = []
+    for text in values:
         name, separator, value = text.partition("=")
         if separator and name in backbones:
-            named[name] = _value(value)
+            by_name[name] = _weights_value(value)
         elif separator and not Path(text).exists():
             raise OptionError(
                 f"--weights {text} names the backbone {name!r}, which is not among {', '.join(backbones)}."
             )
         else:
-            plain.append(text)
-    if not plain:
-        return named or "pretrained"
-    if len(plain) > 1 or (len(backbones) > 1 and plain[0] not in ("none", "pretrained")):
-        raise OptionError(f"--weights {plain[-1]} does not say for which backbone; write NAME={plain[-1]}.")
-    if not named:
-        return _value(plain[0])
-    return {b: named.get(b, _value(plain[0])) for b in backbones}
+            unnamed.append(text)
+    if not unnamed:
+        return by_name or "pretrained"
+    if len(unnamed) > 1 or (len(backbones) > 1 and unnamed[0] not in ("none", "pretrained")):
+        raise OptionError(f"--weights {unnamed[-1]} does not name its backbone; write NAME={unnamed[-1]}.")
+    default = _weights_value(unnamed[0])
+    return {name: by_name.get(name, default) for name in backbones} if by_name else default
 
 
-def _value(text: str) -> str | Path:
+def _weights_value(text: str) -> str | Path:
     return text if text in ("none", "pretrained") else Path(text)
 
 
 def training_options(command: F) -> F:
-    """Add the options of fine-tuning to a command; those of a recipe have no default of their own."""
-    for option in reversed(
-        [
-            click.option(
-                "--recipe",
-                default="auto",
-                show_default=True,
-                metavar="NAME",
-                help="How the network is trained; auto goes by the kind of network. 'lookalike recipes' lists them.",
-            ),
-            click.option(
-                "--set",
-                "settings",
-                multiple=True,
-                metavar="FIELD=VALUE",
-                help="Change one field of the recipe, such as pooling=gem; may be repeated.",
-            ),
-            click.option("--loss", metavar="LOSS", help="One loss or a weighted sum: cross-entropy+0.5*triplet."),
-            click.option("--epochs", type=int, help="Epochs of the full stage, at most."),
-            click.option(
-                "--max-minutes", type=float, help="Wall-clock budget for each backbone; epochs are planned to fit."
-            ),
-            click.option("--batch-size", type=int, help="Images a step."),
-            click.option(
-                "--resolution",
-                type=float,
-                help="Side of the pictures in training, as a share of their side at test time; less is faster. "
-                "Networks of a fixed input size keep theirs.",
-            ),
-            click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="sgd is with Nesterov momentum 0.9."),
-            click.option("--lr", type=float, help="Peak learning rate of the backbone."),
-            click.option("--head-lr", type=float, help="The same of head and classifier."),
-            click.option("--label-smoothing", type=float, help="Of the loss cross-entropy and the frozen stage."),
-            click.option(
-                "--precision",
-                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-                help="auto takes bfloat16 where the device computes in it.",
-            ),
-            click.option(
-                "--patience",
-                type=int,
-                default=3,
-                show_default=True,
-                help="Epochs without a better measure before stopping.",
-            ),
-            click.option(
-                "--stop-on",
-                default="map@r",
-                show_default=True,
-                metavar="MEASURE",
-                help="Validation measure for early stopping.",
-            ),
-            click.option(
-                "--class-disjoint/--stratified",
-                default=None,
-                help="How validation is cut from training, and plain class folders into parts.  "
-                "[default: class-disjoint when the test classes are unseen]",
-            ),
-            click.option(
-                "--allow-leaks", is_flag=True, help="Train although training images are in query or gallery too."
-            ),
-            seed_option,
-        ]
-    ):
+    """Add the options of training to a command."""
+    from lookalike.training.recipe import FIELDS
+
+    options = [
+        click.option(
+            "--recipe",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="Training recipe. 'auto' picks the one for the kind of backbone; 'lookalike recipes' lists all.",
+        ),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="FIELD=VALUE",
+            help="Change one field of the recipe, such as pooling=gem. Can be repeated.",
+        ),
+        *(_recipe_option(name, FIELDS[name]) for name in RECIPE_FLAGS if name in FIELDS),
+        click.option(
+            "--max-minutes", type=float, help="Time budget per backbone; the number of epochs is planned to fit."
+        ),
+        click.option(
+            "--patience",
+            type=int,
+            default=3,
+            show_default=True,
+            help="Stop after this many epochs without improvement.",
+        ),
+        click.option(
+            "--stop-on",
+            default="map@r",
+            show_default=True,
+            metavar="MEASURE",
+            help="Validation measure for early stopping and the choice of weights.",
+        ),
+        click.option(
+            "--class-disjoint/--stratified",
+            default=None,
+            help="How validation is cut from training, and class folders into splits.  "
+            "[default: class-disjoint if the test classes are not in training]",
+        ),
+        click.option(
+            "--allow-leaks", is_flag=True, help="Train although training images are also in query or gallery."
+        ),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Seed of splits, order, augmentation and weights."
+        ),
+    ]
+    for option in reversed(options):
         command = option(command)
     return command
 
 
-def track_option(command: F) -> F:
-    """Add the option that names trackers."""
+def _recipe_option(name: str, field: Any) -> Callable[[F], F]:
+    """Return the flag of a field of the recipe; without a default, because that depends on the recipe."""
+    text, choices = field.metadata["help"], field.metadata.get("choices")
     return click.option(
-        "--track",
-        multiple=True,
-        metavar="NAME[=PLACE]",
-        help="Tell a tracker of the run: tensorboard, mlflow, or with a folder or URI, mlflow=http://host:5000; may be "
-        "repeated.",
-    )(command)
+        f"--{name.replace('_', '-')}",
+        type=click.Choice(choices) if choices else _TYPES[field.type],
+        help=f"{text[:1].upper()}{text[1:]}.",
+    )
 
 
-def make_training_options(values: dict[str, Any]) -> Any:
-    """Build `TrainingOptions` from a command's values; what was not given is left to the recipe.
+def make_training_options(values: dict[str, Any]) -> TrainingOptions:
+    """Return the training options of a command; what is not passed is left to the recipe.
 
     Raises:
-        OptionError: a `--set` that is no FIELD=VALUE, or names what has an option of its own and was given there too.
+        OptionError: a `--set` without the name of a field, or a field that is also passed by its own flag.
 
     """
     from lookalike.training.options import TrainingOptions, option_names
 
-    given = {name: values[name] for name in option_names() if values.get(name) is not None}
+    options = {name: values[name] for name in option_names() if values.get(name) is not None}
     for text in values.get("settings", ()):
-        name, value = _setting(text)
-        if name in given:
-            raise OptionError(f"{name} is given twice; leave one of them out.")
-        given[name] = value
-    return TrainingOptions(**given)
+        name, value = _parse_setting(text)
+        if name in options:
+            raise OptionError(f"`{name}` is passed twice; remove one of the two.", argument=name)
+        options[name] = value
+    return TrainingOptions(**options)
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    """Read `FIELD=VALUE` as the field's type."""
-    from lookalike.training.options import check_each
+def _parse_setting(text: str) -> tuple[str, Any]:
+    """Parse `FIELD=VALUE` by the type of the field; a value of another type stays a text, which is refused later."""
     from lookalike.training.recipe import FIELDS
 
     name, separator, value = text.partition("=")
-    name = name.strip().replace("-", "_")
+    name, value = name.strip().replace("-", "_"), value.strip()
     if not separator or name not in FIELDS:
         raise OptionError(f"--set takes FIELD=VALUE with a field of a recipe, got {text!r}; see 'lookalike recipes'.")
-    value, kind = value.strip(), FIELDS[name].type
-    read: Any = value
+    kind = FIELDS[name].type
     if kind == "bool":
-        read = {"true": True, "false": False}.get(value.lower(), value)
-    elif kind in ("int", "float"):
+        return name, {"true": True, "false": False}.get(value.lower(), value)
+    if kind in ("int", "float"):
         with contextlib.suppress(ValueError):
-            read = int(value) if kind == "int" else float(value)
-    try:
-        check_each(cast("RecipeChanges", {name: read}))
-    except OptionError as error:
-        raise TypedError(f"--set {text}: {error}") from error
-    return name, read
+            return name, int(value) if kind == "int" else float(value)
+    return name, value

@@ -1,0 +1,206 @@
+"""`lookalike embed`, `index`, `search`, `evaluate` and `submit`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lookalike.cli.app import RESUMES, Command
+from lookalike.cli.console import (
+    count_noun,
+    display_path,
+    make_progress,
+    print_json,
+    print_path,
+    print_table,
+    report_skipped,
+    shell_path,
+)
+from lookalike.cli.options import (
+    PATH,
+    data_argument,
+    json_option,
+    model_option,
+    out_option,
+    precision_option,
+    runtime_option,
+    weights_for_model,
+    weights_option,
+)
+
+
+@click.command(cls=Command, interrupted=RESUMES, short_help="Embed every image in a folder.")
+@click.argument("images", type=PATH)
+@click.option(
+    "--model",
+    metavar="BUNDLE|NAME",
+    help="A bundle that 'train' or 'benchmark' wrote, or the name of a backbone (several joined by +). Not needed if "
+    "OUT has a model from an earlier run.",
+)
+@weights_option
+@runtime_option
+@precision_option("the fastest one of the runtime")
+@out_option("The folder of embeddings; an existing one is updated to match IMAGES.")
+def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: str) -> None:
+    """Embed every image in a folder. An interrupted run resumes where it stopped.
+
+    The result holds the embeddings, their ids, the fingerprint of the model, and the model itself.
+
+    \b
+    Examples:
+      lookalike embed photos --model runs/first/best --out photos.emb
+      lookalike embed photos --out photos.emb
+    """  # noqa: D301
+    weights_by_name = weights_for_model(weights, model)
+    from lookalike.api.embed import embed as run_embed
+
+    with closing(make_progress()) as progress:
+        embeddings = run_embed(images, model, out=out, weights=weights_by_name, **values, progress=progress)
+    report_skipped(progress, embeddings.skipped)
+    progress.info(f"{count_noun(len(embeddings), 'image')} embedded, {embeddings.dim} dimensions")
+    progress.info(f"next: lookalike index {shell_path(out)} --out {shell_path(out.with_suffix('.index'))}")
+    print_path(out)
+
+
+@click.command(cls=Command, interrupted=RESUMES, short_help="Build a search index of a folder of images.")
+@click.argument("images", type=PATH)
+@click.option("--model", metavar="BUNDLE|NAME", help="As for 'embed'; not needed if IMAGES is a folder of embeddings.")
+@weights_option
+@runtime_option
+@precision_option("the fastest one of the runtime")
+@click.option(
+    "--min-recall",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Lowest index recall@10: the mean share of the exact 10 nearest items that are found. 1 is exact search.",
+)
+@click.option("--max-memory", metavar="SIZE", help="Memory limit for the embeddings, such as 500MB.")
+@click.option("--max-ms", type=float, help="Limit for the median time per query, in milliseconds.")
+@out_option("The folder of the index; must not exist yet.")
+def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: Any) -> None:
+    """Build a search index of a folder of images, or of a folder of embeddings.
+
+    \b
+    Examples:
+      lookalike index photos --model efficientnet_lite0 --out photos.index
+      lookalike index photos.emb --out photos.index
+    """  # noqa: D301
+    weights_by_name = weights_for_model(weights, model)
+    from lookalike.api.embed import index as run_index
+
+    with closing(make_progress()) as progress:
+        result = run_index(images, model, out=out, weights=weights_by_name, progress=progress, **values)
+    report_skipped(progress, result.skipped)
+    progress.info(f"{count_noun(len(result.index), 'image')} indexed")
+    progress.info(f"next: lookalike search {shell_path(out)} IMAGE")
+    print_path(out)
+
+
+@click.command(cls=Command, short_help="Find the images that are most similar to given ones.")
+@click.argument("index", type=PATH)
+@click.argument("images", type=PATH, nargs=-1, required=True)
+@click.option("-k", "top_k", type=int, help="Number of hits per image.  [default: 10, or all if there are fewer]")
+@click.option("--html", type=PATH, metavar="FILE", help="Also write a page with the images; replaces an .html file.")
+@json_option
+def search(index: Path, images: tuple[Path, ...], top_k: int | None, html: Path | None, as_json: bool) -> None:
+    """Find the images in INDEX that are most similar to each of IMAGES.
+
+    Scores are cosine similarities, at most 1; higher is more similar. An image that is in INDEX is not among its own
+    hits.
+
+    \b
+    Examples:
+      lookalike search photos.index query.jpg
+      lookalike search photos.index *.jpg -k 20 --html hits.html
+    """  # noqa: D301
+    from lookalike.api.search import search as run_search
+
+    with closing(make_progress()) as progress:
+        result = run_search(index, images, top_k=top_k, html=html, progress=progress)
+    report_skipped(progress, result.skipped)
+    if html is not None:
+        progress.info(f"page: {display_path(html)}")
+    if as_json:
+        print_json(result.to_dict())
+        return
+    for number, hits in enumerate(result.hits):
+        if number:
+            click.echo()
+        rows = [[str(n), f"{hit.score:.4f}", display_path(result.item_paths[hit.id])] for n, hit in enumerate(hits, 1)]
+        title = str(result.query_paths[hits.query_id])
+        print_table(["rank", "score", "path"], rows, right=["rank", "score"], title=title)
+
+
+@click.command(cls=Command, short_help="Measure a model on the query and gallery images of DATA.")
+@data_argument
+@model_option
+@weights_option
+@runtime_option
+@precision_option("float32")
+@click.option(
+    "-k",
+    type=int,
+    multiple=True,
+    help="Report precision@k, hit@k and recall@k for this k. Can be repeated.  [default: 1, 3 and 10, as far as the "
+    "gallery allows]",
+)
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    metavar="NAME",
+    help="Another measure to report, such as ndcg@10 or points@1,5,10. Can be repeated.",
+)
+@json_option
+def evaluate(data: Path, model: str, weights: tuple[str, ...], as_json: bool, **values: Any) -> None:
+    """Measure a model on the query and gallery images of DATA, with 95 % intervals.
+
+    precision@k is the share of relevant images among the first k hits; the report that this project implements calls it
+    top-k accuracy. hit@k, whether any of the first k hits is relevant, is what most papers call Recall@k.
+
+    \b
+    Example:
+      lookalike evaluate photos --model runs/first/best -k 1 -k 3 --json
+    """  # noqa: D301
+    weights_by_name = weights_for_model(weights, model)
+    from lookalike.api.evaluate import evaluate as run_evaluate
+
+    with closing(make_progress()) as progress:
+        evaluation, skipped = run_evaluate(data, model, weights=weights_by_name, progress=progress, **values)
+    report_skipped(progress, skipped)
+    if evaluation.note():
+        progress.info(evaluation.note())
+    if as_json:
+        print_json(evaluation.to_dict())
+    else:
+        click.echo(str(evaluation))
+
+
+@click.command(cls=Command, short_help="Write the nearest gallery images of every query to a file.")
+@data_argument
+@model_option
+@weights_option
+@runtime_option
+@precision_option("float32")
+@click.option("-k", "top_k", type=int, default=10, show_default=True, help="Number of gallery images per query.")
+@click.option("--group", default="lookalike", show_default=True, help="The group's name in the file.")
+@out_option("The file to write, .json or .csv; must not exist yet.")
+def submit(data: Path, model: str, weights: tuple[str, ...], out: Path, **values: Any) -> None:
+    """Write a validated submission: for every query of DATA, the names of its k nearest gallery images.
+
+    \b
+    Example:
+      lookalike submit photos --model runs/first/best -k 10 --out submission.json
+    """  # noqa: D301
+    weights_by_name = weights_for_model(weights, model)
+    from lookalike.api.evaluate import submit as run_submit
+
+    with closing(make_progress()) as progress:
+        submission, skipped = run_submit(data, model, out=out, weights=weights_by_name, progress=progress, **values)
+    report_skipped(progress, skipped)
+    progress.info(f"{len(submission.images)} queries, {count_noun(values['top_k'], 'gallery image')} each")
+    print_path(out)

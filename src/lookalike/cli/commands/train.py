@@ -1,0 +1,191 @@
+"""`lookalike train`, `refit` and `recipes`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lookalike.cli.app import RESUMES_WITH_FLAG, Command
+from lookalike.cli.console import make_progress, print_json, print_path, report_skipped, shell_path
+from lookalike.cli.options import (
+    PATH,
+    data_argument,
+    json_option,
+    make_training_options,
+    out_option,
+    parse_weights,
+    resume_option,
+    track_option,
+    training_options,
+    weights_option,
+)
+from lookalike.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from lookalike.data.dataset import Dataset
+
+
+@click.command(cls=Command, interrupted=RESUMES_WITH_FLAG, short_help="Fine-tune a backbone and save it as a bundle.")
+@data_argument
+@click.option(
+    "--backbone",
+    default="efficientnet_lite0",
+    show_default=True,
+    metavar="NAME",
+    help="The name of a backbone, or several joined by +.",
+)
+@weights_option
+@click.option(
+    "--combine",
+    type=click.Choice(["aligned", "average", "concat"]),
+    default="aligned",
+    show_default=True,
+    help="How several backbones are combined into an ensemble.",
+)
+@click.option("--frozen", is_flag=True, help="Train only the head, on cached features of the frozen backbone.")
+@training_options
+@track_option
+@resume_option
+@out_option("The folder of the bundle; must not exist yet.")
+def train(
+    data: Path, backbone: str, weights: tuple[str, ...], combine: str, resume: bool, out: Path, **values: Any
+) -> None:
+    """Fine-tune a backbone on the training split of DATA and save it as a bundle.
+
+    A validation split is cut from training. Stages: (1) closed-form head; (2) head and classifier, backbone frozen;
+    (3) full fine-tuning, with a checkpoint per epoch; (4) closed-form head refitted on the fine-tuned features.
+    Validation decides which weights are saved; they can be an interpolation of pretrained and fine-tuned weights.
+
+    \b
+    Examples:
+      lookalike train photos --out model
+      lookalike train photos --backbone resnet50 --weights resnet50.safetensors \\
+                             --max-minutes 10 --out model
+      lookalike train photos --resume --out model          after an interruption
+    """  # noqa: D301
+    weights_by_name = parse_weights(weights, tuple(backbone.split("+")))
+    from lookalike.training.train import load_as
+    from lookalike.training.train import train as run_train
+
+    options = make_training_options(values)
+    dataset = load_as(data, options)
+    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun or accelerate started
+    with closing(make_progress()) as terminal:
+        progress = terminal if is_main else SILENT
+        progress.info(str(dataset))
+        run_train(
+            dataset,
+            backbone,
+            weights=weights_by_name,
+            out=out,
+            options=options,
+            combine=combine,
+            resume=resume,
+            track=values["track"],
+            progress=progress,
+        )
+        if not is_main:
+            return
+        _report_training(progress, out, dataset)
+        if dataset.test_is_labelled:
+            progress.info(f"next: lookalike evaluate {shell_path(data)} --model {shell_path(out)}")
+        else:
+            progress.info(f"next: lookalike index IMAGES --model {shell_path(out)} --out IMAGES.index")
+    print_path(out)
+
+
+@click.command(
+    cls=Command, interrupted=RESUMES_WITH_FLAG, short_help="Train a model again on training and validation images."
+)
+@data_argument
+@click.option("--model", required=True, type=PATH, metavar="BUNDLE", help="A bundle that 'train' or 'benchmark' wrote.")
+@weights_option
+@track_option
+@resume_option
+@out_option("The folder of the new bundle; must not exist yet.")
+def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track: tuple[str, ...], out: Path) -> None:
+    """Train a model again on all labelled training images of DATA, the validation images included.
+
+    The number of epochs and the share of fine-tuned weights are those that validation selected in the first training.
+    Nothing is measured: the validation accuracy is that of the first training. Pass the same --weights as there.
+
+    \b
+    Example:
+      lookalike refit photos --model runs/first/best --out final
+    """  # noqa: D301
+    from lookalike.models.facts import read_facts
+
+    backbones = tuple(member["backbone"] for member in read_facts(model)["members"])
+    weights_by_name = parse_weights(weights, backbones)
+    from lookalike.api.load_model import load_as_trained
+    from lookalike.training.refit import refit as run_refit
+
+    dataset = load_as_trained(data, model)
+    with closing(make_progress()) as progress:
+        run_refit(dataset, model, out=out, weights=weights_by_name, resume=resume, track=track, progress=progress)
+        _report_training(progress, out, dataset)
+        progress.info(f"next: lookalike index IMAGES --model {shell_path(out)} --out IMAGES.index")
+    print_path(out)
+
+
+def _report_training(progress: Progress, bundle: Path, data: Dataset) -> None:
+    """Report the skipped files and the validation measures of a finished bundle."""
+    from lookalike.models.facts import read_facts
+
+    facts = read_facts(bundle)
+    files = dict.fromkeys(s for report in facts["training"] for s in report["skipped"])
+    report_skipped(progress, [*map(str, data.skipped), *files])
+    for report in facts["training"]:
+        if "validation" in report:
+            measures = ", ".join(f"{stage} {value:.4f}" for stage, value in report["validation"].items())
+            measure = report.get("options", facts["options"])["stop_on"]
+            origin = " of the first training" if "refit_of" in facts else ""
+            progress.info(f"{report['backbone']}: validation {measure}{origin}: {measures}")
+
+
+@click.command(cls=Command, short_help="List the training recipes, their fields, and the losses.")
+@json_option
+def recipes(as_json: bool) -> None:
+    """List the recipes of 'train' and 'benchmark': their fields with meaning and values, and the losses.
+
+    'auto' picks the recipe of the kind of backbone, and trains more gently if the test classes are not in training.
+    Change single fields with --set FIELD=VALUE.
+
+    \b
+    Examples:
+      lookalike recipes
+      lookalike train photos --recipe cnn --set pooling=gem --set ema=0.99 --out model
+    """  # noqa: D301
+    from lookalike.training.losses import LOSSES
+    from lookalike.training.recipe import FIELDS, RECIPE_WORDS, UNSEEN
+    from lookalike.training.recipe import recipes as all_recipes
+
+    values = {name: recipe.to_dict() for name, recipe in all_recipes().items()}
+    if as_json:
+        fields = {name: field.metadata["help"] for name, field in FIELDS.items()}
+        losses = {loss.name: loss.words for loss in LOSSES.values()}
+        print_json({"recipes": values, "unseen": UNSEEN, "fields": fields, "losses": losses})
+        return
+    for name, text in RECIPE_WORDS.items():
+        click.echo(f"{name}: {text}")
+    click.echo("auto: the one of these for the kind of backbone\n")
+    for name, field in FIELDS.items():
+        texts = {recipe: _value_text(fields[name]) for recipe, fields in values.items()}
+        default = max(set(texts.values()), key=list(texts.values()).count)
+        others = [f"{recipe} {text}" for recipe, text in texts.items() if text != default]
+        choices = ", ".join(field.metadata.get("choices", ()))
+        click.echo(f"{name} = {', '.join([default, *others])}")
+        click.echo(f"    {field.metadata['help']}{f' ({choices})' if choices else ''}")
+    changes = ", ".join(f"{name} = {_value_text(value)}" for name, value in UNSEEN.items())
+    click.echo(f"\nauto, if the test classes are not in training: {changes}")
+    click.echo("\nlosses")
+    for loss in LOSSES.values():
+        click.echo(f"  {loss.name}: {loss.words}")
+
+
+def _value_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,45 @@
+"""`lookalike benchmark`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def timing_in_process(monkeypatch):
+    """Time in this process instead of a new one, which takes seconds to start."""
+    from lookalike.benchmark import measuring
+    from lookalike.benchmark.timing import time_members
+    from lookalike.models.torch_bundle import load_bundle
+
+    def measure(bundles, runtimes, images, **options):
+        return time_members(lambda _: [m for b in bundles for m in load_bundle(b).members], runtimes, images)
+
+    monkeypatch.setattr(measuring, "measure_timing", measure)
+
+
+@pytest.mark.slow
+def test_benchmark(timing_in_process, workspace, lookalike):
+    line = "benchmark photos --bundle model --bundle other --out 'first run'"
+    outcome = lookalike(line)
+    assert outcome.code == 0
+    header, *rows = outcome.out.split("\n\n")[0].splitlines()
+    assert header.split()[:4] == ["model", "type", "top-3", "accuracy"]
+    assert len(rows) == 5  # two bundles, and their ensemble in three combinations
+    assert sum(row.startswith("★ ") for row in rows) == 1
+    assert outcome.out.splitlines()[-2:] == ["report: first run/report.html", "model:  first run/best"]
+    assert outcome.err.splitlines()[-2:] == [
+        "  lookalike index IMAGES --model 'first run/best' --out IMAGES.index",
+        "  lookalike search IMAGES.index query.jpg --html hits.html",
+    ]
+    again = lookalike(f"{line} --json")
+    assert again.json == json.loads(Path("first run/leaderboard.json").read_text(encoding="utf-8"))
+    assert len(again.json["rows"]) == 5
+
+
+def test_benchmark_with_a_budget_that_no_candidate_meets(timing_in_process, fails):
+    line = "benchmark photos --bundle model --budget-ms 0.001 --out new"
+    fails(line, "0.001 ms", "model", "budget", grows="new/")
