@@ -192,11 +192,13 @@ def training_options(command: F) -> F:
 
 def _recipe_option(name: str, field: Any) -> Callable[[F], F]:
     """Return the flag of a field of the recipe; without a default, because that depends on the recipe."""
-    text, choices = field.metadata["help"], field.metadata.get("choices")
+    text, choices = field.metadata["help"], field.metadata.get("choices", ())
+    if text.split()[0].rstrip(",:") not in choices:  # the name of a choice keeps its case
+        text = f"{text[:1].upper()}{text[1:]}"
     return click.option(
         f"--{name.replace('_', '-')}",
         type=click.Choice(choices) if choices else _TYPES[field.type],
-        help=f"{text[:1].upper()}{text[1:]}.",
+        help=f"{text}.",
     )
 
 
