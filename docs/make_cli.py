@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands themselves: `python docs/make_cli.py`. A test fails when it has drifted."""
+"""Generate docs/cli.md from the commands: `python docs/make_cli.py`. A test fails if it is out of date."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from pathlib import Path
 
 import click
 
-from lookalike.cli.app import cli
+from lookalike.cli.app import COMMANDS, cli
 
 WIDTH = 100
 HEAD = """# The command line
 
-Made from the commands by `python docs/make_cli.py`; `lookalike COMMAND --help` prints the same.
+Generated from the commands by `python docs/make_cli.py`; `lookalike COMMAND --help` prints the same.
 
-- Results go to stdout, everything else to stderr: `--json` prints one JSON object and nothing else.
-- A failure is one sentence, `error: …`, on stderr. `--debug` with any command adds the traceback.
-- Long work shows its progress with rate and time left; into a file or a pipe it writes a line every 15 seconds.
-- Ctrl-C, or SIGTERM, ends a command with what was finished kept; the sentence says how to go on.
+- Results go to stdout, everything else to stderr. `--json` prints one JSON object and nothing else.
+- A failure is one message, `error: …`, on stderr. `--debug` with any command adds the traceback.
+- Long work shows a progress bar with rate and time left; in a pipe or a file it writes a line every 15 seconds.
+- Ctrl-C or SIGTERM interrupts a command. Finished work is kept, and the message says how to resume.
 
 | exit code | meaning |
 |--:|:--|
-| 0 | fine |
+| 0 | success |
 | 1 | `check` found errors |
-| 2 | bad input or usage |
-| 3 | something failed that should not: a defect in lookalike |
+| 2 | bad input |
+| 3 | internal error: please report it |
 | 130 | interrupted |
 """
 
@@ -32,11 +32,10 @@ Made from the commands by `python docs/make_cli.py`; `lookalike COMMAND --help` 
 def reference() -> str:
     """Return the whole page."""
     parts = [HEAD, "## Commands\n", "| command | what it does |\n|:--|:--|"]
-    parts += [
-        f"| [`{name}`](#{name}) | {command.get_short_help_str(WIDTH)} |" for name, command in cli.commands.items()
-    ]
     root = click.Context(cli, info_name="lookalike", **{**cli.context_settings, "terminal_width": WIDTH})
-    for name, command in cli.commands.items():
+    commands = {name: command for name in COMMANDS if (command := cli.get_command(root, name))}
+    parts += [f"| [`{name}`](#{name}) | {command.get_short_help_str(WIDTH)} |" for name, command in commands.items()]
+    for name, command in commands.items():
         context = click.Context(command, parent=root, info_name=name)
         parts.append(f"\n## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```")
     return "\n".join(parts) + "\n"
