@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 from lookalike.benchmark.timing import peak_memory_mb
-from lookalike.data.builtin import make_builtin
 from lookalike.data.folders import find_images
+from lookalike.data.samples import write_demo_images
 from lookalike.models.encoder import Encoder
 from lookalike.models.pretrained import build_trainable
 
@@ -45,7 +45,7 @@ def main() -> None:
     folder = given.folder or shared / "data" / "clothing" / "test" / "gallery"
     with tempfile.TemporaryDirectory() as temporary:
         if not folder.is_dir():
-            folder = make_builtin(Path(temporary) / "photographs", n_training=7, n_query=1, n_gallery=1)
+            folder = write_demo_images(Path(temporary) / "photographs", n_training=7, n_query=1, n_gallery=1)
         alternate(folder, given.images, given.pairs)
 
 

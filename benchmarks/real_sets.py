@@ -24,7 +24,7 @@ from typing import Any
 from lookalike._files import read_json, write_json
 from lookalike.benchmark.run import slug
 from lookalike.benchmark.trial import Trial
-from lookalike.data.builtin import make_builtin
+from lookalike.data.samples import write_demo_images
 from lookalike.evaluation.bootstrap import paired_bootstrap
 
 SETS = ("clothing", "trashnet", "caltech", "demo")
@@ -91,7 +91,7 @@ def _task(name: str, runs: Path, weights: list[str]) -> tuple[Path, list[str]]:
     if name == "demo":
         data = runs / "photographs"
         if not data.exists():
-            make_builtin(data)
+            write_demo_images(data)
         options = ["--no-finetune", "--backbone", REFIT_BACKBONE]
         for backbone in UNTRAINED:
             options += ["--backbone", backbone, "--weights", f"{backbone}=none"]

@@ -119,10 +119,8 @@ def benchmark(
 @click.option(
     "--out", type=PATH, default=Path("lookalike-demo"), show_default=True, metavar="PATH", help="Folder of all results."
 )
-@click.option(
-    "--data", type=str, metavar="DIR|NAME", help="Use your own folder, or a torchvision data set by name, instead."
-)
-def demo(out: Path, data: str | None) -> None:
+@click.option("--data", type=PATH, metavar="DIR", help="Use your own data folder instead.")
+def demo(out: Path, data: Path | None) -> None:
     """Run the whole job, offline, on images from an installed package: train, measure, pick, search, report.
 
     Benchmarks EfficientNet-Lite0 and -Lite2 with their ImageNet weights: frozen, fine-tuned, and as ensembles. Takes a
@@ -132,7 +130,6 @@ def demo(out: Path, data: str | None) -> None:
     Examples:
       lookalike demo
       lookalike demo --data photos --out photos-demo
-      lookalike demo --data CIFAR10 --out cifar-demo
     """  # noqa: D301
     from lookalike.benchmark.demo import demo as run_demo
 
