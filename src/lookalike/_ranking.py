@@ -79,11 +79,12 @@ def nearest_in_blocks(queries: Floats, blocks: Iterable[Floats], count: int) -> 
     for block in blocks:
         step = max(1, _CELLS // len(block))
         parts = [_largest(queries[n : n + step] @ block.T, count) for n in range(0, max(1, len(queries)), step)]
-        scores = np.concatenate([scores, np.concatenate([products for products, _ in parts])], axis=1)
-        rows = np.concatenate([rows, np.concatenate([columns for _, columns in parts]) + start], axis=1)
+        block_scores, block_rows = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         if start:
-            scores, columns = _largest(scores, count)
-            rows = np.take_along_axis(rows, columns, axis=1)
+            scores, columns = _largest(np.concatenate([scores, block_scores], axis=1), count)
+            rows = np.take_along_axis(np.concatenate([rows, block_rows + start], axis=1), columns, axis=1)
+        else:
+            scores, rows = block_scores, block_rows
         start += len(block)
     return scores, rows
 

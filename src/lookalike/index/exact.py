@@ -110,7 +110,7 @@ class ExactIndex:
             self._prefilter, self._prefilter_pays = None, False
         import faiss
 
-        scores, rows = faiss.knn(np.ascontiguousarray(queries), self._vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
+        scores, rows = faiss.knn(np.ascontiguousarray(queries), self._vectors, count, faiss.METRIC_INNER_PRODUCT)
         return scores, rows
 
     def _get_prefilter(self, queries: int) -> Prefilter | None:

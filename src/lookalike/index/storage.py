@@ -35,7 +35,7 @@ _ITEMS_FILE = "items.json"
 _IDS_LINE = '{"ids": ['
 
 # a flat inner product index as `faiss.write_index` lays it out (faiss/impl/index_write.cpp), then all vectors: code,
-# dimensions, vectors, two unused numbers, whether it is trained, metric, number of float32 values that follow
+# dimensions, vectors, two unused numbers, whether it is trained, metric type, number of float32 values that follow
 _HEADER = struct.Struct("<4siqqq?iQ")
 _FLAT_CODE = b"IxFI"
 _UNUSED = 1 << 20
@@ -243,8 +243,8 @@ def map_vectors(path: Path) -> Vectors:
         if code != _FLAT_CODE and code.startswith((b"Ix", b"Iw", b"IH")):
             name = code.decode("ascii", "replace")
             raise StorageError(f"{path} holds a FAISS index of type {name}, not a flat one; build the index again.")
-        code, dim, count, _, _, _, metric, values = _HEADER.unpack(header)
-        if (code, metric, values) != (_FLAT_CODE, _INNER_PRODUCT, count * dim):
+        code, dim, count, _, _, _, similarity, values = _HEADER.unpack(header)
+        if (code, similarity, values) != (_FLAT_CODE, _INNER_PRODUCT, count * dim):
             raise ValueError("unexpected header")
         if path.stat().st_size != _HEADER.size + 4 * values:
             raise ValueError("unexpected size")
