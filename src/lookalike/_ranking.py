@@ -91,7 +91,8 @@ def nearest_in_blocks(queries: Floats, blocks: Iterable[Floats], count: int) -> 
 
 def _largest(values: Floats, count: int) -> tuple[Floats, Ints]:
     """Return the largest values of each row of a matrix and their columns, falling."""
+    lines = np.arange(len(values))[:, None]
     columns = np.argpartition(values, -min(count, values.shape[1]), axis=1)[:, -count:]
-    values = np.take_along_axis(values, columns, axis=1)
+    values = values[lines, columns]
     order = np.argsort(-values, axis=1, kind="stable")
-    return np.take_along_axis(values, order, axis=1), np.take_along_axis(columns, order, axis=1)
+    return values[lines, order], columns[lines, order]
