@@ -7,7 +7,7 @@ import pytest
 
 from lookalike.errors import OptionError, StorageError
 from lookalike.index import autotune as module
-from lookalike.index import index
+from lookalike.index import index as index_module
 from lookalike.index.autotune import (
     SPECS,
     Budget,
@@ -86,25 +86,25 @@ def test_number_of_lists(count, expected):
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
 def test_size_of_a_spec(spec: IndexSpec, vectors):
-    made = FaissIndex.create(spec.key(COUNT, DIM), DIM)
-    made.train(vectors)
-    made.add(vectors)
-    assert made.size == pytest.approx(spec.size(COUNT, DIM) - module.ROW_BYTES * COUNT, rel=0.1)
+    index = FaissIndex.create(spec.key(COUNT, DIM), DIM)
+    index.train(vectors)
+    index.add(vectors)
+    assert index.size == pytest.approx(spec.size(COUNT, DIM) - module.ROW_BYTES * COUNT, rel=0.1)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
 def test_fixed_bytes_of_a_spec(spec: IndexSpec):
     """With few vectors of many dimensions nearly all bytes are shared."""
-    made = FaissIndex.create(spec.key(300, 256), 256)
-    made.train(l2_normalize(np.random.default_rng(0).normal(size=(300, 256))))
-    assert made.size == pytest.approx(spec.fixed_bytes(300, 256), rel=0.05, abs=3000)
+    index = FaissIndex.create(spec.key(300, 256), 256)
+    index.train(l2_normalize(np.random.default_rng(0).normal(size=(300, 256))))
+    assert index.size == pytest.approx(spec.fixed_bytes(300, 256), rel=0.05, abs=3000)
 
 
 def test_recall_by_hand():
     """One query along an axis, neighbours at falling cosines."""
     cosines = 1 - np.arange(14) / 20
     vectors = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float32)
-    probe = RecallProbe(lambda rows: vectors[rows], np.arange(14), np.array([(1, 0)], np.float32))
+    probe = RecallProbe(vectors.__getitem__, np.arange(14), np.array([(1, 0)], np.float32), SILENT)
     assert probe.neighbours.tolist() == [list(range(10))]
     assert probe.recall(np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]])) == 1
     assert probe.recall(np.array([[10, 1, 2, 3, 4, 5, 6, 7, 13, 9]])) == pytest.approx(0.8)
@@ -112,7 +112,7 @@ def test_recall_by_hand():
 
 def test_recall_counts_ties_with_the_last_neighbour():
     vectors = np.array([(1, 0)] * 30 + [(0, 1)] * 5, np.float32)
-    probe = RecallProbe(lambda rows: vectors[rows], np.arange(35), np.array([(1, 0)], np.float32))
+    probe = RecallProbe(vectors.__getitem__, np.arange(35), np.array([(1, 0)], np.float32), SILENT)
     assert probe.recall(np.arange(15, 25)[None]) == 1
     assert probe.recall(np.array([[*range(15, 24), 34]])) == pytest.approx(0.9)
 
@@ -120,7 +120,7 @@ def test_recall_counts_ties_with_the_last_neighbour():
 @pytest.fixture
 def small(monkeypatch):
     """Let a few vectors be many."""
-    monkeypatch.setattr(index, "EXACT_UNTIL", 1000)
+    monkeypatch.setattr(index_module, "EXACT_UNTIL", 1000)
     monkeypatch.setattr(module, "SAMPLE", 1500)
     monkeypatch.setattr(module, "HELD_OUT", 200)
     monkeypatch.setattr(module, "_BLOCK", 700)
@@ -128,9 +128,7 @@ def small(monkeypatch):
 
 
 def select(vectors, budget, progress=SILENT):
-    return autotune(
-        lambda rows: vectors[rows], len(vectors), DIM, budget, checkpoint=BuildCheckpoint(), progress=progress
-    )
+    return autotune(vectors.__getitem__, len(vectors), DIM, budget, BuildCheckpoint(), progress)
 
 
 def test_the_fastest_spec_within_the_budget_is_built(small, vectors, monkeypatch, heard):
@@ -149,7 +147,8 @@ def test_the_fastest_spec_within_the_budget_is_built(small, vectors, monkeypatch
     assert [point.spec for point in tuned.report.tried] == [spec.name for spec in SPECS]
     assert {point.vectors for point in tuned.report.tried} == {1500}
     assert tuned.report.rejected == ()
-    assert sorted(tuned.rows.tolist()) == list(range(COUNT))
+    rows, _ = tuned.index.search(vectors[:1], np.array([-1]), COUNT)
+    assert sorted(rows[0].tolist()) == list(range(COUNT))
     assert measured.key in tuned.report.reason
     smaller = select(vectors, Budget(0.8, MEMORY), listener).report.measured
     assert smaller.spec == SPECS[2].name
@@ -159,9 +158,9 @@ def test_the_fastest_spec_within_the_budget_is_built(small, vectors, monkeypatch
 def test_held_out_vectors_do_not_find_themselves(small, vectors, monkeypatch):
     nearest = []
 
-    def tune(spec, made, probe, budget):
-        nearest.append((len(made), made.nearest(probe.queries, 1)[0].max()))
-        return real(spec, made, probe, budget)
+    def tune(spec, index, probe, budget):
+        nearest.append((len(index), index.nearest(probe.queries, 1)[0].max()))
+        return real(spec, index, probe, budget)
 
     real = module.tune
     monkeypatch.setattr(module, "tune", tune)
@@ -186,11 +185,11 @@ def test_no_index_is_within_the_budget(small, vectors, budget, argument, facts):
 @pytest.mark.parametrize("limit", [60_000, 150_000, 222_892, 300_000])
 def test_the_files_are_within_the_memory(small, embeddings, tmp_path, limit):
     try:
-        made = Index.build(embeddings, min_recall=0.15, max_memory=limit)
+        index = Index.build(embeddings, min_recall=0.15, max_memory=limit)
     except OptionError:
         assert limit < 150_000
         return
-    made.save(tmp_path / "index")
+    index.save(tmp_path / "index")
     assert sum((tmp_path / "index" / name).stat().st_size for name in ("index.faiss", "rows.npy")) <= limit + 128
 
 
@@ -225,11 +224,11 @@ def test_an_interrupted_build_resumes(interrupted, embeddings, monkeypatch, hear
     whole = Index.build(embeddings, min_recall=0.7, max_memory=MEMORY)
     monkeypatch.setattr(FaissIndex, "create", lambda key, dim: pytest.fail(f"{key}, {dim} was built again"))
     listener = heard()
-    made = Index.build(embeddings, min_recall=0.7, max_memory=MEMORY, checkpoint=interrupted, progress=listener)
-    assert made.key == whole.key
+    index = Index.build(embeddings, min_recall=0.7, max_memory=MEMORY, checkpoint=interrupted, progress=listener)
+    assert index.key == whole.key
     assert not any(text.startswith("  tried on") for text in listener.said)
     queries = embeddings.take(embeddings.ids[::37])
-    assert made.search(queries, 10).ids.tolist() == whole.search(queries, 10).ids.tolist()
+    assert index.search(queries, 10).ids.tolist() == whole.search(queries, 10).ids.tolist()
 
 
 def test_another_budget_tries_again(small, embeddings, tmp_path, heard):
@@ -246,9 +245,9 @@ def test_another_budget_tries_again(small, embeddings, tmp_path, heard):
 def test_the_checkpoint_of_other_vectors_is_ignored(interrupted, embeddings):
     rolled = l2_normalize(np.roll(embeddings.vectors, 1, axis=1))
     changed = Embeddings(embeddings.ids, rolled, embeddings.fingerprint)
-    made = Index.build(changed, min_recall=0.7, max_memory=MEMORY, checkpoint=interrupted)
+    index = Index.build(changed, min_recall=0.7, max_memory=MEMORY, checkpoint=interrupted)
     queries = Embeddings(tuple(f"query{n}" for n in range(50)), rolled[:50], "model")
-    hits = made.search(queries, 1).ids[:, 0].tolist()
+    hits = index.search(queries, 1).ids[:, 0].tolist()
     assert np.mean([hit == f"{n:05}" for n, hit in enumerate(hits)]) > 0.9
 
 

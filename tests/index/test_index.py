@@ -31,13 +31,13 @@ def some(count, dim=16, *, seed=0, name="item"):
 
 
 def oracle(items, queries, top_k):
-    """All cosines in float64, rounded to 6 decimals; ties by id; the query itself left out."""
-    found = []
+    """All cosines in float64, rounded to 6 decimals; ties by id; without the query itself."""
+    ranking = []
     for query, vector in zip(queries.ids, queries.vectors, strict=True):
         scores = np.round(items.vectors.astype(np.float64) @ vector.astype(np.float64), 6)
         ranked = sorted((-s, i) for i, s in zip(items.ids, scores, strict=True) if i != query)
-        found.append([i for _, i in ranked[:top_k]])
-    return found
+        ranking.append([i for _, i in ranked[:top_k]])
+    return ranking
 
 
 def test_order_and_scores_by_hand():
@@ -117,7 +117,7 @@ def test_top_k_is_at_most_what_there_is():
         assert raised.value.argument == "top_k"
 
 
-def test_no_query_is_no_hit():
+def test_no_queries():
     none = Embeddings((), np.zeros((0, 16), np.float32), "model")
     assert Index.build(some(4)).search(none, top_k=2).ids.shape == (0, 2)
 
@@ -284,8 +284,8 @@ def test_an_approximate_index(embeddings, tmp_path, monkeypatch):
 def test_equal_vectors_of_an_approximate_index_come_in_the_order_of_their_ids(embeddings, monkeypatch):
     monkeypatch.setattr(module, "EXACT_UNTIL", 1000)
     vectors = np.concatenate([embeddings.vectors, embeddings.vectors[:1]])
-    made = Index.build(Embeddings((*(f"b{i}" for i in embeddings.ids), "a"), vectors, "model"), min_recall=0.9)
-    hits = made.search(Embeddings(("query",), vectors[:1], "model"), 2)
+    index = Index.build(Embeddings((*(f"b{i}" for i in embeddings.ids), "a"), vectors, "model"), min_recall=0.9)
+    hits = index.search(Embeddings(("query",), vectors[:1], "model"), 2)
     assert hits.ids.tolist() == [["a", "b00000"]]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lookalike._ranking import Floats, Ints, nearest_in_blocks
 from lookalike.errors import OptionError
-from lookalike.index.faiss_index import EXTRA_HITS, FaissIndex
+from lookalike.index.faiss_index import EXTRA_HITS, ApproximateIndex, FaissIndex
 from lookalike.index.storage import BuildCheckpoint, OperatingPoint, TuningReport, spaced
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Vectors
@@ -213,9 +213,8 @@ class RecallProbe:
 
     """
 
-    def __init__(self, take: TakeVectors, rows: Ints, queries: Vectors, progress: Progress = SILENT) -> None:
-        self._take, self._rows = take, rows
-        self.queries = queries
+    def __init__(self, take: TakeVectors, rows: Ints, queries: Vectors, progress: Progress) -> None:
+        self.take, self.rows, self.queries = take, rows, queries
 
         def block(start: int) -> Vectors:
             progress.step("exact neighbours of held-out vectors", start, len(rows))
@@ -230,7 +229,7 @@ class RecallProbe:
         """Return the share of exact neighbours in positions `(n_query, RECALL_AT)`; ties with the last one count."""
         correct = (positions[:, :, None] == self.neighbours[:, None, :]).any(axis=2)
         query, hit = np.nonzero(~correct)
-        scores = np.einsum("ij,ij->i", self.queries[query], self._take(self._rows[positions[query, hit]]))
+        scores = np.einsum("ij,ij->i", self.queries[query], self.take(self.rows[positions[query, hit]]))
         correct[query, hit] = scores >= self._lowest[query]
         return float(correct.mean())
 
@@ -244,35 +243,19 @@ class TunedIndex:
     """An index within a budget.
 
     Attributes:
-        index: holds all vectors.
-        rows: `(n,)` row of the vector at each position.
+        index: of all vectors.
         report: why it was selected.
 
     """
 
-    index: FaissIndex
-    rows: Ints
+    index: ApproximateIndex
     report: TuningReport
 
 
 def autotune(
-    take: TakeVectors,
-    count: int,
-    dim: int,
-    budget: Budget,
-    *,
-    checkpoint: BuildCheckpoint,
-    progress: Progress,
+    take: TakeVectors, count: int, dim: int, budget: Budget, checkpoint: BuildCheckpoint, progress: Progress
 ) -> TunedIndex:
-    """Build the fastest index within a budget.
-
-    Args:
-        take: returns vectors.
-        count: number of vectors.
-        dim: their dimensions.
-        budget: with a recall below 1.
-        checkpoint: holds the work of an interrupted run, and saves this one's.
-        progress: receives steps and messages.
+    """Build the fastest index of `count` vectors within a budget whose recall is below 1.
 
     Raises:
         OptionError: no index is within the budget; the message says what comes nearest.
@@ -289,12 +272,18 @@ def autotune(
     held_out = np.unique(np.linspace(0, count - 1, min(HELD_OUT, max(1, count // 10)), dtype=np.int64))
     rest = np.setdiff1d(np.arange(count, dtype=np.int64), held_out)
     queries = take(held_out)
-    tried = _try(specs, take, spaced(rest, SAMPLE), queries, budget, checkpoint=checkpoint, progress=progress)
-    probe: RecallProbe | None = None
+    sample = RecallProbe(take, spaced(rest, SAMPLE), queries, SILENT)
+    tried = _try(specs, sample, budget, checkpoint, progress)
+    promising = _promising(tried, budget)
+    if not promising:
+        fastest = min(tried, key=lambda point: point.single_ms)
+        raise OptionError(
+            f"no index is within {budget}; the fastest is {describe(fastest)}. Allow more time.", argument="max_ms"
+        )
+    probe = RecallProbe(take, rest, queries, progress)
     rejected: list[OperatingPoint] = []
-    for spec in _promising(tried, budget):
-        probe = probe or RecallProbe(take, rest, queries, progress)
-        index = build(spec.key(len(rest), dim), take, rest, dim, checkpoint=checkpoint, progress=progress)
+    for spec in promising:
+        index = build(spec, probe, checkpoint, progress)
         checkpoint.save_index(index)
         point = tune(spec, index, probe, budget)
         complete = replace(point, bytes=round(point.bytes * count / len(rest)))
@@ -303,15 +292,10 @@ def autotune(
             measured = replace(point, bytes=index.size + ROW_BYTES * count)
             reason = _reason(measured, tried, rejected, len(queries), budget)
             report = TuningReport(reason, measured, tuple(tried), tuple(rejected))
-            return TunedIndex(index, np.concatenate([rest, held_out]), report)
+            return TunedIndex(ApproximateIndex(index, np.concatenate([rest, held_out])), report)
         progress.info(f"  rejected, not within {budget}: {describe(complete)}")
         rejected.append(complete)
         del index  # frees its memory before the next one is built
-    if not rejected:
-        fastest = min(tried, key=lambda point: point.single_ms)
-        raise OptionError(
-            f"no index is within {budget}; the fastest is {describe(fastest)}. Allow more time.", argument="max_ms"
-        )
     raise OptionError(
         f"no index is within {budget}; these were built: {'; '.join(map(describe, rejected))}. "
         "Lower `min_recall` or allow more memory or time.",
@@ -320,26 +304,16 @@ def autotune(
 
 
 def _try(
-    specs: Sequence[IndexSpec],
-    take: TakeVectors,
-    sample: Ints,
-    queries: Vectors,
-    budget: Budget,
-    *,
-    checkpoint: BuildCheckpoint,
-    progress: Progress,
+    specs: Sequence[IndexSpec], probe: RecallProbe, budget: Budget, checkpoint: BuildCheckpoint, progress: Progress
 ) -> list[OperatingPoint]:
-    """Build and tune every spec on a sample of the vectors, except those that an earlier run tried."""
+    """Build and tune every spec from a sample of the vectors, except those that an earlier run tried."""
     tried = checkpoint.load_tried(repr(budget))
     names = {point.spec for point in tried}
-    specs = [spec for spec in specs if spec.name not in names]
-    if specs:
-        probe = RecallProbe(take, sample, queries)
     for spec in specs:
-        dim = queries.shape[1]
-        tried.append(tune(spec, build(spec.key(len(sample), dim), take, sample, dim), probe, budget))
-        progress.info(f"  tried on {len(sample)} vectors: {describe(tried[-1])}")
-        checkpoint.save_tried(repr(budget), tried)
+        if spec.name not in names:
+            tried.append(tune(spec, build(spec, probe, BuildCheckpoint(), SILENT), probe, budget))
+            progress.info(f"  tried on {len(probe.rows)} vectors: {describe(tried[-1])}")
+            checkpoint.save_tried(repr(budget), tried)
     return tried
 
 
@@ -355,27 +329,13 @@ def _promising(tried: Sequence[OperatingPoint], budget: Budget) -> list[IndexSpe
     return [by_name[p.spec] for p in sorted(in_time, key=lambda p: p.single_ms)]
 
 
-def build(
-    key: str,
-    take: TakeVectors,
-    rows: Ints,
-    dim: int,
-    *,
-    checkpoint: BuildCheckpoint | None = None,
-    progress: Progress = SILENT,
-) -> FaissIndex:
-    """Build an index of rows in their order, block by block, in bounded memory.
+def build(spec: IndexSpec, probe: RecallProbe, checkpoint: BuildCheckpoint, progress: Progress) -> FaissIndex:
+    """Build an index of the probe's rows in their order, block by block, in bounded memory.
 
-    Args:
-        key: FAISS factory string.
-        take: returns vectors.
-        rows: the vectors to add.
-        dim: their dimensions.
-        checkpoint: is resumed, and saved after training and once per minute.
-        progress: receives the number of vectors added.
-
+    The checkpoint is resumed; it is saved after training and once per minute.
     """
-    checkpoint = checkpoint or BuildCheckpoint()
+    take, rows, dim = probe.take, probe.rows, probe.queries.shape[1]
+    key = spec.key(len(rows), dim)
     index = checkpoint.load_index(key)
     if index is None:
         index = FaissIndex.create(key, dim)

@@ -282,11 +282,9 @@ def _build(
             )
     progress.info(f"selecting the fastest index of {count} vectors with {budget}")
     checkpoint.open(lambda: _hash(vectors, order))
-    tuned = autotune(
-        lambda rows: np.asarray(vectors[order[rows]]), count, dim, budget, checkpoint=checkpoint, progress=progress
-    )
+    tuned = autotune(lambda rows: np.asarray(vectors[order[rows]]), count, dim, budget, checkpoint, progress)
     progress.info(tuned.report.reason)
-    return ApproximateIndex(tuned.index, tuned.rows), tuned.report
+    return tuned.index, tuned.report
 
 
 def _excess(index: ExactIndex, budget: Budget) -> tuple[str, str] | None:

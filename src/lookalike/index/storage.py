@@ -202,12 +202,12 @@ def read_items(folder: Path) -> tuple[PackedStrings, dict[str, Any]]:
     path = folder / _ITEMS_FILE
     with reading_errors(path, "the index's items"), path.open(encoding="utf-8") as file:
         if file.readline() != f"{_IDS_LINE}\n":
-            raise damaged_index(folder, f"{_ITEMS_FILE} does not begin with the ids")
+            raise ValueError("it does not begin with the ids")
         ids = read_json_lines(itertools.takewhile(lambda line: line[0] != "]", file))
-        try:
-            return ids, dict(json.loads("{" + file.read())["metadata"])
-        except (KeyError, TypeError) as error:
-            raise damaged_index(folder, f"{_ITEMS_FILE} has no metadata") from error
+        metadata = json.loads("{" + file.read()).get("metadata")
+        if not isinstance(metadata, dict):
+            raise ValueError("it has no metadata")
+        return ids, metadata
 
 
 def write_vectors(path: Path, blocks: Iterable[Vectors], count: int, dim: int) -> None:
