@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from lookalike.benchmark.timing import peak_memory_mb
-from lookalike.data.folders import find_images
+from lookalike.data.layouts import find_images
 from lookalike.data.samples import write_demo_images
 from lookalike.models.encoder import Encoder
 from lookalike.models.pretrained import build_trainable

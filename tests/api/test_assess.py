@@ -89,10 +89,7 @@ def test_a_closed_query_folder_is_named(photo_folder, encoder, close_folder):
     close_folder(place)
     with pytest.raises(DataError) as caught:
         evaluate(photo_folder, encoder)
-    assert str(caught.value) == (
-        f"{photo_folder} has no query images, and folders in it were skipped, the first is {place}: {CLOSED}; they are "
-        "expected in test/query, or in a manifest's split column."
-    )
+    assert f"has no query images (skipped folders: 1, first: {place}: {CLOSED})" in str(caught.value)
 
 
 def test_submit_gives_what_it_wrote_and_the_gallery_files_that_it_could_not_read(photo_folder, encoder, tmp_path):

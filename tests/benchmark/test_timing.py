@@ -11,7 +11,7 @@ import pytest
 from lookalike._cores import cores
 from lookalike.benchmark import timing
 from lookalike.benchmark.timing import main, measure_timing, peak_memory_mb, time_members
-from lookalike.data.folders import find_images
+from lookalike.data.layouts import find_images
 from lookalike.errors import LookalikeError
 from lookalike.models.pretrained import build_trainable
 

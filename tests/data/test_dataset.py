@@ -1,4 +1,4 @@
-"""The catalogue: parts, classes and the fingerprint of what a model was trained on."""
+"""Data sets: splits, classes and the fingerprint of the training images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_splits_and_classes() -> None:
         item("q", None, Split.QUERY),
         item("g", "owl", Split.GALLERY),
     )
-    data = Dataset(Path("data"), "made by hand", items, ("something odd",))
+    data = Dataset(Path("data"), "written by hand", items, ("something odd",))
     assert [i.id for i in data.training] == ["b", "a"]
     assert [i.id for i in data.split("validation")] == ["v"]
     assert data.classes == ("cat", "dog")
@@ -38,7 +38,7 @@ def test_splits_and_classes() -> None:
     }
     assert not data.test_is_labelled  # no query has a label
     assert data.summary() == (
-        "data: made by hand, 5 images\n"
+        "data: written by hand, 5 images\n"
         "  training        2 images in 2 classes\n"
         "  validation      1 images in 1 class\n"
         "  query           1 images, 1 without a label\n"
@@ -55,7 +55,7 @@ def test_test_classes_are_unseen_when_most_queries_say_so() -> None:
     assert not Dataset(Path(), "", (training,)).test_classes_unseen
 
 
-def test_fingerprint_covers_what_is_trained_on_and_nothing_else(photo_folder: Path) -> None:
+def test_fingerprint_covers_the_training_images_only(photo_folder: Path) -> None:
     data = load_dataset(photo_folder)
     original = data.fingerprint
     assert with_validation(data).fingerprint == original
@@ -65,8 +65,8 @@ def test_fingerprint_covers_what_is_trained_on_and_nothing_else(photo_folder: Pa
     assert load_dataset(photo_folder).fingerprint != original
 
 
-def test_fingerprint_with_a_file_that_may_not_be_read(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It counts as missing: it is skipped all the same."""
+def test_fingerprint_with_an_unreadable_file(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as missing, since it is skipped in the same way."""
 
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))

@@ -1,4 +1,4 @@
-"""Exact and near duplicates: the hash, the search by bands, and the confirmation by thumbnails."""
+"""Exact and near duplicates: the hash, the search by bands, the confirmation by thumbnails; leaks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,20 @@ from PIL import Image, ImageEnhance
 
 from lookalike.data import duplicates
 from lookalike.data.dataset import Item, Split
-from lookalike.data.duplicates import Scan, connected, exact_groups, near_links, perceptual_hashes, scan
+from lookalike.data.duplicates import (
+    Scan,
+    connected_groups,
+    exact_groups,
+    find_leaks,
+    near_pairs,
+    perceptual_hashes,
+    require_no_leaks,
+    scan,
+)
+from lookalike.data.layouts import load_dataset
+from lookalike.errors import DataError
 
-Photos = dict[str, Image.Image]
+Images = dict[str, Image.Image]
 
 
 def saved(folder: Path, **images: Image.Image | bytes) -> list[Item]:
@@ -31,35 +42,49 @@ def saved(folder: Path, **images: Image.Image | bytes) -> list[Item]:
     return items
 
 
-def pairs(found: Scan) -> set[tuple[str, str]]:
-    links = near_links(found, range(len(found.ids)))
-    return {(found.ids[first], found.ids[second]) for first, second in links}
+def named_pairs(scanned: Scan) -> set[tuple[str, str]]:
+    pairs = near_pairs(scanned, range(len(scanned.ids)))
+    return {(scanned.ids[first], scanned.ids[second]) for first, second in pairs}
 
 
-def test_scan_keeps_what_can_be_read_and_says_why_of_the_rest(photos: Photos, tmp_path: Path) -> None:
+class Steps:
+    """A progress that records its steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int]] = []
+        self.infos: list[str] = []
+
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
+        self.steps.append((done, total))
+
+    def info(self, text: str) -> None:
+        self.infos.append(text)
+
+
+def test_scan_reports_unreadable_files(photos: Images, tmp_path: Path) -> None:
     items = saved(tmp_path, cat=photos["cat"], empty=b"", rocket=photos["rocket"], text=b"x")
-    steps: list[tuple[int, int]] = []
-    found = scan(items, progress=lambda done, total: steps.append((done, total)))
-    assert found.ids == ("cat", "rocket")
-    assert {name: skipped.cause for name, skipped in found.skipped.items()} == {
+    progress = Steps()
+    scanned = scan(items, progress=progress)
+    assert scanned.ids == ("cat", "rocket")
+    assert {name: skipped.cause for name, skipped in scanned.skipped.items()} == {
         "empty": "the file is empty",
         "text": "not an image that Pillow can read",
     }
-    assert found.skipped["empty"].path == tmp_path / "empty.png"
-    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert found.grey.shape == (2, 1024)
-    assert found.colour.shape == (2, 192)
-    assert found.hashes.shape == (2,)
+    assert scanned.skipped["empty"].path == tmp_path / "empty.png"
+    assert progress.steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert scanned.grey.shape == (2, 1024)
+    assert scanned.colour.shape == (2, 192)
+    assert scanned.hashes.shape == (2,)
 
 
 def test_scan_of_nothing(tmp_path: Path) -> None:
-    found = scan(saved(tmp_path, empty=b""))
-    assert found.ids == ()
-    assert exact_groups(found) == []
-    assert near_links(found, []).shape == (0, 2)
+    scanned = scan(saved(tmp_path, empty=b""))
+    assert scanned.ids == ()
+    assert exact_groups(scanned) == []
+    assert near_pairs(scanned, []).shape == (0, 2)
 
 
-def test_exact_is_the_same_pixels_whatever_the_bytes(photos: Photos, tmp_path: Path) -> None:
+def test_exact_is_the_same_pixels_whatever_the_bytes(photos: Images, tmp_path: Path) -> None:
     cat = photos["cat"]
     other_bytes, bmp = io.BytesIO(), tmp_path / "bmp.bmp"
     cat.save(other_bytes, "PNG", compress_level=0)
@@ -67,18 +92,20 @@ def test_exact_is_the_same_pixels_whatever_the_bytes(photos: Photos, tmp_path: P
     changed = cat.copy()
     changed.putpixel((0, 0), (1, 2, 3))
     items = saved(tmp_path, cat=cat, changed=changed, again=cat, stored=other_bytes.getvalue(), coffee=photos["coffee"])
-    found = scan([*items, Item("bmp", bmp, None, Split.GALLERY)])
-    assert [[found.ids[row] for row in group] for group in exact_groups(found)] == [["cat", "again", "stored", "bmp"]]
-    files = dict(zip(found.ids, found.files, strict=True))
+    scanned = scan([*items, Item("bmp", bmp, None, Split.GALLERY)])
+    assert [[scanned.ids[row] for row in group] for group in exact_groups(scanned)] == [
+        ["cat", "again", "stored", "bmp"]
+    ]
+    files = dict(zip(scanned.ids, scanned.files, strict=True))
     assert files["cat"] == files["again"]
     assert len({files["cat"], files["stored"], files["bmp"]}) == 3
-    assert pairs(found) == {("cat", "changed"), ("changed", "again"), ("changed", "stored"), ("changed", "bmp")}
+    assert named_pairs(scanned) == {("cat", "changed"), ("changed", "again"), ("changed", "stored"), ("changed", "bmp")}
 
 
-def test_the_same_bytes_in_another_shape_are_another_picture(tmp_path: Path) -> None:
+def test_the_same_bytes_in_another_shape_are_another_image(tmp_path: Path) -> None:
     flat = Image.new("RGB", (6, 4), "red")
-    found = scan(saved(tmp_path, wide=flat, tall=flat.resize((4, 6))))
-    assert exact_groups(found) == []
+    scanned = scan(saved(tmp_path, wide=flat, tall=flat.resize((4, 6))))
+    assert exact_groups(scanned) == []
 
 
 def test_hash_agrees_with_scipy() -> None:
@@ -107,11 +134,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_near_is_the_same_picture_changed_a_little(photos: Photos, tmp_path: Path, change: str) -> None:
+def test_near_is_the_same_picture_changed_a_little(photos: Images, tmp_path: Path, change: str) -> None:
     changed = {f"{name}-changed": CHANGES[change](image) for name, image in photos.items()}
-    found = scan(saved(tmp_path, **photos, **changed))
-    assert exact_groups(found) == []
-    assert pairs(found) == {(name, f"{name}-changed") for name in photos}
+    scanned = scan(saved(tmp_path, **photos, **changed))
+    assert exact_groups(scanned) == []
+    assert named_pairs(scanned) == {(name, f"{name}-changed") for name in photos}
 
 
 def test_another_colour_is_another_thing(tmp_path: Path) -> None:
@@ -123,21 +150,21 @@ def test_another_colour_is_another_thing(tmp_path: Path) -> None:
         return image
 
     red, blue, nearly_red = bottle((200, 0, 0)), bottle((0, 62, 205)), bottle((203, 2, 0))
-    found = scan(saved(tmp_path, red=red, blue=blue, nearly=nearly_red))
-    assert found.hashes[0] == found.hashes[1]
-    assert pairs(found) == {("red", "nearly")}
+    scanned = scan(saved(tmp_path, red=red, blue=blue, nearly=nearly_red))
+    assert scanned.hashes[0] == scanned.hashes[1]
+    assert named_pairs(scanned) == {("red", "nearly")}
 
 
 def test_blank_images_are_never_near(tmp_path: Path) -> None:
-    found = scan(saved(tmp_path, white=Image.new("RGB", (9, 9), "white"), paper=Image.new("RGB", (8, 8), "#fefefe")))
-    assert pairs(found) == set()
+    scanned = scan(saved(tmp_path, white=Image.new("RGB", (9, 9), "white"), paper=Image.new("RGB", (8, 8), "#fefefe")))
+    assert named_pairs(scanned) == set()
 
 
-def test_only_the_rows_asked_for_are_compared(photos: Photos, tmp_path: Path) -> None:
+def test_only_the_rows_asked_for_are_compared(photos: Images, tmp_path: Path) -> None:
     cat = photos["cat"]
-    found = scan(saved(tmp_path, a=cat, b=cat.resize((80, 60)), c=cat.resize((90, 60))))
-    assert near_links(found, [2, 0]).tolist() == [[0, 2]]
-    assert near_links(found, [0, 1, 2]).tolist() == [[0, 1], [0, 2], [1, 2]]
+    scanned = scan(saved(tmp_path, a=cat, b=cat.resize((80, 60)), c=cat.resize((90, 60))))
+    assert near_pairs(scanned, [2, 0]).tolist() == [[0, 2]]
+    assert near_pairs(scanned, [0, 1, 2]).tolist() == [[0, 1], [0, 2], [1, 2]]
 
 
 def scattered(n: int) -> npt.NDArray[np.uint64]:
@@ -149,9 +176,9 @@ def scattered(n: int) -> npt.NDArray[np.uint64]:
     return hashes
 
 
-@pytest.mark.parametrize("at_once", [1, 64, 1 << 21], ids=["one row a step", "some rows a step", "all"])
-def test_search_by_bands_finds_what_comparing_all_pairs_finds(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr(duplicates, "_AT_ONCE", at_once)
+@pytest.mark.parametrize("limit", [1, 64, 1 << 21], ids=["one row per step", "some rows per step", "all"])
+def test_search_by_bands_finds_what_comparing_all_pairs_finds(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(duplicates, "_PAIRS", limit)
     hashes = scattered(160)
     every = {
         (a, b)
@@ -164,7 +191,84 @@ def test_search_by_bands_finds_what_comparing_all_pairs_finds(monkeypatch: pytes
     assert 500 < len(every) < 160 * 159 // 2
 
 
-def test_connected() -> None:
-    links = np.array([[5, 9], [1, 2], [2, 7], [9, 3], [7, 1]])
-    assert connected(links) == [[1, 2, 7], [3, 5, 9]]
-    assert connected(np.empty((0, 2), np.int64)) == []
+def test_connected_groups() -> None:
+    pairs = np.array([[5, 9], [1, 2], [2, 7], [9, 3], [7, 1]])
+    assert connected_groups(pairs) == [[1, 2, 7], [3, 5, 9]]
+    assert connected_groups(np.empty((0, 2), np.int64)) == []
+
+
+@pytest.fixture
+def folder(photos, tmp_path):
+    """Two classes of two training crops, and other crops in query and gallery."""
+    root = tmp_path / "photos"
+    for label in ("cat", "coffee"):
+        for split, number in (("training", 0), ("training", 1), ("test/query", 2), ("test/gallery", 3)):
+            path = root / split / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photos[label].crop((20 * number, 10, 20 * number + 64, 58)).save(path)
+    return root
+
+
+def leaked_ids(root):
+    return [tuple(i.id for i in group) for group in find_leaks(load_dataset(root))]
+
+
+def test_different_images_of_the_same_size_do_not_leak(folder):
+    assert leaked_ids(folder) == []
+    require_no_leaks(load_dataset(folder))
+
+
+def test_copies_inside_training_do_not_leak(folder):
+    (folder / "training/cat/copy.png").write_bytes((folder / "training/cat/0.png").read_bytes())
+    assert leaked_ids(folder) == []
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_the_same_pixels_in_another_file_and_class_are_a_leak(suffix, folder):
+    with Image.open(folder / "training/cat/1.png") as image:
+        image.save(folder / f"test/gallery/coffee/again{suffix}")
+    assert leaked_ids(folder) == [("training/cat/1.png", f"test/gallery/coffee/again{suffix}")]
+
+
+def test_a_leak_with_another_exif_orientation(folder):
+    with Image.open(folder / "training/cat/1.png") as image:
+        exif = Image.Exif()
+        exif[0x0112] = 8  # rotated by 90 degrees when shown
+        image.transpose(Image.Transpose.ROTATE_270).save(folder / "test/query/cat/turned.png", exif=exif)
+    assert leaked_ids(folder) == [("training/cat/1.png", "test/query/cat/turned.png")]
+
+
+def test_unreadable_files_are_skipped(folder):
+    (folder / "training/cat/broken.png").write_bytes(b"not an image")
+    whole = (folder / "training/cat/0.png").read_bytes()
+    (folder / "test/query/cat/cut.png").write_bytes(whole[: len(whole) // 2])
+    assert leaked_ids(folder) == []
+
+
+def test_leaks_are_refused_by_name(folder):
+    for number in (0, 1):
+        whole = (folder / f"training/cat/{number}.png").read_bytes()
+        (folder / f"test/gallery/cat/same{number}.png").write_bytes(whole)
+    with pytest.raises(DataError) as raised:
+        require_no_leaks(load_dataset(folder))
+    assert raised.value.argument == "allow_leaks"
+    assert "2 training images" in str(raised.value)
+    for number in (0, 1):
+        assert f"training/cat/{number}.png = test/gallery/cat/same{number}.png" in str(raised.value)
+
+
+def test_the_clean_manifest_has_no_leaks(folder, tmp_path):
+    from lookalike.data.check import check
+
+    (folder / "test/gallery/cat/same.png").write_bytes((folder / "training/cat/0.png").read_bytes())
+    check(folder, clean_manifest=tmp_path / "clean" / "manifest.csv")
+    require_no_leaks(load_dataset(tmp_path / "clean"))
+
+
+def test_allowed_leaks_are_reported(folder):
+    (folder / "test/gallery/cat/same.png").write_bytes((folder / "training/cat/0.png").read_bytes())
+    progress = Steps()
+    require_no_leaks(load_dataset(folder), allowed=True, progress=progress)
+    (text,) = progress.infos
+    assert "1 training image " in text
+    assert "training/cat/0.png = test/gallery/cat/same.png" in text

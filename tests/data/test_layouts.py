@@ -1,21 +1,25 @@
-"""The five layouts, and one sentence for each way to get them wrong."""
+"""The five layouts, the errors of wrong ones, and the listing of folders."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from lookalike.data.dataset import Dataset, Split
-from lookalike.data.layouts import load_dataset
+from lookalike.data.layouts import find_images, load_dataset
 from lookalike.errors import DataError, MissingExtra
+from lookalike.types import Skipped
 
 
 def make(root: Path, *names: str) -> None:
-    """Create files; loading looks at names only."""
+    """Create files; loading only reads names."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x")
@@ -27,7 +31,7 @@ def manifest(root: Path, *lines: str, header: str = "path,label,split") -> Path:
     return path
 
 
-def found(data: Dataset) -> list[tuple[str, str | None, str]]:
+def rows(data: Dataset) -> list[tuple[str, str | None, str]]:
     return [(item.id, item.label, item.split.value) for item in data.items]
 
 
@@ -37,15 +41,19 @@ def refusal(root: Path) -> str:
     return str(caught.value)
 
 
-PARTS = ("training/cat/1.jpg", "training/dog/sub/2.png", "test/query/q.jpg", "test/gallery/g.webp")
+def assert_facts(text: str, *facts: str) -> None:
+    assert [fact for fact in facts if fact not in text] == []
+
+
+SPLITS = ("training/cat/1.jpg", "training/dog/sub/2.png", "test/query/q.jpg", "test/gallery/g.webp")
 
 
 def test_layout_1_with_labels(tmp_path: Path) -> None:
-    make(tmp_path, *PARTS)
+    make(tmp_path, *SPLITS)
     (tmp_path / "labels.csv").write_text("path,label\ntest/query/q.jpg,cat\ntest/gallery/g.webp,dog\n")
     data = load_dataset(str(tmp_path))
-    assert data.layout == "training and test folders, test part labelled by labels.csv"
-    assert found(data) == [
+    assert data.layout == "training and test folders, test split labelled by labels.csv"
+    assert rows(data) == [
         ("training/cat/1.jpg", "cat", "training"),
         ("training/dog/sub/2.png", "dog", "training"),
         ("test/query/q.jpg", "cat", "query"),
@@ -57,19 +65,19 @@ def test_layout_1_with_labels(tmp_path: Path) -> None:
 
 
 def test_layout_1_without_labels(tmp_path: Path) -> None:
-    make(tmp_path, *PARTS)
+    make(tmp_path, *SPLITS)
     data = load_dataset(tmp_path)
-    assert data.layout == "training and test folders, test part without labels"
+    assert data.layout == "training and test folders, test split without labels"
     assert [item.label for item in data.items] == ["cat", "dog", None, None]
     assert not data.test_is_labelled
 
 
-def test_layout_1_notes_what_it_leaves_out(tmp_path: Path) -> None:
-    make(tmp_path, *PARTS, "training/stray.jpg")
+def test_layout_1_notes_what_it_skips(tmp_path: Path) -> None:
+    make(tmp_path, *SPLITS, "training/stray.jpg")
     (tmp_path / "labels.csv").write_text("path,label\ntest/query/q.jpg,cat\ntest/query/gone.jpg,cat\n")
     assert load_dataset(tmp_path).notes == (
-        "1 images lie directly in training/, in no class folder, and are left out",
-        "labels.csv names 1 images that are not there, the first is test/query/gone.jpg",
+        "1 image directly in training/, outside the class folders, skipped",
+        "labels.csv has 1 path without an image (first: test/query/gone.jpg)",
     )
 
 
@@ -91,10 +99,10 @@ def test_layout_1_of_the_builder(photo_folder: Path) -> None:
 def test_layout_2(tmp_path: Path) -> None:
     make(tmp_path, "training/cat/1.jpg", "test/query/owl/q.jpg", "test/gallery/owl/g.jpg")
     data = load_dataset(tmp_path)
-    assert data.layout == "training and test folders, class folders in the test part"
+    assert data.layout == "training and test folders, class folders in the test split"
     assert [item.label for item in data.items] == ["cat", "owl", "owl"]
     assert data.test_classes_unseen
-    assert "most queries are of classes that the training part does not have" in str(data)
+    assert "most queries are of classes that the training split does not have" in str(data)
 
 
 def test_layout_3(tmp_path: Path) -> None:
@@ -112,7 +120,7 @@ def test_layout_3(tmp_path: Path) -> None:
     )
     data = load_dataset(tmp_path)
     assert data.layout == "manifest (manifest.csv)"
-    assert found(data) == [
+    assert rows(data) == [
         ("a.jpg", "dog", "training"),
         ("sub/c.jpg", "cat", "training"),
         (str(outside), "dog", "validation"),
@@ -127,7 +135,7 @@ def test_layout_3_notes_missing_files(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg")
     manifest(tmp_path, "a.jpg,cat,training", "z.jpg,cat,training")
     data = load_dataset(tmp_path)
-    assert data.notes == ("1 files named in manifest.csv do not exist, the first is z.jpg",)
+    assert data.notes == ("manifest.csv names 1 missing file (first: z.jpg)",)
     assert len(data) == 2
 
 
@@ -139,7 +147,7 @@ def test_layout_3_as_parquet(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table(columns), tmp_path / "manifest.parquet")
     data = load_dataset(tmp_path)
     assert data.layout == "manifest (manifest.parquet)"
-    assert found(data) == [("a.jpg", "cat", "query"), ("b.jpg", None, "gallery")]
+    assert rows(data) == [("a.jpg", "cat", "query"), ("b.jpg", None, "gallery")]
     assert data.items[0].metadata == {"year": "2020"}
 
 
@@ -177,7 +185,7 @@ def test_layout_4_class_disjoint(tmp_path: Path) -> None:
     assert data.test_classes_unseen
 
 
-def test_layout_4_keeps_tiny_classes_for_training(tmp_path: Path) -> None:
+def test_layout_4_uses_tiny_classes_for_training(tmp_path: Path) -> None:
     make(tmp_path, "few/1.jpg", "few/2.jpg", "three/1.jpg", "three/2.jpg", "three/3.jpg")
     counts = Counter((item.label, item.split.value) for item in load_dataset(tmp_path).items)
     assert counts == {("few", "training"): 2, ("three", "training"): 1, ("three", "query"): 1, ("three", "gallery"): 1}
@@ -188,112 +196,99 @@ def test_layout_5(tmp_path: Path, names: Iterable[str]) -> None:
     make(tmp_path, *names)
     data = load_dataset(tmp_path)
     assert data.layout == "images without labels"
-    assert found(data) == [(name, None, "gallery") for name in names]
+    assert rows(data) == [(name, None, "gallery") for name in names]
 
 
-def test_a_picture_beside_class_folders_is_told_of(tmp_path: Path) -> None:
+def test_a_loose_image_next_to_class_folders_is_noted(tmp_path: Path) -> None:
     make(tmp_path, "cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "cover.jpg")
     data = load_dataset(tmp_path)
     assert {item.label for item in data.items} == {None}
     assert data.notes == (
-        "1 image lies beside the 2 folders, the first is cover.jpg, so these are not taken for classes; "
-        "move what has no class elsewhere if they are",
+        "1 loose image next to 2 folders (first: cover.jpg), so the folders are not used as classes; "
+        "if they are classes, move the loose images elsewhere",
     )
 
 
-def test_a_summary_under_another_name_holds_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_summary_with_a_name_does_not_contain_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "training/cat/1.jpg", "test/query/1.jpg", "test/gallery/2.jpg", "labels.csv")
     (tmp_path / "labels.csv").write_text("path,label\ntest/query/1.jpg,cat\ntest/gallery/2.jpg,cat\n")
     monkeypatch.chdir(tmp_path)
     first = load_dataset(Path()).summary("photos").splitlines()[0]
-    assert first == "photos: training and test folders, test part labelled by labels.csv, 3 images"
+    assert first == "photos: training and test folders, test split labelled by labels.csv, 3 images"
 
 
-def test_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder(tmp_path: Path) -> None:
     root = tmp_path / "none"
-    assert refusal(root) == f"{root} does not exist; give a folder of images, with class folders or a manifest.csv."
+    assert f"{root} does not exist" in refusal(root)
 
 
 def test_file_instead_of_a_folder(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg")
     root = tmp_path / "a.jpg"
-    assert refusal(root) == f"{root} is a file; give the folder that holds the images or the manifest."
+    assert f"{root} is a file" in refusal(root)
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
     make(tmp_path, "notes.txt")
-    wanted = f"{tmp_path} holds no image; expected files such as .jpg, .png or .webp, or a manifest.csv."
-    assert refusal(tmp_path) == wanted
+    assert f"{tmp_path} contains no image;" in refusal(tmp_path)
 
 
-def test_parts_without_images(tmp_path: Path) -> None:
+def test_split_folders_without_images(tmp_path: Path) -> None:
     make(tmp_path, "training/cat/notes.txt")
-    wanted = f"{tmp_path} has a training or test folder, but no image in training/<class>/, test/query or test/gallery."
-    assert refusal(tmp_path) == wanted
+    assert "no image in training/<class>/, test/query or test/gallery." in refusal(tmp_path)
 
 
 def test_labels_that_contradict_each_other(tmp_path: Path) -> None:
-    make(tmp_path, *PARTS)
+    make(tmp_path, *SPLITS)
     path = tmp_path / "labels.csv"
     path.write_text("path,label\ntest/query/q.jpg,cat\ntest/query/q.jpg,dog\n")
-    assert refusal(tmp_path) == f"{path} line 3 gives test/query/q.jpg the label 'dog', an earlier line 'cat'."
+    assert_facts(refusal(tmp_path), f"{path} line 3", "test/query/q.jpg", "'dog'", "'cat'")
 
 
 def test_labels_of_other_images(tmp_path: Path) -> None:
-    make(tmp_path, *PARTS)
+    make(tmp_path, *SPLITS)
     (tmp_path / "labels.csv").write_text("path,label\nq.jpg,cat\n")
-    assert refusal(tmp_path) == (
-        f"none of the 1 paths in {tmp_path / 'labels.csv'} is an image of the test part, "
-        "the first is 'q.jpg'; write them like 'test/query/picture.jpg'."
-    )
+    assert_facts(refusal(tmp_path), "none of the 1 paths", str(tmp_path / "labels.csv"), "'q.jpg'")
 
 
 def test_labels_without_the_columns(tmp_path: Path) -> None:
-    make(tmp_path, *PARTS)
+    make(tmp_path, *SPLITS)
     (tmp_path / "labels.csv").write_text("file,class\nq.jpg,cat\n")
-    assert refusal(tmp_path) == f"{tmp_path / 'labels.csv'} has the columns file, class, but needs path, label."
+    assert_facts(refusal(tmp_path), str(tmp_path / "labels.csv"), "file, class", "path, label")
 
 
 @pytest.mark.parametrize(
-    ("lines", "sentence"),
+    ("lines", "facts"),
     [
-        ([",cat,query"], "{path} line 2 has no path."),
-        (
-            ["a.jpg,cat,query", "b.jpg,cat,test"],
-            "{path} line 3 has the split 'test'; allowed are training, validation, query and gallery.",
-        ),
-        ([], "{path} has a header but no row."),
-        (["y.jpg,,query", "z.jpg,,query"], "none of the 2 files that {path} names exists, the first is {root}/y.jpg."),
-        (["a.jpg,cat"], "{path} line 2 has 2 fields, the header has 3."),
-        (
-            ["a.jpg,cat,query", "a.jpg,cat,gallery"],
-            "{root} names 1 images more than once, the first is 'a.jpg'; keep one row for each.",
-        ),
+        ([",cat,query"], ("manifest.csv line 2", "no path")),
+        (["a.jpg,cat,query", "b.jpg,cat,test"], ("manifest.csv line 3", "'test'", "training, validation, query")),
+        ([], ("manifest.csv", "no row")),
+        (["y.jpg,,query", "z.jpg,,query"], ("none of the 2 files", "manifest.csv", "y.jpg")),
+        (["a.jpg,cat"], ("manifest.csv line 2", "2 fields", "3")),
+        (["a.jpg,cat,query", "a.jpg,cat,gallery"], ("1 duplicate image ids", "'a.jpg'")),
     ],
-    ids=["no path", "split", "no row", "no file", "fields", "twice"],
+    ids=["no path", "split", "no row", "no file", "fields", "duplicate"],
 )
-def test_wrong_manifest(tmp_path: Path, lines: list[str], sentence: str) -> None:
+def test_wrong_manifest(tmp_path: Path, lines: list[str], facts: tuple[str, ...]) -> None:
     make(tmp_path, "a.jpg", "b.jpg")
-    path = manifest(tmp_path, *lines)
-    assert refusal(tmp_path) == sentence.format(path=path, root=tmp_path)
+    manifest(tmp_path, *lines)
+    assert_facts(refusal(tmp_path), str(tmp_path), *facts)
 
 
 @pytest.mark.parametrize(("content", "columns"), [("path,label\na.jpg,cat\n", "path, label"), ("", "(none)")])
 def test_manifest_without_the_columns(tmp_path: Path, content: str, columns: str) -> None:
     path = tmp_path / "manifest.csv"
     path.write_text(content)
-    assert refusal(tmp_path) == f"{path} has the columns {columns}, but needs path, label, split."
+    assert_facts(refusal(tmp_path), str(path), columns, "path, label, split")
 
 
 def test_manifest_in_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "manifest.csv"
     path.write_bytes("path,label,split\nä.jpg,cat,query\n".encode("latin-1"))
-    text = refusal(tmp_path)
-    assert text.startswith(f"{path} cannot be read as UTF-8 CSV: 'utf-8' codec can't decode byte 0xe4")
-    assert text.endswith(".")
+    assert_facts(refusal(tmp_path), str(path), "UTF-8", "0xe4")
 
 
-def test_parquet_that_is_none(tmp_path: Path) -> None:
+def test_damaged_parquet(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "manifest.parquet").write_bytes(b"not parquet")
     assert refusal(tmp_path).startswith(f"{tmp_path / 'manifest.parquet'} cannot be read as Parquet: ")
@@ -302,12 +297,8 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
 def test_parquet_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "manifest.parquet").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtra) as caught:
+    with pytest.raises(MissingExtra, match=r"pyarrow.*lookalike\[parquet\]"):
         load_dataset(tmp_path)
-    assert str(caught.value) == (
-        "reading manifest.parquet needs the package pyarrow, which is not installed; "
-        "run: pip install 'lookalike[parquet]'"
-    )
 
 
 CLOSED = "the folder cannot be listed (permission denied)"
@@ -315,7 +306,7 @@ CloseFolder = Callable[[Path], None]
 
 
 @pytest.mark.parametrize(
-    ("closed", "left"),
+    ("closed", "ids"),
     [
         ("training/cat", ["training/dog/sub/2.png", "test/query/q.jpg", "test/gallery/g.webp"]),
         ("training/dog/sub", ["training/cat/1.jpg", "test/query/q.jpg", "test/gallery/g.webp"]),
@@ -323,26 +314,28 @@ CloseFolder = Callable[[Path], None]
         ("test/query", ["training/cat/1.jpg", "training/dog/sub/2.png", "test/gallery/g.webp"]),
     ],
 )
-def test_parts_with_a_closed_folder(tmp_path: Path, close_folder: CloseFolder, closed: str, left: list[str]) -> None:
-    make(tmp_path, *PARTS)
+def test_split_folders_with_a_closed_folder(
+    tmp_path: Path, close_folder: CloseFolder, closed: str, ids: list[str]
+) -> None:
+    make(tmp_path, *SPLITS)
     close_folder(tmp_path / closed)
     data = load_dataset(tmp_path)
-    assert [item.id for item in data.items] == left
+    assert [item.id for item in data.items] == ids
     assert [(s.path, s.cause) for s in data.skipped] == [(tmp_path / closed, CLOSED)]
     assert data.notes == ()
-    line = f"  note: 1 folder was skipped, the first is {tmp_path / closed}: {CLOSED}"
+    line = f"  note: 1 folder skipped (first: {tmp_path / closed}: {CLOSED})"
     assert str(data).splitlines()[-1] == line
 
 
-def test_labels_of_closed_folders_are_no_error(tmp_path: Path, close_folder: CloseFolder) -> None:
-    make(tmp_path, *PARTS)
+def test_labels_of_closed_folders_are_accepted(tmp_path: Path, close_folder: CloseFolder) -> None:
+    make(tmp_path, *SPLITS)
     (tmp_path / "labels.csv").write_text("path,label\ntest/query/q.jpg,cat\ntest/gallery/g.webp,dog\n")
     for split in ("query", "gallery"):
         close_folder(tmp_path / "test" / split)
     data = load_dataset(tmp_path)
     assert len(data.training) == 2
     assert len(data.skipped) == 2
-    assert data.notes == ("labels.csv names 2 images that are not there, the first is test/query/q.jpg",)
+    assert data.notes == ("labels.csv has 2 paths without an image (first: test/query/q.jpg)",)
 
 
 def test_class_folders_with_a_closed_one(tmp_path: Path, close_folder: CloseFolder) -> None:
@@ -358,41 +351,27 @@ def test_images_without_labels_and_a_closed_folder(tmp_path: Path, close_folder:
     make(tmp_path, "a.jpg", "inside/b.jpg")
     close_folder(tmp_path / "inside")
     data = load_dataset(tmp_path)
-    assert found(data) == [("a.jpg", None, "gallery")]
+    assert rows(data) == [("a.jpg", None, "gallery")]
     assert [(s.path, s.cause) for s in data.skipped] == [(tmp_path / "inside", CLOSED)]
 
 
 @pytest.mark.parametrize(
-    ("names", "sentence"),
-    [
-        (
-            ("inside/b.jpg",),
-            "{root} holds no image, and folders in it were skipped, the first is {root}/inside: {closed}; expected "
-            "files such as .jpg, .png or .webp, or a manifest.csv.",
-        ),
-        (
-            ("training/inside/b.jpg",),
-            "{root} has a training or test folder, but no image in training/<class>/, test/query or test/gallery, and "
-            "folders in it were skipped, the first is {root}/training/inside: {closed}.",
-        ),
-    ],
+    ("name", "fact"),
+    [("inside/b.jpg", "contains no image"), ("training/inside/b.jpg", "no image in training/<class>/")],
 )
-def test_nothing_but_closed_folders(
-    tmp_path: Path, close_folder: CloseFolder, names: tuple[str, ...], sentence: str
-) -> None:
-    make(tmp_path, *names)
-    close_folder((tmp_path / names[0]).parent)
-    assert refusal(tmp_path) == sentence.format(root=tmp_path, closed=CLOSED)
+def test_nothing_but_closed_folders(tmp_path: Path, close_folder: CloseFolder, name: str, fact: str) -> None:
+    make(tmp_path, name)
+    close_folder((tmp_path / name).parent)
+    assert_facts(refusal(tmp_path), fact, "skipped folders: 1", f"{(tmp_path / name).parent}: {CLOSED}")
 
 
-def test_a_root_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_root_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a.jpg")
-    monkeypatch.setattr("lookalike.data.folders.os.access", lambda _path, _mode: False)
-    wanted = f"the permissions of {tmp_path} do not allow reading it; change them, or give another folder."
-    assert refusal(tmp_path) == wanted
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    assert_facts(refusal(tmp_path), str(tmp_path), "permission denied")
 
 
-def test_a_manifest_that_names_files_where_nobody_may_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_of_files_in_a_closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a.jpg", "closed/b.jpg")
     manifest(tmp_path, "a.jpg,cat,query", "closed/b.jpg,cat,gallery", "c.jpg,cat,gallery")
     is_file = Path.is_file
@@ -405,14 +384,14 @@ def test_a_manifest_that_names_files_where_nobody_may_look(tmp_path: Path, monke
     monkeypatch.setattr(Path, "is_file", guarded)
     data = load_dataset(tmp_path)
     assert [item.id for item in data.items] == ["a.jpg", "c.jpg", "closed/b.jpg"]
-    assert data.notes == ("1 files named in manifest.csv do not exist, the first is c.jpg",)
+    assert data.notes == ("manifest.csv names 1 missing file (first: c.jpg)",)
 
 
 @pytest.mark.parametrize(
     ("name", "layout", "counts"),
     [
-        ("clothing", "training and test folders, test part labelled by labels.csv", (1822, 372, 1587)),
-        ("caltech", "training and test folders, class folders in the test part", (2109, 446, 1334)),
+        ("clothing", "training and test folders, test split labelled by labels.csv", (1822, 372, 1587)),
+        ("caltech", "training and test folders, class folders in the test split", (2109, 446, 1334)),
         ("trashnet", "manifest (manifest.csv)", (1263, 265, 999)),
     ],
 )
@@ -422,3 +401,83 @@ def test_shared_data_sets(shared_data: Path, name: str, layout: str, counts: tup
     assert (len(data.training), len(data.query), len(data.gallery)) == counts
     assert data.test_is_labelled
     assert data.test_classes_unseen == (name == "caltech")
+
+
+def test_find_images_sorted_and_without_the_hidden(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "sub/c.webp", ".hidden.jpg", ".trash/d.jpg", "notes.txt", "sub/labels.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images(tmp_path) == [tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "sub/c.webp"]
+    assert find_images(tmp_path, recursive=False) == [tmp_path / "a.png", tmp_path / "b.JPG"]
+
+
+def test_find_images_needs_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        find_images(tmp_path / "none")
+    assert f"{tmp_path / 'none'} is not a folder" in str(caught.value)
+
+
+def test_a_closed_folder_without_skip_is_an_error(tmp_path: Path, close_folder: CloseFolder) -> None:
+    (tmp_path / "inside").mkdir()
+    close_folder(tmp_path / "inside")
+    with pytest.raises(DataError) as caught:
+        find_images(tmp_path)
+    assert f"{tmp_path / 'inside'}: {CLOSED}" in str(caught.value)
+    assert find_images(tmp_path, recursive=False) == []
+
+
+def test_a_closed_folder_is_skipped(tmp_path: Path, close_folder: CloseFolder) -> None:
+    for name in ("a/1.jpg", "b/2.jpg", "c/3.jpg", "c/d/4.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("b", "c/d"):
+        close_folder(tmp_path / name)
+    skipped: list[Skipped] = []
+    assert find_images(tmp_path, skip=skipped.append) == [tmp_path / "a/1.jpg", tmp_path / "c/3.jpg"]
+    assert sorted(map(str, skipped)) == [f"{tmp_path / name}: {CLOSED}" for name in ("b", "c/d")]
+
+
+def test_a_folder_whose_listing_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def failing(path: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+        def first_only() -> Iterator[os.DirEntry[str]]:
+            with scandir(path) as entries:
+                yield next(entries)
+            raise OSError(5, "Input/output error", str(path))
+
+        yield first_only()
+
+    monkeypatch.setattr(os, "scandir", failing)
+    skipped: list[Skipped] = []
+    assert len(find_images(tmp_path, skip=skipped.append)) == 1
+    assert skipped == [Skipped(tmp_path, "the folder cannot be listed (input/output error)")]
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "1.jpg").touch()
+    (tmp_path / "deep" / "back").symlink_to(tmp_path)
+    (tmp_path / "itself").symlink_to("itself")
+    skipped: list[Skipped] = []
+    assert find_images(tmp_path, skip=skipped.append) == [tmp_path / "deep/1.jpg"]
+    cause = f"the folder cannot be listed ({os.strerror(errno.ELOOP).lower()})"
+    assert skipped == [Skipped(tmp_path / "itself", cause)]
+
+
+def test_a_link_to_another_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "1.jpg").touch()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "link").symlink_to(tmp_path / "other")
+    assert find_images(tmp_path / "images") == [tmp_path / "images/link/1.jpg"]
+
+
+def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    with pytest.raises(DataError) as caught:
+        find_images(tmp_path)
+    assert_facts(str(caught.value), str(tmp_path), "permission denied")

@@ -70,52 +70,51 @@ def test_the_seed_decides(data: Dataset) -> None:
 
 def test_the_order_of_the_items_does_not_matter() -> None:
     backwards = SEEN.replace_items(reversed(SEEN.items))
-    chosen = {item.id for item in with_validation(SEEN).validation}
-    assert {item.id for item in with_validation(backwards).validation} == chosen
+    expected = {item.id for item in with_validation(SEEN).validation}
+    assert {item.id for item in with_validation(backwards).validation} == expected
 
 
-def test_a_validation_part_that_is_there_is_left_alone() -> None:
+def test_an_existing_validation_split_is_kept() -> None:
     cut = with_validation(SEEN)
     assert with_validation(cut, seed=9) is cut
     assert with_validation(cut, class_disjoint=False) is cut
 
 
 @pytest.mark.parametrize(
-    ("data", "asked", "words"),
-    [
-        (SEEN, True, "shares classes with training; leave out class-disjoint"),
-        (UNSEEN, False, "has no class of training; leave out stratified"),
-    ],
+    ("data", "class_disjoint", "state"),
+    [(SEEN, True, "shares classes"), (UNSEEN, False, "shares no class")],
     ids=["seen", "unseen"],
 )
-def test_a_validation_part_that_is_there_is_not_of_another_kind_than_asked_for(
-    data: Dataset, asked: bool, words: str
+def test_an_existing_validation_split_of_another_kind_is_refused(
+    data: Dataset, class_disjoint: bool, state: str
 ) -> None:
-    with pytest.raises(OptionError, match=f"^the validation part of data is there already and {words}"):
-        with_validation(with_validation(data), class_disjoint=asked)
+    with pytest.raises(OptionError, match=state) as caught:
+        with_validation(with_validation(data), class_disjoint=class_disjoint)
+    assert caught.value.argument == "class_disjoint"
 
 
 @pytest.mark.parametrize("fraction", [0, 0.51, -1, float("nan")])
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(OptionError) as caught:
         with_validation(SEEN, fraction=fraction)
-    assert str(caught.value) == f"the validation fraction must be above 0 and at most 0.5, got {fraction}."
+    assert caught.value.argument == "fraction"
+    assert str(fraction) in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("training", "test", "needs"),
     [
-        ({"cat": 4, "dog": 4}, {"cat": 2}, "a class of 5 images or more, got 2 classes with 8 images"),
+        ({"cat": 4, "dog": 4}, {"cat": 2}, "a class of at least 5 images, got 2 classes with 8 images"),
         (
             {"a": 9, "b": 9, "c": 9},
             {"x": 2},
-            "at least 4 classes, as whole classes are cut, got 3 classes with 27 images",
+            "at least 4 classes, because whole classes are cut, got 3 classes with 27 images",
         ),
-        ({"a": 9}, {"x": 2}, "at least 4 classes, as whole classes are cut, got 1 class with 9 images"),
+        ({"a": 9}, {"x": 2}, "at least 4 classes, because whole classes are cut, got 1 class with 9 images"),
         (
             {"a": 9, "b": 1, "c": 1, "d": 1},
             {"x": 2},
-            "two classes of 2 images or more, as whole classes are cut, got 4 classes with 12 images",
+            "two classes of at least 2 images, because whole classes are cut, got 4 classes with 12 images",
         ),
     ],
     ids=["few images", "few classes", "one class", "single images"],
@@ -123,15 +122,9 @@ def test_fraction_out_of_range(fraction: float) -> None:
 def test_too_little_to_cut_from(training: dict[str, int], test: dict[str, int], needs: str) -> None:
     with pytest.raises(DataError) as caught:
         with_validation(dataset(training, test))
-    assert str(caught.value) == (
-        f"data has too few training images to cut a validation part: it needs {needs}; add some."
-    )
+    assert needs in str(caught.value)
 
 
 def test_nothing_to_cut_from() -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match="no labelled training images"):
         with_validation(dataset({}, {"cat": 2}))
-    assert str(caught.value) == (
-        "data has no labelled training images; put them in training/<class>/, in two class folders or more,"
-        " or name them in a manifest.csv."
-    )

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lookalike._files import file_digest, new_folder, require_free, require_writable
 from lookalike._strings import PackedStrings
 from lookalike.api.load_model import Weights, on_runtime, resolve_model, weights_of
-from lookalike.data.folders import and_skipped, may_be_folder, require_folder, walk_images
-from lookalike.data.layouts import load_dataset
+from lookalike.data.layouts import load_dataset, may_be_folder, require_folder, skipped_suffix, walk_images
 from lookalike.embeddings.embed import embed_to
 from lookalike.embeddings.folder import begun_with
 from lookalike.embeddings.store import (
@@ -195,7 +194,7 @@ def gallery_of(folder: Path, progress: Progress = SILENT) -> Gallery:
             metadata = {item.id: item.metadata for item in data.gallery if item.metadata}
             return Gallery(data.gallery, data.training or data.gallery, metadata, data.skipped)
         if data.skipped:
-            raise DataError(f"{folder} has no gallery image to index{and_skipped(data.skipped)}.")
+            raise DataError(f"{folder} has no gallery image to index{skipped_suffix(data.skipped)}.")
     return images_in(folder)
 
 
@@ -215,7 +214,7 @@ def images_in(folder: Path) -> Gallery:
     if not names or names == (_CURVES,):  # what the folder of a trained model may hold
         _refuse_what_we_made(folder)
     if not names:
-        raise DataError(f"{folder} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp.")
+        raise DataError(f"{folder} contains no image{skipped_suffix(skipped)}; expected files such as .jpg or .png.")
     sources = Files(folder, names)
     return Gallery(sources, sources, {}, tuple(skipped))
 

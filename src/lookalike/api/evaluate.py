@@ -8,7 +8,7 @@ from pathlib import Path
 from lookalike._files import require_free
 from lookalike.api.load_model import Weights, load_as_trained, on_runtime, resolve_model
 from lookalike.data.dataset import Dataset, Split
-from lookalike.data.folders import and_skipped
+from lookalike.data.layouts import skipped_suffix
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure, parse_measures
@@ -135,8 +135,8 @@ def _require_test(data: Dataset) -> None:
     for part in ("query", "gallery"):
         if not data.split(part):
             raise DataError(
-                f"{data.root} has no {part} images{and_skipped(data.skipped)}; they are expected in test/{part}, or in "
-                "a manifest's split column."
+                f"{data.root} has no {part} images{skipped_suffix(data.skipped)}; "
+                f"put them in test/{part}, or list them in a manifest."
             )
 
 

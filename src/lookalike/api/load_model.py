@@ -13,7 +13,7 @@ from lookalike.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from lookalike.data.dataset import Dataset
-    from lookalike.data.folders import Skip
+    from lookalike.data.layouts import Skip
     from lookalike.models.encoder import Encoder
     from lookalike.models.stream import Source
 

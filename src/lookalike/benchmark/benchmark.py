@@ -23,7 +23,7 @@ from lookalike.benchmark.trial import Trial
 from lookalike.benchmark.wanted import Wanted
 from lookalike.benchmark.winner import context, evaluate_winner, examples, write_best
 from lookalike.data.dataset import Dataset
-from lookalike.data.leaks import require_no_leaks
+from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.measures import Measure

@@ -11,7 +11,7 @@ from typing import Any
 from lookalike.benchmark.run import Run
 from lookalike.benchmark.trial import Trained
 from lookalike.benchmark.wanted import Wanted, bundle_name
-from lookalike.data.dataset import Dataset, contents
+from lookalike.data.dataset import Dataset, content_hashes
 from lookalike.embeddings.fit import compute_features, fit_projection
 from lookalike.errors import OptionError
 from lookalike.models.encoder import Encoder
@@ -145,7 +145,7 @@ def given_candidate(data: Dataset, bundle: Path) -> Candidate:
         return replace(found, note=note, leaked=unknown)
     seen = set(trained_on["contents"]) - set(trained_contents(data))
     for items, where in ((data.validation, "validation"), ((*data.query, *data.gallery), "query and gallery")):
-        count = sum(content[:16] in seen for content in contents(items).values())
+        count = sum(content[:16] in seen for content in content_hashes(items).values())
         if count:
             note = f"its training saw {count} of {len(items)} {where} images, so it measures better there than it is."
             return replace(found, note=note, leaked=True)

@@ -1,19 +1,178 @@
-"""Checking a data folder before a night is spent on it: unreadable, repeated, leaked and mislabelled images."""
+"""Checking a data set: unreadable, duplicate, leaked and mislabelled images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from lookalike._files import require_free, write_json
-from lookalike.data.dataset import Dataset, Item, Split, by_class
-from lookalike.data.duplicates import Rows, Scan, connected, exact_groups, near_links, scan
-from lookalike.data.findings import CheckReport, Finding, clean_manifest_at
+from lookalike._files import require_free, write_csv, write_json
+from lookalike.data.dataset import Dataset, Item, Split, by_class, class_names
+from lookalike.data.duplicates import (
+    TEST_SPLITS,
+    TRAINING_SPLITS,
+    Rows,
+    Scan,
+    connected_groups,
+    exact_groups,
+    is_leak,
+    near_pairs,
+    scan,
+)
 from lookalike.data.layouts import load_dataset
-from lookalike.data.leaks import LEARNING, MEASURING, is_leak
-from lookalike.progress import SILENT, Progress, counter
+from lookalike.errors import DataError, OptionError
+from lookalike.progress import SILENT, Progress
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem of a data set.
+
+    Attributes:
+        code: its kind, such as `unreadable`, `unlisted`, `contradiction`, `leak` or `near-duplicate`.
+        severity: an error makes results wrong, a warning may.
+        message: one sentence.
+        ids: the items concerned.
+
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The result of `check`.
+
+    Attributes:
+        data: the data set.
+        findings: all findings, in the order of the checks.
+        readable: number of images that can be read.
+        dropped: the ids that a clean data set excludes, with the reasons.
+
+    """
+
+    data: Dataset
+    findings: tuple[Finding, ...]
+    readable: int
+    dropped: Mapping[str, str]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that make results wrong."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """Findings that may be harmless."""
+        return tuple(finding for finding in self.findings if finding.severity == "warning")
+
+    @property
+    def images(self) -> int:
+        """Number of images in the data set, readable or not."""
+        return len(self.data)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if there are errors, else 0."""
+        return 1 if self.errors else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        return {
+            "data": str(self.data.root),
+            "layout": self.data.layout,
+            "images": self.images,
+            "readable": self.readable,
+            "errors": [_as_dict(finding) for finding in self.errors],
+            "warnings": [_as_dict(finding) for finding in self.warnings],
+            "dropped": dict(self.dropped),
+        }
+
+    def table_rows(self) -> list[tuple[str, str, int, str]]:
+        """Return `(severity, code, count, example)` for each kind of finding, errors first."""
+        kinds: dict[tuple[str, str], list[Finding]] = {}
+        for finding in (*self.errors, *self.warnings):
+            kinds.setdefault((finding.severity, finding.code), []).append(finding)
+        return [(severity, code, len(group), group[0].message) for (severity, code), group in kinds.items()]
+
+    def clean_items(self) -> tuple[Item, ...]:
+        """Return the items of the clean data set.
+
+        It excludes unreadable images, all images of a group with contradictory labels, training copies of test images
+        (and of validation images), and all but the first of identical images with one label in one split.
+        """
+        return tuple(item for item in self.data.items if item.id not in self.dropped)
+
+    def write_clean_manifest(self, path: Path | str) -> Path:
+        """Write the clean data set as a manifest for `load_dataset`, and return its path.
+
+        Args:
+            path: a new `manifest.csv`, or the folder for it. Images below that folder are named relative to it, others
+                by their absolute path; metadata columns are kept.
+
+        Raises:
+            OptionError: another file name, which `load_dataset` would not find.
+            StorageError: the file exists or cannot be written.
+            DataError: no image remains.
+
+        """
+        target = clean_manifest_path(path)
+        items = self.clean_items()
+        if not items:
+            raise DataError(f"no image of {self.data.root} remains after cleaning, so there is no manifest to write.")
+        folder = Path(os.path.abspath(target.parent))  # noqa: PTH100 - resolve() would follow links out of the folder
+        columns = sorted({name for item in items for name in item.metadata})
+        rows = [
+            (
+                _manifest_path(item, folder),
+                item.label or "",
+                item.split.value,
+                *(item.metadata.get(column, "") for column in columns),
+            )
+            for item in items
+        ]
+        write_csv(target, ("path", "label", "split", *columns), rows)
+        return target
+
+
+def _as_dict(finding: Finding) -> dict[str, Any]:
+    return {**asdict(finding), "ids": list(finding.ids)}
+
+
+def clean_manifest_path(path: Path | str) -> Path:
+    """Return the path of a clean manifest.
+
+    Raises:
+        OptionError: another file name than manifest.csv.
+        StorageError: the file exists or cannot be written.
+
+    """
+    target = Path(path)
+    if target.is_dir() or not target.suffix:
+        target /= "manifest.csv"
+    if target.name != "manifest.csv":
+        raise OptionError(f"`clean_manifest` must be named manifest.csv, got {target.name}.", argument="clean_manifest")
+    require_free(target)
+    return target
+
+
+def _manifest_path(item: Item, folder: Path) -> str:
+    try:
+        item.id.encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(item.id).decode("utf-8", "backslashreplace")
+        raise DataError(f"{name} is not valid Unicode, so a manifest cannot name it; rename the file.") from error
+    path = Path(os.path.abspath(item.path))  # noqa: PTH100 - as above
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
 
 
 def check(
@@ -24,27 +183,27 @@ def check(
     near: bool = True,
     progress: Progress = SILENT,
 ) -> CheckReport:
-    """Read every image of a data set once and report what is wrong with it.
+    """Read every image of a data set once and report its problems.
 
     Args:
         data: a data set, or its folder.
-        out: a new file for the findings, as JSON.
-        clean_manifest: a new `manifest.csv`, or the folder for it, that names the images to keep; see
+        out: a new JSON file for the report.
+        clean_manifest: a new `manifest.csv`, or the folder for it, with the images to keep; see
             `CheckReport.write_clean_manifest`.
-        near: also look for near duplicates, not only for exact ones.
-        progress: is told what the data set is, and how many images are read.
+        near: also look for near duplicates.
+        progress: receives progress.
 
     Raises:
-        DataError: when the folder cannot be loaded, or nothing is left for the clean manifest; what is wrong with
-            single images is reported, not raised.
-        OptionError: when the clean manifest would have a name by which nothing finds it.
-        StorageError: when a file exists or cannot be written.
+        DataError: the folder cannot be loaded, or no image remains for the clean manifest. Problems of single images
+            are reported, not raised.
+        OptionError: a clean manifest of another name.
+        StorageError: a file exists or cannot be written.
 
     """
     if out is not None:
         require_free(Path(out))
     if clean_manifest is not None:
-        clean_manifest_at(clean_manifest)  # better said now than when all is read
+        clean_manifest_path(clean_manifest)  # fails before the work
     dataset = data if isinstance(data, Dataset) else load_dataset(data)
     progress.info(str(dataset))
     report = _report(dataset, near, progress)
@@ -56,156 +215,140 @@ def check(
 
 
 def _report(dataset: Dataset, near: bool, progress: Progress) -> CheckReport:
-    found = scan(dataset.items, progress=counter(progress, "checking"))
+    scanned = scan(dataset.items, progress=progress)
     by_id = {item.id: item for item in dataset.items}
-    items = [by_id[name] for name in found.ids]  # row i of the scan
-    groups = [[items[row] for row in rows] for rows in exact_groups(found)]
+    items = [by_id[name] for name in scanned.ids]  # row i of the scan
+    groups = [[items[row] for row in rows] for rows in exact_groups(scanned)]
     findings = [
         *(Finding("unlisted", "error", f"{skipped}.", ()) for skipped in dataset.skipped),
-        *_unreadable(found),
+        *(Finding("unreadable", "error", f"{name}: {file.cause}.", (name,)) for name, file in scanned.skipped.items()),
         *(finding for group in groups for finding in _exact(group)),
-        *(_near(found, items) if near else ()),
-        *_labels(dataset, items),
-        *(Finding("note", "warning", note.rstrip(".") + ".", ()) for note in dataset.notes),
+        *(_near(scanned, items) if near else ()),
+        *_classes(dataset, items),
+        *(Finding("note", "warning", f"{note}.", ()) for note in dataset.notes),
     ]
-    return CheckReport(dataset, tuple(findings), len(items), _dropped(found, groups))
-
-
-def _unreadable(found: Scan) -> Iterator[Finding]:
-    for name, skipped in found.skipped.items():
-        yield Finding("unreadable", "error", f"{name} cannot be used: {skipped.cause}.", (name,))
+    return CheckReport(dataset, tuple(findings), len(items), _dropped(scanned, groups))
 
 
 def _exact(group: Sequence[Item]) -> Iterator[Finding]:
-    """Say what is wrong with one group of identical images: one finding for each kind."""
+    """Yield one finding per problem of a group of identical images."""
     ids = tuple(item.id for item in group)
-    labels = _labels_of(group)
+    labels = class_names(group)
     splits = {item.split for item in group}
     if is_leak(splits):
-        yield Finding("leak", "error", f"{_names(ids)} are the same picture, in training and in test.", ids)
+        yield Finding("leak", "error", f"{_join(ids)} are identical, in training and in test.", ids)
     if len(labels) > 1:
-        text = f"{_names(ids)} are the same picture, but carry the labels {_names(labels)}."
-        yield Finding("contradiction", "error", text, ids)
-        return  # none of them can stay, so that they are copies as well is no further news
-    if splits.issuperset(LEARNING):
-        yield _pair("validation-leak", "the same picture", group, LEARNING)
-    if splits.issuperset(MEASURING):
-        yield _pair("query-in-gallery", "the same picture", group, MEASURING)
+        yield Finding("contradiction", "error", f"{_join(ids)} are identical, with the labels {_join(labels)}.", ids)
+        return  # none of them is kept, so that they are also copies does not matter
+    for code, pair in (("validation-leak", TRAINING_SPLITS), ("query-in-gallery", TEST_SPLITS)):
+        if splits.issuperset(pair):
+            shared = tuple(item.id for item in group if item.split in pair)
+            yield Finding(code, "warning", f"{_join(shared)} are identical, in {pair[0]} and in {pair[1]}.", shared)
     for split in Split:
-        same = tuple(item.id for item in group if item.split == split)
-        if len(same) > 1:
-            both = "both" if len(same) == 2 else "all"
-            yield Finding("duplicate", "warning", f"{_names(same)} are the same picture, {both} in {split}.", same)
+        copies = tuple(item.id for item in group if item.split == split)
+        if len(copies) > 1:
+            both = "both" if len(copies) == 2 else "all"
+            yield Finding("duplicate", "warning", f"{_join(copies)} are identical, {both} in {split}.", copies)
 
 
-def _pair(code: str, what: str, group: Sequence[Item], splits: tuple[Split, Split]) -> Finding:
-    ids = tuple(item.id for item in group if item.split in splits)
-    return Finding(code, "warning", f"{_names(ids)} are {what}, in {splits[0]} and in {splits[1]}.", ids)
-
-
-def _near(found: Scan, items: Sequence[Item]) -> Iterator[Finding]:
-    """Say which images are near duplicates; of exact copies in one split only the first is compared."""
-    first = {
-        (pixels, item.split): row
-        for row, (pixels, item) in reversed(list(enumerate(zip(found.pixels, items, strict=True))))
-    }
-    links = near_links(found, list(first.values()))
+def _near(scanned: Scan, items: Sequence[Item]) -> Iterator[Finding]:
+    """Yield the near duplicates; of exact copies in one split only the first is compared."""
+    first: dict[tuple[str, Split], int] = {}
+    for row, (pixels, item) in enumerate(zip(scanned.pixels, items, strict=True)):
+        first.setdefault((pixels, item.split), row)
+    pairs = near_pairs(scanned, list(first.values()))
     order = list(Split)
-    sides = np.array([order.index(item.split) for item in items], np.int64)[links]  # (m, 2)
-    training = sides < len(LEARNING)
+    sides = np.array([order.index(item.split) for item in items], np.int64)[pairs]  # (m, 2)
+    training = sides < len(TRAINING_SPLITS)
     same = sides[:, 0] == sides[:, 1]
     across = training[:, 0] != training[:, 1]
     kinds = (
         ("near-leak", across, "in training and in test"),
         ("near-validation-leak", training.all(axis=1) & ~same, "in training and in validation"),
         ("near-query-in-gallery", ~training.any(axis=1) & ~same, "in query and in gallery"),
-        *(("near-duplicate", same & (sides[:, 0] == i), f"inside {split}") for i, split in enumerate(order)),
+        *(("near-duplicate", same & (sides[:, 0] == i), f"in {split}") for i, split in enumerate(order)),
     )
     for code, mask, where in kinds:
-        yield from _near_groups(code, links[mask], where, items)
+        yield from _near_groups(code, pairs[mask], where, items)
 
 
-def _near_groups(code: str, links: Rows, where: str, items: Sequence[Item]) -> Iterator[Finding]:
-    for rows in connected(links):
+def _near_groups(code: str, pairs: Rows, where: str, items: Sequence[Item]) -> Iterator[Finding]:
+    for rows in connected_groups(pairs):
         group = [items[row] for row in rows]
         ids = tuple(item.id for item in group)
-        labels = _labels_of(group)
-        others = f", with the labels {_names(labels)}" if len(labels) > 1 else ""
-        yield Finding(code, "warning", f"{_names(ids)} look nearly the same, {where}{others}.", ids)
+        labels = class_names(group)
+        suffix = f", with the labels {_join(labels)}" if len(labels) > 1 else ""
+        yield Finding(code, "warning", f"{_join(ids)} look nearly identical, {where}{suffix}.", ids)
 
 
-def _labels(dataset: Dataset, readable: Sequence[Item]) -> Iterator[Finding]:
-    """Say which classes cannot work; silent where nobody gave labels."""
-    part = {split: by_class(item for item in readable if item.split == split) for split in Split}
-    for label, members in part[Split.TRAINING].items():
+def _classes(dataset: Dataset, readable: Sequence[Item]) -> Iterator[Finding]:
+    """Yield the problems of classes; there are none without labels."""
+    classes = {split: by_class(item for item in readable if item.split == split) for split in Split}
+    training = classes[Split.TRAINING]
+    for label, members in training.items():
         if len(members) == 1:
-            text = f"the class {label!r} has one training image, too few to learn from and to validate with."
+            text = f"the class {label!r} has 1 training image, too few for training and validation."
             yield Finding("single-image-class", "warning", text, (members[0].id,))
-    if len(part[Split.TRAINING]) == 1:
-        text = f"training is of one class, {next(iter(part[Split.TRAINING]))!r}, and fine-tuning needs at least two."
+    if len(training) == 1:
+        text = f"training has 1 class, {next(iter(training))!r}; fine-tuning needs at least 2."
         yield Finding("single-class", "warning", text, ())
     if dataset.test_is_labelled:
-        for label, members in part[Split.QUERY].items():
-            if label not in part[Split.GALLERY]:
-                who = "one query" if len(members) == 1 else f"{len(members)} queries"
-                text = f"{who} of the class {label!r} will be left out: the gallery has no image of it."
+        for label, members in classes[Split.QUERY].items():
+            if label not in classes[Split.GALLERY]:
+                queries = "1 query" if len(members) == 1 else f"{len(members)} queries"
+                text = f"{queries} of the class {label!r} will be excluded: the gallery has no image of it."
                 yield Finding("query-without-match", "warning", text, tuple(item.id for item in members))
-    yield from _unseen(
-        part[Split.TRAINING] | part[Split.VALIDATION], by_class(i for i in readable if i.split in MEASURING)
-    )
+    test = by_class(item for item in readable if item.split in TEST_SPLITS)
+    yield from _unseen_classes(training | classes[Split.VALIDATION], test)
 
 
-def _unseen(trained: dict[str, list[Item]], tested: dict[str, list[Item]]) -> Iterator[Finding]:
-    """Say which test classes training never shows; when it shows none, the test is meant to be class-disjoint."""
-    unseen = [label for label in tested if label not in trained]
-    if not trained or not unseen:
+def _unseen_classes(training: dict[str, list[Item]], test: dict[str, list[Item]]) -> Iterator[Finding]:
+    """Yield the test classes that training lacks; if it lacks all, the test is class-disjoint on purpose."""
+    unseen = [label for label in test if label not in training]
+    if not training or not unseen:
         return
-    if len(unseen) == len(tested):
-        text = f"the test is class-disjoint: none of its {len(tested)} classes is among the {len(trained)} of training."
+    if len(unseen) == len(test):
+        text = f"the test is class-disjoint: none of its {len(test)} classes is among the {len(training)} of training."
         yield Finding("class-disjoint", "warning", text, ())
         return
     for label in unseen:
-        text = f"the class {label!r} is in the test part ({len(tested[label])} images), but not in training."
-        yield Finding("unseen-class", "warning", text, tuple(item.id for item in tested[label]))
+        text = f"the class {label!r} is in the test split ({len(test[label])} images), but not in training."
+        yield Finding("unseen-class", "warning", text, tuple(item.id for item in test[label]))
 
 
-def _dropped(found: Scan, groups: Sequence[Sequence[Item]]) -> dict[str, str]:
-    """Return the ids that a clean data set leaves out, each with the reason."""
-    dropped = {name: skipped.cause for name, skipped in found.skipped.items()}
+def _dropped(scanned: Scan, groups: Sequence[Sequence[Item]]) -> dict[str, str]:
+    """Return the ids that a clean data set excludes, with the reasons."""
+    dropped = {name: skipped.cause for name, skipped in scanned.skipped.items()}
     for group in groups:
-        if len(_labels_of(group)) > 1:
-            dropped.update({item.id: "the same picture carries several labels" for item in group})
-            continue
-        dropped.update(_copies(group))
+        if len(class_names(group)) > 1:
+            dropped.update({item.id: "identical images have different labels" for item in group})
+        else:
+            dropped.update(_dropped_copies(group))
     return dropped
 
 
-def _copies(group: Sequence[Item]) -> dict[str, str]:
-    """Choose which of identical images with no contradiction to leave out.
+def _dropped_copies(group: Sequence[Item]) -> dict[str, str]:
+    """Return which of identical images without a contradiction to drop.
 
-    The part that measures keeps its copy: test before validation before training. Query and gallery may share one.
+    Test keeps its copy before validation, and validation before training. Query and gallery may share an image.
     """
     splits = {item.split for item in group}
-    out: dict[str, str] = {}
-    kept: dict[tuple[Split, str | None], str] = {}
+    dropped: dict[str, str] = {}
+    first: dict[tuple[Split, str | None], str] = {}
     for item in group:
-        if item.split in LEARNING and splits & set(MEASURING):
-            out[item.id] = "the same picture is in test"
+        if item.split in TRAINING_SPLITS and splits & set(TEST_SPLITS):
+            dropped[item.id] = "an identical image is in test"
         elif item.split == Split.TRAINING and Split.VALIDATION in splits:
-            out[item.id] = "the same picture is in validation"
-        elif (item.split, item.label) in kept:
-            out[item.id] = f"the same picture as {kept[item.split, item.label]}"
+            dropped[item.id] = "an identical image is in validation"
+        elif (item.split, item.label) in first:
+            dropped[item.id] = f"identical to {first[item.split, item.label]}"
         else:
-            kept[item.split, item.label] = item.id
-    return out
+            first[item.split, item.label] = item.id
+    return dropped
 
 
-def _labels_of(group: Sequence[Item]) -> tuple[str, ...]:
-    return tuple(sorted({item.label for item in group if item.label is not None}))
-
-
-def _names(names: Sequence[str]) -> str:
-    """Join up to three names to words."""
+def _join(names: Sequence[str]) -> str:
+    """Join names to words, at most three of them."""
     if len(names) > 3:
         return f"{', '.join(names[:2])} and {len(names) - 2} more"
     return f"{', '.join(names[:-1])} and {names[-1]}"

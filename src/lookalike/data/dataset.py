@@ -1,4 +1,4 @@
-"""The catalogue: every image of a data folder with its id, label and split."""
+"""Data sets: every image of a data folder with its id, label and split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Split(StrEnum):
-    """What an image is for."""
+    """The use of an item: training, validation, query or gallery."""
 
     TRAINING = "training"
     VALIDATION = "validation"
@@ -31,14 +31,14 @@ class Split(StrEnum):
 
 @dataclass(frozen=True)
 class Item:
-    """One image.
+    """An image of a data set.
 
     Attributes:
-        id: its path relative to the data folder, with forward slashes (or the manifest's own text).
-        path: where the file is.
-        label: its class, or None where nobody said.
-        split: what it is for.
-        metadata: further columns of a manifest.
+        id: its path relative to the data folder, with forward slashes; in a manifest, the path as written there.
+        path: its file.
+        label: its class, or None.
+        split: its use.
+        metadata: the other columns of a manifest.
 
     """
 
@@ -51,14 +51,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A catalogue of images; the layouts are described in `lookalike.data.layouts`.
+    """A data set; `load_dataset` loads one from a folder.
 
     Attributes:
         root: the data folder.
-        layout: what the folder was recognised as, in words.
-        items: all images, sorted by id inside each split.
-        notes: what was noticed while loading, one sentence each.
-        skipped: folders that could not be listed, so that images may be missing.
+        layout: the detected layout, in words.
+        items: all items, sorted by id inside each split.
+        notes: remarks from loading, one sentence each.
+        skipped: folders that could not be listed, so images may be missing.
+
+    Raises:
+        DataError: duplicate ids.
 
     """
 
@@ -69,12 +72,11 @@ class Dataset:
     skipped: tuple[Skipped, ...] = ()
 
     def __post_init__(self) -> None:
-        counts = Counter(item.id for item in self.items)
-        twice = [name for name, n in counts.items() if n > 1]
-        if twice:
+        duplicates = [name for name, count in Counter(item.id for item in self.items).items() if count > 1]
+        if duplicates:
             raise DataError(
-                f"{self.root} names {len(twice)} images more than once, the first is {twice[0]!r}; "
-                "keep one row for each."
+                f"{self.root} has {len(duplicates)} duplicate image ids (first: {duplicates[0]!r}); "
+                "keep one row per image."
             )
 
     def __len__(self) -> int:
@@ -88,7 +90,7 @@ class Dataset:
         return tuple(item for item in self.items if item.split == split)
 
     def labels(self, split: Split | str) -> dict[str, str]:
-        """Return the label of each labelled item of one split by its id."""
+        """Return the labels of one split by item id; items without a label are absent."""
         return {item.id: item.label for item in self.split(split) if item.label is not None}
 
     @cached_property
@@ -98,7 +100,7 @@ class Dataset:
 
     @cached_property
     def validation(self) -> tuple[Item, ...]:
-        """Items to choose by; empty until `with_validation` cut them from training, unless a manifest names them."""
+        """Items to select models by; if a manifest has none, `with_validation` cuts them from training."""
         return self.split(Split.VALIDATION)
 
     @cached_property
@@ -113,57 +115,57 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Return the class names of the training items, sorted."""
+        """Class names of the training items, sorted."""
         return class_names(self.training)
 
     @property
     def test_is_labelled(self) -> bool:
-        """Whether query and gallery carry labels, so that measures can be taken on them."""
-        return any(i.label for i in self.query) and any(i.label for i in self.gallery)
+        """Whether query and gallery have labels, so that they can be evaluated."""
+        return any(item.label for item in self.query) and any(item.label for item in self.gallery)
 
     @property
     def test_classes_unseen(self) -> bool:
         """Whether most labelled queries belong to classes that no training image has."""
-        known = {i.label for i in (*self.training, *self.validation)}
-        labels = [i.label for i in self.query if i.label]
-        return bool(labels) and sum(label not in known for label in labels) * 2 > len(labels)
+        trained = {item.label for item in (*self.training, *self.validation)}
+        labels = [item.label for item in self.query if item.label]
+        return bool(labels) and sum(label not in trained for label in labels) * 2 > len(labels)
 
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the training and validation images: ids, labels and the files' bytes.
 
-        Whether an image is for training or validation is left out, so that cutting a validation part keeps it.
+        It does not depend on which of them are for validation.
         """
-        items = sorted((*self.training, *self.validation), key=lambda i: i.id)
-        found = contents(items)
-        return digest(*(f"{i.id}\t{i.label}\t{found.get(i.id, 'missing')}" for i in items))
+        items = sorted((*self.training, *self.validation), key=lambda item: item.id)
+        hashes = content_hashes(items)
+        return digest(*(f"{item.id}\t{item.label}\t{hashes.get(item.id, 'missing')}" for item in items))
 
     def replace_items(self, items: Iterable[Item]) -> Dataset:
         """Return the same data set with other items."""
         return replace(self, items=tuple(items))
 
     def summary(self, name: str = "") -> str:
-        """Say what was found, in a few lines; `name` stands for the folder's path."""
+        """Describe the data set in a few lines; `name` replaces the folder's path."""
         lines = [f"{name or self.root}: {self.layout}, {len(self.items)} images"]
         for split in Split:
-            part = self.split(split)
-            if not part:
+            items = self.split(split)
+            if not items:
                 continue
-            names = class_names(part)
-            unlabelled = sum(i.label is None for i in part)
-            text = f"  {split:<10} {len(part):>6} images"
+            names = class_names(items)
+            unlabelled = sum(item.label is None for item in items)
+            text = f"  {split:<10} {len(items):>6} images"
             text += f" in {len(names)} {'class' if len(names) == 1 else 'classes'}" if names else ""
             text += f", {unlabelled} without a label" if unlabelled else ""
             lines.append(text)
         if self.test_classes_unseen:
-            lines.append("  most queries are of classes that the training part does not have")
+            lines.append("  most queries are of classes that the training split does not have")
         lines.extend(f"  note: {note}" for note in self.notes)
         if self.skipped:
-            many = f"{len(self.skipped)} folders were" if len(self.skipped) > 1 else "1 folder was"
+            count = f"{len(self.skipped)} folders" if len(self.skipped) > 1 else "1 folder"
             first = self.skipped[0]
             if name and first.path.is_relative_to(self.root):
                 first = replace(first, path=name / first.path.relative_to(self.root))
-            lines.append(f"  note: {many} skipped, the first is {first}")
+            lines.append(f"  note: {count} skipped (first: {first})")
         return "\n".join(lines)
 
 
@@ -175,25 +177,25 @@ def sample_evenly(items: Sequence[T], limit: int, *, seed: int | None = None) ->
     return [items[int(position)] for position in (np.arange(limit) + offset) * (len(items) / limit)]
 
 
-def contents(items: Iterable[Item]) -> dict[str, str]:
-    """Return the fingerprint of each image's bytes by id; one that cannot be read is skipped in all that follows."""
-    found = {}
+def content_hashes(items: Iterable[Item]) -> dict[str, str]:
+    """Return the hash of each image's bytes by id; unreadable files are absent."""
+    hashes = {}
     for item in items:
         with suppress(OSError):
             if item.path.is_file():
-                found[item.id] = file_digest(item.path)
-    return found
+                hashes[item.id] = file_digest(item.path)
+    return hashes
 
 
 def class_names(items: Iterable[Item]) -> tuple[str, ...]:
-    """Return the distinct labels of the items, sorted; items without a label do not count."""
-    return tuple(sorted({i.label for i in items if i.label is not None}))
+    """Return the distinct labels of the items, sorted."""
+    return tuple(sorted({item.label for item in items if item.label is not None}))
 
 
 def by_class(items: Iterable[Item]) -> dict[str, list[Item]]:
     """Group labelled items by label, classes and ids sorted."""
     groups: dict[str, list[Item]] = {}
-    for item in sorted(items, key=lambda i: i.id):
+    for item in sorted(items, key=lambda item: item.id):
         if item.label is not None:
             groups.setdefault(item.label, []).append(item)
     return dict(sorted(groups.items()))

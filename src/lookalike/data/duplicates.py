@@ -1,56 +1,66 @@
-"""Finding images that are the same, or nearly: every file is read once, the rest is arithmetic on what was kept of it.
+"""Exact and near duplicates, and leaks between training and test.
 
-Exact means the same decoded pixels, whatever the bytes. Near means that three things agree: a 64-bit perceptual hash
+Exact means equal decoded pixels, whatever the bytes. Near means that three things agree: a 64-bit perceptual hash
 (pHash: low DCT frequencies against their median; Zauner, "Implementation and Benchmarking of Perceptual Image Hash
 Functions", 2010), the correlation of grey thumbnails and the difference of colour thumbnails. The hash makes the search
-fast, the thumbnails throw out what only resembles, such as different things photographed on one white board.
+fast; the thumbnails reject images that only resemble each other, such as different things on one white board.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lookalike._cores import cores
 from lookalike._files import file_digest
-from lookalike.data.dataset import Item
+from lookalike.data.dataset import Dataset, Item, Split
 from lookalike.data.images import read_image
-from lookalike.errors import UnreadableImage
+from lookalike.errors import DataError, UnreadableImage
+from lookalike.progress import SILENT, Progress
 from lookalike.types import Skipped
 
+TRAINING_SPLITS = (Split.TRAINING, Split.VALIDATION)
+TEST_SPLITS = (Split.QUERY, Split.GALLERY)
+
+# Largest Hamming distance of two hashes for a candidate pair: two hashes within 7 bits share one of their 8 bytes.
 MAX_DISTANCE = 7
-"""Hamming distance of two hashes up to which they are candidates: with 8 bands of 8 bits, two of them share a band."""
+
+# Smallest correlation of grey thumbnails. Shirts laid out on one red cloth reach 0.976, two images of one thing 0.98.
 MIN_CORRELATION = 0.98
-"""Of the grey thumbnails. Shirts laid out on one red cloth reach 0.976, two photographs of one thing 0.98 and more."""
+
+# Largest mean absolute difference of the colour thumbnails without their mean levels, of 255: another exposure passes,
+# another colour does not.
 MAX_DIFFERENCE = 16.0
-"""Mean absolute difference of the colour thumbnails less their mean levels, of 255: another exposure may pass, another
-colour not."""
+
+# Smallest standard deviation of a grey thumbnail, in levels: below it the hash is noise; blank images are never near.
 MIN_CONTRAST = 2.0
-"""Standard deviation of a grey thumbnail, in levels, under which its hash is noise: blank images are never near."""
 
 _GREY, _COLOUR = 32, 8  # sides of the thumbnails
-_AT_ONCE = 1 << 21  # hash pairs compared in one step: about 50 MB
-_SUBMIT = 1024  # images handed to the threads at a time, so that an interrupt is heard soon
+_PAIRS = 1 << 21  # hash pairs compared in one step: about 50 MB
+_SUBMIT = 1024  # items given to the threads at a time, so that an interrupt takes effect soon
 
 Rows = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What one reading of `n` readable images has left; row i of every array belongs to `ids[i]`.
+    """What `scan` computes of n readable images; row i of every array belongs to `ids[i]`.
 
     Attributes:
-        ids: `n` item ids.
-        files: `n` digests of the files' bytes.
-        pixels: `n` digests of the decoded RGB pixels and their size.
+        ids: n item ids.
+        files: n hashes of the files' bytes.
+        pixels: n hashes of the decoded RGB pixels and their size.
         hashes: `(n,)` uint64 perceptual hashes.
-        grey: `(n, 1024)` uint8, grey thumbnails of 32×32.
-        colour: `(n, 192)` uint8, RGB thumbnails of 8×8.
+        grey: `(n, 1024)` uint8, grey thumbnails of 32x32.
+        colour: `(n, 192)` uint8, RGB thumbnails of 8x8.
         skipped: the files that could not be read, by item id.
 
     """
@@ -72,100 +82,110 @@ class _Trace:
     colour: npt.NDArray[np.uint8]
 
 
-def scan(items: Sequence[Item], *, workers: int = 2, progress: Callable[[int, int], None] | None = None) -> Scan:
-    """Read every image once, in `workers` threads; a file that cannot be read is kept with its cause.
-
-    `progress` is called with how many images are done, and of how many.
-    """
-    read: dict[str, _Trace] = {}
+def scan(items: Sequence[Item], *, progress: Progress = SILENT) -> Scan:
+    """Read every image once, in threads."""
+    traces: dict[str, _Trace] = {}
     skipped: dict[str, Skipped] = {}
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    for item, result in _map_threads(_trace, items, "checking", progress):
+        if isinstance(result, Skipped):
+            skipped[item.id] = result
+        else:
+            traces[item.id] = result
+    grey = np.array([t.grey for t in traces.values()], np.uint8).reshape(-1, _GREY * _GREY)
+    return Scan(
+        ids=tuple(traces),
+        files=tuple(t.file for t in traces.values()),
+        pixels=tuple(t.pixels for t in traces.values()),
+        hashes=perceptual_hashes(grey),
+        grey=grey,
+        colour=np.array([t.colour for t in traces.values()], np.uint8).reshape(-1, _COLOUR * _COLOUR * 3),
+        skipped=skipped,
+    )
+
+
+def _map_threads(
+    function: Callable[[Item], T], items: Sequence[Item], task: str = "", progress: Progress = SILENT
+) -> Iterator[tuple[Item, T]]:
+    """Yield each item with the function's result, computed in threads, and report progress if there is a task name."""
+    with ThreadPoolExecutor(max(2, cores())) as pool:
         for start in range(0, len(items), _SUBMIT):
-            some = items[start : start + _SUBMIT]
-            for done, (item, result) in enumerate(zip(some, pool.map(_read, some), strict=True), start=start + 1):
-                if isinstance(result, Skipped):
-                    skipped[item.id] = result
-                else:
-                    read[item.id] = result
-                if progress:
-                    progress(done, len(items))
-    traces = tuple(read.values())
-    grey = np.array([t.grey for t in traces], np.uint8).reshape(-1, _GREY * _GREY)
-    colour = np.array([t.colour for t in traces], np.uint8).reshape(-1, _COLOUR * _COLOUR * 3)
-    files, pixels = tuple(t.file for t in traces), tuple(t.pixels for t in traces)
-    return Scan(tuple(read), files, pixels, perceptual_hashes(grey), grey, colour, skipped)
+            batch = items[start : start + _SUBMIT]
+            for done, (item, result) in enumerate(zip(batch, pool.map(function, batch), strict=True), start=start + 1):
+                yield item, result
+                if task:
+                    progress.step(task, done, len(items))
 
 
-def _read(item: Item) -> _Trace | Skipped:
+def _trace(item: Item) -> _Trace | Skipped:
     try:
         image = read_image(item.path)
         file = file_digest(item.path)
     except UnreadableImage as error:
         return Skipped(item.path, error.cause)
-    except OSError as error:  # gone, or a failing disk, between the two readings
+    except OSError as error:  # deleted, or a failing disk, between the two readings
         return Skipped(item.path, f"it cannot be read ({error.strerror})")
     small = image.resize((_GREY, _GREY), Image.Resampling.BILINEAR, reducing_gap=2.0)
     colour = small.resize((_COLOUR, _COLOUR), Image.Resampling.BOX)
-    return _Trace(file, pixel_digest(image), np.asarray(small.convert("L")), np.asarray(colour))
+    return _Trace(file, pixel_hash(image), np.asarray(small.convert("L")), np.asarray(colour))
 
 
-def pixel_digest(image: Image.Image) -> str:
-    """Return the digest of a picture's decoded pixels and its size: the same for what is exactly the same picture."""
+def pixel_hash(image: Image.Image) -> str:
+    """Return the hash of an image's decoded pixels and size."""
     size = f"{image.width}x{image.height}:".encode()
     return hashlib.blake2b(size + image.tobytes(), digest_size=16).hexdigest()
 
 
 def perceptual_hashes(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """Return the pHash of each 32×32 thumbnail of `(n, 1024)` as `(n,)` uint64.
+    """Return the pHash of each 32x32 thumbnail of `(n, 1024)` as `(n,)` uint64.
 
-    The first bit (the highest) is the lowest frequency; a bit is set where its coefficient is above the median.
+    The highest bit is the lowest frequency; a bit is set if its coefficient is above the median.
     """
     steps = (2 * np.arange(_GREY) + 1) * (np.pi / (2 * _GREY))
     basis = np.cos(np.arange(8)[:, None] * steps[None])  # (8, 32): the first rows of an unscaled DCT-II
-    basis[0] /= np.sqrt(2)  # the orthonormal weighting, up to one factor for all
+    basis[0] /= np.sqrt(2)  # the orthonormal weighting, up to a common factor
     hashes = np.zeros(len(grey), np.uint64)
     for start in range(0, len(grey), 4096):
-        part = grey[start : start + 4096].reshape(-1, _GREY, _GREY).astype(np.float64)
-        low = (basis @ part @ basis.T).reshape(-1, 64)
+        block = grey[start : start + 4096].reshape(-1, _GREY, _GREY).astype(np.float64)
+        low = (basis @ block @ basis.T).reshape(-1, 64)
         bits = low > np.median(low, axis=1, keepdims=True)
         hashes[start : start + 4096] = np.packbits(bits, axis=1).view(">u8")[:, 0]
     return hashes
 
 
-def exact_groups(found: Scan) -> list[list[int]]:
-    """Return the rows that share their decoded pixels, groups of two and more in the order of their first row."""
+def exact_groups(scanned: Scan) -> list[list[int]]:
+    """Return groups of two or more rows with equal decoded pixels, in the order of their first row."""
     rows: dict[str, list[int]] = {}
-    for row, pixels in enumerate(found.pixels):
+    for row, pixels in enumerate(scanned.pixels):
         rows.setdefault(pixels, []).append(row)
     return [group for group in rows.values() if len(group) > 1]
 
 
-def near_links(found: Scan, rows: Sequence[int]) -> Rows:
-    """Return the pairs of `rows` that are near but not exact duplicates, as `(m, 2)`, each pair and the list sorted."""
-    chosen = np.unique(np.asarray(rows, np.int64))
-    chosen = chosen[found.grey[chosen].std(axis=1) >= MIN_CONTRAST]
-    kept = [pairs[_confirmed(found, pairs)] for pairs in _candidates(found.hashes[chosen], chosen)]
-    return np.unique(np.concatenate([np.empty((0, 2), np.int64), *kept]), axis=0)
+def near_pairs(scanned: Scan, rows: Sequence[int]) -> Rows:
+    """Return the pairs of `rows` that are near but not exact duplicates, as sorted `(m, 2)`."""
+    distinct = np.unique(np.asarray(rows, np.int64))
+    distinct = distinct[scanned.grey[distinct].std(axis=1) >= MIN_CONTRAST]
+    confirmed = [pairs[_confirm(scanned, pairs)] for pairs in _candidates(scanned.hashes[distinct], distinct)]
+    return np.unique(np.concatenate([np.empty((0, 2), np.int64), *confirmed]), axis=0)
 
 
 def _candidates(hashes: npt.NDArray[np.uint64], rows: Rows) -> Iterator[Rows]:
-    """Yield pairs of rows within `MAX_DISTANCE`; a pair may come more than once.
+    """Yield pairs of rows within `MAX_DISTANCE`, some of them several times.
 
     Two hashes that differ in at most 7 bits agree on at least one of their 8 bytes (the pigeonhole principle), so only
-    rows that share a byte at the same place are compared, and never all pairs at once.
+    rows that share a byte in the same position are compared, and never all pairs at once.
     """
     octets = hashes.astype(">u8")[:, None].view(np.uint8)  # (n, 8)
     for band in octets.T:
         order = np.argsort(band, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
-            step = max(1, _AT_ONCE // max(1, len(bucket)))
+            step = max(1, _PAIRS // max(1, len(bucket)))
             for start in range(0, len(bucket) - 1, step):
-                some = bucket[start : start + step]
+                block = bucket[start : start + step]
                 others = bucket[start:]
-                close = _distances(hashes[some], hashes[others]) <= MAX_DISTANCE
+                close = _distances(hashes[block], hashes[others]) <= MAX_DISTANCE
                 first, second = np.nonzero(np.triu(close, k=1))
                 if len(first):
-                    yield np.sort(rows[np.stack([some[first], others[second]], axis=1)], axis=1)
+                    yield np.sort(rows[np.stack([block[first], others[second]], axis=1)], axis=1)
 
 
 _BITS = np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
@@ -173,46 +193,111 @@ _BITS = np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
 
 def _distances(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
     """Return the Hamming distances `(len(a), len(b))`."""
-    parts = (a[:, None] ^ b[None]).view(np.uint16).reshape(len(a), len(b), 4)
-    total: npt.NDArray[np.uint8] = _BITS[parts].sum(axis=2, dtype=np.uint8)
+    words = (a[:, None] ^ b[None]).view(np.uint16).reshape(len(a), len(b), 4)
+    total: npt.NDArray[np.uint8] = _BITS[words].sum(axis=2, dtype=np.uint8)
     return total
 
 
-def _confirmed(found: Scan, pairs: Rows) -> npt.NDArray[np.bool_]:
-    """Say for each candidate `(m, 2)` whether the thumbnails agree as well and the pixels are not the very same."""
+def _confirm(scanned: Scan, pairs: Rows) -> npt.NDArray[np.bool_]:
+    """Return for each candidate `(m, 2)` whether the thumbnails agree as well and the pixels differ."""
     result = np.zeros(len(pairs), np.bool_)
     for start in range(0, len(pairs), 4096):
         first, second = pairs[start : start + 4096].T
-        a, b = (_standardised(found.grey[rows]) for rows in (first, second))
+        a, b = (_standardise(scanned.grey[rows]) for rows in (first, second))
         correlation = (a * b).mean(axis=1)
-        colours = found.colour[first].astype(np.float32) - found.colour[second]
+        colours = scanned.colour[first].astype(np.float32) - scanned.colour[second]
         difference = np.abs(colours - colours.mean(axis=1, keepdims=True)).mean(axis=1)
-        other = np.array([found.pixels[i] != found.pixels[j] for i, j in zip(first, second, strict=True)])
-        result[start : start + 4096] = (correlation >= MIN_CORRELATION) & (difference <= MAX_DIFFERENCE) & other
+        differ = np.array([scanned.pixels[i] != scanned.pixels[j] for i, j in zip(first, second, strict=True)])
+        result[start : start + 4096] = (correlation >= MIN_CORRELATION) & (difference <= MAX_DIFFERENCE) & differ
     return result
 
 
-def _standardised(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _standardise(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     values = grey.astype(np.float32)
     values -= values.mean(axis=1, keepdims=True)
     scaled: npt.NDArray[np.float32] = values / values.std(axis=1, keepdims=True)
     return scaled
 
 
-def connected(links: Rows) -> list[list[int]]:
-    """Join linked rows into groups, each sorted, in the order of their first row."""
+def connected_groups(pairs: Rows) -> list[list[int]]:
+    """Return the connected components of pairs of rows, each sorted, in the order of their first row."""
     parent: dict[int, int] = {}
 
     def root(row: int) -> int:
         while parent.setdefault(row, row) != row:
-            parent[row] = parent[parent[row]]  # halve the path on the way
+            parent[row] = parent[parent[row]]  # path halving
             row = parent[row]
         return row
 
-    for first, second in links.tolist():
+    for first, second in pairs.tolist():
         low, high = sorted((root(first), root(second)))
         parent[high] = low
     groups: dict[int, list[int]] = {}
     for row in sorted(parent):
         groups.setdefault(root(row), []).append(row)
     return list(groups.values())
+
+
+def is_leak(splits: Collection[Split]) -> bool:
+    """Whether an image in these splits has leaked from test to training."""
+    return bool(set(splits) & set(TRAINING_SPLITS)) and bool(set(splits) & set(TEST_SPLITS))
+
+
+def find_leaks(data: Dataset, *, progress: Progress = SILENT) -> list[tuple[Item, ...]]:
+    """Return the groups of images with equal decoded pixels that are in training and in test.
+
+    Only images whose size occurs on both sides are decoded; unreadable files are skipped.
+    """
+    training, test = ([i for i in data.items if i.split in side] for side in (TRAINING_SPLITS, TEST_SPLITS))
+    if not training or not test:
+        return []
+    sizes = {item.id: size for item, size in _map_threads(_size, (*training, *test))}
+    shared = ({sizes[i.id] for i in training} & {sizes[i.id] for i in test}) - {None}
+    candidates = [item for item in (*training, *test) if sizes[item.id] in shared]
+    groups: dict[str, list[Item]] = {}
+    for item, pixels in _map_threads(_pixels, candidates, "looking for leaks", progress):
+        if pixels is not None:
+            groups.setdefault(pixels, []).append(item)
+    return [tuple(group) for group in groups.values() if is_leak({item.split for item in group})]
+
+
+def _size(item: Item) -> tuple[int, int] | None:
+    """Return the sides, the shorter first: EXIF orientation may swap them."""
+    try:
+        with Image.open(item.path) as image:
+            return min(image.size), max(image.size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _pixels(item: Item) -> str | None:
+    try:
+        return pixel_hash(read_image(item.path))
+    except UnreadableImage:
+        return None
+
+
+def require_no_leaks(data: Dataset, *, allowed: bool = False, progress: Progress = SILENT) -> None:
+    """Refuse data whose training images also appear in query or gallery; if allowed, report them.
+
+    Raises:
+        DataError: naming some of the images and what to do.
+
+    """
+    groups = find_leaks(data, progress=progress)
+    if not groups:
+        return
+    count = sum(item.split in TRAINING_SPLITS for group in groups for item in group)
+    pairs = [" = ".join(item.id for item in group) for group in groups[:3]]
+    if len(groups) > len(pairs):
+        pairs.append(f"{len(groups) - len(pairs)} more")
+    images = "1 training image also appears" if count == 1 else f"{count} training images also appear"
+    leak = f"data leak: {images} in query or gallery ({', '.join(pairs)}), which inflates the scores"
+    if allowed:
+        progress.info(f"{leak}; continuing, since leaks are allowed")
+        return
+    raise DataError(
+        f"{leak}; remove them with 'lookalike check {data.root} --clean-manifest CLEAN/manifest.csv' and train on "
+        "CLEAN, or pass `allow_leaks`.",
+        argument="allow_leaks",
+    )

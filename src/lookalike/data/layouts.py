@@ -1,23 +1,28 @@
-"""Finding out what a data folder is, by looking: five layouts, one catalogue.
+"""Loading a data folder, whose layout is detected.
 
 1. `training/<class>/*`, flat `test/query/*` and `test/gallery/*`, optional `labels.csv` (`path,label`).
 2. The same with class folders inside query and gallery.
-3. `manifest.csv` or `manifest.parquet` with `path,label,split`; further columns are kept as metadata.
-4. Class folders only: split here by a seed, stratified, or class-disjoint on request.
-5. Images without labels: everything is gallery.
+3. `manifest.csv` or `manifest.parquet` with `path,label,split`; other columns are metadata.
+4. Class folders only: split by a seed, stratified or class-disjoint.
+5. Images without labels: all of them are the gallery.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from lookalike.data.dataset import Dataset, Item, Split
-from lookalike.data.folders import Skip, and_skipped, find_folders, find_images, may_be_folder, require_folder
+from lookalike.data.images import is_image_name
 from lookalike.data.split import split_classes
 from lookalike.errors import DataError, MissingExtra
 from lookalike.types import Skipped
+
+# Called with each folder that is skipped.
+Skip = Callable[[Skipped], None]
 
 _SPLIT_NAMES = {
     "training": Split.TRAINING,
@@ -30,117 +35,108 @@ _SPLIT_NAMES = {
 
 
 def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = False) -> Dataset:
-    """Load a data folder of any of the five layouts into one catalogue; `print` it to see what was found.
+    """Load a data folder of any of the five layouts; print the result to see what it contains.
 
-    A folder inside it that cannot be listed is left out and stands in the catalogue's `skipped`.
+    Folders inside it that cannot be listed are skipped and reported in `Dataset.skipped`.
 
     Args:
         data: the folder.
-        seed: decides the split of layout 4.
+        seed: seed of the splits of layout 4.
         class_disjoint: in layout 4, give training and test different classes.
 
     Raises:
-        DataError: when there is no such folder, no image in it, or a manifest or label file is wrong.
+        DataError: the folder does not exist or contains no image, or a manifest or label file is wrong.
 
     """
     root = Path(data)
-    _require_open(root)
+    if not may_be_folder(root):
+        if root.exists():
+            raise DataError(f"{root} is a file; pass the folder that contains the images or the manifest.")
+        raise DataError(f"{root} does not exist; pass a folder of images, with class folders or a manifest.csv.")
+    require_folder(root)
     for name in ("manifest.csv", "manifest.parquet"):
         if _may_be_file(root / name):
             return _from_manifest(root, root / name)
     if may_be_folder(root / "training") or may_be_folder(root / "test"):
-        return _from_parts(root)
+        return _from_split_folders(root)
     skipped: list[Skipped] = []
-    classes = {p.name: find_images(p, skip=skipped.append) for p in find_folders(root, skipped.append)}
+    classes = {path.name: find_images(path, skip=skipped.append) for path in find_folders(root, skipped.append)}
     classes = {name: images for name, images in classes.items() if images}
-    beside = find_images(root, recursive=False)
-    if len(classes) >= 2 and not beside:
-        return _from_classes(root, classes, skipped, seed, class_disjoint)
-    notes = (_not_classes(len(classes), beside),) if len(classes) >= 2 else ()
+    loose = find_images(root, recursive=False)
+    if len(classes) >= 2 and not loose:
+        items = [_item(root, path, label, Split.GALLERY) for label, images in classes.items() for path in images]
+        split = split_classes(items, seed=seed, class_disjoint=class_disjoint)
+        kind = "class-disjoint" if class_disjoint else "stratified"
+        return Dataset(root, f"class folders, split here ({kind}, seed {seed})", split, skipped=tuple(skipped))
+    notes: tuple[str, ...] = ()
+    if len(classes) >= 2:
+        notes = (
+            f"{_count(len(loose), 'loose image')} next to {len(classes)} folders (first: {loose[0].name}), so the "
+            "folders are not used as classes; if they are classes, move the loose images elsewhere",
+        )
     return _from_images(root, notes)
 
 
-def _require_open(root: Path) -> None:
-    if not may_be_folder(root):
-        if root.exists():
-            raise DataError(f"{root} is a file; give the folder that holds the images or the manifest.")
-        raise DataError(f"{root} does not exist; give a folder of images, with class folders or a manifest.csv.")
-    require_folder(root)
-
-
-def _item(root: Path, path: Path, label: str | None, split: Split) -> Item:
-    return Item(path.relative_to(root).as_posix(), path, label, split)
-
-
-def _not_classes(folders: int, beside: Sequence[Path]) -> str:
-    are = "images lie" if len(beside) > 1 else "image lies"
-    return (
-        f"{len(beside)} {are} beside the {folders} folders, the first is {beside[0].name}, so these are not taken for "
-        "classes; move what has no class elsewhere if they are"
-    )
-
-
-def _from_images(root: Path, notes: tuple[str, ...] = ()) -> Dataset:
+def _from_images(root: Path, notes: tuple[str, ...]) -> Dataset:
     skipped: list[Skipped] = []
     images = find_images(root, skip=skipped.append)
     if not images:
         raise DataError(
-            f"{root} holds no image{and_skipped(skipped)}; expected files such as .jpg, .png or .webp, or a "
+            f"{root} contains no image{skipped_suffix(skipped)}; expected files such as .jpg, .png or .webp, or a "
             "manifest.csv."
         )
-    items = tuple(_item(root, p, None, Split.GALLERY) for p in images)
+    items = tuple(_item(root, path, None, Split.GALLERY) for path in images)
     return Dataset(root, "images without labels", items, notes, tuple(skipped))
 
 
-def _from_classes(
-    root: Path, classes: Mapping[str, list[Path]], skipped: Sequence[Skipped], seed: int, class_disjoint: bool
-) -> Dataset:
-    items = [_item(root, p, label, Split.GALLERY) for label, images in classes.items() for p in images]
-    how = "class-disjoint" if class_disjoint else "stratified"
-    split = split_classes(items, seed=seed, class_disjoint=class_disjoint)
-    return Dataset(root, f"class folders, split here ({how}, seed {seed})", split, skipped=tuple(skipped))
-
-
-def _from_parts(root: Path) -> Dataset:
+def _from_split_folders(root: Path) -> Dataset:
     items: list[Item] = []
     notes: list[str] = []
     skipped: list[Skipped] = []
     training = root / "training"
     if may_be_folder(training):
-        items.extend(_labelled_by_folder(root, training, Split.TRAINING, skipped.append))
-        flat = find_images(training, recursive=False, skip=skipped.append)
-        if flat:
-            notes.append(f"{len(flat)} images lie directly in training/, in no class folder, and are left out")
+        items.extend(_in_class_folders(root, training, Split.TRAINING, skipped.append))
+        loose = find_images(training, recursive=False, skip=skipped.append)
+        if loose:
+            notes.append(f"{_count(len(loose), 'image')} directly in training/, outside the class folders, skipped")
     labels = _read_labels(root)
     nested = False
     for split in (Split.QUERY, Split.GALLERY):
         folder = root / "test" / split
         if not may_be_folder(folder):
             continue
-        by_folder = _labelled_by_folder(root, folder, split, skipped.append)
-        flat_items = [_item(root, p, None, split) for p in find_images(folder, recursive=False, skip=skipped.append)]
-        nested = nested or bool(by_folder)
-        items.extend(by_folder)
-        items.extend(Item(i.id, i.path, labels.get(i.id), split) for i in flat_items)
+        in_classes = _in_class_folders(root, folder, split, skipped.append)
+        nested = nested or bool(in_classes)
+        items.extend(in_classes)
+        flat = [_item(root, path, None, split) for path in find_images(folder, recursive=False, skip=skipped.append)]
+        items.extend(Item(item.id, item.path, labels.get(item.id), split) for item in flat)
     if not items:
         raise DataError(
             f"{root} has a training or test folder, but no image in training/<class>/, test/query or test/gallery"
-            f"{and_skipped(skipped)}."
+            f"{skipped_suffix(skipped)}."
         )
     if labels:
         notes.extend(_unmatched_labels(root, labels, items, skipped))
     if nested:
-        layout = "training and test folders, class folders in the test part"
+        layout = "training and test folders, class folders in the test split"
     elif labels:
-        layout = "training and test folders, test part labelled by labels.csv"
+        layout = "training and test folders, test split labelled by labels.csv"
     else:
-        layout = "training and test folders, test part without labels"
+        layout = "training and test folders, test split without labels"
     once = dict.fromkeys(skipped)  # a folder is listed for its folders, then for its images
     return Dataset(root, layout, tuple(items), tuple(notes), tuple(once))
 
 
-def _labelled_by_folder(root: Path, folder: Path, split: Split, skip: Skip) -> list[Item]:
-    return [_item(root, p, c.name, split) for c in find_folders(folder, skip) for p in find_images(c, skip=skip)]
+def _in_class_folders(root: Path, folder: Path, split: Split, skip: Skip) -> list[Item]:
+    return [
+        _item(root, path, class_folder.name, split)
+        for class_folder in find_folders(folder, skip)
+        for path in find_images(class_folder, skip=skip)
+    ]
+
+
+def _item(root: Path, path: Path, label: str | None, split: Split) -> Item:
+    return Item(path.relative_to(root).as_posix(), path, label, split)
 
 
 def _read_labels(root: Path) -> dict[str, str]:
@@ -149,28 +145,26 @@ def _read_labels(root: Path) -> dict[str, str]:
         return {}
     labels: dict[str, str] = {}
     for line, row in _rows(path, ("path", "label")):
-        name = row["path"]
-        if labels.get(name, row["label"]) != row["label"]:
-            raise DataError(
-                f"{path} line {line} gives {name} the label {row['label']!r}, an earlier line {labels[name]!r}."
-            )
-        if row["label"]:
-            labels[name] = row["label"]
+        name, label = row["path"], row["label"]
+        if labels.get(name, label) != label:
+            raise DataError(f"{path} line {line}: the label of {name} is {label!r}, but {labels[name]!r} further up.")
+        if label:
+            labels[name] = label
     return labels
 
 
 def _unmatched_labels(
     root: Path, labels: Mapping[str, str], items: Sequence[Item], skipped: Sequence[Skipped]
 ) -> Iterator[str]:
-    known = {i.id for i in items}
-    lost = [name for name in labels if name not in known]
-    if len(lost) == len(labels) and not skipped:
+    ids = {item.id for item in items}
+    unmatched = [name for name in labels if name not in ids]
+    if len(unmatched) == len(labels) and not skipped:
         raise DataError(
-            f"none of the {len(labels)} paths in {root / 'labels.csv'} is an image of the test part, "
-            f"the first is {lost[0]!r}; write them like 'test/query/picture.jpg'."
+            f"none of the {len(labels)} paths in {root / 'labels.csv'} is an image of the test split "
+            f"(first: {unmatched[0]!r}); write paths such as 'test/query/1.jpg'."
         )
-    if lost:
-        yield f"labels.csv names {len(lost)} images that are not there, the first is {lost[0]}"
+    if unmatched:
+        yield f"labels.csv has {_count(len(unmatched), 'path')} without an image (first: {unmatched[0]})"
 
 
 def _from_manifest(root: Path, path: Path) -> Dataset:
@@ -183,42 +177,37 @@ def _from_manifest(root: Path, path: Path) -> Dataset:
             raise DataError(
                 f"{path} line {line} has the split {split!r}; allowed are training, validation, query and gallery."
             )
-        metadata = {k: v for k, v in row.items() if k not in ("path", "label", "split")}
+        metadata = {key: value for key, value in row.items() if key not in ("path", "label", "split")}
         items.append(Item(name, root / name, label or None, _SPLIT_NAMES[split], metadata))
     if not items:
         raise DataError(f"{path} has a header but no row.")
-    missing = [i for i in items if not _may_be_file(i.path)]
+    missing = [item for item in items if not _may_be_file(item.path)]
     if len(missing) == len(items):
-        raise DataError(f"none of the {len(items)} files that {path} names exists, the first is {missing[0].path}.")
-    notes = (
-        (f"{len(missing)} files named in {path.name} do not exist, the first is {missing[0].id}",) if missing else ()
-    )
+        raise DataError(f"none of the {len(items)} files in {path} exists (first: {missing[0].path}).")
+    notes: tuple[str, ...] = ()
+    if missing:
+        notes = (f"{path.name} names {_count(len(missing), 'missing file')} (first: {missing[0].id})",)
     order = list(Split)
-    items.sort(key=lambda i: (order.index(i.split), i.id))
+    items.sort(key=lambda item: (order.index(item.split), item.id))
     return Dataset(root, f"manifest ({path.name})", tuple(items), notes)
 
 
-def _may_be_file(path: Path) -> bool:
-    """Whether a path is a file, or what nobody may look at: reading it says so."""
-    try:
-        return path.is_file()
-    except OSError:
-        return True
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the rows of a CSV or Parquet table as text, with their line numbers; checks the columns."""
+def _rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield line number and cells of each row of a CSV or Parquet table."""
     table = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
     header = next(table)
-    absent = [name for name in needed if name not in header]
-    if absent:
-        raise DataError(f"{path} has the columns {', '.join(header) or '(none)'}, but needs {', '.join(needed)}.")
+    if any(name not in header for name in required):
+        raise DataError(f"{path} has the columns {', '.join(header) or '(none)'}, but needs {', '.join(required)}.")
     for line, values in enumerate(table, start=2):
         if not values:
             continue
         if len(values) != len(header):
             raise DataError(f"{path} line {line} has {len(values)} fields, the header has {len(header)}.")
-        yield line, dict(zip(header, (v.strip() for v in values), strict=True))
+        yield line, dict(zip(header, (value.strip() for value in values), strict=True))
 
 
 def _csv_rows(path: Path) -> Iterator[list[str]]:
@@ -242,4 +231,107 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
     yield [str(name).strip().lower() for name in table.column_names]
     for row in table.to_pylist():
-        yield ["" if v is None else str(v) for v in row.values()]
+        yield ["" if value is None else str(value) for value in row.values()]
+
+
+def find_images(folder: Path | str, *, recursive: bool = True, skip: Skip | None = None) -> list[Path]:
+    """List the image files in a folder, sorted by name, without hidden files and folders.
+
+    Args:
+        folder: where to look.
+        recursive: also look in the folders inside it.
+        skip: called with every folder that cannot be listed, `folder` included; None makes it an error.
+
+    Raises:
+        DataError: without `skip`, the folder does not exist or a folder cannot be listed.
+
+    """
+    folder = Path(folder)
+    if skip is None:
+        require_folder(folder)
+    return sorted(_walk(folder, recursive, skip or _refuse))
+
+
+def walk_images(folder: Path, skip: Skip) -> Iterator[Path]:
+    """Yield the image files in any order, one at a time: 100,000 paths take tens of megabytes."""
+    return _walk(folder, True, skip)
+
+
+def find_folders(folder: Path, skip: Skip) -> list[Path]:
+    """List the folders in a folder, sorted by name, without hidden ones; `skip` as in `find_images`."""
+    return sorted(_list_folder(folder, skip)[0])
+
+
+def require_folder(folder: Path) -> None:
+    """Raise `DataError` for anything but a readable folder."""
+    if not may_be_folder(folder):
+        raise DataError(f"{folder} is not a folder; pass a folder of images.")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"{folder} cannot be read (permission denied); change its permissions or use another folder.")
+
+
+def may_be_folder(path: Path) -> bool:
+    """Whether a path is a folder, or cannot be examined: listing it gives the reason."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
+
+
+def skipped_suffix(skipped: Sequence[Skipped]) -> str:
+    """Return the part of a sentence that reports skipped folders, empty if there are none."""
+    return f" (skipped folders: {len(skipped)}, first: {skipped[0]})" if skipped else ""
+
+
+def _may_be_file(path: Path) -> bool:
+    """Whether a path is a file, or cannot be examined: reading it gives the reason."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
+
+
+def _walk(folder: Path, recursive: bool, skip: Skip) -> Iterator[Path]:
+    folders, images = _list_folder(folder, skip)
+    yield from images
+    for subfolder in folders if recursive else ():
+        yield from _walk(subfolder, recursive, skip)
+
+
+def _list_folder(folder: Path, skip: Skip) -> tuple[list[Path], list[Path]]:
+    """Return the folders and the images in a folder, as far as it can be listed."""
+    folders: list[Path] = []
+    images: list[Path] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                path = Path(entry.path)
+                if _is_folder(entry):
+                    if not _is_loop(path):
+                        folders.append(path)
+                elif is_image_name(entry.name):
+                    images.append(path)
+    except OSError as error:
+        skip(Skipped(folder, f"the folder cannot be listed ({(error.strerror or str(error)).lower()})"))
+    return folders, images
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to where access is denied
+        return not is_image_name(entry.name)  # listing or opening it gives the reason
+
+
+def _is_loop(folder: Path) -> bool:
+    """Whether a folder is a link to one that contains it, in which a walk would never end."""
+    try:
+        return folder.is_symlink() and any(folder.samefile(parent) for parent in folder.absolute().parents)
+    except OSError:
+        return False  # listing it gives the reason
+
+
+def _refuse(skipped: Skipped) -> NoReturn:
+    raise DataError(f"{skipped}; fix that or use another folder.")

@@ -15,7 +15,7 @@ import numpy as np
 
 from lookalike._files import digest, require_free
 from lookalike.data.dataset import Dataset, Split
-from lookalike.data.leaks import require_no_leaks
+from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.models.encoder import Encoder

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from lookalike._files import digest, require_free
-from lookalike.data.dataset import Dataset, contents
+from lookalike.data.dataset import Dataset, content_hashes
+from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_dataset
-from lookalike.data.leaks import require_no_leaks
 from lookalike.data.split import with_validation
 from lookalike.errors import ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_embeddings
@@ -264,7 +264,7 @@ def _validation_measures(encoder: Encoder, data: Dataset, progress: Progress) ->
 
 def trained_contents(data: Dataset) -> list[str]:
     """Return short fingerprints of the training images' bytes: whoever measures the model can see what it has seen."""
-    return sorted({found[:16] for found in contents(data.training).values()})
+    return sorted({found[:16] for found in content_hashes(data.training).values()})
 
 
 def prepare_work(target: Path | None, *, resume: bool, replace: bool, progress: Progress = SILENT) -> Path | None:

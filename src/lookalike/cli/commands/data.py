@@ -36,9 +36,9 @@ def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | No
       lookalike check photos --clean-manifest photos-clean/manifest.csv
     """  # noqa: D301
     from lookalike.data.check import check as run_check
-    from lookalike.data.findings import clean_manifest_at
+    from lookalike.data.check import clean_manifest_path
 
-    manifest = None if clean_manifest is None else clean_manifest_at(clean_manifest)
+    manifest = None if clean_manifest is None else clean_manifest_path(clean_manifest)
     with closing(make_progress()) as progress:
         report = run_check(data, out=out, clean_manifest=manifest, near=not no_near, progress=progress)
     if out is not None:
