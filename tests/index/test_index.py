@@ -47,6 +47,7 @@ def test_order_and_scores_by_hand():
     assert hits.ids.tolist() == [["d", "b", "a"]]
     np.testing.assert_array_equal(hits.scores, np.array([[1, 0.8, 0.6]], np.float32))
     assert (len(index), index.dim, index.key, index.fingerprint) == (4, 2, "Flat", "model")
+    assert repr(index) == "<Index: 4 items, 2 dimensions, Flat>"
     assert "a" in index
     assert "q" not in index
 

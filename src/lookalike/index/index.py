@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from lookalike._files import digest, new_folder, storage_errors
-from lookalike._ranking import Floats, Ints
+from lookalike._ranking import Ints
 from lookalike._strings import PackedStrings
 from lookalike.errors import DataError, FingerprintMismatch, OptionError
 from lookalike.index.autotune import RECALL_AT, Budget, autotune, format_size, time_single
@@ -34,27 +33,7 @@ APPROXIMATE_MIN = 1000  # fewer vectors are too few to tune an approximate index
 _TIMED_QUERIES = 20
 _BLOCK = 65_536  # vectors hashed at once
 
-
-class VectorIndex(Protocol):
-    """What `Index` searches: unit-length vectors by row; rows are in the order of item ids."""
-
-    prefilter: bool
-
-    @property
-    def key(self) -> str:
-        """FAISS factory string."""
-
-    @property
-    def dim(self) -> int:
-        """Number of dimensions."""
-
-    def __len__(self) -> int: ...
-
-    def search(self, queries: Vectors, query_rows: Ints, top_k: int) -> tuple[Ints, Floats]:
-        """Return rows and cosines `(n_query, top_k)`, as `ExactIndex.search`."""
-
-    def write(self, folder: Path) -> None:
-        """Write the vectors into a folder."""
+VectorIndex = ExactIndex | ApproximateIndex
 
 
 class Index:
@@ -138,6 +117,9 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"<Index: {len(self)} items, {self.dim} dimensions, {self.key}>"
 
     def __contains__(self, item: object) -> bool:
         return isinstance(item, str) and self.ids.find(item) >= 0

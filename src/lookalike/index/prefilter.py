@@ -38,22 +38,13 @@ _MAX_SHARE = 1 / 50
 
 @dataclass(frozen=True)
 class _Rounded:
-    """Projected and rounded vectors, and the lengths that bound the error of their products.
+    """Projected and rounded vectors, and the lengths that bound the error of their products."""
 
-    Attributes:
-        codes: `(n, directions)` int8.
-        step: the value of 1 in `codes`, `(1, 1)` or `(n, 1)`.
-        length: `(n,)` of the projected vectors.
-        residual: `(n,)` length of what rounding dropped.
-        outside: `(n,)` length of what projection dropped.
-
-    """
-
-    codes: npt.NDArray[np.int8]
-    step: Floats
-    length: Floats
-    residual: Floats
-    outside: Floats
+    codes: npt.NDArray[np.int8]  # (n, directions)
+    step: Floats  # value of 1 in `codes`: (1, 1) for all vectors, or (n, 1)
+    length: Floats  # (n,) of the projected vectors
+    residual: Floats  # (n,) length of what rounding dropped
+    outside: Floats  # (n,) length of what projection dropped
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ class Prefilter:
         self._blocks: list[_Block] = []
         self._max_length = 0.0
         for start in range(0, count, _BLOCK):
-            part = self._round(take(rows[start : start + _BLOCK]), own_steps=False)
+            part = self._round(take(rows[start : start + _BLOCK]), step_per_vector=False)
             packed = numkong.dots_pack(part.codes)
             self._blocks.append(_Block(start, packed, float(part.step[0, 0]), part.residual, part.outside))
             self._max_length = max(self._max_length, float(part.length.max()))
@@ -104,7 +95,7 @@ class Prefilter:
             for start in range(0, len(queries), _GROUP):
                 group = queries[start : start + _GROUP]
                 max_pairs = max(_MAX_PAIRS, int(len(group) * self._count * _MAX_SHARE))
-                scan = _Scan(self._round(group, own_steps=True), self._max_length, count, max_pairs)
+                scan = _Scan(self._round(group, step_per_vector=True), self._max_length, count, max_pairs)
                 if not all(pool.map(scan.scan, [self._blocks[n::threads] for n in range(threads)])):
                     return None
                 candidates = scan.candidates()
@@ -124,10 +115,10 @@ class Prefilter:
             nearest[n] = rows[best[0]]
         return scores, nearest
 
-    def _round(self, vectors: Vectors, *, own_steps: bool) -> _Rounded:
-        """Project and round vectors, each in its own steps or all in the same."""
+    def _round(self, vectors: Vectors, *, step_per_vector: bool) -> _Rounded:
+        """Project and round vectors, with a step per vector or one for all."""
         projected = vectors @ self._directions
-        step = np.abs(projected).max(axis=1 if own_steps else None, keepdims=True) / 127
+        step = np.abs(projected).max(axis=1 if step_per_vector else None, keepdims=True) / 127
         step[step == 0] = 1
         codes = np.rint(projected / step)
         length = np.linalg.norm(projected, axis=1)
