@@ -84,7 +84,7 @@ def contest(
         spread = f"{row[rate]['least']:.1f} to {row[rate]['most']:.1f}"
         ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f} times {against}"
         print(f"{name}: {row[rate]['median']:.1f} ({spread}){ratio}, {row['peak_memory_mb']['median']:.0f} MB")
-    from lookalike.benchmark.machine import machine
+    from lookalike.benchmark.timing import machine
 
     return {
         "machine": machine(),

@@ -86,7 +86,7 @@ def copying() -> float:
 
 
 def main() -> None:
-    from lookalike.benchmark.machine import machine
+    from lookalike.benchmark.timing import machine
 
     found = {"machine": machine(), "gflops": products(_TURNS), "copy_gb_s": copying()}
     for name, rate in found["gflops"].items():

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--weights", default="pretrained")
     parser.add_argument("--data", action="append", help="of clothing and trashnet; may be repeated")
     given = parser.parse_args()
-    from lookalike.benchmark.machine import machine
+    from lookalike.benchmark.timing import machine
 
     rows = [
         row

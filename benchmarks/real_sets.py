@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._files import read_json, write_json
-from lookalike.benchmark.run import slug
+from lookalike.benchmark.spec import slug
 from lookalike.benchmark.trial import Trial
 from lookalike.data.samples import write_demo_images
 from lookalike.evaluation.bootstrap import paired_bootstrap
@@ -137,36 +137,31 @@ def keep(
     command: str = "",
     refit: Mapping[str, Any] | None = None,
 ) -> None:
-    """Copy a run's table, choice, training reports and comparisons of models into docs/results.json."""
+    """Copy table, selection, training reports and comparisons of a run into docs/results.json."""
     board = read_json(out / "leaderboard.json", "the leaderboard")
-    trials = {row["model"]: _trial(out / "trials" / f"{slug(row['model'])}.json") for row in board["rows"]}
-    timings = {row["name"]: row["timing"] for row in board["trials"]}
-    found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    found[name] = {
+    trials = {row["name"]: _trial(out / "trials" / f"{slug(row['name'])}.json") for row in board["rows"]}
+    stored = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    stored[name] = {
         "command": command,
         "refit": refit,
-        **{key: board[key] for key in ("measure", "part", "caption", "choice", "context")},
-        "timing": {
-            key: timings[board["choice"]["winner"]][key] for key in ("threads", "device", "images", "batch_size")
-        },
-        "rows": [{**row, "combine": trials[row["model"]].combine} for row in board["rows"]],
+        **{key: board[key] for key in ("measure", "measured_on", "caption", "selection", "description", "rows")},
         "comparisons": _comparisons(trials, board["measure"]),
-        "against_frozen": _against_frozen(trials[board["choice"]["winner"]], trials, board["measure"]),
+        "against_frozen": _against_frozen(trials[board["selection"]["winner"]], trials, board["measure"]),
         "training": _training(out),
         "yardstick": yardstick,
     }
-    write_json(results, found)
+    write_json(results, stored)
 
 
-def _trial(place: Path) -> Trial:
-    return Trial.from_dict(read_json(place, "the trial")["trial"])
+def _trial(path: Path) -> Trial:
+    return Trial.from_dict(read_json(path, "the trial")["trial"])
 
 
 def _comparisons(trials: Mapping[str, Trial], measure: str) -> list[dict[str, Any]]:
     """Compare every aligned pair with the better of its members on the test queries."""
     rows = []
     for pair in trials.values():
-        if pair.combine != "aligned" or len(pair.members) != 2 or pair.test is None:
+        if pair.combination != "aligned" or len(pair.members) != 2 or pair.test is None:
             continue
         better = max((trials[m] for m in pair.members), key=lambda t: t.test.mean(measure) if t.test else 0.0)
         found = {"ensemble": pair.name, "members": list(pair.members), "better_member": better.name}
@@ -177,18 +172,18 @@ def _comparisons(trials: Mapping[str, Trial], measure: str) -> list[dict[str, An
 def _against_frozen(winner: Trial, trials: Mapping[str, Trial], measure: str) -> list[dict[str, Any]]:
     """Compare the winner with every frozen single model, and with its own frozen form, on the test queries.
 
-    Its own form has the same backbones as they came, combined in the same way; a given bundle has none.
+    Its own frozen form has the same backbones and combination; a bundle has none.
     """
     if winner.test is None:
         return []
     own = tuple(m.removesuffix(" fine-tuned") + " frozen" if m.endswith(" fine-tuned") else m for m in winner.members)
     rows = []
     for trial in trials.values():
-        is_own = trial.members == own and trial.combine == winner.combine
-        if trial.test is None or trial.trained != "frozen" or not all(m.endswith(" frozen") for m in trial.members):
+        is_own = trial.members == own and trial.combination == winner.combination
+        if trial.test is None or trial.state != "frozen" or not all(m.endswith(" frozen") for m in trial.members):
             continue
         if (trial.kind == "single" or is_own) and trial.name != winner.name:
-            rows.append({"frozen": trial.name, "own_form": is_own} | _compared(winner, trial, measure))
+            rows.append({"frozen": trial.name, "own_frozen_form": is_own} | _compared(winner, trial, measure))
     return rows
 
 
@@ -202,7 +197,7 @@ def _compared(trial: Trial, other: Trial, measure: str) -> dict[str, Any]:
 
 def _by_query(trial: Trial, measure: str) -> dict[str, float]:
     assert trial.test is not None
-    return dict(zip(trial.test.query_ids, trial.test.values[measure], strict=True))
+    return trial.test.by_query(measure)
 
 
 def _training(out: Path) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--rounds", type=int, default=11)
     given = parser.parse_args()
-    from lookalike.benchmark.machine import machine
+    from lookalike.benchmark.timing import machine
     from lookalike.data.layouts import load_dataset
 
     with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 
 from lookalike._files import write_json
-from lookalike.benchmark.machine import machine
+from lookalike.benchmark.timing import machine
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lookalike.benchmark.benchmark import Benchmark as Benchmark
     from lookalike.benchmark.benchmark import benchmark as benchmark
     from lookalike.benchmark.demo import demo as demo
-    from lookalike.benchmark.selection import Choice as Choice
+    from lookalike.benchmark.selection import Selection as Selection
     from lookalike.benchmark.trial import Trial as Trial
     from lookalike.data.check import check as check
     from lookalike.data.dataset import Dataset as Dataset
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 _LAZY_IMPORTS = {
     "Benchmark": "benchmark.benchmark",
-    "Choice": "benchmark.selection",
     "Dataset": "data.dataset",
     "Embeddings": "types",
     "Encoder": "models.encoder",
@@ -64,6 +63,7 @@ _LAZY_IMPORTS = {
     "LookalikeError": "errors",
     "Measure": "evaluation.measures",
     "Recipe": "training.recipe",
+    "Selection": "benchmark.selection",
     "Skipped": "types",
     "TrainingOptions": "training.options",
     "Trial": "benchmark.trial",

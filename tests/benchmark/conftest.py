@@ -1,10 +1,11 @@
-"""Trials made by hand, whose measures are written in the test, and benchmarks of networks small enough for one."""
+"""Hand-made trials, and benchmarks of networks that are small enough for tests."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,37 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from lookalike.benchmark import benchmark as benchmark_module
+from lookalike.benchmark import run_trials
 from lookalike.benchmark.benchmark import Benchmark, benchmark
-from lookalike.benchmark.trial import Interval, Scores, Timing, Trial
+from lookalike.benchmark.spec import BenchmarkSpec, select_measures
+from lookalike.benchmark.trial import Scores, Timing, Trial
+from lookalike.data.dataset import Dataset
+from lookalike.data.layouts import load_dataset
+from lookalike.data.split import with_validation
+from lookalike.evaluation.evaluation import Estimate
+from lookalike.progress import SILENT
 from lookalike.training.options import TrainingOptions
 
 
 def scores_of(values: Sequence[float], *, prefix: str = "q") -> Scores:
-    """Scores whose precision@3 are these values; the interval is made wide by 0.1 on both sides."""
+    """Return scores with these values of precision@3; its interval is 0.1 to both sides of the mean."""
     mean = sum(values) / len(values)
     hit = [float(v > 0) for v in values]
     share = sum(hit) / len(hit)
-    measures: dict[str, Interval] = {
-        "precision@3": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1},
-        "hit@3": {"mean": share, "low": share - 0.1, "high": share + 0.1},
-        "hit@1": {"mean": share / 2, "low": 0.0, "high": 1.0},
-        "map@r": {"mean": mean / 2, "low": 0.0, "high": 1.0},
+    measures = {
+        "precision@3": Estimate(mean, mean - 0.1, mean + 0.1),
+        "hit@3": Estimate(share, share - 0.1, share + 0.1),
+        "hit@1": Estimate(share / 2, 0.0, 1.0),
+        "map@r": Estimate(mean / 2, 0.0, 1.0),
     }
     ids = [f"{prefix}{n:03}" for n in range(len(values))]
-    return Scores(measures, {"precision@3": list(values), "hit@3": hit}, ids, len(values), 2, 50)
+    return Scores(measures, len(values), 2, 50, {"precision@3": list(values), "hit@3": hit}, ids)
 
 
 def timing_of(ms: float) -> Timing:
-    """Timing whose median is `ms`; p95 is a half more, batched a half of it."""
-    return Timing(ms, 1.5 * ms, 0.2 * ms, 0.8 * ms, ms / 2, ms / 4, 32, 900.0, 100, 2, "cpu")
+    """Return a timing with the median `ms`; p95 is 1.5 times, batched half of it."""
+    return Timing(ms, 1.5 * ms, 0.2 * ms, 0.8 * ms, ms / 2, 32, 900.0, 100, 2, "cpu")
 
 
 @pytest.fixture
@@ -49,8 +58,8 @@ def make_trial() -> Callable[..., Trial]:
         *,
         test: Sequence[float] | None = None,
         kind: str = "single",
-        trained: str = "fine-tuned",
-        combine: str = "",
+        state: str = "fine-tuned",
+        combination: str = "",
         note: str = "",
         from_random: bool = False,
     ) -> Trial:
@@ -58,8 +67,8 @@ def make_trial() -> Callable[..., Trial]:
             name=name,
             kind=kind,  # type: ignore[arg-type]
             members=(name,) if kind == "single" else tuple(name.split(" + ")),
-            combine=combine,
-            trained=trained,  # type: ignore[arg-type]
+            combination=combination,
+            state=state,  # type: ignore[arg-type]
             dim=512,
             validation=scores_of(values),
             test=None if test is None else scores_of(test, prefix="t"),
@@ -71,26 +80,25 @@ def make_trial() -> Callable[..., Trial]:
     return build
 
 
-NAMES = ("test_efficientnet", "test_resnet")
-"""Networks of 0.1 to 0.5 million parameters."""
+NAMES = ("test_efficientnet", "test_resnet")  # 0.1 to 0.5 million parameters
 OPTIONS = TrainingOptions(epochs=2, batch_size=8, precision="float32", resolution=0.5)
 
 
 class Listener:
-    """Keeps what it is told; may raise when a step is reached."""
+    """Records progress; can interrupt at a step."""
 
     def __init__(self, stop_at: tuple[str, int] | None = None) -> None:
         self.steps: list[tuple[str, int]] = []
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.stop_at = stop_at
 
-    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002 - as it is called
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002 - the protocol's name
         self.steps.append((task, done))
         if (task, done) == self.stop_at:
             raise KeyboardInterrupt
 
     def info(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
     @property
     def tasks(self) -> list[str]:
@@ -98,10 +106,12 @@ class Listener:
         return list(dict.fromkeys(task for task, _ in self.steps))
 
 
-def fake_timing(bundles: Sequence[Path], ways: Sequence[str], images: Sequence[Path], **how: Any) -> dict[str, Timing]:
-    """Cost 10 ms a bundle, 4 more for a ResNet; average is the quickest way."""
+def fake_timing(
+    bundles: Sequence[Path], combinations: Sequence[str], images: Sequence[Path], **options: Any
+) -> dict[str, Timing]:
+    """Cost 10 ms per bundle, 14 ms for a ResNet; average is the fastest combination."""
     base = sum(14.0 if "resnet" in bundle.name else 10.0 for bundle in bundles)
-    return {way: timing_of(base + {"aligned": 0.25, "concat": 0.5}.get(way, 0.0)) for way in ways}
+    return {c: timing_of(base + {"aligned": 0.25, "concat": 0.5}.get(c, 0.0)) for c in combinations}
 
 
 @pytest.fixture
@@ -111,52 +121,68 @@ def listener() -> type[Listener]:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Weights files by backbone: models made from them count as pretrained."""
+    """Weights files by backbone, which count as pretrained."""
     folder = tmp_path_factory.mktemp("weights")
-    found = {}
+    files = {}
     with torch.random.fork_rng(devices=[]):
         for name in NAMES:
             torch.manual_seed(7)
-            found[name] = folder / f"{name}.safetensors"
-            save_file(timm.create_model(name, num_classes=0).state_dict(), found[name])
-    return found
+            files[name] = folder / f"{name}.safetensors"
+            save_file(timm.create_model(name, num_classes=0).state_dict(), files[name])
+    return files
 
 
 @pytest.fixture
 def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put made-up milliseconds in the place of measured ones."""
-    monkeypatch.setattr("lookalike.benchmark.measuring.measure_timing", fake_timing)
+    """Replace the measured milliseconds by fixed ones."""
+    monkeypatch.setattr(run_trials, "measure_timing", fake_timing)
 
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the report out, which takes the longest of all."""
-    monkeypatch.setattr(sys.modules["lookalike.benchmark.benchmark"], "write_report", lambda *_: None)
+    """Skip the report, the slowest step."""
+    monkeypatch.setattr(benchmark_module, "write_report", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
 def finished(
     photo_folder_original: Path, tiny_weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Benchmark:
-    """Return a benchmark of two backbones that nobody disturbed; never change its folder."""
+    """Run a benchmark of two backbones without interruption; never change its folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lookalike.benchmark.measuring.measure_timing", fake_timing)
+        patch.setattr(run_trials, "measure_timing", fake_timing)
         out = tmp_path_factory.mktemp("finished") / "run"
         return benchmark(photo_folder_original, NAMES, out=out, weights=tiny_weights, options=OPTIONS, title="Photos")
 
 
 @pytest.fixture
 def finished_copy(finished: Benchmark, tmp_path: Path) -> Path:
-    """Copy of the finished run's folder, yours to change."""
+    """Copy the folder of the finished benchmark, for a test to change."""
     return Path(shutil.copytree(finished.out, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")
 def again(photo_folder_original: Path, tiny_weights: dict[str, Path]) -> Callable[..., Benchmark]:
-    """Call the benchmark with the arguments of `finished`; any may be given."""
+    """Call the benchmark with the arguments of `finished`, which can be overridden."""
 
-    def run(out: Path, **given: Any) -> Benchmark:
-        arguments = {"backbones": NAMES, "weights": tiny_weights, "options": OPTIONS, "title": "Photos", **given}
+    def run(out: Path, **overrides: Any) -> Benchmark:
+        arguments = {"backbones": NAMES, "weights": tiny_weights, "options": OPTIONS, "title": "Photos", **overrides}
         return benchmark(arguments.pop("data", photo_folder_original), out=out, **arguments)
 
     return run
+
+
+@pytest.fixture
+def data(photo_folder_original: Path) -> Dataset:
+    """Load the photo folder with its validation split."""
+    return with_validation(load_dataset(photo_folder_original))
+
+
+@pytest.fixture
+def make_spec(data: Dataset, finished_copy: Path, tiny_weights: dict[str, Path]) -> Callable[..., BenchmarkSpec]:
+    """Return the spec of the finished benchmark on a copy of its folder, with changes."""
+    names, measures = frozenset(NAMES), select_measures(data, "precision@3", OPTIONS)
+    spec = BenchmarkSpec(
+        data, finished_copy, tiny_weights, (), names, OPTIONS, measures, None, "auto", "Photos", (), SILENT
+    )  # fmt: skip
+    return partial(replace, spec)

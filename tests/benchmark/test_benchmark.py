@@ -1,50 +1,48 @@
-"""What a benchmark leaves behind: the table, the report, the winner as a bundle, and what it could not read."""
-
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
+from lookalike.benchmark import benchmark as benchmark_module
+from lookalike.benchmark import run_trials
 from lookalike.benchmark.benchmark import benchmark
-from lookalike.benchmark.candidates import make_candidates
-from lookalike.benchmark.embedded import embedded
-from lookalike.benchmark.pairs import pair_parts, pairs
-from lookalike.benchmark.run import Run, measures_for
+from lookalike.benchmark.candidates import make_candidates, make_ensembles, save_winner
+from lookalike.benchmark.run_trials import embed_candidate
 from lookalike.benchmark.trial import Trial
-from lookalike.benchmark.wanted import Wanted
-from lookalike.benchmark.winner import write_best
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
-from lookalike.errors import DataError
+from lookalike.errors import DataError, OptionError, StorageError
 from lookalike.models.facts import read_facts
 from lookalike.models.torch_bundle import load_bundle
-from lookalike.progress import SILENT
+from lookalike.training.options import TrainingOptions
 from lookalike.training.refit import refit
 
 EFFICIENTNET, RESNET = NAMES = ("test_efficientnet", "test_resnet")
-SINGLES = [f"{name} {kind}" for name in NAMES for kind in ("frozen", "fine-tuned")]
-ENSEMBLES = [f"{a} + {b}, {how}" for a, b in combinations(SINGLES, 2) for how in ("aligned", "average", "concat")]
+SINGLES = [f"{name} {state}" for name in NAMES for state in ("frozen", "fine-tuned")]
+ENSEMBLES = [f"{a} + {b}, {c}" for a, b in combinations(SINGLES, 2) for c in ("aligned", "average", "concat")]
 
 
-def board_of(out: Path) -> dict:
+def leaderboard_of(out: Path) -> dict:
     return json.loads((out / "leaderboard.json").read_text(encoding="utf-8"))
 
 
-def test_every_backbone_in_two_forms_and_every_pair_in_three_ways(finished):
+def test_every_backbone_frozen_and_fine_tuned_and_every_pair_in_three_combinations(finished):
     assert [t.name for t in finished.trials] == [*SINGLES, *ENSEMBLES]
     assert {t.kind for t in finished.trials[:4]} == {"single"}
-    assert {t.dim for t in finished.trials if t.combine == "concat"} == {1024}
-    assert {t.dim for t in finished.trials if t.combine != "concat"} == {512}
+    assert {t.dim for t in finished.trials if t.combination == "concat"} == {1024}
+    assert {t.dim for t in finished.trials if t.combination != "concat"} == {512}
     assert {(t.validation.queries, t.test.queries, t.test.gallery) for t in finished.trials} == {(8, 8, 12)}
     assert finished.skipped == ()
 
 
-def test_the_folder_holds_all_that_was_promised(finished):
+def test_the_folder_has_all_results(finished):
     names = {p.name for p in finished.out.iterdir()}
     files = {f"leaderboard.{suffix}" for suffix in ("json", "csv", "md", "tex")} | {"report.html", "run.json"}
     assert names == files | {"trials", "timing", "members", "best", "cache"}
@@ -61,82 +59,76 @@ def test_the_folder_holds_all_that_was_promised(finished):
     assert str(finished) == (finished.out / "leaderboard.md").read_text(encoding="utf-8")
 
 
-def test_trials_of_one_architecture_share_a_time_and_a_pair_costs_both(finished):
+def test_trials_of_one_architecture_share_a_timing(finished):
     cost = {t.name: t.cost_ms for t in finished.trials}
     assert cost[f"{EFFICIENTNET} frozen"] == cost[f"{EFFICIENTNET} fine-tuned"] == 10.0
     assert cost[f"{EFFICIENTNET} frozen + {RESNET} fine-tuned, average"] == 24.0
     assert cost[f"{EFFICIENTNET} fine-tuned + {RESNET} frozen, aligned"] == 24.25
 
 
-def test_a_trial_alone_agrees_with_the_measures_taken_by_training(finished):
-    """The validation part is the same, so that the frozen figure of the training is the trial's."""
-    facts = read_facts(finished.out / "members" / "test-resnet-fine-tuned")
-    measured = facts["training"][0]["validation"]
+def test_a_frozen_trial_has_the_accuracy_that_training_reported(finished):
+    info = read_facts(finished.out / "members" / "test-resnet-fine-tuned")
+    measured = info["training"][0]["validation"]
     trial = next(t for t in finished.trials if t.name == f"{RESNET} frozen")
     assert trial.validation.mean("map@r") == pytest.approx(measured["frozen"], abs=1e-9)
 
 
 @pytest.fixture
-def sitting(finished, finished_copy, photo_folder_original, tiny_weights):
-    """The parts of the finished run, read back from its folder."""
-    options = read_facts(finished.out / "members" / "test-resnet-fine-tuned")["options"]
-    data = with_validation(load_dataset(photo_folder_original))
-    run = Run(data, finished_copy, _options(options), measures_for(data, "precision@3", _options(options)), SILENT)
-    candidates = make_candidates(run, Wanted.of(NAMES, (), tiny_weights, finetune=True))
-    return run, candidates, {c.name: embedded(run, c) for c in candidates}
+def save(finished, make_spec):
+    """Save a candidate as the winner; return its embeddings by split and the folder of the benchmark."""
 
+    def save_as_winner(name: str):
+        spec = make_spec()
+        singles = make_candidates(spec)
+        embeddings = {c.name: embed_candidate(spec, c) for c in singles}
+        winner = next(c for c in (*singles, *make_ensembles(singles)) if c.name == name)
+        trial = next(t for t in finished.trials if t.name == name)
+        save_winner(spec, winner, replace(finished.selection, winner=name), trial, embeddings)
+        return winner.embeddings(embeddings), spec.out
 
-def _options(stored):
-    from lookalike.training.options import TrainingOptions
-
-    return TrainingOptions(**stored)
+    return save_as_winner
 
 
 @pytest.mark.parametrize("name", [SINGLES[1], *ENSEMBLES[6:9]])
-def test_best_embeds_exactly_as_the_winning_trial_did(finished, sitting, name):
-    run, candidates, parts = sitting
-    write_best(run, replace(finished.choice, winner=name), finished.trials, candidates, parts)
-    best = load_bundle(run.out / "best")
-    wanted = parts.get(name) or pair_parts(next(p for p in pairs(candidates) if p.name == name), parts)
-    for part in ("validation", "query", "gallery"):
-        found = best.embed(run.data.split(part))
-        assert found.ids == wanted[part].ids
-        np.testing.assert_array_equal(found.vectors, wanted[part].vectors)
+def test_best_embeds_exactly_as_the_winner_did(save, data, name):
+    expected, out = save(name)
+    best = load_bundle(out / "best")
+    for split in ("validation", "query", "gallery"):
+        embeddings = best.embed(data.split(split))
+        assert embeddings.ids == expected[split].ids
+        np.testing.assert_array_equal(embeddings.vectors, expected[split].vectors)
 
 
 @pytest.mark.parametrize("name", [SINGLES[0], SINGLES[3], f"{SINGLES[0]} + {SINGLES[3]}, average"])
-def test_best_can_be_trained_again_on_all_images(
-    finished, sitting, name, photo_folder_original, tiny_weights, tmp_path
-):
-    run, candidates, parts = sitting
-    write_best(run, replace(finished.choice, winner=name), finished.trials, candidates, parts)
-    assert (run.out / "best" / "curves.html").exists() is ("fine-tuned" in name)
+def test_best_can_be_refitted_on_all_images(save, name, photo_folder_original, tiny_weights, tmp_path):
+    _, out = save(name)
+    assert (out / "best" / "curves.html").exists() is ("fine-tuned" in name)
     weights = {b: w for b, w in tiny_weights.items() if b in name}
-    model = refit(photo_folder_original, run.out / "best", out=tmp_path / "final", weights=weights)
+    model = refit(photo_folder_original, out / "best", out=tmp_path / "final", weights=weights)
     assert [m.backbone for m in model.members] == list(weights)
     trained = {r["backbone"]: "history" in r or "validation" in r for r in read_facts(tmp_path / "final")["training"]}
     assert trained == {b: f"{b} fine-tuned" in name for b in weights}
-    assert model.how == ("average" if "average" in name else load_bundle(run.out / "best").how)
+    assert model.how == ("average" if "average" in name else load_bundle(out / "best").how)
 
 
-def test_best_of_the_run_says_what_it_is(finished):
-    facts = read_facts(finished.out / "best")
-    winner = next(t for t in finished.trials if t.name == finished.choice.winner)
-    assert load_bundle(finished.out / "best").fingerprint == facts["fingerprint"]
-    assert facts["benchmark"] == {"candidate": winner.name, "reason": finished.choice.reason, "seed": 0}
-    assert facts["measures"]["test"]["precision@3"] == winner.test.interval("precision@3")
-    assert len(facts["classes"]) == 4
-    assert facts["training_data"]["validation_images"] == 8
+def test_best_has_the_record_of_the_benchmark(finished):
+    info = read_facts(finished.out / "best")
+    winner = next(t for t in finished.trials if t.name == finished.selection.winner)
+    assert load_bundle(finished.out / "best").fingerprint == info["fingerprint"]
+    assert info["benchmark"] == {"candidate": winner.name, "reason": finished.selection.reason, "seed": 0}
+    assert info["measures"]["test"]["precision@3"] == asdict(winner.test.estimate("precision@3"))
+    assert len(info["classes"]) == 4
+    assert info["training_data"]["validation_images"] == 8
 
 
-def test_context_has_no_path_of_this_machine(finished, photo_folder_original):
-    stored = json.dumps(board_of(finished.out)["context"])
+def test_the_description_has_no_path_of_this_machine(finished, photo_folder_original):
+    stored = json.dumps(leaderboard_of(finished.out)["description"])
     assert str(photo_folder_original.parent) not in stored
     assert "photos: training and test folders" in stored
 
 
-def broken(folder: Path) -> list[str]:
-    """Break one file of each part, and one more of validation, of another class; return their ids."""
+def damage(folder: Path) -> list[str]:
+    """Damage one file of each split, and one more of validation, of another class; return their ids."""
     data = with_validation(load_dataset(folder))
     items = [data.training[0], data.validation[0], data.validation[2], data.query[3], data.gallery[5]]
     for item in items:
@@ -145,66 +137,63 @@ def broken(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("no_timing")
-def test_unreadable_files_are_left_out_of_singles_and_pairs_and_named_also_from_the_cache(
-    again, photo_folder, tmp_path, listener
-):
-    ids = broken(photo_folder)
-    found = again(tmp_path / "run", data=photo_folder, finetune=False)
-    assert [s.path.relative_to(photo_folder).as_posix() for s in found.skipped] == ids
-    assert {(t.validation.queries, t.validation.left_out, t.validation.gallery) for t in found.trials} == {(4, 2, 6)}
-    assert {(t.test.queries, t.test.gallery) for t in found.trials} == {(7, 11)}
-    assert len(found.trials) == 2 + 3
+def test_unreadable_files_are_skipped_by_all_and_reported_also_when_cached(again, photo_folder, tmp_path, listener):
+    ids = damage(photo_folder)
+    result = again(tmp_path / "run", data=photo_folder, finetune=False)
+    assert [s.path.relative_to(photo_folder).as_posix() for s in result.skipped] == ids
+    assert {(t.validation.queries, t.validation.excluded, t.validation.gallery) for t in result.trials} == {(4, 2, 6)}
+    assert {(t.test.queries, t.test.gallery) for t in result.trials} == {(7, 11)}
+    assert len(result.trials) == 2 + 3
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "5 files left out" in report and f"<li>{ids[0]}: " in report
+    assert "5 files skipped" in report and f"<li>{ids[0]}: " in report
     heard = listener()
-    assert again(tmp_path / "run", data=photo_folder, finetune=False, progress=heard).skipped == found.skipped
+    assert again(tmp_path / "run", data=photo_folder, finetune=False, progress=heard).skipped == result.skipped
     assert heard.tasks == ["measuring", "timing"]
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
-def test_without_test_labels_the_table_is_of_validation(again, photo_folder, tmp_path):
+def test_without_test_labels_the_table_shows_validation(again, photo_folder, tmp_path):
     (photo_folder / "labels.csv").unlink()
-    found = again(tmp_path / "run", data=photo_folder, finetune=False)
-    assert found.leaderboard.part == "validation"
-    assert all(t.test is None for t in found.trials)
+    result = again(tmp_path / "run", data=photo_folder, finetune=False)
+    assert result.leaderboard.measured_on == "validation"
+    assert all(t.test is None for t in result.trials)
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
-def test_a_given_bundle_stands_beside_and_is_paired(again, finished, tmp_path):
+def test_a_bundle_is_measured_and_paired(again, finished, tmp_path):
     bundle = finished.out / "members" / "test-resnet-fine-tuned"
-    found = again(tmp_path / "run", backbones=NAMES[:1], weights="none", finetune=False, bundles=[bundle])
-    assert [t.name for t in found.trials][:3] == [
+    result = again(tmp_path / "run", backbones=NAMES[:1], weights="none", finetune=False, bundles=[bundle])
+    assert [t.name for t in result.trials][:3] == [
         "test-resnet-fine-tuned",
         f"{EFFICIENTNET} untrained",
         f"test-resnet-fine-tuned + {EFFICIENTNET} untrained, aligned",
     ]
-    assert found.choice.winner == "test-resnet-fine-tuned"  # nothing random may win
-    assert found.trials[0].note == ""
-    assert found.trials[0].validation == next(t for t in finished.trials if t.name == SINGLES[3]).validation
+    assert result.selection.winner == "test-resnet-fine-tuned"  # random weights cannot win
+    assert result.trials[0].note == ""
+    assert result.trials[0].validation == next(t for t in finished.trials if t.name == SINGLES[3]).validation
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
-def test_a_given_ensemble_is_measured_but_not_paired(again, sitting, finished, tmp_path):
-    run, candidates, parts = sitting
+def test_an_ensemble_bundle_is_measured_but_not_paired(again, save, finished, tmp_path):
     name = ENSEMBLES[6]
-    write_best(run, replace(finished.choice, winner=name), finished.trials, candidates, parts)
-    found = again(tmp_path / "run", finetune=False, bundles=[run.out / "best"])
-    given = found.trials[0]
-    assert (given.name, given.kind, given.combine, given.dim) == ("best", "ensemble", "aligned", 512)
-    assert len(found.trials) == 3 + 3  # the pairs of the two backbones alone
-    assert given.validation == next(t for t in finished.trials if t.name == name).validation
-    pair = next(t for t in found.trials if t.name.endswith("aligned"))
-    assert given.timing == pair.timing  # the same architectures
+    _, out = save(name)
+    result = again(tmp_path / "run", finetune=False, bundles=[out / "best"])
+    best = result.trials[0]
+    assert (best.name, best.kind, best.combination, best.dim) == ("best", "ensemble", "aligned", 512)
+    assert len(result.trials) == 3 + 3  # the combinations of the two backbones
+    assert best.validation == next(t for t in finished.trials if t.name == name).validation
+    pair = next(t for t in result.trials if t.name.endswith("aligned"))
+    assert best.timing == pair.timing  # the same architectures
 
 
-def test_data_without_labelled_training_is_refused_before_any_work(photo_folder, tmp_path):
+def test_data_without_training_labels_is_refused_before_the_work(photo_folder, tmp_path):
     flat = photo_folder / "test" / "gallery"
     with pytest.raises(DataError, match="has no labelled training images"):
         benchmark(flat, NAMES, out=tmp_path / "run", weights="none")
     assert not (tmp_path / "run").exists()
 
 
-def test_trials_on_disk_are_what_was_returned_but_for_the_time(finished):
+def test_trials_on_disk_are_those_of_the_result_without_time(finished):
     for trial in finished.trials:
         slug = trial.name.replace("_", "-").replace(" + ", "-").replace(", ", "-").replace(" ", "-")
         stored = json.loads((finished.out / "trials" / f"{slug}.json").read_text(encoding="utf-8"))
@@ -212,20 +201,18 @@ def test_trials_on_disk_are_what_was_returned_but_for_the_time(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # mlflow's own
-def test_mlflow_gets_the_figures_of_every_candidate_the_table_and_the_winner(
-    again, photo_folder_original, no_timing, tmp_path, monkeypatch
-):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # in mlflow
+def test_mlflow_receives_measures_table_and_winner(again, photo_folder_original, no_timing, tmp_path, monkeypatch):
     import mlflow
 
     monkeypatch.chdir(tmp_path)  # where mlflow keeps the files of a local database
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    found = again(tmp_path / "run", track=[f"mlflow={uri}"])
+    result = again(tmp_path / "run", track=[f"mlflow={uri}"])
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("lookalike").experiment_id])
     assert run.info.status == "FINISHED"
-    assert run.data.params["winner"] == found.choice.winner
-    frozen = found.trials[0]
+    assert run.data.params["winner"] == result.selection.winner
+    frozen = result.trials[0]
     expected = frozen.validation.mean("precision@3")
     assert run.data.metrics["test-efficientnet-frozen/validation/precision_at_3"] == expected
     assert f"{EFFICIENTNET}/loss" in run.data.metrics
@@ -237,3 +224,178 @@ def test_mlflow_gets_the_figures_of_every_candidate_the_table_and_the_winner(
     images = [str(item.path) for item in load_dataset(photo_folder_original).gallery][:2]
     back = mlflow.pyfunc.load_model("models:/run/1").predict(images)
     np.testing.assert_array_equal(back, load_bundle(tmp_path / "run" / "best").embed(images).vectors)
+
+
+KILLS = (
+    (f"{EFFICIENTNET}: features", 16),
+    ("epoch 1/2", 8),
+    ("epoch 2/2", 8),
+    (f"{RESNET}: validation", 8),
+    (f"{EFFICIENTNET} frozen: query", 8),
+    (f"{EFFICIENTNET} fine-tuned: gallery", 12),
+    ("measuring", 3),
+    ("measuring", 17),
+    ("timing", 2),
+)
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_killed_at_nine_points_it_has_the_same_results(again, finished, tmp_path, listener):
+    out = tmp_path / "run"
+    for task, done in KILLS:
+        heard = listener(stop_at=(task, done))
+        with pytest.raises(KeyboardInterrupt):
+            again(out, progress=heard)
+        assert not (out / "leaderboard.json").exists()
+    heard = listener()
+    result = again(out, progress=heard)
+    assert heard.tasks == ["measuring", "timing"]  # nothing is trained or embedded again
+    assert leaderboard_of(out) == leaderboard_of(finished.out)
+    assert result.selection == finished.selection
+    for folder in ("best", *(p.relative_to(finished.out) for p in (finished.out / "members").iterdir())):
+        assert read_facts(out / folder)["fingerprint"] == read_facts(finished.out / folder)["fingerprint"]
+    assert not list(out.glob("members/*.training"))
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_each_session_resumes_where_the_last_was_killed(again, tmp_path, listener):
+    out = tmp_path / "run"
+    started = []
+    for stop in (("epoch 2/2", 8), (f"{RESNET} frozen: query", 8), None):
+        heard = listener(stop_at=stop)
+        try:
+            again(out, progress=heard, backbones=NAMES)
+        except KeyboardInterrupt:
+            assert stop is not None
+        started.append(heard.tasks)
+    first, second, third = started
+    assert first[0] == "looking for leaks"
+    assert first[1:] == [f"{EFFICIENTNET}: features", f"{EFFICIENTNET}: validation", "epoch 1/2", "epoch 2/2"]
+    heads = [f"{EFFICIENTNET}: last head at {share}% of fine-tuning" for share in (75, 50, 100, 25)]
+    own = [heads[0], f"{EFFICIENTNET}: last head, validation", *heads[1:], f"{EFFICIENTNET}: measures"]
+    assert second[1:9] == ["epoch 2/2", *own, f"{RESNET}: features"]
+    assert second[-1] == f"{RESNET} frozen: query"
+    assert third[0] == f"{RESNET} frozen: query" and not any(task.startswith("epoch") for task in third)
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+@pytest.mark.parametrize("name", ["save_winner", "write_leaderboard"])
+def test_killed_while_results_are_written(again, finished, finished_copy, monkeypatch, name):
+    (finished_copy / "leaderboard.json").unlink()
+    shutil.rmtree(finished_copy / "best")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark_module, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            again(finished_copy)
+    again(finished_copy)
+    assert leaderboard_of(finished_copy) == leaderboard_of(finished.out)
+    assert (finished_copy / "best" / "bundle.json").is_file()
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_a_backbone_is_added_to_a_finished_benchmark(again, finished, tiny_weights, tmp_path, listener):
+    one_file = {EFFICIENTNET: tiny_weights[EFFICIENTNET]}
+    out = tmp_path / "run"
+    again(out, backbones=NAMES[:1], weights=one_file)
+    heard = listener()
+    again(out, progress=heard)
+    assert not any(task.startswith(EFFICIENTNET) for task in heard.tasks)
+    assert f"{RESNET} frozen: query" in heard.tasks
+    assert leaderboard_of(out) == leaderboard_of(finished.out)
+    fewer = again(out, backbones=NAMES[:1], weights=one_file)
+    assert len(fewer.trials) == 2 + 3
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_budget_and_measure_of_a_finished_benchmark_change(again, finished, finished_copy, listener):
+    heard = listener()
+    result = again(finished_copy, budget_ms=12.0, progress=heard)
+    assert heard.tasks == ["measuring", "timing"]
+    assert "The budget of 12 ms excluded" in result.selection.reason
+    assert result.leaderboard.rows == finished.leaderboard.rows
+    by_hit = again(finished_copy, measure="hit@1")
+    assert by_hit.leaderboard.measure == "hit@1"
+    assert by_hit.trials[0].validation.values["hit@1"] == finished.trials[0].validation.values["hit@1"]
+    with pytest.raises(OptionError, match="the fastest of 22"):
+        again(finished_copy, budget_ms=1.0)
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_other_options_are_refused(again, finished_copy):
+    with pytest.raises(StorageError, match="different options"):
+        again(finished_copy, options=TrainingOptions(epochs=1, batch_size=8, precision="float32", resolution=0.5))
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_other_weights_of_a_used_backbone_are_refused(again, finished_copy, tiny_weights, tmp_path):
+    other = tmp_path / "other.safetensors"
+    state = load_file(tiny_weights[RESNET])
+    state["conv1.0.weight"] = state["conv1.0.weight"] * 1.5
+    save_file(state, other)
+    with pytest.raises(StorageError, match=f"different weights of {RESNET}"):
+        again(finished_copy, weights={**tiny_weights, RESNET: other})
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_other_training_images_are_refused(again, finished_copy, photo_folder):
+    path = next((photo_folder / "training" / "cat").iterdir())
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(StorageError, match="different training data"):
+        again(finished_copy, data=photo_folder)
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_other_test_labels_are_refused(again, finished_copy, photo_folder):
+    labels = photo_folder / "labels.csv"
+    labels.write_text(labels.read_text().replace("cat0.jpg,cat", "cat0.jpg,rocket"))
+    with pytest.raises(StorageError, match="different test data"):
+        again(finished_copy, data=photo_folder)
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_a_replaced_query_is_embedded_and_measured_again(again, finished_copy, photo_folder, listener):
+    again(finished_copy, data=photo_folder)
+    query = photo_folder / "test" / "query" / "cat0.jpg"
+    query.write_bytes((photo_folder / "test" / "gallery" / "rocket0.jpg").read_bytes())
+    heard = listener()
+    result = again(finished_copy, data=photo_folder, progress=heard)
+    assert {task.partition(": ")[2] for task in heard.tasks if ": " in task} == {"query"}
+    scores = result.trials[0].test
+    values = dict(zip(scores.query_ids, scores.values["hit@1"], strict=True))
+    assert values["test/query/cat0.jpg"] == 0.0  # it is a rocket now
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+@pytest.mark.parametrize(
+    ("changed", "timed"),
+    [
+        ({}, 0),
+        ({"processor": "another"}, 5),
+        ({"device": "another"}, 5),
+        ({"threads": 99}, 5),
+        ({"torch": "0.1"}, 5),
+        ({"timm": "0.1"}, 5),
+    ],
+)
+def test_timings_are_reused_with_the_same_setup_only(again, finished_copy, monkeypatch, changed, timed):
+    """Two backbones make five sets of architectures: each alone, with itself, and both."""
+    measure, setup = run_trials.measure_timing, run_trials.timing_setup() | changed
+    calls = []
+    monkeypatch.setattr(run_trials, "timing_setup", lambda: setup)
+    monkeypatch.setattr(run_trials, "measure_timing", lambda *a, **options: calls.append(a) or measure(*a, **options))
+    for _ in range(2):
+        again(finished_copy)
+        assert len(calls) == timed
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_damaged_files_are_made_again(again, finished, finished_copy):
+    for pattern in ("cache/query-*.npz", "trials/*-concat.json", "timing/test-resnet-160x160.json"):
+        for path in finished_copy.glob(pattern):
+            path.write_bytes(path.read_bytes()[:100])
+    again(finished_copy)
+    assert leaderboard_of(finished_copy) == leaderboard_of(finished.out)

@@ -52,7 +52,7 @@ def test_the_demo_writes_images_and_benchmarks(bench, tmp_path, listener):
     heard = listener()
     out = tmp_path / "demo"
     demo(out, progress=heard)
-    assert DESCRIPTION in heard.said
+    assert DESCRIPTION in heard.messages
     ((folder, given),) = bench.calls
     assert folder == out / "images" and len(load_dataset(folder)) == 3 * len(SCENES)
     assert given["out"] == out / "benchmark" and given["notes"] == (DESCRIPTION,)
@@ -65,7 +65,7 @@ def test_the_demo_resumes_in_its_folder(bench, tmp_path, listener):
     heard = listener()
     demo(tmp_path / "demo", progress=heard)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").rglob("*")} == kept
-    assert heard.said == [DESCRIPTION]
+    assert heard.messages == [DESCRIPTION]
     assert len(bench.calls) == 2
 
 

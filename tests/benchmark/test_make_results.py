@@ -1,4 +1,4 @@
-"""docs/results.md, the script that makes it, and the one that keeps its figures."""
+"""docs/results.md, the script that makes it, and the one that stores its numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from types import ModuleType
 
 import pytest
 
-from lookalike.benchmark.trial import Trial
+from lookalike.benchmark.leaderboard import Leaderboard, Row
+from lookalike.benchmark.trial import Scores, Trial, format_estimate
 from lookalike.evaluation.bootstrap import paired_bootstrap
+from lookalike.evaluation.evaluation import Estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 EFFICIENTNET, RESNET = "test_efficientnet", "test_resnet"
@@ -27,15 +29,15 @@ def script(path: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def results(finished, tmp_path_factory):
-    """What is kept of the finished run."""
-    place = tmp_path_factory.mktemp("results") / "results.json"
+    """Results stored from the finished benchmark."""
+    path = tmp_path_factory.mktemp("results") / "results.json"
     yardstick = {f"{EFFICIENTNET} fine-tuned": (0.5, 0.25, 0.125)}
     keep = script("benchmarks/real_sets.py").keep
     interval = {"mean": 0.919, "low": 0.89, "high": 0.944}
     refit = {"model": EFFICIENTNET, "images": 1822, "seconds": 301.6, "measures": {"hit@1": interval}}
-    keep("photos", finished.out, yardstick, place, command="lookalike benchmark photos", refit=refit)
-    keep("again", finished.out, {}, place)
-    return json.loads(place.read_text(encoding="utf-8"))
+    keep("photos", finished.out, yardstick, path, command="lookalike benchmark photos", refit=refit)
+    keep("again", finished.out, {}, path)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +45,27 @@ def page(results):
     return script("docs/make_results.py").render(results)
 
 
-def test_the_command_and_the_model_trained_again_stand_in_the_page(page):
+def test_the_page_has_the_command_and_the_refitted_model(page):
     assert page.count("$ lookalike benchmark photos\n") == 1
     again = [line for line in page.splitlines() if "trained again" in line]
     assert again == [
-        r"test\_efficientnet, trained again by `lookalike refit` on all 1,822 labelled images, the validation part "
+        r"test\_efficientnet, trained again by `lookalike refit` on all 1,822 labelled images, validation "
         "included (302 s): hit@1 0.919 (0.890–0.944). "
-        "It has no validation accuracy, so that it takes no part in the choice."
+        "It has no validation accuracy, so it takes no part in the selection."
     ]
 
 
-def test_figures_are_kept_by_data_set(results, finished):
+def test_results_are_stored_by_data_set(results, finished):
     assert list(results) == ["photos", "again"]
-    assert [r["model"] for r in results["photos"]["rows"]] == [r.model for r in finished.leaderboard.rows]
-    assert results["photos"]["choice"]["winner"] == finished.choice.winner
+    assert [r["name"] for r in results["photos"]["rows"]] == [r.trial.name for r in finished.leaderboard.rows]
+    assert results["photos"]["selection"]["winner"] == finished.selection.winner
     assert str(finished.out) not in json.dumps(results)
 
 
-def test_every_aligned_pair_is_compared_with_the_better_of_its_members_on_the_test_queries(results, finished):
+def test_every_aligned_pair_is_compared_with_its_better_member_on_test_queries(results, finished):
     found = {c["ensemble"]: c for c in results["photos"]["comparisons"]}
     trials = {t.name: t for t in finished.trials}
-    assert list(found) == [r.model for r in finished.leaderboard.rows if r.model.endswith(", aligned")]
+    assert list(found) == [r.trial.name for r in finished.leaderboard.rows if r.trial.combination == "aligned"]
     name = f"{EFFICIENTNET} fine-tuned + {RESNET} frozen, aligned"
     members = [trials[m] for m in trials[name].members]
     better = members[0] if members[0].test.mean("precision@3") >= members[1].test.mean("precision@3") else members[1]
@@ -75,7 +77,7 @@ def test_every_aligned_pair_is_compared_with_the_better_of_its_members_on_the_te
     )  # fmt: skip
 
 
-def test_training_is_kept(results):
+def test_training_reports_are_stored(results):
     reports = results["photos"]["training"]
     assert [r["backbone"] for r in reports] == [EFFICIENTNET, RESNET]
     for report in reports:
@@ -105,11 +107,11 @@ def test_every_table_is_a_rectangle(page):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
-def test_the_yardstick_stands_below_its_row(page):
+def test_the_yardstick_is_below_its_row(page):
     lines = section(page, "photos").splitlines()
-    place = next(n for n, line in enumerate(lines) if line.startswith("| *yardstick for"))
-    assert re.match(r"\| (\*\*)?test\\_efficientnet fine-tuned", lines[place - 1])
-    assert lines[place].endswith("| *0.500* | – | *0.250* | *0.125* | – | – | – | – | – | – |")
+    position = next(n for n, line in enumerate(lines) if line.startswith("| *yardstick for"))
+    assert re.match(r"\| (\*\*)?test\\_efficientnet fine-tuned", lines[position - 1])
+    assert lines[position].endswith("| *0.500* | – | *0.250* | *0.125* | – | – | – | – | – | – |")
     assert "yardstick for" not in section(page, "again")
 
 
@@ -119,40 +121,48 @@ def test_a_table_has_the_columns_of_the_leaderboard_that_fit_a_page(page, finish
         "| model | top-3 accuracy | hit@3 | hit@1 | map@r | ms p50 | ms decode | ms model | ms p95 | ms batched | "
         "memory MB |"
     )
-    row = next(r for r in finished.leaderboard.rows if r.kind == "single" or r.model.endswith(", aligned"))
-    assert f" | {row.accuracy:.3f} ({row.low:.3f}–{row.high:.3f}) | {row.hit_k:.3f} ({row.hit_k_low:.3f}–" in first
+    trials = [row.trial for row in finished.leaderboard.rows]
+    scores = next(t.test for t in trials if t.kind == "single" or t.combination == "aligned")
+    cells = [format_estimate(scores.estimate(measure)) for measure in ("precision@3", "hit@3")]
+    assert f" | {cells[0]} | {cells[1]} | " in first
 
 
-def test_choice_machine_significance_and_training_are_told(page, finished, results):
+def test_the_page_has_selection_machine_significance_and_training(page, finished, results):
     text = section(page, "photos")
-    assert finished.choice.reason.replace("_", "\\_") in text
+    assert finished.selection.reason.replace("_", "\\_") in text
     assert re.search(
         r"^Machine: .+, \d+ cores; 2 threads on cpu, 100 images one at a time, batches of 32; python", text, re.M
     )
-    assert "Paired bootstrap on the queries, precision@3 of an aligned ensemble less" in text
-    tuned = r"- test\_efficientnet fine-tuned + test\_resnet fine-tuned, aligned: "
-    assert text.count(tuned) == 1
+    assert "precision@3 of an aligned ensemble minus that of its better member" in text
+    line = r"- test\_efficientnet fine-tuned + test\_resnet fine-tuned, aligned: "
+    assert text.count(line) == 1
     ensemble = (
         r"The aligned ensemble of fine-tuned models, test\_efficientnet fine-tuned + test\_resnet fine-tuned, aligned"
     )
     assert text.count(f"{ensemble}, ") == 1
-    winner = finished.choice.winner.replace("_", "\\_")
-    assert text.count(f"The chosen {winner} has a precision@3 of 0.") == 1
+    winner = finished.selection.winner.replace("_", "\\_")
+    assert text.count(f"The winner {winner} has a precision@3 of 0.") == 1
     share = results["photos"]["training"][0]["share"]
     assert re.search(rf"^\| test\\_efficientnet \| {share:.0%} \| 2 \| \d+ \| 0\.\d{{3}} \|", text, re.M)
 
 
-def row_of(model: str, accuracy: float, validation: float = 0.5, trained: str | None = None) -> dict:
-    """As much of a row as the sentences need."""
-    members = model.partition(", ")[0].split(" + ")
-    kinds = {m.split()[-1] for m in members}
-    return {
-        "model": model,
-        "kind": "ensemble" if len(members) > 1 else "single",
-        "trained": trained or ("fine-tuned" if "fine-tuned" in kinds else "frozen"),
-        "accuracy": accuracy,
-        "validation": validation,
-    }
+def row_of(name: str, accuracy: float, validation: float = 0.5, state: str | None = None) -> Row:
+    members = name.partition(", ")[0].split(" + ")
+    states = {m.split()[-1] for m in members}
+    return Row(
+        Trial(
+            name=name,
+            kind="ensemble" if len(members) > 1 else "single",
+            members=tuple(members),
+            combination="aligned" if len(members) > 1 else "",
+            state=state or ("fine-tuned" if "fine-tuned" in states else "frozen"),
+            dim=512,
+            validation=Scores({"precision@3": Estimate(validation, 0.0, 1.0)}, 9, 0, 9),
+            test=Scores({"precision@3": Estimate(accuracy, 0.0, 1.0)}, 9, 0, 9),
+        ),
+        winner=False,
+        on_front=False,
+    )
 
 
 def compared(difference: float, *, significant: bool) -> dict:
@@ -167,13 +177,12 @@ def paired(first: str, second: str, better: str, difference: float, *, significa
     return found | compared(difference, significant=significant)
 
 
-def sentences(rows: list[dict], winner: str, comparisons: list[dict], against_frozen: list[dict]) -> list[str]:
-    """The section on significance, without its blank lines."""
-    found = {
-        "measure": "precision@3", "part": "test", "rows": rows, "choice": {"winner": winner},
-        "comparisons": comparisons, "against_frozen": against_frozen,
-    }  # fmt: skip
-    return [line for line in script("docs/make_results.py")._significance(found) if line]
+def sentences(rows: list[Row], winner: str, comparisons: list[dict], against_frozen: list[dict]) -> list[str]:
+    """Return the section on significance, without its blank lines."""
+    rows = [replace(row, winner=row.trial.name == winner) for row in rows]
+    board = Leaderboard("test", "precision@3", tuple(rows))
+    result = {"comparisons": comparisons, "against_frozen": against_frozen}
+    return [line for line in script("docs/make_results.py")._significance(result, board) if line]
 
 
 TUNED = [
@@ -186,17 +195,17 @@ TUNED = [
 @pytest.mark.parametrize(
     ("difference", "significant", "verdict", "said"),
     [
-        (0.02, True, "beats the better of its members, and the difference is significant", "significantly better than"),
+        (0.02, True, "beats its better member, and the difference is significant", "significantly better than"),
         (
-            0.02, False, "beats the better of its members, and the difference is not significant",
+            0.02, False, "beats its better member, and the difference is not significant",
             "not significantly different from",
         ),
         (
-            -0.02, False, "does not beat the better of its members, and the difference is not significant",
+            -0.02, False, "does not beat its better member, and the difference is not significant",
             "not significantly different from",
         ),
         (
-            -0.02, True, "does not beat the better of its members, and the difference is significant",
+            -0.02, True, "does not beat its better member, and the difference is significant",
             "significantly worse than",
         ),
     ],
@@ -216,7 +225,7 @@ def test_the_verdict_on_an_ensemble(difference, significant, verdict, said):
     assert f"of all 1, {better} significantly better, {worse} significantly worse" in overview
 
 
-def test_of_several_fine_tuned_ensembles_the_best_on_validation_is_told():
+def test_of_several_fine_tuned_ensembles_the_best_on_validation_is_reported():
     rows = [
         *TUNED[:2], row_of("c fine-tuned", 0.8), row_of("a fine-tuned + b fine-tuned, aligned", 0.99, 0.6),
         row_of("a fine-tuned + c fine-tuned, aligned", 0.91, 0.7),
@@ -229,9 +238,9 @@ def test_of_several_fine_tuned_ensembles_the_best_on_validation_is_told():
     assert first.startswith(
         "The aligned ensemble of fine-tuned models, the best on validation, a fine-tuned + c fine-tuned, aligned, beats"
     )
-    rows[2]["trained"] = "frozen"
+    rows[2] = row_of("c fine-tuned", 0.8, state="frozen")
     assert sentences(rows, "a fine-tuned", pairs, [])[0].endswith(
-        " Validation kept the original weights of c fine-tuned."
+        " Validation reset c fine-tuned to the pretrained weights."
     )
 
 
@@ -239,29 +248,29 @@ def test_without_two_fine_tuned_models_there_is_none_to_compare():
     rows = [row_of("a frozen", 0.8), row_of("b frozen", 0.7), row_of("a frozen + b frozen, aligned", 0.85)]
     pair = paired("a frozen", "b frozen", "a frozen", 0.05, significant=True)
     first, _, _, last = sentences(rows, "a frozen", [pair], [])
-    assert first.startswith("No two backbones were fine-tuned, so that there is no fine-tuned ensemble")
-    assert last == "- there is none."
+    assert first.startswith("Fewer than two backbones were fine-tuned")
+    assert last == "- none."
     alone = sentences(rows[:1], "a frozen", [], [])
     assert alone[1:] == [
-        "The chosen a frozen has a precision@3 of 0.800 on query and gallery. "
-        "It is the best of the frozen single models itself."
+        "The winner a frozen has a precision@3 of 0.800 on query and gallery. "
+        "It is the best frozen single model itself."
     ]
 
 
 def frozen(name: str, difference: float, *, significant: bool, own: bool = False) -> dict:
-    return {"frozen": name, "own_form": own} | compared(difference, significant=significant)
+    return {"frozen": name, "own_frozen_form": own} | compared(difference, significant=significant)
 
 
 def test_a_fine_tuned_winner_against_the_best_frozen_one_and_its_own_frozen_form():
     rows = [*TUNED[:1], row_of("a frozen", 0.85), row_of("b frozen", 0.88)]
     against = [frozen("a frozen", 0.05, significant=True, own=True), frozen("b frozen", 0.02, significant=False)]
     assert sentences(rows, "a fine-tuned", [], against)[1] == (
-        "The chosen a fine-tuned has a precision@3 of 0.900 on query and gallery. It is not significantly different "
+        "The winner a fine-tuned has a precision@3 of 0.900 on query and gallery. It is not significantly different "
         "from the best frozen single model on these queries, b frozen with 0.880: +0.020 (95% interval of the paired "
         "bootstrap −0.020 to +0.060, 9 queries). It is significantly better than its own frozen form, a frozen with "
         "0.850: +0.050 (95% interval of the paired bootstrap +0.040 to +0.060, 9 queries)."
     )
-    rows[1]["accuracy"] = 0.95
+    rows[1] = row_of("a frozen", 0.95)
     against[0] |= compared(-0.05, significant=True)
     assert sentences(rows, "a fine-tuned", [], against)[1].endswith(
         " It is significantly worse than the best frozen single model on these queries, its own frozen form, a frozen "
@@ -271,8 +280,8 @@ def test_a_fine_tuned_winner_against_the_best_frozen_one_and_its_own_frozen_form
 
 def test_a_frozen_ensemble_that_won_has_no_fine_tuned_member():
     rows = [row_of("a frozen", 0.8), row_of("b frozen", 0.7), row_of("a frozen + b frozen, aligned", 0.85)]
-    told = sentences(rows, "a frozen + b frozen, aligned", [], [frozen("a frozen", 0.05, significant=True)])[1]
-    assert told.endswith("9 queries). None of its members is fine-tuned.")
+    text = sentences(rows, "a frozen + b frozen, aligned", [], [frozen("a frozen", 0.05, significant=True)])[1]
+    assert text.endswith("9 queries). None of its members is fine-tuned.")
 
 
 def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_form(make_trial):
@@ -280,26 +289,28 @@ def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_for
 
     def ensemble(first: str, second: str, test: list[float]) -> Trial:
         trained = "fine-tuned" if "fine-tuned" in first + second else "frozen"
-        trial = make_trial(f"{first} + {second}", [1.0], test=test, kind="ensemble", combine="aligned", trained=trained)
+        trial = make_trial(
+            f"{first} + {second}", [1.0], test=test, kind="ensemble", combination="aligned", state=trained
+        )
         return replace(trial, name=f"{trial.name}, aligned")
 
     made = [
-        make_trial("a frozen", [1.0], test=[0.0, 0.0, 1.0, 1.0], trained="frozen"),
+        make_trial("a frozen", [1.0], test=[0.0, 0.0, 1.0, 1.0], state="frozen"),
         make_trial("a fine-tuned", [1.0], test=[1.0, 1.0, 1.0, 1.0]),
-        make_trial("b frozen", [1.0], test=[0.0, 0.0, 0.0, 0.0], trained="frozen"),
-        make_trial("b fine-tuned", [1.0], test=[0.0, 0.0, 0.0, 0.0], trained="frozen"),  # validation gave it up
+        make_trial("b frozen", [1.0], test=[0.0, 0.0, 0.0, 0.0], state="frozen"),
+        make_trial("b fine-tuned", [1.0], test=[0.0, 0.0, 0.0, 0.0], state="frozen"),  # reset by validation
         ensemble("a frozen", "b frozen", [0.0, 1.0, 1.0, 1.0]),
         ensemble("a fine-tuned", "b frozen", [1.0, 1.0, 1.0, 0.0]),
     ]
     trials = {t.name: t for t in made}
     found = against_frozen(made[5], trials, "precision@3")
-    assert [(c["frozen"], c["own_form"], c["difference"], c["queries"]) for c in found] == [
+    assert [(c["frozen"], c["own_frozen_form"], c["difference"], c["queries"]) for c in found] == [
         ("a frozen", False, 0.25, 4),
         ("b frozen", False, 0.75, 4),
         ("a frozen + b frozen, aligned", True, 0.0, 4),
     ]
     single = against_frozen(made[1], trials, "precision@3")
-    assert [(c["frozen"], c["own_form"], c["difference"]) for c in single] == [
+    assert [(c["frozen"], c["own_frozen_form"], c["difference"]) for c in single] == [
         ("a frozen", True, 0.5),
         ("b frozen", False, 1.0),
     ]
@@ -310,17 +321,17 @@ def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_for
     assert [c["frozen"] for c in against_frozen(made[0], trials, "precision@3")] == ["b frozen"]
 
 
-def test_what_an_earlier_run_left_in_the_folder_is_not_read(finished_copy, finished, tmp_path):
-    (finished_copy / "trials" / "gone-frozen.json").write_text('{"key": "", "trial": {"schema": 1}}')
+def test_trials_of_an_earlier_run_are_not_read(finished_copy, finished, tmp_path):
+    (finished_copy / "trials" / "gone-frozen.json").write_text('{"key": "", "trial": {"version": 1}}')
     script("benchmarks/real_sets.py").keep("photos", finished_copy, {}, tmp_path / "results.json")
     kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["photos"]
     assert len(kept["rows"]) == len(finished.trials)
 
 
-def test_the_page_in_the_repository_is_the_one_that_the_figures_make():
+def test_the_page_in_the_repository_is_up_to_date():
     figures = ROOT / "docs" / "results.json"
     if not figures.is_file():
-        pytest.skip("docs/results.json is not there; benchmarks/real_sets.py writes it")
+        pytest.skip("docs/results.json does not exist; benchmarks/real_sets.py writes it")
     found, pages = json.loads(figures.read_text(encoding="utf-8")), script("docs/make_results.py")
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == pages.render(found), (
         "run: python docs/make_results.py"
@@ -329,10 +340,10 @@ def test_the_page_in_the_repository_is_the_one_that_the_figures_make():
     assert summary in (ROOT / "README.md").read_text(encoding="utf-8"), "copy the first table of docs/results.md"
 
 
-def test_the_summary_names_what_was_chosen_on_each_set(results, finished):
+def test_the_summary_has_the_winner_of_each_set(results, finished):
     _, _, *rows = script("docs/make_results.py").summary(results)
-    (winner,) = (t for t in finished.trials if t.name == finished.choice.winner)
-    best = max(t.test.mean("precision@3") for t in finished.trials if t.kind == "single" and t.trained == "frozen")
+    (winner,) = (t for t in finished.trials if t.name == finished.selection.winner)
+    best = max(t.test.mean("precision@3") for t in finished.trials if t.kind == "single" and t.state == "frozen")
     means = [f"{winner.test.mean(m):.3f}" for m in ("precision@3", "hit@1", "map@r")]
     (row,) = (r for r in rows if r.startswith("| photos |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]

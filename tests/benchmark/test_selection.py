@@ -15,57 +15,57 @@ POOR = [1.0] * 10 + [0.0] * 30
 
 
 def accurate(count: int) -> list[float]:
-    """Values of forty queries of which `count` are right."""
+    """Return values of forty queries of which `count` are 1."""
     return [1.0] * count + [0.0] * (40 - count)
 
 
 def test_front_by_hand(make_trial):
     trials = [
         make_trial("slow best", accurate(36), 50),
-        make_trial("beaten twice", accurate(20), 45),
+        make_trial("dominated twice", accurate(20), 45),
         make_trial("cheap", accurate(10), 5),
         make_trial("as accurate, slower", accurate(30), 30),
         make_trial("middle", accurate(30), 20),
         make_trial("as fast, less accurate", accurate(8), 5),
     ]
-    assert pareto_front(trials) == ["cheap", "middle", "slow best"]
+    assert pareto_front(trials) == ("cheap", "middle", "slow best")
 
 
-def test_equal_trials_stand_on_the_front_together_by_name(make_trial):
-    assert pareto_front([make_trial("b", accurate(9), 5), make_trial("a", accurate(9), 5)]) == ["a", "b"]
+def test_equal_trials_are_on_the_front_in_order_of_their_names(make_trial):
+    assert pareto_front([make_trial("b", accurate(9), 5), make_trial("a", accurate(9), 5)]) == ("a", "b")
 
 
-def test_front_leaves_out_untrained_and_untimed(make_trial):
+def test_untrained_and_untimed_trials_are_not_on_the_front(make_trial):
     trials = [
-        make_trial("random", accurate(40), 1, trained="untrained"),
+        make_trial("random", accurate(40), 1, state="untrained"),
         make_trial("no time", accurate(40), None),
         make_trial("a", accurate(9), 5),
     ]
-    assert pareto_front(trials) == ["a"]
-    assert pareto_front([]) == []
+    assert pareto_front(trials) == ("a",)
+    assert pareto_front([]) == ()
 
 
 def test_front_of_another_measure(make_trial):
     some = make_trial("some", [1 / 3] * 40, 9)  # hit@3 is 1, precision@3 a third
     few = make_trial("few", accurate(20), 5)
-    assert pareto_front([some, few]) == ["few"]
-    assert pareto_front([some, few], "hit@3") == ["few", "some"]
+    assert pareto_front([some, few]) == ("few",)
+    assert pareto_front([some, few], "hit@3") == ("few", "some")
 
 
 def test_the_cheapest_that_is_not_significantly_worse_wins(make_trial):
-    choice = select([make_trial("good", GOOD, 40), make_trial("near", NEAR, 16), make_trial("poor", POOR, 4)])
-    assert choice.winner == "near"
-    assert choice.most_accurate == "good"
-    assert choice.front == ["poor", "near", "good"]
-    assert choice.comparisons["near"].difference == pytest.approx(-1 / 40)
-    assert not choice.comparisons["near"].significant
-    assert choice.comparisons["poor"].difference == pytest.approx(-20 / 40)
-    assert choice.comparisons["poor"].significant
-    assert "good" not in choice.comparisons
+    selection = select([make_trial("good", GOOD, 40), make_trial("near", NEAR, 16), make_trial("poor", POOR, 4)])
+    assert selection.winner == "near"
+    assert selection.most_accurate == "good"
+    assert selection.front == ("poor", "near", "good")
+    assert selection.comparisons["near"].difference == pytest.approx(-1 / 40)
+    assert not selection.comparisons["near"].significant
+    assert selection.comparisons["poor"].difference == pytest.approx(-20 / 40)
+    assert selection.comparisons["poor"].significant
+    assert "good" not in selection.comparisons
 
 
 def test_the_reason_has_the_numbers(make_trial):
-    choice = select([make_trial("good", GOOD, 40), make_trial("near", NEAR, 16), make_trial("poor", POOR, 4)])
+    selection = select([make_trial("good", GOOD, 40), make_trial("near", NEAR, 16), make_trial("poor", POOR, 4)])
     for part in (
         "near has a top-3 accuracy of 0.725 on validation (95% interval 0.625 to 0.825) at 16.0 ms",
         "The most accurate candidate, good, reaches 0.750 at 40.0 ms",
@@ -74,36 +74,35 @@ def test_the_reason_has_the_numbers(make_trial):
         "poor, takes 4.0 ms but is significantly less accurate",
         "−0.500",
     ):
-        assert part in choice.reason
+        assert part in selection.reason
 
 
 def test_the_most_accurate_wins_where_all_cheaper_ones_are_worse(make_trial):
-    choice = select([make_trial("good", GOOD, 40), make_trial("poor", POOR, 4)])
-    assert choice.winner == choice.most_accurate == "good"
-    assert "It is the most accurate candidate, and each faster one on the front is significantly" in choice.reason
+    selection = select([make_trial("good", GOOD, 40), make_trial("poor", POOR, 4)])
+    assert selection.winner == selection.most_accurate == "good"
+    assert "It is the most accurate candidate, and each faster one on the front is significantly" in selection.reason
 
 
 def test_costs_within_one_percent_count_as_equal(make_trial):
     near, good = make_trial("near", NEAR, 100.0), make_trial("good", GOOD, 100.9)
-    choice = select([near, good, make_trial("poor", POOR, 99.95)])
-    assert (choice.winner, choice.front) == ("good", ["poor", "near", "good"])
-    assert choice.reason.endswith("It is the most accurate candidate, and none is faster.")
+    selection = select([near, good, make_trial("poor", POOR, 99.95)])
+    assert (selection.winner, selection.front) == ("good", ("poor", "near", "good"))
+    assert selection.reason.endswith("It is the most accurate candidate, and no other is faster.")
     assert select([near, make_trial("good", GOOD, 101.1)]).winner == "near"
 
 
-def test_of_two_that_are_equal_in_all_the_frozen_one_stays(make_trial):
-    same = [make_trial("a", GOOD, 40, trained="fine-tuned"), make_trial("z", GOOD, 40, trained="frozen")]
+def test_of_two_equal_ones_the_frozen_one_wins(make_trial):
+    same = [make_trial("a", GOOD, 40, state="fine-tuned"), make_trial("z", GOOD, 40, state="frozen")]
     assert select(same).winner == "z"
 
 
 def test_a_single_candidate_wins(make_trial):
-    choice = select([make_trial("only", GOOD, 40)])
-    assert (choice.winner, choice.front, dict(choice.comparisons)) == ("only", ["only"], {})
-    assert "none is faster" in choice.reason
+    selection = select([make_trial("only", GOOD, 40)])
+    assert (selection.winner, selection.front, dict(selection.comparisons)) == ("only", ("only",), {})
+    assert "no other is faster" in selection.reason
 
 
-def test_pairs_are_made_by_query_not_by_place(make_trial):
-    """The same values in reversed order belong to the same queries when their ids are reversed too."""
+def test_values_are_paired_by_query_not_by_position(make_trial):
     good = make_trial("good", GOOD, 40)
     near = make_trial("near", NEAR, 16)
     scores = near.validation
@@ -116,7 +115,7 @@ def test_pairs_are_made_by_query_not_by_place(make_trial):
     assert select([good, replace(near, validation=turned)]).comparisons["near"] == straight
 
 
-def test_queries_that_one_lacks_are_left_out_of_the_pairs(make_trial):
+def test_queries_of_only_one_trial_are_not_compared(make_trial):
     good, near = make_trial("good", GOOD, 40), make_trial("near", NEAR, 16)
     scores = near.validation
     fewer = replace(
@@ -126,80 +125,76 @@ def test_queries_that_one_lacks_are_left_out_of_the_pairs(make_trial):
     assert select([good, replace(near, validation=fewer)]).comparisons["near"].difference == pytest.approx(1 / 38)
 
 
-def test_no_common_query_is_an_error(make_trial):
+def test_trials_without_a_common_query_are_refused(make_trial):
     near = make_trial("near", NEAR, 16)
     strange = replace(near.validation, query_ids=[f"x{n}" for n in range(40)])
-    with pytest.raises(OptionError, match="share none"):
+    with pytest.raises(OptionError, match="no validation query in common"):
         select([make_trial("good", GOOD, 40), replace(near, validation=strange)])
 
 
-def test_the_budget_excludes_and_says_what(make_trial):
+def test_the_budget_excludes_and_the_reason_names_what(make_trial):
     trials = [make_trial("good", GOOD, 40), make_trial("near", NEAR, 16), make_trial("poor", POOR, 4)]
-    choice = select(trials, budget_ms=10)
-    assert choice.winner == choice.most_accurate == "poor"
-    assert choice.excluded == {
+    selection = select(trials, budget_ms=10)
+    assert selection.winner == selection.most_accurate == "poor"
+    assert selection.excluded == {
         "good": "over the budget: 40.0 ms per image, allowed are 10.0",
         "near": "over the budget: 16.0 ms per image, allowed are 10.0",
     }
     assert (
-        "The budget of 10 ms excluded 2 candidates, the most accurate of them good (0.750 at 40.0 ms)." in choice.reason
+        "The budget of 10 ms excluded 2 candidates, the most accurate of them good (0.750 at 40.0 ms)."
+        in selection.reason
     )
 
 
 def test_a_time_equal_to_the_budget_is_within_it(make_trial):
-    choice = select([make_trial("good", GOOD, 40), make_trial("poor", POOR, 4)], budget_ms=40)
-    assert choice.winner == "good"
-    assert choice.reason.endswith("The budget of 40 ms excluded nothing.")
+    selection = select([make_trial("good", GOOD, 40), make_trial("poor", POOR, 4)], budget_ms=40)
+    assert selection.winner == "good"
+    assert selection.reason.endswith("The budget of 40 ms excluded no candidate.")
 
 
-def test_nothing_within_the_budget_names_the_fastest(make_trial):
+def test_an_error_for_an_impossible_budget_names_the_fastest(make_trial):
     trials = [make_trial("good", GOOD, 40), make_trial("poor", POOR, 4.21)]
-    with pytest.raises(
-        OptionError, match=r"at most 3 ms per image; the fastest of 2, poor, takes 4.2 ms.* 4.3 or more\.$"
-    ):
+    with pytest.raises(OptionError, match=r"the fastest of 2, poor, takes 4\.2 ms.*4\.3") as caught:
         select(trials, budget_ms=3)
+    assert caught.value.argument == "budget_ms"
     assert select(trials, budget_ms=4.3).winner == "poor"
-    with pytest.raises(OptionError, match=r"at most 3 ms per image; the only one, good, takes 40.0 ms, so give"):
+    with pytest.raises(OptionError, match=r"the only one, good, takes 40\.0 ms"):
         select(trials[:1], budget_ms=3)
 
 
-def test_one_candidate_over_the_budget_is_told_as_one(make_trial):
-    choice = select([make_trial("good", GOOD, 40), make_trial("poor", POOR, 4)], budget_ms=10)
-    assert choice.reason.endswith("The budget of 10 ms excluded 1 candidate, good (0.750 at 40.0 ms).")
+def test_one_excluded_candidate_is_in_the_singular(make_trial):
+    selection = select([make_trial("good", GOOD, 40), make_trial("poor", POOR, 4)], budget_ms=10)
+    assert selection.reason.endswith("The budget of 10 ms excluded 1 candidate, good (0.750 at 40.0 ms).")
 
 
-def test_untrained_and_untimed_are_never_chosen(make_trial):
-    choice = select(
+def test_untrained_and_untimed_trials_never_win(make_trial):
+    selection = select(
         [
-            make_trial("lucky", accurate(40), 1, trained="untrained"),
+            make_trial("lucky", accurate(40), 1, state="untrained"),
             make_trial("no time", accurate(40), None),
             make_trial("poor", POOR, 4),
         ]
     )
-    assert choice.winner == "poor"
-    assert choice.excluded == {"lucky": "untrained: its weights are random", "no time": "its time was not measured"}
+    assert selection.winner == "poor"
+    assert selection.excluded == {"lucky": "untrained: its weights are random", "no time": "its time was not measured"}
 
 
-def test_what_was_trained_on_images_that_it_is_measured_on_is_never_chosen(make_trial):
+def test_a_leaked_trial_never_wins(make_trial):
     seen = replace(make_trial("seen", accurate(40), 1), leaked=True)
-    choice = select([seen, make_trial("a", GOOD, 5)])
-    assert (choice.winner, choice.front) == ("a", ["a"])
-    assert choice.excluded == {"seen": "its training may have seen images that it is measured on"}
+    selection = select([seen, make_trial("a", GOOD, 5)])
+    assert (selection.winner, selection.front) == ("a", ("a",))
+    assert selection.excluded == {"seen": "it may have been trained on images that it is evaluated on"}
 
 
-def test_only_untrained_is_an_error_with_and_without_budget(make_trial):
-    for budget in (None, 5):
-        with pytest.raises(OptionError) as caught:
-            select([make_trial("random", GOOD, 1, trained="untrained")], budget_ms=budget)
-        assert str(caught.value) == (
-            "the only trial, random, cannot be chosen (untrained: its weights are random); "
-            "benchmark at least one backbone with trained weights."
-        )
-    with pytest.raises(OptionError, match=r"^there is no trial to choose from; benchmark"):
-        select([])
-    both = [make_trial("random", GOOD, 1, trained="untrained"), make_trial("no time", GOOD, None)]
-    with pytest.raises(OptionError, match="none of the 2 trials can be chosen, since each is untrained, untimed, or"):
-        select(both)
+@pytest.mark.parametrize("budget", [None, 5])
+def test_only_untrained_trials_are_refused(make_trial, budget):
+    random, untimed = make_trial("random", GOOD, 1, state="untrained"), make_trial("no time", GOOD, None)
+    with pytest.raises(OptionError, match=r"the only trial, random, .*untrained"):
+        select([random], budget_ms=budget)
+    with pytest.raises(OptionError, match="none of the 2 trials"):
+        select([random, untimed], budget_ms=budget)
+    with pytest.raises(OptionError, match="no trials"):
+        select([], budget_ms=budget)
 
 
 def test_test_scores_are_ignored(make_trial):
@@ -212,59 +207,59 @@ def test_test_scores_are_ignored(make_trial):
     assert select(seeing) == select(blind)
 
 
-def test_ties_in_cost_go_to_the_more_accurate_then_the_name(make_trial):
+def test_ties_in_cost_are_broken_by_accuracy_then_name(make_trial):
     assert select([make_trial("a", NEAR, 9), make_trial("b", GOOD, 9)]).winner == "b"
     assert select([make_trial("b", GOOD, 9), make_trial("a", GOOD, 9)]).winner == "a"
 
 
-def test_ties_in_cost_and_accuracy_go_to_the_frozen_one_before_the_name(make_trial):
-    """By name each first one here would win, and be called the most accurate."""
-    tuned, frozen = make_trial("a", GOOD, 9), make_trial("b", GOOD, 9, trained="frozen")
-    choice = select([tuned, frozen])
-    assert (choice.front, choice.winner, choice.most_accurate) == (["b", "a"], "b", "b")
+def test_ties_in_cost_and_accuracy_are_broken_by_frozen_before_name(make_trial):
+    tuned, frozen = make_trial("a", GOOD, 9), make_trial("b", GOOD, 9, state="frozen")
+    selection = select([tuned, frozen])
+    assert (selection.front, selection.winner, selection.most_accurate) == (("b", "a"), "b", "b")
     better = make_trial("a", [1.0] * 31 + [0.0] * 9, 9)  # one query more, which is not significant
     assert select([better, frozen]).winner == "a"
 
 
-def test_of_equal_ones_the_one_that_is_not_even_called_fine_tuned_wins(make_trial):
-    """Validation took both back to their pretrained weights, so that they are what their frozen forms are."""
+def test_of_equal_ones_the_one_without_fine_tuned_members_wins(make_trial):
+    """Validation reset both to their pretrained weights, so that they equal the frozen ones."""
     names = ("x fine-tuned", "x frozen")
-    assert select([make_trial(name, GOOD, 9, trained="frozen") for name in names]).winner == "x frozen"
+    assert select([make_trial(name, GOOD, 9, state="frozen") for name in names]).winner == "x frozen"
     pairs = ("x fine-tuned + y fine-tuned", "x fine-tuned + y frozen", "x frozen + y frozen")
-    trials = [make_trial(name, GOOD, 9, trained="frozen", kind="ensemble", combine="concat") for name in pairs]
-    assert pareto_front(trials) == list(reversed(pairs))
+    trials = [make_trial(name, GOOD, 9, state="frozen", kind="ensemble", combination="concat") for name in pairs]
+    assert pareto_front(trials) == pairs[::-1]
     assert select(trials).winner == "x frozen + y frozen"
 
 
-def test_what_is_hardly_faster_is_not_called_one_times_faster(make_trial):
-    choice = select([make_trial("good", GOOD, 40), make_trial("near", NEAR, 39)])
-    assert "is not significant, and the chosen one is faster." in choice.reason
+def test_a_ratio_that_rounds_to_one_is_not_printed(make_trial):
+    selection = select([make_trial("good", GOOD, 40), make_trial("near", NEAR, 39)])
+    assert "is not significant, and the winner is faster." in selection.reason
 
 
 @pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf")])
 def test_a_budget_is_a_positive_number(make_trial, budget):
-    with pytest.raises(OptionError, match="--budget-ms must be a positive number"):
+    with pytest.raises(OptionError, match=f"got {budget}") as caught:
         select([make_trial("good", GOOD)], budget_ms=budget)
+    assert caught.value.argument == "budget_ms"
 
 
-def test_names_are_distinct(make_trial):
-    with pytest.raises(OptionError, match="'good' stands more than once"):
+def test_duplicate_names_are_refused(make_trial):
+    with pytest.raises(OptionError, match="duplicate trial 'good'"):
         select([make_trial("good", GOOD), make_trial("good", GOOD)])
 
 
 def test_an_unknown_measure_is_refused(make_trial):
-    with pytest.raises(OptionError, match="'recall@9' was not taken"):
+    with pytest.raises(OptionError, match="'recall@9'"):
         select([make_trial("good", GOOD)], measure="recall@9")
 
 
-def test_a_choice_goes_to_json(make_trial):
+def test_a_selection_goes_to_json(make_trial):
     stored = json.loads(json.dumps(select([make_trial("good", GOOD, 40), make_trial("poor", POOR, 4)]).to_dict()))
     assert stored["winner"] == "good"
     assert stored["comparisons"]["poor"]["significant"] is True
     assert stored["budget_ms"] is None
 
 
-def test_two_that_are_equal_in_everything_are_not_called_faster(make_trial):
-    choice = select([make_trial("a", GOOD, 9), make_trial("b", GOOD, 9)])
-    assert choice.front == ["a", "b"]
-    assert choice.reason.endswith("It is the most accurate candidate, and none is faster.")
+def test_no_reason_calls_an_equal_one_faster(make_trial):
+    selection = select([make_trial("a", GOOD, 9), make_trial("b", GOOD, 9)])
+    assert selection.front == ("a", "b")
+    assert selection.reason.endswith("It is the most accurate candidate, and no other is faster.")

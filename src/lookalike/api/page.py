@@ -35,12 +35,12 @@ def write_search_page(
     results = [
         {
             "id": query.query_id,
-            "picture": queries.uri(query_paths.get(query.query_id)),
+            "image": queries.uri(query_paths.get(query.query_id)),
             "hits": [
                 {
                     "id": hit.id,
                     "score": hit.score,
-                    "picture": items.uri(item_paths.get(hit.id)),
+                    "image": items.uri(item_paths.get(hit.id)),
                     "same": None,
                     "caption": "",
                 }

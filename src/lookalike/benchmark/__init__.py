@@ -1,1 +1,1 @@
-"""Measure candidates, select the winner, report both."""
+"""The benchmark: candidates, trials, timing, selection, leaderboard and report."""

@@ -1,31 +1,38 @@
-"""`benchmark`: measure every candidate and every pair, pick one, write it all down."""
+"""`benchmark`: measure every candidate and every ensemble, select the winner, and write the results."""
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
 from lookalike._files import digest
-from lookalike.benchmark.candidates import make_candidates, require_choosable
-from lookalike.benchmark.embedded import Parts, embedded, skipped_files
-from lookalike.benchmark.leaderboard import Leaderboard
-from lookalike.benchmark.leaderboard_files import write_leaderboard
-from lookalike.benchmark.markdown import markdown
-from lookalike.benchmark.measuring import measure_all, with_timing
-from lookalike.benchmark.report import class_scores, write_report
-from lookalike.benchmark.run import Run, measures_for, slug
-from lookalike.benchmark.selection import DEFAULT_MEASURE, Choice, select
+from lookalike.benchmark.candidates import (
+    AnyCandidate,
+    make_candidates,
+    make_ensembles,
+    require_weights,
+    require_winnable,
+    save_winner,
+)
+from lookalike.benchmark.leaderboard import Leaderboard, build_leaderboard
+from lookalike.benchmark.leaderboard_files import markdown, write_leaderboard
+from lookalike.benchmark.report import class_scores, describe_run, find_examples, write_report
+from lookalike.benchmark.run_trials import (
+    add_timings,
+    embed_candidate,
+    evaluate_all,
+    evaluate_test,
+    evaluate_validation,
+    skipped_files,
+)
+from lookalike.benchmark.selection import DEFAULT_MEASURE, Selection, require_budget, select
+from lookalike.benchmark.spec import BenchmarkSpec, check_candidates, load_splits, lock_or_verify, select_measures, slug
 from lookalike.benchmark.trial import Trial
-from lookalike.benchmark.wanted import Wanted
-from lookalike.benchmark.winner import context, evaluate_winner, examples, write_best
 from lookalike.data.dataset import Dataset
 from lookalike.data.duplicates import require_no_leaks
-from lookalike.data.split import with_validation
-from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.measures import Measure
 from lookalike.models.facts import is_bundle
 from lookalike.models.weights import PRETRAINED
@@ -34,35 +41,33 @@ from lookalike.runtimes.choice import require_runtime
 from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
 from lookalike.training.tracking.target import parse_targets
 from lookalike.training.tracking.tracked import Tracked, begin_tracked
-from lookalike.training.train import load_as
 from lookalike.types import Skipped
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a benchmark found.
+    """The results of a benchmark; `print` shows the table and the reason.
 
     Attributes:
-        trials: one a candidate.
-        choice: the winner and why.
+        trials: one per candidate.
+        selection: the winner and why.
         leaderboard: the table.
-        out: the folder with everything.
+        out: the folder with all results.
         skipped: files and folders that could not be read.
 
     """
 
     trials: tuple[Trial, ...]
-    choice: Choice
+    selection: Selection
     leaderboard: Leaderboard
     out: Path
-    skipped: tuple[Skipped, ...] = field(default=())
+    skipped: tuple[Skipped, ...] = ()
 
     def __str__(self) -> str:
-        """Return the table and the reason."""
-        return markdown(self.leaderboard, self.choice)
+        return markdown(self.leaderboard, self.selection)
 
 
-def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
+def benchmark(  # noqa: PLR0913 - the options of the command
     data: Dataset | Path | str,
     backbones: Sequence[str] = (),
     *,
@@ -80,113 +85,104 @@ def benchmark(  # noqa: PLR0913 - the command's options, all but two by name
     progress: Progress = SILENT,
     **changes: Unpack[OptionChanges],
 ) -> Benchmark:
-    """Measure the backbones, frozen and fine-tuned, the bundles, and all their pairs; choose by validation.
+    """Measure backbones, frozen and fine-tuned, bundles, and all pairs of them; select the winner by validation.
 
-    Started again on the same `out` it goes on where it was: what an earlier sitting made is taken as it is, whether
-    that was killed or finished, and further backbones, bundles, another budget or measure may be given.
+    The same call with the same `out` resumes an interrupted benchmark, and reuses the results of a finished one;
+    backbones and bundles can be added, budget and measure changed.
 
     Args:
         data: a data folder or a loaded data set.
-        backbones: names; each becomes a frozen and, as `finetune` says, a fine-tuned candidate.
-        out: folder for leaderboard.*, report.html, trials/, timing/, members/ and best/; by default a new temporary
-            one.
-        bundles: encoders made before.
+        backbones: names; each is a frozen and, depending on `finetune`, a fine-tuned candidate.
+        out: folder for leaderboard.*, report.html, trials/, timing/, members/ and best/; default: a temporary folder.
+        bundles: saved encoders to measure as well.
         weights: as in `train`.
-        finetune: train all backbones, none, or those named.
-        options: of the training; single ones may also be given by name, as `epochs=3`.
-        budget_ms: the most milliseconds an image may cost.
-        measure: the accuracy to choose by.
-        runtime: what computes embeddings, in float32, for accuracy and time: auto takes the fastest of this machine.
+        finetune: fine-tune all backbones, none, or those named.
+        options: training options; single ones can be passed by name, such as `epochs=3`.
+        budget_ms: maximum milliseconds per image.
+        measure: the accuracy to select by.
+        runtime: runtime for accuracy and time, in float32; `auto` selects the fastest.
         title: heading of the report.
         notes: further sentences for the report.
-        track: trackers, as in `train`; they get the leaderboard, and the winner as a model.
-        progress: is told what happens.
-        changes: options by name, in place of what `options` says.
+        track: trackers as in `train`; they receive the leaderboard, and the winner as a model.
+        progress: receives progress and messages.
+        changes: training options by name, which override `options`.
 
     Raises:
         DataError: too little labelled data, or training images that are in query or gallery too.
-        OptionError: nothing to measure, nothing that could be chosen, or nothing within the budget.
-        ModelError: an unknown backbone, weights that cannot be had, or a bundle that is missing or damaged.
-        StorageError: `out` belongs to something else, or to a run with other data, options or weights.
+        OptionError: nothing to measure, no candidate that can win, or none within the budget.
+        ModelError: an unknown backbone, weights that are not available, or a bundle that is missing or damaged.
+        StorageError: `out` belongs to something else, or to a benchmark with other data, options or weights.
 
     """
     options = changed_options(options, changes)
     measure = str(Measure.parse(measure))
     require_runtime(runtime)
-    if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
-        raise OptionError(f"the budget must be a number above 0 milliseconds an image, got {budget_ms}.")
-    wanted = Wanted.of(backbones, bundles, weights, finetune)
-    data = _with_parts(data, options)
-    measures = measures_for(data, measure, options)
-    place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-"))
+    require_budget(budget_ms)
+    weights, folders, finetuned = check_candidates(backbones, bundles, weights, finetune)
+    data = load_splits(data, options)
+    spec = BenchmarkSpec(
+        data=data,
+        out=Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-")),
+        weights=weights,
+        bundles=folders,
+        finetune=finetuned,
+        options=options,
+        measures=select_measures(data, measure, options),
+        budget_ms=budget_ms,
+        runtime=runtime,
+        title=title,
+        notes=tuple(notes),
+        progress=progress,
+    )
     targets = parse_targets(track)
-    run = Run(data, place, options, measures, progress, runtime=runtime)
-    require_choosable(data, wanted)
-    wanted.require_weights(run)
-    if any(not is_bundle(run.member(name, "fine-tuned")) for name in wanted.finetune):
-        require_no_leaks(data, allowed=options.allow_leaks, progress=progress)
-    run.claim(wanted.weights)
-    progress.info(str(data))
-    key = digest(data.fingerprint, str(place.absolute()))
-    tracked = begin_tracked(targets, place.name, key, resume=True, progress=progress)
+    require_winnable(spec)
+    require_weights(spec)
+    if any(not is_bundle(spec.bundle_folder(name, "fine-tuned")) for name in spec.finetune):
+        require_no_leaks(spec.data, allowed=spec.options.allow_leaks, progress=progress)
+    lock_or_verify(spec)
+    progress.info(str(spec.data))
+    key = digest(spec.data.fingerprint, str(spec.out.absolute()))
+    tracked = begin_tracked(targets, spec.out.name, key, resume=True, progress=progress)
     with tracked.closing():
-        tracked.params(options.to_dict() | {"data": data.fingerprint, "measure": measure})
-        found = _measured(replace(run, tracked=tracked), wanted, budget_ms, title, notes)
-        _track(tracked, found)
-    return found
+        tracked.params(spec.options.to_dict() | {"data": spec.data.fingerprint, "measure": spec.measures[0]})
+        result = _run(replace(spec, tracked=tracked))
+        _track(tracked, result)
+    return result
 
 
-def _measured(run: Run, wanted: Wanted, budget_ms: float | None, title: str | None, notes: Sequence[str]) -> Benchmark:
-    """Make the candidates, measure them, choose, and write everything."""
-    data, place, measure = run.data, run.out, run.measures[0]
-    candidates = make_candidates(run, wanted)
-    parts = {c.name: embedded(run, c) for c in candidates}
-    run = _with_readable(run, parts)
-    trials = with_timing(run, measure_all(run, candidates, parts), candidates, parts)
-    choice = select(trials, measure=measure, budget_ms=budget_ms)
+def _run(spec: BenchmarkSpec) -> Benchmark:
+    """Run the benchmark: embed, evaluate, time, select, write."""
+    singles = make_candidates(spec)
+    candidates: list[AnyCandidate] = [*singles, *make_ensembles(singles)]
+    embeddings = {c.name: embed_candidate(spec, c) for c in singles}
+    spec = spec.with_readable(
+        {split: min(len(e[split]) for e in embeddings.values()) for split in ("validation", "gallery")}
+    )
+    trials = add_timings(spec, evaluate_all(spec, candidates, embeddings), candidates, embeddings)
+    selection = select(trials, measure=spec.measures[0], budget_ms=spec.budget_ms)
+    leaderboard = build_leaderboard(trials, selection)
 
-    skipped = (*data.skipped, *skipped_files(parts))
-    facts = context(run, bool(wanted.finetune), skipped, title, notes)
-    write_best(run, choice, trials, candidates, parts)
-    evaluation = evaluate_winner(run, choice, candidates, parts)
-    values = dict(zip(evaluation.query_ids, evaluation.per_query(measure).tolist(), strict=True))
-    labels = {i.id: i.label for i in data.items}
-    shown = examples(evaluation, values, data)
-    write_report(place / "report.html", trials, choice, facts, shown, class_scores(values, labels))
-    board = write_leaderboard(place, trials, choice, facts)
-    return Benchmark(tuple(trials), choice, board, place, skipped)
+    winner = next(c for c in candidates if c.name == selection.winner)
+    save_winner(spec, winner, selection, leaderboard.winner.trial, embeddings)
+    winner_embeddings = winner.embeddings(embeddings)
+    evaluation = evaluate_test(spec, winner_embeddings) or evaluate_validation(spec, winner_embeddings)
+    examples = find_examples(evaluation, selection.measure, spec.data)
+    skipped = (*spec.data.skipped, *skipped_files(embeddings))
+    description = describe_run(spec, skipped)
+    per_class = class_scores(evaluation, selection.measure)
+    write_report(spec.out / "report.html", leaderboard, selection, description, examples, per_class)
+    write_leaderboard(spec.out, leaderboard, selection, description)
+    return Benchmark(tuple(trials), selection, leaderboard, spec.out, skipped)
 
 
-def _track(tracked: Tracked, found: Benchmark) -> None:
-    """Tell trackers the table, figure by figure and as files, and hand the winner over."""
-    for trial in found.trials:
-        for part, scores in (("validation", trial.validation), ("test", trial.test)):
-            if scores is not None:
-                means = {f"{slug(trial.name)}/{part}/{name}": own["mean"] for name, own in scores.measures.items()}
-                tracked.metrics(means, 1)
+def _track(tracked: Tracked, result: Benchmark) -> None:
+    """Send the measures of every trial, the table and the winner to the trackers."""
+    for trial in result.trials:
+        for split, scores in (("validation", trial.validation), ("test", trial.test)):
+            if scores:
+                prefix = f"{slug(trial.name)}/{split}"
+                tracked.metrics({f"{prefix}/{name}": i.mean for name, i in scores.measures.items()}, 1)
     for name in ("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html"):
-        tracked.file(found.out / name)
-    tracked.params({"winner": found.choice.winner})
-    tracked.model(found.out / "best", found.out.name)
-
-
-def _with_readable(run: Run, parts: Parts) -> Run:
-    """Leave out the usual measures that look deeper than the images that every candidate could read."""
-    readable = {part: min(len(own[part]) for own in parts.values()) for part in ("validation", "gallery")}
-    return replace(run, measures=measures_for(run.data, run.measures[0], run.options, readable))
-
-
-def _with_parts(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
-    """Load the data, if need be, and cut a validation part from its training part.
-
-    Raises:
-        DataError: when there is nothing labelled to train on.
-
-    """
-    loaded = load_as(data, options)
-    if not any(i.label for i in loaded.training):
-        raise DataError(
-            f"{loaded.root} has no labelled training images, which a benchmark fits, trains and chooses with; "
-            "give training/<class>/ folders or a manifest.csv."
-        )
-    return with_validation(loaded, seed=options.seed, class_disjoint=options.class_disjoint)
+        tracked.file(result.out / name)
+    tracked.params({"winner": result.selection.winner})
+    tracked.model(result.out / "best", result.out.name)

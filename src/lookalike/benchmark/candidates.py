@@ -1,195 +1,339 @@
-"""The candidates of a benchmark that stand alone: encoders, each kept as a bundle."""
+"""The candidates of a benchmark: single encoders, each saved as a bundle, and ensembles of two of them."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from lookalike.benchmark.run import Run
-from lookalike.benchmark.trial import Trained
-from lookalike.benchmark.wanted import Wanted, bundle_name
+from lookalike._files import digest
+from lookalike.benchmark.selection import Selection
+from lookalike.benchmark.spec import BenchmarkSpec, bundle_name
+from lookalike.benchmark.trial import TrainingState, Trial, TrialKind
 from lookalike.data.dataset import Dataset, content_hashes
 from lookalike.embeddings.fit import compute_features, fit_projection
-from lookalike.errors import OptionError
-from lookalike.models.encoder import Encoder
+from lookalike.errors import DataError, OptionError
+from lookalike.models.alignment import fit_alignment
+from lookalike.models.encoder import COMBINATIONS, Encoder, combine
 from lookalike.models.facts import is_bundle, read_facts
 from lookalike.models.pretrained import build_trainable
-from lookalike.models.torch_bundle import save_bundle
+from lookalike.models.torch_bundle import save_bundle as save_torch_bundle
+from lookalike.models.weights import NONE
+from lookalike.runtimes.bundle import load_bundle, save_bundle
+from lookalike.training.curves import write_curves
 from lookalike.training.options import TrainingOptions
 from lookalike.training.train import bundle_facts, prepare_work, train_into, trained_contents
+from lookalike.types import Embeddings, Vectors
+
+# By candidate name, then by split.
+SplitEmbeddings = Mapping[str, Mapping[str, Embeddings]]
+
+_EVALUATED = ("validation", "query", "gallery")
+_RESET = "fine-tuning did not improve validation accuracy; the pretrained weights are used."
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One encoder that stands alone in the table.
+    """One bundle: a single encoder of this benchmark, or a bundle that was passed in.
 
     Attributes:
-        name: what the table calls it.
-        bundle: where it is kept.
-        trained: frozen, fine-tuned or untrained.
-        signature: what decides its time: the members' architectures and input sizes.
+        name: its name in tables.
+        bundle: its folder.
+        kind: "single", or "ensemble" for a bundle with several members.
+        state: frozen, fine-tuned or untrained.
+        architecture: architectures and input sizes of its members; together with the runtime they decide its time.
         fingerprint: of the encoder.
-        members: names of its members' backbones; more than one when a given bundle is an ensemble.
-        how: how these are combined; empty for one.
+        combination: how a bundle with several members combines them, else "".
         dim: dimensions of an embedding.
-        note: what a reader should know, one sentence.
-        leaked: whether its training may have seen images that it is measured on here.
-        exported: what an exported model is computed by and in; empty for a bundle of weights.
+        from_random: whether a member started from random weights.
+        export: runtime and precision of an exported bundle, else "".
+        note: one sentence for the reader, or "".
+        leaked: whether it may have been trained on images that it is evaluated on here.
 
     """
 
     name: str
     bundle: Path
-    trained: Trained
-    signature: str
+    kind: TrialKind
+    state: TrainingState
+    architecture: str
     fingerprint: str
-    members: tuple[str, ...]
-    how: str
+    combination: str
     dim: int
+    from_random: bool
+    export: str = ""
     note: str = ""
     leaked: bool = False
-    exported: str = ""
 
     @property
-    def is_ensemble(self) -> bool:
-        """Whether the bundle holds more than one member."""
-        return len(self.members) > 1
+    def members(self) -> tuple[Candidate, ...]:
+        """The candidates whose bundles are used: itself."""
+        return (self,)
+
+    def embeddings(self, embeddings: SplitEmbeddings) -> Mapping[str, Embeddings]:
+        """Return its own embeddings by split."""
+        return embeddings[self.name]
+
+    def load(self, _: SplitEmbeddings) -> Encoder:
+        """Load its encoder."""
+        return load_bundle(self.bundle)
 
 
-def make_candidates(run: Run, wanted: Wanted) -> list[Candidate]:
-    """Make all that stands alone, or take it as an earlier sitting left it: bundles, then each backbone's two forms."""
-    found = [given_candidate(run.data, bundle) for bundle in wanted.bundles]
-    for backbone, weights in wanted.weights.items():
-        found.append(frozen_candidate(run, backbone, weights))
-        if backbone in wanted.finetune:
-            found.append(tuned_candidate(run, backbone, weights))
-    return found
+@dataclass(frozen=True)
+class EnsembleCandidate:
+    """Two candidates, combined; their embeddings are used again, so that it costs no forward pass."""
+
+    first: Candidate
+    second: Candidate
+    combination: str
+    kind: TrialKind = "ensemble"
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in tables."""
+        return f"{self.first.name} + {self.second.name}, {self.combination}"
+
+    @property
+    def members(self) -> tuple[Candidate, ...]:
+        """The two candidates."""
+        return self.first, self.second
+
+    @property
+    def state(self) -> TrainingState:
+        """Untrained if a member is, else fine-tuned if a member is, else frozen."""
+        return joint_state({m.state for m in self.members})
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of an embedding."""
+        return self.first.dim + self.second.dim if self.combination == "concat" else self.first.dim
+
+    @property
+    def from_random(self) -> bool:
+        """Whether a member started from random weights."""
+        return any(m.from_random for m in self.members)
+
+    @property
+    def leaked(self) -> bool:
+        """Whether a member may have been trained on images that it is evaluated on here."""
+        return any(m.leaked for m in self.members)
+
+    def embeddings(self, embeddings: SplitEmbeddings) -> Mapping[str, Embeddings]:
+        """Combine the embeddings of both members, by split that is evaluated."""
+        alignment = self._alignment(embeddings)
+        rotation = b"" if alignment is None else alignment.tobytes()
+        combined = {}
+        for split in _EVALUATED:
+            first, second = (embeddings[m.name][split] for m in self.members)
+            ids = _shared_ids(first, second)
+            vectors = combine([first.take(ids).vectors, second.take(ids).vectors], self.combination, [None, alignment])
+            fingerprint = digest(first.fingerprint, second.fingerprint, self.combination, rotation)
+            combined[split] = Embeddings(ids, vectors, fingerprint)
+        return combined
+
+    def load(self, embeddings: SplitEmbeddings) -> Encoder:
+        """Load both members as one encoder."""
+        members = [member for m in self.members for member in load_bundle(m.bundle).members]
+        return Encoder(members, self.combination, [None, self._alignment(embeddings)])
+
+    def _alignment(self, embeddings: SplitEmbeddings) -> Vectors | None:
+        """Fit the rotation of the second space onto the first, on training embeddings only."""
+        if self.combination != "aligned":
+            return None
+        first, second = (embeddings[m.name]["training"] for m in self.members)
+        ids = _shared_ids(first, second)
+        if len(ids) < 2:
+            raise DataError(f"aligning {self.name} needs 2 training images that both members can read, got {len(ids)}.")
+        return fit_alignment(second.take(ids).vectors, first.take(ids).vectors)
 
 
-def frozen_candidate(run: Run, backbone: str, weights: str | Path) -> Candidate:
-    """Keep a backbone as it came, with a head learnt from the training part, as a bundle."""
-    place = run.member(backbone, "frozen")
-    seed = run.options.seed
-    if not is_bundle(place):
-        member = build_trainable(backbone, weights, seed=seed)
+AnyCandidate = Candidate | EnsembleCandidate
+
+
+def _shared_ids(first: Embeddings, second: Embeddings) -> tuple[str, ...]:
+    """Return the ids that both have: a file may have been unreadable for one of them."""
+    ids = set(second.ids)
+    return tuple(i for i in first.ids if i in ids)
+
+
+def joint_state(states: Collection[TrainingState]) -> TrainingState:
+    """Return the state of several members together."""
+    return "untrained" if "untrained" in states else "fine-tuned" if "fine-tuned" in states else "frozen"
+
+
+def make_candidates(spec: BenchmarkSpec) -> list[Candidate]:
+    """Describe all bundles, and make those of every backbone unless an earlier session made them."""
+    candidates = [bundle_candidate(spec.data, bundle) for bundle in spec.bundles]
+    for backbone in spec.weights:
+        candidates.append(_frozen_candidate(spec, backbone))
+        if backbone in spec.finetune:
+            candidates.append(_finetuned_candidate(spec, backbone))
+    return candidates
+
+
+def make_ensembles(candidates: Sequence[Candidate]) -> list[EnsembleCandidate]:
+    """Return every pair of single candidates in every combination that one bundle can hold."""
+    singles = [c for c in candidates if c.kind == "single"]
+    pairs = [(a, b) for a, b in combinations(singles, 2) if a.export == b.export]
+    return [EnsembleCandidate(a, b, c) for a, b in pairs for c in COMBINATIONS if a.dim == b.dim or c == "concat"]
+
+
+def require_weights(spec: BenchmarkSpec) -> None:
+    """Build every new backbone once and discard it, so that missing weights are an error before the work starts.
+
+    Raises:
+        WeightsUnavailable: pretrained weights are not available.
+        ModelError: a weights file that is missing or does not fit.
+
+    """
+    for backbone, weights in spec.weights.items():
+        if not spec.bundle_folder(backbone, "frozen").exists():
+            build_trainable(backbone, weights, seed=spec.options.seed)
+
+
+def require_winnable(spec: BenchmarkSpec) -> None:
+    """Raise `OptionError` if no candidate could win, before the work starts."""
+    if spec.has_trained_backbone:
+        return
+    candidates = [bundle_candidate(spec.data, bundle) for bundle in spec.bundles]
+    leaked = [c for c in candidates if c.leaked]
+    if leaked and all(c.leaked or c.state == "untrained" for c in candidates):
+        raise OptionError(
+            f"bundle {leaked[0].bundle} cannot win, and there is no other candidate: it "
+            f"{leaked[0].note.removesuffix('.')}; add `backbones`, or pass the bundle that it was refitted from.",
+            argument="bundles",
+        )
+
+
+def _frozen_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
+    """Save a pretrained backbone with a PCA head, fitted on the training split."""
+    folder, seed = spec.bundle_folder(backbone, "frozen"), spec.options.seed
+    if not is_bundle(folder):
+        member = build_trainable(backbone, spec.weights[backbone], seed=seed)
         features = compute_features(
-            member, run.data.training, progress=run.progress, task=f"{backbone}: features", cache=run.cache
+            member, spec.data.training, progress=spec.progress, task=f"{backbone}: features", cache=spec.cache
         )
         fit_projection(member, features, seed=seed)
-        options = TrainingOptions(seed=seed, class_disjoint=run.options.class_disjoint)  # how the data was split
-        save_bundle(Encoder([member]), place, facts=bundle_facts(run.data, options, []))
-    facts = read_facts(place)
-    return _candidate(place, f"{backbone} {facts['members'][0]['origin']['trained']}", facts, "")
+        options = TrainingOptions(seed=seed, class_disjoint=spec.options.class_disjoint)  # how the data was split
+        save_torch_bundle(Encoder([member]), folder, facts=bundle_facts(spec.data, options, []))
+    info = read_facts(folder)
+    return _candidate(folder, f"{backbone} {info['members'][0]['origin']['trained']}", info)
 
 
-def tuned_candidate(run: Run, backbone: str, weights: str | Path) -> Candidate:
-    """Fine-tune a backbone, going on where an interrupted run stopped, and keep it as a bundle.
+def _finetuned_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
+    """Fine-tune a backbone, resuming an interrupted run.
 
-    It is a candidate by its own name even when validation gave all of the fine-tuning up; the note says so.
+    It is called fine-tuned even if validation reset all weights to the pretrained ones; its note says so.
     """
-    place = run.member(backbone, "fine-tuned")
-    work = prepare_work(place, resume=True, replace=False)
+    folder = spec.bundle_folder(backbone, "fine-tuned")
+    work = prepare_work(folder, resume=True, replace=False)
     assert work is not None
-    if not is_bundle(place):
+    if not is_bundle(folder):
         train_into(
-            place,
+            folder,
             work,
-            run.data,
-            [(backbone, weights)],
-            run.options,
-            cache=run.cache,
-            progress=run.progress,
-            tracked=run.tracked,
+            spec.data,
+            [(backbone, spec.weights[backbone])],
+            spec.options,
+            cache=spec.cache,
+            progress=spec.progress,
+            tracked=spec.tracked,
         )
     shutil.rmtree(work, ignore_errors=True)
-    facts = read_facts(place)
-    return _candidate(place, f"{backbone} fine-tuned", facts, _kept(facts))
+    info = read_facts(folder)
+    return replace(_candidate(folder, f"{backbone} fine-tuned", info), note=_finetuning_note(info))
 
 
-def _kept(facts: Mapping[str, Any]) -> str:
-    """Say what validation kept of the fine-tuning; empty when that is all of it."""
-    trained = facts["members"][0]["origin"]["trained"]
-    share = (facts["training"][0].get("interpolation") or {}).get("share")
-    if trained == "untrained":
-        return "training its head alone did not better its random weights."
+def _finetuning_note(info: Mapping[str, Any]) -> str:
+    """Return how much of the fine-tuning validation kept; "" for all of it."""
+    state = info["members"][0]["origin"]["trained"]
+    share = (info["training"][0].get("interpolation") or {}).get("share")
+    if state == "untrained":
+        return "training only the head did not improve on random weights."
     if share is None:
-        return "only its head was trained." if trained == "fine-tuned" else _KEPT_ORIGINAL
+        return "only the head was trained." if state == "fine-tuned" else _RESET
     if share == 0:
-        return "validation kept the original backbone, with a trained head." if trained != "frozen" else _KEPT_ORIGINAL
+        return "validation selected the pretrained backbone with a trained head." if state != "frozen" else _RESET
     if share == 1:
         return ""
-    return (
-        f"validation kept {share:.0%} of the fine-tuned weights and {1 - share:.0%} of the original ones, "
-        "the mixture that measured best."
-    )
+    return f"uses {share:.0%} fine-tuned + {1 - share:.0%} pretrained weights, the best mix on validation."
 
 
-_KEPT_ORIGINAL = "validation kept the original weights, since training did not better them."
+def bundle_candidate(data: Dataset, bundle: Path) -> Candidate:
+    """Describe a bundle that was passed in, and detect images of this evaluation in its training data.
 
-
-def given_candidate(data: Dataset, bundle: Path) -> Candidate:
-    """Take a bundle that was made before; says so when its training may have seen images that it is measured on here.
-
-    Images are known by their bytes, so that a bundle of another split, or of a folder that grew since, is seen through.
-    An image that this training part has as well does not count: every candidate has seen it.
+    Images are compared by content, which detects a bundle of another split or of a folder that has grown since.
+    Images of this training split do not count: every candidate has seen them.
     """
-    facts = read_facts(bundle)
-    found = _candidate(bundle, bundle_name(bundle), facts, "")
-    trained_on = facts.get("training_data") or {}
+    info = read_facts(bundle)
+    candidate = _candidate(bundle, bundle_name(bundle), info)
+    trained_on = info.get("training_data") or {}
     if "contents" not in trained_on:
-        unknown = found.trained == "fine-tuned"
-        note = "it does not say which images it was trained on, and may have seen those here." if unknown else ""
-        return replace(found, note=note, leaked=unknown)
+        leaked = candidate.state == "fine-tuned"
+        note = "does not record its training images, which may include some of these." if leaked else ""
+        return replace(candidate, note=note, leaked=leaked)
     seen = set(trained_on["contents"]) - set(trained_contents(data))
     for items, where in ((data.validation, "validation"), ((*data.query, *data.gallery), "query and gallery")):
         count = sum(content[:16] in seen for content in content_hashes(items).values())
         if count:
-            note = f"its training saw {count} of {len(items)} {where} images, so it measures better there than it is."
-            return replace(found, note=note, leaked=True)
-    other = trained_on.get("fingerprint") != data.fingerprint
-    return replace(found, note="trained on other data than this training part." if other else "")
+            note = f"was trained on {count} of these {len(items)} {where} images, so its score is optimistic."
+            return replace(candidate, note=note, leaked=True)
+    same = trained_on.get("fingerprint") == data.fingerprint
+    return replace(candidate, note="" if same else "was trained on other data than this training split.")
 
 
-def require_choosable(data: Dataset, wanted: Wanted) -> None:
-    """Raise `OptionError` when no candidate could be chosen: hours later is too late to say so."""
-    if wanted.has_trained_backbone:
-        return
-    given = [given_candidate(data, bundle) for bundle in wanted.bundles]
-    leaked = [c for c in given if c.leaked]
-    if all(c.leaked or c.trained == "untrained" for c in given) and leaked:
-        raise OptionError(
-            f"{leaked[0].bundle} cannot be chosen, and there is nothing else to choose: "
-            f"{leaked[0].note.removesuffix('.')}; give a --backbone too, or the bundle that it was refitted from."
-        )
-
-
-def _candidate(bundle: Path, name: str, facts: Mapping[str, Any], note: str) -> Candidate:
-    members = facts["members"]
-    kinds = {m["origin"].get("trained", "frozen") for m in members}
+def _candidate(bundle: Path, name: str, info: Mapping[str, Any]) -> Candidate:
+    members = info["members"]
+    exports = [f"{m['runtime']}-{m['precision']}" for m in members if "runtime" in m]
     return Candidate(
         name=name,
         bundle=bundle,
-        trained=together(kinds),
-        signature="+".join(map(_signature, members)),
-        fingerprint=facts["fingerprint"],
-        members=tuple(m["backbone"] for m in members),
-        how=facts["how"] or "",
-        dim=facts["dim"],
-        note=note,
-        exported="+".join(dict.fromkeys(f"{m['runtime']}-{m['precision']}" for m in members if "runtime" in m)),
+        kind="ensemble" if len(members) > 1 else "single",
+        state=joint_state({m["origin"].get("trained", "frozen") for m in members}),
+        architecture="+".join(map(_architecture, members)),
+        fingerprint=info["fingerprint"],
+        combination=info["how"] or "",
+        dim=info["dim"],
+        from_random=any(m["origin"].get("weights") == NONE for m in members),
+        export="+".join(dict.fromkeys(exports)),
     )
 
 
-def _signature(member: Mapping[str, Any]) -> str:
-    """Name what decides a member's time."""
+def _architecture(member: Mapping[str, Any]) -> str:
     size = member["preprocessing"]
-    by = f" by {member['runtime']} in {member['precision']}" if "runtime" in member else ""
-    return f"{member['timm_name']}@{size['height']}x{size['width']}{by}"
+    runtime = f" on {member['runtime']} in {member['precision']}" if "runtime" in member else ""
+    return f"{member['timm_name']}@{size['height']}x{size['width']}{runtime}"
 
 
-def together(kinds: set[Trained]) -> Trained:
-    """Return what several members are together: untrained when one is, else fine-tuned when one is, else frozen."""
-    return "untrained" if "untrained" in kinds else "fine-tuned" if "fine-tuned" in kinds else "frozen"
+def save_winner(
+    spec: BenchmarkSpec, winner: AnyCandidate, selection: Selection, trial: Trial, embeddings: SplitEmbeddings
+) -> None:
+    """Save the winner as the bundle best/, with the training records of its members."""
+    infos = [read_facts(m.bundle) for m in winner.members]
+    info: dict[str, Any] = {k: infos[0][k] for k in ("classes", "options") if k in infos[0]}
+    training_data = [i.get("training_data") or {} for i in infos]
+    joint = {key: value for key, value in training_data[0].items() if key != "contents"}
+    if all("contents" in seen for seen in training_data):
+        joint["contents"] = sorted({image for seen in training_data for image in seen["contents"]})
+    if joint:
+        info["training_data"] = joint
+    info["training"] = [report for i in infos for report in _training_reports(i)]
+    scores = {"validation": trial.validation, "test": trial.test}
+    info["measures"] = {
+        split: {name: vars(interval) for name, interval in s.measures.items()} for split, s in scores.items() if s
+    }
+    info["benchmark"] = {"candidate": selection.winner, "reason": selection.reason, "seed": spec.options.seed}
+    reports = [report for report in info["training"] if report]
+    curves = partial(write_curves, reports=reports, measure=spec.options.stop_on)
+    save_bundle(winner.load(embeddings), spec.out / "best", facts=info, replace=True, further=curves)
+
+
+def _training_reports(info: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """Return the training report of every member with its options; None for a member that was not trained."""
+    reports = info.get("training") or [None] * len(info["members"])
+    return [report and {"options": info.get("options"), **report} for report in reports]

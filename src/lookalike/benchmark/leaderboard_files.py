@@ -1,95 +1,168 @@
-"""Writing the table of all trials as JSON, CSV, Markdown and LaTeX."""
+"""The leaderboard as JSON, CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from lookalike._files import write_csv, write_json, write_text
-from lookalike.benchmark.latex import latex_table
-from lookalike.benchmark.leaderboard import MILLISECONDS, Leaderboard, Row, build_leaderboard
-from lookalike.benchmark.markdown import markdown, more_ensembles
-from lookalike.benchmark.selection import Choice
-from lookalike.benchmark.trial import Trial, measure_label
+from lookalike.benchmark.leaderboard import Leaderboard, Row, folded_summary
+from lookalike.benchmark.report import RunDescription
+from lookalike.benchmark.selection import Selection
+from lookalike.benchmark.trial import measure_label
+from lookalike.evaluation.evaluation import Estimate
+
+_VERSION = 3
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "+": "$+$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "†": r"$\dagger$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "→": r"$\rightarrow$",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
 
 
-def write_leaderboard(out: Path, trials: Sequence[Trial], choice: Choice, context: Mapping[str, Any]) -> Leaderboard:
-    """Write leaderboard.json, .csv, .md and .tex into the folder `out` and return the table.
+def write_leaderboard(out: Path, leaderboard: Leaderboard, selection: Selection, description: RunDescription) -> None:
+    """Write leaderboard.json, .csv, .md and .tex into the folder `out`.
 
-    The JSON holds everything but the values for each query, which stand in trials/*.json.
-
-    Args:
-        out: the folder; made when absent.
-        trials: all trials.
-        choice: what `select` returned for them.
-        context: how it was measured, stored as it is; paths and the like become text.
+    The JSON holds everything but the values per query, which are in trials/*.json.
 
     Raises:
-        StorageError: when the folder cannot be written.
+        StorageError: the folder cannot be written.
 
     """
-    board = build_leaderboard(trials, choice)
-    out = Path(out)
-    write_json(out / "leaderboard.json", _as_json(board, trials, choice, context))
-    columns = _csv_columns(board)
-    rows = ([_cell(getattr(row, field)) for field in columns] for row in board.rows)
-    write_csv(out / "leaderboard.csv", list(columns.values()), rows)
-    write_text(out / "leaderboard.md", markdown(board, choice))
-    write_text(out / "leaderboard.tex", latex_table(_for_print(board), trials))
-    return board
-
-
-def _for_print(board: Leaderboard) -> Leaderboard:
-    """Return the table without what is folded away on a screen: a page holds no more."""
-    folded = {row.model for row in board.groups().folded}
-    if not folded:
-        return board
-    be = "is" if len(folded) == 1 else "are"
-    caption = f"{board.caption} {more_ensembles(len(folded))}, {be} in leaderboard.csv."
-    return replace(board, caption=caption, rows=tuple(row for row in board.rows if row.model not in folded))
-
-
-def _as_json(board: Leaderboard, trials: Sequence[Trial], choice: Choice, context: Mapping[str, Any]) -> dict[str, Any]:
-    by_name = {t.name: t.to_dict() for t in trials}
-    for trial in by_name.values():
-        for part in ("validation", "test"):
-            if trial[part]:
-                trial[part] = {k: v for k, v in trial[part].items() if k not in ("values", "query_ids")}
-    return {
-        "schema": 2,
-        "measure": board.measure,
-        "hit_k": board.hit_k,
-        "part": board.part,
-        "caption": board.caption,
-        "choice": choice.to_dict(),
-        "context": _plain(context),
-        "rows": [asdict(row) for row in board.rows],
-        "trials": [by_name[row.model] for row in board.rows],
+    content = {
+        "version": _VERSION,
+        "measure": leaderboard.measure,
+        "measured_on": leaderboard.measured_on,
+        "caption": leaderboard.caption,
+        "selection": selection.to_dict(),
+        "description": asdict(description),
+        "rows": [{"winner": r.winner, "on_front": r.on_front, **r.trial.to_dict()} for r in leaderboard.rows],
     }
+    write_json(out / "leaderboard.json", content)
+    records = [_csv_record(leaderboard, row) for row in leaderboard.rows]
+    write_csv(out / "leaderboard.csv", list(records[0]), (list(record.values()) for record in records))
+    write_text(out / "leaderboard.md", markdown(leaderboard, selection))
+    write_text(out / "leaderboard.tex", latex(leaderboard))
 
 
-def _plain(value: Any) -> Any:
-    """Bring whatever a context holds to what JSON knows."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(inner) for inner in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+def _csv_record(leaderboard: Leaderboard, row: Row) -> dict[str, object]:
+    trial = row.trial
+    record: dict[str, object] = {"model": trial.name, "type": trial.kind, "state": trial.state}
+    flags = {"from_random": trial.from_random, "winner": row.winner, "on_front": row.on_front}
+    record |= {name: "yes" if flag else "no" for name, flag in flags.items()}
+    for column, value in leaderboard.values(row).items():
+        name = column.lower().replace(" ", "_").replace("-", "_")
+        if isinstance(value, Estimate):
+            record |= {
+                name: round(value.mean, 6),
+                f"{name}_low": round(value.low, 6),
+                f"{name}_high": round(value.high, 6),
+            }
+        elif value is None:
+            record |= dict.fromkeys((name, f"{name}_low", f"{name}_high") if "@" in name else (name,), "")
+        else:
+            record[name] = round(value, 6)
+    return record | {"note": trial.note}
 
 
-def _csv_columns(board: Leaderboard) -> dict[str, str]:
-    """Return the fields of `Row` that are written, each with its column's name; no measure is written twice."""
-    own = measure_label(board.measure).replace(" ", "_").replace("-", "_")
-    names = {"kind": "type", "accuracy": own} | {field: name.replace(" ", "_") for name, field in MILLISECONDS.items()}
-    for name, field in (*board.means.items(), (f"validation_{own}", "validation")):
-        names |= {f"{field}{end}": f"{name}{end}" for end in ("", "_low", "_high")}
-    written = [f.name for f in fields(Row) if f.name in names or not f.name.startswith(("hit_k", "hit_1", "map_r"))]
-    return {field: names.get(field, field) for field in written}
+def markdown(leaderboard: Leaderboard, selection: Selection) -> str:
+    """Return the table in Markdown: the reason above; caption, folded ensembles and notes below."""
+    folded = leaderboard.groups().folded
+    lines = [f"**Winner: {escape(selection.winner)}.** {escape(selection.reason)}", ""]
+    lines += table(leaderboard, (row for row in leaderboard.rows if row not in folded))
+    lines += ["", escape(leaderboard.caption)]
+    if folded:
+        lines += ["", f"<details><summary>{folded_summary(len(folded))}</summary>", ""]
+        lines += [*table(leaderboard, folded), "", "</details>"]
+    trials = [row.trial for row in leaderboard.rows]
+    notes = [f"- {escape(t.name)}: {escape(t.note)}" for t in trials if t.note]
+    return "\n".join([*lines, *([""] if notes else []), *notes, ""])
 
 
-def _cell(value: object) -> object:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "" if value is None else round(value, 6) if isinstance(value, float) else value
+def table(leaderboard: Leaderboard, rows: Iterable[Row], *, hidden: Collection[str] = ()) -> Iterator[str]:
+    """Yield the lines of a Markdown table: header, separator, then one line per row.
+
+    Args:
+        leaderboard: defines the columns.
+        rows: the rows to show.
+        hidden: names of columns to hide.
+
+    """
+    columns = [(n, name) for n, name in enumerate(leaderboard.columns) if name not in hidden]
+    yield table_line(name for _, name in columns)
+    yield "|" + "|".join(":--" if name in ("model", "type") else "--:" for _, name in columns) + "|"
+    for row in rows:
+        cells = leaderboard.cells(row)
+        model, *others = (escape(cells[n]) for n, _ in columns)
+        yield table_line([f"**{model}** (winner)" if row.winner else model, *others])
+
+
+def table_line(cells: Iterable[str]) -> str:
+    """Return one line of a Markdown table; the cells are already escaped."""
+    return f"| {' | '.join(cells)} |"
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows literally, on one line."""
+    for sign in ("\\", "|", "*", "_", "`", "<"):
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())
+
+
+def latex(leaderboard: Leaderboard) -> str:
+    r"""Return a `table` for `\input`, in booktabs style, best first, the winner in bold, without folded ensembles.
+
+    Time is the mean per image in batches, decoding included, in seconds; that of an ensemble includes all members.
+    """
+    folded = leaderboard.groups().folded
+    caption = leaderboard.caption
+    if folded:
+        caption += f" {folded_summary(len(folded))}, {'is' if len(folded) == 1 else 'are'} in leaderboard.csv."
+    timings = [row.trial.timing for row in leaderboard.rows if row.trial.timing]
+    if timings:
+        sizes = " or ".join(map(str, sorted({t.batch_size for t in timings})))
+        devices = " and ".join(sorted({t.device for t in timings}))
+        caption += f" Time is the mean in batches of {sizes} on {devices}, decoding included. Bold: the winner."
+    accuracy = latex_escape(measure_label(leaderboard.measure).capitalize())
+    lines = [
+        r"% \usepackage{booktabs} is needed; include with \input{leaderboard.tex}.",
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{latex_escape(caption)}}}",
+        r"\label{tab:leaderboard}",
+        r"\begin{tabular}{lrrl}",
+        r"\toprule",
+        rf"Model & {accuracy} & Avg.\ time per image (s) & Type \\",
+        r"\midrule",
+        *(_latex_line(leaderboard, row) for row in leaderboard.rows if row not in folded),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_line(leaderboard: Leaderboard, row: Row) -> str:
+    timing = row.trial.timing
+    seconds = f"{timing.batched_ms / 1000:.4f}" if timing else "--"
+    name, _, accuracy, *_ = leaderboard.cells(row)
+    cells = [latex_escape(name), latex_escape(accuracy), seconds]
+    if row.winner:
+        cells = [rf"\textbf{{{cell}}}" for cell in cells]
+    return " & ".join([*cells, row.trial.kind.capitalize()]) + r" \\"
+
+
+def latex_escape(text: str) -> str:
+    """Return text that LaTeX prints literally."""
+    return "".join(_LATEX.get(sign, sign) for sign in text)

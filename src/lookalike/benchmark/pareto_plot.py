@@ -1,87 +1,76 @@
-"""Accuracy against time as an inline SVG whose colours come from the page, so that it is right in light and dark."""
+"""Accuracy against time as an inline SVG with the colours of the page, so that it suits light and dark."""
 
 from __future__ import annotations
 
 import itertools
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from lookalike.benchmark.selection import Choice, pareto_front
-from lookalike.benchmark.trial import Trial, measure_label, ms_text
+from lookalike.benchmark.selection import Selection, pareto_front
+from lookalike.benchmark.trial import Trial, format_ms, measure_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
 
-# matplotlib wants real colours; these stand for the page's own and are replaced in the SVG.
+# matplotlib needs real colours; in the SVG they are replaced by the variables of the page
 _INK, _MUTED, _LINE, _ACCENT, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _ACCENT: "--accent", _PAPER: "--paper"}
 _POINT = 7.0
 _FONT = 10.5
 
 
-@dataclass(frozen=True)
-class _Box:
-    """A rectangle on the drawing, pixels."""
-
-    left: float
-    bottom: float
-    right: float
-    top: float
-
-    def meets(self, other: _Box) -> bool:
-        beside = self.right <= other.left or other.right <= self.left
-        return not (beside or self.top <= other.bottom or other.top <= self.bottom)
-
-    def inside(self, other: _Box) -> bool:
-        across = other.left <= self.left and self.right <= other.right
-        return across and other.bottom <= self.bottom and self.top <= other.top
-
-
 def pareto_svg(
-    trials: Sequence[Trial], choice: Choice, numbers: Mapping[str, int], *, size: tuple[int, int], names: bool
+    trials: Sequence[Trial], selection: Selection, numbers: Mapping[str, int], *, size: tuple[int, int], names: bool
 ) -> str:
-    """Return an `<svg>` of validation accuracy against median milliseconds of one image.
+    """Return an `<svg>` of validation accuracy against median milliseconds per image.
 
     Args:
-        trials: all trials; those that are no candidates are not drawn.
-        choice: names the winner, the measure and the budget.
-        numbers: the number of each trial in the table beside the plot.
+        trials: all trials; those that are not candidates are not drawn.
+        selection: the winner, the measure and the budget.
+        numbers: number of each trial in the table next to the plot.
         size: width and height in CSS pixels.
-        names: label single models and the front with names where they fit; all others have their numbers only.
+        names: label single models and the front with names where they fit; all others have their number only.
 
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    shown = [t for t in trials if t.is_candidate]
+    measure = selection.measure
+    candidates = {t.name: t for t in trials if t.is_candidate}
+    front = [candidates[name] for name in pareto_front(candidates.values(), measure)]
     figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
     axes = figure.add_axes((54 / size[0], 46 / size[1], 1 - 70 / size[0], 1 - 62 / size[1]))
-    _scales(axes, shown, choice.measure)
-    _front(axes, shown, choice)
-    front = set(pareto_front(shown, choice.measure))
-    for trial in shown:
-        _point(axes, trial, choice, on_front=trial.name in front, number=numbers[trial.name])
-    named = {t.name for t in shown if names and (t.kind == "single" or t.name in front)}
-    _labels(axes, sorted(shown, key=lambda t: (t.name != choice.winner, t.name not in front)), choice, numbers, named)
+    _scale(axes, list(candidates.values()), measure)
+    # between two points of the front, the accuracy that a time allows is that of the left one
+    steps = [(t.cost_ms, t.validation.mean(measure)) for t in front]
+    steps.append((axes.get_xlim()[1], steps[-1][1]))
+    axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", color=_ACCENT, linewidth=1.4, zorder=2)
+    _draw_budget(axes, selection.budget_ms)
+    for trial in candidates.values():
+        _draw_point(axes, trial, selection, on_front=trial in front, number=numbers[trial.name])
+    ordered = sorted(candidates.values(), key=lambda t: (t.name != selection.winner, t not in front))
+    labels = {
+        t.name: [_wrap(f"{numbers[t.name]}  {t.name}")] * (names and (t.kind == "single" or t in front))
+        + [str(numbers[t.name])]
+        for t in ordered
+    }
+    _draw_labels(axes, ordered, labels, steps, selection)
     buffer = StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"lookalike-{size[0]}"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    titles = {f"trial-{numbers[t.name]}": _title(t, choice.measure) for t in shown}
-    return _inline(buffer.getvalue(), f"{measure_label(choice.measure)} against milliseconds per image", titles, size)
+    titles = {numbers[t.name]: _title(t, measure) for t in ordered}
+    return _inline(buffer.getvalue(), f"{measure_label(measure)} against milliseconds per image", titles, size)
 
 
-def _scales(axes: Axes, shown: Sequence[Trial], measure: str) -> None:
+def _scale(axes: Axes, trials: Sequence[Trial], measure: str) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    costs = [t.cost_ms for t in shown]
-    low, high = min(costs), max(costs)
+    low, high = min(t.cost_ms for t in trials), max(t.cost_ms for t in trials)
     if high > 5 * low:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.35, high * 1.35)
@@ -91,12 +80,11 @@ def _scales(axes: Axes, shown: Sequence[Trial], measure: str) -> None:
         margin = 0.12 * (high - low) or 0.3 * high
         axes.set_xlim(max(0.0, low - margin), high + margin)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    intervals = [t.validation.interval(measure) for t in shown]
-    bottom, top = min(i["low"] for i in intervals), max(i["high"] for i in intervals)
+    intervals = [t.validation.estimate(measure) for t in trials]
+    bottom, top = min(i.low for i in intervals), max(i.high for i in intervals)
     margin = 0.08 * (top - bottom) or 0.05
     ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(bottom - margin, top + margin)
-    most = max(1.0, top) + 1e-9  # no share is above 1
-    axes.yaxis.set_major_locator(FixedLocator([t for t in ticks if t <= most]))
+    axes.yaxis.set_major_locator(FixedLocator([t for t in ticks if t <= max(1.0, top) + 1e-9]))  # a share is at most 1
     axes.set_ylim(bottom - margin, top + margin)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("milliseconds per image, one at a time (median)", color=_MUTED, fontsize=_FONT, labelpad=8)
@@ -111,124 +99,115 @@ def _scales(axes: Axes, shown: Sequence[Trial], measure: str) -> None:
         spine.set_color(_MUTED)
 
 
-def _front(axes: Axes, shown: Sequence[Trial], choice: Choice) -> None:
-    """Draw the front as steps: between two points, the accuracy that this much time buys is the left one's."""
-    costs, accuracies = _steps(axes, shown, choice.measure)
-    right = costs[-1]
-    axes.plot(costs, accuracies, drawstyle="steps-post", color=_ACCENT, linewidth=1.4, zorder=2)
-    if choice.budget_ms is not None and axes.get_xlim()[0] < choice.budget_ms < right:
-        axes.axvline(choice.budget_ms, color=_INK, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
-        inner = axes.transAxes.inverted().transform(axes.transData.transform((choice.budget_ms, 0.0)))[0] > 0.5
-        axes.annotate(
-            f"budget {choice.budget_ms:g} ms", (choice.budget_ms, 0.0), xycoords=("data", "axes fraction"), color=_INK,
-            fontsize=_FONT - 1, xytext=(-5 if inner else 5, 5), textcoords="offset points",
-            ha="right" if inner else "left",
-        )  # fmt: skip
-
-
-def _steps(axes: Axes, shown: Sequence[Trial], measure: str) -> tuple[list[float], list[float]]:
-    """Return the front's milliseconds and accuracies, and where it leaves the drawing."""
-    by_name = {t.name: t for t in shown}
-    front = [by_name[name] for name in pareto_front(shown, measure)]
-    accuracies = [t.validation.mean(measure) for t in front]
-    return [*(t.cost_ms for t in front), axes.get_xlim()[1]], [*accuracies, accuracies[-1]]
-
-
-def _front_boxes(axes: Axes, shown: Sequence[Trial], measure: str) -> list[_Box]:
-    """Return what the front covers, for each of its steps the flat part."""
-    points = axes.transData.transform(np.column_stack(_steps(axes, shown, measure)))
-    return [_Box(x, y - 1, right, y + 1) for (x, y), (right, _) in itertools.pairwise(points)]
-
-
-def _point(axes: Axes, trial: Trial, choice: Choice, *, on_front: bool, number: int) -> None:
-    found = trial.validation.interval(choice.measure)
-    won = trial.name == choice.winner
-    colour = _ACCENT if won else _INK if on_front else _MUTED
-    axes.plot(
-        [trial.cost_ms] * 2, [found["low"], found["high"]], color=colour, linewidth=1.2, zorder=3,
-        alpha=0.9 if on_front else 0.35, solid_capstyle="round",
+def _draw_budget(axes: Axes, budget_ms: float | None) -> None:
+    left, right = axes.get_xlim()
+    if budget_ms is None or not left < budget_ms < right:
+        return
+    axes.axvline(budget_ms, color=_INK, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+    on_right_half = axes.transAxes.inverted().transform(axes.transData.transform((budget_ms, 0.0)))[0] > 0.5
+    axes.annotate(
+        f"budget {budget_ms:g} ms", (budget_ms, 0.0), xycoords=("data", "axes fraction"), color=_INK,
+        fontsize=_FONT - 1, xytext=(-5 if on_right_half else 5, 5), textcoords="offset points",
+        ha="right" if on_right_half else "left",
     )  # fmt: skip
-    if won:
+
+
+def _draw_point(axes: Axes, trial: Trial, selection: Selection, *, on_front: bool, number: int) -> None:
+    x, interval, is_winner = trial.cost_ms, trial.validation.estimate(selection.measure), trial.name == selection.winner
+    colour = _ACCENT if is_winner else _INK if on_front else _MUTED
+    axes.plot(
+        [x, x], [interval.low, interval.high], color=colour, linewidth=1.2, zorder=3, alpha=0.9 if on_front else 0.35,
+        solid_capstyle="round",
+    )  # fmt: skip
+    if is_winner:
         axes.plot(
-            trial.cost_ms, found["mean"], marker="o", markersize=2.3 * _POINT, markerfacecolor="none",
-            markeredgecolor=_ACCENT, markeredgewidth=1.8, zorder=4,
+            x, interval.mean, marker="o", markersize=2.3 * _POINT, markerfacecolor="none", markeredgecolor=_ACCENT,
+            markeredgewidth=1.8, zorder=4,
         )  # fmt: skip
     axes.plot(
-        trial.cost_ms, found["mean"], marker="o" if trial.kind == "single" else "D", linestyle="none",
+        x, interval.mean, marker="o" if trial.kind == "single" else "D", linestyle="none",
         markersize=_POINT if trial.kind == "single" else 0.85 * _POINT, markeredgecolor=colour, markeredgewidth=1.4,
-        markerfacecolor=_PAPER if trial.trained == "frozen" else colour, zorder=5, gid=f"trial-{number}",
+        markerfacecolor=_PAPER if trial.state == "frozen" else colour, zorder=5, gid=f"trial-{number}",
     )  # fmt: skip
 
 
-def _labels(axes: Axes, shown: Sequence[Trial], choice: Choice, numbers: Mapping[str, int], names: set[str]) -> None:
-    """Label the points, the most important first: with the name where it fits, else the number, else not at all."""
-    points = {t.name: axes.transData.transform((t.cost_ms, t.validation.mean(choice.measure))) for t in shown}
-    around = _POINT * 0.8
-    taken = [_Box(x - around, y - around, x + around, y + around) for x, y in points.values()]
-    bars = [_bar(axes, t, choice.measure) for t in shown]
-    front = _front_boxes(axes, shown, choice.measure)
+def _draw_labels(
+    axes: Axes,
+    trials: Sequence[Trial],
+    labels: Mapping[str, Sequence[str]],
+    steps: Sequence[tuple[float, float]],
+    selection: Selection,
+) -> None:
+    """Draw the first label of each trial that fits next to its point, the most important trial first, or none."""
+    from matplotlib.transforms import Bbox
+
+    to_pixels, measure = axes.transData.transform, selection.measure
+    points = {t.name: to_pixels((t.cost_ms, t.validation.mean(measure))) for t in trials}
+    occupied = [Bbox.from_extents(x, y, x, y).padded(0.8 * _POINT) for x, y in points.values()]
+    intervals = [t.validation.estimate(measure) for t in trials]
+    bars = [
+        Bbox([to_pixels((t.cost_ms, i.low)), to_pixels((t.cost_ms, i.high))]).padded(1)
+        for t, i in zip(trials, intervals, strict=True)
+    ]
+    pixels = [to_pixels(step) for step in steps]
+    front = [Bbox.from_extents(x, y, right, y).padded(1) for (x, y), (right, _) in itertools.pairwise(pixels)]
     frame = axes.get_window_extent()
-    inside = _Box(frame.x0, frame.y0, frame.x1 + 12, frame.y1)
-    for trial in shown:
+    for trial in trials:
         x, y = points[trial.name]
-        won = trial.name == choice.winner
-        texts = [_wrapped(trial.name, numbers[trial.name])] if trial.name in names else []
-        for text in [*texts, str(numbers[trial.name])]:
-            free = [b for b in _places(x, y, text, won) if b.inside(inside) and not any(map(b.meets, taken))]
-            if text in texts:  # a name across the front cannot be read, a number can
-                free = [b for b in free if not any(map(b.meets, front))]
-            if free:
-                box = min(free, key=lambda b: sum(map(b.meets, bars)))  # the first of those that cross fewest bars
-                taken.append(box)
-                side, anchor = ("right", box.right) if box.right <= x else ("left", box.left)
+        is_winner = trial.name == selection.winner
+        for text in labels[trial.name]:
+            # a name across the front is hard to read, a number is not
+            blocked = occupied + front if text != labels[trial.name][-1] else occupied
+            boxes = [
+                box
+                for box in _label_boxes(x, y, text, _POINT * (1.5 if is_winner else 1.0))
+                if frame.x0 <= box.x0 and box.x1 <= frame.x1 + 12 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+                and not box.count_overlaps(blocked)
+            ]  # fmt: skip
+            if boxes:
+                box = min(boxes, key=lambda b: b.count_overlaps(bars))
+                occupied.append(box)
+                side, anchor = ("right", box.x1) if box.x1 <= x else ("left", box.x0)
                 axes.annotate(
-                    text, (anchor, box.bottom), xycoords="figure pixels", fontsize=_FONT, va="bottom", ha=side,
-                    color=_ACCENT if won else _INK, fontweight="bold" if won else "normal", linespacing=1.15, zorder=6,
+                    text, (anchor, box.y0), xycoords="figure pixels", fontsize=_FONT, va="bottom", ha=side,
+                    color=_ACCENT if is_winner else _INK, fontweight="bold" if is_winner else "normal",
+                    linespacing=1.15, zorder=6,
                 )  # fmt: skip
                 break
 
 
-def _bar(axes: Axes, trial: Trial, measure: str) -> _Box:
-    found = trial.validation.interval(measure)
-    x, bottom = axes.transData.transform((trial.cost_ms, found["low"]))
-    _, top = axes.transData.transform((trial.cost_ms, found["high"]))
-    return _Box(x - 1, bottom, x + 1, top)
+def _label_boxes(x: float, y: float, text: str, gap: float) -> list[Bbox]:
+    """Return the places of a text around a point: right, left, below and above it; browsers set the font."""
+    from matplotlib.transforms import Bbox
 
-
-def _wrapped(name: str, number: int) -> str:
-    width = max(22, *(len(word) + 4 for word in name.split()))
-    return "\n".join(textwrap.wrap(f"{number}  {name}", width, break_long_words=False, break_on_hyphens=False))
-
-
-def _places(x: float, y: float, text: str, won: bool) -> Iterator[_Box]:
-    """Yield boxes for a text around a point: right, left, below and above it, then the corners."""
     lines = text.split("\n")
     width, height = 0.6 * _FONT * max(map(len, lines)) + 2, 1.25 * _FONT * len(lines)
-    gap = _POINT * (1.5 if won else 1.0)
-    for left, bottom in (
-        (x + gap, y - height - 2), (x + gap, y + 2), (x - gap - width, y + 2), (x - gap - width, y - height - 2),
-        (x + gap, y - height / 2), (x - gap - width, y - height / 2),
-        (x - width / 2, y - gap - height), (x - width / 2, y + gap),
-    ):  # fmt: skip
-        yield _Box(left, bottom, left + width, bottom + height)
+    right, left, below, above, middle = x + gap, x - gap - width, y - height - 2, y + 2, y - height / 2
+    corners = [(right, below), (right, above), (left, above), (left, below), (right, middle), (left, middle)]
+    corners += [(x - width / 2, y - gap - height), (x - width / 2, y + gap)]
+    return [Bbox.from_bounds(*corner, width, height) for corner in corners]
+
+
+def _wrap(label: str) -> str:
+    width = max(22, *(len(word) + 4 for word in label.split()))
+    return "\n".join(textwrap.wrap(label, width, break_long_words=False, break_on_hyphens=False))
 
 
 def _title(trial: Trial, measure: str) -> str:
-    found = trial.validation.interval(measure)
-    interval = f"{found['low']:.3f} to {found['high']:.3f}"
-    return f"{trial.name}: {found['mean']:.3f} ({interval}) at {ms_text(trial.cost_ms)} ms"
+    interval = trial.validation.estimate(measure)
+    span = f"{interval.low:.3f} to {interval.high:.3f}"
+    return f"{trial.name}: {interval.mean:.3f} ({span}) at {format_ms(trial.cost_ms)} ms"
 
 
-def _inline(svg: str, label: str, titles: Mapping[str, str], size: tuple[int, int]) -> str:
-    """Cut the SVG down to what a page needs: no prologue, no metadata, no namespaces, the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+def _inline(svg: str, label: str, titles: Mapping[int, str], size: tuple[int, int]) -> str:
+    """Reduce the SVG to what a page needs: no prologue, metadata or namespaces; titles, and the colours of the page."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     opening = f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}">'
     svg = opening + svg[svg.index(">") + 1 :]
-    # Two plots stand in one page: what one refers to must not be found in the other.
+    # two plots are in one page: their ids must differ
     svg = re.sub(r'(id="|href="#|url\(#)(?!trial-)', rf"\g<1>w{size[0]}-", svg)
-    for gid, title in titles.items():
-        svg = svg.replace(f'<g id="{gid}">', f"<g><title>{escape(title)}</title>", 1)
+    for number, title in titles.items():
+        svg = svg.replace(f'<g id="trial-{number}">', f"<g><title>{escape(title)}</title>", 1)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     return svg.strip()

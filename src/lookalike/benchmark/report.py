@@ -1,234 +1,241 @@
-"""The report: one HTML file with the choice, the table, the plot, the classes and pictures of good and bad searches."""
+"""The report: one HTML file with the winner, the table, the plot, the classes, and images of good and bad searches."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lookalike._files import write_text
 from lookalike._html import Thumbnails, page_environment
-from lookalike.benchmark.leaderboard import MILLISECONDS, Leaderboard, build_leaderboard
-from lookalike.benchmark.markdown import more_ensembles
+from lookalike.benchmark.leaderboard import TIMES, Leaderboard, describe_scores, folded_summary, format_value
 from lookalike.benchmark.pareto_plot import pareto_svg
-from lookalike.benchmark.selection import Choice
-from lookalike.benchmark.trial import Trial, counted, measure_label, ms_text
+from lookalike.benchmark.selection import Selection
+from lookalike.benchmark.spec import BenchmarkSpec
+from lookalike.benchmark.timing import machine
+from lookalike.benchmark.trial import measure_label
+from lookalike.data.dataset import Dataset, Item
 from lookalike.evaluation.bootstrap import bootstrap_interval
+from lookalike.evaluation.evaluation import Estimate, Evaluation
+from lookalike.types import Skipped
 
-_LISTED_FILES = 40
+_SKIPPED = 40
+_HITS = 8
+_EXAMPLES = 6
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """How a benchmark was measured, for report and leaderboard; without any path outside the data folder.
+
+    Attributes:
+        title: heading of the report.
+        data: summary of the data set.
+        machine: processor, cores and versions.
+        settings: settings by name.
+        skipped: skipped files with their causes.
+        notes: sentences for the reader.
+
+    """
+
+    title: str = "Which model finds it best?"
+    data: str = ""
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def describe_run(spec: BenchmarkSpec, skipped: Sequence[Skipped]) -> RunDescription:
+    """Return how a benchmark was measured."""
+    data, options = spec.data, spec.options
+    settings = {"seed": options.seed, "validation": f"{len(data.validation)} images, each queried against all others"}
+    if spec.finetune:
+        limit = f", at most {options.max_minutes:g} minutes" if options.max_minutes is not None else ""
+        changes = "".join(f", {name} {value}" for name, value in sorted(options.changes.items()))
+        recipe = f"recipe {options.recipe}{limit}{changes}, early stopping on {options.stop_on}"
+        settings["fine-tuning"] = "head only" if options.frozen else recipe
+    times = "Times depend on the architecture: trials that differ only in their weights share one measurement."
+    return RunDescription(
+        title=spec.title or RunDescription.title,
+        data=data.summary(data.root.resolve().name or "data"),
+        machine=machine(),
+        settings=settings,
+        skipped=tuple(f"{_relative(s.path, data.root)}: {s.cause}" for s in skipped),
+        notes=(times, *spec.notes),
+    )
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 @dataclass(frozen=True)
 class Example:
-    """One query of the winner with its top hits, for showing.
+    """One query of the winner: its first hits with their scores, and its value of the accuracy, 0 to 1."""
 
-    Attributes:
-        query_id: the query's id.
-        query_path: its file.
-        query_label: its class, None where nobody said.
-        hits: id, file, label and cosine score of each hit, best first.
-        value: the query's value of the accuracy that was chosen by, 0 to 1.
-
-    """
-
-    query_id: str
-    query_path: Path
-    query_label: str | None
-    hits: Sequence[tuple[str, Path, str | None, float]]
+    query: Item
+    hits: Sequence[tuple[Item, float]]
     value: float
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The winner's accuracy on the queries of one class, with its 95 % interval."""
+    """The accuracy of the winner on the queries of one class."""
 
     label: str
     queries: int
-    mean: float
-    low: float
-    high: float
+    accuracy: Estimate
 
 
-def class_scores(values: Mapping[str, float], labels: Mapping[str, str | None]) -> list[ClassScore]:
-    """Group the values of queries by their labels, hardest class first; queries without a label are passed over.
-
-    Args:
-        values: a measure's value by query id.
-        labels: class by query id.
-
-    """
-    groups: dict[str, list[float]] = defaultdict(list)
-    for query, value in values.items():
-        label = labels.get(query)
-        if label is not None:
-            groups[label].append(value)
-    scores = []
-    for label, found in groups.items():
-        low, high = bootstrap_interval(found)
-        scores.append(ClassScore(label, len(found), sum(found) / len(found), float(low), float(high)))
-    return sorted(scores, key=lambda s: (s.mean, s.label))
+def class_scores(evaluation: Evaluation, measure: str) -> list[ClassScore]:
+    """Return the accuracy by class of the queries, hardest class first."""
+    values = defaultdict(list)
+    for label, value in zip(evaluation.query_labels, evaluation.per_query(measure).tolist(), strict=True):
+        values[label].append(value)
+    scores = [ClassScore(c, len(v), Estimate(sum(v) / len(v), *bootstrap_interval(v))) for c, v in values.items()]
+    return sorted(scores, key=lambda s: (s.accuracy.mean, s.label))
 
 
 def best_and_worst(
-    values: Mapping[str, float], labels: Mapping[str, str | None], count: int = 6
+    values: Mapping[str, float], labels: Mapping[str, str | None], count: int = _EXAMPLES
 ) -> tuple[list[str], list[str]]:
     """Return the ids of the best and of the worst queries, spread over the classes, none in both.
 
     Args:
-        values: a measure's value by query id.
-        labels: class by query id; each class gives its first before any gives its second.
-        count: how many of each at most; fewer when there are not twice as many queries.
+        values: value of a measure by query id.
+        labels: class by query id; among equal values, classes take turns.
+        count: maximum number of each, at most half of the queries.
 
     """
     count = min(count, len(values) // 2)
-    worst = _spread(values, labels, count, sign=1)
-    best = _spread({q: v for q, v in values.items() if q not in worst}, labels, count, sign=-1)
+    worst = _lowest(values, labels, count)
+    best = _lowest({q: -v for q, v in values.items() if q not in worst}, labels, count)
     return best, worst
 
 
-def _spread(values: Mapping[str, float], labels: Mapping[str, str | None], count: int, sign: int) -> list[str]:
-    """Take the lowest `sign * value` first; among equal ones the class that was taken least often, then the id."""
-    chosen: list[str] = []
-    taken: dict[str | None, int] = defaultdict(int)
-    left = dict(values)
-    while left and len(chosen) < count:
-        query = min(left, key=lambda q: (sign * left[q], taken[labels.get(q)], q))
-        taken[labels.get(query)] += 1
-        chosen.append(query)
-        del left[query]
-    return chosen
+def _lowest(values: Mapping[str, float], labels: Mapping[str, str | None], count: int) -> list[str]:
+    queries: list[str] = []
+    per_class = Counter[str | None]()
+    for _ in range(count):
+        remaining = (q for q in values if q not in queries)
+        query = min(remaining, key=lambda q: (values[q], per_class[labels.get(q)], q))
+        per_class[labels.get(query)] += 1
+        queries.append(query)
+    return queries
+
+
+def find_examples(evaluation: Evaluation, measure: str, data: Dataset) -> list[Example]:
+    """Return the best and the worst queries of the winner with their first hits."""
+    items = {i.id: i for i in data.items}
+    values = dict(zip(evaluation.query_ids, evaluation.per_query(measure).tolist(), strict=True))
+    hits = {query.query_id: query[:_HITS] for query in evaluation.hits}
+    best, worst = best_and_worst(values, {q: items[q].label for q in values})
+    return [Example(items[q], [(items[h.id], h.score) for h in hits[q]], values[q]) for q in (*best, *worst)]
 
 
 def write_report(
     path: Path,
-    trials: Sequence[Trial],
-    choice: Choice,
-    context: Mapping[str, Any],
+    leaderboard: Leaderboard,
+    selection: Selection,
+    description: RunDescription,
     examples: Sequence[Example] = (),
     per_class: Sequence[ClassScore] = (),
 ) -> None:
     """Write the report as one HTML file that needs no other file, no network and no script.
 
     Args:
-        path: the file to write.
-        trials: all trials.
-        choice: what `select` returned for them.
-        context: how it was measured; all keys may be absent: `title` (str), `data` (str, one or more lines),
-            `machine` and `settings` (name to value, shown as they are), `skipped` (files left out with their causes),
-            `notes` (sentences).
+        path: the file.
+        leaderboard: the table.
+        selection: the winner and why.
+        description: how it was measured.
         examples: queries of the winner; the better half by `value` is shown as the best, the others as the worst.
-        per_class: the winner's accuracy by class, as `class_scores` returns it.
+        per_class: accuracy of the winner by class.
 
     Raises:
-        StorageError: when the file cannot be written.
-        OptionError: when `choice.measure` was not taken on a trial.
+        StorageError: the file cannot be written.
 
     """
-    board = build_leaderboard(trials, choice)
-    singles, ensembles, folded = board.groups()
-    numbers = {row.model: number for number, row in enumerate([*singles, *ensembles, *folded], start=1)}
-    shown, hidden = _skipped(context)
+    singles, ensembles, folded = leaderboard.groups()
+    trials = [row.trial for row in (*singles, *ensembles, *folded)]
+    numbers = {t.name: number for number, t in enumerate(trials, start=1)}
     ordered = sorted(examples, key=lambda e: -e.value)
     middle = (len(ordered) + 1) // 2
-    pictures, queries = Thumbnails(), Thumbnails(size=192)
-    page = page_environment().get_template("report.html.j2")
-    write_text(
-        Path(path),
-        page.render(
-            title=context.get("title", "Which model finds it best?"),
-            data=str(context.get("data", "")),
-            choice=choice,
-            board=board,
-            label=measure_label(choice.measure),
-            winner=next(row for row in board.rows if row.winner),
-            groups=[("Single models", singles), ("Ensembles", ensembles)],
-            folded=folded,
-            more=more_ensembles(len(folded)),
-            times={name.removeprefix("ms "): field for name, field in MILLISECONDS.items()},
-            numbers=numbers,
-            wide=pareto_svg(trials, choice, numbers, size=(860, 460), names=True),
-            narrow=pareto_svg(trials, choice, numbers, size=(360, 380), names=False),
-            drawn=sum(t.is_candidate for t in trials),
-            per_class=per_class,
-            best=[_shown(e, queries, pictures) for e in ordered[:middle]],
-            worst=[_shown(e, queries, pictures) for e in reversed(ordered[middle:])],
-            facts=_facts(trials, board, context),
-            notes=[*context.get("notes", ()), *(f"{t.name}: {t.note}" for t in trials if t.note)],
-            skipped=shown,
-            skipped_more=hidden,
-            ms=ms_text,
-        ),
-    )
+    queries, hits = Thumbnails(size=192), Thumbnails()
+    page = page_environment().get_template("report.html.j2").render(
+        description=description,
+        selection=selection,
+        board=leaderboard,
+        label=measure_label(selection.measure),
+        groups=[("Single models", singles), ("Ensembles", ensembles)],
+        folded=folded,
+        folded_summary=folded_summary(len(folded)),
+        times=[name.removeprefix("ms ") for name in TIMES],
+        format_value=format_value,
+        numbers=numbers,
+        wide=pareto_svg(trials, selection, numbers, size=(860, 460), names=True),
+        narrow=pareto_svg(trials, selection, numbers, size=(360, 380), names=False),
+        candidates=sum(t.is_candidate for t in trials),
+        per_class=per_class,
+        best=[_search(e, queries, hits) for e in ordered[:middle]],
+        worst=[_search(e, queries, hits) for e in reversed(ordered[middle:])],
+        facts=_facts(leaderboard, description),
+        notes=[*description.notes, *(f"{t.name}: {t.note}" for t in trials if t.note)],
+        skipped=description.skipped[:_SKIPPED],
+        skipped_more=len(description.skipped[_SKIPPED:]),
+    )  # fmt: skip
+    write_text(path, page)
 
 
-def _shown(example: Example, queries: Thumbnails, pictures: Thumbnails) -> dict[str, Any]:
-    label = example.query_label
+def _search(example: Example, queries: Thumbnails, hits: Thumbnails) -> dict[str, Any]:
+    """Return what the template shows of one query."""
+    query = example.query
     return {
-        "id": example.query_id,
-        "label": label,
+        "id": query.id,
+        "label": query.label,
         "value": example.value,
-        "picture": queries.uri(example.query_path),
+        "image": queries.uri(query.path),
         "hits": [
             {
-                "id": item,
+                "id": item.id,
                 "score": score,
-                "picture": pictures.uri(path),
-                "same": None if label is None or found is None else found == label,
-                "caption": found or "",
+                "image": hits.uri(item.path),
+                "same": None if query.label is None or item.label is None else item.label == query.label,
+                "caption": item.label or "",
             }
-            for item, path, found, score in example.hits
+            for item, score in example.hits
         ],
     }
 
 
-def _facts(trials: Sequence[Trial], board: Leaderboard, context: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say how it was measured, as names and values."""
-    timings = [t.timing for t in trials if t.timing]
-    facts = [("Accuracy", board.caption)]
-    validation = trials[0].validation
-    facts.append(
-        (
-            "Choice",
-            f"by validation only: {counted(validation.queries, 'query', 'queries')} against "
-            f"{counted(validation.gallery, 'image', 'images')}{_left_out(validation.left_out)}; "
-            "cost is the median time of one image",
-        )
-    )
+def _facts(leaderboard: Leaderboard, description: RunDescription) -> list[tuple[str, str]]:
+    """Return how it was measured, as names and texts."""
+    validation = describe_scores(leaderboard.rows[0].trial.validation)
+    facts = [
+        ("Accuracy", leaderboard.caption),
+        ("Selection", f"by validation only: {validation}; cost is the median time of one image"),
+    ]
+    timings = [row.trial.timing for row in leaderboard.rows if row.trial.timing]
     if timings:
-        threads, devices = _range(t.threads for t in timings), ", ".join(sorted({t.device for t in timings}))
-        engines = ", ".join(sorted({t.runtime for t in timings}))
-        timed = (
-            f"warm, file to embedding with decoding; {_range(t.images for t in timings)} images one at a time, "
-            f"then in batches of {_range(t.batch_size for t in timings)}; "
-            f"{threads} {'thread' if threads == '1' else 'threads'} on {devices}, by {engines}; "
-            "decode is reading and preparing the picture, model the rest, each with a median of its own"
-        )
-        facts.append(("Time", timed))
-        facts.append(("Memory", "the process's peak while measuring, the deep-learning runtime included"))
-    for group in ("machine", "settings"):
-        for name, value in context.get(group, {}).items():
-            facts.append((str(name).replace("_", " ").capitalize(), _value(value)))
+        threads = _range(t.threads for t in timings)
+        facts += [
+            (
+                "Time",
+                f"warm, from file to embedding; {_range(t.images for t in timings)} images one at a time, then "
+                f"batches of {_range(t.batch_size for t in timings)}; {threads} "
+                f"{'thread' if threads == '1' else 'threads'} on {', '.join(sorted({t.device for t in timings}))}, "
+                f"{', '.join(sorted({t.runtime for t in timings}))}; "
+                "decode is reading and preprocessing, model the rest, each with its own median",
+            ),
+            ("Memory", "peak of the measuring process, runtime included"),
+        ]
+    for name, value in (*description.machine.items(), *description.settings.items()):
+        facts.append((name.replace("_", " ").capitalize(), "none" if value is None else str(value)))
     return facts
 
 
-def _left_out(count: int) -> str:
-    return f", {count:,} without a relevant image left out" if count else ""
-
-
 def _range(numbers: Iterable[int]) -> str:
-    found = sorted(set(numbers))
-    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return "none" if value is None else str(value)
-
-
-def _skipped(context: Mapping[str, Any]) -> tuple[list[str], int]:
-    """Return the skipped files to list, and how many more there are."""
-    files = [str(entry) for entry in context.get("skipped", ())]
-    return files[:_LISTED_FILES], len(files) - len(files[:_LISTED_FILES])
+    ordered = sorted(set(numbers))
+    return f"{ordered[0]:,}" if len(ordered) == 1 else f"{ordered[0]:,} to {ordered[-1]:,}"

@@ -1,243 +1,218 @@
-"""Choosing the winner: the cheapest candidate that is not significantly less accurate than the best one.
+"""Selection of the winner: the cheapest candidate that is not significantly less accurate than the most accurate one.
 
-Only the validation part is looked at. The accuracy on query and gallery is for reporting; choosing by it would make it
-too good to be true.
+Only validation scores are used. Selecting by query and gallery would make their accuracy optimistic.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from lookalike.benchmark.trial import Trial, counted, measure_label, ms_text, signed_text
+from lookalike.benchmark.trial import Trial, counted, format_difference, format_ms, measure_label
 from lookalike.errors import OptionError
 from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
 
 DEFAULT_MEASURE = "precision@3"
-_SAME_COST = 0.01  # of the smaller one
+# Costs within 1 % of the cheapest are equal: combinations of the same members differ by less, as do repeated timings.
+_SAME_COST = 1.01
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which trial won, and why.
+class Selection:
+    """The winner of a benchmark, and why.
 
     Attributes:
-        winner: name of the chosen trial.
-        reason: the choice in words, with its numbers.
-        front: names on the Pareto front of accuracy and time among the candidates within the budget, cheapest first.
+        winner: name of the winning trial.
+        reason: the selection in words, with its numbers.
+        front: names on the Pareto front of accuracy and time within the budget, cheapest first.
         most_accurate: name of the most accurate candidate within the budget.
-        comparisons: for each other name on the front, its validation accuracy less the most accurate one's, paired.
-        excluded: name to cause for every trial that could not be chosen.
+        comparisons: by name on the front, its validation accuracy minus that of the most accurate one, paired.
+        excluded: cause by name for every trial that cannot win.
         measure: the accuracy that was compared.
-        budget_ms: the most an image might cost, None for no limit.
+        budget_ms: maximum milliseconds per image, None for no limit.
 
     """
 
     winner: str
     reason: str
-    front: list[str]
+    front: tuple[str, ...]
     most_accurate: str
     comparisons: Mapping[str, Comparison]
     excluded: Mapping[str, str]
     measure: str = DEFAULT_MEASURE
-    budget_ms: float | None = field(default=None)
+    budget_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
         plain = asdict(self)
-        for name, found in self.comparisons.items():
-            plain["comparisons"][name]["significant"] = found.significant
+        for name, comparison in self.comparisons.items():
+            plain["comparisons"][name]["significant"] = comparison.significant
         return plain
 
 
-def pareto_front(trials: Iterable[Trial], measure: str = DEFAULT_MEASURE) -> list[str]:
-    """Return the names of the trials that no other beats on validation accuracy and time together, cheapest first.
+def pareto_front(trials: Iterable[Trial], measure: str = DEFAULT_MEASURE) -> tuple[str, ...]:
+    """Return the names of the candidates that no other one dominates in validation accuracy and time, cheapest first.
 
-    A trial is beaten by one that is at least as accurate and at least as fast, and better in one of the two; equal
-    ones stand together. Only candidates take part (`Trial.is_candidate`). O(n log n).
+    A candidate is dominated by another that is at least as accurate and at least as fast, and better in one of both.
+    Equal ones are all on the front. O(n log n).
 
     Raises:
-        OptionError: when `measure` was not taken on a trial.
+        OptionError: `measure` was not taken on a trial.
 
     """
     front: list[str] = []
     best, best_cost = -math.inf, -math.inf
-    for trial in _by_cost((t for t in trials if t.is_candidate), measure):
+    candidates = [t for t in trials if t.is_candidate]
+    for trial in sorted(candidates, key=lambda t: (t.cost_ms, -t.validation.mean(measure), *_preference(t))):
         accuracy = trial.validation.mean(measure)
         if accuracy > best or (accuracy == best and trial.cost_ms == best_cost):
             front.append(trial.name)
             best, best_cost = accuracy, trial.cost_ms
-    return front
+    return tuple(front)
 
 
-def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms: float | None = None) -> Choice:
-    """Choose the cheapest trial on the Pareto front that is not significantly less accurate than the most accurate.
+def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms: float | None = None) -> Selection:
+    """Select the cheapest trial on the Pareto front that is not significantly less accurate than the most accurate.
 
-    Accuracy is the validation mean of `measure`, cost the median time of one image; significance is a paired
-    bootstrap over the same queries. Costs within 1 % of the cheapest count as equal: two ways of joining the same
-    members differ by less, and no measurement is as exact. Among equal costs the more accurate goes first; among those
-    equal in both, what keeps its pretrained weights goes before what was fine-tuned, then the name decides.
+    Accuracy is the validation mean of `measure`, cost the median time of one image. Significance is a paired
+    bootstrap over the same queries. Costs within 1 % are equal; of these the most accurate wins, then a frozen
+    candidate before a fine-tuned one, then the first by name.
 
     Args:
-        trials: all trials; those that are no candidates (`Trial.is_candidate`) are excluded, with their cause.
-        measure: the accuracy to choose by.
-        budget_ms: the most that `timing.single_p50_ms` of the winner may be.
+        trials: all trials; those that are not candidates (`Trial.is_candidate`) are excluded, with their cause.
+        measure: the accuracy to select by.
+        budget_ms: maximum median milliseconds of one image.
 
     Raises:
-        OptionError: when no trial can be chosen, two share a name, or the budget is not a positive number.
+        OptionError: no trial can win, two have the same name, or the budget is not a positive number.
 
     """
-    _check(trials, budget_ms)
-    excluded = {t.name: _cause(t, budget_ms) for t in trials if _cause(t, budget_ms)}
-    allowed = [t for t in trials if t.name not in excluded]
+    require_budget(budget_ms)
+    names = [t.name for t in trials]
+    if len(set(names)) != len(names):
+        raise OptionError(f"duplicate trial {next(n for n in names if names.count(n) > 1)!r}: names must be unique.")
+    excluded = {t.name: cause for t in trials if (cause := _exclusion(t, budget_ms))}
+    allowed = {t.name: t for t in trials if t.name not in excluded}
     if not allowed:
-        raise OptionError(_nothing_left(trials, budget_ms))
-    by_name = {t.name: t for t in allowed}
-    front = pareto_front(allowed, measure)
-    best = _most_accurate(allowed, measure)
-    comparisons = {name: _compare(by_name[name], best, measure) for name in front if name != best.name}
-    worse = {name for name, found in comparisons.items() if found.significant and found.difference < 0}
-    winner = _cheapest([by_name[name] for name in front if name not in worse], measure)
-    over = [t for t in trials if t.is_candidate and t.name in excluded]
-    reason = " ".join(
-        [*_reason(winner, best, [by_name[n] for n in front], comparisons, measure), *_budget(over, budget_ms, measure)]
+        raise _no_winner(trials, budget_ms)
+    names_on_front = pareto_front(allowed.values(), measure)
+    front = [allowed[name] for name in names_on_front]
+    best = _most_accurate(allowed.values(), measure)
+    comparisons = {t.name: _compare(t, best, measure) for t in front if t is not best}
+    worse = {name for name, c in comparisons.items() if c.significant and c.difference < 0}
+    remaining = [t for t in front if t.name not in worse]
+    cheapest = [t for t in remaining if t.cost_ms <= remaining[0].cost_ms * _SAME_COST]
+    winner = max(cheapest, key=lambda t: t.validation.mean(measure))
+    reason = [*_explain(winner, best, front, comparisons, measure)]
+    if budget_ms is not None:
+        over_budget = [t for t in trials if t.is_candidate and t.name in excluded]
+        reason.append(_explain_budget(over_budget, budget_ms, measure))
+    return Selection(
+        winner.name, " ".join(reason), names_on_front, best.name, comparisons, excluded, measure, budget_ms
     )
-    return Choice(winner.name, reason, front, best.name, comparisons, excluded, measure, budget_ms)
 
 
-def _by_cost(trials: Iterable[Trial], measure: str) -> list[Trial]:
-    return sorted(trials, key=lambda t: (t.cost_ms, -t.validation.mean(measure), *_risk(t)))
+def require_budget(budget_ms: float | None) -> None:
+    """Raise `OptionError` unless the budget is None or a positive number."""
+    if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
+        raise OptionError(
+            f"`budget_ms` must be a positive number of milliseconds, got {budget_ms}.", argument="budget_ms"
+        )
+
+
+def _preference(trial: Trial) -> tuple[bool, int, str]:
+    """Order trials that are equal in accuracy and cost: frozen first, then by the number of fine-tuned members.
+
+    A fine-tuned candidate that validation reset to its pretrained weights equals the frozen one, which comes first.
+    """
+    return trial.state != "frozen", sum(m.endswith(" fine-tuned") for m in trial.members), trial.name
 
 
 def _most_accurate(trials: Iterable[Trial], measure: str) -> Trial:
-    return min(trials, key=lambda t: (-t.validation.mean(measure), t.cost_ms, *_risk(t)))
+    return min(trials, key=lambda t: (-t.validation.mean(measure), t.cost_ms, *_preference(t)))
 
 
-def _risk(trial: Trial) -> tuple[bool, int, str]:
-    """Order trials that are equal otherwise: frozen ones first, then by how many members are called fine-tuned.
-
-    A model that validation took back to its pretrained weights keeps that name and goes after the frozen one it equals.
-    """
-    return trial.trained != "frozen", sum(m.endswith(" fine-tuned") for m in trial.members), trial.name
-
-
-def _cheapest(front: Sequence[Trial], measure: str) -> Trial:
-    """Return the most accurate of those that cost as much as the first; among equals the first stays."""
-    cheapest = [t for t in front if t.cost_ms <= front[0].cost_ms * (1 + _SAME_COST)]
-    return max(cheapest, key=lambda t: t.validation.mean(measure))
-
-
-def _check(trials: Sequence[Trial], budget_ms: float | None) -> None:
-    names = [t.name for t in trials]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise OptionError(f"trials need distinct names, but {twice!r} stands more than once.")
-    if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
-        raise OptionError(f"--budget-ms must be a positive number of milliseconds, got {budget_ms}.")
-
-
-def _cause(trial: Trial, budget_ms: float | None) -> str:
-    """Say why a trial cannot be chosen; empty when it can."""
-    if trial.trained == "untrained":
+def _exclusion(trial: Trial, budget_ms: float | None) -> str:
+    """Return why a trial cannot win; "" if it can."""
+    if trial.state == "untrained":
         return "untrained: its weights are random"
     if trial.leaked:
-        return "its training may have seen images that it is measured on"
+        return "it may have been trained on images that it is evaluated on"
     if trial.timing is None:
         return "its time was not measured"
     if budget_ms is not None and trial.cost_ms > budget_ms:
-        return f"over the budget: {ms_text(trial.cost_ms)} ms per image, allowed are {ms_text(budget_ms)}"
+        return f"over the budget: {format_ms(trial.cost_ms)} ms per image, allowed are {format_ms(budget_ms)}"
     return ""
 
 
-def _nothing_left(trials: Sequence[Trial], budget_ms: float | None) -> str:
+def _no_winner(trials: Sequence[Trial], budget_ms: float | None) -> OptionError:
     candidates = [t for t in trials if t.is_candidate]
     if budget_ms is None or not candidates:
-        which = "there is no trial to choose from"
+        cause = "there are no trials to select from"
         if len(trials) == 1:
-            which = f"the only trial, {trials[0].name}, cannot be chosen ({_cause(trials[0], None)})"
+            cause = f"the only trial, {trials[0].name}, cannot win ({_exclusion(trials[0], None)})"
         elif trials:
-            which = f"none of the {len(trials)} trials can be chosen, since each is untrained, untimed, or leaked"
-        return f"{which}; benchmark at least one backbone with trained weights."
+            cause = f"none of the {len(trials)} trials can win: each is untrained, not timed, or leaked"
+        return OptionError(f"{cause}; benchmark at least one backbone with trained weights.")
     fastest = min(candidates, key=lambda t: (t.cost_ms, t.name))
     which = "the only one" if len(candidates) == 1 else f"the fastest of {len(candidates)}"
-    return (
-        f"no candidate takes at most {budget_ms:g} ms per image; {which}, {fastest.name}, "
-        f"takes {ms_text(fastest.cost_ms)} ms, so give --budget-ms {math.ceil(fastest.cost_ms * 10) / 10:g} or more."
+    return OptionError(
+        f"no candidate takes at most {budget_ms:g} ms per image; {which}, {fastest.name}, takes "
+        f"{format_ms(fastest.cost_ms)} ms; set `budget_ms` to {math.ceil(fastest.cost_ms * 10) / 10:g} or more.",
+        argument="budget_ms",
     )
 
 
 def _compare(trial: Trial, best: Trial, measure: str) -> Comparison:
-    """Compare two trials on the queries that both have, in the order of the best one's."""
-    ours = _by_query(trial, measure)
-    theirs = _by_query(best, measure)
-    shared = [query for query in theirs if query in ours]
+    """Compare two trials on the queries that both scored."""
+    values, best_values = trial.validation.by_query(measure), best.validation.by_query(measure)
+    shared = [query for query in best_values if query in values]
     if not shared:
-        raise OptionError(f"{trial.name!r} and {best.name!r} need validation queries in common, but share none.")
-    return paired_bootstrap(_values(ours, shared), _values(theirs, shared))
+        raise OptionError(f"trials {trial.name!r} and {best.name!r} have no validation query in common.")
+    return paired_bootstrap([values[q] for q in shared], [best_values[q] for q in shared])
 
 
-def _by_query(trial: Trial, measure: str) -> dict[str, float]:
-    scores = trial.validation
-    if measure not in scores.values:
-        raise OptionError(f"{trial.name!r} has no values of {measure!r} for each query; measure it again.")
-    return dict(zip(scores.query_ids, scores.values[measure], strict=True))
-
-
-def _values(by_query: Mapping[str, float], queries: Sequence[str]) -> npt.NDArray[np.float64]:
-    return np.array([by_query[query] for query in queries], dtype=np.float64)
-
-
-def _reason(
+def _explain(
     winner: Trial, best: Trial, front: Sequence[Trial], comparisons: Mapping[str, Comparison], measure: str
-) -> Iterable[str]:
-    label = measure_label(measure)
-    own = winner.validation.interval(measure)
+) -> Iterator[str]:
+    interval = winner.validation.estimate(measure)
     yield (
-        f"{winner.name} has a {label} of {own['mean']:.3f} on validation (95% interval {own['low']:.3f} to "
-        f"{own['high']:.3f}) at {ms_text(winner.cost_ms)} ms per image."
+        f"{winner.name} has a {measure_label(measure)} of {interval.mean:.3f} on validation (95% interval "
+        f"{interval.low:.3f} to {interval.high:.3f}) at {format_ms(winner.cost_ms)} ms per image."
     )
-    if winner.name != best.name:
-        found = comparisons[winner.name]
+    if winner is not best:
+        ratio = best.cost_ms / winner.cost_ms
+        times = f"{ratio:.1f} times " if ratio >= 1.05 else ""  # never "1.0 times faster"
         yield (
             f"The most accurate candidate, {best.name}, reaches {best.validation.mean(measure):.3f} at "
-            f"{ms_text(best.cost_ms)} ms; the paired difference of {signed_text(found.difference)} (95% interval "
-            f"{signed_text(found.low)} to {signed_text(found.high)}) is not significant, and the chosen one is "
-            f"{_times(best.cost_ms / winner.cost_ms)}faster."
+            f"{format_ms(best.cost_ms)} ms; the paired difference of {_format(comparisons[winner.name])} is not "
+            f"significant, and the winner is {times}faster."
         )
-    elif all(t.cost_ms * (1 + _SAME_COST) >= winner.cost_ms for t in front):
-        yield "It is the most accurate candidate, and none is faster."
-    else:
+    faster = [t for t in front if t.cost_ms * _SAME_COST < winner.cost_ms]
+    if winner is best and not faster:
+        yield "It is the most accurate candidate, and no other is faster."
+    elif winner is best:
         yield "It is the most accurate candidate, and each faster one on the front is significantly less accurate."
-    faster = [t for t in front if t.cost_ms * (1 + _SAME_COST) < winner.cost_ms]
     if faster:
-        nearest = faster[-1]
-        found = comparisons[nearest.name]
         yield (
-            f"The next faster one, {nearest.name}, takes {ms_text(nearest.cost_ms)} ms but is significantly less "
-            f"accurate than the most accurate: {signed_text(found.difference)} (95% interval "
-            f"{signed_text(found.low)} to {signed_text(found.high)})."
+            f"The next faster one, {faster[-1].name}, takes {format_ms(faster[-1].cost_ms)} ms but is significantly "
+            f"less accurate than the most accurate: {_format(comparisons[faster[-1].name])}."
         )
 
 
-def _times(ratio: float) -> str:
-    """Write how many times; nothing where that would read 1.0."""
-    return f"{ratio:.1f} times " if ratio >= 1.05 else ""
+def _format(comparison: Comparison) -> str:
+    difference, low, high = map(format_difference, (comparison.difference, comparison.low, comparison.high))
+    return f"{difference} (95% interval {low} to {high})"
 
 
-def _budget(over: Sequence[Trial], budget_ms: float | None, measure: str) -> Iterable[str]:
-    if budget_ms is None:
-        return
-    if not over:
-        yield f"The budget of {budget_ms:g} ms excluded nothing."
-        return
-    best = _most_accurate(over, measure)
-    which = "" if len(over) == 1 else "the most accurate of them "
-    yield (
-        f"The budget of {budget_ms:g} ms excluded {counted(len(over), 'candidate', 'candidates')}, {which}{best.name} "
-        f"({best.validation.mean(measure):.3f} at {ms_text(best.cost_ms)} ms)."
+def _explain_budget(over_budget: Sequence[Trial], budget_ms: float, measure: str) -> str:
+    if not over_budget:
+        return f"The budget of {budget_ms:g} ms excluded no candidate."
+    best = _most_accurate(over_budget, measure)
+    which = "" if len(over_budget) == 1 else "the most accurate of them "
+    return (
+        f"The budget of {budget_ms:g} ms excluded {counted(len(over_budget), 'candidate', 'candidates')}, "
+        f"{which}{best.name} ({best.validation.mean(measure):.3f} at {format_ms(best.cost_ms)} ms)."
     )

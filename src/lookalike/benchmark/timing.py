@@ -1,18 +1,19 @@
-"""What one image costs, measured in a process of its own so that neither memory nor warmth is borrowed.
+"""Time and memory of one image, measured in a fresh process, so that neither depends on what ran before.
 
-The process takes the request as JSON on its standard input and writes the answer as its last line of standard output.
+The process reads a `TimingRequest` as JSON from standard input and writes the timings as its last line of output.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike._cores import cores
+from lookalike._versions import versions_of
 from lookalike.benchmark.trial import Timing
-from lookalike.data.images import read_pixels, read_scaled
+from lookalike.data.images import read_scaled
 from lookalike.errors import LookalikeError
+from lookalike.models.devices import device_name, threads
 from lookalike.models.encoder import Encoder
 from lookalike.models.engine import Engine
 from lookalike.models.facts import read_facts
 from lookalike.models.stream import File
 from lookalike.runtimes.bundle import is_exported, load_bundle
-from lookalike.runtimes.choice import accelerated, rate_of, remembered
+from lookalike.runtimes.choice import accelerated, remembered
+from lookalike.runtimes.machine import processor
 from lookalike.types import Vectors
 
 SINGLE_IMAGES = 40
@@ -40,178 +44,193 @@ _STATUS = Path("/proc/self/status")
 Milliseconds = npt.NDArray[np.float64]
 
 
+def machine() -> dict[str, Any]:
+    """Return processor, cores and the versions of Python and packages, for reports."""
+    packages = versions_of("lookalike", "torch", "timm", "openvino", "faiss-cpu", "numpy")
+    return {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **packages}
+
+
+def timing_setup() -> dict[str, Any]:
+    """Return everything that a timing depends on: processor, device, threads, and the packages that compute."""
+    return {
+        "processor": processor(),
+        "device": device_name(),
+        "cores": os.cpu_count(),  # decode
+        "threads": threads(),
+        **versions_of("torch", "timm", "pillow", "openvino"),
+    }
+
+
+@dataclass(frozen=True)
+class TimingRequest:
+    """What to time: the bundles of one ensemble (or one bundle), its combinations, and the images in turn."""
+
+    bundles: tuple[str, ...]
+    combinations: tuple[str, ...]
+    images: tuple[str, ...]
+    runtime: str
+    count: int
+
+
 def measure_timing(
-    bundles: Sequence[Path], ways: Sequence[str], images: Sequence[Path], *, runtime: str = "torch", count: int = 0
+    bundles: Sequence[Path],
+    combinations: Sequence[str],
+    images: Sequence[Path],
+    *,
+    runtime: str = "torch",
+    count: int = 0,
 ) -> dict[str, Timing]:
     """Time the encoder of these bundles in a fresh process.
 
     Args:
-        bundles: one bundle a member, or one that holds several.
-        ways: for an ensemble, the combinations to time; `[""]` for a single member.
+        bundles: one per member, or one that holds them all.
+        combinations: for an ensemble, the combinations to time; `[""]` for a single encoder.
         images: readable image files, used in turn.
-        runtime: what computes, in float32.
-        count: images that were to be embedded; auto stays with torch for a few.
+        runtime: the runtime, in float32.
+        count: number of images to be embedded; `auto` uses torch for a few.
 
     Returns:
-        One `Timing` for each way.
+        One `Timing` per combination.
 
     Raises:
-        LookalikeError: when the process fails, with the last line that it wrote.
+        LookalikeError: the process failed; names the last line that it wrote.
 
     """
-    request = {
-        "bundles": [str(b) for b in bundles],
-        "ways": list(ways),
-        "images": [str(i) for i in images],
-        "runtime": runtime,
-        "count": count,
-    }
-    done = subprocess.run(
-        # -P: a file in the working directory that is called like a module of ours must not be taken for it
+    request = TimingRequest(tuple(map(str, bundles)), tuple(combinations), tuple(map(str, images)), runtime, count)
+    process = subprocess.run(
+        # -P: a file in the working directory must not be imported in place of a module of ours
         [sys.executable, "-P", "-c", "from lookalike.benchmark.timing import main; main()"],
-        input=json.dumps(request),
+        input=json.dumps(asdict(request)),
         capture_output=True,
         text=True,
         check=False,
-        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},  # what the command line sets, so that both measure the same
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},  # as the command line sets it
     )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no output"]
+    if process.returncode != 0:
+        lines = process.stderr.strip().splitlines() or ["no output"]
         raise LookalikeError(
-            f"timing {', '.join(str(b) for b in bundles)} failed with status {done.returncode}: "
-            f"{lines[-1].rstrip('.')}; start the benchmark again to go on with it."
+            f"timing {', '.join(request.bundles)} failed with status {process.returncode}: "
+            f"{lines[-1].rstrip('.')}; run the benchmark again to resume it."
         )
-    return {way: Timing(**found) for way, found in json.loads(done.stdout.splitlines()[-1]).items()}
+    return {c: Timing(**timing) for c, timing in json.loads(process.stdout.splitlines()[-1]).items()}
 
 
 def main() -> None:
     """Answer the request on standard input."""
-    request = json.load(sys.stdin)
+    request = TimingRequest(**json.load(sys.stdin))
     try:
-        images = [Path(i) for i in request["images"]]
-
-        def members(single: bool) -> Sequence[Engine]:
-            return [m for bundle in request["bundles"] for m in _opened(Path(bundle), images, request, single=single)]
-
-        found = time_members(members, request["ways"], images)
+        timings = time_members(
+            lambda single: [m for b in request.bundles for m in _load(Path(b), request, single=single).members],
+            request.combinations,
+            [Path(i) for i in request.images],
+        )
     except LookalikeError as error:
         sys.exit(str(error))
-    sys.stdout.write("\n" + json.dumps({way: asdict(timing) for way, timing in found.items()}) + "\n")
+    sys.stdout.write("\n" + json.dumps({c: asdict(timing) for c, timing in timings.items()}) + "\n")
 
 
-def _opened(bundle: Path, images: Sequence[Path], request: Mapping[str, Any], *, single: bool) -> Sequence[Engine]:
-    """Load the members of a bundle for single images or for many, on the runtime that is asked for."""
-    facts = read_facts(bundle)
-    if is_exported(facts):
-        return load_bundle(bundle, single=single).members
-    if request["runtime"] != "torch":
-        quick = remembered(bundle, facts, precision="float32", single=single)
-        if quick is not None:
-            return quick.members
-    encoder = load_bundle(bundle)
+def _load(bundle: Path, request: TimingRequest, *, single: bool) -> Encoder:
+    """Load a bundle for single images or for many, on the requested runtime."""
+    info = read_facts(bundle)
+    if is_exported(info):
+        return load_bundle(bundle, single=single)
+    if request.runtime != "torch":
+        encoder = remembered(bundle, info, precision="float32", single=single)  # without importing torch
+        if encoder and all(request.runtime in ("auto", m.runtime) for m in encoder.members):
+            return encoder
+    images = [Path(i) for i in request.images]
     return accelerated(
-        encoder, images, count=request["count"], runtime=request["runtime"], precision="float32", single=single
-    ).members
+        load_bundle(bundle), images, count=request.count, runtime=request.runtime, precision="float32", single=single
+    )
 
 
 def time_members(
-    members: Callable[[bool], Sequence[Engine]], ways: Sequence[str], images: Sequence[Path]
+    load_members: Callable[[bool], Sequence[Engine]], combinations: Sequence[str], images: Sequence[Path]
 ) -> dict[str, Timing]:
-    """Time one image after another, then batches, on warm models in this process.
+    """Time single images, then batches, on warmed-up encoders in this process.
 
-    The ways of combining share every pass of the members and differ by their own arithmetic alone, so that noise
-    cannot put one before another. Peak memory is the process's.
+    All combinations share every pass of the members and differ only by their own arithmetic, so that noise cannot
+    rank one above another. Peak memory is that of the process.
 
     Args:
-        members: loads one, or those of an ensemble; is told whether for single images.
-        ways: combinations; `[""]` for one member.
+        load_members: loads the members, for single images if its argument is true.
+        combinations: to time; `[""]` for a single encoder.
         images: readable files, used in turn.
 
     """
-    alone = members(True)
-    singly = {way: _encoder(alone, way) for way in ways}
-    decode, encode, join = _one_by_one(singly, [images[i % len(images)] for i in range(_WARM_UP + SINGLE_IMAGES)])
-    del alone, singly
-    together = members(False)
-    encoders = {way: _encoder(together, way) for way in ways}
-    many = [File(str(n), images[n % len(images)]) for n in range(_BATCHES * BATCH_SIZE)]
-    whole_ms, model_ms, parts = _batched(encoders[ways[0]], many)
-    found = {}
-    for way, encoder in encoders.items():
-        whole, model = decode + encode + join[way], encode + join[way]
-        join_ms = _combining_ms(encoder, parts) / len(many)
-        found[way] = Timing(
-            single_p50_ms=float(np.percentile(whole, 50)),
-            single_p95_ms=float(np.percentile(whole, 95)),
+    members = load_members(True)
+    encoders = {c: _combined(members, c) for c in combinations}
+    decode, encode, combine = _time_single(encoders, [images[i % len(images)] for i in range(_WARM_UP + SINGLE_IMAGES)])
+    del members, encoders  # before the next ones are loaded
+    members = load_members(False)
+    encoders = {c: _combined(members, c) for c in combinations}
+    files = [File(str(n), images[n % len(images)]) for n in range(_BATCHES * BATCH_SIZE)]
+    batched_ms, vectors = _time_batches(encoders[combinations[0]], files)
+    timings = {}
+    for c, encoder in encoders.items():
+        start = time.perf_counter()
+        encoder.combine(vectors)
+        combine_ms = (time.perf_counter() - start) * 1e3 / len(files)
+        total, model = decode + encode + combine[c], encode + combine[c]
+        timings[c] = Timing(
+            single_p50_ms=float(np.percentile(total, 50)),
+            single_p95_ms=float(np.percentile(total, 95)),
             single_decode_ms=float(np.percentile(decode, 50)),
             single_model_p50_ms=float(np.percentile(model, 50)),
-            batched_ms=whole_ms + join_ms,
-            batched_model_ms=model_ms + join_ms,
-            batch_size=min(m.batch_size for m in together),
+            batched_ms=batched_ms + combine_ms,
+            batch_size=min(m.batch_size for m in members),
             peak_memory_mb=peak_memory_mb(),
             images=SINGLE_IMAGES,
             threads=cores(),
-            device=together[0].runs_on,
-            runtime=" + ".join(dict.fromkeys(f"{m.runtime} in {m.precision}" for m in together)),
+            device=members[0].runs_on,
+            runtime=" + ".join(dict.fromkeys(f"{m.runtime} in {m.precision}" for m in members)),
         )
-    return found
+    return timings
 
 
-def _encoder(members: Sequence[Engine], way: str) -> Encoder:
-    # the identity costs what any other rotation costs
-    alignments = [None, *(np.eye(m.dim, dtype=np.float32) for m in members[1:])] if way == "aligned" else None
-    return Encoder(members, way or "concat", alignments)
+def _combined(members: Sequence[Engine], combination: str) -> Encoder:
+    # the identity costs as much as any other rotation
+    alignments = [None, *(np.eye(m.dim, dtype=np.float32) for m in members[1:])] if combination == "aligned" else None
+    return Encoder(members, combination or "concat", alignments)
 
 
-def _one_by_one(
+def _time_single(
     encoders: Mapping[str, Encoder], paths: Sequence[Path]
 ) -> tuple[Milliseconds, Milliseconds, dict[str, Milliseconds]]:
-    """Milliseconds of each image after the warm-up: decoding, the members' passes, and every way of combining."""
+    """Return milliseconds per image after the warm-up: decoding, the members, and each combination."""
     members = next(iter(encoders.values())).members
-    wanted = list(dict.fromkeys(m.preprocessing for m in members))
-    at_least = [p.at_least for p in wanted]
+    preprocessings = list(dict.fromkeys(m.preprocessing for m in members))
+    at_least = [p.at_least for p in preprocessings]
     rows = []
     for path in paths:
         clocks = [time.perf_counter()]
-        pictures = read_scaled(path, at_least)
-        prepared = {p: p.pixels(picture)[None] for p, picture in zip(wanted, pictures, strict=True)}
+        images = read_scaled(path, at_least)
+        pixels = {p: p.pixels(image)[None] for p, image in zip(preprocessings, images, strict=True)}
         clocks.append(time.perf_counter())
-        parts = [m.encode(prepared[m.preprocessing]) for m in members]
+        vectors = [m.encode(pixels[m.preprocessing]) for m in members]
         clocks.append(time.perf_counter())
         for encoder in encoders.values():
-            encoder.combine(parts)
+            encoder.combine(vectors)
             clocks.append(time.perf_counter())
         rows.append(np.diff(clocks) * 1e3)
-    decode, encode, *join = np.array(rows)[_WARM_UP:].T
-    return decode, encode, dict(zip(encoders, join, strict=True))
+    decode, encode, *combine = np.array(rows)[_WARM_UP:].T
+    return decode, encode, dict(zip(encoders, combine, strict=True))
 
 
-def _batched(encoder: Encoder, many: Sequence[File]) -> tuple[float, float, list[Vectors]]:
-    """Milliseconds an image in batches, decoding included, before combining; of the passes alone; the embeddings."""
-    encoder.embed_members(many[:BATCH_SIZE])
-    clock = time.perf_counter()
-    parts, _, _ = encoder.embed_members(many)
-    whole = time.perf_counter() - clock
-    model_ms = 0.0
-    for member in encoder.members:
-        p = member.preprocessing
-        pixels = np.stack([p.pixels(read_pixels(file.path, p.at_least)) for file in many[:BATCH_SIZE]])
-        model_ms += 1e3 / rate_of(member, pixels)
-    return whole / len(many) * 1e3, model_ms, parts
-
-
-def _combining_ms(encoder: Encoder, parts: Sequence[Vectors]) -> float:
-    clock = time.perf_counter()
-    encoder.combine(parts)
-    return (time.perf_counter() - clock) * 1e3
+def _time_batches(encoder: Encoder, files: Sequence[File]) -> tuple[float, list[Vectors]]:
+    """Return milliseconds per image in batches before combining, and the embeddings of the members."""
+    encoder.embed_members(files[:BATCH_SIZE])
+    start = time.perf_counter()
+    vectors, _, _ = encoder.embed_members(files)
+    return (time.perf_counter() - start) / len(files) * 1e3, vectors
 
 
 def peak_memory_mb() -> float:
-    """Return the largest resident memory that this process had so far, in MB of 10^6 bytes."""
-    # on Linux ru_maxrss starts at what the parent had when it forked; VmHWM is the program's own
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE) if _STATUS.is_file() else None
-    if found is not None:
-        return int(found[1]) * 1024 / 1e6
+    """Return the largest resident memory of this process so far, in MB (10^6 bytes)."""
+    # on Linux ru_maxrss of a child starts at its parent's value; VmHWM is its own
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE) if _STATUS.is_file() else None
+    if match is not None:
+        return int(match[1]) * 1024 / 1e6
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,110 +1,117 @@
-"""A trial: one candidate of the benchmark with what was measured on it, as a value that JSON can hold."""
+"""A trial: one candidate of a benchmark with its accuracy and time, a value that is stored as JSON."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypedDict
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from lookalike.errors import OptionError, StorageError
-from lookalike.evaluation.evaluation import Evaluation
+from lookalike.evaluation.evaluation import Estimate, Evaluation
 from lookalike.evaluation.measures import Measure
+from lookalike.models.encoder import COMBINATIONS
 
-SCHEMA = 2
-"""Version of the files in trials/; another version is refused, so that a resumed run measures again."""
+# Version of the files in trials/. A file of another version is ignored, so that a resumed benchmark measures again.
+VERSION = 3
 
-Kind = Literal["single", "ensemble"]
-Trained = Literal["frozen", "fine-tuned", "untrained"]
-
-KINDS = ("single", "ensemble")
-COMBINES = ("", "aligned", "average", "concat")
-TRAINED = ("frozen", "fine-tuned", "untrained")
-
-
-class Interval(TypedDict):
-    """A mean over queries with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
+TrialKind = Literal["single", "ensemble"]
+TrainingState = Literal["frozen", "fine-tuned", "untrained"]
+STATES: tuple[TrainingState, ...] = get_args(TrainingState)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy on one pair of queries and gallery.
+    """Accuracy of one candidate on one set of queries and its gallery.
 
     Attributes:
-        measures: each measure's mean over queries with its 95 % bootstrap interval.
-        values: each measure's value for each scored query, in the order of `query_ids`.
-        query_ids: the scored queries.
-        queries: how many were scored.
-        left_out: how many had nothing relevant in the gallery and were left out.
+        measures: mean and interval by measure.
+        queries: number of scored queries.
+        excluded: number of queries without a relevant image in the gallery.
         gallery: number of gallery images.
+        values: by measure, one value per scored query, in the order of `query_ids`; empty in a summary.
+        query_ids: the scored queries; empty in a summary.
 
     Raises:
-        OptionError: when a measure's values are not one for each query, or a number is not finite.
+        OptionError: values that do not match the queries, or a number that is not finite.
 
     """
 
-    measures: Mapping[str, Interval]
-    values: Mapping[str, list[float]]
-    query_ids: list[str]
+    measures: Mapping[str, Estimate]
     queries: int
-    left_out: int
+    excluded: int
     gallery: int
+    values: Mapping[str, list[float]] = field(default_factory=dict)
+    query_ids: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name, values in self.values.items():
             if len(values) != len(self.query_ids):
-                raise OptionError(
-                    f"{name} needs one value for each of the {len(self.query_ids)} scored queries, got {len(values)}."
-                )
+                raise OptionError(f"{name} needs one value per query, got {len(values)} for {len(self.query_ids)}.")
+        numbers = {name: list(asdict(interval).values()) for name, interval in self.measures.items()}
+        for name, values in (*self.values.items(), *numbers.items()):
             if not all(map(math.isfinite, values)):
-                raise OptionError(f"{name} needs finite values, but one of the {len(values)} is not a number.")
-        for name, interval in self.measures.items():
-            if not all(math.isfinite(interval[key]) for key in ("mean", "low", "high")):
-                raise OptionError(f"{name} needs a finite mean and interval, got {dict(interval)}.")
+                raise OptionError(f"{name} must have finite values only, but one of {len(values)} is not.")
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Scores:
-        """Return what an evaluation measured."""
-        summary = evaluation.to_dict()
-        summary["left_out"] = summary.pop("excluded")
-        values = {name: [float(v) for v in found] for name, found in evaluation.values.items()}
-        return cls(values=values, query_ids=list(evaluation.query_ids), **summary)
+        """Return the scores of an evaluation."""
+        values = {name: [float(v) for v in array] for name, array in evaluation.values.items()}
+        return cls(
+            measures=dict(evaluation.measures),
+            queries=len(evaluation),
+            excluded=len(evaluation.excluded),
+            gallery=evaluation.gallery,
+            values=values,
+            query_ids=list(evaluation.query_ids),
+        )
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Scores:
+        """Build scores from their JSON structure; a missing or unknown field raises `TypeError` or `KeyError`."""
+        measures = {name: Estimate(**interval) for name, interval in stored["measures"].items()}
+        return cls(**{**stored, "measures": measures})
+
+    def summary(self) -> Scores:
+        """Return the scores without values per query."""
+        return replace(self, values={}, query_ids=[])
+
+    def estimate(self, measure: str) -> Estimate:
+        """Return mean and interval of a measure; `OptionError` if it was not taken."""
+        if measure not in self.measures:
+            raise OptionError(f"the measure {measure!r} was not taken; available: {', '.join(sorted(self.measures))}.")
+        return self.measures[measure]
 
     def mean(self, measure: str) -> float:
-        """Return the mean of one measure; an unknown one raises `OptionError` naming those that were taken."""
-        return self.interval(measure)["mean"]
+        """Return the mean of a measure; `OptionError` if it was not taken."""
+        return self.estimate(measure).mean
 
-    def interval(self, measure: str) -> Interval:
-        """Return mean, low and high of one measure; an unknown one raises `OptionError`."""
-        if measure not in self.measures:
-            raise OptionError(f"the measure {measure!r} was not taken; taken were {', '.join(sorted(self.measures))}.")
-        return self.measures[measure]
+    def by_query(self, measure: str) -> dict[str, float]:
+        """Return the values of a measure by query id; `OptionError` if they were not stored."""
+        if measure not in self.values:
+            raise OptionError(f"no values of {measure!r} per query; measure the candidate again.")
+        return dict(zip(self.query_ids, self.values[measure], strict=True))
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one image costs on a warm model; milliseconds throughout.
+    """Time of one image on a loaded and warmed-up encoder, in milliseconds, from file to embedding.
 
     Attributes:
-        single_p50_ms: median, images one at a time, file to embedding, decoding included.
-        single_p95_ms: 95th percentile of the same.
-        single_decode_ms: median of the part that decodes and preprocesses.
-        single_model_p50_ms: median of the model's part.
-        batched_ms: mean per image in batches of `batch_size`, decoding included.
-        batched_model_ms: the model's part of that.
-        batch_size: images in a batch.
-        peak_memory_mb: largest memory of the process while measuring, MB.
-        images: how many images were timed one at a time.
-        threads: threads the model could use.
-        device: where it ran, for example "cpu".
-        runtime: what computed, for example "openvino in float32".
+        single_p50_ms: median, one image at a time.
+        single_p95_ms: 95th percentile, one image at a time.
+        single_decode_ms: median of decoding and preprocessing.
+        single_model_p50_ms: median of the encoder.
+        batched_ms: mean per image in batches of `batch_size`.
+        batch_size: images per batch.
+        peak_memory_mb: largest resident memory of the process, MB.
+        images: number of images timed one at a time.
+        threads: number of threads.
+        device: such as "cpu".
+        runtime: runtime and precision, such as "openvino in float32".
 
     Raises:
-        OptionError: when a time is not a finite positive number.
+        OptionError: a time that is not finite and positive.
 
     """
 
@@ -113,7 +120,6 @@ class Timing:
     single_decode_ms: float
     single_model_p50_ms: float
     batched_ms: float
-    batched_model_ms: float
     batch_size: int
     peak_memory_mb: float
     images: int
@@ -123,39 +129,39 @@ class Timing:
 
     def __post_init__(self) -> None:
         for name in ("single_p50_ms", "single_p95_ms", "batched_ms"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise OptionError(f"{name} must be a positive number of milliseconds, got {value}.")
+            ms = getattr(self, name)
+            if not (math.isfinite(ms) and ms > 0):
+                raise OptionError(f"{name} must be a positive number of milliseconds, got {ms}.")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate and its measurements.
+    """One candidate and its measured result.
 
     Attributes:
-        name: what tables call it, for example "resnet50 fine-tuned"; distinct in one benchmark.
+        name: unique in a benchmark, such as "resnet50 fine-tuned".
         kind: "single" or "ensemble".
-        members: names of the single trials it is made of; a single one names itself.
-        combine: how an ensemble joins its members' embeddings; "" for a single one.
-        trained: "frozen" (pretrained weights as they are), "fine-tuned", or "untrained" (random weights).
-        dim: dimensions of its embeddings.
-        validation: accuracy on the part that the choice is made by.
-        test: accuracy on query and gallery, None where they carry no labels.
-        timing: what an image costs, None where it was not measured.
-        note: anything a reader should know, one sentence.
-        from_random: whether the weights of a member began random, not pretrained.
-        leaked: whether a member may have been trained on images that it is measured on here.
+        members: names of the trials that an ensemble combines; a single encoder and a bundle name themselves.
+        combination: how an ensemble combines its members, "" for a single encoder.
+        state: "frozen" (pretrained backbone), "fine-tuned", or "untrained" (random weights).
+        dim: dimensions of an embedding.
+        validation: accuracy on the validation split, which the selection uses.
+        test: accuracy on query and gallery, None if they have no labels.
+        timing: time of one image, None if it was not measured.
+        note: one sentence for the reader, or "".
+        from_random: whether a member started from random weights.
+        leaked: whether a member may have been trained on images that it is evaluated on.
 
     Raises:
-        OptionError: for a kind, combination or training that does not exist.
+        OptionError: an unknown kind, combination or state.
 
     """
 
     name: str
-    kind: Kind
+    kind: TrialKind
     members: tuple[str, ...]
-    combine: str
-    trained: Trained
+    combination: str
+    state: TrainingState
     dim: int
     validation: Scores
     test: Scores | None = None
@@ -165,92 +171,90 @@ class Trial:
     leaked: bool = False
 
     def __post_init__(self) -> None:
-        allowed = {"kind": KINDS, "combine": COMBINES, "trained": TRAINED}
-        for field, words in allowed.items():
-            if getattr(self, field) not in words:
-                listed = ", ".join(repr(word) for word in words)
-                got = getattr(self, field)
-                raise OptionError(f"{field} of the trial {self.name!r} is {got!r}; allowed are {listed}.")
+        allowed = {"kind": get_args(TrialKind), "combination": ("", *COMBINATIONS), "state": STATES}
+        for name, words in allowed.items():
+            word = getattr(self, name)
+            if word not in words:
+                listed = ", ".join(map(repr, words))
+                raise OptionError(f"`{name}` of trial {self.name!r} must be one of {listed}, got {word!r}.")
 
     @property
     def is_candidate(self) -> bool:
-        """Whether it may be chosen: trained, not on images that it is measured on, and timed."""
-        return self.trained != "untrained" and not self.leaked and self.timing is not None
+        """Whether it can win: trained, timed, and not trained on images that it is evaluated on."""
+        return self.state != "untrained" and not self.leaked and self.timing is not None
+
+    @property
+    def trained_from_random(self) -> bool:
+        """Whether it was trained from random weights; tables mark it, since it has no pretrained backbone."""
+        return self.from_random and self.state != "untrained"
 
     @property
     def cost_ms(self) -> float:
-        """Median milliseconds for one image; infinite where it was not measured."""
+        """Median milliseconds of one image; infinite if it was not measured."""
         return self.timing.single_p50_ms if self.timing else math.inf
 
+    def summary(self) -> Trial:
+        """Return the trial without its values per query."""
+        test = self.test.summary() if self.test else None
+        return replace(self, validation=self.validation.summary(), test=test)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for trials/*.json; `from_dict` takes it back."""
-        return {"schema": SCHEMA} | {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        """Return the JSON structure of trials/*.json, which `from_dict` reads."""
+        return {"version": VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Trial:
-        """Build a trial from `to_dict`'s structure.
+    def from_dict(cls, stored: Mapping[str, Any]) -> Trial:
+        """Build a trial from its JSON structure.
 
         Raises:
-            StorageError: when it has another schema version, or a field is missing or unknown.
+            StorageError: another version, or a missing or unknown field.
 
         """
-        if data.get("schema") != SCHEMA:
+        fields = dict(stored)
+        version, name = fields.pop("version", None), fields.get("name")
+        if version != VERSION:
             raise StorageError(
-                f"the trial {data.get('name')!r} has the schema {data.get('schema')!r}, this version reads {SCHEMA}; "
-                "remove its file to measure again."
+                f"trial {name!r} has version {version!r}, but this lookalike reads version {VERSION}; "
+                "remove the file to measure it again."
             )
-        values = {key: value for key, value in data.items() if key != "schema"}
         try:
-            values["members"] = tuple(values["members"])
-            values["validation"] = Scores(**values["validation"])
-            values["test"] = Scores(**values["test"]) if values["test"] else None
-            values["timing"] = Timing(**values["timing"]) if values["timing"] else None
-            return cls(**values)
+            fields["members"] = tuple(fields["members"])
+            fields["validation"] = Scores.from_dict(fields["validation"])
+            fields["test"] = Scores.from_dict(fields["test"]) if fields["test"] else None
+            fields["timing"] = Timing(**fields["timing"]) if fields["timing"] else None
+            return cls(**fields)
         except (KeyError, TypeError) as error:
             raise StorageError(
-                f"the trial {data.get('name')!r} is not complete ({error}); remove its file to measure again."
+                f"trial {name!r} is incomplete ({error}); remove the file to measure it again."
             ) from error
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Scores | Timing):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
 def measure_label(measure: str) -> str:
-    """Return what tables call a measure: precision@k is the top-k accuracy, the others keep their name."""
+    """Return the name of a measure in tables: precision@k is called top-k accuracy."""
     return Measure.parse(measure).title
 
 
-def ms_text(ms: float) -> str:
-    """Write milliseconds with two or three digits that matter: 0.84, 8.2, 41.3, 120."""
+def matching_hit(measure: str | Measure) -> str:
+    """Return the hit@k that tables show next to a measure: with the same k, or 3 for a measure without k."""
+    return f"hit@{Measure.parse(measure).k or 3}"
+
+
+def format_ms(ms: float) -> str:
+    """Format milliseconds with two or three significant digits: 0.84, 8.2, 41.3, 120."""
     return f"{ms:.0f}" if ms >= 99.95 else f"{ms:.1f}" if ms >= 0.995 else f"{ms:.2f}"
 
 
-def interval_text(found: Interval) -> str:
-    """Write a mean with its interval: 0.919 (0.890–0.944)."""
-    return f"{found['mean']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+def format_estimate(estimate: Estimate) -> str:
+    """Format a mean with its interval: 0.919 (0.890–0.944)."""
+    return f"{estimate.mean:.3f} ({estimate.low:.3f}–{estimate.high:.3f})"
 
 
-def signed_text(value: float) -> str:
-    """Write a difference with its sign: +0.025, −0.500; what rounds to nothing is 0.000."""
+def format_difference(value: float) -> str:
+    """Format a difference with its sign: +0.025, −0.500; 0.000 if it rounds to zero."""
     text = f"{abs(value):.3f}"
     return text if float(text) == 0 else f"{'−' if value < 0 else '+'}{text}"
 
 
-def counted(number: int, one: str, many: str) -> str:
-    """Write a number with its noun: 1 query, 1,200 queries."""
-    return f"{number:,} {one if number == 1 else many}"
-
-
-def hit_beside(measure: str | Measure) -> str:
-    """Return the hit@k that stands beside a measure: that of the measure's own k, of 3 where it has none.
-
-    Raises:
-        OptionError: for an unknown measure.
-
-    """
-    return f"hit@{Measure.parse(measure).k or 3}"
+def counted(number: int, singular: str, plural: str) -> str:
+    """Format a number with its noun: 1 query, 1,200 queries."""
+    return f"{number:,} {singular if number == 1 else plural}"

@@ -11,14 +11,14 @@ import pytest
 @pytest.fixture
 def timing_in_process(monkeypatch):
     """Time in this process instead of a new one, which takes seconds to start."""
-    from lookalike.benchmark import measuring
+    from lookalike.benchmark import run_trials
     from lookalike.benchmark.timing import time_members
     from lookalike.models.torch_bundle import load_bundle
 
-    def measure(bundles, runtimes, images, **options):
-        return time_members(lambda _: [m for b in bundles for m in load_bundle(b).members], runtimes, images)
+    def measure(bundles, combinations, images, **options):
+        return time_members(lambda _: [m for b in bundles for m in load_bundle(b).members], combinations, images)
 
-    monkeypatch.setattr(measuring, "measure_timing", measure)
+    monkeypatch.setattr(run_trials, "measure_timing", measure)
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def _print_result(result: Benchmark) -> None:
         print_prose(f"Columns hidden to fit the terminal: {', '.join(hidden)}; all of them: {table}")
     print_prose(board.caption)
     click.echo()
-    print_prose(result.choice.reason)
+    print_prose(result.selection.reason)
     click.echo()
     click.echo(f"report: {display_path(result.out / 'report.html')}")
     click.echo(f"model:  {display_path(result.out / 'best')}")

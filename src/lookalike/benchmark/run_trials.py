@@ -1,0 +1,191 @@
+"""From candidates to trials: embeddings, accuracy and time, each stored in a file, so that a run can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from lookalike._files import digest, read_json, write_json
+from lookalike.api.load_model import on_runtime
+from lookalike.benchmark.candidates import AnyCandidate, Candidate, SplitEmbeddings
+from lookalike.benchmark.spec import BenchmarkSpec, slug
+from lookalike.benchmark.timing import measure_timing, timing_setup
+from lookalike.benchmark.trial import VERSION, Scores, Timing, Trial
+from lookalike.data.dataset import Item, Split, sample_evenly
+from lookalike.embeddings.fit import kept_features
+from lookalike.embeddings.shards import read_shard, sources_digest, write_shard
+from lookalike.errors import DataError, LookalikeError
+from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
+from lookalike.models.encoder import Encoder
+from lookalike.models.member import TrainableEncoder
+from lookalike.runtimes.bundle import load_bundle
+from lookalike.types import Embeddings, Skipped
+
+_TIMED_IMAGES = 40
+
+
+def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embeddings]:
+    """Embed all splits, or read them from the cache of an earlier session.
+
+    A cached split is valid for the same weights and the same files, compared by size and time of change.
+    """
+    encoder: Encoder | None = None
+    fast_encoder: Encoder | None = None
+    embeddings: dict[str, Embeddings] = {}
+    for split in Split:
+        items = spec.data.split(split)
+        # by fingerprint: a fine-tuned model that validation reset is the frozen one, and is not embedded again
+        name = "-".join(filter(None, (split, candidate.fingerprint, candidate.export)))
+        path = spec.cache / f"{name}.npz"
+        key = sources_digest(candidate.fingerprint, items)
+        shard = read_shard(path, key, candidate.fingerprint)
+        if shard is None:
+            encoder = encoder or load_bundle(candidate.bundle)
+            shard = _from_features(spec, encoder, items) if split == Split.TRAINING else None
+            if shard is None:
+                fast_encoder = fast_encoder or _on_runtime(spec, candidate, encoder)
+                shard = fast_encoder.embed(items, progress=spec.progress, task=f"{candidate.name}: {split}")
+            write_shard(path, key, shard)
+        embeddings[split] = shard
+    return embeddings
+
+
+def _on_runtime(spec: BenchmarkSpec, candidate: Candidate, encoder: Encoder) -> Encoder:
+    """Move an encoder to the requested runtime in float32; an exported one keeps its own."""
+    runtime = "auto" if candidate.export else spec.runtime
+    return on_runtime(encoder, spec.data.items, (runtime, "auto"), spec.progress, exact=True)
+
+
+def _from_features(spec: BenchmarkSpec, encoder: Encoder, items: Sequence[Item]) -> Embeddings | None:
+    """Apply the head to the cached features of a frozen backbone; None if there are none.
+
+    Their last bit may differ, so they are used for the training split only, which fits the alignments.
+    """
+    member = encoder.members[0]
+    if encoder.is_ensemble or not isinstance(member, TrainableEncoder):
+        return None
+    features = kept_features(member, items, spec.cache)
+    if features is None:
+        return None
+    return Embeddings(features.ids, member.project(features.rows), encoder.fingerprint, features.skipped)
+
+
+def skipped_files(embeddings: SplitEmbeddings) -> tuple[Skipped, ...]:
+    """Return the files that a candidate could not read, each once, in the order of the splits."""
+    by_path = {s.path: s for split in Split for by_split in embeddings.values() for s in by_split[split].skipped}
+    return tuple(by_path.values())
+
+
+def evaluate_all(spec: BenchmarkSpec, candidates: Sequence[AnyCandidate], embeddings: SplitEmbeddings) -> list[Trial]:
+    """Evaluate every candidate, or read its trial if embeddings, labels and measures are the same."""
+    labels = digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in spec.data.items))
+    contents = {
+        name: digest(*(part for e in by_split.values() for part in ("\n".join(e.ids), e.vectors.tobytes())))
+        for name, by_split in embeddings.items()
+    }
+    trials = []
+    for done, candidate in enumerate(candidates, start=1):
+        members = (f"{contents[m.name]} {m.state} {m.from_random} {m.note}" for m in candidate.members)
+        key = digest(str(VERSION), labels, *spec.measures, *members)
+        path = spec.out / "trials" / f"{slug(candidate.name)}.json"
+        trial = _read_trial(path, key)
+        if trial is None:
+            trial = _evaluate(spec, candidate, candidate.embeddings(embeddings))
+            write_json(path, {"key": key, "trial": trial.to_dict()})
+        trials.append(trial)
+        spec.progress.step("measuring", done, len(candidates), candidate.name)
+    return trials
+
+
+def _read_trial(path: Path, key: str) -> Trial | None:
+    try:
+        stored = read_json(path, "the trial")
+        return Trial.from_dict(stored["trial"]) if stored["key"] == key else None
+    except (LookalikeError, KeyError, TypeError):
+        return None  # absent, damaged or of another version
+
+
+def _evaluate(spec: BenchmarkSpec, candidate: AnyCandidate, embeddings: Mapping[str, Embeddings]) -> Trial:
+    test = evaluate_test(spec, embeddings)
+    return Trial(
+        name=candidate.name,
+        kind=candidate.kind,
+        members=tuple(m.name for m in candidate.members),
+        combination=candidate.combination,
+        state=candidate.state,
+        dim=candidate.dim,
+        validation=Scores.of(evaluate_validation(spec, embeddings)),
+        test=Scores.of(test) if test is not None else None,
+        note=candidate.note,
+        from_random=candidate.from_random,
+        leaked=candidate.leaked,
+    )
+
+
+def evaluate_validation(spec: BenchmarkSpec, embeddings: Mapping[str, Embeddings]) -> Evaluation:
+    """Evaluate embeddings on validation, leave-one-out."""
+    labels, validation = spec.data.labels("validation"), embeddings["validation"]
+    return evaluate_embeddings(validation, validation, labels, labels, spec.measures)
+
+
+def evaluate_test(spec: BenchmarkSpec, embeddings: Mapping[str, Embeddings]) -> Evaluation | None:
+    """Evaluate embeddings on query and gallery; None if these have no labels."""
+    if not spec.data.test_is_labelled:
+        return None
+    labels = spec.data.labels("query"), spec.data.labels("gallery")
+    return evaluate_embeddings(embeddings["query"], embeddings["gallery"], *labels, spec.measures)
+
+
+def add_timings(
+    spec: BenchmarkSpec,
+    trials: Sequence[Trial],
+    candidates: Sequence[AnyCandidate],
+    embeddings: SplitEmbeddings,
+) -> list[Trial]:
+    """Add the time of one image; candidates of the same architectures share one measurement.
+
+    Raises:
+        DataError: no image to time with can be read.
+
+    """
+    architectures = {c.name: "+".join(m.architecture for m in c.members) for c in candidates}
+    combinations: dict[str, set[str]] = {}
+    bundles: dict[str, list[Path]] = {}
+    for candidate in candidates:
+        architecture = architectures[candidate.name]
+        combinations.setdefault(architecture, set()).add(candidate.combination)
+        bundles.setdefault(architecture, [m.bundle.resolve() for m in candidate.members])
+    images = _timed_images(spec, embeddings)
+    timings: dict[str, Mapping[str, Timing]] = {}
+    for done, (architecture, needed) in enumerate(combinations.items(), start=1):
+        timings[architecture] = _timing(spec, architecture, bundles[architecture], sorted(needed), images)
+        spec.progress.step("timing", done, len(combinations), architecture)
+    return [replace(t, timing=timings[architectures[t.name]][t.combination]) for t in trials]
+
+
+def _timed_images(spec: BenchmarkSpec, embeddings: SplitEmbeddings) -> list[Path]:
+    """Return images that every candidate can read, evenly spaced over gallery or validation."""
+    split = Split.GALLERY if spec.data.gallery else Split.VALIDATION
+    readable = set.intersection(*(set(by_split[split].ids) for by_split in embeddings.values()))
+    items = [i for i in spec.data.split(split) if i.id in readable]
+    if not items:
+        raise DataError(f"{spec.data.root} has no readable {split} image to time the candidates with; add some.")
+    return [item.path.resolve() for item in sample_evenly(items, _TIMED_IMAGES)]
+
+
+def _timing(
+    spec: BenchmarkSpec, architecture: str, bundles: Sequence[Path], combinations: Sequence[str], images: Sequence[Path]
+) -> Mapping[str, Timing]:
+    """Time an architecture, or read the timing of an earlier session with the same processor, threads and packages."""
+    setup = {**timing_setup(), "runtime": spec.runtime}
+    path = spec.out / "timing" / f"{slug(architecture)}.json"
+    try:
+        stored = read_json(path, "the timing")
+        if stored["setup"] == setup:
+            return {c: Timing(**stored["timings"][c]) for c in combinations}
+    except (LookalikeError, KeyError, TypeError):
+        pass  # absent, damaged, or without one of the combinations: all are timed
+    timings = measure_timing(bundles, combinations, images, runtime=spec.runtime, count=len(spec.data.items))
+    write_json(path, {"setup": setup, "timings": {c: asdict(timing) for c, timing in timings.items()}})
+    return timings

@@ -1,0 +1,297 @@
+"""What a benchmark measures, checked before hours are spent on it, and the folder that belongs to it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lookalike._files import digest, file_digest, read_json, write_json
+from lookalike.benchmark.trial import STATES, TrainingState, matching_hit
+from lookalike.data.dataset import Dataset
+from lookalike.data.split import with_validation
+from lookalike.errors import DataError, ModelError, OptionError, StorageError
+from lookalike.evaluation.evaluation import DEFAULT_MEASURES
+from lookalike.evaluation.measures import Measure
+from lookalike.models.registry import find_row
+from lookalike.models.weights import NONE, PRETRAINED
+from lookalike.progress import Progress
+from lookalike.runtimes.bundle import load_bundle
+from lookalike.training.options import TrainingOptions
+from lookalike.training.tracking.tracked import UNTRACKED, Tracked
+from lookalike.training.train import load_as
+
+Weights = str | Path
+
+_RECORD = "run.json"
+_VERSION = 1
+
+
+def slug(name: str) -> str:
+    """Return the file name of a candidate."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
+
+@dataclass(frozen=True)
+class BenchmarkSpec:
+    """Everything that one benchmark was asked to do.
+
+    Attributes:
+        data: the data set with its validation split.
+        out: the folder for all results.
+        weights: by backbone, in the order of the table: `pretrained`, `none` or a file.
+        bundles: saved encoders to measure as well.
+        finetune: names of the backbones to fine-tune.
+        options: training options.
+        measures: taken on every trial; the first one is selected by.
+        budget_ms: maximum milliseconds per image, None for no limit.
+        runtime: runtime for accuracy and time, in float32.
+        title: heading of the report, None for the default.
+        notes: further sentences for the report.
+        progress: receives progress and messages.
+        tracked: trackers that receive every epoch and the results.
+
+    """
+
+    data: Dataset
+    out: Path
+    weights: Mapping[str, Weights]
+    bundles: tuple[Path, ...]
+    finetune: frozenset[str]
+    options: TrainingOptions
+    measures: tuple[str, ...]
+    budget_ms: float | None
+    runtime: str
+    title: str | None
+    notes: tuple[str, ...]
+    progress: Progress
+    tracked: Tracked = UNTRACKED
+
+    @property
+    def cache(self) -> Path:
+        """Folder of cached features and embeddings."""
+        return self.out / "cache"
+
+    @property
+    def has_trained_backbone(self) -> bool:
+        """Whether a backbone has pretrained weights or is fine-tuned."""
+        return bool(self.finetune) or any(str(w) != NONE for w in self.weights.values())
+
+    def bundle_folder(self, backbone: str, state: TrainingState) -> Path:
+        """Return the folder of the bundle of a backbone, frozen or fine-tuned."""
+        return self.out / "members" / f"{slug(backbone)}-{state}"
+
+    def with_readable(self, readable: Mapping[str, int]) -> BenchmarkSpec:
+        """Return the spec without the default measures that need more than the readable images of a split."""
+        return replace(self, measures=select_measures(self.data, self.measures[0], self.options, readable))
+
+
+def check_candidates(
+    backbones: Sequence[str],
+    bundles: Sequence[Path | str],
+    weights: Weights | Mapping[str, Weights],
+    finetune: bool | Collection[str],
+) -> tuple[dict[str, Weights], tuple[Path, ...], frozenset[str]]:
+    """Check what a benchmark is to measure, and return weights by backbone, bundles, and backbones to fine-tune.
+
+    Raises:
+        OptionError: nothing to measure, a duplicate name, an ensemble among the backbones, weights or fine-tuning for
+            another backbone, or only random weights.
+        ModelError: an unknown backbone, or a bundle that is missing or damaged.
+
+    """
+    for argument, value in (("backbones", backbones), ("bundles", bundles), ("finetune", finetune)):
+        if isinstance(value, str | Path):
+            raise OptionError(f"`{argument}` must be a list, got the single name {value!s}.", argument=argument)
+    if not backbones and not bundles:
+        raise OptionError(
+            "a benchmark needs at least one of `backbones` and `bundles`, got none.", argument="backbones"
+        )
+    ensemble = next((b for b in backbones if "+" in b), None)
+    if ensemble is not None:
+        raise OptionError(
+            f"`backbones` must be single names, got {ensemble!r}; pass its members one by one, every pair is measured.",
+            argument="backbones",
+        )
+    folders = tuple(Path(b) for b in bundles)
+    _require_unique_names(backbones, folders)
+    for argument, names in (("weights", weights), ("finetune", finetune)):
+        unknown = () if isinstance(names, bool | str | Path) else [name for name in names if name not in backbones]
+        if unknown:
+            raise OptionError(
+                f"`{argument}` names {unknown[0]!r}, but the backbones of this benchmark are {list(backbones)}.",
+                argument=argument,
+            )
+    for backbone in backbones:
+        find_row(backbone)
+    by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(backbones, weights)
+    by_backbone = {b: by_name.get(b, PRETRAINED) for b in backbones}
+    finetuned = frozenset(finetune if not isinstance(finetune, bool) else backbones if finetune else ())
+    trained = [_is_trained(folder) for folder in folders]
+    if not any((*trained, *finetuned, *(str(w) != NONE for w in by_backbone.values()))):
+        raise OptionError(
+            "every candidate would have random weights, which can never win; "
+            "use pretrained `weights` for at least one backbone, or fine-tune it.",
+            argument="weights",
+        )
+    return by_backbone, folders, finetuned
+
+
+def bundle_name(bundle: Path) -> str:
+    """Return the name of a bundle in tables: that of its folder."""
+    return bundle.resolve().name
+
+
+def _require_unique_names(backbones: Sequence[str], bundles: Sequence[Path]) -> None:
+    """Raise `OptionError` if two candidates would have the same name or the same file names."""
+    bundle_names = [bundle_name(b) for b in bundles]
+    for argument, names in (("backbones", backbones), ("bundles", bundle_names)):
+        duplicate = next((name for name, count in Counter(names).items() if count > 1), None)
+        if duplicate is not None:
+            raise OptionError(
+                f"duplicate {duplicate!r} in `{argument}`: names must be unique; remove it, or rename a bundle.",
+                argument=argument,
+            )
+    by_file: dict[str, str] = {}
+    for name in (*(f"{b} {state}" for b in backbones for state in STATES), *bundle_names):
+        if slug(name) in by_file:
+            raise OptionError(
+                f"{by_file[slug(name)]!r} and {name!r} map to the same file name; rename one bundle.",
+                argument="bundles",
+            )
+        by_file[slug(name)] = name
+
+
+def _is_trained(bundle: Path) -> bool:
+    """Load a bundle, which verifies it, and return whether none of its members has random weights."""
+    if not bundle.exists():
+        raise ModelError(f"bundle {bundle} does not exist; pass a folder written by 'lookalike train'.")
+    return all(member.trained != "untrained" for member in load_bundle(bundle).members)
+
+
+def load_splits(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
+    """Load a data set and cut its validation split; `DataError` if nothing is labelled."""
+    dataset = load_as(data, options)
+    if not any(i.label for i in dataset.training):
+        raise DataError(
+            f"{dataset.root} has no labelled training images, which a benchmark needs for training and selection; "
+            "add training/<class>/ folders or a manifest.csv."
+        )
+    return with_validation(dataset, seed=options.seed, class_disjoint=options.class_disjoint)
+
+
+def select_measures(
+    data: Dataset, measure: str, options: TrainingOptions, readable: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
+    """Return the measures to take: the one to select by, its hit@k, and the default ones that the splits allow.
+
+    Args:
+        data: with its validation split, where every image is a query against all others.
+        measure: to select by.
+        options: their `stop_on` decides early stopping.
+        readable: images in validation and gallery that every candidate can read, once that is known.
+
+    Raises:
+        OptionError: an unknown measure, or one that needs more images than validation or gallery have.
+
+    """
+    images = {"validation": len(data.validation), "gallery": len(data.gallery), **(readable or {})}
+    depths = {"validation, where an image is never its own hit,": images["validation"] - 1}
+    if data.test_is_labelled:
+        depths["the gallery"] = images["gallery"]
+    where, depth = min(depths.items(), key=lambda pair: pair[1])
+    selected_by = Measure.parse(measure)
+    for argument, required in (("measure", selected_by), ("stop_on", Measure.parse(options.stop_on))):
+        if required.min_gallery > depth:
+            raise OptionError(
+                f"{required} needs {required.min_gallery} hits, but {where} has only {max(depth, 0)} images to find; "
+                f"set `{argument}` to a smaller k or add images.",
+                argument=argument,
+            )
+    defaults = [m for m in map(Measure.parse, (matching_hit(selected_by), *DEFAULT_MEASURES)) if m.min_gallery <= depth]
+    return tuple(dict.fromkeys(map(str, (selected_by, *defaults))))
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of run.json: what must stay the same when a benchmark is resumed.
+
+    Attributes:
+        training_data: fingerprint of the training and validation images.
+        validation_images: fingerprint of the ids of the validation split.
+        test_data: fingerprint of ids and labels of query and gallery.
+        options: training options.
+        weights: by backbone, the source of its weights, for a file the digest of its content.
+
+    """
+
+    training_data: str
+    validation_images: str
+    test_data: str
+    options: Mapping[str, Any]
+    weights: Mapping[str, str]
+
+    @classmethod
+    def of(cls, spec: BenchmarkSpec) -> RunRecord:
+        """Return the record of a benchmark."""
+        data = spec.data
+        return cls(
+            training_data=data.fingerprint,
+            validation_images=digest(*(i.id for i in data.validation)),
+            test_data=digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in (*data.query, *data.gallery))),
+            options=spec.options.to_dict(),
+            weights={b: file_digest(Path(w)) if Path(w).is_file() else str(w) for b, w in spec.weights.items()},
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Read run.json; `StorageError` if it is damaged or of another version."""
+        stored = read_json(path, "the benchmark record")
+        try:
+            version = stored.pop("version")
+            record = cls(**stored)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{path} is not the record of a benchmark; choose another `out` or remove it."
+            ) from error
+        if version != _VERSION:
+            raise StorageError(
+                f"{path} has version {version}, but this lookalike reads version {_VERSION}; choose another `out`."
+            )
+        return record
+
+    def differences(self, earlier: RunRecord) -> list[str]:
+        """Name what differs from an earlier record; backbones that it does not have are no difference."""
+        names = ("training_data", "validation_images", "test_data", "options")
+        differences = [n.replace("_", " ") for n in names if getattr(self, n) != getattr(earlier, n)]
+        return differences + [f"weights of {b}" for b, w in self.weights.items() if earlier.weights.get(b, w) != w]
+
+
+def lock_or_verify(spec: BenchmarkSpec) -> None:
+    """Lock the output folder for this benchmark, or verify that it already belongs to it; backbones may be added.
+
+    Raises:
+        StorageError: the folder holds something else, or a benchmark of other data, options or weights.
+
+    """
+    path, record = spec.out / _RECORD, RunRecord.of(spec)
+    if path.is_file():
+        earlier = RunRecord.read(path)
+        differences = record.differences(earlier)
+        if differences:
+            raise StorageError(
+                f"{spec.out} holds a benchmark with different {' and '.join(differences)}; "
+                "choose another `out` or remove it."
+            )
+        record = replace(earlier, weights={**earlier.weights, **record.weights})
+        if record == earlier:
+            return
+    elif spec.out.exists() and not spec.out.is_dir():
+        raise StorageError(f"{spec.out} is a file; choose another `out`.")
+    # a killed run may leave a temporary file of the record
+    elif spec.out.is_dir() and any(not p.name.startswith(f".{_RECORD}.") for p in spec.out.iterdir()):
+        raise StorageError(f"{spec.out} is not empty and not a benchmark folder; choose another `out`.")
+    write_json(path, {"version": _VERSION, **asdict(record)})

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lookalike.benchmark.benchmark import benchmark
+from lookalike.benchmark.spec import BenchmarkSpec, check_candidates, lock_or_verify, select_measures, slug
+from lookalike.errors import LookalikeError, ModelError, OptionError, StorageError
+from lookalike.models.encoder import Encoder
+from lookalike.models.pretrained import build_trainable
+from lookalike.models.torch_bundle import save_bundle
+from lookalike.progress import SILENT
+from lookalike.training.options import TrainingOptions
+
+NAME = "test_efficientnet"
+OPTIONS = TrainingOptions()
+
+
+def refused(kind: type[LookalikeError], pattern: str, argument: str | None = None, **arguments) -> None:
+    """Check that the benchmark refuses these arguments before it looks at the data, which does not exist."""
+    with pytest.raises(kind, match=pattern) as caught:
+        benchmark(Path("no-such-folder"), arguments.pop("backbones", ()), **arguments)
+    assert caught.value.argument == argument
+    assert str(caught.value).endswith((".", "?"))
+
+
+@pytest.fixture
+def random_bundle(tmp_path):
+    return save_bundle(Encoder([build_trainable(NAME, "none")]), tmp_path / "random")
+
+
+def test_nothing_to_measure():
+    refused(OptionError, "`backbones` and `bundles`, got none", "backbones")
+
+
+def test_bundles_must_exist_and_be_complete(random_bundle, tmp_path):
+    refused(ModelError, "lost does not exist", backbones=[NAME], bundles=[tmp_path / "lost"])
+    refused(ModelError, "is not a bundle", bundles=[tmp_path])
+    weights = random_bundle / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    refused(ModelError, "random", bundles=[random_bundle])
+
+
+def test_only_random_weights_are_refused(random_bundle):
+    for arguments in (
+        {"backbones": [NAME], "weights": "none", "finetune": False},
+        {"backbones": [NAME], "weights": {NAME: "none"}, "finetune": False, "bundles": [random_bundle]},
+        {"backbones": [NAME], "weights": "none", "finetune": (), "bundles": [random_bundle]},
+        {"bundles": [random_bundle]},
+    ):
+        refused(OptionError, "every candidate would have random weights", "weights", **arguments)
+
+
+def test_random_weights_are_accepted_if_fine_tuned_or_not_alone(random_bundle, finished):
+    assert check_candidates([NAME], [], "none", finetune=True)[0] == {NAME: "none"}
+    weights, _, _ = check_candidates([NAME, "resnet50"], [], {NAME: "none"}, finetune=False)
+    assert weights == {NAME: "none", "resnet50": "pretrained"}
+    bundles = [random_bundle, finished.out / "best"]
+    assert check_candidates([], bundles, "none", finetune=False)[1] == tuple(bundles)
+
+
+@pytest.mark.parametrize(
+    ("finetune", "names"), [(True, {NAME, "resnet50"}), (False, set()), (["resnet50"], {"resnet50"}), ((), set())]
+)
+def test_which_backbones_are_fine_tuned(finetune, names):
+    assert check_candidates([NAME, "resnet50"], [], {NAME: "none"}, finetune=finetune)[2] == names
+
+
+def test_a_single_name_instead_of_a_list():
+    refused(OptionError, "`backbones` must be a list, got the single name resnet50", "backbones", backbones="resnet50")
+    refused(OptionError, "`finetune` must be a list", "finetune", backbones=[NAME], finetune="b")
+
+
+def test_duplicate_names(random_bundle):
+    refused(OptionError, f"duplicate '{NAME}'", "backbones", backbones=[NAME, NAME])
+    refused(OptionError, "duplicate 'random'", "bundles", bundles=[random_bundle, random_bundle])
+
+
+def test_names_that_map_to_the_same_file(random_bundle):
+    for name in (f"{NAME}-frozen", f"{NAME} frozen"):
+        random_bundle = random_bundle.rename(random_bundle.with_name(name))
+        refused(OptionError, f"'{NAME} frozen' and '{name}'", "bundles", backbones=[NAME], bundles=[random_bundle])
+    free = random_bundle.rename(random_bundle.with_name(NAME))
+    check_candidates([NAME], [free], "pretrained", finetune=True)
+
+
+def test_backbones_must_be_known_single_names():
+    refused(OptionError, "must be single names", "backbones", backbones=["resnet50+vit_b_16"])
+    refused(ModelError, "'resnet5O'", backbones=[NAME, "resnet5O"])
+
+
+def test_weights_and_fine_tuning_of_another_backbone():
+    refused(OptionError, f"'b'.*'{NAME}'", "weights", backbones=[NAME], weights={"b": "none"})
+    refused(OptionError, f"'vit_b_16'.*'{NAME}'", "finetune", backbones=[NAME], finetune=["vit_b_16"])
+
+
+@pytest.mark.parametrize("budget", [0, -3, float("nan"), float("inf")])
+def test_a_budget_must_be_positive(budget):
+    refused(OptionError, f"got {budget}", "budget_ms", backbones=[NAME], budget_ms=budget)
+
+
+def test_unknown_measure_and_runtime():
+    with pytest.raises(OptionError, match="'accuracy'"):
+        benchmark(Path("no-such-folder"), [NAME], measure="accuracy")
+    with pytest.raises(OptionError, match="'abacus'"):
+        benchmark(Path("no-such-folder"), [NAME], runtime="abacus")
+
+
+def test_missing_weights_are_an_error_before_anything_is_written(again, tiny_weights, tmp_path):
+    with pytest.raises(ModelError, match="lost"):
+        again(tmp_path / "run", weights={**tiny_weights, "test_resnet": tmp_path / "lost.safetensors"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_slug():
+    assert slug("vit_b_16 frozen + a.b fine-tuned, concat") == "vit-b-16-frozen-a.b-fine-tuned-concat"
+
+
+@pytest.fixture
+def spec(data, tmp_path) -> BenchmarkSpec:
+    return BenchmarkSpec(
+        data, tmp_path / "out", {}, (), frozenset(), OPTIONS, ("mrr",), None, "torch", None, (), SILENT
+    )  # fmt: skip
+
+
+@pytest.fixture
+def lock(spec) -> Callable[..., None]:
+    """Lock the folder for a benchmark with these weights."""
+    return lambda **weights: lock_or_verify(replace(spec, weights=weights))
+
+
+def test_a_folder_with_other_files_is_refused(spec, lock):
+    spec.out.mkdir()
+    (spec.out / "holiday.jpg").touch()
+    with pytest.raises(StorageError, match="not empty"):
+        lock()
+    assert [p.name for p in spec.out.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_file_is_refused(spec, lock):
+    spec.out.touch()
+    with pytest.raises(StorageError, match="out is a file"):
+        lock()
+
+
+def test_a_temporary_file_of_a_killed_run_is_ignored(spec, lock):
+    spec.out.mkdir()
+    (spec.out / ".run.json.x1y2").touch()
+    lock(a="pretrained")
+    stored = json.loads((spec.out / "run.json").read_text())
+    assert (stored["version"], stored["weights"]) == (1, {"a": "pretrained"})
+
+
+def test_backbones_can_be_added_with_the_same_weights(spec, lock, tmp_path):
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    lock(a="pretrained")
+    lock(b=file)
+    lock(a="pretrained", b=file)
+    assert set(json.loads((spec.out / "run.json").read_text())["weights"]) == {"a", "b"}
+    file.write_bytes(b"two")
+    with pytest.raises(StorageError, match="different weights of b;"):
+        lock(a="pretrained", b=file)
+    with pytest.raises(StorageError, match="weights of a and weights of b"):
+        lock(a="none", b=file)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"version": 0}', "{"])
+def test_a_file_that_is_not_a_record_is_refused(spec, lock, content):
+    spec.out.mkdir()
+    (spec.out / "run.json").write_text(content)
+    with pytest.raises(StorageError, match=r"run\.json"):
+        lock()
+
+
+def test_another_version_is_refused(spec, lock):
+    lock()
+    path = spec.out / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
+    with pytest.raises(StorageError, match="version 2"):
+        lock()
+
+
+def test_measures_are_the_selected_one_and_the_default_ones(data):
+    default = ("precision@3", "hit@3", "hit@1", "map@r", "mrr")
+    assert select_measures(data, "precision@3", OPTIONS) == default
+    assert select_measures(data, "mrr", OPTIONS) == ("mrr", "hit@3", "precision@3", "hit@1", "map@r")
+    assert select_measures(data, "Recall@1", OPTIONS)[:3] == ("recall@1", "hit@1", "precision@3")
+
+
+@pytest.mark.parametrize("name", ["precision", "recall", "map", "ndcg"])
+def test_a_measure_with_k_adds_hit_at_the_same_k(data, name):
+    measures = select_measures(data, f"{name}@5", OPTIONS)
+    assert measures == (f"{name}@5", "hit@5", "precision@3", "hit@3", "hit@1", "map@r", "mrr")
+
+
+def test_a_measure_that_needs_more_images_is_refused_or_skipped(data):
+    """Validation has 8 images, so 7 to find; the gallery has 12."""
+    with pytest.raises(OptionError, match=r"precision@8 needs 8 hits, but validation.* only 7") as caught:
+        select_measures(data, "precision@8", OPTIONS)
+    assert caught.value.argument == "measure"
+    with pytest.raises(OptionError, match="hit@9 needs 9 hits") as caught:
+        select_measures(data, "precision@3", TrainingOptions(stop_on="hit@9"))
+    assert caught.value.argument == "stop_on"
+    few = data.replace_items(i for i in data.items if i.split != "gallery" or i.id.endswith("0.jpg"))
+    assert len(few.gallery) == 4
+    with pytest.raises(OptionError, match="hit@5 needs 5 hits, but the gallery has only 4"):
+        select_measures(few, "hit@5", OPTIONS)
+    two = data.replace_items(i for i in data.items if i.split != "gallery" or i.id.endswith(("cat0.jpg", "cat1.jpg")))
+    assert select_measures(two, "mrr", OPTIONS) == ("mrr", "hit@1", "map@r")
+    assert select_measures(data, "mrr", OPTIONS, {"validation": 8, "gallery": 2}) == ("mrr", "hit@1", "map@r")
+    with pytest.raises(OptionError, match=r"validation.* has only 2"):
+        select_measures(data, "precision@3", OPTIONS, {"validation": 3})
