@@ -166,7 +166,8 @@ def _rotated_ivf_bytes(count: int, dim: int) -> float:
     return 4 * dim * (dim + ivf_nlist(count))
 
 
-# the specs that no other one dominates in recall, time and memory at a million vectors (docs/log.md)
+# no other spec is faster at the same recall and memory (docs/log.md); the graph in 8 bits needs principal components
+# that decay, the others do not
 SPECS = (
     IndexSpec(
         "graph over half of the principal components, reranked by full vectors",
@@ -181,6 +182,13 @@ SPECS = (
         lambda dim: dim / 2 + _HNSW_BYTES,
         _pca_bytes,
         ("efSearch",),
+    ),
+    IndexSpec(
+        "inverted lists with 1 bit per dimension, reranked by 8 bits",
+        lambda count, dim: f"{_rotated_ivf(count, dim, 'RaBitQ')},Refine(SQ8)",
+        lambda dim: dim + dim / 8 + 8 + _IVF_BYTES,
+        _rotated_ivf_bytes,
+        ("nprobe", "k_factor_rf"),
     ),
     IndexSpec(
         "inverted lists with 4 bits per dimension",
