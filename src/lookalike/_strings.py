@@ -82,10 +82,10 @@ class PackedStrings(Sequence[str]):
         """Return the position of a string in a sorted sequence, or -1 where it is absent."""
         if not self._landmarks:
             self._landmarks = [bytes(self._bytes(number)) for number in self._range[::_STRIDE]]
-        wanted = _encode(string)  # UTF-8 sorts as the characters do
-        start = max(0, _STRIDE * (bisect_right(self._landmarks, wanted) - 1))
+        key = _encode(string)  # UTF-8 sorts as the characters do
+        start = max(0, _STRIDE * (bisect_right(self._landmarks, key) - 1))
         for position in range(start, min(start + _STRIDE, len(self))):
-            if self._bytes(self._range[position]) == wanted:
+            if self._bytes(self._range[position]) == key:
                 return position
         return -1
 

@@ -134,15 +134,15 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_near_is_the_same_picture_changed_a_little(photos: Images, tmp_path: Path, change: str) -> None:
+def test_a_slightly_changed_image_is_near(photos: Images, tmp_path: Path, change: str) -> None:
     changed = {f"{name}-changed": CHANGES[change](image) for name, image in photos.items()}
     scanned = scan(saved(tmp_path, **photos, **changed))
     assert exact_groups(scanned) == []
     assert named_pairs(scanned) == {(name, f"{name}-changed") for name in photos}
 
 
-def test_another_colour_is_another_thing(tmp_path: Path) -> None:
-    """A red and a blue bottle of the same shade on one board have one hash; the colour thumbnails tell them apart."""
+def test_another_colour_is_not_near(tmp_path: Path) -> None:
+    """A red and a blue bottle of the same shade on one board have one hash; the colour thumbnails differ."""
 
     def bottle(colour: tuple[int, int, int]) -> Image.Image:
         image = Image.new("RGB", (96, 96), "white")
@@ -160,7 +160,7 @@ def test_blank_images_are_never_near(tmp_path: Path) -> None:
     assert named_pairs(scanned) == set()
 
 
-def test_only_the_rows_asked_for_are_compared(photos: Images, tmp_path: Path) -> None:
+def test_only_the_requested_rows_are_compared(photos: Images, tmp_path: Path) -> None:
     cat = photos["cat"]
     scanned = scan(saved(tmp_path, a=cat, b=cat.resize((80, 60)), c=cat.resize((90, 60))))
     assert near_pairs(scanned, [2, 0]).tolist() == [[0, 2]]
@@ -168,7 +168,7 @@ def test_only_the_rows_asked_for_are_compared(photos: Images, tmp_path: Path) ->
 
 
 def scattered(n: int) -> npt.NDArray[np.uint64]:
-    """Hashes in clouds: flips of a few bits around some centres, so that distances of 0 to 14 are common."""
+    """Hashes with a few flipped bits around some centres, so that distances of 0 to 14 are common."""
     chance = np.random.default_rng(1)
     hashes = chance.integers(0, 2**64, 12, np.uint64)[chance.integers(0, 12, n)]
     for _ in range(7):
@@ -177,18 +177,18 @@ def scattered(n: int) -> npt.NDArray[np.uint64]:
 
 
 @pytest.mark.parametrize("limit", [1, 64, 1 << 21], ids=["one row per step", "some rows per step", "all"])
-def test_search_by_bands_finds_what_comparing_all_pairs_finds(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_the_search_by_bands_finds_all_pairs(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(duplicates, "_PAIRS", limit)
     hashes = scattered(160)
-    every = {
+    expected = {
         (a, b)
         for a, b in combinations(range(160), 2)
         if (int(hashes[a]) ^ int(hashes[b])).bit_count() <= duplicates.MAX_DISTANCE
     }
     rows = np.arange(160)
-    got = {(int(a), int(b)) for found in duplicates._candidates(hashes, rows) for a, b in found}
-    assert got == every
-    assert 500 < len(every) < 160 * 159 // 2
+    pairs = {(int(a), int(b)) for block in duplicates._candidates(hashes, rows) for a, b in block}
+    assert pairs == expected
+    assert 500 < len(expected) < 160 * 159 // 2
 
 
 def test_connected_groups() -> None:

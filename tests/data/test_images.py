@@ -36,7 +36,7 @@ def cause(path: Path) -> str:
     return caught.value.cause
 
 
-# How each EXIF orientation stores an upright picture, from the table of the EXIF standard (row 0, column 0).
+# How each EXIF orientation stores an upright image, from the table of the EXIF standard (row 0, column 0).
 STORED = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],

@@ -1,4 +1,4 @@
-"""Cutting a validation part from training."""
+"""Cutting a validation split from training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lookalike.errors import DataError, OptionError
 
 
 def dataset(training: dict[str, int], test: dict[str, int]) -> Dataset:
-    """Make a catalogue with so many images of each class; nothing is read from disk."""
+    """Make a data set with these numbers of images per class; nothing is read from disk."""
     items = [
         Item(f"{split}/{label}/{n}.jpg", Path(f"{split}/{label}/{n}.jpg"), label, split)
         for split, classes in ((Split.TRAINING, training), (Split.QUERY, test), (Split.GALLERY, test))

@@ -26,11 +26,11 @@ def refuse(*facts, error=DataError, argument=None):
 
 
 def test_names_are_file_names():
-    found = hits(
+    result = hits(
         ["test/query/q1.jpg", "test/query/q2.jpg"],
         [["test/gallery/a.jpg", "test/gallery/b.jpg"], ["test/gallery/c.jpg", "test/gallery/a.jpg"]],
     )
-    assert Submission.from_hits(found, "Us") == GOOD
+    assert Submission.from_hits(result, "Us") == GOOD
 
 
 def test_a_query_and_a_gallery_item_may_share_a_name():
