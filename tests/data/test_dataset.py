@@ -37,6 +37,7 @@ def test_splits_and_classes() -> None:
         "owl": ["g"],
     }
     assert not data.test_is_labelled  # no query has a label
+    assert repr(data) == "<Dataset: 'data', written by hand: 2 training, 1 validation, 1 query, 1 gallery>"
     assert data.summary() == (
         "data: written by hand, 5 images\n"
         "  training        2 images in 2 classes\n"

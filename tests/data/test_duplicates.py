@@ -25,6 +25,7 @@ from lookalike.data.duplicates import (
 )
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError
+from lookalike.progress import SILENT
 
 Images = dict[str, Image.Image]
 
@@ -64,7 +65,7 @@ class Steps:
 def test_scan_reports_unreadable_files(photos: Images, tmp_path: Path) -> None:
     items = saved(tmp_path, cat=photos["cat"], empty=b"", rocket=photos["rocket"], text=b"x")
     progress = Steps()
-    scanned = scan(items, progress=progress)
+    scanned = scan(items, progress)
     assert scanned.ids == ("cat", "rocket")
     assert {name: skipped.cause for name, skipped in scanned.skipped.items()} == {
         "empty": "the file is empty",
@@ -78,7 +79,7 @@ def test_scan_reports_unreadable_files(photos: Images, tmp_path: Path) -> None:
 
 
 def test_scan_of_nothing(tmp_path: Path) -> None:
-    scanned = scan(saved(tmp_path, empty=b""))
+    scanned = scan(saved(tmp_path, empty=b""), SILENT)
     assert scanned.ids == ()
     assert exact_groups(scanned) == []
     assert near_pairs(scanned, []).shape == (0, 2)
@@ -92,7 +93,7 @@ def test_exact_is_the_same_pixels_whatever_the_bytes(photos: Images, tmp_path: P
     changed = cat.copy()
     changed.putpixel((0, 0), (1, 2, 3))
     items = saved(tmp_path, cat=cat, changed=changed, again=cat, stored=other_bytes.getvalue(), coffee=photos["coffee"])
-    scanned = scan([*items, Item("bmp", bmp, None, Split.GALLERY)])
+    scanned = scan([*items, Item("bmp", bmp, None, Split.GALLERY)], SILENT)
     assert [[scanned.ids[row] for row in group] for group in exact_groups(scanned)] == [
         ["cat", "again", "stored", "bmp"]
     ]
@@ -104,7 +105,7 @@ def test_exact_is_the_same_pixels_whatever_the_bytes(photos: Images, tmp_path: P
 
 def test_the_same_bytes_in_another_shape_are_another_image(tmp_path: Path) -> None:
     flat = Image.new("RGB", (6, 4), "red")
-    scanned = scan(saved(tmp_path, wide=flat, tall=flat.resize((4, 6))))
+    scanned = scan(saved(tmp_path, wide=flat, tall=flat.resize((4, 6))), SILENT)
     assert exact_groups(scanned) == []
 
 
@@ -136,7 +137,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_slightly_changed_image_is_near(photos: Images, tmp_path: Path, change: str) -> None:
     changed = {f"{name}-changed": CHANGES[change](image) for name, image in photos.items()}
-    scanned = scan(saved(tmp_path, **photos, **changed))
+    scanned = scan(saved(tmp_path, **photos, **changed), SILENT)
     assert exact_groups(scanned) == []
     assert named_pairs(scanned) == {(name, f"{name}-changed") for name in photos}
 
@@ -150,19 +151,21 @@ def test_another_colour_is_not_near(tmp_path: Path) -> None:
         return image
 
     red, blue, nearly_red = bottle((200, 0, 0)), bottle((0, 62, 205)), bottle((203, 2, 0))
-    scanned = scan(saved(tmp_path, red=red, blue=blue, nearly=nearly_red))
+    scanned = scan(saved(tmp_path, red=red, blue=blue, nearly=nearly_red), SILENT)
     assert scanned.hashes[0] == scanned.hashes[1]
     assert named_pairs(scanned) == {("red", "nearly")}
 
 
 def test_blank_images_are_never_near(tmp_path: Path) -> None:
-    scanned = scan(saved(tmp_path, white=Image.new("RGB", (9, 9), "white"), paper=Image.new("RGB", (8, 8), "#fefefe")))
+    scanned = scan(
+        saved(tmp_path, white=Image.new("RGB", (9, 9), "white"), paper=Image.new("RGB", (8, 8), "#fefefe")), SILENT
+    )
     assert named_pairs(scanned) == set()
 
 
 def test_only_the_requested_rows_are_compared(photos: Images, tmp_path: Path) -> None:
     cat = photos["cat"]
-    scanned = scan(saved(tmp_path, a=cat, b=cat.resize((80, 60)), c=cat.resize((90, 60))))
+    scanned = scan(saved(tmp_path, a=cat, b=cat.resize((80, 60)), c=cat.resize((90, 60))), SILENT)
     assert near_pairs(scanned, [2, 0]).tolist() == [[0, 2]]
     assert near_pairs(scanned, [0, 1, 2]).tolist() == [[0, 1], [0, 2], [1, 2]]
 
@@ -210,12 +213,12 @@ def folder(photos, tmp_path):
 
 
 def leaked_ids(root):
-    return [tuple(i.id for i in group) for group in find_leaks(load_dataset(root))]
+    return [tuple(i.id for i in group) for group in find_leaks(load_dataset(root), SILENT)]
 
 
 def test_different_images_of_the_same_size_do_not_leak(folder):
     assert leaked_ids(folder) == []
-    require_no_leaks(load_dataset(folder))
+    require_no_leaks(load_dataset(folder), allowed=False, progress=SILENT)
 
 
 def test_copies_inside_training_do_not_leak(folder):
@@ -250,7 +253,7 @@ def test_leaks_are_refused_by_name(folder):
         whole = (folder / f"training/cat/{number}.png").read_bytes()
         (folder / f"test/gallery/cat/same{number}.png").write_bytes(whole)
     with pytest.raises(DataError) as raised:
-        require_no_leaks(load_dataset(folder))
+        require_no_leaks(load_dataset(folder), allowed=False, progress=SILENT)
     assert raised.value.argument == "allow_leaks"
     assert "2 training images" in str(raised.value)
     for number in (0, 1):
@@ -262,7 +265,7 @@ def test_the_clean_manifest_has_no_leaks(folder, tmp_path):
 
     (folder / "test/gallery/cat/same.png").write_bytes((folder / "training/cat/0.png").read_bytes())
     check(folder, clean_manifest=tmp_path / "clean" / "manifest.csv")
-    require_no_leaks(load_dataset(tmp_path / "clean"))
+    require_no_leaks(load_dataset(tmp_path / "clean"), allowed=False, progress=SILENT)
 
 
 def test_allowed_leaks_are_reported(folder):

@@ -25,7 +25,7 @@ from lookalike.data.duplicates import (
 )
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, OptionError
-from lookalike.progress import SILENT, Progress
+from lookalike.progress import Progress, resolve_progress
 
 Severity = Literal["error", "warning"]
 
@@ -64,6 +64,10 @@ class CheckReport:
     findings: tuple[Finding, ...]
     readable: int
     dropped: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.errors)} errors, {len(self.warnings)} warnings"
+        return f"<CheckReport: {self.readable} of {self.images} images readable, {counts}>"
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -181,7 +185,7 @@ def check(
     out: Path | str | None = None,
     clean_manifest: Path | str | None = None,
     near: bool = True,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Read every image of a data set once and report its problems.
 
@@ -191,7 +195,7 @@ def check(
         clean_manifest: a new `manifest.csv`, or the folder for it, with the images to keep; see
             `CheckReport.write_clean_manifest`.
         near: also look for near duplicates.
-        progress: receives progress.
+        progress: receives progress; by default a bar where a person watches, else the `lookalike` logger.
 
     Raises:
         DataError: the folder cannot be loaded, or no image remains for the clean manifest. Problems of single images
@@ -204,6 +208,7 @@ def check(
         require_free(Path(out))
     if clean_manifest is not None:
         clean_manifest_path(clean_manifest)  # fails before the work
+    progress = resolve_progress(progress)
     dataset = data if isinstance(data, Dataset) else load_dataset(data)
     progress.info(str(dataset))
     report = _report(dataset, near, progress)
@@ -215,7 +220,7 @@ def check(
 
 
 def _report(dataset: Dataset, near: bool, progress: Progress) -> CheckReport:
-    scanned = scan(dataset.items, progress=progress)
+    scanned = scan(dataset.items, progress)
     by_id = {item.id: item for item in dataset.items}
     items = [by_id[name] for name in scanned.ids]  # row i of the scan
     groups = [[items[row] for row in rows] for rows in exact_groups(scanned)]

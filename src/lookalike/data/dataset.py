@@ -85,6 +85,10 @@ class Dataset:
     def __str__(self) -> str:
         return self.summary()
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(self.split(split))} {split}" for split in Split if self.split(split))
+        return f"<Dataset: {str(self.root)!r}, {self.layout}: {counts}>"
+
     def split(self, split: Split | str) -> tuple[Item, ...]:
         """Return the items of one split."""
         return tuple(item for item in self.items if item.split == split)

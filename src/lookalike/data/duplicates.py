@@ -82,7 +82,7 @@ class _Trace:
     colour: npt.NDArray[np.uint8]
 
 
-def scan(items: Sequence[Item], *, progress: Progress = SILENT) -> Scan:
+def scan(items: Sequence[Item], progress: Progress) -> Scan:
     """Read every image once, in threads."""
     traces: dict[str, _Trace] = {}
     skipped: dict[str, Skipped] = {}
@@ -104,16 +104,15 @@ def scan(items: Sequence[Item], *, progress: Progress = SILENT) -> Scan:
 
 
 def _map_threads(
-    function: Callable[[Item], T], items: Sequence[Item], task: str = "", progress: Progress = SILENT
+    function: Callable[[Item], T], items: Sequence[Item], task: str, progress: Progress
 ) -> Iterator[tuple[Item, T]]:
-    """Yield each item with the function's result, computed in threads, and report progress if there is a task name."""
+    """Yield each item with the function's result, computed in threads."""
     with ThreadPoolExecutor(max(2, cores())) as pool:
         for start in range(0, len(items), _SUBMIT):
             batch = items[start : start + _SUBMIT]
             for done, (item, result) in enumerate(zip(batch, pool.map(function, batch), strict=True), start=start + 1):
                 yield item, result
-                if task:
-                    progress.step(task, done, len(items))
+                progress.step(task, done, len(items))
 
 
 def _trace(item: Item) -> _Trace | Skipped:
@@ -243,7 +242,7 @@ def is_leak(splits: Collection[Split]) -> bool:
     return bool(set(splits) & set(TRAINING_SPLITS)) and bool(set(splits) & set(TEST_SPLITS))
 
 
-def find_leaks(data: Dataset, *, progress: Progress = SILENT) -> list[tuple[Item, ...]]:
+def find_leaks(data: Dataset, progress: Progress) -> list[tuple[Item, ...]]:
     """Return the groups of images with equal decoded pixels that are in training and in test.
 
     Only images whose size occurs on both sides are decoded; unreadable files are skipped.
@@ -251,7 +250,7 @@ def find_leaks(data: Dataset, *, progress: Progress = SILENT) -> list[tuple[Item
     training, test = ([i for i in data.items if i.split in side] for side in (TRAINING_SPLITS, TEST_SPLITS))
     if not training or not test:
         return []
-    sizes = {item.id: size for item, size in _map_threads(_size, (*training, *test))}
+    sizes = {item.id: size for item, size in _map_threads(_size, (*training, *test), "reading image sizes", SILENT)}
     shared = ({sizes[i.id] for i in training} & {sizes[i.id] for i in test}) - {None}
     candidates = [item for item in (*training, *test) if sizes[item.id] in shared]
     groups: dict[str, list[Item]] = {}
@@ -277,14 +276,14 @@ def _pixels(item: Item) -> str | None:
         return None
 
 
-def require_no_leaks(data: Dataset, *, allowed: bool = False, progress: Progress = SILENT) -> None:
+def require_no_leaks(data: Dataset, *, allowed: bool, progress: Progress) -> None:
     """Refuse data whose training images also appear in query or gallery; if allowed, report them.
 
     Raises:
         DataError: naming some of the images and what to do.
 
     """
-    groups = find_leaks(data, progress=progress)
+    groups = find_leaks(data, progress)
     if not groups:
         return
     count = sum(item.split in TRAINING_SPLITS for group in groups for item in group)

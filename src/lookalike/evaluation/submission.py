@@ -47,6 +47,9 @@ class Submission:
             if len(set(names)) < len(names):
                 raise DataError(f"the submission has duplicate gallery images for the query {query!r}.")
 
+    def __repr__(self) -> str:
+        return f"<Submission: group {self.group!r}, {len(self.images)} queries, {self.top_k} gallery images each>"
+
     @property
     def top_k(self) -> int:
         """Number of gallery images per query."""
