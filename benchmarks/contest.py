@@ -44,7 +44,7 @@ def contest(
 
     Args:
         script: the benchmark's file.
-        contenders: their names; one that fails is reported and left out.
+        contenders: their names; one that fails is reported and skipped.
         rounds: how many times.
         arguments: handed on to each.
         rate: the figure that is compared; more is better.
@@ -57,10 +57,10 @@ def contest(
 
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for number in range(rounds):
         for name in contenders:
-            if name in left_out:
+            if name in skipped:
                 continue
             done = subprocess.run(
                 [sys.executable, script, "--contender", name, *arguments],
@@ -71,8 +71,8 @@ def contest(
             )
             if done.returncode != 0:
                 found.pop(name, None)
-                left_out[name] = (done.stderr.strip().splitlines() or ["no output"])[-1]
-                print(f"{name}: left out, {left_out[name]}", flush=True)
+                skipped[name] = (done.stderr.strip().splitlines() or ["no output"])[-1]
+                print(f"{name}: skipped, {skipped[name]}", flush=True)
                 continue
             run = json.loads(done.stdout.splitlines()[-1])
             found.setdefault(name, []).append(run)
@@ -92,7 +92,7 @@ def contest(
         "rate": rate,
         "against": against,
         "contenders": rows,
-        "left_out": left_out,
+        "skipped": skipped,
         **(facts or {}),
     }
 

@@ -91,7 +91,7 @@ def main() -> None:
                 {"LOOKALIKE_CACHE": f"{work}/cache", "OMP_WAIT_POLICY": "PASSIVE"} if name in OURS else {}
             ),
         )
-        result["left_out"] |= dict.fromkeys(eight, refused) if refused else {}
+        result["skipped"] |= dict.fromkeys(eight, refused) if refused else {}
         result["limits"] = {"gflops": {name: max(rate, before[name]) for name, rate in limits().items()}}
     keep(f"embedding-{given.backbone}", result, whole=not given.only)
 

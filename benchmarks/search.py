@@ -96,7 +96,7 @@ def compare(options: argparse.Namespace, work: Path) -> None:
         against=AGAINST,
         facts=facts,
     )
-    result["left_out"] |= {name: failed[CONTENDERS[name][0]] for name in contenders if CONTENDERS[name][0] in failed}
+    result["skipped"] |= {name: failed[CONTENDERS[name][0]] for name in contenders if CONTENDERS[name][0] in failed}
     flat = result["contenders"].get(AGAINST)
     for name, row in result["contenders"].items():
         row.update(json.loads(facts_of(work, CONTENDERS[name][0]).read_text()))

@@ -52,7 +52,7 @@ def main() -> None:
         row["ratio"] = rows[AGAINST]["seconds"]["median"] / row["seconds"]["median"]
         print(f"{name}: {row['seconds']['median']:.3f} s, {row['ratio']:.1f} times {AGAINST}")
     facts = {"backbone": given.backbone, "rounds": given.rounds, "against": AGAINST, "rate": "seconds"}
-    keep("startup", {"machine": machine(), **facts, "contenders": rows, "left_out": {}}, whole=True)
+    keep("startup", {"machine": machine(), **facts, "contenders": rows, "skipped": {}}, whole=True)
 
 
 def prepare(work: Path, data: Path, backbone: str, query: Path) -> dict[str, tuple[list[str], dict[str, str]]]:

@@ -37,7 +37,7 @@ RESULTS = {
         "data": "clothing",
         "images": 1587,
         "gflops_per_image": 8.0,
-        "left_out": {"another": "it is not there."},
+        "skipped": {"another": "it is not there."},
         "contenders": {
             "theirs": row(20.0, 1.0, peak_memory_mb=spread(1200.4, 1190, 1210)),
             "ours, openvino int8, model only": row(170.0, 8.5, peak_memory_mb=spread(300.0, 299, 301)),
@@ -52,10 +52,10 @@ def test_the_page_by_hand(make):
     assert "| matrix products in int8 | 1,700 GFLOP/s |" in page
     assert "| copying memory | 71 GB/s |" in page
     assert "### resnet50, clothing, 1,587 images" in page
-    assert "|  | a second | times *theirs* | memory, MB | share of the limit |" in page
+    assert "|  | per second | times *theirs* | memory, MB | share of the limit |" in page
     assert "| theirs | 20 (19 to 21) | 1.00 | 1,200 |  |" in page
     assert "| ours, openvino int8, model only | 170 (169 to 171) | 8.50 | 300 | 80% |" in page  # 170 * 8 / 1700
-    assert "Left out: another (it is not there)." in page
+    assert "Skipped: another (it is not there)." in page
     assert "Some Processor, 2 cores; Python 3.12.1, torch 2.9." in page
     assert page.index("The machine's own limits") < page.index("From a folder of JPEGs")
 
@@ -78,10 +78,10 @@ def test_the_model_alone_and_equal_recall_by_hand(make):
     found = {**RESULTS["embedding-resnet50"], "contenders": rows}
     page = make.render({"embedding-resnet50": found})
     assert "as a share of the model alone: 90% (int8)." in page
-    assert "what both together allow" not in page
+    assert "without any idle time" not in page
     rows["ours, decoding only"] = row(400.0, 1.0)
     page = make.render({"embedding-resnet50": found})
-    assert "not a moment lost between them: 112% (int8)." in page  # 90 of 1 / (1 / 100 + 1 / 400)
+    assert "without any idle time: 112% (int8)." in page  # 90 of 1 / (1 / 100 + 1 / 400)
 
     def searching(rate, ms, recall):
         return row(rate, 1.0, single_ms=spread(ms, ms, ms), recall=spread(recall, recall, recall))
@@ -93,10 +93,8 @@ def test_the_model_alone_and_equal_recall_by_hand(make):
         "ours, recall 0.95": searching(600.0, 1.0, 0.96),
     }
     page = make.render({"search-1": {**found, "contenders": rows}})
-    assert (
-        "*ours, recall 0.95* is 2.00 times *graph, deep*, the quickest other with as much recall, all together" in page
-    )
-    assert "*ours, recall 0.95* is 2.00 times *graph, deep*, the quickest other with as much recall, one by one" in page
+    assert "*ours, recall 0.95* is 2.00 times *graph, deep*, the fastest other with this recall, in one batch" in page
+    assert "*ours, recall 0.95* is 2.00 times *graph, deep*, the fastest other with this recall, one by one" in page
 
 
 def test_what_was_not_measured_is_not_named(make):
