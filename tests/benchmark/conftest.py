@@ -18,6 +18,7 @@ from lookalike.benchmark import benchmark as benchmark_module
 from lookalike.benchmark import run_trials
 from lookalike.benchmark.benchmark import Benchmark, benchmark
 from lookalike.benchmark.spec import BenchmarkSpec, select_measures
+from lookalike.benchmark.timing import TimingRequest
 from lookalike.benchmark.trial import Scores, Timing, Trial
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
@@ -106,12 +107,10 @@ class Listener:
         return list(dict.fromkeys(task for task, _ in self.steps))
 
 
-def fake_timing(
-    bundles: Sequence[Path], combinations: Sequence[str], images: Sequence[Path], **options: Any
-) -> dict[str, Timing]:
+def fake_timing(request: TimingRequest) -> dict[str, Timing]:
     """Cost 10 ms per bundle, 14 ms for a ResNet; average is the fastest combination."""
-    base = sum(14.0 if "resnet" in bundle.name else 10.0 for bundle in bundles)
-    return {c: timing_of(base + {"aligned": 0.25, "concat": 0.5}.get(c, 0.0)) for c in combinations}
+    base = sum(14.0 if "resnet" in bundle.name else 10.0 for bundle in request.bundles)
+    return {c: timing_of(base + {"aligned": 0.25, "concat": 0.5}.get(c, 0.0)) for c in request.combinations}
 
 
 @pytest.fixture

@@ -11,11 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lookalike.benchmark import benchmark as benchmark_module
-from lookalike.benchmark import run_trials
 from lookalike.benchmark.benchmark import benchmark
 from lookalike.benchmark.candidates import make_candidates, make_ensembles, save_winner
 from lookalike.benchmark.run_trials import embed_candidate
-from lookalike.benchmark.trial import Trial
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, OptionError, StorageError
@@ -57,13 +55,6 @@ def test_the_folder_has_all_results(finished):
     report = (finished.out / "report.html").read_text(encoding="utf-8")
     assert "<h1>Photos</h1>" in report
     assert str(finished) == (finished.out / "leaderboard.md").read_text(encoding="utf-8")
-
-
-def test_trials_of_one_architecture_share_a_timing(finished):
-    cost = {t.name: t.cost_ms for t in finished.trials}
-    assert cost[f"{EFFICIENTNET} frozen"] == cost[f"{EFFICIENTNET} fine-tuned"] == 10.0
-    assert cost[f"{EFFICIENTNET} frozen + {RESNET} fine-tuned, average"] == 24.0
-    assert cost[f"{EFFICIENTNET} fine-tuned + {RESNET} frozen, aligned"] == 24.25
 
 
 def test_a_frozen_trial_has_the_accuracy_that_training_reported(finished):
@@ -193,13 +184,6 @@ def test_data_without_training_labels_is_refused_before_the_work(photo_folder, t
     assert not (tmp_path / "run").exists()
 
 
-def test_trials_on_disk_are_those_of_the_result_without_time(finished):
-    for trial in finished.trials:
-        slug = trial.name.replace("_", "-").replace(" + ", "-").replace(", ", "-").replace(" ", "-")
-        stored = json.loads((finished.out / "trials" / f"{slug}.json").read_text(encoding="utf-8"))
-        assert Trial.from_dict(stored["trial"]) == replace(trial, timing=None)
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # in mlflow
 def test_mlflow_receives_measures_table_and_winner(again, photo_folder_original, no_timing, tmp_path, monkeypatch):
@@ -320,7 +304,7 @@ def test_budget_and_measure_of_a_finished_benchmark_change(again, finished, fini
     by_hit = again(finished_copy, measure="hit@1")
     assert by_hit.leaderboard.measure == "hit@1"
     assert by_hit.trials[0].validation.values["hit@1"] == finished.trials[0].validation.values["hit@1"]
-    with pytest.raises(OptionError, match="the fastest of 22"):
+    with pytest.raises(OptionError, match="no candidate takes at most 1 ms"):
         again(finished_copy, budget_ms=1.0)
 
 
@@ -354,48 +338,3 @@ def test_other_test_labels_are_refused(again, finished_copy, photo_folder):
     labels.write_text(labels.read_text().replace("cat0.jpg,cat", "cat0.jpg,rocket"))
     with pytest.raises(StorageError, match="different test data"):
         again(finished_copy, data=photo_folder)
-
-
-@pytest.mark.usefixtures("no_timing", "no_report")
-def test_a_replaced_query_is_embedded_and_measured_again(again, finished_copy, photo_folder, listener):
-    again(finished_copy, data=photo_folder)
-    query = photo_folder / "test" / "query" / "cat0.jpg"
-    query.write_bytes((photo_folder / "test" / "gallery" / "rocket0.jpg").read_bytes())
-    heard = listener()
-    result = again(finished_copy, data=photo_folder, progress=heard)
-    assert {task.partition(": ")[2] for task in heard.tasks if ": " in task} == {"query"}
-    scores = result.trials[0].test
-    values = dict(zip(scores.query_ids, scores.values["hit@1"], strict=True))
-    assert values["test/query/cat0.jpg"] == 0.0  # it is a rocket now
-
-
-@pytest.mark.usefixtures("no_timing", "no_report")
-@pytest.mark.parametrize(
-    ("changed", "timed"),
-    [
-        ({}, 0),
-        ({"processor": "another"}, 5),
-        ({"device": "another"}, 5),
-        ({"threads": 99}, 5),
-        ({"torch": "0.1"}, 5),
-        ({"timm": "0.1"}, 5),
-    ],
-)
-def test_timings_are_reused_with_the_same_setup_only(again, finished_copy, monkeypatch, changed, timed):
-    """Two backbones make five sets of architectures: each alone, with itself, and both."""
-    measure, setup = run_trials.measure_timing, run_trials.timing_setup() | changed
-    calls = []
-    monkeypatch.setattr(run_trials, "timing_setup", lambda: setup)
-    monkeypatch.setattr(run_trials, "measure_timing", lambda *a, **options: calls.append(a) or measure(*a, **options))
-    for _ in range(2):
-        again(finished_copy)
-        assert len(calls) == timed
-
-
-@pytest.mark.usefixtures("no_timing", "no_report")
-def test_damaged_files_are_made_again(again, finished, finished_copy):
-    for pattern in ("cache/query-*.npz", "trials/*-concat.json", "timing/test-resnet-160x160.json"):
-        for path in finished_copy.glob(pattern):
-            path.write_bytes(path.read_bytes()[:100])
-    again(finished_copy)
-    assert leaderboard_of(finished_copy) == leaderboard_of(finished.out)

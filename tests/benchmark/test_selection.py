@@ -154,11 +154,11 @@ def test_a_time_equal_to_the_budget_is_within_it(make_trial):
 
 def test_an_error_for_an_impossible_budget_names_the_fastest(make_trial):
     trials = [make_trial("good", GOOD, 40), make_trial("poor", POOR, 4.21)]
-    with pytest.raises(OptionError, match=r"the fastest of 2, poor, takes 4\.2 ms.*4\.3") as caught:
+    with pytest.raises(OptionError, match=r"the fastest, poor, takes 4\.2 ms.*4\.3") as caught:
         select(trials, budget_ms=3)
     assert caught.value.argument == "budget_ms"
     assert select(trials, budget_ms=4.3).winner == "poor"
-    with pytest.raises(OptionError, match=r"the only one, good, takes 40\.0 ms"):
+    with pytest.raises(OptionError, match=r"good, takes 40\.0 ms"):
         select(trials[:1], budget_ms=3)
 
 
@@ -189,11 +189,11 @@ def test_a_leaked_trial_never_wins(make_trial):
 @pytest.mark.parametrize("budget", [None, 5])
 def test_only_untrained_trials_are_refused(make_trial, budget):
     random, untimed = make_trial("random", GOOD, 1, state="untrained"), make_trial("no time", GOOD, None)
-    with pytest.raises(OptionError, match=r"the only trial, random, .*untrained"):
+    with pytest.raises(OptionError, match=r"random: untrained"):
         select([random], budget_ms=budget)
-    with pytest.raises(OptionError, match="none of the 2 trials"):
+    with pytest.raises(OptionError, match=r"none of 2 trials .*random: untrained.*no time: its time"):
         select([random, untimed], budget_ms=budget)
-    with pytest.raises(OptionError, match="no trials"):
+    with pytest.raises(OptionError, match="0 trials"):
         select([], budget_ms=budget)
 
 

@@ -13,7 +13,15 @@ import torch
 
 from lookalike._cores import cores
 from lookalike.benchmark import timing
-from lookalike.benchmark.timing import machine, main, measure_timing, peak_memory_mb, time_members, timing_setup
+from lookalike.benchmark.timing import (
+    TimingRequest,
+    machine,
+    main,
+    measure_timing,
+    peak_memory_mb,
+    time_members,
+    timing_setup,
+)
 from lookalike.data.layouts import find_images
 from lookalike.errors import LookalikeError
 from lookalike.models.pretrained import build_trainable
@@ -31,7 +39,7 @@ def test_all_combinations_are_timed_in_a_process_with_its_own_memory(finished, i
     """On Linux a child process starts with the peak of its parent, which must not count."""
     assert np.ones(125_000_000).all()  # 1 GB, the peak of this process from now on
     bundles = [finished.out / "members" / f"{name.replace('_', '-')}-frozen" for name in NAMES]
-    timings = measure_timing(bundles, ["aligned", "average", "concat"], images)
+    timings = measure_timing(TimingRequest(bundles, ["aligned", "average", "concat"], images))
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     assert list(timings) == ["aligned", "average", "concat"]
     for cost in timings.values():
@@ -96,11 +104,11 @@ def test_the_error_of_a_failed_process_has_status_and_last_line(finished, images
     process = subprocess.CompletedProcess([], status, "", stderr)
     monkeypatch.setattr(timing.subprocess, "run", lambda *_, **__: process)
     with pytest.raises(LookalikeError, match=message):
-        measure_timing([finished.out / "best"], [""], images)
+        measure_timing(TimingRequest([finished.out / "best"], [""], images))
 
 
 def test_the_process_reports_an_unusable_bundle(monkeypatch, tmp_path):
-    request = {"bundles": [str(tmp_path)], "combinations": [""], "images": [], "runtime": "torch", "count": 0}
+    request = {"bundles": [str(tmp_path)], "combinations": [""], "images": []}
     monkeypatch.setattr(timing.sys, "stdin", io.StringIO(json.dumps(request)))
     with pytest.raises(SystemExit, match="is not a bundle"):
         main()
@@ -110,8 +118,10 @@ def test_the_requested_runtime_is_timed(finished, images, monkeypatch, tmp_path)
     pytest.importorskip("openvino")
     monkeypatch.setenv("LOOKALIKE_CACHE", str(tmp_path))
     bundle = finished.out / "members" / "test-efficientnet-frozen"
-    assert measure_timing([bundle], [""], images, runtime="auto", count=1)[""].runtime == "torch in float32"
-    timings = measure_timing([bundle], [""], images, runtime="openvino")
+    assert (
+        measure_timing(TimingRequest([bundle], [""], images, runtime="auto", count=1))[""].runtime == "torch in float32"
+    )
+    timings = measure_timing(TimingRequest([bundle], [""], images, runtime="openvino"))
     assert timings[""].runtime == "openvino in float32"
 
 

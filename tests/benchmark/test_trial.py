@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from lookalike.benchmark.trial import (
-    Scores,
     Timing,
     Trial,
     counted,
@@ -48,23 +47,6 @@ def test_a_missing_or_unknown_field_is_refused(make_trial):
     for broken in (lacking, stored | {"speed": 3}, stored | {"validation": None}, stored | {"timing": {"ms": 1}}):
         with pytest.raises(StorageError, match="'a' is incomplete"):
             Trial.from_dict(broken)
-
-
-def test_unknown_states_and_combinations_are_refused(make_trial):
-    trial = make_trial("a", [1.0])
-    with pytest.raises(OptionError, match=r"`state`.*'frozen', 'fine-tuned', 'untrained', got 'half'"):
-        replace(trial, state="half")
-    with pytest.raises(OptionError, match="`combination`"):
-        replace(trial, combination="product")
-
-
-def test_scores_need_a_finite_value_per_query():
-    with pytest.raises(OptionError, match="got 3 for 2"):
-        Scores({}, 2, 0, 9, {"hit@1": [1, 0, 1]}, ["a", "b"])
-    with pytest.raises(OptionError, match="hit@1 must have finite values"):
-        Scores({}, 2, 0, 9, {"hit@1": [1, float("nan")]}, ["a", "b"])
-    with pytest.raises(OptionError, match="hit@1 must have finite values"):
-        Scores({"hit@1": Estimate(1.0, float("nan"), 1.0)}, 0, 0, 9)
 
 
 def test_a_summary_has_no_values_per_query(make_trial):

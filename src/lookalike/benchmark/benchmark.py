@@ -36,7 +36,7 @@ from lookalike.data.duplicates import require_no_leaks
 from lookalike.evaluation.measures import Measure
 from lookalike.models.facts import is_bundle
 from lookalike.models.weights import PRETRAINED
-from lookalike.progress import SILENT, Progress
+from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.choice import require_runtime
 from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
 from lookalike.training.tracking.target import parse_targets
@@ -82,7 +82,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     title: str | None = None,
     notes: Sequence[str] = (),
     track: Sequence[str] = (),
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
     **changes: Unpack[OptionChanges],
 ) -> Benchmark:
     """Measure backbones, frozen and fine-tuned, bundles, and all pairs of them; select the winner by validation.
@@ -104,7 +104,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         title: heading of the report.
         notes: further sentences for the report.
         track: trackers as in `train`; they receive the leaderboard, and the winner as a model.
-        progress: receives progress and messages.
+        progress: receives progress and messages; default: a bar in a terminal or notebook, else the log.
         changes: training options by name, which override `options`.
 
     Raises:
@@ -114,6 +114,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         StorageError: `out` belongs to something else, or to a benchmark with other data, options or weights.
 
     """
+    progress = resolve_progress(progress)
     options = changed_options(options, changes)
     measure = str(Measure.parse(measure))
     require_runtime(runtime)

@@ -85,43 +85,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class EnsembleCandidate:
-    """Two candidates, combined; their embeddings are used again, so that it costs no forward pass."""
+    """Two candidates, combined; it uses their embeddings, so that it costs no forward pass.
 
-    first: Candidate
-    second: Candidate
+    Its attributes have the meaning of those of `Candidate`.
+    """
+
+    name: str
+    members: tuple[Candidate, Candidate]
     combination: str
+    state: TrainingState
+    dim: int
+    from_random: bool
+    leaked: bool
     kind: TrialKind = "ensemble"
     note: str = ""
-
-    @property
-    def name(self) -> str:
-        """Its name in tables."""
-        return f"{self.first.name} + {self.second.name}, {self.combination}"
-
-    @property
-    def members(self) -> tuple[Candidate, ...]:
-        """The two candidates."""
-        return self.first, self.second
-
-    @property
-    def state(self) -> TrainingState:
-        """Untrained if a member is, else fine-tuned if a member is, else frozen."""
-        return joint_state({m.state for m in self.members})
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of an embedding."""
-        return self.first.dim + self.second.dim if self.combination == "concat" else self.first.dim
-
-    @property
-    def from_random(self) -> bool:
-        """Whether a member started from random weights."""
-        return any(m.from_random for m in self.members)
-
-    @property
-    def leaked(self) -> bool:
-        """Whether a member may have been trained on images that it is evaluated on here."""
-        return any(m.leaked for m in self.members)
 
     def embeddings(self, embeddings: SplitEmbeddings) -> Mapping[str, Embeddings]:
         """Combine the embeddings of both members, by split that is evaluated."""
@@ -162,7 +139,7 @@ def _shared_ids(first: Embeddings, second: Embeddings) -> tuple[str, ...]:
 
 
 def joint_state(states: Collection[TrainingState]) -> TrainingState:
-    """Return the state of several members together."""
+    """Return the state of an ensemble of members with these states."""
     return "untrained" if "untrained" in states else "fine-tuned" if "fine-tuned" in states else "frozen"
 
 
@@ -180,7 +157,20 @@ def make_ensembles(candidates: Sequence[Candidate]) -> list[EnsembleCandidate]:
     """Return every pair of single candidates in every combination that one bundle can hold."""
     singles = [c for c in candidates if c.kind == "single"]
     pairs = [(a, b) for a, b in combinations(singles, 2) if a.export == b.export]
-    return [EnsembleCandidate(a, b, c) for a, b in pairs for c in COMBINATIONS if a.dim == b.dim or c == "concat"]
+    return [
+        EnsembleCandidate(
+            name=f"{a.name} + {b.name}, {combination}",
+            members=(a, b),
+            combination=combination,
+            state=joint_state({a.state, b.state}),
+            dim=a.dim + b.dim if combination == "concat" else a.dim,
+            from_random=a.from_random or b.from_random,
+            leaked=a.leaked or b.leaked,
+        )
+        for a, b in pairs
+        for combination in COMBINATIONS
+        if a.dim == b.dim or combination == "concat"
+    ]
 
 
 def require_weights(spec: BenchmarkSpec) -> None:

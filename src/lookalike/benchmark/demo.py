@@ -9,7 +9,7 @@ from lookalike._files import require_free
 from lookalike.benchmark.benchmark import Benchmark, benchmark
 from lookalike.data.samples import DESCRIPTION, is_demo_folder, write_demo_images
 from lookalike.errors import StorageError
-from lookalike.progress import SILENT, Progress
+from lookalike.progress import Progress, resolve_progress
 from lookalike.training.options import TrainingOptions
 
 BACKBONES = ("efficientnet_lite0", "efficientnet_lite2")
@@ -18,14 +18,14 @@ _IMAGES, _BENCHMARK = "images", "benchmark"
 
 
 def demo(
-    out: Path | str = "lookalike-demo", *, data: Path | str | None = None, progress: Progress = SILENT
+    out: Path | str = "lookalike-demo", *, data: Path | str | None = None, progress: Progress | None = None
 ) -> Benchmark:
     """Benchmark EfficientNet-Lite0 and -Lite2, frozen, fine-tuned and as ensembles, and select one.
 
     Args:
         out: folder for the images and all results; an interrupted demo resumes there.
         data: a data folder; by default the demo's own images.
-        progress: receives progress.
+        progress: receives progress and messages; default: a bar in a terminal or notebook, else the log.
 
     Raises:
         MissingExtra: the packages with the images or the weights are not installed.
@@ -33,7 +33,7 @@ def demo(
         StorageError: `out` contains anything but a demo.
 
     """
-    out = Path(out)
+    out, progress = Path(out), resolve_progress(progress)
     notes: tuple[str, ...] = ()
     if data is None:
         folder = out / _IMAGES

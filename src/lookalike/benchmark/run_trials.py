@@ -10,7 +10,7 @@ from lookalike._files import digest, read_json, write_json
 from lookalike.api.load_model import on_runtime
 from lookalike.benchmark.candidates import AnyCandidate, Candidate, SplitEmbeddings
 from lookalike.benchmark.spec import BenchmarkSpec, slug
-from lookalike.benchmark.timing import measure_timing, timing_setup
+from lookalike.benchmark.timing import TimingRequest, measure_timing, timing_setup
 from lookalike.benchmark.trial import VERSION, Scores, Timing, Trial
 from lookalike.data.dataset import Item, Split, sample_evenly
 from lookalike.embeddings.fit import kept_features
@@ -159,7 +159,8 @@ def add_timings(
     images = _timed_images(spec, embeddings)
     timings: dict[str, Mapping[str, Timing]] = {}
     for done, (architecture, needed) in enumerate(combinations.items(), start=1):
-        timings[architecture] = _timing(spec, architecture, bundles[architecture], sorted(needed), images)
+        request = TimingRequest(bundles[architecture], sorted(needed), images, spec.runtime, len(spec.data.items))
+        timings[architecture] = _timing(spec.out / "timing" / f"{slug(architecture)}.json", request)
         spec.progress.step("timing", done, len(combinations), architecture)
     return [replace(t, timing=timings[architectures[t.name]][t.combination]) for t in trials]
 
@@ -174,18 +175,15 @@ def _timed_images(spec: BenchmarkSpec, embeddings: SplitEmbeddings) -> list[Path
     return [item.path.resolve() for item in sample_evenly(items, _TIMED_IMAGES)]
 
 
-def _timing(
-    spec: BenchmarkSpec, architecture: str, bundles: Sequence[Path], combinations: Sequence[str], images: Sequence[Path]
-) -> Mapping[str, Timing]:
+def _timing(path: Path, request: TimingRequest) -> Mapping[str, Timing]:
     """Time an architecture, or read the timing of an earlier session with the same processor, threads and packages."""
-    setup = {**timing_setup(), "runtime": spec.runtime}
-    path = spec.out / "timing" / f"{slug(architecture)}.json"
+    setup = {**timing_setup(), "runtime": request.runtime}
     try:
         stored = read_json(path, "the timing")
         if stored["setup"] == setup:
-            return {c: Timing(**stored["timings"][c]) for c in combinations}
+            return {c: Timing(**stored["timings"][c]) for c in request.combinations}
     except (LookalikeError, KeyError, TypeError):
         pass  # absent, damaged, or without one of the combinations: all are timed
-    timings = measure_timing(bundles, combinations, images, runtime=spec.runtime, count=len(spec.data.items))
+    timings = measure_timing(request)
     write_json(path, {"setup": setup, "timings": {c: asdict(timing) for c, timing in timings.items()}})
     return timings

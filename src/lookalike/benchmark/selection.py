@@ -148,18 +148,16 @@ def _exclusion(trial: Trial, budget_ms: float | None) -> str:
 
 
 def _no_winner(trials: Sequence[Trial], budget_ms: float | None) -> OptionError:
-    candidates = [t for t in trials if t.is_candidate]
+    candidates = sorted((t for t in trials if t.is_candidate), key=lambda t: (t.cost_ms, t.name))
     if budget_ms is None or not candidates:
-        cause = "there are no trials to select from"
-        if len(trials) == 1:
-            cause = f"the only trial, {trials[0].name}, cannot win ({_exclusion(trials[0], None)})"
-        elif trials:
-            cause = f"none of the {len(trials)} trials can win: each is untrained, not timed, or leaked"
-        return OptionError(f"{cause}; benchmark at least one backbone with trained weights.")
-    fastest = min(candidates, key=lambda t: (t.cost_ms, t.name))
-    which = "the only one" if len(candidates) == 1 else f"the fastest of {len(candidates)}"
+        causes = "; ".join(f"{t.name}: {_exclusion(t, None)}" for t in trials[:3])
+        return OptionError(
+            f"none of {counted(len(trials), 'trial', 'trials')} can win{f' ({causes})' if causes else ''}; "
+            "benchmark at least one backbone with trained weights."
+        )
+    fastest = candidates[0]
     return OptionError(
-        f"no candidate takes at most {budget_ms:g} ms per image; {which}, {fastest.name}, takes "
+        f"no candidate takes at most {budget_ms:g} ms per image; the fastest, {fastest.name}, takes "
         f"{format_ms(fastest.cost_ms)} ms; set `budget_ms` to {math.ceil(fastest.cost_ms * 10) / 10:g} or more.",
         argument="budget_ms",
     )

@@ -188,11 +188,7 @@ def select_measures(
 ) -> tuple[str, ...]:
     """Return the measures to take: the one to select by, its hit@k, and the default ones that the splits allow.
 
-    Args:
-        data: with its validation split, where every image is a query against all others.
-        measure: to select by.
-        options: their `stop_on` decides early stopping.
-        readable: images in validation and gallery that every candidate can read, once that is known.
+    `readable` counts the images in validation and gallery that every candidate can read, once that is known.
 
     Raises:
         OptionError: an unknown measure, or one that needs more images than validation or gallery have.
@@ -264,7 +260,7 @@ class RunRecord:
         return record
 
     def differences(self, earlier: RunRecord) -> list[str]:
-        """Name what differs from an earlier record; backbones that it does not have are no difference."""
+        """Name what differs from an earlier record, which may lack backbones."""
         names = ("training_data", "validation_images", "test_data", "options")
         differences = [n.replace("_", " ") for n in names if getattr(self, n) != getattr(earlier, n)]
         return differences + [f"weights of {b}" for b, w in self.weights.items() if earlier.weights.get(b, w) != w]

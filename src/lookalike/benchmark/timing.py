@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,44 +63,35 @@ def timing_setup() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TimingRequest:
-    """What to time: the bundles of one ensemble (or one bundle), its combinations, and the images in turn."""
+    """What to time.
 
-    bundles: tuple[str, ...]
-    combinations: tuple[str, ...]
-    images: tuple[str, ...]
-    runtime: str
-    count: int
-
-
-def measure_timing(
-    bundles: Sequence[Path],
-    combinations: Sequence[str],
-    images: Sequence[Path],
-    *,
-    runtime: str = "torch",
-    count: int = 0,
-) -> dict[str, Timing]:
-    """Time the encoder of these bundles in a fresh process.
-
-    Args:
+    Attributes:
         bundles: one per member, or one that holds them all.
-        combinations: for an ensemble, the combinations to time; `[""]` for a single encoder.
+        combinations: of an ensemble; `("",)` for a single encoder.
         images: readable image files, used in turn.
         runtime: the runtime, in float32.
         count: number of images to be embedded; `auto` uses torch for a few.
 
-    Returns:
-        One `Timing` per combination.
+    """
+
+    bundles: Sequence[Path]
+    combinations: Sequence[str]
+    images: Sequence[Path]
+    runtime: str = "torch"
+    count: int = 0
+
+
+def measure_timing(request: TimingRequest) -> dict[str, Timing]:
+    """Time an encoder in a fresh process, and return one `Timing` per combination.
 
     Raises:
         LookalikeError: the process failed; names the last line that it wrote.
 
     """
-    request = TimingRequest(tuple(map(str, bundles)), tuple(combinations), tuple(map(str, images)), runtime, count)
     process = subprocess.run(
         # -P: a file in the working directory must not be imported in place of a module of ours
         [sys.executable, "-P", "-c", "from lookalike.benchmark.timing import main; main()"],
-        input=json.dumps(asdict(request)),
+        input=json.dumps(asdict(request), default=str),
         capture_output=True,
         text=True,
         check=False,
@@ -109,7 +100,7 @@ def measure_timing(
     if process.returncode != 0:
         lines = process.stderr.strip().splitlines() or ["no output"]
         raise LookalikeError(
-            f"timing {', '.join(request.bundles)} failed with status {process.returncode}: "
+            f"timing {', '.join(map(str, request.bundles))} failed with status {process.returncode}: "
             f"{lines[-1].rstrip('.')}; run the benchmark again to resume it."
         )
     return {c: Timing(**timing) for c, timing in json.loads(process.stdout.splitlines()[-1]).items()}
@@ -118,11 +109,12 @@ def measure_timing(
 def main() -> None:
     """Answer the request on standard input."""
     request = TimingRequest(**json.load(sys.stdin))
+    request = replace(request, bundles=list(map(Path, request.bundles)), images=list(map(Path, request.images)))
     try:
         timings = time_members(
-            lambda single: [m for b in request.bundles for m in _load(Path(b), request, single=single).members],
+            lambda single: [m for b in request.bundles for m in _load(b, request, single=single).members],
             request.combinations,
-            [Path(i) for i in request.images],
+            request.images,
         )
     except LookalikeError as error:
         sys.exit(str(error))
@@ -138,9 +130,13 @@ def _load(bundle: Path, request: TimingRequest, *, single: bool) -> Encoder:
         encoder = remembered(bundle, info, precision="float32", single=single)  # without importing torch
         if encoder and all(request.runtime in ("auto", m.runtime) for m in encoder.members):
             return encoder
-    images = [Path(i) for i in request.images]
     return accelerated(
-        load_bundle(bundle), images, count=request.count, runtime=request.runtime, precision="float32", single=single
+        load_bundle(bundle),
+        request.images,
+        count=request.count,
+        runtime=request.runtime,
+        precision="float32",
+        single=single,
     )
 
 
@@ -150,13 +146,7 @@ def time_members(
     """Time single images, then batches, on warmed-up encoders in this process.
 
     All combinations share every pass of the members and differ only by their own arithmetic, so that noise cannot
-    rank one above another. Peak memory is that of the process.
-
-    Args:
-        load_members: loads the members, for single images if its argument is true.
-        combinations: to time; `[""]` for a single encoder.
-        images: readable files, used in turn.
-
+    rank one above another. `load_members` loads the members, for single images if its argument is true.
     """
     members = load_members(True)
     encoders = {c: _combined(members, c) for c in combinations}

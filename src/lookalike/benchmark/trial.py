@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluation import Estimate, Evaluation
 from lookalike.evaluation.measures import Measure
-from lookalike.models.encoder import COMBINATIONS
 
 # Version of the files in trials/. A file of another version is ignored, so that a resumed benchmark measures again.
 VERSION = 3
@@ -32,9 +31,6 @@ class Scores:
         values: by measure, one value per scored query, in the order of `query_ids`; empty in a summary.
         query_ids: the scored queries; empty in a summary.
 
-    Raises:
-        OptionError: values that do not match the queries, or a number that is not finite.
-
     """
 
     measures: Mapping[str, Estimate]
@@ -43,15 +39,6 @@ class Scores:
     gallery: int
     values: Mapping[str, list[float]] = field(default_factory=dict)
     query_ids: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for name, values in self.values.items():
-            if len(values) != len(self.query_ids):
-                raise OptionError(f"{name} needs one value per query, got {len(values)} for {len(self.query_ids)}.")
-        numbers = {name: list(asdict(interval).values()) for name, interval in self.measures.items()}
-        for name, values in (*self.values.items(), *numbers.items()):
-            if not all(map(math.isfinite, values)):
-                raise OptionError(f"{name} must have finite values only, but one of {len(values)} is not.")
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Scores:
@@ -152,9 +139,6 @@ class Trial:
         from_random: whether a member started from random weights.
         leaked: whether a member may have been trained on images that it is evaluated on.
 
-    Raises:
-        OptionError: an unknown kind, combination or state.
-
     """
 
     name: str
@@ -169,14 +153,6 @@ class Trial:
     note: str = ""
     from_random: bool = False
     leaked: bool = False
-
-    def __post_init__(self) -> None:
-        allowed = {"kind": get_args(TrialKind), "combination": ("", *COMBINATIONS), "state": STATES}
-        for name, words in allowed.items():
-            word = getattr(self, name)
-            if word not in words:
-                listed = ", ".join(map(repr, words))
-                raise OptionError(f"`{name}` of trial {self.name!r} must be one of {listed}, got {word!r}.")
 
     @property
     def is_candidate(self) -> bool:

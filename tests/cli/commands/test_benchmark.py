@@ -15,8 +15,11 @@ def timing_in_process(monkeypatch):
     from lookalike.benchmark.timing import time_members
     from lookalike.models.torch_bundle import load_bundle
 
-    def measure(bundles, combinations, images, **options):
-        return time_members(lambda _: [m for b in bundles for m in load_bundle(b).members], combinations, images)
+    def measure(request):
+        def load_members(_):
+            return [m for b in request.bundles for m in load_bundle(b).members]
+
+        return time_members(load_members, request.combinations, request.images)
 
     monkeypatch.setattr(run_trials, "measure_timing", measure)
 
