@@ -123,7 +123,7 @@ def _refit(data: Path, run: Path, out: Path, weights: list[str]) -> dict[str, An
     return {
         "model": f"{REFIT_BACKBONE} fine-tuned",
         "images": report["images"],
-        "seconds": max(report["seconds"], sum(e["seconds"] for e in report.get("history", []))),
+        "seconds": report["seconds"],
         "measures": measures,
     }
 
@@ -206,16 +206,15 @@ def _training(out: Path) -> list[dict[str, Any]]:
     for place in sorted(out.glob("members/[!.]*-fine-tuned/bundle.json")):
         facts = read_json(place, "the bundle's description")
         report = facts["training"][0]
-        epochs = report.get("history", [])
+        epochs = report["epochs"]
         rows.append(
             {
                 "backbone": report["backbone"],
-                "share": (report.get("interpolation") or {}).get("share"),
+                "share": report["fine_tuned_share"],
                 "epochs": len(epochs),
-                # a run that was interrupted reports its last sitting; the epochs remember their own
-                "seconds": max(report["seconds"], sum(e["seconds"] for e in epochs)),
+                "seconds": report["seconds"],
                 "measure": facts["options"]["stop_on"],
-                "validation": report["validation"],
+                "validation": report["measures"],
             }
         )
     return rows

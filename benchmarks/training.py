@@ -8,13 +8,13 @@ figure is added to docs/training.json as it is found; what stands there is not r
 hours as a whole on two cores, so say what you want: --only SET, --backbone NAME, --way WAY, --seed N, each repeatable.
 
 Ways:
-  frozen      as it came, principal components as head
+  frozen      the pretrained backbone with principal components as head
   head        `lookalike train --frozen`
   full        `lookalike train`
-  full-LOSS   the same with another loss than the recipe's
-  refit       `lookalike refit` of the above, on the validation images too
-  LOSS        the short form of the recipe (pictures of 5/7 of the side, 3 epochs) with that loss: only to be compared
-              with each other
+  full-LOSS   `lookalike train --loss LOSS`, for another loss than the default
+  refit       `lookalike refit` of `full`, on the validation images too
+  refit-LOSS  `lookalike refit` of `full-LOSS`
+  LOSS        a short recipe (input side 5/7, 3 epochs) with that loss: only for comparison with each other
   their-trainer  pytorch-metric-learning's own trainer on the same images, for as many minutes as `head` and `full`
               took together
   ensemble    of the `full` models of a seed, or `head` where there is no other, aligned
@@ -30,7 +30,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,15 @@ from lookalike.models.alignment import fit_alignment
 from lookalike.models.encoder import Encoder
 from lookalike.models.facts import is_bundle, read_facts
 from lookalike.models.pretrained import build_trainable
+from lookalike.models.records import read_reports
 from lookalike.models.torch_bundle import load_bundle
+from lookalike.training.config import Recipe, TrainingOptions
+from lookalike.training.context import class_indices, has_unseen_classes
 from lookalike.training.losses import LOSSES
-from lookalike.training.one_backbone import fresh_member
-from lookalike.training.options import TrainingOptions
-from lookalike.training.precision import autocast
-from lookalike.training.recipe import Recipe
 from lookalike.training.refit import refit
-from lookalike.training.start import are_unseen, class_rows
+from lookalike.training.state import autocast
 from lookalike.training.train import train
+from lookalike.training.train_backbone import fresh_encoder
 from rival_trainer import train_with_its_trainer
 
 SETS = ("clothing", "trashnet", "caltech")
@@ -107,14 +107,15 @@ def trained(case: Case, **changes: Any) -> tuple[Encoder, dict[str, Any]]:
     encoder = train(
         case.data, case.backbone, weights=case.weights, out=out, resume=True, cache=cache, progress=Talk(), **options
     )
-    report = read_facts(out)["training"][0]
+    (report,) = read_reports(read_facts(out))
+    assert report is not None and report.measures is not None
     facts = {
-        "minutes": report["seconds"] / 60,  # of all sittings, where the run was interrupted
-        "share": (report.get("interpolation") or {}).get("share"),
-        "view": report["view"],
-        "last_head": report.get("last_head"),
-        "validation": report["validation"],
-        "training_minutes": sum(e["seconds"] for e in report.get("history", [])) / 60,
+        "minutes": report.seconds / 60,  # over all sessions
+        "share": report.fine_tuned_share,
+        "crop_mode": report.crop_mode,
+        "posthoc_head": asdict(report.posthoc_head) if report.posthoc_head else None,
+        "validation": asdict(report.measures),
+        "training_minutes": sum(epoch.seconds for epoch in report.epochs) / 60,
     }
     if case.way in LOSSES:  # a bundle a loss would fill the disk
         shutil.rmtree(out)
@@ -122,10 +123,10 @@ def trained(case: Case, **changes: Any) -> tuple[Encoder, dict[str, Any]]:
 
 
 def refitted(case: Case) -> tuple[Encoder, dict[str, Any]]:
-    out = case.bundle("refit")
+    out = case.bundle(case.way)
     given = {"weights": case.weights, "cache": case.runs / "cache", "progress": Talk()}
-    encoder = refit(case.data, case.bundle("full"), out=out, resume=True, **given)
-    return encoder, {"minutes": sum(report["seconds"] for report in read_facts(out)["training"]) / 60}
+    encoder = refit(case.data, case.bundle(case.way.replace("refit", "full", 1)), out=out, resume=True, **given)
+    return encoder, {"minutes": sum(report.seconds for report in read_reports(read_facts(out)) if report) / 60}
 
 
 def theirs(case: Case) -> tuple[Encoder, dict[str, Any]]:
@@ -136,10 +137,10 @@ def theirs(case: Case) -> tuple[Encoder, dict[str, Any]]:
     parts = with_validation(case.data, seed=case.seed)
     items = tuple(i for i in parts.training if i.label is not None)
     options = TrainingOptions(seed=case.seed)
-    _, recipe = fresh_member(case.backbone, case.weights, options, unseen=are_unseen(parts))
+    _, recipe = fresh_encoder(case.backbone, case.weights, options, unseen=has_unseen_classes(parts))
     encoder = train_with_its_trainer(
         items,
-        class_rows(items),
+        class_indices(items),
         case.backbone,
         case.weights,
         lr=recipe.lr,
@@ -157,6 +158,7 @@ WAYS: dict[str, Callable[[Case], tuple[Encoder, dict[str, Any]]]] = {
     "refit": refitted,
     "their-trainer": theirs,
     **{f"full-{loss}": lambda case, loss=loss: trained(case, loss=loss) for loss in LOSSES if loss != Recipe().loss},
+    **{f"refit-{loss}": refitted for loss in LOSSES if loss != Recipe().loss},
     **{loss: lambda case, loss=loss: trained(case, loss=loss, **SHORT) for loss in LOSSES},
 }
 

@@ -108,32 +108,31 @@ def ours(changes: dict[str, Any], backbone: str, batch_size: int) -> Measured:
     from dataclasses import replace
 
     from lookalike.models.devices import default_device
-    from lookalike.training.one_backbone import fresh_member
-    from lookalike.training.options import TrainingOptions
-    from lookalike.training.precision import is_lowered
-    from lookalike.training.trainee import Trainee
+    from lookalike.training.config import TrainingOptions
+    from lookalike.training.state import TrainState, resolve_precision
+    from lookalike.training.train_backbone import fresh_encoder
 
-    member, recipe = fresh_member(backbone, "none", TrainingOptions(batch_size=batch_size, **changes), unseen=False)
-    member.head.set(
-        np.random.default_rng(0).normal(0, 0.02, (512, member.features_width)).astype(np.float32),
+    encoder, recipe = fresh_encoder(backbone, "none", TrainingOptions(batch_size=batch_size, **changes), unseen=False)
+    encoder.head.set(
+        np.random.default_rng(0).normal(0, 0.02, (512, encoder.features_width)).astype(np.float32),
         np.zeros(512, np.float32),
     )
-    trainee = Trainee(member, CLASSES, recipe)
-    trainee.keep_statistics = recipe.frozen_statistics
-    pixels = pictures(batch_size, member.preprocessing.height)
+    state = TrainState(encoder, CLASSES, recipe)
+    state.keep_statistics = recipe.frozen_statistics
+    pixels = pictures(batch_size, encoder.preprocessing.height)
     targets = torch.arange(batch_size) % CLASSES
 
     def run() -> None:
-        trainee.step(trainee.loss(pixels, targets))
+        state.step(pixels, targets)
 
     def operations() -> int:
-        plain = Trainee(member, CLASSES, replace(recipe, compile=False))
+        plain = TrainState(encoder, CLASSES, replace(recipe, compile=False))
         with plain.training():
             return counted(lambda: plain.loss(pixels, targets))
 
     device = default_device()
-    lowered = is_lowered(device, recipe.precision)
-    return trainee.training(), run, member.preprocessing.height, operations, lowered, device
+    lowered = resolve_precision(device, recipe.precision) != "float32"
+    return state.training(), run, encoder.preprocessing.height, operations, lowered, device
 
 
 def theirs(lowered: bool, backbone: str, batch_size: int) -> Measured:

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from lookalike.runtimes.bundle import load_bundle as load_bundle
     from lookalike.runtimes.bundle import save_bundle as save_bundle
     from lookalike.runtimes.choice import accelerated as accelerated
-    from lookalike.training.options import TrainingOptions as TrainingOptions
-    from lookalike.training.recipe import Recipe as Recipe
-    from lookalike.training.recipe import recipes as recipes
+    from lookalike.training.config import Recipe as Recipe
+    from lookalike.training.config import TrainingOptions as TrainingOptions
+    from lookalike.training.config import recipes as recipes
     from lookalike.training.refit import refit as refit
     from lookalike.training.train import train as train
     from lookalike.types import Embeddings as Embeddings
@@ -62,10 +62,10 @@ _LAZY_IMPORTS = {
     "Item": "data.dataset",
     "LookalikeError": "errors",
     "Measure": "evaluation.measures",
-    "Recipe": "training.recipe",
+    "Recipe": "training.config",
     "Selection": "benchmark.selection",
     "Skipped": "types",
-    "TrainingOptions": "training.options",
+    "TrainingOptions": "training.config",
     "Trial": "benchmark.trial",
     "accelerated": "runtimes.choice",
     "benchmark": "benchmark.benchmark",
@@ -77,7 +77,7 @@ _LAZY_IMPORTS = {
     "index": "api.embed",
     "load_bundle": "runtimes.bundle",
     "load_dataset": "data.layouts",
-    "recipes": "training.recipe",
+    "recipes": "training.config",
     "refit": "training.refit",
     "save_bundle": "runtimes.bundle",
     "search": "api.search",

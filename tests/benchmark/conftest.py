@@ -25,7 +25,7 @@ from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.evaluation.evaluation import Estimate
 from lookalike.progress import SILENT
-from lookalike.training.options import TrainingOptions
+from lookalike.training.config import TrainingOptions
 
 
 def scores_of(values: Sequence[float], *, prefix: str = "q") -> Scores:

@@ -18,8 +18,9 @@ from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, OptionError, StorageError
 from lookalike.models.facts import read_facts
+from lookalike.models.records import read_reports
 from lookalike.models.torch_bundle import load_bundle
-from lookalike.training.options import TrainingOptions
+from lookalike.training.config import TrainingOptions
 from lookalike.training.refit import refit
 
 EFFICIENTNET, RESNET = NAMES = ("test_efficientnet", "test_resnet")
@@ -59,9 +60,9 @@ def test_the_folder_has_all_results(finished):
 
 def test_a_frozen_trial_has_the_accuracy_that_training_reported(finished):
     info = read_facts(finished.out / "members" / "test-resnet-fine-tuned")
-    measured = info["training"][0]["validation"]
+    (report,) = read_reports(info)
     trial = next(t for t in finished.trials if t.name == f"{RESNET} frozen")
-    assert trial.validation.mean("map@r") == pytest.approx(measured["frozen"], abs=1e-9)
+    assert trial.validation.mean("map@r") == pytest.approx(report.measures.frozen, abs=1e-9)
 
 
 @pytest.fixture
@@ -97,7 +98,8 @@ def test_best_can_be_refitted_on_all_images(save, name, photo_folder_original, t
     weights = {b: w for b, w in tiny_weights.items() if b in name}
     model = refit(photo_folder_original, out / "best", out=tmp_path / "final", weights=weights)
     assert [m.backbone for m in model.members] == list(weights)
-    trained = {r["backbone"]: "history" in r or "validation" in r for r in read_facts(tmp_path / "final")["training"]}
+    reports = read_reports(read_facts(tmp_path / "final"))
+    trained = {r.backbone: bool(r.epochs) or r.measures is not None for r in reports}
     assert trained == {b: f"{b} fine-tuned" in name for b in weights}
     assert model.how == ("average" if "average" in name else load_bundle(out / "best").how)
 

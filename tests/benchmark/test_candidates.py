@@ -10,6 +10,7 @@ import pytest
 from lookalike.benchmark.candidates import bundle_candidate, joint_state, make_candidates, make_ensembles
 from lookalike.errors import OptionError
 from lookalike.models.facts import read_facts
+from lookalike.models.records import TrainingReport
 from lookalike.training.refit import refit
 
 NAME = "test_efficientnet"
@@ -21,9 +22,8 @@ def set_result(folder, share, state):
     path = folder / "bundle.json"
     info = json.loads(path.read_text())
     info["members"][0]["origin"]["trained"] = state
-    info["training"] = [{"backbone": NAME, "interpolation": {"share": share, "measures": {}}}]
-    if share is None:
-        del info["training"][0]["interpolation"]
+    report = TrainingReport(NAME, {}, {}, "mobile-cnn", "mobile-cnn", "float32", "shuffled", fine_tuned_share=share)
+    info["training"] = [report.to_dict()]
     path.write_text(json.dumps(info))
 
 

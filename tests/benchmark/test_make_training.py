@@ -24,7 +24,7 @@ def row(precision, hit, found, minutes=1.0):
     return {"measures": {"precision@3": precision, "hit@1": hit, "map@r": found}, "minutes": minutes}
 
 
-def test_means_and_the_largest_distance_by_hand(pages):
+def test_means_and_largest_distances_by_hand(pages):
     page = pages.render(
         {
             "photos/resnet_x/full/0": row(0.5, 0.25, 0.1, 2.0),
@@ -36,8 +36,8 @@ def test_means_and_the_largest_distance_by_hand(pages):
         }
     )
     lines = page.splitlines()
-    # the order of the ways is that of the table of ways, whatever that of the runs
-    first = lines.index(r"| resnet\_x | frozen, as it came | 0.125 | 0.500 | 1.000 | 1.0 | 1 |")
+    # the order is that of METHODS, whatever that of the runs
+    first = lines.index(r"| resnet\_x | frozen, PCA head | 0.125 | 0.500 | 1.000 | 1.0 | 1 |")
     assert lines[first + 1] == (
         r"| resnet\_x | whole recipe (`train`) | 0.600 (±0.100) | 0.250 (±0.000) | 0.200 (±0.200) | 4.0 | 3 |"
     )
@@ -47,7 +47,7 @@ def test_means_and_the_largest_distance_by_hand(pages):
     assert "### Losses" not in page
 
 
-def test_ensembles_of_other_members_are_no_seeds_of_one_thing(pages):
+def test_ensembles_of_differently_trained_encoders_have_their_own_rows(pages):
     whole, head = {"a": "full", "b": "full"}, {"a": "full", "b": "head"}
     page = pages.render(
         {
@@ -60,7 +60,7 @@ def test_ensembles_of_other_members_are_no_seeds_of_one_thing(pages):
     assert "| a+b | ensemble, aligned (full + full) | 0.600 (±0.100) | 0.500 (±0.000) | 0.500 (±0.000) |" in page
 
 
-def test_losses_stand_apart_the_best_first(pages):
+def test_losses_have_their_own_table_best_first(pages):
     page = pages.render(
         {
             "photos/a/frozen/0": row(0.1, 0.1, 0.1),
@@ -68,12 +68,12 @@ def test_losses_stand_apart_the_best_first(pages):
             "photos/a/arcface/0": row(0.1, 0.1, 0.7),
         }
     )
-    before, after = page.split("### Losses in the short form")
-    assert "arcface" not in before
+    before, after = page.split("### Losses with a short recipe")
+    assert "| arcface |" not in before
     assert after.index("arcface") < after.index("triplet")
 
 
-def test_losses_beside_each_other_by_set_and_form(pages):
+def test_losses_side_by_side_by_set_and_recipe(pages):
     page = pages.render(
         {
             "x/a/full/0": row(0.5, 0.5, 0.25),
@@ -84,17 +84,17 @@ def test_losses_beside_each_other_by_set_and_form(pages):
             "x/b/full/0": row(0.5, 0.5, 0.5),
         }
     )
-    own = page.split("## Which loss wins where")[1].splitlines()
-    table = own[own.index("| a | x, whole recipe | y, short form |") :]
+    own = page.split("## Losses side by side")[1].splitlines()
+    table = own[own.index("| a | x, whole recipe | y, short recipe |") :]
     assert table[2:5] == [
-        "| subcenter-arcface | 0.500 / 0.500 | – |",
+        "| cross-entropy | 0.500 / 0.500 | – |",
         "| arcface | **0.500 / 0.625** | **0.125 / 0.250 †** |",
         "| triplet | – | 0.125 / 0.125 |",
     ]
-    assert "| b |" not in page.split("## Which loss wins where")[1]
+    assert "| b |" not in page.split("## Losses side by side")[1]
 
 
-def test_the_page_is_the_one_made_of_the_figures(pages):
+def test_the_page_is_up_to_date(pages):
     found = json.loads((ROOT / "docs" / "training.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs" / "training-results.md").read_text(encoding="utf-8") == pages.render(found), (
         "run python docs/make_training.py"

@@ -14,7 +14,7 @@ from lookalike.models.encoder import Encoder
 from lookalike.models.pretrained import build_trainable
 from lookalike.models.torch_bundle import save_bundle
 from lookalike.progress import SILENT
-from lookalike.training.options import TrainingOptions
+from lookalike.training.config import TrainingOptions
 
 NAME = "test_efficientnet"
 OPTIONS = TrainingOptions()

@@ -10,7 +10,7 @@ import pytest
 import lookalike as la
 from lookalike.cli.options import RECIPE_FLAGS, make_training_options, parse_weights, training_options
 from lookalike.errors import OptionError
-from lookalike.training.recipe import FIELDS
+from lookalike.training.config import FIELDS
 
 
 @pytest.mark.parametrize(

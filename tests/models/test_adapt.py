@@ -57,14 +57,6 @@ def test_average_pooling_asked_for_is_what_a_cnn_has():
     np.testing.assert_allclose(build(pooling="avg").features(PIXELS), build().features(PIXELS), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet"])
-def test_a_last_stride_of_one_doubles_the_sides_of_the_last_map(name):
-    def side(member):
-        return member.module.forward_features(member.to_input(PIXELS)).shape[-1]
-
-    assert side(build(name, last_stride=1)) == 2 * side(build(name))
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "sentence"),
     [
@@ -73,8 +65,6 @@ def test_a_last_stride_of_one_doubles_the_sides_of_the_last_map(name):
             {"pooling": "gem"},
             "pooling 'gem' needs a network that pools one feature map, which test_vit does",
         ),
-        ("test_vit", {"last_stride": 1}, "last_stride 1 needs a convolutional network with overlapping strides, which"),
-        ("test_convnext", {"last_stride": 1}, "last_stride 1 needs a convolutional network with overlapping strides"),
     ],
 )
 def test_what_a_network_cannot_be(name, changes, sentence):
@@ -94,7 +84,7 @@ def test_another_side_is_taken_by_network_and_preprocessing(name, height):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("test_efficientnet", {"pooling": "gem", "last_stride": 1, "side": 1.2}),
+        ("test_efficientnet", {"pooling": "gem", "side": 1.2}),
         ("test_vit", {"side": 1.2}),
         ("test_convnext", {"pooling": "gem"}),
     ],

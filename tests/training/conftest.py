@@ -19,7 +19,7 @@ from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.models.member import TrainableEncoder
 from lookalike.models.pretrained import build_trainable
-from lookalike.training.options import TrainingOptions
+from lookalike.training.config import TrainingOptions
 
 SMALL = "test_efficientnet"  # 0.1 million parameters
 PARTS = {"training": 8, "test/query": 1, "test/gallery": 2}

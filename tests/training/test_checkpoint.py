@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, of one run, and never run as code."""
+"""Checkpoints: written atomically, tied to one run, and never executed as code."""
 
 import os
 
@@ -17,26 +17,24 @@ CONTENT = {
 }
 
 
-def test_what_was_saved_comes_back(tmp_path):
+def test_round_trip(tmp_path):
     save_checkpoint(tmp_path / "0", CONTENT)
-    found = load_checkpoint(tmp_path / "0", "k")
-    assert torch.equal(found.pop("state")["w"], CONTENT["state"]["w"])
-    assert found == {k: v for k, v in CONTENT.items() if k != "state"}
+    content = load_checkpoint(tmp_path / "0", "k")
+    assert torch.equal(content.pop("state")["w"], CONTENT["state"]["w"])
+    assert content == {k: v for k, v in CONTENT.items() if k != "state"}
     assert [p.name for p in (tmp_path / "0").iterdir()] == ["checkpoint.pt"]
 
 
-def test_none_where_there_is_none(tmp_path):
+def test_no_checkpoint(tmp_path):
     assert load_checkpoint(tmp_path, "k") is None
+    assert load_checkpoint(None, "k") is None
 
 
 def test_the_checkpoint_of_another_run_is_refused(tmp_path):
     save_checkpoint(tmp_path, CONTENT)
-    with pytest.raises(StorageError) as raised:
+    with pytest.raises(StorageError, match="belongs to a run with other data, weights or options") as raised:
         load_checkpoint(tmp_path, "other")
-    assert str(raised.value) == (
-        f"the checkpoint in {tmp_path} belongs to a run with other data, weights or options; "
-        "resume with the options it was started with (learning rates may be others), or remove it."
-    )
+    assert str(tmp_path) in str(raised.value)
 
 
 class Trap:
@@ -48,7 +46,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("damage", ["half", "noise", "empty", "code", "list"])
-def test_a_damaged_checkpoint_is_refused_and_nothing_in_it_is_run(damage, tmp_path):
+def test_a_damaged_checkpoint_is_refused_and_not_executed(damage, tmp_path):
     save_checkpoint(tmp_path, CONTENT)
     path = tmp_path / "checkpoint.pt"
     whole = path.read_bytes()
@@ -60,13 +58,11 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_in_it_is_run(damage, tmp_pa
         path.write_bytes({"half": whole[: len(whole) // 2], "noise": b"\x93\x01zz" * 500, "empty": b""}[damage])
     with pytest.raises(StorageError) as raised:
         load_checkpoint(tmp_path, "k")
-    assert str(raised.value).endswith(".")
-    if damage != "list":
-        assert str(raised.value) == f"the checkpoint {path} is damaged; remove {tmp_path} and start again."
+    assert str(tmp_path) in str(raised.value)
     assert not (tmp_path / "it ran").exists()
 
 
-def test_a_save_that_is_interrupted_leaves_the_older_one(tmp_path, monkeypatch):
+def test_an_interrupted_save_keeps_the_older_checkpoint(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, CONTENT)
 
     def interrupted(*args):

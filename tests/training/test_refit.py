@@ -1,4 +1,4 @@
-"""Training once more on all images, by what validation found out."""
+"""Training again on all images, with the choices that validation made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +15,12 @@ from lookalike.embeddings.fit import compute_features
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.models.facts import read_facts
 from lookalike.models.projection import fit_pca
+from lookalike.models.records import EpochReport, read_reports
 from lookalike.models.torch_bundle import load_bundle
-from lookalike.progress import SILENT
-from lookalike.training.refit import Schedule, _planned, refit
-from lookalike.training.start import NOTHING, Known, repeat_start
+from lookalike.training.context import TrainingContext
+from lookalike.training.frozen_stage import FrozenStageConfig, replay_frozen_stage
+from lookalike.training.refit import refit
 from lookalike.training.train import train
-from lookalike.training.trainee import Rates, Trainee
 
 SMALL = "test_efficientnet"
 WITH_VALIDATION = 32  # 24 training and 8 validation crops
@@ -29,39 +28,26 @@ WITH_VALIDATION = 32  # 24 training and 8 validation crops
 
 @pytest.fixture(scope="module")
 def first(crops_original, weights, quick, tmp_path_factory) -> Path:
-    """A bundle of a run of three epochs; its report is then made to say what the tests count on."""
+    """A bundle of a run of three epochs; its report is then rewritten to what the tests expect."""
     out = tmp_path_factory.mktemp("first") / "first"
     train(crops_original, SMALL, weights=weights, out=out, options=quick(epochs=3, lr=1e-3))
-    rewritten(out, share=0.5, measures=[0.2, 0.4, 0.3], head_epochs=2)
+    rewrite(out, share=0.5, measures=[0.2, 0.4, 0.3], head_epochs=2)
     return out
 
 
-def rewritten(bundle: Path, *, share: float, measures: list[float], head_epochs: int) -> None:
-    facts = read_facts(bundle)
-    report = facts["training"][0]
-    report["interpolation"] = {"share": share, "measures": {}}
-    report["history"] = [{"loss": 1.0, "measure": m, "seconds": 1.0} for m in measures]
-    report["head_epochs"] = head_epochs
-    write_json(bundle / "bundle.json", facts)
+def rewrite(bundle: Path, *, share: float, measures: list[float], head_epochs: int) -> None:
+    info = read_facts(bundle)
+    (report,) = read_reports(info)
+    report = replace(
+        report,
+        fine_tuned_share=share,
+        epochs=tuple(EpochReport(1.0, 1.0, measure) for measure in measures),
+        head_epochs=head_epochs,
+    )
+    write_json(bundle / "bundle.json", {**info, "training": [report.to_dict()]})
 
 
-def test_the_schedule_is_what_validation_found_best():
-    report: dict[str, Any] = {
-        "head_epochs": 4,
-        "plan": {"epochs": 6, "steps": 9},
-        "rates": [{"epoch": 0, "lr": 1e-3, "head_lr": 1e-2}, {"epoch": 1, "lr": 1e-4, "head_lr": 1e-3}],
-        "shrinkage": 0.5,
-        "history": [{"measure": m} for m in (0.2, 0.5, 0.4)],
-        "interpolation": {"share": 0.75},
-    }
-    rates = (Rates(0, 1e-3, 1e-2), Rates(1, 1e-4, 1e-3))
-    assert Schedule.of(report) == Schedule(Known(4, 0.5), epochs=6, steps=9, last=2, share=0.75, rates=rates)
-    assert Schedule.of({**report, "interpolation": {"share": 0}}) == Schedule(Known(4, 0.5))
-    assert Schedule.of({"head_epochs": 7, "shrinkage": None}) == Schedule(Known(7))
-    assert Schedule.of(None) == Schedule()
-
-
-def test_it_trains_as_long_as_validation_said_on_all_images(first, crops_original, weights, recorder, tmp_path):
+def test_it_trains_for_the_best_number_of_epochs_on_all_images(first, crops_original, weights, recorder, tmp_path):
     progress = recorder()
     model = refit(crops_original, first, out=tmp_path / "again", weights=weights, progress=progress)
     epochs = [task for task in progress.tasks if task.startswith("epoch")]
@@ -72,42 +58,41 @@ def test_it_trains_as_long_as_validation_said_on_all_images(first, crops_origina
     assert facts["training_data"]["images"] == WITH_VALIDATION
     assert facts["training_data"]["validation_images"] == 0
     assert (tmp_path / "again" / "curves.png").exists() and (tmp_path / "again" / "curves.html").exists()
-    report = facts["training"][0]
-    assert report["images"] == WITH_VALIDATION
-    assert report["validation"] == read_facts(first)["training"][0]["validation"]
-    assert report["rates"] == read_facts(first)["training"][0]["rates"]
-    assert report["options"] == read_facts(first)["options"]
+    (report,), (before,) = read_reports(facts), read_reports(read_facts(first))
+    assert report.images == WITH_VALIDATION
+    assert (report.measures, report.rates, report.options) == (before.measures, before.rates, before.options)
     assert "measures" not in facts and "precision@3" in read_facts(first)["measures"]["validation"]
-    assert [set(epoch) for epoch in report["history"]] == [{"loss", "seconds"}] * 2
+    assert [epoch.measure for epoch in report.epochs] == [None, None]
     assert model.members[0].origin["fine_tuned_share"] == 0.5
     assert model.fingerprint == load_bundle(tmp_path / "again").fingerprint != load_bundle(first).fingerprint
     assert not (tmp_path / "again.training").exists()
 
 
 @pytest.mark.parametrize("moment", [("epoch 1/2", 16), ("epoch 2/2", 16)])
-def test_interrupted_and_resumed_it_is_the_same_to_the_bit(moment, first, crops_original, weights, recorder, tmp_path):
+def test_an_interrupted_and_resumed_refit_is_identical(moment, first, crops_original, weights, recorder, tmp_path):
     whole = refit(crops_original, first, out=tmp_path / "whole", weights=weights)
-    given = {"out": tmp_path / "parts", "weights": weights}
+    options = {"out": tmp_path / "parts", "weights": weights}
     with pytest.raises(KeyboardInterrupt):
-        refit(crops_original, first, progress=recorder(lambda task, done: (task, done) == moment), **given)
-    with pytest.raises(StorageError, match="holds an unfinished run; go on with --resume"):
-        refit(crops_original, first, **given)
-    resumed = refit(crops_original, first, resume=True, **given)
+        refit(crops_original, first, progress=recorder(lambda task, done: (task, done) == moment), **options)
+    with pytest.raises(StorageError, match="unfinished run"):
+        refit(crops_original, first, **options)
+    resumed = refit(crops_original, first, resume=True, **options)
     assert resumed.fingerprint == whole.fingerprint
     progress = recorder()
-    assert refit(crops_original, first, resume=True, progress=progress, **given).fingerprint == whole.fingerprint
-    assert progress.said == [f"{tmp_path / 'parts'} is the finished bundle of this run, there is nothing to go on with"]
+    assert refit(crops_original, first, resume=True, progress=progress, **options).fingerprint == whole.fingerprint
+    (message,) = progress.said
+    assert str(tmp_path / "parts") in message and "complete" in message
 
 
-def test_a_member_that_was_not_trained_gets_its_head_from_all_images(data, crops_original, weights, member, tmp_path):
+def test_the_head_of_an_untrained_encoder_is_fitted_on_all_images(data, crops_original, weights, member, tmp_path):
     from lookalike.embeddings.fit import fit_projection
     from lookalike.models.encoder import Encoder
     from lookalike.models.torch_bundle import save_bundle
-    from lookalike.training.options import TrainingOptions
-    from lookalike.training.train import bundle_facts
+    from lookalike.training.config import TrainingOptions
+    from lookalike.training.train import training_info
 
     fit_projection(member, compute_features(member, data.training, task=""))
-    facts = bundle_facts(data, TrainingOptions(), [])
+    facts = training_info(data, TrainingOptions(), [])
     first = save_bundle(Encoder([member]), tmp_path / "frozen", facts=facts)
     model = refit(crops_original, first, out=tmp_path / "again", weights=weights)
     rows = [compute_features(member, part, task="").rows for part in (data.training, data.validation)]
@@ -119,7 +104,7 @@ def test_a_member_that_was_not_trained_gets_its_head_from_all_images(data, crops
     assert model.members[0].trained == "frozen"
 
 
-def test_an_ensemble_is_aligned_anew(crops_original, weights, quick, tmp_path):
+def test_an_ensemble_is_aligned_again(crops_original, weights, quick, tmp_path):
     both = f"{SMALL}+test_vit"
     given = {SMALL: weights, "test_vit": "none"}
     train(crops_original, both, weights=given, out=tmp_path / "first", options=quick(epochs=1))
@@ -130,56 +115,51 @@ def test_an_ensemble_is_aligned_anew(crops_original, weights, quick, tmp_path):
     np.testing.assert_allclose(alignment @ alignment.T, np.eye(len(alignment)), atol=1e-4)
 
 
-def test_unlabelled_validation_images_are_left_out(data, member, quick):
+def test_unlabelled_validation_images_are_skipped(data, member, quick):
     lost = data.validation[0]
-    held_out = [replace(i, label=None) if i.id == lost.id else i for i in data.items]
-    start = repeat_start(
-        member,
-        data.replace_items(held_out),
-        quick(),
-        quick().recipe_for("mobile-cnn"),
-        NOTHING,
-        cache=None,
-        progress=SILENT,
-    )
-    assert start.classes == 4
-    assert lost.id not in {i.id for i in start.items}
-    assert len(start.items) == WITH_VALIDATION - 1
+    items = [replace(i, label=None) if i.id == lost.id else i for i in data.items]
+    context = TrainingContext(data.replace_items(items), quick(), recipe=quick().recipe_for("mobile-cnn"))
+    stage = replay_frozen_stage(context, member, FrozenStageConfig())
+    assert stage.classes == 4
+    assert lost.id not in {i.id for i in stage.items}
+    assert len(stage.items) == WITH_VALIDATION - 1
 
 
-def test_an_epoch_that_a_budget_cut_short_stays_short(data, member, quick):
+@pytest.mark.parametrize("steps", [(2, 2), (3, 4)], ids=["shortened", "whole"])
+def test_epochs_that_a_budget_shortened_stay_short(steps, first, crops_original, weights, recorder, tmp_path):
     """24 training images in batches of 8 are 3 steps; with validation they are 32, 4 steps."""
-    start = repeat_start(member, data, quick(), quick().recipe_for("mobile-cnn"), NOTHING, cache=None, progress=SILENT)
-    trainee = Trainee(member, 4, quick().recipe_for("mobile-cnn"))
-    rates = (Rates(0, 1e-3, 1e-2),)
-    planned = {n: _planned(Schedule(NOTHING, 3, n, 2, 1.0, rates=rates), start, trainee) for n in (2, 3)}
-    assert [run.rates for run in planned.values()] == [list(rates)] * 2
-    assert {n: (run.epochs, run.last, run.steps) for n, run in planned.items()} == {2: (3, 2, 2), 3: (3, 2, 4)}
+    (before, after), bundle = steps, shutil.copytree(first, tmp_path / "first")
+    info = read_facts(bundle)
+    (report,) = read_reports(info)
+    write_json(bundle / "bundle.json", {**info, "training": [replace(report, steps_per_epoch=before).to_dict()]})
+    progress = recorder()
+    refit(crops_original, bundle, out=tmp_path / "again", weights=weights, progress=progress)
+    assert max(done for task, done, _ in progress.steps if task == "epoch 1/2") == after * 8
 
 
-def test_what_was_refitted_is_refused(first, crops_original, weights, tmp_path):
+def test_a_refitted_bundle_is_refused(first, crops_original, weights, tmp_path):
     again = Path(shutil.copytree(first, tmp_path / "again"))
     facts = read_facts(again)
     write_json(again / "bundle.json", {**facts, "refit_of": "another"})
-    with pytest.raises(ModelError, match="again was refitted already, on all images that there are; give the bundle"):
+    with pytest.raises(ModelError, match="already refitted"):
         refit(crops_original, again, out=tmp_path / "more", weights=weights)
 
 
 def test_other_data_is_refused(first, crops, weights, tmp_path):
     next((crops / "training").rglob("*.png")).unlink()
-    with pytest.raises(DataError, match=f"{first} was not trained on the images in {crops}; give the folder"):
+    with pytest.raises(DataError, match=f"{first} was not trained on the images in {crops}"):
         refit(crops, first, out=tmp_path / "again", weights=weights)
 
 
 def test_other_weights_are_refused(first, crops_original, tmp_path):
-    with pytest.raises(ModelError, match=f"{SMALL} was not trained from these weights .*; give the weights that"):
+    with pytest.raises(ModelError, match=f"{SMALL} was not trained from these weights"):
         refit(crops_original, first, out=tmp_path / "again", weights="none")
-    with pytest.raises(OptionError, match="weights are given for 'resnet50', which is not among"):
+    with pytest.raises(OptionError, match="'resnet50'"):
         refit(crops_original, first, out=tmp_path / "again", weights={"resnet50": "none"})
 
 
-def test_a_bundle_that_does_not_say_how_it_was_trained(encoder_bundle, crops_original, tmp_path):
-    with pytest.raises(ModelError, match="does not say how it was trained; give a bundle that 'lookalike train' or"):
+def test_a_bundle_without_a_record_of_its_training_is_refused(encoder_bundle, crops_original, tmp_path):
+    with pytest.raises(ModelError, match="no complete record of its training"):
         refit(crops_original, encoder_bundle, out=tmp_path / "again", weights="none")
     assert not (tmp_path / "again").exists()
 
@@ -192,7 +172,7 @@ def encoder_bundle(member, tmp_path) -> Path:
     return save_bundle(Encoder([member]), tmp_path / "plain")
 
 
-def test_a_place_that_is_taken_stays_as_it_is(first, crops_original, weights, tmp_path):
+def test_an_existing_folder_is_not_overwritten(first, crops_original, weights, tmp_path):
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "mine.json").write_text(json.dumps(1))
     with pytest.raises(StorageError, match="already exists"):

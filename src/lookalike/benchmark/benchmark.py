@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 from lookalike._files import digest
 from lookalike.benchmark.candidates import (
@@ -38,9 +38,8 @@ from lookalike.models.facts import is_bundle
 from lookalike.models.weights import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.choice import require_runtime
-from lookalike.training.options import OptionChanges, TrainingOptions, changed_options
-from lookalike.training.tracking.target import parse_targets
-from lookalike.training.tracking.tracked import Tracked, begin_tracked
+from lookalike.training.config import TrainingOptions, override_options
+from lookalike.training.tracking import RunTracker, parse_targets, start_tracking
 from lookalike.types import Skipped
 
 
@@ -83,7 +82,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     notes: Sequence[str] = (),
     track: Sequence[str] = (),
     progress: Progress | None = None,
-    **changes: Unpack[OptionChanges],
+    **overrides: Any,
 ) -> Benchmark:
     """Measure backbones, frozen and fine-tuned, bundles, and all pairs of them; select the winner by validation.
 
@@ -105,7 +104,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         notes: further sentences for the report.
         track: trackers as in `train`; they receive the leaderboard, and the winner as a model.
         progress: receives progress and messages; default: a bar in a terminal or notebook, else the log.
-        changes: training options by name, which override `options`.
+        overrides: training options by name, which override `options`.
 
     Raises:
         DataError: too little labelled data, or training images that are in query or gallery too.
@@ -115,7 +114,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
 
     """
     progress = resolve_progress(progress)
-    options = changed_options(options, changes)
+    options = override_options(options, overrides)
     measure = str(Measure.parse(measure))
     require_runtime(runtime)
     require_budget(budget_ms)
@@ -143,11 +142,11 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     lock_or_verify(spec)
     progress.info(str(spec.data))
     key = digest(spec.data.fingerprint, str(spec.out.absolute()))
-    tracked = begin_tracked(targets, spec.out.name, key, resume=True, progress=progress)
-    with tracked.closing():
-        tracked.params(spec.options.to_dict() | {"data": spec.data.fingerprint, "measure": spec.measures[0]})
-        result = _run(replace(spec, tracked=tracked))
-        _track(tracked, result)
+    tracker = start_tracking(targets, spec.out.name, key, resume=True, progress=progress)
+    with tracker.closing():
+        tracker.params(spec.options.to_dict() | {"data": spec.data.fingerprint, "measure": spec.measures[0]})
+        result = _run(replace(spec, tracker=tracker))
+        _track(tracker, result)
     return result
 
 
@@ -176,14 +175,14 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     return Benchmark(tuple(trials), selection, leaderboard, spec.out, skipped)
 
 
-def _track(tracked: Tracked, result: Benchmark) -> None:
+def _track(tracker: RunTracker, result: Benchmark) -> None:
     """Send the measures of every trial, the table and the winner to the trackers."""
     for trial in result.trials:
         for split, scores in (("validation", trial.validation), ("test", trial.test)):
             if scores:
                 prefix = f"{slug(trial.name)}/{split}"
-                tracked.metrics({f"{prefix}/{name}": i.mean for name, i in scores.measures.items()}, 1)
+                tracker.metrics({f"{prefix}/{name}": i.mean for name, i in scores.measures.items()}, 1)
     for name in ("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html"):
-        tracked.file(result.out / name)
-    tracked.params({"winner": result.selection.winner})
-    tracked.model(result.out / "best", result.out.name)
+        tracker.file(result.out / name)
+    tracker.params({"winner": result.selection.winner})
+    tracker.model(result.out / "best", result.out.name)

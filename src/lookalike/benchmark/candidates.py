@@ -21,12 +21,14 @@ from lookalike.models.alignment import fit_alignment
 from lookalike.models.encoder import COMBINATIONS, Encoder, combine
 from lookalike.models.facts import is_bundle, read_facts
 from lookalike.models.pretrained import build_trainable
+from lookalike.models.records import read_reports
 from lookalike.models.torch_bundle import save_bundle as save_torch_bundle
 from lookalike.models.weights import NONE
 from lookalike.runtimes.bundle import load_bundle, save_bundle
+from lookalike.training.config import TrainingOptions
+from lookalike.training.context import TrainingContext
 from lookalike.training.curves import write_curves
-from lookalike.training.options import TrainingOptions
-from lookalike.training.train import bundle_facts, prepare_work, train_into, trained_contents
+from lookalike.training.train import image_hashes, prepare_run_folder, train_into_bundle, training_info
 from lookalike.types import Embeddings, Vectors
 
 # By candidate name, then by split.
@@ -210,7 +212,7 @@ def _frozen_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
         )
         fit_projection(member, features, seed=seed)
         options = TrainingOptions(seed=seed, class_disjoint=spec.options.class_disjoint)  # how the data was split
-        save_torch_bundle(Encoder([member]), folder, facts=bundle_facts(spec.data, options, []))
+        save_torch_bundle(Encoder([member]), folder, facts=training_info(spec.data, options, []))
     info = read_facts(folder)
     return _candidate(folder, f"{backbone} {info['members'][0]['origin']['trained']}", info)
 
@@ -221,20 +223,11 @@ def _finetuned_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
     It is called fine-tuned even if validation reset all weights to the pretrained ones; its note says so.
     """
     folder = spec.bundle_folder(backbone, "fine-tuned")
-    work = prepare_work(folder, resume=True, replace=False)
-    assert work is not None
+    run_folder = prepare_run_folder(folder, resume=True, replace=False)
     if not is_bundle(folder):
-        train_into(
-            folder,
-            work,
-            spec.data,
-            [(backbone, spec.weights[backbone])],
-            spec.options,
-            cache=spec.cache,
-            progress=spec.progress,
-            tracked=spec.tracked,
-        )
-    shutil.rmtree(work, ignore_errors=True)
+        context = TrainingContext(spec.data, spec.options, spec.progress, run_folder, spec.cache, tracker=spec.tracker)
+        train_into_bundle(context, [(backbone, spec.weights[backbone])], folder)
+    shutil.rmtree(run_folder, ignore_errors=True)
     info = read_facts(folder)
     return replace(_candidate(folder, f"{backbone} fine-tuned", info), note=_finetuning_note(info))
 
@@ -242,7 +235,8 @@ def _finetuned_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
 def _finetuning_note(info: Mapping[str, Any]) -> str:
     """Return how much of the fine-tuning validation kept; "" for all of it."""
     state = info["members"][0]["origin"]["trained"]
-    share = (info["training"][0].get("interpolation") or {}).get("share")
+    (report,) = read_reports(info)
+    share = report.fine_tuned_share if report is not None else None
     if state == "untrained":
         return "training only the head did not improve on random weights."
     if share is None:
@@ -267,7 +261,7 @@ def bundle_candidate(data: Dataset, bundle: Path) -> Candidate:
         leaked = candidate.state == "fine-tuned"
         note = "does not record its training images, which may include some of these." if leaked else ""
         return replace(candidate, note=note, leaked=leaked)
-    seen = set(trained_on["contents"]) - set(trained_contents(data))
+    seen = set(trained_on["contents"]) - set(image_hashes(data))
     for items, where in ((data.validation, "validation"), ((*data.query, *data.gallery), "query and gallery")):
         count = sum(content[:16] in seen for content in content_hashes(items).values())
         if count:
@@ -312,18 +306,12 @@ def save_winner(
         joint["contents"] = sorted({image for seen in training_data for image in seen["contents"]})
     if joint:
         info["training_data"] = joint
-    info["training"] = [report for i in infos for report in _training_reports(i)]
+    reports = [report for i in infos for report in read_reports(i)]
+    info["training"] = [report.to_dict() if report is not None else None for report in reports]
     scores = {"validation": trial.validation, "test": trial.test}
     info["measures"] = {
         split: {name: vars(interval) for name, interval in s.measures.items()} for split, s in scores.items() if s
     }
     info["benchmark"] = {"candidate": selection.winner, "reason": selection.reason, "seed": spec.options.seed}
-    reports = [report for report in info["training"] if report]
-    curves = partial(write_curves, reports=reports, measure=spec.options.stop_on)
+    curves = partial(write_curves, reports=[r for r in reports if r is not None], measure=spec.options.stop_on)
     save_bundle(winner.load(embeddings), spec.out / "best", facts=info, replace=True, further=curves)
-
-
-def _training_reports(info: Mapping[str, Any]) -> list[dict[str, Any] | None]:
-    """Return the training report of every member with its options; None for a member that was not trained."""
-    reports = info.get("training") or [None] * len(info["members"])
-    return [report and {"options": info.get("options"), **report} for report in reports]

@@ -10,7 +10,7 @@ from lookalike.benchmark.benchmark import Benchmark, benchmark
 from lookalike.data.samples import DESCRIPTION, is_demo_folder, write_demo_images
 from lookalike.errors import StorageError
 from lookalike.progress import Progress, resolve_progress
-from lookalike.training.options import TrainingOptions
+from lookalike.training.config import TrainingOptions
 
 BACKBONES = ("efficientnet_lite0", "efficientnet_lite2")
 OPTIONS = TrainingOptions(epochs=3, resolution=0.75)  # a few minutes on two cores

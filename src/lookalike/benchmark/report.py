@@ -54,7 +54,7 @@ def describe_run(spec: BenchmarkSpec, skipped: Sequence[Skipped]) -> RunDescript
     settings = {"seed": options.seed, "validation": f"{len(data.validation)} images, each queried against all others"}
     if spec.finetune:
         limit = f", at most {options.max_minutes:g} minutes" if options.max_minutes is not None else ""
-        changes = "".join(f", {name} {value}" for name, value in sorted(options.changes.items()))
+        changes = "".join(f", {name} {value}" for name, value in sorted(options.overrides.items()))
         recipe = f"recipe {options.recipe}{limit}{changes}, early stopping on {options.stop_on}"
         settings["fine-tuning"] = "head only" if options.frozen else recipe
     times = "Times depend on the architecture: trials that differ only in their weights share one measurement."

@@ -20,8 +20,8 @@ from lookalike.models.registry import find_row
 from lookalike.models.weights import NONE, PRETRAINED
 from lookalike.progress import Progress
 from lookalike.runtimes.bundle import load_bundle
-from lookalike.training.options import TrainingOptions
-from lookalike.training.tracking.tracked import UNTRACKED, Tracked
+from lookalike.training.config import TrainingOptions
+from lookalike.training.tracking import NO_TRACKER, RunTracker
 from lookalike.training.train import load_as
 
 Weights = str | Path
@@ -52,7 +52,7 @@ class BenchmarkSpec:
         title: heading of the report, None for the default.
         notes: further sentences for the report.
         progress: receives progress and messages.
-        tracked: trackers that receive every epoch and the results.
+        tracker: receives every epoch and the results.
 
     """
 
@@ -68,7 +68,7 @@ class BenchmarkSpec:
     title: str | None
     notes: tuple[str, ...]
     progress: Progress
-    tracked: Tracked = UNTRACKED
+    tracker: RunTracker = NO_TRACKER
 
     @property
     def cache(self) -> Path:

@@ -12,7 +12,7 @@ import click
 from lookalike.errors import OptionError
 
 if TYPE_CHECKING:
-    from lookalike.training.options import TrainingOptions
+    from lookalike.training.config import TrainingOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 Weights = str | Path | dict[str, str | Path]
@@ -137,7 +137,7 @@ def _weights_value(text: str) -> str | Path:
 
 def training_options(command: F) -> F:
     """Add the options of training to a command."""
-    from lookalike.training.recipe import FIELDS
+    from lookalike.training.config import FIELDS
 
     options = [
         click.option(
@@ -209,7 +209,7 @@ def make_training_options(values: dict[str, Any]) -> TrainingOptions:
         OptionError: a `--set` without the name of a field, or a field that is also passed by its own flag.
 
     """
-    from lookalike.training.options import TrainingOptions, option_names
+    from lookalike.training.config import TrainingOptions, option_names
 
     options = {name: values[name] for name in option_names() if values.get(name) is not None}
     for text in values.get("settings", ()):
@@ -222,7 +222,7 @@ def make_training_options(values: dict[str, Any]) -> TrainingOptions:
 
 def _parse_setting(text: str) -> tuple[str, Any]:
     """Parse `FIELD=VALUE` by the type of the field; a value of another type stays a text, which is refused later."""
-    from lookalike.training.recipe import FIELDS
+    from lookalike.training.config import FIELDS
 
     name, separator, value = text.partition("=")
     name, value = name.strip().replace("-", "_"), value.strip()

@@ -1,4 +1,4 @@
-"""Changes to a network as timm builds it: pooling, stride of the last stage, side of the pictures."""
+"""Changes to a network as timm builds it: pooling and input side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from lookalike.errors import OptionError
 from lookalike.models.preprocessing import Preprocessing
 
-AS_IT_CAME = "as it came"
+PRETRAINED = "pretrained"
 FAMILIES = ("cnn", "mobile-cnn", "transformer", "hybrid")
 
 
@@ -22,14 +22,12 @@ class Adaptation:
     """What is changed of a network; the default changes nothing.
 
     Attributes:
-        pooling: from feature map to features: as it came, avg, max, avgmax or gem.
-        last_stride: of the last stage that halves the feature map; 1 keeps its size.
+        pooling: of the feature map: pretrained (that of the network), avg, max, avgmax or gem.
         side: of the pictures, over what the weights were trained at.
 
     """
 
-    pooling: str = AS_IT_CAME
-    last_stride: int = 2
+    pooling: str = PRETRAINED
     side: float = 1.0
 
     @property
@@ -53,10 +51,8 @@ class Adaptation:
 
     def repeat(self, module: nn.Module, preprocessing: Preprocessing) -> None:
         """Change a fresh network in place as one that was changed before; the preprocessing is that one's."""
-        if self.pooling != AS_IT_CAME:
+        if self.pooling != PRETRAINED:
             _replace_pooling(module, self.pooling)
-        if self.last_stride == 1:
-            _widen_last_stage(module)
         if self.side != 1:
             _take_side(module, preprocessing.height, preprocessing.width)
 
@@ -106,7 +102,7 @@ def _replace_pooling(module: nn.Module, pooling: str) -> None:
     if len(places) != 1 or getattr(places[0][1], "input_fmt", "NCHW") not in ("", "NCHW"):
         raise OptionError(
             f"pooling {pooling!r} needs a network that pools one feature map, which {_name(module)} does not; "
-            f"leave the pooling {AS_IT_CAME!r}."
+            f"leave the pooling {PRETRAINED!r}."
         )
     name, old = places[0]
     flatten = not isinstance(old.flatten, nn.Identity)
@@ -117,36 +113,6 @@ def _replace_pooling(module: nn.Module, pooling: str) -> None:
         new = SelectAdaptivePool2d(pool_type=pooling, flatten=flatten)
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, new)
-
-
-def _widen_last_stage(module: nn.Module) -> None:
-    """Set the strides of the last block that halves the feature map to 1."""
-    kinds = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
-    strided = [(n, m) for n, m in module.named_modules() if isinstance(m, kinds) and _step(m) > 1]
-    ours = []
-    if strided:
-        block = strided[-1][0].split(".")
-        # the shortcut's stride is in the same block as the stride beside it
-        ours = [m for n, m in strided if n.split(".")[:2] == block[:2]]
-    bare = any(isinstance(m, nn.Conv2d) and _even(m.kernel_size) for m in ours)
-    if len(strided) < 3 or bare or family_of(module) not in ("cnn", "mobile-cnn"):
-        raise OptionError(
-            f"last_stride 1 needs a convolutional network with overlapping strides, which {_name(module)} is not; "
-            "leave it at 2."
-        )
-    for m in ours:
-        if isinstance(m, nn.AvgPool2d):  # of a shortcut: without its stride there is nothing to average
-            m.kernel_size = 1
-        m.stride = (1, 1) if isinstance(m.stride, tuple) else 1
-
-
-def _step(layer: nn.Module) -> int:
-    stride = layer.stride
-    return int(stride[0] if isinstance(stride, tuple) else stride)  # type: ignore[arg-type]
-
-
-def _even(kernel: tuple[int, ...]) -> bool:
-    return any(k % 2 == 0 for k in kernel)
 
 
 def _take_side(module: nn.Module, height: int, width: int) -> None:

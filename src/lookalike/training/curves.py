@@ -1,133 +1,72 @@
-"""The course of a training, drawn: `curves.png`, and `curves.html` with the figures and the recipe beside it."""
+"""The training curves of a bundle: `curves.png`, and `curves.html` with the values and the recipe."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-from lookalike._files import write_file
+from lookalike._files import write_file, write_text
+from lookalike._html import page_environment
+from lookalike.models.records import TrainingReport
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by all eyes
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Training of {{ names }}</title>
-<style>
- body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
- img { max-width: 100%; height: auto; }
- table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums; }
- td, th { padding: .15rem .9rem .15rem 0; text-align: right; border-bottom: 1px solid #ddd; }
- td:first-child, th:first-child { text-align: left; }
-</style>
-<h1>Training of {{ names }}</h1>
-<p><img alt="Loss and validation {{ measure }} by epoch" src="data:image/png;base64,{{ picture }}"></p>
-{% for report in reports %}
-<h2>{{ report.backbone }}</h2>
-<p>Validation {{ measure }}{% if report.history and report.history[0].measure is not defined %} of the first training
-{%- endif %}:
-{%- for stage, value in report.validation.items() %} {{ stage }} {{ "%.4f"|format(value) }}{{ "," if not loop.last }}
-{%- endfor %}.
-{% if report.interpolation %}Kept: {{ "%.0f"|format(100 * report.interpolation.share) }} % of the fine-tuned weights,
-the rest of those it came with.{% endif %}
-{% if report.view %} Pictures are seen: {{ report.view }}.{% endif %}
-{% if report.resolved.precision %} Precision {{ report.resolved.precision }}, images {{ report.resolved.sampler }}.
-{%- endif %}
-{% if report.shrinkage %} The head that training starts from is whitened within the classes, shrinkage
-{{ "%g"|format(report.shrinkage) }}.{% endif %}
-{% if report.last_head %} The head was fitted anew after training, shrinkage {{ report.last_head[0] }}, emphasis
-{{ report.last_head[1] }}.{% endif %}</p>
-{% if report.rates|length > 1 %}<p>Learning rates were changed on the way:
-{%- for r in report.rates %} {{ "%g"|format(r.lr) }} and {{ "%g"|format(r.head_lr) }} for the head
-{%- if r.epoch %} after epoch {{ r.epoch }}{% endif %}{{ "," if not loop.last }}
-{%- endfor %}.</p>{% endif %}
-{% if report.history %}<table><tr><th>epoch<th>loss<th>validation {{ measure }}<th>seconds</tr>
-{% for epoch in report.history %}<tr><td>{{ loop.index }}<td>{{ "%.4f"|format(epoch.loss) }}
-<td>{{ "%.4f"|format(epoch.measure) if epoch.measure is defined else "–" }}<td>{{ "%.0f"|format(epoch.seconds) }}</tr>
-{% endfor %}</table>{% endif %}
-<details><summary>Recipe{{ " " ~ report.resolved.recipe if report.resolved.recipe }}</summary><table>
-{% for name, value in report.recipe.items() %}
-<tr><td>{{ name }}<td>{{ "%.4g"|format(value) if value is float else value }}</tr>
-{% endfor %}</table></details>
-{% endfor %}
-</html>
-"""
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito, colour-blind safe
 
 
-def write_curves(folder: Path, reports: Sequence[Mapping[str, Any]], measure: str) -> bool:
-    """Write `curves.png` and `curves.html` into a folder; nothing where no backbone was trained as a whole.
+def write_curves(folder: Path, reports: Sequence[TrainingReport], measure: str) -> bool:
+    """Write `curves.png` and `curves.html` into a folder, unless no backbone was fine-tuned.
 
     Args:
         folder: of the bundle.
-        reports: one a backbone, as `bundle.json` has them under `training`.
+        reports: one per backbone.
         measure: name of the validation measure.
 
     Returns:
         Whether there was anything to draw.
 
     """
-    drawn = [report for report in reports if report.get("history")]
-    if not drawn:
+    fine_tuned = [report for report in reports if report.epochs]
+    if not fine_tuned:
         return False
-    import jinja2
-
-    picture = curves_png(drawn, measure)
-    write_file(folder / "curves.png", lambda path: _put(path, picture))
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(_PAGE)
-    text = page.render(
-        names=" + ".join(report["backbone"] for report in reports),
-        measure=measure,
-        picture=base64.b64encode(picture).decode(),
-        reports=[
-            {
-                "interpolation": None,
-                "shrinkage": None,
-                "view": None,
-                "last_head": None,
-                "history": [],
-                "rates": [],
-                "recipe": {},
-                "validation": {},
-                **r,
-                # of bundles that did not say yet which recipe it was
-                "resolved": {"recipe": "", "precision": "", **r.get("resolved", {})},
-            }
-            for r in reports
-        ],
-    )
-    write_file(folder / "curves.html", lambda path: _put(path, text.encode()))
+    image = draw_curves(fine_tuned, measure)
+    write_file(folder / "curves.png", lambda path: _write(path, image))
+    page = page_environment().get_template("curves.html.j2")
+    names = " + ".join(report.backbone for report in reports)
+    encoded = base64.b64encode(image).decode()
+    write_text(folder / "curves.html", page.render(names=names, measure=measure, image=encoded, reports=reports))
     return True
 
 
-def _put(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def curves_png(reports: Sequence[Mapping[str, Any]], measure: str) -> bytes:
-    """Draw loss and, where taken, validation measure by epoch, one colour a backbone; the frozen one is dashed."""
+def draw_curves(reports: Sequence[TrainingReport], measure: str) -> bytes:
+    """Return a PNG of loss and, where it was taken, validation measure by epoch, one colour per backbone."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    measured = any("measure" in epoch for report in reports for epoch in report["history"])
-    panels = 2 if measured else 1  # what is trained again on all images has nothing to be measured on
+    measured = any(epoch.measure is not None for report in reports for epoch in report.epochs)
+    panels = 2 if measured else 1  # a refit has no validation images
     figure = Figure(figsize=(5 * panels, 5), dpi=120, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for report, colour in zip(reports, _COLOURS * len(reports), strict=False):
-        history = report["history"]
-        epochs = range(1, len(history) + 1)
-        name = report["backbone"]
-        axes[0].plot(epochs, [e["loss"] for e in history], "o-", color=colour, label=name)
-        measures = [(n, e["measure"]) for n, e in zip(epochs, history, strict=True) if "measure" in e]
-        if measures:
-            axes[1].plot(*zip(*measures, strict=True), "o-", color=colour, label=f"{name}, fine-tuned")
-        for stage, style in (("frozen", "--"), ("head", ":"), ("kept", "-.")):
-            value = report.get("validation", {}).get(stage)
-            if measures and value is not None:
-                words = {"frozen": "frozen", "head": "frozen, with its best head", "kept": "as kept"}[stage]
-                axes[1].axhline(value, color=colour, linestyle=style, label=f"{name}, {words}")
-    axes[0].set_ylabel("training loss, mean of the epoch")
+        name, numbers = report.backbone, range(1, len(report.epochs) + 1)
+        axes[0].plot(numbers, [e.loss for e in report.epochs], "o-", color=colour, label=name)
+        points = [(n, e.measure) for n, e in zip(numbers, report.epochs, strict=True) if e.measure is not None]
+        if not points or report.measures is None:
+            continue
+        axes[1].plot(*zip(*points, strict=True), "o-", color=colour, label=f"{name}, fine-tuned")
+        stages = (
+            (report.measures.frozen, "--", "frozen"),
+            (report.measures.head, ":", "frozen, best head"),
+            (report.measures.selected, "-.", "selected"),
+        )
+        for value, style, text in stages:
+            if value is not None:
+                axes[1].axhline(value, color=colour, linestyle=style, label=f"{name}, {text}")
+    axes[0].set_ylabel("mean training loss")
     if measured:
         axes[1].set_ylabel(f"{measure} on validation")
     for axis in axes:
@@ -136,7 +75,7 @@ def curves_png(reports: Sequence[Mapping[str, Any]], measure: str) -> bytes:
         axis.grid(visible=True, color="#dddddd", linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 if panels == 2 else 1, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=panels, frameon=False, fontsize=8)
     out = BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()

@@ -1,111 +1,115 @@
-"""The full stage: backbone, head and classifier together, epoch by epoch, resumable."""
+"""Fine-tuning: backbone, head and classifier together, epoch by epoch, resumable."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from lookalike.data.dataset import Item
-from lookalike.data.images import read_pixels
 from lookalike.errors import ModelError
-from lookalike.models.preprocessing import Preprocessing
-from lookalike.models.stream import map_ahead
+from lookalike.models.records import EpochReport, LearningRates
 from lookalike.progress import SILENT, Progress
-from lookalike.training.augment import augmented, resolution_at, training_view
-from lookalike.training.sampling import epoch_order, turns
-from lookalike.training.trainee import Rates, Trainee
-from lookalike.types import Skipped
+from lookalike.training.batches import Indices, epoch_order, iterate_batches, training_preprocessing
+from lookalike.training.state import TrainState
 
+# number of steps over which the loss is averaged
 _WINDOW = 20
-"""Steps that a mean loss is taken over."""
-_FAR = 4
-"""A mean loss so many times the first one, or that of a guess among the classes, is divergence."""
-
-_BLANK = (-1, 0)
-"""Row and turn of a picture that does not count."""
-
-
-class DivergedError(ModelError):
-    """A loss that is no number, or far above what it began with."""
+# training has diverged when the average loss exceeds the first loss, or that of guessing, by this factor
+_DIVERGENCE_FACTOR = 4
 
 
 @dataclass
-class Run:
-    """The state of a full-stage run: all that a checkpoint must hold.
+class FinetuneState:
+    """The progress of fine-tuning: everything that a checkpoint holds besides the weights.
 
     Attributes:
-        epoch: epochs finished.
-        best: weights of the member after the epoch that measured best; None before any.
+        planned_epochs, steps_per_epoch: the plan, which the learning-rate schedule follows.
+        epochs: report of each finished epoch.
+        best: weights of the encoder after the epoch with the best measure.
         best_measure: its measure.
-        history: per epoch its loss, measure and seconds.
-        seconds: spent so far, over all sittings.
-        epochs, steps: the plan: epochs at most, steps in each.
-        level: the first loss of the run, or what guessing costs if that is more; later means are held against it.
-        recent: the last losses, over epochs.
-        last: the epoch to end after, where it is known beforehand, whatever the time; the learning rate falls as for
-            `epochs`.
-        rates: peak learning rates; several where the run went on with others.
-        reserve: seconds of a time budget that are kept for what comes after the last epoch.
+        first_loss: the first loss of the run, or the loss of guessing if that is larger.
+        recent_losses: the last losses, over epochs.
+        last_epoch: the epoch to stop after, where it is known beforehand, whatever the time budget.
+        rates: peak learning rates; several where a resumed run changed them.
+        reserved_seconds: of the time budget, for the stages after fine-tuning.
 
     """
 
-    epochs: int
-    steps: int
-    epoch: int = 0
+    planned_epochs: int
+    steps_per_epoch: int
+    epochs: list[EpochReport] = field(default_factory=list)
     best: dict[str, torch.Tensor] | None = None
     best_measure: float = -math.inf
-    history: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    level: float | None = None
-    recent: list[float] = field(default_factory=list)
-    last: int | None = None
-    rates: list[Rates] = field(default_factory=list)
-    reserve: float = 0.0
+    first_loss: float | None = None
+    recent_losses: list[float] = field(default_factory=list)
+    last_epoch: int | None = None
+    rates: list[LearningRates] = field(default_factory=list)
+    reserved_seconds: float = 0.0
 
     @property
-    def planned(self) -> int:
-        """The epoch to end after, at most."""
-        return self.epochs if self.last is None else self.last
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return len(self.epochs)
+
+    @property
+    def end(self) -> int:
+        """The epoch to stop after at the latest."""
+        return self.planned_epochs if self.last_epoch is None else self.last_epoch
+
+    @property
+    def best_weights(self) -> dict[str, torch.Tensor]:
+        """Weights of the best epoch.
+
+        Raises:
+            ValueError: no epoch is finished.
+
+        """
+        if self.best is None:
+            raise ValueError("no epoch is finished")
+        return self.best
 
     def dump(self) -> dict[str, Any]:
         """Return a plain structure for a checkpoint."""
-        return dict(vars(self), rates=[list(r) for r in self.rates])
+        records = {name: [asdict(record) for record in getattr(self, name)] for name in ("epochs", "rates")}
+        return {**vars(self), "recent_losses": list(self.recent_losses), **records}
 
     @classmethod
-    def restore(cls, stored: dict[str, Any]) -> Run:
+    def restore(cls, stored: dict[str, Any]) -> FinetuneState:
         """Undo `dump`."""
-        return cls(**{**stored, "rates": [Rates(*r) for r in stored["rates"]]})
+        epochs = [EpochReport(**epoch) for epoch in stored["epochs"]]
+        rates = [LearningRates(**rates) for rates in stored["rates"]]
+        return cls(**{**stored, "epochs": epochs, "rates": rates})
 
-    def go_on_with(self, lr: float, head_lr: float) -> bool:
-        """Take these rates from here on; returns whether they take the place of others."""
-        if self.rates and self.rates[-1][1:] == (lr, head_lr):
+    def set_rates(self, lr: float, head_lr: float) -> bool:
+        """Use these peak learning rates from here on; return whether they replace others."""
+        rates = LearningRates(self.epoch, lr, head_lr)
+        if self.rates and (self.rates[-1].lr, self.rates[-1].head_lr) == (lr, head_lr):
             return False
-        self.rates.append(Rates(self.epoch, lr, head_lr))
+        self.rates.append(rates)
         return len(self.rates) > 1
 
     def is_over(self, patience: int) -> bool:
-        """Whether all epochs ran, or the best one lies `patience` epochs back."""
-        if self.epoch >= self.planned:
+        """Whether all epochs ran, or the best one is `patience` epochs ago."""
+        if self.epoch >= self.end:
             return True
-        measures = [h["measure"] for h in self.history if "measure" in h]
+        measures = [e.measure for e in self.epochs if e.measure is not None]
         return bool(measures) and len(measures) - 1 - int(np.argmax(measures)) >= patience
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What decides which epoch is kept, and when to stop.
+    """What decides which epoch is kept and when to stop early.
 
     Attributes:
         name: of the measure.
-        measure: takes it with the member's present weights.
-        patience: epochs without a better measure before stopping.
+        measure: returns it for the encoder's current weights.
+        patience: epochs without improvement before stopping.
 
     """
 
@@ -114,181 +118,135 @@ class Validation:
     patience: int
 
 
-def schedule(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate: a linear rise over `warmup` of all steps, then a cosine to zero."""
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Return the learning rate relative to its peak: linear warm-up over a share of all steps, then cosine to zero."""
     rising = max(1, round(warmup * total))
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
-def plan(
-    trainee: Trainee, items: Sequence[Item], targets: np.ndarray, seconds_left: float | None, overhead: float
-) -> Run:
-    """Plan epochs and steps; with a time budget, by timing steps that change nothing, two after one to warm up.
+def plan_epochs(
+    state: TrainState, items: Sequence[Item], targets: Indices, seconds_left: float | None, overhead: float
+) -> FinetuneState:
+    """Plan epochs and steps; with a time budget, by timing two steps after a warm-up step, which change nothing.
 
     Args:
-        trainee: what will be trained.
+        state: fresh.
         items: training items.
-        targets: their class rows `(n,)`.
-        seconds_left: of the budget, None without one.
-        overhead: seconds that each epoch's validation takes.
+        targets: their class indices `(n,)`.
+        seconds_left: of the budget; None without one.
+        overhead: seconds of validation per epoch.
 
     """
-    recipe = trainee.recipe
+    recipe = state.recipe
     steps = max(1, math.ceil(len(items) / recipe.batch_size))
     if seconds_left is None:
-        return Run(recipe.epochs, steps)
-    before = trainee.state()
-    clocks = [time.perf_counter()]
-    view = training_view(trainee.member, recipe.resolution)
+        return FinetuneState(recipe.epochs, steps)
+    before = state.dump()
+    times = [time.perf_counter()]
+    preprocessing = training_preprocessing(state.encoder, recipe.resolution)
     order = np.arange(min(len(items), 3 * recipe.batch_size))
-    with trainee.training():
-        for batch in _batches(trainee, items, order, view, epoch=0):
-            trainee.loss(batch.pixels, torch.from_numpy(targets[batch.rows]), present=batch.present).backward()  # type: ignore[no-untyped-call]
-            clocks.append(time.perf_counter())
-    warm = clocks[1:] if len(clocks) > 2 else clocks
+    with state.training():
+        for batch in iterate_batches(items, order, preprocessing, recipe, state.distributed, seed=state.seed, epoch=0):
+            loss = state.loss(batch.pixels, torch.from_numpy(targets[batch.indices]), valid=batch.valid)
+            loss.backward()  # type: ignore[no-untyped-call]
+            times.append(time.perf_counter())
+    warm = times[1:] if len(times) > 2 else times
     per_step = (warm[-1] - warm[0]) / max(1, len(warm) - 1)
-    trainee.optimizer.zero_grad(set_to_none=True)
-    trainee.load(before)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.load(before)
 
     epochs = min(recipe.epochs, math.floor(seconds_left / (steps * per_step + overhead)))
     if epochs > 0:
-        return Run(epochs, steps)
-    return Run(1, max(1, min(steps, math.floor((seconds_left - overhead) / per_step))))
+        return FinetuneState(epochs, steps)
+    return FinetuneState(1, max(1, min(steps, math.floor((seconds_left - overhead) / per_step))))
 
 
 def finetune(
-    trainee: Trainee,
-    run: Run,
+    state: TrainState,
+    run: FinetuneState,
     items: Sequence[Item],
-    targets: np.ndarray,
+    targets: Indices,
     validation: Validation | None,
-    after_epoch: Callable[[Run], None],
+    after_epoch: Callable[[FinetuneState], None],
     *,
-    may_go_on: Callable[[], bool] = lambda: True,
+    has_time: Callable[[], bool] = lambda: True,
     progress: Progress = SILENT,
 ) -> None:
-    """Train until the plan, the patience or the time ends; `run` and `trainee` are changed in place.
+    """Train until the plan, the patience or the time is exhausted; `run` and `state` are changed in place.
 
     Args:
-        trainee: fresh, or as a checkpoint left it.
+        state: fresh, or restored from a checkpoint.
         run: likewise.
         items: training items.
-        targets: their class rows `(n,)`.
+        targets: their class indices `(n,)`.
         validation: decides what is kept and when to stop; None keeps the last epoch.
-        after_epoch: called with the run once an epoch is complete.
-        may_go_on: asked before each epoch but the first, where the end is not known beforehand.
-        progress: told each step with loss, measure and rate.
+        after_epoch: called with `run` after each epoch.
+        has_time: asked before each epoch but the first, unless the last epoch is known.
+        progress: reports each step with loss, best measure and rate.
 
     Raises:
-        DivergedError: when the loss is no longer a number, or far above what it began with.
+        ModelError: training diverged.
 
     """
     while not run.is_over(validation.patience if validation else 0):
-        if run.epoch and run.last is None and not may_go_on():
-            progress.info(f"  stopped before epoch {run.epoch + 1}/{run.planned}: the time is needed for the rest")
+        number = f"{run.epoch + 1}/{run.end}"
+        if run.epoch and run.last_epoch is None and not has_time():
+            progress.info(f"  stopping before epoch {number}: the remaining time is reserved for model selection")
             return
-        clock = time.perf_counter()
-        with trainee.training():
-            loss = _one_epoch(trainee, run, items, targets, progress)
-        trainee.agree_statistics()
-        with trainee.as_kept():
-            found = {} if validation is None else {"measure": validation.measure()}
-            now = found.get("measure", math.nan)
-            if not now <= run.best_measure:  # better, or not measured
-                run.best_measure, run.best = now, trainee.member.state()
-        run.epoch += 1
-        seconds = time.perf_counter() - clock
-        run.seconds += seconds
-        run.history.append({"loss": loss, **found, "seconds": round(seconds, 1)})
-        told = f", validation {validation.name} {now:.4f}" if validation else ""
-        progress.info(f"  epoch {run.epoch}/{run.planned}: loss {loss:.3f}{told}, {seconds:.0f} s")
+        started = time.perf_counter()
+        with state.training():
+            loss = _train_epoch(state, run, items, targets, progress)
+        state.synchronize_statistics()
+        measure = validation.measure() if validation else None
+        if measure is None or measure > run.best_measure:
+            run.best_measure, run.best = -math.inf if measure is None else measure, state.encoder.state()
+        seconds = time.perf_counter() - started
+        run.epochs.append(EpochReport(loss, round(seconds, 1), measure))
+        text = f", validation {validation.name} {measure:.4f}" if validation else ""
+        progress.info(f"  epoch {number}: loss {loss:.3f}{text}, {seconds:.0f} s")
         after_epoch(run)
 
 
-def _one_epoch(trainee: Trainee, run: Run, items: Sequence[Item], targets: np.ndarray, progress: Progress) -> float:
-    """Train one epoch; order, augmentation and dropout depend on seed and epoch alone. Returns the mean loss."""
-    recipe, seed = trainee.recipe, trainee.seed
-    torch.manual_seed(seed * 100_003 + run.epoch)
-    order = epoch_order(targets, recipe, seed=seed, epoch=run.epoch)[: run.steps * recipe.batch_size]
+def _train_epoch(
+    state: TrainState, run: FinetuneState, items: Sequence[Item], targets: Indices, progress: Progress
+) -> float:
+    """Train one epoch and return its mean loss; order, augmentation and dropout depend on seed and epoch alone."""
+    recipe, seed, epoch = state.recipe, state.seed, run.epoch
+    torch.manual_seed(seed * 100_003 + epoch)
+    order = epoch_order(targets, recipe, seed=seed, epoch=epoch)[: run.steps_per_epoch * recipe.batch_size]
     if len(order) % recipe.batch_size == 1:
         order = order[:-1]  # a batch of one image has no batch statistics
     losses: list[float] = []
     best = f", best {run.best_measure:.3f}" if math.isfinite(run.best_measure) else ""
-    view = training_view(trainee.member, resolution_at(recipe, run.epoch, run.epochs))
-    rates = next((r for r in reversed(run.rates) if r.epoch <= run.epoch), None)
-    for batch in _batches(trainee, items, order, view, epoch=run.epoch):
-        trainee.set_rate(schedule(run.epoch * run.steps + len(losses), run.epochs * run.steps, recipe.warmup), rates)
-        key = (seed, run.epoch, len(losses))
-        rows, last = torch.from_numpy(targets[batch.rows]), batch.done == len(order)
-        with trainee.exchanging(last=last):
-            loss = trainee.loss(batch.pixels, rows, present=batch.present, key=key)
-            losses.append(float(loss.detach()))
-            _require_sane(run, losses[-1], trainee.classes)
-            if not trainee.step(loss, last=last):
-                raise _diverged(run, "a gradient is no number")
+    preprocessing = training_preprocessing(state.encoder, recipe.resolution)
+    default = LearningRates(0, recipe.lr, recipe.head_lr)
+    peak = next((r for r in reversed(run.rates) if r.epoch <= epoch), default)
+    total = run.planned_epochs * run.steps_per_epoch
+    for batch in iterate_batches(items, order, preprocessing, recipe, state.distributed, seed=seed, epoch=epoch):
+        step = epoch * run.steps_per_epoch + len(losses)
+        state.set_learning_rates(learning_rate_factor(step, total, recipe.warmup), peak)
+        batch_targets = torch.from_numpy(targets[batch.indices])
+        losses.append(state.step(batch.pixels, batch_targets, valid=batch.valid, last=batch.done == len(order)))
+        _require_convergence(run, losses[-1], state.classes)
         detail = f"loss {np.mean(losses[-_WINDOW:]):.3f}{best}"
-        progress.step(f"epoch {run.epoch + 1}/{run.planned}", batch.done, len(order), detail)
+        progress.step(f"epoch {epoch + 1}/{run.end}", batch.done, len(order), detail)
     return float(np.mean(losses))
 
 
-def _require_sane(run: Run, loss: float, classes: int) -> None:
-    """Raise `DivergedError` for a loss that is no number, or a recent mean far above the run's first loss."""
-    if not math.isfinite(loss):
-        raise _diverged(run, f"the loss is {loss}")
-    if run.level is None:
-        run.level = max(loss, math.log(classes))
-    run.recent = [*run.recent, loss][-_WINDOW:]
-    mean = float(np.mean(run.recent))
-    if mean > _FAR * run.level:
-        raise _diverged(run, f"the loss rose from {run.level:.3g} to {mean:.3g}")
-
-
-def _diverged(run: Run, told: str) -> DivergedError:
-    return DivergedError(f"training diverged in epoch {run.epoch + 1} ({told}); take a lower learning rate.")
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A process's share of a batch: `(n, h, w, 3)` uint8 pixels and their rows, of which the first `present` count.
-
-    `done` is the number of images of the epoch that all processes have gone through with it.
-    """
-
-    done: int
-    pixels: np.ndarray
-    rows: np.ndarray
-    present: int
-
-
-def _batches(
-    trainee: Trainee, items: Sequence[Item], order: np.ndarray, view: Preprocessing, epoch: int
-) -> Iterator[_Batch]:
-    """Yield the batches of an epoch; alone, one of which a single image can be read is passed over."""
-    recipe, team = trainee.recipe, trainee.team
-    places = np.stack([order, turns(order)], axis=1)
-    starts = range(0, len(order), recipe.batch_size)
-    shares = [team.share(places[start : start + recipe.batch_size]) for start in starts]
-    # a process without an image of the last batch takes part with a blank one that does not count
-    padded = [share if len(share) else np.array([_BLANK]) for share in shares]
-    size = max(len(share) for share in padded)
-
-    def prepare(place: tuple[int, int]) -> np.ndarray:
-        row, turn = place
-        if row < 0:
-            return np.zeros((view.height, view.width, 3), np.uint8)
-        item, seed = items[row], trainee.seed
-        image = Image.fromarray(read_pixels(item.path, view.at_least))
-        return augmented(image, view, recipe, seed=seed, epoch=epoch, item_id=item.id, turn=turn)
-
-    shown = [(int(row), int(turn)) for share in padded for row, turn in share]
-    for number, results in enumerate(map_ahead(shown, prepare, size)):
-        good = [(row, pixels) for (row, _), pixels in results if not isinstance(pixels, Skipped)]
-        done = min(len(order), (number + 1) * recipe.batch_size)
-        present = sum(row >= 0 for row, _ in good)
-        if team.size > 1 and not good:
-            good = [(_BLANK[0], prepare(_BLANK))]
-        if len(good) >= 2 or team.size > 1:
-            pixels = np.stack([p for _, p in good])
-            yield _Batch(done, pixels, np.array([max(row, 0) for row, _ in good]), present)
+def _require_convergence(run: FinetuneState, loss: float, classes: int) -> None:
+    """Raise `ModelError` for a loss that is not finite, or a recent mean far above the first loss of the run."""
+    if run.first_loss is None:
+        run.first_loss = max(loss, math.log(classes))
+    run.recent_losses = [*run.recent_losses, loss][-_WINDOW:]
+    mean = float(np.mean(run.recent_losses))
+    if mean <= _DIVERGENCE_FACTOR * run.first_loss:
+        return
+    finite = math.isfinite(loss)
+    cause = f"the loss rose from {run.first_loss:.3g} to {mean:.3g}" if finite else "a loss or gradient is not finite"
+    raise ModelError(
+        f"training diverged in epoch {run.epoch + 1} ({cause}); use a lower `lr`, and `resume` to continue from the "
+        "last complete epoch.",
+        argument="lr",
+    )

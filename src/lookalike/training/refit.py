@@ -1,4 +1,4 @@
-"""`refit`: train once more on all labelled images, by what validation found out the first time."""
+"""`refit`: train once more on all labelled images, with the choices that validation made the first time."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as changed
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lookalike._files import digest, require_free
 from lookalike.data.dataset import Dataset, Split
@@ -22,75 +21,39 @@ from lookalike.models.encoder import Encoder
 from lookalike.models.facts import is_bundle, read_facts
 from lookalike.models.member import TrainableEncoder, members_of
 from lookalike.models.pretrained import build_trainable
+from lookalike.models.records import EpochReport, TrainingReport, read_reports
 from lookalike.models.torch_bundle import load_bundle, save_bundle
-from lookalike.progress import SILENT, Progress
+from lookalike.progress import Progress, resolve_progress
 from lookalike.training.checkpoint import load_checkpoint
-from lookalike.training.choice import keep_share, keep_start, repeat_last_head
+from lookalike.training.config import Recipe, TrainingOptions
+from lookalike.training.context import TrainingContext, has_unseen_classes
 from lookalike.training.curves import write_curves
-from lookalike.training.finetune import Run
-from lookalike.training.interpolate import mix
-from lookalike.training.job import Job
-from lookalike.training.last_head import Fit
-from lookalike.training.one_backbone import Outcome, fresh_member, full_stage, run_key, validation_fingerprint
-from lookalike.training.options import TrainingOptions
-from lookalike.training.recipe import Recipe
-from lookalike.training.start import NOTHING, Known, Start, are_unseen, repeat_start
-from lookalike.training.tracking.target import parse_targets
-from lookalike.training.tracking.tracked import Tracked, begin_tracked
+from lookalike.training.finetune import FinetuneState
+from lookalike.training.frozen_stage import FrozenStage, FrozenStageConfig, replay_frozen_stage
+from lookalike.training.state import TrainState
+from lookalike.training.tracking import parse_targets, start_tracking
 from lookalike.training.train import (
-    Weights,
-    bundle_facts,
-    joined,
+    build_ensemble,
+    finish_resumed_run,
     load_as,
-    prepare_work,
+    pair_weights,
+    prepare_run_folder,
     track_bundle,
-    weights_by_position,
-    wind_up,
+    training_info,
 )
-from lookalike.training.trainee import Rates, Trainee
-from lookalike.training.view import AS_IT_CAME
+from lookalike.training.train_backbone import (
+    TrainedEncoder,
+    Weights,
+    fresh_encoder,
+    run_full_stage,
+    run_key,
+    untrained_report,
+    validation_fingerprint,
+)
+from lookalike.training.weight_selection import interpolate_weights, record_origin, replay_posthoc_head
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What validation found out about training one backbone.
-
-    Attributes:
-        known: of the stage with the backbone frozen.
-        epochs, steps: the plan that the learning rate followed.
-        last: the epoch whose weights were best; 0 without a full stage.
-        share: of the fine-tuned weights that was kept.
-        last_head: shrinkage and emphasis of the head that was fitted to them; None where the trained one was kept.
-        rates: peak learning rates, by the epoch that they hold from.
-
-    """
-
-    known: Known = NOTHING
-    epochs: int = 0
-    steps: int = 0
-    last: int = 0
-    share: float = 0.0
-    last_head: Fit | None = None
-    rates: tuple[Rates, ...] = ()
-
-    @classmethod
-    def of(cls, report: Mapping[str, Any] | None) -> Schedule:
-        """Read it from a report of a training; without one the backbone stayed as it came."""
-        if report is None:
-            return cls()
-        measures = [epoch["measure"] for epoch in report.get("history", [])]
-        share = (report.get("interpolation") or {"share": 0.0})["share"]
-        known = Known(report["head_epochs"], report["shrinkage"], report.get("view", AS_IT_CAME))
-        if not measures or share == 0:
-            return cls(known)
-        fit = report.get("last_head")
-        last_head = (float(fit[0]), float(fit[1])) if fit else None
-        rates = tuple(Rates(**given) for given in report["rates"])
-        last = int(np.argmax(measures)) + 1
-        return cls(known, **report["plan"], last=last, share=share, last_head=last_head, rates=rates)
-
-
-def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
+def refit(  # noqa: PLR0913 - the command's options, all but two by name
     data: Dataset | Path | str,
     model: Path | str,
     *,
@@ -100,190 +63,206 @@ def refit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     replace: bool = False,
     cache: Path | None = None,
     track: Sequence[str] = (),
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> Encoder:
-    """Train the members of a bundle once more, on the training and validation images together.
+    """Train the encoders of a bundle again, on the training and the validation images together.
 
-    Validation has said how many epochs are best and how much of the fine-tuned weights to keep; now its images are
-    worth more as training images. The new model has no validation accuracy of its own: that of the bundle is the one to
-    choose by.
+    Validation has chosen the number of epochs and the share of the fine-tuned weights; now its images are more useful
+    for training. The new encoder has no validation accuracy of its own: use that of the bundle.
 
     Args:
-        data: what the bundle was trained on.
-        model: a bundle that `train` or `benchmark` made.
-        out: the new bundle.
-        weights: that the bundle was trained from, as in `train`.
-        resume: go on with the unfinished run that stands beside `out`.
-        replace: let the new bundle take the place of an older one.
+        data: the data that the bundle was trained on.
+        model: a bundle made by `train` or `benchmark`.
+        out: folder of the new bundle.
+        weights: the weights that the bundle was trained from, as in `train`.
+        resume: continue the unfinished run beside `out`.
+        replace: overwrite an existing bundle.
         cache: as in `train`.
         track: as in `train`.
-        progress: is told what happens.
+        progress: reports steps and messages; None for a bar in a terminal or notebook, else the logger.
 
     Returns:
         The encoder, as saved.
 
     Raises:
         DataError: other data than the bundle was trained on.
-        ModelError: no bundle, one that says nothing of its training, or other weights than it was trained from.
+        ModelError: not a bundle, one without a record of its training, or other weights than it was trained from.
         OptionError: weights for a backbone that is not in the bundle, or several processes.
-        StorageError: `out` is taken, or holds an unfinished run and `resume` is not set.
+        StorageError: `out` exists, or has an unfinished run and `resume` is not set.
 
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("refit runs in one process; start it without a launcher.")
-    model, target, targets = Path(model), Path(out), parse_targets(track)
-    facts = read_facts(model)
-    if "exported_from" in facts:
-        raise ModelError(f"{model} is an exported model; give the bundle that it was exported from.")
-    first = load_bundle(model)
-    if "refit_of" in facts:
-        raise ModelError(f"{model} was refitted already, on all images that there are; give the bundle it was made of.")
-    reports, options = _training_of(model, facts)
-    given = dict(weights_by_position([m.backbone for m in first.members], weights))
-    work = prepare_work(target, resume=resume, replace=replace, progress=progress)
-    assert work is not None
-    key = digest(first.fingerprint, str(target.absolute()))
-    if resume and is_bundle(target) and read_facts(target).get("refit_of") == first.fingerprint:
-        wind_up(target, work, targets, key, progress)
-        return load_bundle(target)
+    progress = resolve_progress(progress)
+    first, bundle, targets = _read_first(Path(model)), Path(out), parse_targets(track)
+    names = [encoder.backbone for encoder in first.encoder.members]
+    weights = dict(pair_weights(names, weights))
+    folder = prepare_run_folder(bundle, resume=resume, replace=replace, progress=progress)
+    key = digest(first.encoder.fingerprint, str(bundle.absolute()))
+    if resume and is_bundle(bundle) and read_facts(bundle).get("refit_of") == first.encoder.fingerprint:
+        finish_resumed_run(bundle, folder, targets, key, progress)
+        return load_bundle(bundle)
     if not replace:
-        require_free(target)
-    if len({(o.seed, o.class_disjoint) for o in options}) > 1:
-        raise ModelError(f"the members of {model} were trained with different validation parts; refit them one by one.")
-    cut = with_validation(load_as(data, options[0]), seed=options[0].seed, class_disjoint=options[0].class_disjoint)
-    known = facts["training_data"]
-    if (cut.fingerprint, validation_fingerprint(cut)) != (known["fingerprint"], known["validation"]):
-        raise DataError(f"{model} was not trained on the images in {cut.root}; give the folder that it was trained on.")
-    require_no_leaks(cut, allowed=options[0].allow_leaks, progress=progress)
-    tracked = begin_tracked(targets, target.name, key, resume=resume, progress=progress)
-    with tracked.closing():
-        tracked.params({"refit_of": first.fingerprint, "data": cut.fingerprint})
-        for report in filter(None, reports):
-            tracked.params({f"{report['backbone']}/{field}": value for field, value in report["recipe"].items()})
-        outcomes = [
-            _refit_member(
-                cut,
-                member,
-                given[member.backbone],
-                own,
-                report,
-                work / str(n),
-                cache=cache or work / "cache",
-                progress=progress,
-                tracked=tracked,
+        require_free(bundle)
+    split = first.split(data)
+    options = first.options[0]
+    require_no_leaks(split, allowed=options.allow_leaks, progress=progress)
+    tracker = start_tracking(targets, bundle.name, key, resume=resume, progress=progress)
+    with tracker.closing():
+        tracker.params({"refit_of": first.encoder.fingerprint, "data": split.fingerprint})
+        for report in filter(None, first.reports):
+            tracker.params({f"{report.backbone}/{field}": value for field, value in report.recipe.items()})
+        cache = cache or (folder / "cache" if folder is not None else None)
+        context = TrainingContext(split, options, progress, folder, cache, tracker=tracker)
+        trained = [
+            _refit_backbone(
+                _context_of(context, n, first.options[n]), encoder, weights[encoder.backbone], first.reports[n]
             )
-            for n, (member, report, own) in enumerate(zip(members_of(first), reports, options, strict=True))
+            for n, encoder in enumerate(members_of(first.encoder))
         ]
-        everything = _all_training(cut)
-        encoder = joined(outcomes, first.how, progress)
-        new = bundle_facts(everything, options[0], [o.report for o in outcomes])
-        curves = partial(write_curves, reports=new["training"], measure=options[0].stop_on)
-        save_bundle(encoder, target, facts={**new, "refit_of": first.fingerprint}, replace=replace, further=curves)
-        track_bundle(tracked, target, work)
+        encoder = build_ensemble(trained, first.encoder.how, progress)
+        reports = [t.report for t in trained]
+        info = training_info(_all_training(split), options, reports) | {"refit_of": first.encoder.fingerprint}
+        curves = partial(write_curves, reports=reports, measure=options.stop_on)
+        save_bundle(encoder, bundle, facts=info, replace=replace, further=curves)
+        track_bundle(tracker, bundle, folder)
     return encoder
 
 
-def _training_of(
-    model: Path, facts: Mapping[str, Any]
-) -> tuple[Sequence[Mapping[str, Any] | None], list[TrainingOptions]]:
-    """Return each member's report, None for one that was not trained, and its options."""
-    try:
-        members = len(facts["members"])
-        reports = facts["training"] or [None] * members
-        if len(reports) != members or "validation" not in facts["training_data"]:
-            raise KeyError("training")
-        if any(report is not None and not report["run"] for report in reports):
-            raise KeyError("run")
-        own = [(r or {}).get("options") or facts["options"] for r in reports]
-        for report in reports:
-            Schedule.of(report)
-        return reports, [TrainingOptions(**o) for o in own]
-    except (KeyError, TypeError, OptionError) as error:
+@dataclass(frozen=True)
+class _FirstTraining:
+    """The bundle to refit.
+
+    Attributes:
+        path: of the bundle.
+        encoder: as saved.
+        info: content of `bundle.json`.
+        reports: of each member; None for one that was not trained.
+        options: of each member.
+
+    """
+
+    path: Path
+    encoder: Encoder
+    info: Mapping[str, Any]
+    reports: Sequence[TrainingReport | None]
+    options: Sequence[TrainingOptions]
+
+    def split(self, data: Dataset | Path | str) -> Dataset:
+        """Return the data with the validation split of the first training.
+
+        Raises:
+            DataError: other data.
+            ModelError: the members have different validation splits.
+
+        """
+        if len({(o.seed, o.class_disjoint) for o in self.options}) > 1:
+            raise ModelError(f"{self.path} has members trained with different validation splits; refit each by itself.")
+        options, known = self.options[0], self.info["training_data"]
+        split = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
+        if (split.fingerprint, validation_fingerprint(split)) != (known["fingerprint"], known["validation"]):
+            raise DataError(f"{self.path} was not trained on the images in {split.root}; pass its training data.")
+        return split
+
+
+def _read_first(path: Path) -> _FirstTraining:
+    info = read_facts(path)
+    if "exported_from" in info:
+        raise ModelError(f"{path} is an exported model; pass the bundle that it was exported from.", argument="model")
+    if "refit_of" in info:
         raise ModelError(
-            f"{model} does not say how it was trained; give a bundle that 'lookalike train' or 'benchmark' made."
+            f"{path} was already refitted on all images; pass the bundle that it was refitted from.", argument="model"
+        )
+    try:
+        reports = read_reports(info)
+        options = [TrainingOptions(**(report.options if report else info["options"])) for report in reports]
+        if "validation" not in info["training_data"]:
+            raise KeyError("validation")
+    except (KeyError, TypeError, OptionError, ModelError) as error:
+        raise ModelError(
+            f"{path} has no complete record of its training; pass a bundle that was trained by `train` or `benchmark`.",
+            argument="model",
         ) from error
+    return _FirstTraining(path, load_bundle(path), info, reports, options)
+
+
+def _context_of(context: TrainingContext, number: int, options: TrainingOptions) -> TrainingContext:
+    folder = context.folder / str(number) if context.folder is not None else None
+    return changed(context, options=options, folder=folder, started=time.perf_counter())
 
 
 def _all_training(data: Dataset) -> Dataset:
     return data.replace_items(
-        [replace(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in data.items]
+        [changed(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in data.items]
     )
 
 
-def _refit_member(  # noqa: PLR0913 - what `refit` has found out, for one backbone
-    data: Dataset,
-    first: TrainableEncoder,
-    weights: Weights,
-    options: TrainingOptions,
-    report: Mapping[str, Any] | None,
-    work: Path,
-    *,
-    cache: Path,
-    progress: Progress,
-    tracked: Tracked,
-) -> Outcome:
-    began = time.perf_counter()
-    name = first.backbone
-    if report:
-        member, recipe = fresh_member(name, weights, options, unseen=are_unseen(data))
-        same = run_key(member, data, options, recipe) == report["run"]
-    else:
-        member, recipe = build_trainable(name, weights, seed=options.seed), Recipe(precision="float32")
-        same = member.backbone_fingerprint == first.backbone_fingerprint
-    if not same:
-        raise ModelError(
-            f"{name} was not trained from these weights with the options that its bundle names; "
-            "give the weights that it was trained from."
-        )
-    schedule = Schedule.of(report)
-    key = digest(run_key(member, data, options, recipe), "refit", repr(schedule))
-    stored = load_checkpoint(work, key)
-    before = stored["seconds"] if stored is not None else 0.0
-    job = Job(data, options, recipe, work, progress, began, key, tracked=tracked, before=before)
-    if stored is None:
-        start = repeat_start(member, data, options, recipe, schedule.known, cache=cache, progress=progress)
-    else:
-        start = Start.restore(stored["start"], member, (*data.training, *data.validation))
-        progress.info(f"{name}: going on after epoch {stored['run']['epoch']}")
-    new: dict[str, Any] = {
-        "backbone": name,
-        "run": job.key,
-        "options": options.to_dict(),
-        "recipe": recipe.to_dict(),
-        "images": len(start.items),
-        "skipped": start.skipped,
-    }
-    if schedule.last:
-        run = full_stage(job, member, start, stored, lambda trainee: _planned(schedule, start, trainee), None)
-        assert run.best is not None
-        member.load_state(mix(start.state, run.best, schedule.share))
-        keep_share(member, start, schedule.share, recipe.loss)
-        if schedule.last_head is not None:
-            repeat_last_head(job, member, start, schedule.last_head)
-        new["history"] = run.history
-    elif report is not None:
-        keep_start(member, start)
+def _refit_backbone(
+    context: TrainingContext, first: TrainableEncoder, weights: Weights, report: TrainingReport | None
+) -> TrainedEncoder:
+    """Train one backbone again; without a report, only its head is fitted again."""
+    name, data, options = first.backbone, context.data, context.options
     if report is not None:
-        kept = (
-            "family",
-            "resolved",
-            "validation",
-            "view",
-            "shrinkage",
-            "head_epochs",
-            "plan",
-            "rates",
-            "interpolation",
-            "last_head",
+        encoder, recipe = fresh_encoder(name, weights, options, unseen=has_unseen_classes(data))
+        same_weights = run_key(encoder, data, options, recipe) == report.run
+        config = FrozenStageConfig(report.crop_mode, report.shrinkage, report.head_epochs)
+    else:
+        encoder, recipe = build_trainable(name, weights, seed=options.seed), Recipe(precision="float32")
+        same_weights = encoder.backbone_fingerprint == first.backbone_fingerprint
+        config = FrozenStageConfig()
+    if not same_weights:
+        raise ModelError(
+            f"{name} was not trained from these weights with the options in its bundle; pass the original `weights`.",
+            argument="weights",
         )
-        new |= {key: report[key] for key in kept if key in report}
-    new["seconds"] = round(job.seconds, 1)
-    return Outcome(member, start.items, new)
+    fine_tuning = report if report is not None and report.fine_tuned_share else None
+    key = digest(run_key(encoder, data, options, recipe), "refit", repr((config, fine_tuning)))
+    checkpoint = load_checkpoint(context.folder, key)
+    seconds = checkpoint["seconds"] if checkpoint is not None else 0.0
+    context = changed(context, recipe=recipe, key=key, earlier_seconds=seconds)
+
+    if checkpoint is None:
+        stage = replay_frozen_stage(context, encoder, config)
+    else:
+        stage = FrozenStage.restore(checkpoint["frozen_stage"], encoder, (*data.training, *data.validation))
+        context.progress.info(f"{name}: resuming after epoch {len(checkpoint['run']['epochs'])}")
+    epochs: tuple[EpochReport, ...] = ()
+    if fine_tuning is not None:
+        epochs = _repeat_fine_tuning(context, encoder, stage, checkpoint, fine_tuning)
+    elif report is not None:
+        record_origin(encoder, stage, None, head=None)
+    result = report or untrained_report(encoder, options, recipe)
+    result = changed(
+        result,
+        run=key,
+        images=len(stage.items),
+        skipped=stage.skipped,
+        epochs=epochs,
+        seconds=round(context.seconds, 1),
+    )
+    return TrainedEncoder(encoder, stage.items, result)
 
 
-def _planned(schedule: Schedule, start: Start, trainee: Trainee) -> Run:
-    """As many epochs, each over all images now, unless a budget had cut the first ones short."""
-    size = trainee.recipe.batch_size
-    whole = math.ceil(sum(i.split is Split.TRAINING for i in start.items) / size)
-    steps = math.ceil(len(start.items) / size) if schedule.steps >= whole else schedule.steps
-    return Run(schedule.epochs, steps, last=schedule.last, rates=list(schedule.rates))
+def _repeat_fine_tuning(
+    context: TrainingContext,
+    encoder: TrainableEncoder,
+    stage: FrozenStage,
+    checkpoint: dict[str, Any] | None,
+    report: TrainingReport,
+) -> tuple[EpochReport, ...]:
+    """Fine-tune until the epoch that was best the first time, and set the same share of weights and kind of head."""
+
+    def plan(state: TrainState) -> FinetuneState:
+        size, steps = state.recipe.batch_size, report.steps_per_epoch
+        training = sum(i.split is Split.TRAINING for i in stage.items)
+        if steps >= math.ceil(training / size):  # not shortened by a time budget
+            steps = math.ceil(len(stage.items) / size)
+        return FinetuneState(report.planned_epochs, steps, last_epoch=report.best_epoch, rates=list(report.rates))
+
+    run = run_full_stage(context, encoder, stage, checkpoint, plan, validate=False)
+    share = report.fine_tuned_share or 0.0
+    encoder.load_state(interpolate_weights(stage.state, run.best_weights, share))
+    record_origin(encoder, stage, share, head=context.recipe.loss)
+    if report.posthoc_head is not None:
+        replay_posthoc_head(context, encoder, stage, report.posthoc_head)
+    return tuple(run.epochs)

@@ -4,38 +4,51 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace as changed
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from lookalike._files import digest, require_free
 from lookalike.data.dataset import Dataset, content_hashes
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
-from lookalike.errors import ModelError, OptionError, StorageError
+from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
 from lookalike.models.alignment import fit_alignment
 from lookalike.models.encoder import Encoder, require_combination
 from lookalike.models.facts import is_bundle, read_facts
+from lookalike.models.records import TrainingReport, read_reports
 from lookalike.models.torch_bundle import load_bundle, save_bundle
 from lookalike.models.weights import NONE, PRETRAINED
-from lookalike.progress import SILENT, Progress
+from lookalike.progress import SILENT, Progress, resolve_progress
+from lookalike.training.config import RATES, TrainingOptions, override_options
+from lookalike.training.context import TrainingContext, has_unseen_classes, labelled, require_classes
 from lookalike.training.curves import write_curves
-from lookalike.training.finetune import DivergedError
-from lookalike.training.one_backbone import Outcome, fresh_member, run_key, train_member, validation_fingerprint
-from lookalike.training.options import RATES, OptionChanges, TrainingOptions, changed_options
-from lookalike.training.start import are_unseen, require_classes
-from lookalike.training.team import ALONE, Team, open_team
-from lookalike.training.tracking.target import Target, parse_targets
-from lookalike.training.tracking.tracked import UNTRACKED, Tracked, begin_tracked
+from lookalike.training.distributed import DistributedContext, open_distributed
+from lookalike.training.tracking import (
+    NO_TRACKER,
+    RunTracker,
+    TrackerTarget,
+    parse_targets,
+    start_tracking,
+)
+from lookalike.training.train_backbone import (
+    TrainedEncoder,
+    Weights,
+    fresh_encoder,
+    run_key,
+    train_backbone,
+    validation_fingerprint,
+)
 from lookalike.types import Vectors
 
-Weights = str | Path
+Backbones = Sequence[tuple[str, Weights]]
 
 
-def train(  # noqa: PLR0913 - the one door to training; all but two have defaults that fit
+def train(  # noqa: PLR0913 - the command's options, all but two by name
     data: Dataset | Path | str,
     backbone: str = "efficientnet_lite0",
     *,
@@ -47,198 +60,260 @@ def train(  # noqa: PLR0913 - the one door to training; all but two have default
     replace: bool = False,
     cache: Path | None = None,
     track: Sequence[str] = (),
-    progress: Progress = SILENT,
-    **changes: Unpack[OptionChanges],
+    progress: Progress | None = None,
+    **overrides: Any,
 ) -> Encoder:
-    """Fine-tune a backbone on the training part as a classifier and keep the weights that retrieve best on validation.
+    """Fine-tune a backbone on the training split and keep the weights that retrieve best on validation.
 
-    Stages: a head in closed form; head and classifier on cached features, backbone frozen; everything together, with a
-    checkpoint each epoch; the interpolation between frozen and fine-tuned weights that measures best; last, a head
-    fitted to what the fine-tuned backbone sees, where that measures better.
+    Stages: a head in closed form; head and classifier on cached features, with the backbone frozen; fine-tuning of the
+    whole network with a checkpoint per epoch; the best interpolation of pretrained and fine-tuned weights; a new head
+    in closed form if it measures better.
 
     Args:
-        data: a data folder or a loaded data set; a validation part is cut from its training part.
-        backbone: a name; several joined by `+` are trained one by one and become an aligned ensemble.
+        data: a data folder or a loaded data set; a validation split is taken from its training split.
+        backbone: a name; several joined by `+` are trained one after the other and become an ensemble.
         weights: as in `build_trainable`; for several backbones a mapping by name.
-        out: the bundle to write; without it nothing is written and nothing can be resumed.
-        options: all that can be turned; single ones may also be given by name, as `epochs=3`.
-        combine: how several backbones become one: aligned, average or concat.
-        resume: go on with the unfinished run that stands beside `out`, if need be with other learning rates; a run
-            that is finished is loaded as it is.
-        replace: let the new bundle take the place of an older one.
+        out: folder of the bundle to write; without it nothing is written and the run cannot be resumed.
+        options: training options; single ones can also be passed by name, as in `epochs=3`.
+        combine: how several backbones are combined: aligned, average or concat.
+        resume: continue the unfinished run beside `out`, also with other learning rates; a finished run is loaded.
+        replace: overwrite an existing bundle.
         cache: a folder that keeps the features of the frozen backbone for other runs on the same images.
-        track: trackers that are told of each epoch and of the bundle: `tensorboard`, `mlflow`, or with a place after
-            a sign, as `mlflow=http://host:5000`.
-        progress: is told what happens.
-        changes: options by name, in place of what `options` says.
+        track: trackers that receive each epoch and the bundle: `tensorboard`, `mlflow`, or with a location, as in
+            `mlflow=http://host:5000`.
+        progress: reports steps and messages; None for a bar in a terminal or notebook, else the logger.
+        overrides: options by name that replace those in `options`.
 
     Returns:
         The encoder, as saved.
 
     Raises:
-        DataError: too little labelled training data, or training images that are in query or gallery too.
+        DataError: too little labelled training data, or query or gallery contain training images.
         MissingExtra: a tracker that is not installed.
-        ModelError: unknown backbone or unfit weights, a loss that is no number, another process that ended, or a
-            tracker that cannot be reached.
-        OptionError: weights for a backbone that is not trained, or one file for several.
-        StorageError: `out` is taken, or holds an unfinished run and `resume` is not set.
+        ModelError: an unknown backbone, weights that do not fit, training that diverged, another process that died, or
+            a tracker that cannot be reached.
+        OptionError: weights for a backbone that is not trained, or one file for several backbones.
+        StorageError: `out` exists, or has an unfinished run and `resume` is not set.
 
     """
-    options = changed_options(options, changes)
+    options = override_options(options, overrides)
     require_combination(combine)
-    chosen = weights_by_position(backbone.split("+"), weights)
+    backbones = pair_weights(backbone.split("+"), weights)
     targets = parse_targets(track)
-    target = Path(out) if out is not None else None
-    with open_team() as team:
-        if not team.leads:
-            progress = SILENT
-        team.introduce(progress)
-        work = team.agree(lambda: prepare_work(target, resume=resume, replace=replace, progress=progress))
-        parts = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
-        place = target.absolute() if target is not None else None
-        key = digest(parts.fingerprint, repr(options.without_rates()), repr(chosen), str(place))
-        if resume and target is not None and is_bundle(target):
-            if _is_finished(target, parts, chosen, options, combine):
-                team.agree(lambda: wind_up(target, work, targets, key, progress))
-                return load_bundle(target)
+    bundle = Path(out) if out is not None else None
+    with open_distributed() as distributed:
+        progress = resolve_progress(progress) if distributed.is_main else SILENT
+        if distributed.description:
+            progress.info(distributed.description)
+        main = distributed.broadcast_from_main
+        folder = None
+        if bundle is not None:
+            folder = main(partial(prepare_run_folder, bundle, resume=resume, replace=replace, progress=progress))
+        split = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
+        location = bundle.absolute() if bundle is not None else None
+        key = digest(split.fingerprint, repr(options.without_rates()), repr(backbones), str(location))
+        if resume and bundle is not None and is_bundle(bundle):
+            if _is_bundle_of(bundle, split, backbones, options, combine):
+                main(lambda: finish_resumed_run(bundle, folder, targets, key, progress))
+                return load_bundle(bundle)
             if not replace:
-                _require_other_run(target, parts, chosen, options, combine)
-                require_free(target)
-        team.agree(lambda: _require_trainable(parts, chosen, options))
-        team.agree(lambda: require_no_leaks(parts, allowed=options.allow_leaks, progress=progress))
-        name = target.name if target is not None else backbone
-        tracked = UNTRACKED
-
-        def begin() -> None:
-            nonlocal tracked
-            tracked = begin_tracked(targets, name, key, resume=resume, progress=progress)
-
-        team.agree(begin)
-        with tracked.closing():
-            tracked.params(options.to_dict() | {"backbone": backbone, "data": parts.fingerprint})
-            if target is None or work is None:
-                made = [
-                    train_member(parts, name, given, options, None, progress, cache=cache, team=team, tracked=tracked)
-                    for name, given in chosen
-                ]
-                return joined(made, combine, progress)
-            try:
-                encoder = train_into(
-                    target,
-                    work,
-                    parts,
-                    chosen,
-                    options,
-                    combine=combine,
-                    replace=replace,
-                    cache=cache,
-                    progress=progress,
-                    team=team,
-                    tracked=tracked,
-                )
-            except DivergedError as error:
-                raise ModelError(f"{str(error).rstrip('.')}: go on with --resume and a lower --lr.") from error
-            if team.leads:
-                track_bundle(tracked, target, work)
+                _refuse_other_rates(bundle, split, backbones, options, combine)
+                require_free(bundle)
+        main(lambda: _require_trainable(split, backbones, options))
+        main(lambda: require_no_leaks(split, allowed=options.allow_leaks, progress=progress))
+        name = bundle.name if bundle is not None else backbone
+        tracker = _track_in_main(distributed, targets, name, key, resume=resume, progress=progress)
+        context = TrainingContext(split, options, progress, folder, cache, distributed, tracker)
+        with tracker.closing():
+            tracker.params(options.to_dict() | {"backbone": backbone, "data": split.fingerprint})
+            if bundle is None:
+                encoders = [train_backbone(context, name, given) for name, given in backbones]
+                return build_ensemble(encoders, combine, progress)
+            encoder = train_into_bundle(context, backbones, bundle, combine=combine, replace=replace)
+            if distributed.is_main:
+                track_bundle(tracker, bundle, folder)
             return encoder
 
 
-def train_into(  # noqa: PLR0913 - what `train` has found out
-    target: Path,
-    work: Path,
-    data: Dataset,
-    chosen: Sequence[tuple[str, Weights]],
-    options: TrainingOptions,
-    *,
-    combine: str = "aligned",
-    replace: bool = False,
-    cache: Path | None = None,
-    progress: Progress = SILENT,
-    team: Team = ALONE,
-    tracked: Tracked = UNTRACKED,
+def train_into_bundle(
+    context: TrainingContext, backbones: Backbones, bundle: Path, *, combine: str = "aligned", replace: bool = False
 ) -> Encoder:
-    """Train on data that has its validation part and was looked through for leaks, and write the bundle.
-
-    The folder of the run is left: it is to be removed once all that is to be done with the bundle is done.
+    """Train the backbones and write the bundle; the caller removes the run folder.
 
     Args:
-        target: the bundle.
-        work: folder of the unfinished run.
-        data: with its validation part.
-        chosen: names of the backbones with their weights.
-        options: as in `train`, and so are the others.
-        combine: likewise.
-        replace: likewise.
-        cache: likewise.
-        progress: likewise.
-        team: the processes that train.
-        tracked: is told of each epoch.
+        context: with data that has a validation split and was checked for leaks, and the folder of the run.
+        backbones: names and weights.
+        bundle: the folder to write.
+        combine: as in `train`.
+        replace: as in `train`.
 
     """
-    # what the frozen backbone saw is kept too: it is most of the work before the first epoch ends
-    cache = cache or work / "cache"
-    outcomes = [
-        train_member(data, name, given, options, work / str(n), progress, cache=cache, team=team, tracked=tracked)
-        for n, (name, given) in enumerate(chosen)
+    folder = context.folder
+    cache = context.cache or (folder / "cache" if folder is not None else None)
+    trained = [
+        train_backbone(
+            changed(context, cache=cache, folder=folder / str(n) if folder is not None else None), name, weights
+        )
+        for n, (name, weights) in enumerate(backbones)
     ]
-    encoder = joined(outcomes, combine, progress)
+    encoder = build_ensemble(trained, combine, context.progress)
 
-    def finish() -> None:
-        facts = bundle_facts(data, options, [o.report for o in outcomes])
-        facts["measures"] = {"validation": _validation_measures(encoder, data, progress)}
-        reports = facts["training"]
-        curves = partial(write_curves, reports=reports, measure=options.stop_on)
-        save_bundle(encoder, target, facts=facts, replace=replace, further=curves)
+    def save() -> None:
+        reports = [t.report for t in trained]
+        info = training_info(context.data, context.options, reports)
+        info["measures"] = {"validation": _validation_measures(encoder, context.data, context.progress)}
+        curves = partial(write_curves, reports=reports, measure=context.options.stop_on)
+        save_bundle(encoder, bundle, facts=info, replace=replace, further=curves)
 
-    team.agree(finish)
+    context.distributed.broadcast_from_main(save)
     return encoder
 
 
-def wind_up(target: Path, work: Path | None, targets: Sequence[Target], key: str, progress: Progress) -> None:
-    """Say that a run is finished; what was interrupted after its bundle was saved, the telling of trackers, is done."""
-    progress.info(f"{target} is the finished bundle of this run, there is nothing to go on with")
-    if work is not None and work.exists():
-        tracked = begin_tracked(targets, target.name, key, resume=True, progress=progress)
-        with tracked.closing():
-            track_bundle(tracked, target, work)
+def build_ensemble(trained: Sequence[TrainedEncoder], combine: str, progress: Progress) -> Encoder:
+    """Combine trained encoders; `aligned` rotates each onto the first, by their embeddings of the training images."""
+    members = [t.encoder for t in trained]
+    if len(members) == 1 or combine != "aligned":
+        return Encoder(members, combine)
+    first, *others = (
+        Encoder([t.encoder]).embed(t.items, progress=progress, task=f"{t.encoder.backbone}: alignment") for t in trained
+    )
+    alignments: list[Vectors | None] = [None]
+    for other in others:
+        ids = set(other.ids)
+        shared = [i for i in first.ids if i in ids]
+        alignments.append(fit_alignment(other.take(shared).vectors, first.take(shared).vectors))
+    return Encoder(members, combine, alignments)
 
 
-def track_bundle(tracked: Tracked, bundle: Path, work: Path) -> None:
-    """Tell trackers what validation measured of a finished bundle, hand it over, and remove the folder of its run."""
-    measures = read_facts(bundle).get("measures", {}).get("validation", {})
-    tracked.metrics({f"validation/{name}": found["mean"] for name, found in measures.items()}, 1)
-    for drawn in ("curves.png", "curves.html"):
-        tracked.file(bundle / drawn)
-    tracked.model(bundle, bundle.name)
-    shutil.rmtree(work, ignore_errors=True)
+# ---------------------------------------------------------------- before training
 
 
 def load_as(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
-    """Load a data folder, class folders split as the options say; a loaded data set stays as it is."""
+    """Load a data folder, with class folders split as the options say; a loaded data set is returned unchanged."""
     if isinstance(data, Dataset):
         return data
     return load_dataset(data, seed=options.seed, class_disjoint=bool(options.class_disjoint))
 
 
-def weights_by_position(names: list[str], weights: Weights | Mapping[str, Weights]) -> list[tuple[str, Weights]]:
-    """Pair every backbone with its weights."""
+def pair_weights(names: Sequence[str], weights: Weights | Mapping[str, Weights]) -> Backbones:
+    """Return each backbone with its weights.
+
+    Raises:
+        OptionError: weights for another backbone, or one file for several.
+
+    """
     if not isinstance(weights, Mapping):
         if len(names) > 1 and str(weights) not in (PRETRAINED, NONE):
             raise OptionError(
-                f"weights for {' and '.join(names)} must be a mapping by name, got the single file {weights}; "
-                "a file fits one backbone."
+                f"`weights` for {' and '.join(names)} must be a mapping by name, got the single file {weights}.",
+                argument="weights",
             )
         return [(name, weights) for name in names]
     unknown = [name for name in weights if name not in names]
     if unknown:
         raise OptionError(
-            f"weights are given for {unknown[0]!r}, which is not among {', '.join(names)}; correct the name."
+            f"`weights` names {unknown[0]!r}, which is not among the backbones {', '.join(names)}.", argument="weights"
         )
     return [(name, weights.get(name, PRETRAINED)) for name in names]
 
 
-def bundle_facts(data: Dataset, options: TrainingOptions, reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a bundle remembers of its training."""
+def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: Progress = SILENT) -> Path:
+    """Check that the bundle can be written, and return the folder beside it for checkpoints."""
+    if bundle.name in ("", ".."):
+        raise OptionError(f"`out` must be a folder with a name of its own, got {bundle}.", argument="out")
+    folder = bundle.with_name(f"{bundle.name}.training")
+    if not replace and not (resume and is_bundle(bundle)):
+        require_free(bundle)
+    if folder.exists() and not resume:
+        raise StorageError(
+            f"{folder} has an unfinished run; set `resume` to continue it, or remove the folder to start again.",
+            argument="resume",
+        )
+    if resume and not folder.exists() and not is_bundle(bundle):
+        progress.info(f"nothing to resume beside {bundle}; starting a new run")
+    return folder
+
+
+def _require_trainable(data: Dataset, backbones: Backbones, options: TrainingOptions) -> None:
+    """Raise what would end the training before its first epoch: too few classes, an unknown backbone, no weights."""
+    require_classes(data, labelled(data.training))
+    for name, weights in backbones:
+        fresh_encoder(name, weights, options, unseen=has_unseen_classes(data))
+
+
+def _track_in_main(
+    distributed: DistributedContext,
+    targets: Sequence[TrackerTarget],
+    name: str,
+    key: str,
+    *,
+    resume: bool,
+    progress: Progress,
+) -> RunTracker:
+    """Start tracking in the main process only; a tracker that cannot be reached is an error in all of them."""
+    trackers = [NO_TRACKER]
+
+    def start() -> None:
+        trackers.append(start_tracking(targets, name, key, resume=resume, progress=progress))
+
+    distributed.broadcast_from_main(start)
+    return trackers[-1]
+
+
+# ---------------------------------------------------------------- resuming a finished run
+
+
+def _is_bundle_of(bundle: Path, data: Dataset, backbones: Backbones, options: TrainingOptions, combine: str) -> bool:
+    """Whether a bundle is the result of a run with these data, weights and options."""
+    info = read_facts(bundle)
+    runs = [report.run if report is not None else None for report in read_reports(info)]
+    if len(runs) != len(backbones) or info["how"] not in (None, combine):
+        return False
+    fresh = [fresh_encoder(name, given, options, unseen=has_unseen_classes(data)) for name, given in backbones]
+    return runs == [run_key(encoder, data, options, recipe) for encoder, recipe in fresh]
+
+
+def _refuse_other_rates(
+    bundle: Path, data: Dataset, backbones: Backbones, options: TrainingOptions, combine: str
+) -> None:
+    """Refuse to resume a finished run with other learning rates than it was finished with."""
+    stored = read_facts(bundle).get("options", {})
+    rates = {name: stored[name] for name in RATES if name in stored}
+    before = TrainingOptions(**{**options.without_rates(), **rates})
+    if _is_bundle_of(bundle, data, backbones, before, combine):
+        raise StorageError(
+            f"{bundle} was trained with different learning rates and was not changed; choose another `out`.",
+            argument="out",
+        )
+
+
+def finish_resumed_run(
+    bundle: Path, folder: Path | None, targets: Sequence[TrackerTarget], key: str, progress: Progress
+) -> None:
+    """Report that a run is complete; if it was interrupted after its bundle was saved, track the bundle now."""
+    progress.info(f"{bundle} is already complete; nothing to resume")
+    if folder is not None and folder.exists():
+        tracker = start_tracking(targets, bundle.name, key, resume=True, progress=progress)
+        with tracker.closing():
+            track_bundle(tracker, bundle, folder)
+
+
+def track_bundle(tracker: RunTracker, bundle: Path, folder: Path | None) -> None:
+    """Log a finished bundle with its validation measures and curves, and remove the folder of its run."""
+    measures = read_facts(bundle).get("measures", {}).get("validation", {})
+    tracker.metrics({f"validation/{name}": value["mean"] for name, value in measures.items()}, 1)
+    for name in ("curves.png", "curves.html"):
+        tracker.file(bundle / name)
+    tracker.model(bundle, bundle.name)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- what a bundle records
+
+
+def training_info(data: Dataset, options: TrainingOptions, reports: Sequence[TrainingReport | None]) -> dict[str, Any]:
+    """Return what a bundle records of its training."""
     return {
         "classes": list(data.classes),
         "training_data": {
@@ -246,88 +321,24 @@ def bundle_facts(data: Dataset, options: TrainingOptions, reports: list[dict[str
             "images": len(data.training),
             "validation_images": len(data.validation),
             "validation": validation_fingerprint(data),
-            "contents": trained_contents(data),
+            "contents": image_hashes(data),
         },
         "options": options.to_dict(),
-        "training": reports,
+        "training": [report.to_dict() if report is not None else None for report in reports],
     }
 
 
+def image_hashes(data: Dataset) -> list[str]:
+    """Return short hashes of the training images' bytes, by which a later evaluation finds leaks."""
+    return sorted({content[:16] for content in content_hashes(data.training).values()})
+
+
 def _validation_measures(encoder: Encoder, data: Dataset, progress: Progress) -> dict[str, Any]:
-    """Take the usual measures of the finished encoder within the validation part, as many as it has images for."""
-    found = encoder.embed(data.validation, progress=progress, task=f"{encoder.name}: measures")
+    """Return the default measures of the finished encoder within the validation split, as far as it is large enough."""
+    embeddings = encoder.embed(data.validation, progress=progress, task=f"{encoder.name}: measures")
     labels = data.labels("validation")
-    fitting = [m for m in map(Measure.parse, DEFAULT_MEASURES) if m.min_gallery < len(found)]
-    measures: dict[str, Any] = evaluate_embeddings(found, found, labels, labels, fitting).to_dict()["measures"]
-    return measures
-
-
-def trained_contents(data: Dataset) -> list[str]:
-    """Return short fingerprints of the training images' bytes: whoever measures the model can see what it has seen."""
-    return sorted({found[:16] for found in content_hashes(data.training).values()})
-
-
-def prepare_work(target: Path | None, *, resume: bool, replace: bool, progress: Progress = SILENT) -> Path | None:
-    """Check that the result can be written and return the folder for checkpoints beside it."""
-    if target is None:
-        return None
-    if target.name in ("", ".."):
-        raise OptionError(f"out must be a folder with a name of its own, got {target}; write a name after it.")
-    work = target.with_name(f"{target.name}.training")
-    if not replace and not (resume and is_bundle(target)):
-        require_free(target)
-    if work.exists() and not resume:
-        raise StorageError(f"{work} holds an unfinished run; go on with --resume, or remove it to start anew.")
-    if resume and not work.exists() and not is_bundle(target):
-        progress.info(f"there is nothing to go on with beside {target}, so it begins anew")
-    return work
-
-
-def _is_finished(
-    target: Path, data: Dataset, chosen: Sequence[tuple[str, Weights]], options: TrainingOptions, combine: str
-) -> bool:
-    """Whether the bundle at `target` came out of a run with these data, weights and options."""
-    facts = read_facts(target)
-    found = [(report or {}).get("run") for report in facts.get("training", [])]
-    if len(found) != len(chosen) or facts["how"] not in (None, combine):
-        return False
-    fresh = [fresh_member(name, given, options, unseen=are_unseen(data)) for name, given in chosen]
-    return found == [run_key(member, data, options, recipe) for member, recipe in fresh]
-
-
-def _require_trainable(data: Dataset, chosen: Sequence[tuple[str, Weights]], options: TrainingOptions) -> None:
-    """Raise what would end the training before its first epoch: too few classes, no such backbone, no weights."""
-    require_classes(data, tuple(i for i in data.training if i.label is not None))
-    for name, given in chosen:
-        fresh_member(name, given, options, unseen=are_unseen(data))
-
-
-def _require_other_run(
-    target: Path, data: Dataset, chosen: Sequence[tuple[str, Weights]], options: TrainingOptions, combine: str
-) -> None:
-    """Refuse to go on with a run that is finished, with other learning rates than it was finished with."""
-    stored = read_facts(target).get("options", {})
-    rates = {name: stored[name] for name in RATES if name in stored}
-    before = TrainingOptions(**{**options.without_rates(), **rates})
-    if _is_finished(target, data, chosen, before, combine):
-        raise StorageError(
-            f"{target} is the finished bundle of this run, trained with other learning rates, and is left as it is; "
-            "choose another place to train with these."
-        )
-
-
-def joined(outcomes: list[Outcome], combine: str, progress: Progress) -> Encoder:
-    """One encoder of all members; when aligned, each rotated onto the first by their embeddings of training images."""
-    members = [o.member for o in outcomes]
-    if len(members) == 1 or combine != "aligned":
-        return Encoder(members, combine)
-    embedded = [
-        Encoder([o.member]).embed(o.items, progress=progress, task=f"{o.member.backbone}: alignment") for o in outcomes
+    possible = [m for m in map(Measure.parse, DEFAULT_MEASURES) if m.min_gallery < len(embeddings)]
+    measures: dict[str, Any] = evaluate_embeddings(embeddings, embeddings, labels, labels, possible).to_dict()[
+        "measures"
     ]
-    first = embedded[0]
-    alignments: list[Vectors | None] = [None]
-    for other in embedded[1:]:
-        kept = set(other.ids)
-        shared = [i for i in first.ids if i in kept]
-        alignments.append(fit_alignment(other.take(shared).vectors, first.take(shared).vectors))
-    return Encoder(members, combine, alignments)
+    return measures

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lookalike.training.config import FIELDS
 from lookalike.training.losses import LOSSES
-from lookalike.training.recipe import FIELDS
 
 
 def test_train_frozen(workspace, lookalike):

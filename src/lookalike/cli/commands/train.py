@@ -135,16 +135,16 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
 def _report_training(progress: Progress, bundle: Path, data: Dataset) -> None:
     """Report the skipped files and the validation measures of a finished bundle."""
     from lookalike.models.facts import read_facts
+    from lookalike.models.records import read_reports
 
     facts = read_facts(bundle)
-    files = dict.fromkeys(s for report in facts["training"] for s in report["skipped"])
+    reports = [report for report in read_reports(facts) if report is not None]
+    files = dict.fromkeys(file for report in reports for file in report.skipped)
     report_skipped(progress, [*map(str, data.skipped), *files])
-    for report in facts["training"]:
-        if "validation" in report:
-            measures = ", ".join(f"{stage} {value:.4f}" for stage, value in report["validation"].items())
-            measure = report.get("options", facts["options"])["stop_on"]
+    for report in reports:
+        if report.measures is not None:
             origin = " of the first training" if "refit_of" in facts else ""
-            progress.info(f"{report['backbone']}: validation {measure}{origin}: {measures}")
+            progress.info(f"{report.backbone}: validation {report.options['stop_on']}{origin}: {report.measures}")
 
 
 @click.command(cls=Command, short_help="List the training recipes, their fields, and the losses.")
@@ -158,19 +158,19 @@ def recipes(as_json: bool) -> None:
     \b
     Examples:
       lookalike recipes
-      lookalike train photos --recipe cnn --set pooling=gem --set ema=0.99 --out model
+      lookalike train photos --recipe cnn --set pooling=gem --out model
     """  # noqa: D301
+    from lookalike.training.config import FIELDS, RECIPE_DESCRIPTIONS, UNSEEN_CLASSES
+    from lookalike.training.config import recipes as all_recipes
     from lookalike.training.losses import LOSSES
-    from lookalike.training.recipe import FIELDS, RECIPE_WORDS, UNSEEN
-    from lookalike.training.recipe import recipes as all_recipes
 
     values = {name: recipe.to_dict() for name, recipe in all_recipes().items()}
     if as_json:
         fields = {name: field.metadata["help"] for name, field in FIELDS.items()}
-        losses = {loss.name: loss.words for loss in LOSSES.values()}
-        print_json({"recipes": values, "unseen": UNSEEN, "fields": fields, "losses": losses})
+        losses = {loss.name: loss.description for loss in LOSSES.values()}
+        print_json({"recipes": values, "unseen": UNSEEN_CLASSES, "fields": fields, "losses": losses})
         return
-    for name, text in RECIPE_WORDS.items():
+    for name, text in RECIPE_DESCRIPTIONS.items():
         click.echo(f"{name}: {text}")
     click.echo("auto: the one of these for the kind of backbone\n")
     for name, field in FIELDS.items():
@@ -180,11 +180,11 @@ def recipes(as_json: bool) -> None:
         choices = ", ".join(field.metadata.get("choices", ()))
         click.echo(f"{name} = {', '.join([default, *others])}")
         click.echo(f"    {field.metadata['help']}{f' ({choices})' if choices else ''}")
-    changes = ", ".join(f"{name} = {_value_text(value)}" for name, value in UNSEEN.items())
+    changes = ", ".join(f"{name} = {_value_text(value)}" for name, value in UNSEEN_CLASSES.items())
     click.echo(f"\nauto, if the test classes are not in training: {changes}")
     click.echo("\nlosses")
     for loss in LOSSES.values():
-        click.echo(f"  {loss.name}: {loss.words}")
+        click.echo(f"  {loss.name}: {loss.description}")
 
 
 def _value_text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Two processes compute what one does; one that ends takes the others to a clear end, and the run can be resumed."""
+"""Two processes compute what one does; if one dies the other reports it, and the run can be resumed."""
 
 import json
 import os
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from lookalike.models.facts import read_facts
+from lookalike.models.records import read_reports
 from lookalike.models.torch_bundle import load_bundle
-from lookalike.training.team import open_team
+from lookalike.training.distributed import open_distributed
 from lookalike.training.train import train
 
 SMALL = "test_efficientnet"
@@ -23,7 +24,7 @@ import os, sys, json
 import torch
 torch.set_num_threads(1)
 from lookalike.errors import LookalikeError
-from lookalike.training import train
+from lookalike import train
 given = json.loads(sys.argv[1])
 
 class Dies:
@@ -50,7 +51,7 @@ def free_port():
 
 
 def start_two(given):
-    """Start what a launcher would: two processes that know each other's address; return their codes and outputs."""
+    """Start two processes as a launcher does; return their exit codes and outputs."""
     port = str(free_port())
     processes = []
     for rank in range(2):
@@ -70,7 +71,7 @@ def start_two(given):
     "changes",
     [
         {},
-        {"loss": "cross-entropy+0.5*supervised-contrastive", "per_class": 5, "neck": "bnneck", "ema": 0.9},
+        {"loss": "cross-entropy+0.5*supervised-contrastive", "per_class": 5},
         {"accumulate": 2, "batch_size": 9},  # shares of 5 and 4, and the last batch of 6 moves the weights by itself
         {"accumulate": 2, "batch_size": 23},  # one image is left over
     ],
@@ -81,10 +82,10 @@ def test_two_processes_make_the_model_of_one(changes, crops, weights, tmp_path):
     given = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "two"), "options": options}
     codes, ended = start_two(given)
     assert codes == [0, 0], ended
-    assert ended[1][0] == ""  # the second one does not talk
+    assert ended[1][0] == ""  # only the main process reports
     train(crops, SMALL, weights=weights, out=tmp_path / "one", **options)
-    one, two = (read_facts(tmp_path / name)["training"][0] for name in ("one", "two"))
-    losses = [[epoch["loss"] for epoch in report["history"]] for report in (one, two)]
+    reports = [read_reports(read_facts(tmp_path / name))[0] for name in ("one", "two")]
+    losses = [[epoch.loss for epoch in report.epochs] for report in reports]
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
     paths = sorted((crops / "test" / "gallery").iterdir())
     vectors = [load_bundle(tmp_path / name).embed(paths).vectors for name in ("one", "two")]
@@ -103,45 +104,39 @@ def test_the_launcher_that_the_docs_name_starts_two(crops, weights, tmp_path):
     assert "2 processes train together, each on its share of every batch" in ended.stderr
     assert "Warning" not in ended.stderr
     train(crops, SMALL, weights=weights, out=tmp_path / "one", epochs=1, batch_size=10, precision="float32")
-    losses = [read_facts(tmp_path / name)["training"][0]["history"][0]["loss"] for name in ("two", "one")]
+    losses = [read_reports(read_facts(tmp_path / name))[0].epochs[0].loss for name in ("two", "one")]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
-def test_a_launcher_that_started_one_process_is_told_of(monkeypatch):
-    with open_team() as team:
-        assert team.described == ""
+def test_a_launcher_that_started_one_process_is_reported(monkeypatch):
+    with open_distributed() as distributed:
+        assert distributed.description == ""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as accelerate launch sets it
-    with open_team() as team:
-        assert team.described.startswith("accelerate has started one process")
+    with open_distributed() as distributed:
+        assert distributed.description.startswith("accelerate started a single process")
 
 
-def test_one_process_dies_the_other_says_so_and_the_run_resumes(crops, weights, tmp_path):
+def test_a_process_that_dies_is_reported_and_the_run_resumes(crops, weights, tmp_path):
     given = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "model"), "options": OPTIONS}
     codes, ended = start_two({**given, "dies_in": "epoch 2/2"})
     assert codes[0] == 9
     assert codes[1] == 2, ended
-    assert "lost the others, one of them has ended; start all of them again with --resume." in ended[1][0]
+    assert "another process died; start all of them again" in ended[1][0]
     codes, ended = start_two({**given, "resume": True})
     assert codes == [0, 0], ended
-    assert f"{SMALL}: going on after epoch 1" in ended[0][0]
+    assert f"{SMALL}: resuming after epoch 1" in ended[0][0]
     train(crops, SMALL, weights=weights, out=tmp_path / "unbroken", **OPTIONS)
     paths = sorted((crops / "test" / "gallery").iterdir())
     vectors = [load_bundle(tmp_path / name).embed(paths).vectors for name in ("model", "unbroken")]
     assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_batch_statistics_that_are_trained_are_those_of_all_processes(ema, crops, tmp_path):
-    """Each process looks at its share of the validation images, and the bundle that one writes measures the same."""
-    options = {
-        **OPTIONS,
-        "last_head": "trained",
-        "batch_size": 16,
-        "ema": ema,
-    }  # random weights: all that was trained is kept
+def test_trained_batch_statistics_are_averaged_over_the_processes(crops, tmp_path):
+    """Each process embeds its share of the validation images, and the bundle that one writes measures the same."""
+    options = {**OPTIONS, "posthoc_head": "trained", "batch_size": 16}
     given = {"data": str(crops), "weights": "none", "out": str(tmp_path / "two"), "options": options}
     codes, ended = start_two(given)
     assert codes == [0, 0], ended
-    facts = read_facts(tmp_path / "two")
-    found = facts["training"][0]["validation"]["fine-tuned"]
-    assert facts["measures"]["validation"]["map@r"]["mean"] == pytest.approx(found, abs=1e-6)
+    info = read_facts(tmp_path / "two")
+    expected = read_reports(info)[0].measures.fine_tuned
+    assert info["measures"]["validation"]["map@r"]["mean"] == pytest.approx(expected, abs=1e-6)

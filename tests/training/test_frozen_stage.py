@@ -1,4 +1,4 @@
-"""The stage with the frozen backbone: it learns, and it never makes the measure worse."""
+"""The frozen stage: crop mode by validation, and a head that training never makes worse."""
 
 import math
 
@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lookalike.embeddings.fit import compute_features
-from lookalike.training.fit_head import CosineClassifier, logit_scale, train_head
-from lookalike.training.start import class_rows
+from lookalike.training.context import TrainingContext, class_indices
+from lookalike.training.frozen_stage import CANDIDATE_CROP_MODES, CosineClassifier, logit_scale, train_head
+from lookalike.training.train_backbone import train_backbone
 
 
 @pytest.fixture
@@ -18,12 +19,12 @@ def features(member, data):
 
 @pytest.fixture
 def classifier(member, features, data):
-    return CosineClassifier(member.project(features.rows), class_rows(data.training), 4, 0.1)
+    return CosineClassifier(member.project(features.rows), class_indices(data.training), 0.1)
 
 
 def run(member, classifier, features, data, measure, epochs=4):
     return train_head(
-        member, classifier, features, class_rows(data.training), measure, label_smoothing=0.1, seed=0, epochs=epochs
+        member, classifier, features, class_indices(data.training), measure, label_smoothing=0.1, seed=0, epochs=epochs
     )
 
 
@@ -32,7 +33,7 @@ def scripted(values):
     return lambda: next(remaining)
 
 
-def test_where_every_epoch_is_worse_the_head_stays_to_the_bit(member, classifier, features, data):
+def test_the_head_is_unchanged_when_every_epoch_is_worse(member, classifier, features, data):
     before, weight = member.fingerprint, classifier.weight.detach().clone()
     found = run(member, classifier, features, data, scripted([0.5, 0.4, 0.5, 0.3, 0.49]))
     assert found == (0.5, 0)
@@ -54,19 +55,19 @@ def test_the_best_epoch_is_kept(member, classifier, features, data):
 
 
 def test_without_a_measure_the_last_epoch_is_kept(member, classifier, features, data):
-    """Three epochs that nobody measures end where the best of four ends when that is the third."""
+    """Three epochs without a measure end where four epochs end of which the third is best."""
     before = {k: v.clone() for k, v in member.head.state_dict().items()}
     assert run(member, classifier, features, data, scripted([0.1, 0.2, 0.3, 0.9, 0.4])) == (0.9, 3)
     measured = member.head.linear.weight.detach().clone()
     member.head.load_state_dict(before)
-    fresh = CosineClassifier(member.project(features.rows), class_rows(data.training), 4, 0.1)
+    fresh = CosineClassifier(member.project(features.rows), class_indices(data.training), 0.1)
     best, epochs = run(member, fresh, features, data, None, epochs=3)
     assert math.isnan(best) and epochs == 3
     assert torch.equal(member.head.linear.weight, measured)
 
 
-def test_training_brings_the_loss_down_and_leaves_the_backbone_alone(member, classifier, features, data):
-    targets = torch.from_numpy(class_rows(data.training))
+def test_training_lowers_the_loss_and_leaves_the_backbone_unchanged(member, classifier, features, data):
+    targets = torch.from_numpy(class_indices(data.training))
 
     def loss():
         with torch.no_grad():
@@ -81,7 +82,7 @@ def test_training_brings_the_loss_down_and_leaves_the_backbone_alone(member, cla
     assert all(torch.equal(v, member.state()[k]) for k, v in backbone.items())
 
 
-def test_the_seed_decides(member, classifier, features, data):
+def test_the_seed_decides_the_order(member, classifier, features, data):
     start, first = member.state(), {k: v.clone() for k, v in classifier.state_dict().items()}
     rising = range(1, 6)
     run(member, classifier, features, data, scripted(rising))
@@ -92,9 +93,9 @@ def test_the_seed_decides(member, classifier, features, data):
     assert member.fingerprint == once
 
 
-def test_the_classifier_begins_at_the_class_means():
+def test_the_classifier_starts_at_the_class_means():
     embeddings = np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32)
-    classifier = CosineClassifier(embeddings, np.array([0, 0, 1]), 2, 0.1)
+    classifier = CosineClassifier(embeddings, np.array([0, 0, 1]), 0.1)
     mean = np.array([0.8, 0.4]) / math.hypot(0.8, 0.4)
     np.testing.assert_allclose(classifier.weight.detach(), [mean, [0, 1]], atol=1e-6)
     with torch.no_grad():
@@ -103,11 +104,50 @@ def test_the_classifier_begins_at_the_class_means():
 
 
 @pytest.mark.parametrize(("classes", "smoothing"), [(2, 0.1), (10, 0.1), (100, 0.05)])
-def test_at_the_ideal_arrangement_the_scale_meets_the_smoothed_target(classes, smoothing):
-    """In the regular simplex the cosine is 1 to the own class and -1 / (C - 1) to every other."""
+def test_the_scale_meets_the_smoothed_target_for_the_ideal_arrangement(classes, smoothing):
+    """In the regular simplex the cosine is 1 with the own class and -1 / (C - 1) with every other."""
     scale = logit_scale(classes, smoothing)
     cosines = np.full(classes, -1 / (classes - 1))
     cosines[0] = 1
     likelihood = np.exp(scale * cosines) / np.exp(scale * cosines).sum()
     assert likelihood[0] == pytest.approx(1 - smoothing + smoothing / classes)
     np.testing.assert_allclose(likelihood[1:], smoothing / classes)
+
+
+# ---------------------------------------------------------------- crop mode
+
+
+@pytest.fixture
+def train_small(data, weights, recorder):
+    """Train the small backbone without a checkpoint folder; return the result and the messages."""
+
+    def run(options):
+        progress = recorder()
+        return train_backbone(TrainingContext(data, options, progress), "test_efficientnet", weights), progress.said
+
+    return run
+
+
+def test_the_crop_mode_of_a_frozen_backbone_is_the_best_on_validation(train_small, quick):
+    trained, messages = train_small(quick(frozen=True))
+    (line,) = [text for text in messages if "by crop mode" in text]
+    measures = {}
+    for part in line.split("crop mode: ")[1].split(", "):
+        crop_mode, _, value = part.rpartition(" ")
+        measures[crop_mode] = float(value)
+    assert tuple(measures) == CANDIDATE_CROP_MODES
+    assert trained.report.crop_mode == max(measures, key=measures.get)
+    assert trained.report.measures.frozen == pytest.approx(max(measures.values()), abs=5e-5)
+
+
+def test_a_fine_tuned_network_sees_the_whole_image(train_small, quick):
+    trained, _ = train_small(quick(epochs=1))
+    assert trained.report.crop_mode == "squash"
+    preprocessing = trained.encoder.preprocessing
+    assert (preprocessing.crop_mode, preprocessing.crop_pct) == ("squash", 1.0)
+
+
+def test_the_crop_mode_of_the_recipe_is_used(train_small, quick):
+    trained, messages = train_small(quick(frozen=True, crop_mode="border"))
+    assert trained.encoder.preprocessing.crop_mode == trained.report.crop_mode == "border"
+    assert not any("by crop mode" in text for text in messages)

@@ -1,0 +1,156 @@
+"""What stays constant during a training run, and how an encoder is measured in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lookalike.data.dataset import Dataset, Item
+from lookalike.embeddings.fit import Features, compute_features
+from lookalike.errors import DataError
+from lookalike.evaluation.evaluation import evaluate_embeddings
+from lookalike.models.member import TrainableEncoder
+from lookalike.progress import SILENT, Progress
+from lookalike.training.batches import Indices
+from lookalike.training.config import Recipe, TrainingOptions
+from lookalike.training.distributed import SINGLE_PROCESS, DistributedContext
+from lookalike.training.state import autocast, resolve_precision
+from lookalike.training.tracking import NO_TRACKER, RunTracker
+from lookalike.types import Embeddings
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """What stays constant while encoders are trained; `dataclasses.replace` makes the context of one backbone.
+
+    Attributes:
+        data: with its validation split.
+        options: of the run.
+        progress: reports steps and messages.
+        folder: for checkpoints; None for none.
+        cache: a folder that keeps the features of frozen backbones; None for none.
+        distributed: the processes that train together.
+        tracker: logs parameters and metrics.
+        recipe: of the backbone.
+        key: identifies the backbone's run in its checkpoint.
+        earlier_seconds: time that earlier sessions took until their last checkpoint.
+        started: `time.perf_counter()` at the start of this session of the backbone.
+
+    """
+
+    data: Dataset
+    options: TrainingOptions
+    progress: Progress = SILENT
+    folder: Path | None = None
+    cache: Path | None = None
+    distributed: DistributedContext = SINGLE_PROCESS
+    tracker: RunTracker = NO_TRACKER
+    recipe: Recipe = field(default_factory=Recipe)
+    key: str = ""
+    earlier_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, over all sessions."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    @property
+    def unseen_classes(self) -> bool:
+        """Whether validation has classes of its own."""
+        return has_unseen_classes(self.data)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds of the time budget that are left in this session; None without a budget."""
+        if self.options.max_minutes is None:
+            return None
+        return 60 * self.options.max_minutes - (time.perf_counter() - self.started)
+
+    def has_time_for(self, seconds: float) -> bool:
+        """Whether more than `seconds` of the budget are left, by the clock of the main process."""
+        left = self.seconds_left
+        return left is None or self.distributed.broadcast_from_main(lambda: left > seconds)
+
+    def has_time_for_more(self) -> bool:
+        """Whether a tenth of the budget is left: enough for steps that are optional."""
+        return self.has_time_for(6 * (self.options.max_minutes or 0))
+
+    def frozen_features(self, encoder: TrainableEncoder, items: Sequence[Item], task: str) -> Features:
+        """Return the features of a pretrained backbone, from the cache if they are there.
+
+        They are computed in the precision of the recipe; each precision has its own cache.
+        """
+        cache, precision = self.cache, self.recipe.precision
+        if cache is not None and resolve_precision(encoder.device, precision) != "float32":
+            cache = cache / precision
+        with autocast(encoder.device, precision):
+            return compute_features(encoder, items, cache=cache, progress=self.progress, task=task)
+
+    def current_features(
+        self, encoder: TrainableEncoder, items: Sequence[Item], task: str, progress: Progress | None = None
+    ) -> Features:
+        """Return the features of the backbone's current weights; the processes share the images."""
+        with autocast(encoder.device, self.recipe.precision):
+            part = compute_features(
+                encoder,
+                self.distributed.stride(items),
+                progress=progress or self.progress,
+                task=f"{encoder.backbone}: {task}",
+                least=0,
+            )
+        return merge_features(self.distributed.all_gather_object(part), [i.id for i in items])
+
+    def measure_heads(self, encoder: TrainableEncoder, progress: Progress | None = None) -> Callable[[], float]:
+        """Embed the validation images once; the returned function measures the encoder with its current head."""
+        features = self.current_features(encoder, self.data.validation, "post-hoc head, validation", progress)
+        return lambda: self.distributed.broadcast_from_main(lambda: self.measure_head(encoder, features))
+
+    def measure(self, encoder: TrainableEncoder) -> float:
+        """Return the validation measure of the encoder's current weights."""
+        return self.measure_heads(encoder, SILENT)()
+
+    def measure_head(self, encoder: TrainableEncoder, features: Features) -> float:
+        """Return the leave-one-out measure within the validation split from its features and the current head."""
+        embeddings = Embeddings(features.ids, encoder.project(features.rows), "")
+        labels = self.data.labels("validation")
+        stop_on = self.options.stop_on
+        return evaluate_embeddings(embeddings, embeddings, labels, labels, [stop_on]).mean(stop_on)
+
+
+def merge_features(parts: Sequence[Features], ids: Sequence[str]) -> Features:
+    """Merge the features that several processes computed, in the order of the ids; unreadable files are skipped."""
+    rows = {i: row for part in parts for i, row in zip(part.ids, part.rows, strict=True)}
+    readable = tuple(i for i in ids if i in rows)
+    return Features(readable, np.stack([rows[i] for i in readable]), tuple(s for part in parts for s in part.skipped))
+
+
+def has_unseen_classes(data: Dataset) -> bool:
+    """Whether the classes of the validation split do not occur in training, as where the test classes are unseen."""
+    training, validation = ({i.label for i in part if i.label is not None} for part in (data.training, data.validation))
+    return bool(validation) and training.isdisjoint(validation)
+
+
+def labelled(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Return the items that have a label."""
+    return tuple(i for i in items if i.label is not None)
+
+
+def class_indices(items: Sequence[Item]) -> Indices:
+    """Return the class index of each item `(n,)`; classes are sorted by name."""
+    numbers = {name: number for number, name in enumerate(sorted({str(i.label) for i in items}))}
+    return np.array([numbers[str(i.label)] for i in items], dtype=np.int64)
+
+
+def require_classes(data: Dataset, items: Sequence[Item], kind: str = "training") -> None:
+    """Raise `DataError` when the items have fewer than two classes."""
+    count = len({i.label for i in items})
+    if count < 2:
+        raise DataError(
+            f"{data.root} has {kind} images of {count} {'class' if count == 1 else 'classes'}, but fine-tuning needs "
+            "at least 2; add a class folder."
+        )

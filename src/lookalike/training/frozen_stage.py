@@ -1,0 +1,370 @@
+"""The first stage: crop mode and head are chosen, and the head is trained, while the backbone stays frozen.
+
+Fine-tuning starts from its result, and the interpolation of weights goes back to it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lookalike.data.dataset import Item
+from lookalike.embeddings.fit import Features, fit_projection
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.projection import Whitening
+from lookalike.training.batches import Indices
+from lookalike.training.config import AUTO
+from lookalike.training.context import TrainingContext, class_indices, labelled, require_classes
+from lookalike.types import Vectors, l2_normalize
+
+PRETRAINED = "pretrained"
+
+# crop modes that `auto` compares; `border` was behind on every data set tried (docs/log.md)
+CANDIDATE_CROP_MODES = (PRETRAINED, "center", "squash")
+SHRINKAGES = (0.3, 0.5, 0.7, 0.9)
+HEAD_EPOCHS = 30
+_HEAD_BATCH_SIZE = 128
+
+# share of the time budget for comparing crop modes: a frozen training does little else
+_CROP_SHARE_FROZEN, _CROP_SHARE = 0.7, 0.25
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class FrozenStage:
+    """The result of the stage with the backbone frozen.
+
+    Attributes:
+        items: the training items that can be read.
+        targets: `(n,)` class index of each item.
+        crop_mode: of the encoder's preprocessing.
+        state: weights of the encoder with its best head and the pretrained backbone.
+        initial_head: weights of its head before any gradient step, from which fine-tuning starts.
+        class_means: `(classes, dim)` float32, unit length: mean embedding of each class with that head.
+        head_origin: how that head was fitted, in words.
+        pca_measure, head_measure: validation measure with principal components as head, and with the best head.
+        shrinkage: of a whitening head; None for principal components.
+        head_epochs: epochs of the best head; 0 if training it did not help.
+        skipped: training and validation files that cannot be read, with their causes.
+
+    """
+
+    items: tuple[Item, ...]
+    targets: Indices
+    crop_mode: str
+    state: State
+    initial_head: State
+    class_means: torch.Tensor
+    head_origin: str
+    pca_measure: float
+    head_measure: float
+    shrinkage: float | None
+    head_epochs: int
+    skipped: tuple[str, ...]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.targets.max()) + 1
+
+    @property
+    def labels_helped(self) -> bool:
+        """Whether the best head is fitted with labels."""
+        return self.head_epochs > 0 or self.shrinkage is not None
+
+    def dump(self) -> dict[str, Any]:
+        """Return a plain structure for a checkpoint; without the backbone, which is loaded from its weights again."""
+        stored = {**vars(self), "ids": [i.id for i in self.items], "state": _head_weights(self.state)}
+        return {name: value for name, value in stored.items() if name not in ("items", "targets")}
+
+    @classmethod
+    def restore(cls, stored: dict[str, Any], encoder: TrainableEncoder, items: tuple[Item, ...]) -> FrozenStage:
+        """Undo `dump` with an encoder that is fresh from its weights, whose head and crop mode are set."""
+        values = dict(stored)
+        ids = set(values.pop("ids"))
+        items = tuple(i for i in items if i.id in ids)
+        set_crop_mode(encoder, values["crop_mode"])
+        encoder.load_state({**encoder.state(), **values.pop("state")})
+        return cls(items=items, targets=class_indices(items), state=encoder.state(), **values)
+
+
+@dataclass(frozen=True)
+class FrozenStageConfig:
+    """What an earlier frozen stage chose, for one that measures nothing."""
+
+    crop_mode: str = PRETRAINED
+    shrinkage: float | None = None
+    head_epochs: int = 0
+
+
+def run_frozen_stage(context: TrainingContext, encoder: TrainableEncoder) -> FrozenStage:
+    """Choose the crop mode, fit the head, then train head and classifier on cached features.
+
+    The encoder is left with the best head.
+
+    Raises:
+        DataError: the readable training images are of one class, or validation cannot be measured.
+
+    """
+    options, recipe, name = context.options, context.recipe, encoder.backbone
+    by_validation = options.frozen or context.unseen_classes
+    crop_mode, features, validation = _choose_crop_mode(context, encoder, by_validation)
+    items = _readable(context, features, labelled(context.data.training))
+    targets = class_indices(items)
+
+    def measure() -> float:
+        return context.measure_head(encoder, validation)
+
+    fit_projection(encoder, features, seed=options.seed)
+    pca_measure = measure()
+    shrinkage = None
+    if recipe.head == "whitened" or (recipe.head == AUTO and by_validation):
+        whitening = Whitening(features.rows, targets, encoder.dim, seed=options.seed)
+        baseline = pca_measure if recipe.head == AUTO else -math.inf
+        shrinkage = _choose_shrinkage(encoder, whitening, len(items), baseline, measure)
+    config = FrozenStageConfig(crop_mode, shrinkage, HEAD_EPOCHS)
+    stage = _train_stage_head(context, encoder, features, items, targets, config, measure=measure)
+    context.progress.info(
+        f"{name}: validation {options.stop_on} {pca_measure:.4f} frozen, {stage.head_measure:.4f} with the best head"
+    )
+    return replace(stage, pca_measure=pca_measure, skipped=(*stage.skipped, *map(str, validation.skipped)))
+
+
+def replay_frozen_stage(context: TrainingContext, encoder: TrainableEncoder, config: FrozenStageConfig) -> FrozenStage:
+    """Repeat the stage with the validation images as training images; nothing is measured, the choices are given.
+
+    Raises:
+        DataError: the readable images are of one class.
+
+    """
+    set_crop_mode(encoder, config.crop_mode)
+    splits = {"features": labelled(context.data.training), "validation": labelled(context.data.validation)}
+    parts = [context.frozen_features(encoder, items, f"{encoder.backbone}: {task}") for task, items in splits.items()]
+    features = Features(
+        tuple(i for part in parts for i in part.ids),
+        np.concatenate([part.rows for part in parts]),
+        tuple(s for part in parts for s in part.skipped),
+    )
+    items = _readable(context, features, (*splits["features"], *splits["validation"]))
+    targets, seed = class_indices(items), context.options.seed
+    fit_projection(encoder, features, seed=seed)
+    if config.shrinkage is not None:
+        whitening = Whitening(features.rows, targets, encoder.dim, seed=seed)
+        _set_whitening(encoder, whitening, config.shrinkage, len(items))
+    return _train_stage_head(context, encoder, features, items, targets, config, measure=None)
+
+
+def _readable(context: TrainingContext, features: Features, items: tuple[Item, ...]) -> tuple[Item, ...]:
+    ids = set(features.ids)
+    readable = tuple(i for i in items if i.id in ids)
+    require_classes(context.data, readable, "readable training")
+    return readable
+
+
+# ---------------------------------------------------------------- crop mode
+
+
+def set_crop_mode(encoder: TrainableEncoder, crop_mode: str) -> None:
+    """Set the crop mode of an encoder that is fresh from its weights."""
+    if crop_mode != PRETRAINED:
+        encoder.preprocessing = replace(encoder.preprocessing, crop_mode=crop_mode, crop_pct=1.0)
+    encoder.changed()
+
+
+def _choose_crop_mode(
+    context: TrainingContext, encoder: TrainableEncoder, by_validation: bool
+) -> tuple[str, Features, Features]:
+    """Set the crop mode of the recipe, or the one that measures best with a PCA head.
+
+    Returns:
+        The crop mode, and the features of the training and validation images with it.
+
+    """
+    options, name, pretrained = context.options, encoder.backbone, encoder.preprocessing
+
+    def features_of(crop_mode: str, label: str) -> tuple[Features, Features]:
+        encoder.preprocessing = pretrained
+        set_crop_mode(encoder, crop_mode)
+        training = context.frozen_features(encoder, labelled(context.data.training), f"{label}: features")
+        return training, context.frozen_features(encoder, context.data.validation, f"{label}: validation")
+
+    crop_mode = context.recipe.crop_mode
+    if crop_mode != AUTO or not by_validation:
+        crop_mode = "squash" if crop_mode == AUTO else crop_mode
+        return crop_mode, *features_of(crop_mode, name)
+
+    budget = 60 * (options.max_minutes or math.inf) * (_CROP_SHARE_FROZEN if options.frozen else _CROP_SHARE)
+    started = time.perf_counter()
+    features: dict[str, tuple[Features, Features]] = {}
+    measures: dict[str, float] = {}
+    for candidate in CANDIDATE_CROP_MODES:
+        features[candidate] = training, validation = features_of(candidate, f"{name}, {candidate}")
+        fit_projection(encoder, training, seed=options.seed)
+        measures[candidate] = context.measure_head(encoder, validation)
+        if (time.perf_counter() - started) * (1 + 1 / len(measures)) > budget:
+            break  # another one would leave too little time for training
+    text = ", ".join(f"{candidate} {value:.4f}" for candidate, value in measures.items())
+    skipped = [candidate for candidate in CANDIDATE_CROP_MODES if candidate not in measures]
+    text += f"; not enough time to try {' and '.join(skipped)}" if skipped else ""
+    context.progress.info(f"{name}: validation {options.stop_on} by crop mode: {text}")
+    best = max(measures, key=lambda candidate: measures[candidate])
+    encoder.preprocessing = pretrained
+    set_crop_mode(encoder, best)
+    return best, *features[best]
+
+
+# ---------------------------------------------------------------- head
+
+
+def logit_scale(classes: int, label_smoothing: float) -> float:
+    """Return the scale of cosine logits at which perfectly separated classes meet the smoothed target exactly.
+
+    The ideal arrangement of `classes` unit vectors is the regular simplex, where cosines differ by C / (C - 1)
+    (Papyan et al. 2020, "Prevalence of neural collapse"); a smoothing of e needs logits that differ by
+    ln((C (1 - e) + e) / e). With a larger scale the gradient vanishes long before the classes are compact: with 10
+    classes, 16 instead of 4 cost 0.2 of map@r (docs/log.md).
+    """
+    smoothing = max(label_smoothing, 0.01)
+    gap = math.log((classes * (1 - smoothing) + smoothing) / smoothing)
+    return gap * (classes - 1) / classes
+
+
+class CosineClassifier(nn.Module):
+    """Classifier of the frozen stage: scaled cosines to one unit vector per class, which starts at the class mean."""
+
+    def __init__(self, embeddings: Vectors, targets: Indices, label_smoothing: float) -> None:
+        super().__init__()
+        means = np.stack([embeddings[targets == c].mean(axis=0) for c in np.unique(targets)])
+        self.weight = nn.Parameter(torch.from_numpy(l2_normalize(means)))
+        self.scale = logit_scale(len(means), label_smoothing)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return logits `(n, classes)`."""
+        return self.scale * nn.functional.linear(embeddings, nn.functional.normalize(self.weight, dim=1))
+
+
+def train_head(
+    encoder: TrainableEncoder,
+    classifier: CosineClassifier,
+    features: Features,
+    targets: Indices,
+    measure: Callable[[], float] | None,
+    *,
+    label_smoothing: float,
+    seed: int,
+    epochs: int = HEAD_EPOCHS,
+) -> tuple[float, int]:
+    """Train head and classifier with cross-entropy on cached features; keep the epoch with the best measure.
+
+    Args:
+        encoder: its head is changed in place.
+        classifier: changed in place.
+        features: of the training images.
+        targets: `(n,)` class indices of the same images.
+        measure: validation measure of the encoder with its current head; None keeps the last epoch.
+        label_smoothing: of the cross-entropy.
+        seed: decides the order.
+        epochs: over the cached features.
+
+    Returns:
+        The best measure and its epoch, counted from 1; the initial measure and 0 if training did not help; NaN and the
+        last epoch without a measure.
+
+    """
+    head, device = encoder.head.train(), encoder.device
+    modules = nn.ModuleList([head, classifier.to(device)])
+    x, y = torch.from_numpy(features.rows).to(device), torch.from_numpy(targets).to(device)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, weight_decay=1e-2)
+    order = torch.Generator().manual_seed(seed)
+    best, best_epoch, best_state = measure() if measure else math.nan, 0, copy.deepcopy(modules.state_dict())
+    for epoch in range(1, epochs + 1):
+        for rows in torch.randperm(len(x), generator=order).to(device).split(_HEAD_BATCH_SIZE):  # type: ignore[no-untyped-call]
+            loss = nn.functional.cross_entropy(classifier(head(x[rows])), y[rows], label_smoothing=label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        value = measure() if measure else math.nan
+        if not value <= best:  # better, or not measured
+            best, best_epoch, best_state = value, epoch, copy.deepcopy(modules.state_dict())
+    modules.load_state_dict(best_state)
+    head.eval()
+    encoder.changed()
+    return best, best_epoch
+
+
+def _train_stage_head(
+    context: TrainingContext,
+    encoder: TrainableEncoder,
+    features: Features,
+    items: tuple[Item, ...],
+    targets: Indices,
+    config: FrozenStageConfig,
+    *,
+    measure: Callable[[], float] | None,
+) -> FrozenStage:
+    """Train the fitted head for at most `config.head_epochs` and return the stage; its PCA measure is not set."""
+    smoothing = context.recipe.label_smoothing
+    classifier = CosineClassifier(encoder.project(features.rows), targets, smoothing)
+    class_means = classifier.weight.detach().to("cpu", copy=True)
+    initial_head, origin = _head_weights(encoder.state()), str(encoder.origin["head"])
+    head_measure, head_epochs = train_head(
+        encoder,
+        classifier,
+        features,
+        targets,
+        measure,
+        label_smoothing=smoothing,
+        seed=context.options.seed,
+        epochs=config.head_epochs,
+    )
+    return FrozenStage(
+        items=items,
+        targets=targets,
+        crop_mode=config.crop_mode,
+        state=encoder.state(),
+        initial_head=initial_head,
+        class_means=class_means,
+        head_origin=origin,
+        pca_measure=math.nan,
+        head_measure=head_measure,
+        shrinkage=config.shrinkage,
+        head_epochs=head_epochs,
+        skipped=tuple(map(str, features.skipped)),
+    )
+
+
+def _choose_shrinkage(
+    encoder: TrainableEncoder, whitening: Whitening, images: int, baseline: float, measure: Callable[[], float]
+) -> float | None:
+    """Set the whitening head that measures best; None, with the head unchanged, if none is above the baseline."""
+    pca_head, origin = encoder.state(), dict(encoder.origin)
+    measures: dict[float, float] = {}
+    for shrinkage in SHRINKAGES:
+        _set_whitening(encoder, whitening, shrinkage, images)
+        measures[shrinkage] = measure()
+    best = max(measures, key=lambda shrinkage: measures[shrinkage])
+    if measures[best] > baseline:
+        _set_whitening(encoder, whitening, best, images)
+        return best
+    encoder.load_state(pca_head)
+    encoder.origin.update(origin)
+    return None
+
+
+def _set_whitening(encoder: TrainableEncoder, whitening: Whitening, shrinkage: float, images: int) -> None:
+    encoder.head.set(*whitening.fit(shrinkage))
+    encoder.origin["head"] = f"whitened within the classes of {images} images, shrinkage {shrinkage:g}"
+    encoder.changed()
+
+
+def _head_weights(state: State) -> State:
+    return {k: v for k, v in state.items() if k.startswith("head.")}

@@ -1,0 +1,269 @@
+"""The mutable state of fine-tuning: network, objective, optimizer and loss scaler, and one training step."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers.drop import DropPath
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # type: ignore[attr-defined]
+from torch import nn
+
+from lookalike.errors import OptionError
+from lookalike.models.devices import computes_bfloat16
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.records import LearningRates
+from lookalike.training.config import AUTO, Recipe
+from lookalike.training.distributed import SINGLE_PROCESS, DistributedContext
+from lookalike.training.objective import Objective
+
+# ---------------------------------------------------------------- precision
+
+
+def resolve_precision(device: torch.device, precision: str) -> str:
+    """Return the precision of forward passes; `auto` is bfloat16 where the device supports it natively."""
+    if precision != AUTO:
+        return precision
+    return "bfloat16" if computes_bfloat16(device) else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Return the context for forward passes in a precision."""
+    resolved = resolve_precision(device, precision)
+    dtype = torch.float16 if resolved == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=resolved != "float32")
+
+
+class _Float32(nn.Module):
+    """Runs a layer in float32 inside an autocast region."""
+
+    def __init__(self, layer: nn.Module, device_type: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.device_type = device_type
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device_type, enabled=False):
+            out: torch.Tensor = self.layer(x.float()).to(x.dtype)
+        return out
+
+
+@contextlib.contextmanager
+def slow_layers_in_float32(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Exclude wide and strided depthwise convolutions from autocast on a CPU: their bfloat16 backward pass is slower.
+
+    docs/log.md has the measurement.
+    """
+    slow = [
+        (parent, name, layer)
+        for parent in module.modules()
+        for name, layer in parent.named_children()
+        if device.type == "cpu"
+        and isinstance(layer, nn.Conv2d)
+        and layer.groups == layer.in_channels > 1
+        and (layer.kernel_size[0] >= 5 or layer.stride[0] > 1)
+    ]
+    for parent, name, layer in slow:
+        setattr(parent, name, _Float32(layer, device.type))
+    try:
+        yield
+    finally:
+        for parent, name, layer in slow:
+            setattr(parent, name, layer)
+
+
+# ---------------------------------------------------------------- state
+
+
+class LossModule(nn.Module):
+    """Backbone, projection and objective as one module, from images and targets to the loss."""
+
+    def __init__(
+        self, encoder: TrainableEncoder, objective: Objective, recipe: Recipe, distributed: DistributedContext
+    ) -> None:
+        super().__init__()
+        self.backbone = encoder.module
+        self.projection = encoder.head.linear
+        self.objective = objective
+        self._precision = recipe.precision
+        self._distributed = distributed
+        self._compiled = [torch.compile(encoder.module)] if recipe.compile else []  # in a list: not a submodule
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor, valid: int) -> torch.Tensor:
+        """Return the loss of the batch of all processes; of this process's images the first `valid` count."""
+        backbone = self._compiled[0] if self._compiled else self.backbone
+        with autocast(x.device, self._precision):
+            features = backbone(x)
+        with torch.autocast(x.device.type, enabled=False):
+            projections = self.projection(features.float())
+            projections, targets = self._distributed.gather_batch(projections, targets, valid)
+            loss: torch.Tensor = self.objective(projections, targets)
+        return loss
+
+
+class TrainState:
+    """An encoder with the objective and the optimizer that train it; when to stop is decided elsewhere."""
+
+    def __init__(
+        self,
+        encoder: TrainableEncoder,
+        classes: int,
+        recipe: Recipe,
+        *,
+        seed: int = 0,
+        distributed: DistributedContext = SINGLE_PROCESS,
+    ) -> None:
+        self.encoder = encoder
+        self.classes = classes
+        self.recipe = recipe
+        self.seed = seed
+        self.distributed = distributed
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # for random proxies
+            objective = Objective(recipe.loss, classes, encoder.dim, label_smoothing=recipe.label_smoothing)
+        self.objective = objective.to(encoder.device)
+        self.keep_statistics = recipe.frozen_statistics and encoder.trained != "untrained"
+        if not recipe.channels_last:
+            encoder.module.to(memory_format=torch.contiguous_format)
+        if recipe.drop_path:
+            add_stochastic_depth(encoder.module, recipe.drop_path)
+        _set_checkpointing(encoder.module, recipe.checkpointing)
+        self.optimizer = _make_optimizer(encoder, self.objective, recipe)
+        # float16 has a short exponent: without scaling, small gradients vanish
+        self.scaler = torch.amp.GradScaler(encoder.device.type, enabled=recipe.precision == "float16")
+        self.loss_module = distributed.prepare(LossModule(encoder, self.objective, recipe, distributed))
+        self._accumulated = 0
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Enable training behaviour inside; pretrained batch statistics stay fixed if the recipe says so."""
+        module = self.encoder.module
+        try:
+            with slow_layers_in_float32(module, self.encoder.device):
+                self.loss_module.train()
+                if self.keep_statistics:  # small batches would degrade them
+                    for layer in module.modules():
+                        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                            layer.eval()
+                yield
+        finally:
+            self.loss_module.eval()
+            self.encoder.changed()
+
+    def synchronize_statistics(self) -> None:
+        """Average batch statistics that are trained over the processes: each updates them with its own share."""
+        if not self.keep_statistics:
+            self.distributed.all_reduce_mean(b for b in self.encoder.module.buffers() if b.is_floating_point())
+
+    def loss(self, pixels: np.ndarray, targets: torch.Tensor, *, valid: int | None = None) -> torch.Tensor:
+        """Return the loss of one batch.
+
+        Args:
+            pixels: this process's share of the batch, `(n, h, w, 3)` uint8.
+            targets: class indices `(n,)`.
+            valid: only the first `valid` images count; None for all.
+
+        """
+        x, targets = self.encoder.to_input(pixels), targets.to(self.encoder.device)
+        if not self.recipe.channels_last:
+            x = x.contiguous()
+        loss: torch.Tensor = self.loss_module(x, targets, len(x) if valid is None else valid)
+        return loss
+
+    def step(self, pixels: np.ndarray, targets: torch.Tensor, *, valid: int | None = None, last: bool = True) -> float:
+        """Add the gradients of a batch; update the weights once enough are added, or at the last batch of an epoch.
+
+        Returns:
+            The loss; NaN, with the weights unchanged, if a gradient is not finite. With a scaled loss, overflows are
+            expected at first: such updates are skipped until the scale is below one.
+
+        """
+        update = last or self._accumulated + 1 >= self.recipe.accumulate
+        with contextlib.nullcontext() if update else self.distributed.no_sync(self.loss_module):
+            loss = self.loss(pixels, targets, valid=valid)
+            self.scaler.scale(loss / self.recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+        self._accumulated = 0 if update else self._accumulated + 1
+        value = float(loss.detach())
+        return value if not update or self._update() else math.nan
+
+    def _update(self) -> bool:
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf)
+        may_overflow = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        if not bool(norm.isfinite()) and not may_overflow:
+            return False
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return True
+
+    def set_learning_rates(self, factor: float, peak: LearningRates) -> None:
+        """Set the learning rates to `factor` times their peaks."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * (peak.head_lr if group["is_head"] else peak.lr * group["lr_scale"])
+
+    def dump(self) -> dict[str, Any]:
+        """Return a copy of everything that training changes."""
+        return {
+            "encoder": self.encoder.state(),
+            "objective": {k: v.to("cpu", copy=True) for k, v in self.objective.state_dict().items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load(self, stored: dict[str, Any]) -> None:
+        """Restore what `dump` returned."""
+        self.encoder.load_state(stored["encoder"])
+        self.objective.load_state_dict(stored["objective"])
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.scaler.load_state_dict(stored["scaler"])
+
+
+def add_stochastic_depth(module: nn.Module, rate: float) -> None:
+    """Let training skip residual blocks at random: the last with probability `rate`, earlier ones linearly less often.
+
+    Huang et al. 2016, "Deep networks with stochastic depth". timm's blocks have an identity in its place. Evaluation is
+    unchanged, and so is a network without such blocks.
+    """
+    places = [
+        (block, name)
+        for block in module.modules()
+        for name in ("drop_path", "drop_path1", "drop_path2")
+        if hasattr(block, name) and isinstance(getattr(block, name) or nn.Identity(), nn.Identity)
+    ]
+    blocks = list(dict.fromkeys(id(block) for block, _ in places))
+    for block, name in places:
+        depth = blocks.index(id(block)) / max(1, len(blocks) - 1)
+        setattr(block, name, DropPath(rate * depth).train(block.training))
+
+
+def _set_checkpointing(module: nn.Module, enabled: bool) -> None:
+    switch = getattr(module, "set_grad_checkpointing", None)
+    if switch is not None:
+        switch(enabled)
+    elif enabled:
+        raise OptionError(
+            f"{type(module).__name__} does not support activation checkpointing; set `checkpointing` to false.",
+            argument="checkpointing",
+        )
+
+
+def _make_optimizer(encoder: TrainableEncoder, objective: Objective, recipe: Recipe) -> torch.optim.Optimizer:
+    decay = recipe.weight_decay
+    if recipe.layer_decay < 1:
+        backbone = param_groups_layer_decay(encoder.module, weight_decay=decay, layer_decay=recipe.layer_decay)
+    else:
+        backbone = param_groups_weight_decay(encoder.module, weight_decay=decay)
+    head = [group for module in (encoder.head, objective) for group in param_groups_weight_decay(module, decay)]
+    groups = [{"lr_scale": 1.0, **group, "is_head": False} for group in backbone]
+    groups += [{**group, "is_head": True} for group in head]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=recipe.lr)

@@ -1,1 +1,0 @@
-"""Experiment trackers: TensorBoard and MLflow, off by default."""

@@ -1,0 +1,230 @@
+"""Training of one backbone: frozen stage, fine-tuning, selection of the weights to keep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lookalike._files import digest
+from lookalike.data.dataset import Dataset, Item
+from lookalike.models.adapt import Adaptation, family_of
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.pretrained import build_trainable
+from lookalike.models.records import StageMeasures, TrainingReport
+from lookalike.training.checkpoint import load_checkpoint, save_checkpoint
+from lookalike.training.config import AUTO, Recipe, TrainingOptions, override_options
+from lookalike.training.context import TrainingContext, has_unseen_classes, labelled, require_classes
+from lookalike.training.finetune import FinetuneState, Validation, finetune, plan_epochs
+from lookalike.training.frozen_stage import FrozenStage, run_frozen_stage
+from lookalike.training.state import TrainState, resolve_precision
+from lookalike.training.weight_selection import SHARES, record_origin, select_weights
+
+Weights = str | Path
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """A trained encoder, the training items that it could read, and the report."""
+
+    encoder: TrainableEncoder
+    items: tuple[Item, ...]
+    report: TrainingReport
+
+
+def train_backbone(context: TrainingContext, backbone: str, weights: Weights) -> TrainedEncoder:
+    """Train one backbone; see `train`."""
+    started, data, options = time.perf_counter(), context.data, context.options
+    training = labelled(data.training)
+    require_classes(data, training)
+    encoder, recipe = fresh_encoder(backbone, weights, options, unseen=has_unseen_classes(data))
+    key = run_key(encoder, data, options, recipe, with_rates=False)
+    checkpoint = load_checkpoint(context.folder, key)
+    run = FinetuneState.restore(checkpoint["run"]) if checkpoint is not None else None
+    if run is not None and run.is_over(options.patience):
+        # nothing is left to train, so that other learning rates would have no effect
+        lr, head_lr = run.rates[-1].lr, run.rates[-1].head_lr
+        if (lr, head_lr) != (recipe.lr, recipe.head_lr):
+            options = override_options(options, {"lr": lr, "head_lr": head_lr})
+            recipe = replace(recipe, lr=lr, head_lr=head_lr)
+    fingerprint = run_key(encoder, data, options, recipe)  # of the encoder before any stage changes it
+    seconds = checkpoint["seconds"] if checkpoint is not None else 0.0
+    context = replace(context, options=options, recipe=recipe, key=key, earlier_seconds=seconds, started=started)
+    context.tracker.params({f"{backbone}/{field}": value for field, value in recipe.to_dict().items()})
+
+    if checkpoint is None:
+        stage = _run_frozen_stage_once(context, encoder)
+    else:
+        stage = FrozenStage.restore(checkpoint["frozen_stage"], encoder, training)
+        context.progress.info(f"{backbone}: resuming after epoch {run.epoch if run is not None else 0}")
+    report = replace(
+        untrained_report(encoder, options, recipe),
+        run=fingerprint,
+        crop_mode=stage.crop_mode,
+        shrinkage=stage.shrinkage,
+        head_epochs=stage.head_epochs,
+        measures=StageMeasures(stage.pca_measure, stage.head_measure),
+        images=len(stage.items),
+        skipped=stage.skipped,
+    )
+    if options.frozen:
+        record_origin(encoder, stage, None, head=None)
+    else:
+        run = run_full_stage(context, encoder, stage, checkpoint, lambda state: _plan(context, stage, state))
+        selection = select_weights(context, encoder, stage, run)
+        report = replace(
+            report,
+            epochs=tuple(run.epochs),
+            planned_epochs=run.planned_epochs,
+            steps_per_epoch=run.steps_per_epoch,
+            rates=tuple(run.rates),
+            measures=StageMeasures(stage.pca_measure, stage.head_measure, run.best_measure, selection.measure),
+            fine_tuned_share=selection.share,
+            share_measures={f"{s:g}": round(value, 5) for s, value in sorted(selection.share_measures.items())},
+            posthoc_head=selection.posthoc_head,
+        )
+    return TrainedEncoder(encoder, stage.items, replace(report, seconds=round(context.seconds, 1)))
+
+
+def fresh_encoder(
+    backbone: str, weights: Weights, options: TrainingOptions, *, unseen: bool
+) -> tuple[TrainableEncoder, Recipe]:
+    """Build an encoder for training, and return it with the recipe for its network."""
+    recipes: list[Recipe] = []
+
+    def adapt(module: nn.Module) -> Adaptation:
+        recipe = options.recipe_for(family_of(module), unseen=unseen)
+        recipes.append(recipe)
+        return Adaptation(pooling=recipe.pooling, side=recipe.side)
+
+    return build_trainable(backbone, weights, seed=options.seed, adapt=adapt), recipes[0]
+
+
+def untrained_report(encoder: TrainableEncoder, options: TrainingOptions, recipe: Recipe) -> TrainingReport:
+    """Return the report of an encoder before any stage."""
+    family = family_of(encoder.module)
+    return TrainingReport(
+        backbone=encoder.backbone,
+        options=options.to_dict(),
+        recipe=recipe.to_dict(),
+        recipe_name=family if options.recipe == AUTO else options.recipe,
+        family=family,
+        precision=resolve_precision(encoder.device, recipe.precision),
+        sampler=recipe.resolved_sampler,
+    )
+
+
+def run_key(
+    encoder: TrainableEncoder, data: Dataset, options: TrainingOptions, recipe: Recipe, *, with_rates: bool = True
+) -> str:
+    """Return the fingerprint of all that decides a run: fresh encoder, images, options and recipe.
+
+    Without the learning rates it identifies a checkpoint: a run may be resumed with others.
+    """
+    values = options.to_dict()
+    if not with_rates:
+        recipe, values = replace(recipe, lr=1.0, head_lr=1.0), options.without_rates()
+    parts = repr(sorted(values.items())), repr(recipe)
+    return digest(encoder.fingerprint, data.fingerprint, validation_fingerprint(data), *parts)
+
+
+def validation_fingerprint(data: Dataset) -> str:
+    """Return the fingerprint of which images are held out."""
+    return digest(*sorted(i.id for i in data.validation))
+
+
+def _run_frozen_stage_once(context: TrainingContext, encoder: TrainableEncoder) -> FrozenStage:
+    """Run the frozen stage in the main process and give its result to the others."""
+    distributed = context.distributed
+    if distributed.world_size == 1:
+        return run_frozen_stage(context, encoder)
+
+    def run() -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
+        stage = run_frozen_stage(context, encoder)
+        return stage.dump(), encoder.state(), encoder.origin
+
+    stored, weights, origin = distributed.broadcast_from_main(run)
+    encoder.load_state(weights)
+    encoder.origin.update(origin)
+    return FrozenStage.restore(stored, encoder, labelled(context.data.training))
+
+
+def run_full_stage(
+    context: TrainingContext,
+    encoder: TrainableEncoder,
+    stage: FrozenStage,
+    checkpoint: dict[str, Any] | None,
+    plan: Callable[[TrainState], FinetuneState],
+    *,
+    validate: bool = True,
+) -> FinetuneState:
+    """Fine-tune the whole network from the frozen stage, or from a checkpoint.
+
+    Args:
+        context: of the backbone.
+        encoder: changed in place.
+        stage: result of the frozen stage.
+        checkpoint: to resume from; None to start.
+        plan: plans a run that starts.
+        validate: measure after each epoch, for early stopping and to keep the best; otherwise the last one is kept.
+
+    """
+    name, options, recipe, distributed = encoder.backbone, context.options, context.recipe, context.distributed
+    encoder.load_state({**stage.state, **stage.initial_head})
+    state = TrainState(encoder, stage.classes, recipe, seed=options.seed, distributed=distributed)
+    stored_stage = stage.dump()
+    if checkpoint is None:
+        state.objective.initialize_proxies(stage.class_means)
+        planned = plan(state)
+        run = distributed.broadcast_from_main(lambda: planned)
+    else:
+        run = FinetuneState.restore(checkpoint["run"])
+        state.load(checkpoint["state"])
+    if run.set_rates(recipe.lr, recipe.head_lr):
+        context.progress.info(f"{name}: new learning rates, lr {recipe.lr:g} and head_lr {recipe.head_lr:g}")
+        changed = {"lr": recipe.lr, "head_lr": recipe.head_lr}
+        context.tracker.params({f"{name}/{field} after epoch {run.epoch}": value for field, value in changed.items()})
+
+    def after_epoch(run: FinetuneState) -> None:
+        epoch = run.epochs[-1]
+        values = {"loss": epoch.loss, "measure": epoch.measure, "seconds": epoch.seconds}
+        metrics = {f"{name}/{key}": value for key, value in values.items() if value is not None}
+        context.tracker.metrics(metrics, run.epoch)
+        if context.folder is not None and distributed.is_main:
+            parts = {"frozen_stage": stored_stage, "state": state.dump(), "run": run.dump()}
+            save_checkpoint(context.folder, {"key": context.key, "seconds": context.seconds, **parts})
+
+    finetune(
+        state,
+        run,
+        stage.items,
+        stage.targets,
+        Validation(options.stop_on, lambda: context.measure(encoder), options.patience) if validate else None,
+        after_epoch,
+        has_time=lambda: context.has_time_for(run.epochs[-1].seconds + run.reserved_seconds),
+        progress=context.progress,
+    )
+    encoder.module.to(memory_format=torch.channels_last)
+    return run
+
+
+def _plan(context: TrainingContext, stage: FrozenStage, state: TrainState) -> FinetuneState:
+    """Plan the epochs; with a time budget, from the time of one validation and what is left of the budget."""
+    if context.options.max_minutes is None:
+        return plan_epochs(state, stage.items, stage.targets, None, 0.0)
+    before = context.seconds
+    context.measure(state.encoder)
+    overhead = context.seconds - before
+    # weight selection costs about five validations, and each post-hoc head a pass over all images
+    passes = 0 if context.recipe.posthoc_head == "trained" else 1 + len(SHARES) if context.unseen_classes else 1
+    heads = passes * overhead * (1 + len(stage.items) / max(1, len(context.data.validation)))
+    reserved = 5 * overhead + min(heads, 0.3 * 60 * context.options.max_minutes)
+    left = context.seconds_left
+    run = plan_epochs(state, stage.items, stage.targets, None if left is None else left - reserved, overhead)
+    run.reserved_seconds = reserved
+    return run

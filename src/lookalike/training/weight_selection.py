@@ -1,0 +1,209 @@
+"""After fine-tuning: which weights and which head validation prefers.
+
+Between the pretrained and the fine-tuned weights there is often something better than both (WiSE-FT; Wortsman et al.
+2022, "Robust fine-tuning of zero-shot models"). The head is the trained one, or a whitening fitted to the fine-tuned
+backbone in closed form: fine-tuning makes the training classes compact in some directions more than in others, and
+whitening evens that out for one pass over the training images and nothing at search time. It helps most where the test
+classes are unseen (docs/log.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from lookalike.embeddings.fit import Features
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.projection import Whitening
+from lookalike.models.records import HeadFit
+from lookalike.training.batches import Indices
+from lookalike.training.context import TrainingContext
+from lookalike.training.finetune import FinetuneState
+from lookalike.training.frozen_stage import FrozenStage, State
+
+SHARES = (0.25, 0.5, 0.75)
+HEAD_FITS = tuple(HeadFit(shrinkage, emphasis) for shrinkage in (0.1, 0.3, 0.5, 0.7) for emphasis in (1.0, 2.0))
+
+
+@dataclass(frozen=True)
+class WeightSelection:
+    """What was selected.
+
+    Attributes:
+        share: of the fine-tuned weights in the interpolation with the pretrained ones.
+        measure: validation measure of the selection.
+        posthoc_head: the fit of a whitening head; None where the trained head is kept.
+        share_measures: validation measure of each share with the trained head; empty for random initial weights.
+
+    """
+
+    share: float
+    measure: float
+    posthoc_head: HeadFit | None = None
+    share_measures: Mapping[float, float] = field(default_factory=dict)
+
+
+def select_weights(
+    context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, run: FinetuneState
+) -> WeightSelection:
+    """Set the encoder to the weights and the head that validation prefers."""
+    if encoder.trained == "untrained":  # random weights are nothing to go back to
+        measures, share = {}, 1.0
+    else:
+        measures = _measure_shares(context, encoder, stage, run)
+        share = max(measures, key=lambda share: (measures[share], -share))  # of equals, the closest to pretrained
+    selection = WeightSelection(share, measures.get(share, run.best_measure))
+    encoder.load_state(interpolate_weights(stage.state, run.best_weights, share))
+
+    policy = context.recipe.posthoc_head
+    if policy != "trained" and run.epoch:
+        # for unseen classes, or where fine-tuning did not help, another share may be best with another head
+        several = bool(measures) and (context.unseen_classes or share == 0)
+        shares = sorted((1.0, *SHARES), key=lambda s: abs(s - 0.7)) if several else (share,)
+        at_least = -math.inf if policy == "whitened" and share > 0 else selection.measure
+        selection = fit_posthoc_head(context, encoder, stage, run.best_weights, shares, at_least) or selection
+    record_origin(encoder, stage, selection.share, head=None if selection.posthoc_head else context.recipe.loss)
+    selection = replace(selection, share_measures=measures)
+    context.progress.info(f"{encoder.backbone}: {_describe(selection, context.options.stop_on)}")
+    return selection
+
+
+def _describe(selection: WeightSelection, measure: str) -> str:
+    share, tried = selection.share, selection.share_measures
+    text = f"using {share:.0%} fine-tuned + {1 - share:.0%} pretrained weights"
+    if share == 0:
+        text = "fine-tuning did not help, using the pretrained weights"
+    if tried:
+        values = ", ".join(f"{share:.0%} {tried[share]:.4f}" for share in sorted(tried))
+        text += f"; validation {measure} by share of fine-tuned weights: {values}"
+    if selection.posthoc_head is not None:
+        text += f"; {selection.measure:.4f} with a new whitening head ({_fit_text(selection.posthoc_head)})"
+    return text
+
+
+# ---------------------------------------------------------------- weights
+
+
+def interpolate_weights(pretrained: State, fine_tuned: State, share: float) -> State:
+    """Return `(1 - share) * pretrained + share * fine_tuned` of all floating-point tensors, others fine-tuned.
+
+    With a share of 0 or 1 the tensors are exactly those of one side.
+    """
+    if share in (0, 1):
+        return dict(fine_tuned if share else pretrained)
+    return {
+        key: torch.lerp(pretrained[key], value, share) if value.is_floating_point() else value
+        for key, value in fine_tuned.items()
+    }
+
+
+def _measure_shares(
+    context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, run: FinetuneState
+) -> dict[float, float]:
+    """Return the validation measure of each share of the fine-tuned weights; the encoder's weights are changed."""
+    measures = {0.0: stage.head_measure, 1.0: run.best_measure}
+    for share in SHARES:
+        encoder.load_state(interpolate_weights(stage.state, run.best_weights, share))
+        measures[share] = context.measure(encoder)
+    return measures
+
+
+def record_origin(encoder: TrainableEncoder, stage: FrozenStage, share: float | None, head: str | None) -> None:
+    """Record in the encoder where its weights and its head come from.
+
+    Args:
+        encoder: with the selected weights.
+        stage: the frozen stage.
+        share: of the fine-tuned weights; None without fine-tuning.
+        head: what trained the head of fine-tuned weights; None leaves what is recorded.
+
+    """
+    if share:
+        encoder.origin.update({"trained": "fine-tuned"} | ({} if head is None else {"head": head}))
+    else:
+        encoder.origin["head"] = "cross-entropy, backbone frozen" if stage.head_epochs else stage.head_origin
+        if stage.labels_helped:
+            encoder.origin["trained"] = "fine-tuned"
+    if share is not None:
+        encoder.origin["fine_tuned_share"] = share
+    encoder.changed()
+
+
+# ---------------------------------------------------------------- head
+
+
+def fit_posthoc_head(
+    context: TrainingContext,
+    encoder: TrainableEncoder,
+    stage: FrozenStage,
+    fine_tuned: State,
+    shares: Sequence[float],
+    at_least: float,
+) -> WeightSelection | None:
+    """Set the interpolated weights and the whitening head fitted to them that measure best together.
+
+    Args:
+        context: measures.
+        encoder: left as it is when nothing measures above `at_least`.
+        stage: has the pretrained weights and the training images.
+        fine_tuned: weights.
+        shares: of the fine-tuned weights, in the order in which to try them while there is time.
+        at_least: measure of the trained head; minus infinity to use a new head in any case.
+
+    Returns:
+        The selection, or None.
+
+    """
+    initial, origin = encoder.state(), dict(encoder.origin)
+    best: tuple[WeightSelection, HeadFit, State, Whitening, int] | None = None
+    for number, share in enumerate(shares):
+        if number and not context.has_time_for_more():
+            break
+        weights = interpolate_weights(stage.state, fine_tuned, share)
+        encoder.load_state(weights)
+        task = f"post-hoc head at {share:.0%} of fine-tuning" if len(shares) > 1 else "post-hoc head"
+        features, targets = _training_features(context, encoder, stage, task)
+        whitening = Whitening(features.rows, targets, encoder.dim, seed=context.options.seed)
+        measure = context.measure_heads(encoder)
+        for fit in HEAD_FITS:
+            _set_head(encoder, whitening, fit, len(targets))
+            value = measure()
+            if value > (at_least if best is None else best[0].measure):
+                best = WeightSelection(share, value, fit), fit, weights, whitening, len(targets)
+    if best is None:
+        encoder.load_state(initial)
+        encoder.origin.update(origin)
+        return None
+    selection, fit, weights, whitening, images = best
+    encoder.load_state(weights)
+    _set_head(encoder, whitening, fit, images)
+    return selection
+
+
+def replay_posthoc_head(context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, fit: HeadFit) -> None:
+    """Fit a whitening head with known parameters to the encoder's current backbone."""
+    features, targets = _training_features(context, encoder, stage, "post-hoc head")
+    whitening = Whitening(features.rows, targets, encoder.dim, seed=context.options.seed)
+    _set_head(encoder, whitening, fit, len(features.ids))
+
+
+def _training_features(
+    context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, task: str
+) -> tuple[Features, Indices]:
+    features = context.current_features(encoder, stage.items, task)
+    indices = dict(zip((i.id for i in stage.items), stage.targets.tolist(), strict=True))
+    return features, np.array([indices[i] for i in features.ids], dtype=np.int64)
+
+
+def _set_head(encoder: TrainableEncoder, whitening: Whitening, fit: HeadFit, images: int) -> None:
+    encoder.head.set(*whitening.fit(fit.shrinkage, fit.emphasis))
+    encoder.origin["head"] = f"whitened within the classes of {images} images after training, {_fit_text(fit)}"
+    encoder.changed()
+
+
+def _fit_text(fit: HeadFit) -> str:
+    return f"shrinkage {fit.shrinkage:g}, emphasis {fit.emphasis:g}"

@@ -1,0 +1,355 @@
+"""The training state: layers and rates, precision, one step, accumulation, and what a checkpoint restores."""
+
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from lookalike.models import devices
+from lookalike.models.adapt import Adaptation, family_of
+from lookalike.models.devices import computes_bfloat16
+from lookalike.models.pretrained import build_trainable
+from lookalike.models.records import LearningRates
+from lookalike.training import state as state_module
+from lookalike.training.config import Recipe, make_recipe
+from lookalike.training.state import TrainState, add_stochastic_depth, autocast, slow_layers_in_float32
+
+SMALL = "test_efficientnet"
+CPU = torch.device("cpu")
+PIXELS = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
+TARGETS = torch.arange(8) % 4
+
+
+def make_state(encoder, **overrides):
+    """Make a state whose first step has a gradient for the backbone, which cross-entropy's does not."""
+    return TrainState(encoder, 4, Recipe(**{"precision": "float32", "loss": "subcenter-arcface", **overrides}))
+
+
+def weights_of(encoder):
+    return {k: v.clone() for k, v in encoder.state().items()}
+
+
+def peak(state):
+    return LearningRates(0, state.recipe.lr, state.recipe.head_lr)
+
+
+def train_step(state, pixels=PIXELS, targets=TARGETS, **options):
+    with state.training():
+        state.set_learning_rates(1.0, peak(state))
+        return state.step(pixels, targets, **options)
+
+
+# ---------------------------------------------------------------- layers and rates
+
+
+def test_learning_rates_decay_from_layer_to_layer():
+    state = make_state(build_trainable("test_vit", "none"), layer_decay=0.5, lr=1e-3, head_lr=1e-2)
+    state.set_learning_rates(0.5, peak(state))
+    rates = sorted({g["lr"] for g in state.optimizer.param_groups if not g["is_head"]}, reverse=True)
+    assert rates == pytest.approx([5e-4 * 0.5**n for n in range(len(rates))])
+    assert len(rates) > 4
+    assert {g["lr"] for g in state.optimizer.param_groups if g["is_head"]} == {5e-3}
+
+
+def test_without_layer_decay_there_are_two_learning_rates(member):
+    state = make_state(member, lr=1e-4, head_lr=1e-2)
+    state.set_learning_rates(0.5, peak(state))
+    assert sorted({g["lr"] for g in state.optimizer.param_groups}) == pytest.approx([5e-5, 5e-3])
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.8])
+def test_biases_and_normalisation_have_no_weight_decay_and_every_weight_is_trained(layer_decay, member):
+    state = make_state(member, weight_decay=0.03, layer_decay=layer_decay)
+    groups = state.optimizer.param_groups
+    for group in groups:
+        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] == 0.03}
+    count = sum(len(g["params"]) for g in groups)
+    assert count == sum(len(list(m.parameters())) for m in (member.module, member.head, state.objective))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "resnet10t", "mobilenetv3_small_050"])
+def test_stochastic_depth_acts_in_training_only(name):
+    module = timm.create_model(name, num_classes=0)
+    x = torch.randn(16, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    for layer in module.eval().modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):  # some blocks start as if they were skipped
+            torch.nn.init.ones_(layer.weight)
+    before = module(x).detach()
+    keys = list(module.state_dict())
+    add_stochastic_depth(module, 0.9)
+    assert list(module.state_dict()) == keys
+    assert torch.equal(module(x).detach(), before)
+    paths = [m for m in module.modules() if type(m).__name__ == "DropPath"]
+    assert max(p.drop_prob for p in paths) == pytest.approx(0.9)
+    assert min(p.drop_prob for p in paths) == 0
+    torch.manual_seed(0)
+    for path in paths:
+        path.train()
+    assert not torch.equal(module(x).detach(), before)
+
+
+def test_stochastic_depth_leaves_networks_without_residual_blocks_unchanged():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    add_stochastic_depth(module, 0.1)
+    assert [type(m).__name__ for m in module.modules()] == ["Sequential", "Linear"]
+
+
+# ---------------------------------------------------------------- steps
+
+
+def test_a_restored_checkpoint_continues_exactly(weights):
+    encoders = [build_trainable(SMALL, weights) for _ in range(2)]
+    first, second = (make_state(e, lr=0.01) for e in encoders)
+    train_step(first)
+    second.load(first.dump())
+    for state in (first, second):
+        train_step(state)
+    assert all(torch.equal(v, encoders[1].state()[k]) for k, v in encoders[0].state().items())
+
+
+def test_two_accumulated_halves_update_the_weights_like_the_whole_batch(weights):
+    encoders = [build_trainable(SMALL, weights) for _ in range(2)]
+    whole, halves = make_state(encoders[0]), make_state(encoders[1], accumulate=2)
+    train_step(whole)
+    before = weights_of(encoders[1])
+    train_step(halves, PIXELS[:4], TARGETS[:4], last=False)
+    assert all(torch.equal(v, before[k]) for k, v in weights_of(encoders[1]).items())
+    train_step(halves, PIXELS[4:], TARGETS[4:], last=False)
+    for key, value in encoders[0].state().items():
+        torch.testing.assert_close(encoders[1].state()[key], value, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"precision": "float16"},
+        {"precision": "bfloat16"},
+        {"checkpointing": True},
+        {"channels_last": False},
+        {"pooling": "gem"},
+        {"drop_path": 0.1},
+        {"optimizer": "sgd", "lr": 0.01},
+    ],
+    ids=lambda overrides: next(iter(overrides)),
+)
+def test_the_loss_decreases_with(overrides, weights):
+    adaptation = Adaptation(pooling=overrides.get("pooling", "pretrained"))
+    state = make_state(build_trainable(SMALL, weights, adapt=lambda _: adaptation), **overrides)
+    losses = [train_step(state) for _ in range(8)]
+    assert losses[-1] < losses[0]
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("clip", [0.01, 0.0], ids=["clipped", "not clipped"])
+def test_the_first_step_of_sgd_by_hand(clip, member):
+    """Nesterov's first step is 1 + 0.9 times the gradient, which has the maximum norm if it is clipped."""
+    state = make_state(member, optimizer="sgd", clip=clip, lr=0.1, head_lr=0.1, weight_decay=0.0, layer_decay=1.0)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in parameters]
+    with state.training():
+        state.set_learning_rates(0.5, peak(state))
+        state.loss(PIXELS, TARGETS).backward()
+        gradient = torch.cat([p.grad.flatten() for p in parameters]).norm().item()
+        state.optimizer.zero_grad()
+        assert np.isfinite(state.step(PIXELS, TARGETS))
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(parameters, before, strict=True)]).norm().item()
+    assert gradient > 0.1
+    assert moved == pytest.approx(0.5 * 0.1 * 1.9 * (clip or gradient), rel=1e-3)
+
+
+def test_loss_scaling_keeps_small_float16_gradients(weights):
+    moved = {}
+    for scaled in (True, False):
+        overrides = {"loss": "1e-7*arcface", "optimizer": "sgd", "lr": 10.0, "clip": 0.0, "weight_decay": 0.0}
+        state = make_state(build_trainable(SMALL, weights), precision="float16", **overrides)
+        assert state.scaler.is_enabled()
+        if not scaled:
+            state.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        train_step(state)
+        changes = state.encoder.module.conv_stem.weight - build_trainable(SMALL, weights).module.conv_stem.weight
+        moved[scaled] = (changes != 0).float().mean().item()
+    assert moved[True] > 0.9
+    assert moved[False] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [({}, 1), ({"clip": 0.0}, 1), ({"precision": "float16"}, 18), ({"precision": "float16", "clip": 0.0}, 18)],
+    ids=lambda c: "-".join(map(str, c.values())) if isinstance(c, dict) else "",
+)
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(overrides, steps, member):
+    """A scale of 2 to the power of 16 is one after 16 steps that overflow, and below one after 17."""
+    state = make_state(member, **overrides)
+    member.head.linear.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = weights_of(member)
+    losses = [train_step(state) for _ in range(steps)]
+    assert list(np.isnan(losses)) == [False] * (steps - 1) + [True]
+    assert all(torch.equal(v, before[k]) for k, v in weights_of(member).items())
+
+
+def test_checkpointing_computes_blocks_twice(weights):
+    passes = {}
+    for enabled in (False, True):
+        state = make_state(build_trainable(SMALL, weights), checkpointing=enabled)
+        calls = []
+        state.encoder.module.blocks[1][0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        with state.training():
+            state.loss(PIXELS, TARGETS).backward()
+        passes[enabled] = len(calls)
+    assert passes == {False: 1, True: 2}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_memory_layout(enabled, member):
+    state, outputs = make_state(member, channels_last=enabled), []
+    for layer in member.module.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda _layer, _inputs, out: outputs.append(out))
+    with state.training():
+        state.loss(PIXELS, TARGETS)
+    maps = [out for out in outputs if out.shape[1] > 1 and out.shape[2] > 1]  # for others both layouts are the same
+    assert len(maps) > 5
+    assert {out.is_contiguous(memory_format=torch.channels_last) for out in maps} == {enabled}
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return build_trainable("efficientnet_lite0")
+
+
+def tree(module):
+    """Every submodule with its name, identity and mode, in order."""
+    return [(name, id(part), part.training) for name, part in module.named_modules()]
+
+
+def wrapped_layers(module):
+    return [m for m in module.modules() if isinstance(m, state_module._Float32)]
+
+
+def slow_layers(module):
+    """Depthwise convolutions that are wide or strided, found by the shape of their weights."""
+    return [
+        part
+        for part in module.modules()
+        if isinstance(part, torch.nn.Conv2d)
+        and part.weight.shape[1] == 1
+        and (part.weight.shape[-1] >= 5 or part.stride != (1, 1))
+    ]
+
+
+def test_slow_layers_are_wrapped_inside_only(lite):
+    before, names, slow = tree(lite.module), list(lite.module.state_dict()), slow_layers(lite.module)
+    assert len(slow) == 11
+    with slow_layers_in_float32(lite.module, CPU):
+        assert {id(w.layer) for w in wrapped_layers(lite.module)} == {id(layer) for layer in slow}
+    assert tree(lite.module) == before
+    assert list(lite.module.state_dict()) == names
+    with slow_layers_in_float32(lite.module, torch.device("cuda")):
+        assert tree(lite.module) == before
+
+
+def test_wrapped_layers_compute_the_same_in_float32_and_nearly_the_same_in_bfloat16(lite, photos):
+    x = lite.to_input(np.stack([lite.preprocessing.pixels(photos[n]) for n in ("cat", "coffee")]))
+    with torch.inference_mode():
+        plain = lite.module(x)
+        with slow_layers_in_float32(lite.module, CPU):
+            wrapped = lite.module(x)
+            with autocast(CPU, "bfloat16"):
+                mixed = lite.module(x)
+    assert torch.equal(plain, wrapped)
+    assert mixed.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(plain, mixed.float()).min() > 0.99
+    assert not torch.equal(plain, mixed.float())
+
+
+def test_gradients_reach_wrapped_layers(lite):
+    layer = slow_layers(lite.module)[0]
+    with slow_layers_in_float32(lite.module, CPU), autocast(CPU, "bfloat16"):
+        lite.module(torch.zeros(2, 3, 64, 64)).float().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    lite.module.zero_grad(set_to_none=True)
+
+
+def autocast_is_enabled(device, precision):
+    with autocast(device, precision):
+        return torch.is_autocast_enabled(device.type)
+
+
+@pytest.mark.parametrize(("flags", "native"), [("avx2 avx512_bf16", True), ("avx2 amx_bf16", True), ("avx2", False)])
+def test_auto_uses_bfloat16_on_a_cpu_only_where_it_is_native(flags, native, monkeypatch):
+    monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset(flags.split()))
+    assert computes_bfloat16(CPU) is native
+    assert autocast_is_enabled(CPU, "auto") is native
+    assert autocast_is_enabled(CPU, "bfloat16")
+    assert not autocast_is_enabled(CPU, "float32")
+
+
+def test_auto_uses_bfloat16_on_a_gpu_only_where_it_is_not_emulated(monkeypatch):
+    calls = []
+
+    def supported(*, including_emulation):
+        calls.append(including_emulation)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert not computes_bfloat16(torch.device("cuda"))
+    assert calls == [False]
+    assert not computes_bfloat16(torch.device("mps"))
+
+
+# ---------------------------------------------------------------- large networks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("vit_b_16", "subcenter-arcface"),
+        ("efficientnet_b0", "subcenter-arcface"),
+        ("resnet50", "cross-entropy"),
+        ("mobilevitv2_050", "cross-entropy"),
+    ],
+)
+def test_three_steps_update_every_layer(name, loss):
+    """Random weights and a batch of two: the second step's gradients reach the first layer."""
+    encoder = build_trainable(name, "none", seed=0)
+    generator = np.random.default_rng(0)
+    weight = generator.normal(0, 0.05, (512, encoder.features_width)).astype(np.float32)
+    encoder.head.set(weight, np.zeros(512, np.float32))
+    recipe = make_recipe("auto", family_of(encoder.module), drop_path=0.0, warmup=0.0, loss=loss)
+    state = TrainState(encoder, 2, recipe)
+    p = encoder.preprocessing
+    pixels = generator.integers(0, 256, (2, p.height, p.width, 3), dtype=np.uint8)
+    before = {n: w.detach().clone() for n, w in encoder.module.named_parameters()}
+    # the classifier of cross-entropy starts at zero, so that the first step has no gradient for the backbone
+    losses = [train_step(state, pixels, torch.tensor([0, 1])) for _ in range(3)]
+    assert loss != "cross-entropy" or losses[0] == pytest.approx(np.log(2), abs=1e-4)
+    assert all(np.isfinite(losses))
+    assert [n for n, w in encoder.module.named_parameters() if torch.equal(w, before[n])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_network_has_nearly_the_same_loss_and_gradients():
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("compiling a network on a CPU needs a C++ compiler, and none is installed")
+    states = {}
+    for compiled in (False, True):
+        encoder = build_trainable("test_vit", "none", seed=0)
+        states[compiled] = make_state(encoder, compile=compiled, loss="cross-entropy")
+        states[compiled].objective.losses[0].classifier.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    p = states[True].encoder.preprocessing
+    pixels = np.random.default_rng(0).integers(0, 256, (8, p.height, p.width, 3), dtype=np.uint8)
+    gradients = {}
+    for compiled, state in states.items():
+        with state.training():
+            loss = state.loss(pixels, TARGETS)
+            loss.backward()
+        assert float(loss.detach()) == pytest.approx(float(states[False].loss(pixels, TARGETS).detach()), rel=1e-4)
+        gradients[compiled] = torch.cat([w.grad.flatten() for w in state.encoder.module.parameters()])
+    assert torch.nn.functional.cosine_similarity(gradients[False], gradients[True], dim=0) > 0.9999
