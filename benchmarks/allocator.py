@@ -21,11 +21,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from lookalike.models.pretrained import build_trainable
+
 from lookalike.benchmark.timing import peak_memory_mb
 from lookalike.data.layouts import find_images
 from lookalike.data.samples import write_demo_images
 from lookalike.models.encoder import Encoder
-from lookalike.models.pretrained import build_trainable
 
 BACKBONE = "efficientnet_lite0"
 SETTINGS = {"C library's default": {"LOOKALIKE_MALLOC": "default"}, "freed memory kept": {}}

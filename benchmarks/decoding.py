@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from contest import answer, contest, keep, shared_folder
-from lookalike._cores import cores
+from lookalike._system import cpu_count
 from lookalike.models.preprocessing import Preprocessing
 
 SEEN = Preprocessing(224, 224)
@@ -51,7 +51,7 @@ def main() -> None:
             given.rounds,
             arguments=["--work", work],
             against="Pillow",
-            facts={"images": count, "data": given.data.name, "large": given.large, "threads": cores()},
+            facts={"images": count, "data": given.data.name, "large": given.large, "threads": cpu_count()},
         )
     keep(f"decoding{'-large' if given.large else ''}", result, whole=not given.only)
 
@@ -74,7 +74,7 @@ def prepare(given: argparse.Namespace, work: Path) -> int:
 
 def measure(decode: Callable[[Path], Pixels], files: list[Path]) -> None:
     off = [np.abs(decode(file).astype(int) - pillow(file)) for file in files[:: max(1, len(files) // 20)]]
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         list(pool.map(decode, files[:20]))
         clock = time.perf_counter()
         for _ in pool.map(decode, files):

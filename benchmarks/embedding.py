@@ -123,15 +123,15 @@ def prepare(given: argparse.Namespace, work: Path, int8: bool) -> tuple[float, s
 
     """
     import torch
+    from lookalike.embeddings.fit import fitted_encoder
+    from lookalike.models.pretrained import build_trainable
+    from lookalike.models.torch_bundle import save_bundle
     from torch.utils.flop_counter import FlopCounterMode
 
     from lookalike.api.export import export
     from lookalike.data.layouts import load_dataset
-    from lookalike.embeddings.fit import fitted_encoder
     from lookalike.errors import MissingExtra, ModelError
-    from lookalike.models.pretrained import build_trainable
     from lookalike.models.registry import find_row
-    from lookalike.models.torch_bundle import save_bundle
 
     data = load_dataset(given.data)
     encoder = fitted_encoder(
@@ -177,8 +177,9 @@ def ours(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
 
 
 def written(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.api.embed import embed
     from lookalike.runtimes.bundle import load_bundle
+
+    from lookalike.api.embed import embed
 
     encoder = load_bundle(given.work / folder)
     with tempfile.TemporaryDirectory() as work:
@@ -194,9 +195,10 @@ def written(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
 
 
 def model_only(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.data.images import read_pixels
     from lookalike.runtimes.bundle import load_bundle
     from lookalike.runtimes.choice import rate_of
+
+    from lookalike.data.images import read_pixels
 
     (member,) = load_bundle(given.work / folder).members
     p = member.preprocessing
@@ -205,9 +207,10 @@ def model_only(folder: str, given: argparse.Namespace, files: list[Path]) -> Non
 
 
 def decoding_only(given: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.models.encoder import as_sources
     from lookalike.models.stream import batches
     from lookalike.runtimes.bundle import load_bundle
+
+    from lookalike.models.encoder import as_sources
 
     wanted = [member.preprocessing for member in load_bundle(given.work / "float32").members]
     timed(files, lambda some: sum(len(batch.ids) for batch in batches([as_sources(some)], wanted)))

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from contest import keep
-from lookalike._cores import cores
+from lookalike._system import cpu_count
 
 SIDES = (1024, 2048, 4096)
 """Of the matrices; which is fastest differs from library to library."""
@@ -71,7 +71,11 @@ def openvinos(weights: np.ndarray, precision: str, given: np.ndarray) -> Callabl
     x = ops.parameter(list(given.shape), np.float32)
     # the product is not handed out, as writing it in float32 is not what is measured
     product = ops.reduce_max(ops.matmul(x, ops.constant(weights), False, False), ops.constant([0, 1]))
-    config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": cores(), "PERFORMANCE_HINT": "LATENCY"}
+    config = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": cpu_count(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
     request = ov.Core().compile_model(ov.Model([product], [x]), "CPU", config).create_infer_request()
     return lambda: request.infer({0: given}, share_inputs=True)
 
@@ -80,8 +84,8 @@ def copying() -> float:
     """Return bytes a second, read and written, in units of 10^9."""
     source = np.ones(2**28, np.uint8)
     target = np.empty_like(source)
-    parts = list(zip(np.array_split(target, cores()), np.array_split(source, cores()), strict=True))
-    with ThreadPoolExecutor(cores()) as pool:
+    parts = list(zip(np.array_split(target, cpu_count()), np.array_split(source, cpu_count()), strict=True))
+    with ThreadPoolExecutor(cpu_count()) as pool:
         return best(lambda: list(pool.map(lambda part: np.copyto(*part), parts)), 2 * source.nbytes / 1e9)
 
 

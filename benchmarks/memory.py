@@ -45,11 +45,12 @@ def main() -> None:
 
 
 def prepare(work: Path, given: argparse.Namespace, counts: list[int]) -> None:
-    from lookalike.api.export import export
-    from lookalike.data.layouts import load_dataset
     from lookalike.embeddings.fit import fitted_encoder
     from lookalike.models.pretrained import build_trainable
     from lookalike.models.torch_bundle import save_bundle
+
+    from lookalike.api.export import export
+    from lookalike.data.layouts import load_dataset
 
     data = load_dataset(given.data)
     encoder = fitted_encoder([build_trainable(given.backbone)], data.training[:500])

@@ -54,13 +54,14 @@ def main() -> None:
 
 def measured(folder: Path, backbone: str, weights: str) -> list[dict[str, Any]]:
     """Return a row for each precision."""
-    from lookalike.api.export import TOLERANCE, export
-    from lookalike.data.layouts import load_dataset
     from lookalike.embeddings.fit import fitted_encoder
-    from lookalike.evaluation.evaluation import evaluate_embeddings
     from lookalike.models.facts import read_facts
     from lookalike.models.pretrained import build_trainable
     from lookalike.models.torch_bundle import save_bundle
+
+    from lookalike.api.export import TOLERANCE, export
+    from lookalike.data.layouts import load_dataset
+    from lookalike.evaluation.evaluation import evaluate_embeddings
 
     data = load_dataset(folder)
     labels = {item.id: item.label for item in (*data.query, *data.gallery)}

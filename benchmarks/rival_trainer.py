@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lookalike.models.pretrained import build_trainable
 from pytorch_metric_learning import losses, miners, samplers, trainers
 from torch import nn
 from torchvision import transforms
@@ -21,7 +22,6 @@ from torchvision import transforms
 from lookalike.data.dataset import Item
 from lookalike.data.images import read_image
 from lookalike.models.encoder import Encoder
-from lookalike.models.pretrained import build_trainable
 
 BATCH_SIZE = 32
 

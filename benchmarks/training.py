@@ -35,20 +35,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lookalike.embeddings.fit import fitted_encoder
+from lookalike.models.alignment import fit_alignment
+from lookalike.models.facts import is_bundle, read_facts
+from lookalike.models.pretrained import build_trainable
+from lookalike.models.torch_bundle import load_bundle
 
 from lookalike._files import write_json
 from lookalike.benchmark.timing import machine
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
-from lookalike.embeddings.fit import fitted_encoder
 from lookalike.evaluation.evaluation import evaluate_embeddings
-from lookalike.models.alignment import fit_alignment
 from lookalike.models.encoder import Encoder
-from lookalike.models.facts import is_bundle, read_facts
-from lookalike.models.pretrained import build_trainable
 from lookalike.models.records import read_reports
-from lookalike.models.torch_bundle import load_bundle
 from lookalike.training.config import Recipe, TrainingOptions
 from lookalike.training.context import class_indices, has_unseen_classes
 from lookalike.training.losses import LOSSES

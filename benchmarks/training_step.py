@@ -108,6 +108,7 @@ def ours(changes: dict[str, Any], backbone: str, batch_size: int) -> Measured:
     from dataclasses import replace
 
     from lookalike.models.devices import default_device
+
     from lookalike.training.config import TrainingOptions
     from lookalike.training.state import TrainState, resolve_precision
     from lookalike.training.train_backbone import fresh_encoder

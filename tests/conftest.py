@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lookalike.models.alignment import fit_alignment
-from lookalike.models.encoder import Encoder
-from lookalike.models.member import TrainableEncoder
-from lookalike.models.pretrained import build_trainable
+from lookalike.models.encoder import Ensemble
+from lookalike.models.heads import fit_alignment
+from lookalike.models.trainable import TrainableEncoder, build_trainable
 
 _PHOTOS = {"astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 _SIDE = 160
@@ -117,29 +116,31 @@ def close_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     return lambda folder: closed.add(folder.resolve())
 
 
-class Heard:
-    """A progress that writes down what is said, and stops the run when it is told a number."""
+class RecordingProgress:
+    """A progress that records what it receives, and interrupts the run when enough images are embedded."""
 
     def __init__(self, stop_at: int | None = None) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
+        self.steps: list[tuple[int, int]] = []
         self.stop_at = stop_at
 
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
+        self.steps.append((done, total))
         if task == "embedding" and self.stop_at is not None and done >= self.stop_at:
             raise KeyboardInterrupt
 
     def info(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
 
 @pytest.fixture
-def heard() -> type[Heard]:
-    return Heard
+def recording_progress() -> type[RecordingProgress]:
+    return RecordingProgress
 
 
 @pytest.fixture
-def make_member() -> Callable[..., TrainableEncoder]:
-    """Build a small member with random weights; `name` and `seed` may be given."""
+def make_trainable() -> Callable[..., TrainableEncoder]:
+    """Build a small encoder with random weights; `name` and `seed` may be given."""
 
     def make(name: str = SMALL, seed: int = 0) -> TrainableEncoder:
         return build_trainable(name, "none", seed=seed)
@@ -148,28 +149,30 @@ def make_member() -> Callable[..., TrainableEncoder]:
 
 
 @pytest.fixture(scope="session")
-def pictures(photos: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Nine photographs as files: each of the four, mirrored too, and one of them on its side."""
-    folder = tmp_path_factory.mktemp("pictures")
+def image_files(photos: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Nine images: each of the four photographs, mirrored too, and one of them on its side."""
+    folder = tmp_path_factory.mktemp("images")
     paths = []
     for name, photo in photos.items():
-        for kind, picture in (("plain", photo), ("mirrored", photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
-            paths.append(folder / f"{name}_{kind}.png")
-            picture.save(paths[-1])
+        for variant, image in (("plain", photo), ("mirrored", photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
+            paths.append(folder / f"{name}_{variant}.png")
+            image.save(paths[-1])
     paths.append(folder / "rocket_turned.png")
     photos["rocket"].transpose(Image.Transpose.ROTATE_90).save(paths[-1])
     return paths
 
 
 @pytest.fixture
-def make_ensemble(make_member: Callable[..., TrainableEncoder], pictures: list[Path]) -> Callable[[str], Encoder]:
-    """Build an ensemble of two different small members, combined in the way that is named."""
+def make_ensemble(
+    make_trainable: Callable[..., TrainableEncoder], image_files: list[Path]
+) -> Callable[[str], Ensemble]:
+    """Build an ensemble of two different small encoders with a combination."""
 
-    def make(how: str) -> Encoder:
-        members = [make_member(), make_member(OTHER, seed=1)]
-        if how != "aligned":
-            return Encoder(members, how)
-        first, second = (Encoder([m]).embed(pictures).vectors for m in members)
-        return Encoder(members, how, [None, fit_alignment(second, first)])
+    def make(combination: str) -> Ensemble:
+        members = (make_trainable().freeze(), make_trainable(OTHER, seed=1).freeze())
+        if combination != "aligned":
+            return Ensemble(members, combination)
+        first, second = (member.embed(image_files).vectors for member in members)
+        return Ensemble(members, combination, (None, fit_alignment(second, first)))
 
     return make

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lookalike.api.evaluate import evaluate as evaluate
     from lookalike.api.evaluate import submit as submit
     from lookalike.api.export import export as export
+    from lookalike.api.search import load_index as load_index
     from lookalike.api.search import search as search
     from lookalike.benchmark.benchmark import Benchmark as Benchmark
     from lookalike.benchmark.benchmark import benchmark as benchmark
@@ -34,14 +35,16 @@ if TYPE_CHECKING:
     from lookalike.data.dataset import Dataset as Dataset
     from lookalike.data.dataset import Item as Item
     from lookalike.data.layouts import load_dataset as load_dataset
+    from lookalike.embeddings.store import load_embeddings as load_embeddings
     from lookalike.errors import LookalikeError as LookalikeError
     from lookalike.evaluation.evaluation import Evaluation as Evaluation
     from lookalike.evaluation.measures import Measure as Measure
     from lookalike.index.index import Index as Index
+    from lookalike.models.bundle import save_bundle as save_bundle
     from lookalike.models.encoder import Encoder as Encoder
-    from lookalike.runtimes.bundle import load_bundle as load_bundle
-    from lookalike.runtimes.bundle import save_bundle as save_bundle
-    from lookalike.runtimes.choice import accelerated as accelerated
+    from lookalike.models.encoder import Ensemble as Ensemble
+    from lookalike.models.registry import backbones as backbones
+    from lookalike.runtimes.load import load_encoder as load_encoder
     from lookalike.training.config import Recipe as Recipe
     from lookalike.training.config import TrainingOptions as TrainingOptions
     from lookalike.training.config import recipes as recipes
@@ -56,6 +59,7 @@ _LAZY_IMPORTS = {
     "Dataset": "data.dataset",
     "Embeddings": "types",
     "Encoder": "models.encoder",
+    "Ensemble": "models.encoder",
     "Evaluation": "evaluation.evaluation",
     "Hits": "types",
     "Index": "index.index",
@@ -67,7 +71,7 @@ _LAZY_IMPORTS = {
     "Skipped": "types",
     "TrainingOptions": "training.config",
     "Trial": "benchmark.trial",
-    "accelerated": "runtimes.choice",
+    "backbones": "models.registry",
     "benchmark": "benchmark.benchmark",
     "check": "data.check",
     "demo": "benchmark.demo",
@@ -75,11 +79,13 @@ _LAZY_IMPORTS = {
     "evaluate": "api.evaluate",
     "export": "api.export",
     "index": "api.embed",
-    "load_bundle": "runtimes.bundle",
     "load_dataset": "data.layouts",
+    "load_embeddings": "embeddings.store",
+    "load_encoder": "runtimes.load",
+    "load_index": "api.search",
     "recipes": "training.config",
     "refit": "training.refit",
-    "save_bundle": "runtimes.bundle",
+    "save_bundle": "models.bundle",
     "search": "api.search",
     "submit": "api.evaluate",
     "train": "training.train",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lookalike.embeddings.fit import fitted_encoder
+from lookalike.models.torch_bundle import save_bundle
 
 from lookalike.data.layouts import load_dataset
-from lookalike.embeddings.fit import fitted_encoder
 from lookalike.models.encoder import Encoder
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.torch_bundle import save_bundle
+from lookalike.models.trainable import build_trainable
 
 
 @pytest.fixture(scope="session")

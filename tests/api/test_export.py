@@ -6,6 +6,8 @@ import sys
 
 import numpy as np
 import pytest
+from lookalike.models.facts import read_facts
+from lookalike.runtimes.bundle import load_bundle
 
 from lookalike.api.embed import index
 from lookalike.api.evaluate import evaluate
@@ -14,9 +16,7 @@ from lookalike.api.search import search
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, MissingExtra, ModelError, OptionError, StorageError
-from lookalike.models.facts import read_facts
 from lookalike.runtimes import openvino
-from lookalike.runtimes.bundle import load_bundle
 
 pytest.importorskip("openvino")
 
@@ -158,13 +158,13 @@ def test_bfloat16_only_where_it_can_be_measured(small_bundle, tmp_path, monkeypa
     assert export(small_bundle, out=tmp_path / "fast").precision == "float32"
 
 
-def test_a_graph_that_gives_other_embeddings_is_not_put_in_place(small_bundle, make_member, tmp_path, monkeypatch):
+def test_a_graph_that_gives_other_embeddings_is_not_put_in_place(small_bundle, make_trainable, tmp_path, monkeypatch):
     out = tmp_path / "fast"
     export(small_bundle, out=out, precision="float32")
     before = (out / "bundle.json").read_bytes()
     module = sys.modules["lookalike.api.export"]
     plain = module._write_graph
-    monkeypatch.setattr(module, "_write_graph", lambda _, *rest: plain(make_member(seed=9), *rest))
+    monkeypatch.setattr(module, "_write_graph", lambda _, *rest: plain(make_trainable(seed=9), *rest))
     sentence = "float32 moves embeddings too far: cosine to the bundle at least "
     refused(ModelError, sentence, small_bundle, out=out, precision="float32", replace=True)
     assert (out / "bundle.json").read_bytes() == before

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lookalike.api.load_model import load_as_trained, resolve_model, weights_of
+from lookalike.models.facts import bundle_at
+from lookalike.models.torch_bundle import save_bundle
 
 from lookalike.api.embed import index
-from lookalike.api.load_model import load_as_trained, resolve_model, weights_of
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import ModelError
-from lookalike.models.facts import bundle_at
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.torch_bundle import save_bundle
+from lookalike.models.trainable import build_trainable
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_class_folders_are_split_as_a_bundle_was_trained(encoder, bundle, photo_
         assert load_as_trained(class_folders, model).items == usual
 
 
-def test_a_name_learns_its_head_from_the_images(photo_folder, heard):
+def test_a_name_learns_its_head_from_the_images(photo_folder, recording_progress):
     training = load_dataset(photo_folder).training
-    progress = heard()
+    progress = recording_progress()
     model = resolve_model("test_efficientnet", fit_on=training, weights="none", progress=progress)
     assert model.members[0].origin["head"] == "PCA of 24 images"
     assert progress.said == ["test_efficientnet: its head is learnt from 24 of 24 images, without labels"]
@@ -56,20 +56,20 @@ def test_a_name_learns_its_head_from_the_images(photo_folder, heard):
 
 
 @pytest.mark.parametrize("images", [0, 1])
-def test_a_name_without_images_gets_a_random_head(photo_folder, heard, images):
-    progress = heard()
+def test_a_name_without_images_gets_a_random_head(photo_folder, recording_progress, images):
+    progress = recording_progress()
     fit_on = load_dataset(photo_folder).training[:images]
     model = resolve_model("test_efficientnet", fit_on=fit_on, weights="none", progress=progress)
     assert model.fingerprint == build_trainable("test_efficientnet", "none").fingerprint
     assert progress.said == ["test_efficientnet: without images to learn a head from, a random projection is taken"]
 
 
-def test_several_names_are_aligned_on_the_images_or_joined_without(photo_folder, heard):
+def test_several_names_are_aligned_on_the_images_or_joined_without(photo_folder, recording_progress):
     weights = {"test_efficientnet": "none", "test_vit": "none"}
     both = "test_efficientnet+test_vit"
     aligned = resolve_model(both, fit_on=load_dataset(photo_folder).gallery, weights=weights)
     assert (aligned.name, aligned.how, aligned.dim) == (both, "aligned", 512)
-    progress = heard()
+    progress = recording_progress()
     joined = resolve_model(both, weights="none", progress=progress)
     assert (joined.how, joined.dim) == ("concat", 1024)
     assert "joined end to end" in progress.said[0]

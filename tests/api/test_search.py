@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lookalike.embeddings.embed import embed_to
+from lookalike.models.torch_bundle import load_bundle, save_bundle
 
 from lookalike.api.embed import embed, index
 from lookalike.api.search import load_index, query_id, search
-from lookalike.embeddings.embed import embed_to
 from lookalike.embeddings.store import is_unfinished, load_embeddings
 from lookalike.errors import DataError, FingerprintMismatch, ModelError, OptionError, StorageError
 from lookalike.index import exact
 from lookalike.index.index import Index
 from lookalike.models.encoder import Encoder
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.torch_bundle import load_bundle, save_bundle
+from lookalike.models.trainable import build_trainable
 from lookalike.types import Embeddings, Skipped
 
 
@@ -176,8 +176,8 @@ class TestQueryIds:
         assert query_id(tmp_path / "folder" / "more" / "b.jpg", known) == "more/b.jpg"
 
 
-def test_of_a_data_set_only_the_gallery_is_indexed(photo_folder, encoder, tmp_path, heard):
-    progress = heard()
+def test_of_a_data_set_only_the_gallery_is_indexed(photo_folder, encoder, tmp_path, recording_progress):
+    progress = recording_progress()
     found = index(photo_folder, encoder, out=tmp_path / "index", progress=progress)
     assert len(found.index) == 12
     assert all(i.startswith("test/gallery/") for i in found.index.ids)
@@ -199,11 +199,11 @@ def test_a_manifest_gives_metadata(photo_folder, encoder, tmp_path):
     assert found.metadata["test/gallery/cat2.jpg"] == {"photographer": "Ann2"}
 
 
-def test_a_stopped_index_goes_on_where_it_was(pictures, encoder, tmp_path, heard, monkeypatch):
+def test_a_stopped_index_goes_on_where_it_was(pictures, encoder, tmp_path, recording_progress, monkeypatch):
     monkeypatch.setitem(embed_to.__kwdefaults__, "shard_size", 5)
     out = tmp_path / "index"
     with pytest.raises(KeyboardInterrupt):
-        index(pictures, encoder, out=out, progress=heard(stop_at=12))
+        index(pictures, encoder, out=out, progress=recording_progress(stop_at=12))
     assert not out.exists()
     assert is_unfinished(tmp_path / "index.embedding")
     seen, plain = [], Encoder.embed_each
@@ -221,8 +221,8 @@ def test_a_stopped_index_goes_on_where_it_was(pictures, encoder, tmp_path, heard
     assert (out / "index.faiss").read_bytes() == (tmp_path / "whole" / "index.faiss").read_bytes()
 
 
-def test_a_name_learns_its_head_once(pictures, tmp_path, heard, monkeypatch):
-    out, first, second = tmp_path / "index", heard(stop_at=12), heard()
+def test_a_name_learns_its_head_once(pictures, tmp_path, recording_progress, monkeypatch):
+    out, first, second = tmp_path / "index", recording_progress(stop_at=12), recording_progress()
     with pytest.raises(KeyboardInterrupt):
         index(pictures, "test_efficientnet", out=out, weights="none", progress=first)
     assert first.said == ["test_efficientnet: its head is learnt from 12 of 12 images, without labels"]
@@ -234,9 +234,9 @@ def test_a_name_learns_its_head_once(pictures, tmp_path, heard, monkeypatch):
     assert len(found.index) == 13
 
 
-def test_an_unfinished_index_by_another_model_is_refused(pictures, encoder, tmp_path, heard):
+def test_an_unfinished_index_by_another_model_is_refused(pictures, encoder, tmp_path, recording_progress):
     with pytest.raises(KeyboardInterrupt):
-        index(pictures, encoder, out=tmp_path / "index", progress=heard(stop_at=12))
+        index(pictures, encoder, out=tmp_path / "index", progress=recording_progress(stop_at=12))
     with pytest.raises(FingerprintMismatch, match=r"index\.embedding holds embeddings made by the model"):
         index(pictures, "test_resnet", out=tmp_path / "index", weights="none")
 
@@ -364,9 +364,9 @@ def test_a_name_does_not_stand_for_a_model_that_was_trained(pictures, encoder, t
         assert len(index(tmp_path / "emb", model, out=tmp_path / f"index{n}").index) == 12
 
 
-def test_unfinished_embeddings_or_without_their_model(pictures, encoder, tmp_path, heard):
+def test_unfinished_embeddings_or_without_their_model(pictures, encoder, tmp_path, recording_progress):
     with pytest.raises(KeyboardInterrupt):
-        embed(pictures, encoder, out=tmp_path / "emb", progress=heard(stop_at=12))
+        embed(pictures, encoder, out=tmp_path / "emb", progress=recording_progress(stop_at=12))
     with pytest.raises(StorageError, match="not finished"):
         index(tmp_path / "emb", out=tmp_path / "index")
     embed(pictures, encoder, out=tmp_path / "emb")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lookalike.models.facts import read_facts
+from lookalike.models.torch_bundle import load_bundle
 from safetensors.torch import load_file, save_file
 
 from lookalike.benchmark import benchmark as benchmark_module
@@ -17,9 +19,7 @@ from lookalike.benchmark.run_trials import embed_candidate
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, OptionError, StorageError
-from lookalike.models.facts import read_facts
 from lookalike.models.records import read_reports
-from lookalike.models.torch_bundle import load_bundle
 from lookalike.training.config import TrainingOptions
 from lookalike.training.refit import refit
 

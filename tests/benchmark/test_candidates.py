@@ -6,10 +6,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from lookalike.models.facts import read_facts
 
 from lookalike.benchmark.candidates import bundle_candidate, joint_state, make_candidates, make_ensembles
 from lookalike.errors import OptionError
-from lookalike.models.facts import read_facts
 from lookalike.models.records import TrainingReport
 from lookalike.training.refit import refit
 

@@ -10,8 +10,9 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from lookalike.models.pretrained import build_trainable
 
-from lookalike._cores import cores
+from lookalike._system import cpu_count
 from lookalike.benchmark import timing
 from lookalike.benchmark.timing import (
     TimingRequest,
@@ -24,7 +25,6 @@ from lookalike.benchmark.timing import (
 )
 from lookalike.data.layouts import find_images
 from lookalike.errors import LookalikeError
-from lookalike.models.pretrained import build_trainable
 from lookalike.runtimes import machine as runtime_machine
 
 NAMES = ("test_efficientnet", "test_resnet")
@@ -68,7 +68,7 @@ def test_combinations_share_every_pass(images, monkeypatch):
     assert len({cost.single_decode_ms for cost in timings.values()}) == 1
     costs = [cost.single_p50_ms for cost in timings.values()]
     assert max(costs) - min(costs) < 0.5 * min(costs)
-    assert {cost.threads for cost in timings.values()} == {cores()}
+    assert {cost.threads for cost in timings.values()} == {cpu_count()}
 
 
 def test_one_encoder(images, monkeypatch):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lookalike.models.stream import File
 from PIL import Image
 
 from lookalike.models.encoder import Encoder
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.stream import File
+from lookalike.models.trainable import build_trainable
 
 
 class Watch:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from lookalike.embeddings.embed import embed_to, root_of
+from lookalike.models.stream import File
+from lookalike.models.torch_bundle import load_bundle
+
 from lookalike.embeddings.store import is_embeddings, is_unfinished, load_embeddings, read_embedding_facts
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
 from lookalike.models.encoder import Encoder
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.stream import File
-from lookalike.models.torch_bundle import load_bundle
+from lookalike.models.trainable import build_trainable
 from lookalike.types import Skipped
 
 
@@ -141,21 +141,23 @@ def test_a_picture_replaced_under_its_name_is_seen_by_its_time_alone(encoder, so
     assert counting.seen == 2
 
 
-def test_that_nothing_changed_is_said(encoder, sources, tmp_path, heard):
+def test_that_nothing_changed_is_said(encoder, sources, tmp_path, recording_progress):
     out = tmp_path / "emb"
     embed_to(sources, encoder, out, shard_size=4)
-    progress = heard()
+    progress = recording_progress()
     embed_to(sources, encoder, out, progress=progress)
     assert progress.said == [f"{out}: no image was added, removed or changed"]
 
 
 @pytest.mark.parametrize("copy", [shutil.copy2, shutil.copyfile], ids=["unchanged", "changed"])
-def test_a_damaged_folder_is_told_of_before_anything_else_is_said(encoder, sources, folder, tmp_path, heard, copy):
+def test_a_damaged_folder_is_told_of_before_anything_else_is_said(
+    encoder, sources, folder, tmp_path, recording_progress, copy
+):
     out = tmp_path / "emb"
     embed_to(sources, encoder, out)
     (out / "ids.json").write_text("[]")
     shutil.copytree(folder, tmp_path / "others", copy_function=copy)
-    progress = heard()
+    progress = recording_progress()
     with pytest.raises(StorageError, match="damaged"):
         embed_to([File(s.id, tmp_path / "others" / s.id) for s in sources], encoder, out, progress=progress)
     assert progress.said == []
@@ -181,12 +183,12 @@ def test_moved_images_are_not_embedded_again_but_found(encoder, sources, folder,
     assert read_embedding_facts(out).root == moved.resolve()
 
 
-def test_that_other_images_take_the_place_is_said(encoder, sources, folder, tmp_path, heard):
+def test_that_other_images_take_the_place_is_said(encoder, sources, folder, tmp_path, recording_progress):
     out, other = tmp_path / "emb", tmp_path / "other"
     shutil.copytree(folder, other)
     (other / sources[0].id).write_bytes((other / sources[1].id).read_bytes())
     embed_to(sources, encoder, out)
-    first, second = heard(), heard()
+    first, second = recording_progress(), recording_progress()
     embed_to(sources[1:], encoder, out, progress=first)
     assert first.said == []
     embed_to([File(s.id, other / s.id) for s in sources], encoder, out, progress=second)

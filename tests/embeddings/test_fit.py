@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from lookalike.embeddings.fit import compute_features, fit_projection, fitted_encoder
+
 from lookalike.errors import DataError
-from lookalike.models.pretrained import build_trainable
+from lookalike.models.trainable import build_trainable
 
 
 def test_features_are_the_backbones_own_and_name_what_was_skipped(sources, folder, watch):

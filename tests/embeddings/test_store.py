@@ -7,9 +7,9 @@ import pickle
 
 import numpy as np
 import pytest
+from lookalike.embeddings.embed import embed_to
 
 from lookalike import _strings
-from lookalike.embeddings.embed import embed_to
 from lookalike.embeddings.store import is_embeddings, load_embeddings, read_embedding_facts
 from lookalike.errors import StorageError
 

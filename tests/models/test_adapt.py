@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from lookalike.models.torch_bundle import load_bundle, save_bundle
 
 from lookalike.errors import OptionError
 from lookalike.models.adapt import Adaptation, GeneralizedMean, family_of
 from lookalike.models.encoder import Encoder
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.torch_bundle import load_bundle, save_bundle
+from lookalike.models.trainable import build_trainable
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
 

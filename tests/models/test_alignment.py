@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from lookalike.models.alignment import fit_alignment
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 
 from lookalike.errors import DataError
-from lookalike.models.alignment import fit_alignment
 from lookalike.models.encoder import combine
 from lookalike.types import l2_normalize
 

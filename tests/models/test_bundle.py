@@ -6,20 +6,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from lookalike.models.facts import is_bundle, read_facts
+from lookalike.models.torch_bundle import load_bundle, save_bundle
 from safetensors.torch import load_file, save_file
 
 from lookalike.errors import ModelError, StorageError
 from lookalike.models.encoder import Encoder
-from lookalike.models.facts import is_bundle, read_facts
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.torch_bundle import load_bundle, save_bundle
+from lookalike.models.trainable import build_trainable
 
 WAYS = ("single", "aligned", "average", "concat")
 
 
 @pytest.fixture
-def make_encoder(make_member, make_ensemble):
-    return lambda how: Encoder([make_member()]) if how == "single" else make_ensemble(how)
+def make_encoder(make_trainable, make_ensemble):
+    return lambda how: Encoder([make_trainable()]) if how == "single" else make_ensemble(how)
 
 
 @pytest.fixture
@@ -37,10 +37,10 @@ def edit(bundle, change):
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_a_round_trip_gives_the_same_vectors_bit_for_bit(how, make_encoder, pictures, tmp_path):
+def test_a_round_trip_gives_the_same_vectors_bit_for_bit(how, make_encoder, image_files, tmp_path):
     encoder = make_encoder(how)
     loaded = load_bundle(save_bundle(encoder, tmp_path / "model"))
-    before, after = encoder.embed(pictures), loaded.embed(pictures)
+    before, after = encoder.embed(image_files), loaded.embed(image_files)
     assert np.array_equal(before.vectors, after.vectors)
     assert before.fingerprint == after.fingerprint
     assert (loaded.name, loaded.how, loaded.dim) == (encoder.name, encoder.how, encoder.dim)
@@ -49,17 +49,17 @@ def test_a_round_trip_gives_the_same_vectors_bit_for_bit(how, make_encoder, pict
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_mambaout", "test_nfnet"])
-def test_every_family_comes_back_whole(name, pictures, tmp_path):
+def test_every_family_comes_back_whole(name, image_files, tmp_path):
     """Loading skips the random start, so anything that is not in the file would show here."""
     encoder = Encoder([build_trainable(name, "none")])
     loaded = load_bundle(save_bundle(encoder, tmp_path / "model"))
-    assert np.array_equal(encoder.embed(pictures[:3]).vectors, loaded.embed(pictures[:3]).vectors)
+    assert np.array_equal(encoder.embed(image_files[:3]).vectors, loaded.embed(image_files[:3]).vectors)
 
 
-def test_pretrained_weights_from_a_package_come_back_too(pictures, tmp_path):
+def test_pretrained_weights_from_a_package_come_back_too(image_files, tmp_path):
     encoder = Encoder([build_trainable("efficientnet_lite0")])
     loaded = load_bundle(save_bundle(encoder, tmp_path / "model"))
-    assert np.array_equal(encoder.embed(pictures[:2]).vectors, loaded.embed(pictures[:2]).vectors)
+    assert np.array_equal(encoder.embed(image_files[:2]).vectors, loaded.embed(image_files[:2]).vectors)
 
 
 def test_what_the_description_says(make_encoder, tmp_path):
@@ -82,9 +82,9 @@ def test_what_the_description_says(make_encoder, tmp_path):
     assert read_facts(save_bundle(make_encoder("single"), tmp_path / "one"))["how"] is None
 
 
-def test_the_preprocessing_travels(make_member, pictures, tmp_path):
-    member = make_member()
-    plain = Encoder([member]).embed(pictures).vectors
+def test_the_preprocessing_travels(make_trainable, image_files, tmp_path):
+    member = make_trainable()
+    plain = Encoder([member]).embed(image_files).vectors
     member.preprocessing = dataclasses.replace(
         member.preprocessing, height=128, width=128, crop_pct=1.0, interpolation="bilinear", crop_mode="squash"
     )
@@ -92,19 +92,19 @@ def test_the_preprocessing_travels(make_member, pictures, tmp_path):
     encoder = Encoder([member])
     loaded = load_bundle(save_bundle(encoder, tmp_path / "model"))
     assert loaded.members[0].preprocessing == member.preprocessing
-    assert np.array_equal(loaded.embed(pictures).vectors, encoder.embed(pictures).vectors)
-    assert not np.allclose(loaded.embed(pictures).vectors, plain, atol=1e-3)
+    assert np.array_equal(loaded.embed(image_files).vectors, encoder.embed(image_files).vectors)
+    assert not np.allclose(loaded.embed(image_files).vectors, plain, atol=1e-3)
 
 
-def test_the_fingerprint_changes_with_all_that_decides_an_embedding(make_member, make_ensemble):
-    base = make_member()
+def test_the_fingerprint_changes_with_all_that_decides_an_embedding(make_trainable, make_ensemble):
+    base = make_trainable()
     names = {"base": base.fingerprint}
 
     def changed(member):
         member.changed()
         return member.fingerprint
 
-    weight, bias, statistics, crop, mean = (make_member() for _ in range(5))
+    weight, bias, statistics, crop, mean = (make_trainable() for _ in range(5))
     with torch.no_grad():
         weight.module.conv_stem.weight[0, 0, 0, 0] += 1e-3
         bias.head.linear.bias[5] += 1e-3
@@ -117,7 +117,7 @@ def test_the_fingerprint_changes_with_all_that_decides_an_embedding(make_member,
         "statistics": changed(statistics),
         "crop": changed(crop),
         "mean": changed(mean),
-        "other architecture": make_member("test_resnet").fingerprint,
+        "other architecture": make_trainable("test_resnet").fingerprint,
     }
     for how in ("aligned", "average", "concat"):
         names[how] = make_ensemble(how).fingerprint
@@ -127,15 +127,15 @@ def test_the_fingerprint_changes_with_all_that_decides_an_embedding(make_member,
     names["other alignment"] = Encoder(ensemble.members, "aligned", [None, turned]).fingerprint
     names["other order"] = Encoder(ensemble.members[::-1], "average").fingerprint
     assert len(set(names.values())) == len(names), names
-    assert make_member().fingerprint == names["base"]
+    assert make_trainable().fingerprint == names["base"]
     assert make_ensemble("aligned").fingerprint == names["aligned"]
 
 
-def test_a_fact_for_people_does_not_change_the_fingerprint(make_member):
-    member = make_member()
+def test_a_fact_for_people_does_not_change_the_fingerprint(make_trainable):
+    member = make_trainable()
     member.origin["note"] = "made on a Sunday"
     member.changed()
-    assert member.fingerprint == make_member().fingerprint
+    assert member.fingerprint == make_trainable().fingerprint
 
 
 # ---------------------------------------------------------------- what cannot be loaded
@@ -233,9 +233,9 @@ def test_another_format_says_what_to_do(form, got, bundle):
 # ---------------------------------------------------------------- what cannot be saved
 
 
-def test_a_place_that_is_taken_is_left_as_it_is(bundle, make_member, tmp_path):
+def test_a_place_that_is_taken_is_left_as_it_is(bundle, make_trainable, tmp_path):
     before = {p.name: p.read_bytes() for p in bundle.iterdir()}
-    other = Encoder([make_member(seed=9)])
+    other = Encoder([make_trainable(seed=9)])
     with pytest.raises(StorageError) as raised:
         save_bundle(other, bundle)
     assert str(raised.value) == (
@@ -248,7 +248,7 @@ def test_a_place_that_is_taken_is_left_as_it_is(bundle, make_member, tmp_path):
 
 
 @pytest.mark.parametrize("stops_at", ["save_file", "write_json"])
-def test_an_interrupted_save_leaves_the_old_bundle(stops_at, bundle, make_member, monkeypatch, tmp_path):
+def test_an_interrupted_save_leaves_the_old_bundle(stops_at, bundle, make_trainable, monkeypatch, tmp_path):
     before = {p.name: p.read_bytes() for p in bundle.iterdir()}
 
     def interrupted(*args):
@@ -256,15 +256,15 @@ def test_an_interrupted_save_leaves_the_old_bundle(stops_at, bundle, make_member
 
     monkeypatch.setattr(f"lookalike.models.torch_bundle.{stops_at}", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_bundle(Encoder([make_member(seed=9)]), bundle, replace=True)
+        save_bundle(Encoder([make_trainable(seed=9)]), bundle, replace=True)
     assert {p.name: p.read_bytes() for p in bundle.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     with pytest.raises(KeyboardInterrupt):
-        save_bundle(Encoder([make_member(seed=9)]), tmp_path / "new")
+        save_bundle(Encoder([make_trainable(seed=9)]), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_a_full_disk_is_said_in_one_sentence(make_member, monkeypatch, tmp_path):
+def test_a_full_disk_is_said_in_one_sentence(make_trainable, monkeypatch, tmp_path):
     from safetensors import SafetensorError
 
     def full(*args):
@@ -272,7 +272,7 @@ def test_a_full_disk_is_said_in_one_sentence(make_member, monkeypatch, tmp_path)
 
     monkeypatch.setattr("lookalike.models.torch_bundle.save_file", full)
     with pytest.raises(StorageError) as raised:
-        save_bundle(Encoder([make_member()]), tmp_path / "model")
+        save_bundle(Encoder([make_trainable()]), tmp_path / "model")
     assert str(raised.value) == (
         f"{tmp_path / 'model'} cannot be written (Error while serializing: I/O error: No space left on device "
         "(os error 28)); free some space or choose another place."
@@ -280,8 +280,8 @@ def test_a_full_disk_is_said_in_one_sentence(make_member, monkeypatch, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_in_the_way(make_member, tmp_path):
+def test_a_file_in_the_way(make_trainable, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StorageError, match=r"file is not a folder; choose another place\.$"):
-        save_bundle(Encoder([make_member()]), tmp_path / "file" / "model")
+        save_bundle(Encoder([make_trainable()]), tmp_path / "file" / "model")
     assert (tmp_path / "file").read_text() == "mine"

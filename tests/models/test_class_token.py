@@ -9,7 +9,7 @@ import timm
 import torch
 
 from lookalike.models.class_token import ClassTokenBlock, drop_unread_tokens, split_weights
-from lookalike.models.pretrained import build_trainable
+from lookalike.models.trainable import build_trainable
 
 SMALL = {"embed_dim": 64, "num_heads": 4, "depth": 2, "img_size": 64, "num_classes": 0}
 

@@ -4,14 +4,14 @@ import re
 
 import numpy as np
 import pytest
+from lookalike.models.pretrained import build_trainable
+from lookalike.models.stream import File
 
 from lookalike.data import images
 from lookalike.data.dataset import Item, Split
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import ProjectionHead
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.stream import File
 from lookalike.progress import LineProgress
 from lookalike.types import l2_normalize
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lookalike.models.pretrained import build_trainable
+from lookalike.models.trainable import build_trainable
 from reference_lite import VARIANTS, package_state, pooled_features, skimage_picture
 
 PICTURES = ("chelsea.png", "coffee.png", "rocket.jpg")

@@ -5,9 +5,9 @@ import time
 
 import numpy as np
 import pytest
+from lookalike.models.stream import Batch, map_ahead
 
 from lookalike.models.pipeline import Pace, encode_batches
-from lookalike.models.stream import Batch, map_ahead
 
 
 class Counting:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lookalike.errors import ModelError
 from lookalike.models.preprocessing import Preprocessing
-from lookalike.models.pretrained import build_trainable
+from lookalike.models.trainable import build_trainable
 
 SHAPES = {  # width, height
     "landscape": (317, 211),
@@ -89,6 +89,7 @@ def test_a_shift_by_one_pixel_would_be_noticed(photos, to_input):
 @pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "efficientnet_b0", "coatnet_rmlp_2_rw_384.sw_in12k_ft_in1k"])
 def test_the_configuration_is_the_one_that_timm_keeps_for_the_weights(name):
     from lookalike.models.pretrained import preprocessing_of
+
     from lookalike.models.registry import find_row
 
     row = find_row(name)

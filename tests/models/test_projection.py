@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from lookalike.models.projection import fit_pca, fit_whitened, random_projection
 from sklearn.decomposition import PCA
 
 from lookalike.errors import DataError
-from lookalike.models.projection import fit_pca, fit_whitened, random_projection
 
 
 def spread_features(n: int, width: int, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The oracle against timm, against what the pictures show, and against numbers written down once."""
+"""The oracle against timm, against what the image_files show, and against numbers written down once."""
 
 import pytest
 import timm
@@ -22,14 +22,14 @@ def state(variant):
 
 
 @pytest.fixture(scope="module")
-def pictures(variant):
+def image_files(variant):
     return torch.cat([preprocess(skimage_picture(name), VARIANTS[variant].side) for name in PICTURES])
 
 
 @pytest.fixture(scope="module")
-def features(variant, state, pictures):
+def features(variant, state, image_files):
     with torch.inference_mode():
-        return pooled_features(state, pictures, variant)
+        return pooled_features(state, image_files, variant)
 
 
 @pytest.fixture(scope="module")
@@ -39,27 +39,27 @@ def ranked(state, features):
     return dict(zip(PICTURES, best.tolist(), strict=True))
 
 
-def test_timm_with_the_entries_laid_over_in_order_gives_the_same_numbers(variant, state, pictures, features):
+def test_timm_with_the_entries_laid_over_in_order_gives_the_same_numbers(variant, state, image_files, features):
     model = timm.create_model(f"tf_efficientnet_{variant}", pretrained=False).eval()
     own = model.state_dict()
     assert [v.shape for v in own.values()] == [v.shape for v in state.values()]
     model.load_state_dict(dict(zip(own, state.values(), strict=True)))
     with torch.inference_mode():
-        found = model.forward_head(model.forward_features(pictures), pre_logits=True)
-        logits = model(pictures)
+        found = model.forward_head(model.forward_features(image_files), pre_logits=True)
+        logits = model(image_files)
     assert features.shape == (len(PICTURES), 1280)
     assert features.abs().max() > 1  # the numbers compared are not all near zero
     assert (found - features).abs().max() < 1e-4
     assert (logits - classify(state, features)).abs().max() < 1e-4
 
 
-def test_two_swapped_entries_of_one_shape_would_be_noticed(variant, state, pictures, features):
+def test_two_swapped_entries_of_one_shape_would_be_noticed(variant, state, image_files, features):
     """The comparison above rests on this: weights in a wrong place change the numbers far beyond its tolerance."""
     swapped = dict(state)
     first, second = "_blocks.1._bn0.weight", "_blocks.1._bn0.bias"
     swapped[first], swapped[second] = state[second], state[first]
     with torch.inference_mode():
-        found = pooled_features(swapped, pictures, variant)
+        found = pooled_features(swapped, image_files, variant)
     assert (found - features).abs().max() > 0.1
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from lookalike.errors import ModelError
 from lookalike.models.encoder import Encoder
-from lookalike.models.pretrained import build_trainable
 from lookalike.models.registry import ROWS, find_row
+from lookalike.models.trainable import build_trainable
 
 
 @pytest.mark.parametrize(

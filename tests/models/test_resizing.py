@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from lookalike.models.resizing import FILTERS, resized
+from PIL import Image
 
 SIZES = [(64, 48), (300, 200), (160, 40), (97, 101), (900, 700)]
 

@@ -1,4 +1,4 @@
-"""Decoding ahead: order, a bounded number of pictures in memory, and errors."""
+"""Decoding ahead: order, a bounded number of image_files in memory, and errors."""
 
 import threading
 import time
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lookalike.models.stream import File, Files, batches, map_ahead, map_groups_ahead
 
 from lookalike.errors import OptionError, UnreadableImage
 from lookalike.models import stream
 from lookalike.models.preprocessing import Preprocessing
-from lookalike.models.stream import File, Files, batches, map_ahead, map_groups_ahead
 from lookalike.types import Skipped
 
 
@@ -98,7 +98,7 @@ def test_a_batch_of_nothing_is_refused():
     assert str(raised.value) == "the batch size must be at least 1, got 0."
 
 
-def test_each_file_is_decoded_once_whatever_the_number_of_preprocessings(pictures, monkeypatch):
+def test_each_file_is_decoded_once_whatever_the_number_of_preprocessings(image_files, monkeypatch):
     opened = []
 
     def reading(path, at_least, read=stream.read_scaled):
@@ -107,19 +107,19 @@ def test_each_file_is_decoded_once_whatever_the_number_of_preprocessings(picture
 
     monkeypatch.setattr(stream, "read_scaled", reading)
     small, large = Preprocessing(32, 32), Preprocessing(64, 48)
-    sources = [File(p.name, p) for p in pictures]
+    sources = [File(p.name, p) for p in image_files]
     found = list(batches([sources], [small, large, small], 4))
-    assert sorted(opened) == sorted(pictures)
+    assert sorted(opened) == sorted(image_files)
     assert [b.done for b in found] == [4, 8, 9]
     assert [tuple(p.shape for p in b.pixels) for b in found[:1]] == [((4, 32, 32, 3), (4, 64, 48, 3), (4, 32, 32, 3))]
     assert found[0].pixels[0] is found[0].pixels[2]
     assert found[0].pixels[0].dtype == np.uint8
-    assert [name for b in found for name in b.ids] == [p.name for p in pictures]
+    assert [name for b in found for name in b.ids] == [p.name for p in image_files]
 
 
-def test_a_batch_whose_files_are_all_unreadable_is_still_reported(pictures, tmp_path):
+def test_a_batch_whose_files_are_all_unreadable_is_still_reported(image_files, tmp_path):
     missing = [File(str(n), tmp_path / f"{n}.jpg") for n in range(2)]
-    found = list(batches([[*missing, File("good", pictures[0])]], [Preprocessing(32, 32)], 2))
+    found = list(batches([[*missing, File("good", image_files[0])]], [Preprocessing(32, 32)], 2))
     assert [(b.ids, len(b.pixels), len(b.skipped), b.done) for b in found] == [((), 0, 2, 2), (("good",), 1, 0, 3)]
 
 

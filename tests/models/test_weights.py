@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from lookalike.models.hub import cache_only
+from lookalike.models.state_file import read_state
 from safetensors.torch import save_file
 
 from lookalike.errors import ModelError, WeightsUnavailable
-from lookalike.models.hub import cache_only
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.state_file import read_state
+from lookalike.models.trainable import build_trainable
 
 SMALL = "test_efficientnet"
 THREE_WAYS = (

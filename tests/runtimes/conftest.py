@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from lookalike.data.images import read_image
-from lookalike.models.member import TrainableEncoder
+from lookalike.models.trainable import TrainableEncoder
 from lookalike.types import Pixels
 
 
 @pytest.fixture
-def pixels(pictures: list[Path]) -> Callable[[TrainableEncoder], Pixels]:
+def pixels(image_files: list[Path]) -> Callable[[TrainableEncoder], Pixels]:
     """Nine photographs as a member wants them."""
 
     def of(member: TrainableEncoder) -> Pixels:
-        return np.stack([member.preprocessing.pixels(read_image(p)) for p in pictures])
+        return np.stack([member.preprocessing.pixels(read_image(p)) for p in image_files])
 
     return of

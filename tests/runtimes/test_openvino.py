@@ -39,27 +39,27 @@ def test_one_that_was_imported_before_is_taken():
     assert "'openvino_telemetry'" in loaded("import openvino; from lookalike.runtimes.openvino import core; core()")
 
 
-def test_no_pictures_have_no_embeddings(make_member):
+def test_no_pictures_have_no_embeddings(make_trainable):
     from lookalike.runtimes.openvino import OpenVINOSession, convert
 
-    session = OpenVINOSession(convert(make_member()), "float32")
+    session = OpenVINOSession(convert(make_trainable()), "float32")
     assert session.submit(np.zeros((0, 160, 160, 3), np.uint8))().shape == (0, 512)
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_what_sees_the_picture_computes_in_float32(make_member, pictures, tmp_path, quantised):
+def test_what_sees_the_picture_computes_in_float32(make_trainable, image_files, tmp_path, quantised):
     from lookalike.data.images import read_pixels
     from lookalike.runtimes import openvino
 
     if "bfloat16" not in openvino.precisions():
         pytest.skip("this processor does not compute in bfloat16")
-    member = make_member()
+    member = make_trainable()
     graph = openvino.convert(member)
     if quantised:
         pytest.importorskip("nncf")
         from lookalike.runtimes.quantise import quantise
 
-        shown = [member.preprocessing.pixels(read_pixels(path))[None] for path in pictures]
+        shown = [member.preprocessing.pixels(read_pixels(path))[None] for path in image_files]
         graph = quantise(graph, openvino.RUNTIME, shown, transformer=False)
     openvino.save(graph, tmp_path / "graph.xml", half=True)
     session = openvino.OpenVINOSession(tmp_path / "graph.xml", "int8" if quantised else "bfloat16")
@@ -71,10 +71,10 @@ def test_what_sees_the_picture_computes_in_float32(make_member, pictures, tmp_pa
     assert set(others) >= ({"bf16", "I8"} if quantised else {"bf16"})
 
 
-def test_first_layers_end_before_the_second_dense_one(make_member):
+def test_first_layers_end_before_the_second_dense_one(make_trainable):
     from lookalike.runtimes import openvino
 
-    graph = openvino.convert(make_member())
+    graph = openvino.convert(make_trainable())
     kinds = {node.get_friendly_name(): node.get_type_name() for node in graph.get_ordered_ops()}
     found = [kinds[name] for name in openvino.first_layers(graph)]
     assert found.count("Convolution") == 1

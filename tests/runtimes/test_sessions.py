@@ -1,4 +1,4 @@
-"""One contract for every runtime and precision: torch's embeddings, of unit length, however the pictures are given."""
+"""One contract for every runtime and precision: torch's embeddings, of unit length, however images are given."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from lookalike.models.devices import computes_bfloat16
-from lookalike.models.encoder import Encoder
 from lookalike.models.engine import LEAST_COSINE, Engine
 from lookalike.models.lowered import LoweredMember
-from lookalike.models.member import TrainableEncoder
-from lookalike.models.pretrained import build_trainable
 from lookalike.models.torch_bundle import member_row
 from lookalike.runtimes.members import SUFFIXES, open_member
+
+from lookalike.models.encoder import Encoder
+from lookalike.models.trainable import TrainableEncoder, build_trainable
 
 Opened = Callable[[TrainableEncoder, Path], Engine]
 
@@ -49,8 +48,9 @@ def in_eight_bits(runtime: str) -> Opened:
     def opened(member: TrainableEncoder, folder: Path) -> Engine:
         pytest.importorskip("nncf")
         pytest.importorskip(runtime)
-        from lookalike.runtimes import onnx, openvino
         from lookalike.runtimes.quantise import quantise
+
+        from lookalike.runtimes import onnx, openvino
 
         p = member.preprocessing
         random = np.random.default_rng(0)
@@ -82,13 +82,13 @@ BACKBONES = [SMALL, "test_resnet", "test_vit"]
 
 
 @pytest.fixture(params=BACKBONES)
-def member(request, make_member) -> TrainableEncoder:
-    return make_member(request.param)
+def member(request, make_trainable) -> TrainableEncoder:
+    return make_trainable(request.param)
 
 
 @pytest.fixture(params=RUNTIMES, scope="module")
 def runtime(request, tmp_path_factory) -> Engine:
-    """Of a member as `make_member` gives it."""
+    """Of a member as `make_trainable` gives it."""
     return RUNTIMES[request.param](build_trainable(SMALL, "none"), tmp_path_factory.mktemp("graphs"))
 
 
@@ -103,8 +103,8 @@ def test_embeddings_are_torchs(name, member, pixels, tmp_path):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_every_precision_is_near_enough_and_of_unit_length(runtime, make_member, pixels):
-    member = make_member()
+def test_every_precision_is_near_enough_and_of_unit_length(runtime, make_trainable, pixels):
+    member = make_trainable()
     given = pixels(member)
     found = runtime.encode(given)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -112,16 +112,16 @@ def test_every_precision_is_near_enough_and_of_unit_length(runtime, make_member,
     assert cosines.min() >= (LEAST_COSINE[runtime.precision] if runtime.precision != "int8" else 0.5)  # random weights
 
 
-def test_what_an_engine_says_of_itself(runtime, make_member):
-    member = make_member()
+def test_what_an_engine_says_of_itself(runtime, make_trainable):
+    member = make_trainable()
     assert (runtime.backbone, runtime.dim, runtime.trained) == (member.backbone, member.dim, member.trained)
     assert runtime.preprocessing == member.preprocessing
     assert (runtime.fingerprint == member.fingerprint) == (runtime.precision != "int8")
     assert runtime.runs_on == (member.runs_on if runtime.runtime == "torch" else "cpu")
 
 
-def test_any_number_of_pictures_may_be_in_flight(runtime, make_member, pixels):
-    given = pixels(make_member())
+def test_any_number_of_pictures_may_be_in_flight(runtime, make_trainable, pixels):
+    given = pixels(make_trainable())
     whole = runtime.encode(given)
     for size in (1, 2, 9):
         parts = [given[start : start + size] for start in range(0, len(given), size)]
@@ -135,13 +135,13 @@ def test_any_number_of_pictures_may_be_in_flight(runtime, make_member, pixels):
         assert (np.concatenate(found) * whole).sum(1).min() > 0.999
 
 
-def test_pixels_may_lie_anywhere_in_memory(runtime, make_member, pixels):
-    given = pixels(make_member())
+def test_pixels_may_lie_anywhere_in_memory(runtime, make_trainable, pixels):
+    given = pixels(make_trainable())
     np.testing.assert_allclose(runtime.encode(given[::2]), runtime.encode(np.ascontiguousarray(given[::2])), atol=1e-5)
 
 
-def test_several_threads_may_ask_at_once(runtime, make_member, pixels):
-    given = pixels(make_member())
+def test_several_threads_may_ask_at_once(runtime, make_trainable, pixels):
+    given = pixels(make_trainable())
     whole = runtime.encode(given)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda n: runtime.encode(given[n % 9 : n % 9 + 1]), range(40)))
@@ -149,8 +149,8 @@ def test_several_threads_may_ask_at_once(runtime, make_member, pixels):
         assert float(vectors[0] @ whole[n % 9]) > 0.999
 
 
-def test_an_error_takes_nothing_away(runtime, make_member, pixels, pictures):
-    given = pixels(make_member())
+def test_an_error_takes_nothing_away(runtime, make_trainable, pixels, image_files):
+    given = pixels(make_trainable())
     expected = runtime.encode(given)
     for _ in range(runtime.in_flight + 2):
         with pytest.raises(Exception):  # noqa: B017 - each runtime has its own
@@ -165,5 +165,5 @@ def test_an_error_takes_nothing_away(runtime, make_member, pixels, pictures):
 
     for _ in range(runtime.in_flight + 2):
         with pytest.raises(InterruptedError):
-            Encoder([runtime]).embed(pictures, batch_size=1, progress=Stops())
+            Encoder([runtime]).embed(image_files, batch_size=1, progress=Stops())
     np.testing.assert_allclose(runtime.encode(given), expected, atol=1e-5)

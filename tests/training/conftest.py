@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+from lookalike.models.member import TrainableEncoder
+from lookalike.models.pretrained import build_trainable
 from PIL import Image
 from safetensors.torch import save_file
 
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
-from lookalike.models.member import TrainableEncoder
-from lookalike.models.pretrained import build_trainable
 from lookalike.training.config import TrainingOptions
 
 SMALL = "test_efficientnet"  # 0.1 million parameters

@@ -5,9 +5,9 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from lookalike.models.facts import read_facts
 from PIL import Image
 
-from lookalike.models.facts import read_facts
 from lookalike.models.records import EpochReport, HeadFit, LearningRates, StageMeasures, TrainingReport, read_reports
 from lookalike.training.config import Recipe
 from lookalike.training.curves import draw_curves, write_curves

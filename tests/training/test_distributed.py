@@ -9,10 +9,10 @@ import textwrap
 
 import numpy as np
 import pytest
-
 from lookalike.models.facts import read_facts
-from lookalike.models.records import read_reports
 from lookalike.models.torch_bundle import load_bundle
+
+from lookalike.models.records import read_reports
 from lookalike.training.distributed import open_distributed
 from lookalike.training.train import train
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lookalike.models.pretrained import build_trainable
 
 from lookalike.errors import ModelError
 from lookalike.models.adapt import family_of
-from lookalike.models.pretrained import build_trainable
 from lookalike.models.records import LearningRates
 from lookalike.training.batches import iterate_batches, training_preprocessing
 from lookalike.training.context import class_indices

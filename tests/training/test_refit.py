@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from lookalike._files import write_json
 from lookalike.embeddings.fit import compute_features
-from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.models.facts import read_facts
 from lookalike.models.projection import fit_pca
-from lookalike.models.records import EpochReport, read_reports
 from lookalike.models.torch_bundle import load_bundle
+
+from lookalike._files import write_json
+from lookalike.errors import DataError, ModelError, OptionError, StorageError
+from lookalike.models.records import EpochReport, read_reports
 from lookalike.training.context import TrainingContext
 from lookalike.training.frozen_stage import FrozenStageConfig, replay_frozen_stage
 from lookalike.training.refit import refit
@@ -86,8 +86,9 @@ def test_an_interrupted_and_resumed_refit_is_identical(moment, first, crops_orig
 
 def test_the_head_of_an_untrained_encoder_is_fitted_on_all_images(data, crops_original, weights, member, tmp_path):
     from lookalike.embeddings.fit import fit_projection
-    from lookalike.models.encoder import Encoder
     from lookalike.models.torch_bundle import save_bundle
+
+    from lookalike.models.encoder import Encoder
     from lookalike.training.config import TrainingOptions
     from lookalike.training.train import training_info
 
@@ -166,8 +167,9 @@ def test_a_bundle_without_a_record_of_its_training_is_refused(encoder_bundle, cr
 
 @pytest.fixture
 def encoder_bundle(member, tmp_path) -> Path:
-    from lookalike.models.encoder import Encoder
     from lookalike.models.torch_bundle import save_bundle
+
+    from lookalike.models.encoder import Encoder
 
     return save_bundle(Encoder([member]), tmp_path / "plain")
 

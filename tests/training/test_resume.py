@@ -9,11 +9,11 @@ import textwrap
 
 import pytest
 import torch
+from lookalike.models.facts import read_facts
+from lookalike.models.torch_bundle import load_bundle
 
 from lookalike.errors import ModelError, StorageError
-from lookalike.models.facts import read_facts
 from lookalike.models.records import LearningRates, read_reports
-from lookalike.models.torch_bundle import load_bundle
 from lookalike.training.config import override_options
 from lookalike.training.train import train
 

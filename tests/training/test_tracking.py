@@ -7,11 +7,11 @@ import warnings
 
 import numpy as np
 import pytest
+from lookalike.models.facts import read_facts
+from lookalike.models.torch_bundle import load_bundle
 
 from lookalike.errors import MissingExtra, ModelError, OptionError
-from lookalike.models.facts import read_facts
 from lookalike.models.records import read_reports
-from lookalike.models.torch_bundle import load_bundle
 from lookalike.progress import SILENT
 from lookalike.training.refit import refit
 from lookalike.training.tracking import TRACKERS, RunTracker, TrackerTarget, start_tracking

@@ -7,17 +7,17 @@ import time
 import numpy as np
 import pytest
 import torch
+from lookalike.models.alignment import fit_alignment
+from lookalike.models.facts import read_facts
+from lookalike.models.pretrained import build_trainable
+from lookalike.models.torch_bundle import load_bundle
 
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import evaluate_embeddings
-from lookalike.models.alignment import fit_alignment
 from lookalike.models.encoder import Encoder
-from lookalike.models.facts import read_facts
-from lookalike.models.pretrained import build_trainable
 from lookalike.models.records import read_reports
-from lookalike.models.torch_bundle import load_bundle
 from lookalike.training.train import train, training_info
 from lookalike.training.train_backbone import validation_fingerprint
 

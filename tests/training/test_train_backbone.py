@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from lookalike.embeddings.fit import fitted_encoder
+
 from lookalike.models.records import StageMeasures
 from lookalike.training.context import TrainingContext
 from lookalike.training.state import resolve_precision

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
 from lookalike.embeddings.fit import compute_features
 from lookalike.models.facts import read_facts
 from lookalike.models.projection import fit_whitened
-from lookalike.models.records import EpochReport, read_reports
 from lookalike.models.torch_bundle import load_bundle
+
+from lookalike.models.records import EpochReport, read_reports
 from lookalike.progress import SILENT
 from lookalike.training.config import Recipe
 from lookalike.training.context import TrainingContext, class_indices

@@ -1,48 +1,52 @@
-"""`embed` and `index`: from a folder of images to what can be searched."""
+"""`embed` and `index`: from a folder of images to embeddings and to an index."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lookalike._files import file_digest, new_folder, require_free, require_writable
 from lookalike._strings import PackedStrings
-from lookalike.api.load_model import Weights, on_runtime, resolve_model, weights_of
+from lookalike.data.dataset import sample_evenly
 from lookalike.data.layouts import load_dataset, may_be_folder, require_folder, skipped_suffix, walk_images
-from lookalike.embeddings.embed import embed_to
-from lookalike.embeddings.folder import begun_with
+from lookalike.embeddings.embed_folder import embed_folder, require_same_model
 from lookalike.embeddings.store import (
-    EmbeddingFacts,
-    begun_precision,
     is_embeddings,
     is_unfinished,
     load_embeddings,
-    read_embedding_facts,
+    read_embeddings_info,
+    read_run,
 )
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.index.autotune import Budget
 from lookalike.index.index import Index, remove_checkpoint
 from lookalike.index.storage import is_index
-from lookalike.models.facts import MODEL, bundle_at
-from lookalike.progress import SILENT, Progress
-from lookalike.runtimes.choice import require_runtime
+from lookalike.models.bundle import describe
+from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
+from lookalike.models.info import MODEL_FOLDER, BundleInfo, find_bundle, is_bundle, read_bundle_info
+from lookalike.models.pipeline import Files, Source
+from lookalike.progress import Progress, resolve_progress
+from lookalike.runtimes.fit import FittedEncoder, fit_encoder
+from lookalike.runtimes.load import PRETRAINED, WeightsOption, load_encoder, load_pretrained, weights_of
+from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
 
-if TYPE_CHECKING:
-    from lookalike.models.encoder import Encoder
-    from lookalike.models.stream import Source
-
-
-_CURVES = "curves.png"
-"""The picture that training leaves beside a model."""
+FIT_IMAGES = 2000  # a head is fitted on at most this many images; more change its principal components little
+_CURVES = "curves.png"  # the only image in the folder of a trained model
 
 
 @dataclass(frozen=True)
-class MadeIndex:
-    """An index that was just written, and the files and folders that are not in it."""
+class BuiltIndex:
+    """An index that was just written.
+
+    Attributes:
+        index: the index.
+        skipped: files and folders that are not in it.
+
+    """
 
     index: Index
     skipped: tuple[Skipped, ...]
@@ -50,120 +54,127 @@ class MadeIndex:
 
 def embed(
     images: Path | str,
-    model: Encoder | Path | str | None = None,
+    model: AnyEncoder | Path | str | None = None,
     *,
     out: Path | str,
-    weights: Weights = "pretrained",
-    runtime: str = "auto",
-    precision: str = "auto",
-    progress: Progress = SILENT,
+    weights: WeightsOption = PRETRAINED,
+    runtime: str = AUTO,
+    precision: str = AUTO,
+    progress: Progress | None = None,
 ) -> Embeddings:
-    """Embed every image in a folder; a run that was stopped goes on where it was, changed files are embedded again.
+    """Embed every image in a folder; a run that was stopped resumes, and changed files are embedded again.
 
     Args:
-        images: a folder, searched with all folders in it; ids are paths relative to it.
-        model: as in `resolve_model`; a name's head is learnt from the images, once: a folder keeps the model it has,
-            so that to bring it up to date it may be None.
+        images: a folder, searched recursively; ids are paths relative to it.
+        model: an encoder, a bundle, or the name of a backbone. The head of a name is fitted on the images, once. None
+            for the model that `out` holds from an earlier run.
         out: the folder of embeddings.
-        weights: for a name.
-        runtime: what computes: auto, torch, openvino or onnxruntime; auto takes what was found to be fastest here.
-        precision: auto, float32 or bfloat16; auto takes the fastest, or what the folder was begun with.
-        progress: is told what happens.
+        weights: of a backbone by name, as in `load_encoder`.
+        runtime: auto (the fastest on this machine), torch, openvino or onnxruntime.
+        precision: auto (the fastest, or what the folder was started with), float32 or bfloat16.
+        progress: receives what happens; None for a bar where a person watches, else the logger.
 
     Raises:
-        DataError: no folder, or no readable image in it.
-        OptionError: no model where `out` has none either, or an runtime or precision that there is not.
+        DataError: not a folder, or no readable image in it.
+        OptionError: no model where `out` has none either, or an unknown runtime or precision.
         ModelError: the model cannot be used.
-        FingerprintMismatch: `out` holds embeddings by another model.
+        FingerprintMismatch: `out` holds embeddings of another model.
         StorageError: `out` cannot be written or holds something else.
 
     """
-    found = images_in(Path(images))
-    require_writable(Path(out))
+    gallery = find_images(_folder(images))
+    out = Path(out)
+    require_writable(out)
     require_runtime(runtime, precision)
     if model is None:
-        model = bundle_at(Path(out))
+        model = find_bundle(out)
     if model is None:
         raise OptionError(
-            f"{out} holds no model from an earlier run, so one is needed; give a bundle or a backbone's name."
+            f"{out} holds no model from an earlier run, so `model` is needed: a bundle or the name of a backbone.",
+            argument="model",
         )
-    return _embed(found, model, Path(out), weights, (runtime, precision), progress)
+    job = _EmbedJob(gallery, model, out, weights, runtime, precision, resolve_progress(progress))
+    return job.run()
 
 
 def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     images: Path | str,
-    model: Encoder | Path | str | None = None,
+    model: AnyEncoder | Path | str | None = None,
     *,
     out: Path | str,
-    weights: Weights = "pretrained",
+    weights: WeightsOption = PRETRAINED,
     min_recall: float = 1.0,
     max_memory: int | str | None = None,
     max_ms: float | None = None,
-    runtime: str = "auto",
-    precision: str = "auto",
+    runtime: str = AUTO,
+    precision: str = AUTO,
     replace: bool = False,
-    progress: Progress = SILENT,
-) -> MadeIndex:
-    """Make an index of a folder of images, or of the embeddings that `embed` made, and write it with its model.
+    progress: Progress | None = None,
+) -> BuiltIndex:
+    """Index a folder of images, or the embeddings that `embed` made, and store the model with the index.
 
-    Of a data set with training, query and gallery only the gallery is indexed. Embeddings are made beside `out`, in
-    `<out>.embedding`, and an approximate index is built in `<out>.building`, so that a run that was stopped goes on
-    where it was; both are removed in the end.
+    Of a data set with training, query and gallery only the gallery is indexed. Embeddings are made in
+    `<out>.embedding`, and an approximate index is built in `<out>.building`, so that a run that was stopped resumes;
+    both are removed at the end.
 
     Args:
         images: a folder of images, or of embeddings.
-        model: as in `resolve_model`; embeddings come with theirs, so for them it may be None.
+        model: as in `embed`; None for embeddings, which have theirs.
         out: the index's folder, put in place in one step.
-        weights: for a backbone's name.
+        weights: of a backbone by name.
         min_recall: as in `Index.build`.
         max_memory: as in `Index.build`.
         max_ms: as in `Index.build`.
         runtime: as in `embed`.
         precision: as in `embed`.
         replace: take the place of an older index.
-        progress: is told what happens.
+        progress: as in `embed`.
 
     Raises:
-        DataError: no folder, or no readable image in it.
-        OptionError: images without a model, a value outside what is allowed, or no index stays within the budget.
+        DataError: not a folder, or no readable image in it.
+        OptionError: images without a model, a value outside what is allowed, or no index within the budget.
         ModelError: the model cannot be used.
-        FingerprintMismatch: the embeddings are by another model.
-        StorageError: `out` is taken or cannot be written, or the embeddings are damaged or not finished.
+        FingerprintMismatch: the embeddings are of another model.
+        StorageError: `out` exists or cannot be written, or the embeddings are damaged or unfinished.
 
     """
-    images, out = Path(images), Path(out)
+    images, out = _folder(images), Path(out)
+    progress = resolve_progress(progress)
     budget = Budget.parse(min_recall, max_memory, max_ms)
     require_runtime(runtime, precision)
     if not replace:
         require_free(out)
     require_folder(images)
     if is_embeddings(images) or is_unfinished(images):
-        if (runtime, precision) != ("auto", "auto"):
+        if (runtime, precision) != (AUTO, AUTO):
             raise OptionError(
-                f"runtime and precision are for embedding, and {images} holds embeddings already; leave them out."
+                f"`runtime` and `precision` are for embedding, and {images} holds embeddings already; leave them out.",
+                argument="runtime",
             )
-        _require_made_by(model, images, read_embedding_facts(images))
+        _require_made_by(model, images)
         return _write_index(images, {}, out, budget, replace=replace, progress=progress)
     if model is None:
         if next(walk_images(images, lambda _: None), None) is None:
-            _refuse_what_we_made(images)
-        raise OptionError(f"{images} holds no embeddings, so a model is needed; give a bundle or a backbone's name.")
-    gallery = gallery_of(images, progress)
-    work = out.with_name(out.name + ".embedding")
-    _embed(gallery, model, work, weights, (runtime, precision), progress)
-    made = _write_index(work, gallery.metadata, out, budget, replace=replace, progress=progress)
-    shutil.rmtree(work, ignore_errors=True)
-    return made
+            _refuse_own_output(images)
+        raise OptionError(
+            f"{images} holds no embeddings, so `model` is needed: a bundle or the name of a backbone.", argument="model"
+        )
+    gallery = _find_gallery(images, progress)
+    embeddings = out.with_name(out.name + ".embedding")
+    _EmbedJob(gallery, model, embeddings, weights, runtime, precision, progress).run()
+    built = _write_index(embeddings, gallery.metadata, out, budget, replace=replace, progress=progress)
+    shutil.rmtree(embeddings, ignore_errors=True)
+    return built
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What of a folder is to be embedded.
+    """The images of a folder that are embedded.
 
     Attributes:
         sources: the images.
-        fit_on: images to learn a head from.
-        metadata: further facts by id.
+        fit_on: the images to fit a head on.
+        metadata: of the items, by id.
         skipped: folders that cannot be listed.
 
     """
@@ -174,155 +185,201 @@ class Gallery:
     skipped: tuple[Skipped, ...]
 
 
-def gallery_of(folder: Path, progress: Progress = SILENT) -> Gallery:
-    """Find the images to index: the gallery of a data set, else every image in the folder.
+def _folder(images: Path | str) -> Path:
+    if not isinstance(images, str | Path):
+        raise OptionError(
+            f"`images` must be a folder, got {type(images).__name__}; a list goes to load_encoder(model).embed.",
+            argument="images",
+        )
+    return Path(images)
 
-    Raises:
-        DataError: no folder, no image in it, or a manifest that cannot be used.
 
-    """
-    manifest = any((folder / name).is_file() for name in ("manifest.csv", "manifest.parquet"))
-    if manifest or (may_be_folder(folder / "training") and may_be_folder(folder / "test" / "gallery")):
+def _find_gallery(folder: Path, progress: Progress) -> Gallery:
+    """Find the images to index: the gallery of a data set, else every image in the folder."""
+    has_manifest = any((folder / name).is_file() for name in ("manifest.csv", "manifest.parquet"))
+    if has_manifest or (may_be_folder(folder / "training") and may_be_folder(folder / "test" / "gallery")):
         data = load_dataset(folder)
         if data.gallery:
             others = len(data) - len(data.gallery)
             if others:
                 progress.info(
                     f"{folder} is a data set: its {len(data.gallery)} gallery images are indexed, "
-                    f"the {others} images for training and queries are not"
+                    f"its {others} training and query images are not"
                 )
             metadata = {item.id: item.metadata for item in data.gallery if item.metadata}
             return Gallery(data.gallery, data.training or data.gallery, metadata, data.skipped)
         if data.skipped:
-            raise DataError(f"{folder} has no gallery image to index{skipped_suffix(data.skipped)}.")
-    return images_in(folder)
+            raise DataError(f"{folder} has no gallery image to index{skipped_suffix(data.skipped)}.", argument="images")
+    return find_images(folder)
 
 
-def images_in(folder: Path) -> Gallery:
-    """Find every image in a folder and the folders in it; ids are paths relative to it, with forward slashes.
+def find_images(folder: Path) -> Gallery:
+    """Find every image in a folder, recursively; ids are paths relative to it, with forward slashes.
 
     Raises:
-        DataError: no folder, or no image in it.
+        DataError: not a folder, or no image in it.
 
     """
-    from lookalike.models.stream import Files
-
     require_folder(folder)
     skipped: list[Skipped] = []
-    # sorted as an index has them, which takes the vectors as they lie then
+    # sorted as in an index, which then takes the vectors without copying them
     names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped.append)))
-    if not names or names == (_CURVES,):  # what the folder of a trained model may hold
-        _refuse_what_we_made(folder)
+    if not names or names == (_CURVES,):
+        _refuse_own_output(folder)
     if not names:
-        raise DataError(f"{folder} contains no image{skipped_suffix(skipped)}; expected files such as .jpg or .png.")
+        raise DataError(
+            f"{folder} holds no image{skipped_suffix(skipped)}; expected files such as .jpg, .png or .webp.",
+            argument="images",
+        )
     sources = Files(folder, names)
     return Gallery(sources, sources, {}, tuple(skipped))
 
 
-def _refuse_what_we_made(folder: Path) -> None:
-    """Raise `DataError` for a folder of ours that somebody takes for one of images."""
+def _refuse_own_output(folder: Path) -> None:
+    """Raise `DataError` for an index, embeddings or a model given in place of images."""
     if is_index(folder):
-        what = "an index"
+        content = "an index"
     elif is_embeddings(folder) or is_unfinished(folder):
-        what = "a folder of embeddings"
-    elif bundle_at(folder) is not None:
-        what = "a model"
+        content = "a folder of embeddings"
+    elif find_bundle(folder) is not None:
+        content = "a model"
     else:
         return
-    raise DataError(f"{folder} is {what}, not a folder of images; give the images themselves.")
+    raise DataError(f"{folder} is {content}, not a folder of images; give the images.", argument="images")
 
 
-def _embed(
-    found: Gallery,
-    model: Encoder | Path | str,
-    out: Path,
-    weights: Weights,
-    way: tuple[str, str],
-    progress: Progress,
-) -> Embeddings:
-    """Embed with the model that is asked for, or with the one that the same words led to when the folder was begun."""
-    asked = _asked_for(model, weights)
-    before = _stored_model(out / MODEL, asked)
-    left_out = list(found.skipped)
-    encoder = before or resolve_model(
-        model, fit_on=found.fit_on, weights=weights, skip=left_out.append, progress=progress
-    )
-    begun_with(out, encoder)  # says before engines are measured that this is not its folder
-    facts = _facts_of(model) if asked is None else {"asked_for": asked}
-    if left_out:
-        own = {source.path for source in found.sources}  # embedding them says itself which of them cannot be read
-        left_out = [one for one in left_out if one.path not in own]
-        del own
-    by = on_runtime(encoder, found.sources, _as_begun(out, way), progress)
-    return embed_to(found.sources, encoder, out, by=by, facts=facts, left_out=left_out, progress=progress)
+@dataclass(frozen=True)
+class _EmbedJob:
+    """One run of `embed`."""
 
+    gallery: Gallery
+    model: AnyEncoder | Path | str
+    out: Path
+    weights: WeightsOption
+    runtime: str
+    precision: str
+    progress: Progress
 
-def _as_begun(out: Path, way: tuple[str, str]) -> tuple[str, str]:
-    """Return runtime and precision for a folder, which keeps the precision that it was begun with."""
-    runtime, precision = way
-    begun = begun_precision(out)
-    if begun is None:
-        return way
-    if precision not in ("auto", begun):
-        raise OptionError(
-            f"precision is {precision}, but what is in {out} was computed in {begun}; leave it out, or choose another "
-            "place."
+    def run(self) -> Embeddings:
+        """Embed with the given model, or with the one that the same name led to when the folder was started."""
+        precision = _precision_of_run(self.out, self.precision)
+        request = _request(self.model, self.weights)
+        info: BundleInfo | None
+        sample = sample_evenly(self.gallery.sources, SAMPLE_SIZE)
+        count = len(self.gallery.sources)
+        if request is not None:
+            stored = _stored_model(self.out / MODEL_FOLDER, request)
+            if stored is None:
+                fitted = self._fit(precision, sample)
+                return self._embed(fitted.encoder, describe(fitted.encoder, request=request), fitted)
+            encoder, info = stored
+        else:
+            encoder, info = _load(self.model)
+        require_same_model(self.out, encoder)  # before runtimes are timed
+        encoder = with_runtime(encoder, self.runtime, precision).prepare(sample, count, self.progress)
+        return self._embed(encoder, info, None)
+
+    def _fit(self, precision: str, sample: Sequence[Source]) -> FittedEncoder:
+        """Fit the head of pretrained backbones; the features are kept, so that no image is computed twice."""
+        run = read_run(self.out)
+        if run is not None and run.model != str(self.model):
+            raise FingerprintMismatch(
+                f"{self.out} holds embeddings of the model {run.model}, not of {self.model}; choose another `out`.",
+                argument="out",
+            )
+        fit_on = sample_evenly(self.gallery.fit_on, FIT_IMAGES, seed=0)
+        backbones = [
+            (
+                replace(backbone, runtime=self.runtime, precision=precision).prepare(
+                    sample, len(self.gallery.sources), self.progress
+                ),
+                state,
+            )
+            for backbone, state in load_pretrained(str(self.model), self.weights)
+        ]
+        self.progress.info(
+            f"{self.model}: fitting its PCA head on {len(fit_on):,} of {len(self.gallery.fit_on):,} images "
+            "(labels are not used)"
         )
-    return runtime, begun
+        return fit_encoder(backbones, fit_on, progress=self.progress)
+
+    def _embed(self, encoder: AnyEncoder, info: BundleInfo | None, fitted: FittedEncoder | None) -> Embeddings:
+        skipped = [*self.gallery.skipped, *(fitted.skipped if fitted else ())]
+        if skipped:
+            paths = {source.path for source in self.gallery.sources}  # embedding them reports which cannot be read
+            skipped = [file for file in skipped if file.path not in paths]
+        return embed_folder(
+            self.gallery.sources,
+            encoder,
+            self.out,
+            info=info,
+            skipped=skipped,
+            known=fitted,
+            progress=self.progress,
+        )
 
 
-def _asked_for(model: Encoder | Path | str, weights: Weights) -> dict[str, Any] | None:
-    """Return the words that a backbone's name and weights come down to; None for a model that is complete."""
-    if not isinstance(model, str | Path) or bundle_at(model) is not None:
+def _precision_of_run(out: Path, precision: str) -> str:
+    """Return the precision for a folder, which keeps the one that it was started with."""
+    run = read_run(out)
+    if run is None or run.precision not in ("float32", "bfloat16"):
+        return precision
+    if precision not in (AUTO, run.precision):
+        raise OptionError(
+            f"`precision` is {precision}, but the embeddings in {out} were computed in {run.precision}; leave it out, "
+            "or choose another `out`.",
+            argument="precision",
+        )
+    return run.precision
+
+
+def _request(model: AnyEncoder | Path | str, weights: WeightsOption) -> dict[str, Any] | None:
+    """Return names and weights of a model that is given by name; None for one that is complete."""
+    if not isinstance(model, str | Path) or find_bundle(model) is not None:
         return None
-    chosen = {name: weights_of(weights, name) for name in str(model).split("+")}
-    files = {name: file_digest(Path(w)) if Path(w).is_file() else str(w) for name, w in chosen.items()}
+    by_name = {name: weights_of(weights, name) for name in str(model).split("+")}
+    files = {name: file_digest(Path(w)) if Path(w).is_file() else str(w) for name, w in by_name.items()}
     return {"backbones": list(files), "weights": list(files.values())}
 
 
-def _facts_of(model: Encoder | Path | str) -> dict[str, Any] | None:
-    """Return what a bundle says of its training, to be said where it is stored again; None for an encoder."""
-    from lookalike.models.facts import read_facts
+def _load(model: AnyEncoder | Path | str) -> tuple[AnyEncoder, BundleInfo | None]:
+    """Return an encoder, and what its bundle says of its training."""
+    if not isinstance(model, str | Path):
+        return model, None
+    bundle = find_bundle(model)
+    assert bundle is not None
+    return load_encoder(bundle), replace(read_bundle_info(bundle), request={})
 
-    place = bundle_at(model) if isinstance(model, str | Path) else None
-    if place is None:
-        return None
-    return {key: value for key, value in read_facts(place).items() if key != "asked_for"}
 
-
-def _stored_model(place: Path, asked: dict[str, Any] | None) -> Encoder | None:
-    """Load the folder's own model when the same words led to it: its head was learnt then and stays as it is."""
-    from lookalike.models.facts import is_bundle, read_facts
-    from lookalike.runtimes.bundle import load_bundle
-
-    if asked is None or not is_bundle(place):
+def _stored_model(folder: Path, request: Mapping[str, Any]) -> tuple[AnyEncoder, BundleInfo] | None:
+    """Load the folder's model if the same request led to it: its head was fitted then and stays as it is."""
+    if not is_bundle(folder):
         return None
     try:
-        return load_bundle(place) if read_facts(place).get("asked_for") == asked else None
+        info = read_bundle_info(folder)
+        return (load_encoder(folder), info) if info.request == request else None
     except LookalikeError:
         return None  # a damaged one is made again
 
 
-def _require_made_by(model: Encoder | Path | str | None, folder: Path, facts: EmbeddingFacts) -> None:
-    """Refuse embeddings that another model made; a backbone's name is taken for the model that it became then."""
+def _require_made_by(model: AnyEncoder | Path | str | None, folder: Path) -> None:
+    """Refuse embeddings of another model; a backbone's name means the model that it led to then."""
     if model is None:
         return
-    if isinstance(model, str | Path):
-        from lookalike.models.facts import read_facts
-
-        place = bundle_at(model)
-        if place is not None:
-            same = read_facts(place).get("fingerprint") == facts.fingerprint
-        else:  # one that was trained is not what its backbone's name stands for
-            kept = bundle_at(folder)
-            same = facts.model == str(model) and (kept is None or "training_data" not in read_facts(kept))
-    else:
-        same = model.fingerprint == facts.fingerprint
+    run = read_embeddings_info(folder).run
+    if not isinstance(model, str | Path):
+        same = model.fingerprint == run.fingerprint
+    elif (bundle := find_bundle(model)) is not None:
+        same = read_bundle_info(bundle).fingerprint == run.fingerprint
+    else:  # a trained model is not what its backbone's name means
+        stored = find_bundle(folder)
+        same = run.model == str(model) and (stored is None or read_bundle_info(stored).training_data is None)
     if not same:
         name = model if isinstance(model, str | Path) else model.name
         raise FingerprintMismatch(
-            f"{folder} was made by the model {facts.model} ({facts.fingerprint}), not by {name}; "
-            "leave out the model, or embed again with it."
+            f"{folder} was made by the model {run.model} ({run.fingerprint}), not by {name}; "
+            "leave out `model`, or embed again with it.",
+            argument="model",
         )
 
 
@@ -334,16 +391,16 @@ def _write_index(
     *,
     replace: bool,
     progress: Progress,
-) -> MadeIndex:
-    """Index finished embeddings and put index and model in place in one step."""
-    if bundle_at(folder) is None:
-        raise StorageError(f"{folder} has no {MODEL} folder, so nothing could be searched for; embed again.")
-    facts = read_embedding_facts(folder)
+) -> BuiltIndex:
+    """Index complete embeddings and put index and model in place in one step."""
+    if find_bundle(folder) is None:
+        raise StorageError(f"{folder} has no {MODEL_FOLDER} folder to embed queries with; embed again.")
+    info = read_embeddings_info(folder)
     embeddings = load_embeddings(folder)
     checkpoint = out.with_name(out.name + ".building")
-    made = Index.build(
+    built = Index.build(
         embeddings,
-        root=facts.root,
+        root=info.root,
         metadata=metadata,
         min_recall=budget.min_recall,
         max_memory=budget.max_memory,
@@ -351,8 +408,8 @@ def _write_index(
         checkpoint=checkpoint,
         progress=progress,
     )
-    with new_folder(out, replace=replace) as place:
-        made.write_into(place)
-        shutil.copytree(folder / MODEL, place / MODEL)
+    with new_folder(out, replace=replace) as temporary:
+        built.write_into(temporary)
+        shutil.copytree(folder / MODEL_FOLDER, temporary / MODEL_FOLDER)
     remove_checkpoint(checkpoint)
-    return MadeIndex(made, embeddings.skipped)
+    return BuiltIndex(built, embeddings.skipped)

@@ -1,111 +1,116 @@
-"""`evaluate` and `submit`: a model on a data folder's query and gallery."""
+"""`evaluate` and `submit`: a model on the query and gallery images of a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lookalike._files import require_free
-from lookalike.api.load_model import Weights, load_as_trained, on_runtime, resolve_model
-from lookalike.data.dataset import Dataset, Split
+from lookalike.api.embed import FIT_IMAGES
+from lookalike.data.dataset import Dataset, Split, sample_evenly
 from lookalike.data.layouts import skipped_suffix
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure, parse_measures
 from lookalike.evaluation.submission import Submission, submission_format
 from lookalike.index.index import Index
-from lookalike.models.encoder import Encoder
-from lookalike.progress import SILENT, Progress
-from lookalike.runtimes.choice import require_runtime
+from lookalike.models.bundle import load_data_as_trained
+from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
+from lookalike.models.info import find_bundle, read_bundle_info
+from lookalike.progress import Progress, resolve_progress
+from lookalike.runtimes.fit import fit_encoder
+from lookalike.runtimes.load import PRETRAINED, WeightsOption, load_encoder, load_pretrained
+from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
 
-_USUAL_K = (1, 3, 10)
+_DEFAULT_K = (1, 3, 10)
 
 
 def evaluate(
     data: Dataset | Path | str,
-    model: Encoder | Path | str,
+    model: AnyEncoder | Path | str,
     *,
     k: Sequence[int] = (),
     measures: Sequence[str | Measure] = (),
-    weights: Weights = "pretrained",
-    runtime: str = "auto",
-    precision: str = "auto",
-    progress: Progress = SILENT,
-) -> tuple[Evaluation, tuple[Skipped, ...]]:
+    weights: WeightsOption = PRETRAINED,
+    runtime: str = AUTO,
+    precision: str = AUTO,
+    progress: Progress | None = None,
+) -> Evaluation:
     """Measure a model on query and gallery: precision, hit and recall at each k, `map@r`, `mrr`, and further measures.
 
     Args:
-        data: a data folder whose test part is labelled.
-        model: an encoder, a bundle, or a backbone's name; a name's head is fitted on the training part, without labels.
+        data: a data folder whose test split is labelled.
+        model: an encoder, a bundle, or the name of a backbone, whose head is fitted on the training split without
+            labels.
         k: numbers of hits to look at; by default 1, 3 and 10, as far as the gallery is as large.
         measures: further ones, such as `ndcg@10`.
-        weights: for a name, as in `train`.
+        weights: of a backbone by name, as in `load_encoder`.
         runtime: as in `embed`.
-        precision: as in `embed`, but auto is full precision.
-        progress: is told what happens.
+        precision: as in `embed`, but auto is float32, for comparable figures.
+        progress: as in `embed`.
 
     Returns:
-        The evaluation, and the files that could not be read.
+        The evaluation; `.skipped` lists the files that could not be read.
 
     Raises:
-        DataError: without labels in query and gallery.
-        OptionError: for an unknown measure, or one that looks deeper than the gallery is.
+        DataError: no labels in query and gallery.
+        OptionError: an unknown measure, or one that looks deeper than the gallery is.
 
     """
     require_runtime(runtime, precision)
-    data = data if isinstance(data, Dataset) else load_as_trained(data, model)
-    _measures(k, measures)  # a wrong one is told before the work
-    _require_test(data)
+    data = _load_data(data, model)
+    _measures(k, measures)  # a wrong one is reported before the work
+    _require_test_split(data)
     if not data.test_is_labelled:
         raise DataError(
             f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'."
         )
-    queries, gallery, skipped = _embed_test(data, model, weights, (runtime, precision), progress)
-    chosen = _measures(k or [n for n in _USUAL_K if n == 1 or n <= len(gallery)], measures)
-    found = evaluate_embeddings(queries, gallery, data.labels("query"), data.labels("gallery"), chosen)
-    return found, (*skipped, *queries.skipped, *gallery.skipped)
+    embedded = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
+    selected = _measures(k or [n for n in _DEFAULT_K if n == 1 or n <= len(embedded.gallery)], measures)
+    evaluation = evaluate_embeddings(
+        embedded.queries, embedded.gallery, data.labels("query"), data.labels("gallery"), selected
+    )
+    return replace(evaluation, skipped=(*embedded.skipped, *evaluation.skipped))
 
 
 def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measure, ...]:
-    wrong = next((one for one in k if one < 1), None)
-    if wrong is not None:
-        raise OptionError(f"k must be at least 1, got {wrong}.")
-    names = [f"{kind}@{one}" for kind in ("precision", "hit", "recall") for one in k]
+    invalid = next((value for value in k if value < 1), None)
+    if invalid is not None:
+        raise OptionError(f"`k` must be at least 1, got {invalid}.", argument="k")
+    names = [f"{name}@{value}" for name in ("precision", "hit", "recall") for value in k]
     return parse_measures([*names, "map@r", "mrr", *further])
 
 
 def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     data: Dataset | Path | str,
-    model: Encoder | Path | str,
+    model: AnyEncoder | Path | str,
     *,
     top_k: int = 10,
     group: str = "lookalike",
     out: Path | str,
-    weights: Weights = "pretrained",
-    runtime: str = "auto",
-    precision: str = "auto",
-    progress: Progress = SILENT,
-) -> tuple[Submission, tuple[Skipped, ...]]:
-    """Write the submission of a model for a data folder's queries, checked before it is written.
+    weights: WeightsOption = PRETRAINED,
+    runtime: str = AUTO,
+    precision: str = AUTO,
+    progress: Progress | None = None,
+) -> Submission:
+    """Write the submission of a model for the queries of a data set; it is checked before it is written.
 
     Args:
-        data: a data folder with query and gallery; labels are not looked at.
+        data: a data folder with query and gallery; labels are not used.
         model: as in `evaluate`.
         top_k: gallery names for each query.
-        group: its name stands in the file.
+        group: the group's name in the file.
         out: a `.json` or `.csv` file that does not exist yet.
-        weights: for a name, as in `train`.
+        weights: of a backbone by name, as in `load_encoder`.
         runtime: as in `embed`.
         precision: as in `evaluate`.
-        progress: is told what happens.
-
-    Returns:
-        The submission, and the files that could not be read.
+        progress: as in `embed`.
 
     Raises:
         DataError: a query that cannot be read, a query folder that cannot be listed, or names that are not unique.
-        OptionError: `top_k` larger than the gallery, or a file of another kind.
+        OptionError: `top_k` larger than the gallery, or a file of another format.
         StorageError: `out` exists or cannot be written.
 
     """
@@ -113,48 +118,80 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     submission_format(out)
     require_runtime(runtime, precision)
     require_free(out)
-    data = data if isinstance(data, Dataset) else load_as_trained(data, model)
-    _require_all_queries(data)
-    _require_test(data)
-    queries, gallery, skipped = _embed_test(data, model, weights, (runtime, precision), progress)
-    skipped = (*skipped, *queries.skipped, *gallery.skipped)
-    submission = Submission.from_hits(Index.build(gallery).search(queries, top_k), group, skipped)
+    data = _load_data(data, model)
+    query_folder = data.root / "test" / Split.QUERY
+    unlisted = next((s for s in data.skipped if s.path.is_relative_to(query_folder)), None)
+    if unlisted is not None:
+        raise DataError(f"a submission needs every query, but {unlisted}; make it readable.")
+    _require_test_split(data)
+    embedded = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
+    hits = Index.build(embedded.gallery).search(embedded.queries, top_k)
+    submission = Submission.from_hits(hits, group, (*embedded.skipped, *embedded.gallery.skipped))
     submission.check([i.id for i in data.query], [i.id for i in data.gallery], top_k)
     submission.write(out)
-    return submission, submission.skipped
+    return submission
 
 
-def _require_all_queries(data: Dataset) -> None:
-    folder = data.root / "test" / Split.QUERY
-    missing = next((s for s in data.skipped if s.path.is_relative_to(folder)), None)
-    if missing is not None:
-        raise DataError(f"a submission needs every query, but {missing}; change that first.")
+def _load_data(data: Dataset | Path | str, model: AnyEncoder | Path | str) -> Dataset:
+    bundle = find_bundle(model) if isinstance(model, str | Path) else None
+    return load_data_as_trained(data, None if bundle is None else read_bundle_info(bundle))
 
 
-def _require_test(data: Dataset) -> None:
-    for part in ("query", "gallery"):
-        if not data.split(part):
+def _require_test_split(data: Dataset) -> None:
+    for split in ("query", "gallery"):
+        if not data.split(split):
             raise DataError(
-                f"{data.root} has no {part} images{skipped_suffix(data.skipped)}; "
-                f"put them in test/{part}, or list them in a manifest."
+                f"{data.root} has no {split} images{skipped_suffix(data.skipped)}; "
+                f"put them in test/{split}, or list them in a manifest."
             )
 
 
-def _embed_test(
-    data: Dataset, model: Encoder | Path | str, weights: Weights, way: tuple[str, str], progress: Progress
-) -> tuple[Embeddings, Embeddings, tuple[Skipped, ...]]:
-    """Embed query and gallery; also return what was skipped besides: folders, and images to learn a head from."""
+@dataclass(frozen=True)
+class _EmbeddedTestSplit:
+    queries: Embeddings
+    gallery: Embeddings
+    skipped: tuple[Skipped, ...]  # folders that cannot be listed, and unreadable images that a head was to be fitted on
+
+
+def _embed_test_split(
+    data: Dataset,
+    model: AnyEncoder | Path | str,
+    weights: WeightsOption,
+    runtime: str,
+    precision: str,
+    progress: Progress,
+) -> _EmbeddedTestSplit:
+    tested = (*data.query, *data.gallery)
+    sample, count = sample_evenly(tested, SAMPLE_SIZE), len(tested)
     skipped = list(data.skipped)
-    encoder = resolve_model(
-        model, fit_on=data.training or data.gallery, weights=weights, skip=skipped.append, progress=progress
-    )
-    encoder = on_runtime(encoder, (*data.query, *data.gallery), way, progress, exact=True)
+    if isinstance(model, str | Path) and find_bundle(model) is None:
+        if precision == AUTO:
+            precision = "float32"
+        fit_on = sample_evenly(data.training or data.gallery, FIT_IMAGES, seed=0)
+        backbones = [
+            (
+                replace(backbone, runtime=runtime, precision=precision).prepare(sample, count + len(fit_on), progress),
+                state,
+            )
+            for backbone, state in load_pretrained(str(model), weights)
+        ]
+        progress.info(f"{model}: fitting its PCA head on {len(fit_on):,} images (labels are not used)")
+        fitted = fit_encoder(backbones, fit_on, progress=progress)
+        encoder = fitted.encoder
+        skipped += fitted.skipped
+    else:
+        encoder = load_encoder(model) if isinstance(model, str | Path) else model
+        exported = any(member.info.graph is not None for member in encoder.members)
+        if precision == AUTO and not exported:
+            precision = "float32"
+        encoder = with_runtime(encoder, runtime, precision).prepare(sample, count, progress)
     queries = encoder.embed(data.query, progress=progress, task="queries")
     gallery = encoder.embed(data.gallery, progress=progress, task="gallery")
-    for part, found in (("query", queries), ("gallery", gallery)):
-        if not len(found):
+    for split, embeddings in (("query", queries), ("gallery", gallery)):
+        if not len(embeddings):
             raise DataError(
-                f"none of the {len(found.skipped)} {part} images can be read, the first is {found.skipped[0]}."
+                f"none of the {len(embeddings.skipped)} {split} images can be read, "
+                f"the first is {embeddings.skipped[0]}."
             )
-    own = {item.path for item in (*data.query, *data.gallery)}
-    return queries, gallery, tuple(one for one in skipped if one.path not in own)
+    paths = {item.path for item in tested}
+    return _EmbeddedTestSplit(queries, gallery, tuple(file for file in skipped if file.path not in paths))

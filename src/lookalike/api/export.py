@@ -1,41 +1,36 @@
-"""From a bundle to a folder that another runtime computes."""
+"""`export`: a bundle as graphs for OpenVINO or ONNX Runtime, behind a check of what they lose."""
 
 from __future__ import annotations
 
 import importlib.util
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lookalike._files import require_free
-from lookalike._versions import versions_of
-from lookalike.api.parity import Parity, compare, generated, measured
+from lookalike._files import digest, file_digest, require_free
+from lookalike._system import first_line, installed_versions
+from lookalike.api.parity import Parity, compare_embeddings, compare_measures, generated_images
 from lookalike.data.dataset import Dataset, Item, sample_evenly
-from lookalike.data.images import read_pixels
-from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
-from lookalike.errors import DataError, MissingExtra, OptionError
-from lookalike.models.adapt import family_of
-from lookalike.models.encoder import Encoder
-from lookalike.models.engine import Engine
-from lookalike.models.facts import bundle_at, read_facts
-from lookalike.models.member import TrainableEncoder, members_of
-from lookalike.models.stream import map_ahead
-from lookalike.models.torch_bundle import load_bundle as load_weights
-from lookalike.progress import SILENT, Progress
+from lookalike.errors import DataError, LookalikeError, MissingExtra, ModelError, OptionError
+from lookalike.models.bundle import describe, load_data_as_trained, save_bundle
+from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
+from lookalike.models.info import BundleInfo, GraphInfo, find_bundle, read_bundle_info
+from lookalike.models.pipeline import decode, map_ahead
+from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes import onnx, openvino
-from lookalike.runtimes.bundle import graph_file, is_exported, load_bundle, save_bundle
-from lookalike.runtimes.members import open_member
-from lookalike.runtimes.quantise import CALIBRATION_IMAGES, quantise
+from lookalike.runtimes.graphs import ExportedBackbone
+from lookalike.runtimes.int8 import CALIBRATION_IMAGES, quantize
+from lookalike.runtimes.load import load_encoder
 from lookalike.types import Pixels, Skipped
 
 FORMATS = {"openvino": openvino.RUNTIME, "onnx": onnx.RUNTIME}
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 TOLERANCE = 0.5
-GOLDEN = 64
+GOLDEN_IMAGES = 64
 
 
 def export(
@@ -47,177 +42,195 @@ def export(
     data: Dataset | Path | str | None = None,
     tolerance: float = TOLERANCE,
     replace: bool = False,
-    progress: Progress = SILENT,
-) -> Encoder:
-    """Write a bundle's graphs for another runtime, and refuse them when they lose too much.
+    progress: Progress | None = None,
+) -> AnyEncoder:
+    """Write a bundle's graphs for another runtime, and refuse them when they lose too much accuracy.
 
-    Normalisation, pooling, head and L2 norm are in the graph: it takes uint8 pixels. What it is compared by stands in
-    its `bundle.json` under `parity`.
+    Normalisation, pooling, head and L2 norm are in the graph: it takes uint8 pixels. What it was compared by is stored
+    in its `bundle.json` under `parity`.
 
     Args:
-        bundle: a folder that `train` or `benchmark` made, or one that holds it: embeddings, an index.
+        bundle: a bundle, or a folder that holds one: embeddings, an index.
         out: the folder.
         format: `openvino` or `onnx`.
         precision: float32, bfloat16 (OpenVINO only) or int8; auto takes bfloat16 with OpenVINO where the processor
-            computes in it, else float32.
-        data: what the bundle was trained on. int8 is calibrated on its training images; what is lost is measured on
-            its validation part. Without it, float models are compared on generated pictures alone.
-        tolerance: points of precision@3 that may be lost on the validation part.
+            supports it, else float32.
+        data: what the bundle was trained on. int8 is calibrated on its training images; the loss is measured on its
+            validation images. Without it, float models are compared on generated images alone.
+        tolerance: points of precision@3 that may be lost on the validation images.
         replace: take the place of an older folder.
-        progress: is told what happens.
+        progress: receives what happens; None for a bar where a person watches, else the logger.
 
     Returns:
         The exported encoder, loaded.
 
     Raises:
-        ModelError: no bundle, one that was exported already, or the exported model loses too much.
+        ModelError: not a bundle, one that was exported already, or the exported model loses too much.
         OptionError: an unknown format or precision, or int8 without data.
         DataError: other data than the bundle was trained on.
         MissingExtra: a package is not installed.
-        StorageError: `out` is taken or cannot be written.
+        StorageError: `out` exists or cannot be written.
 
     """
-    bundle, out = bundle_at(bundle) or Path(bundle), Path(out)
-    runtime, precision = _chosen(format, precision)
-    _require_packages(runtime, precision)
+    bundle, out, progress = find_bundle(bundle) or Path(bundle), Path(out), resolve_progress(progress)
+    runtime, precision = _target(format, precision)
     if precision == "int8" and data is None:
-        raise OptionError("int8 needs the data that the bundle was trained on, to calibrate and to measure with.")
+        raise OptionError("int8 needs `data`, the training data of the bundle, for calibration.", argument="data")
     if not tolerance >= 0:
-        raise OptionError(f"tolerance must be at least 0, got {tolerance}.")
+        raise OptionError(f"`tolerance` must be at least 0, got {tolerance}.", argument="tolerance")
     if not replace:
         require_free(out)
-    facts = read_facts(bundle)
-    if is_exported(facts):
-        raise OptionError(f"{bundle} is an exported model; give the bundle that it was exported from.")
-    encoder = load_weights(bundle)
-    cut = None if data is None else _as_trained(data, facts)
-    with tempfile.TemporaryDirectory(prefix="lookalike-export-") as folder:
-        members, alone = [], []
-        for n, (member, row) in enumerate(zip(members_of(encoder), facts["members"], strict=True)):
-            progress.info(f"{member.backbone}: to {format}, {precision}")
-            pictures = _calibration(member, cut, progress) if cut is not None and precision == "int8" else None
-            file = Path(folder) / graph_file(n, runtime)
-            _write_graph(member, file, runtime, precision, pictures)
-            members.append(open_member(file, row, runtime=runtime, precision=precision, kept=False))
-            alone.append(open_member(file, row, runtime=runtime, precision=precision, kept=False, single=True))
-        exported = Encoder(members, encoder.how, encoder.alignments)
-        found = _parity(encoder, exported, alone, cut, progress)
-        found.require(precision, tolerance)
-        progress.info(f"{encoder.name}: {found}")
-        own = {
-            "exported_from": encoder.fingerprint,
-            "parity": found.to_dict(),
-            "versions": _versions(runtime, precision),
-        }
-        save_bundle(exported, out, facts={**facts, **own}, replace=replace)
-    return load_bundle(out)
-
-
-def _chosen(format: str, precision: str) -> tuple[str, str]:
-    if format not in FORMATS:
-        raise OptionError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
-    if precision == "bfloat16" and format == "onnx":
-        raise OptionError("precision must be float32 or int8 with onnx: its runtime does not compute in bfloat16 here.")
-    if format == "onnx":
-        return FORMATS[format], "float32" if precision == "auto" else precision
-    able = openvino.precisions()
-    if precision == "bfloat16" and precision not in able:
+    info = read_bundle_info(bundle)
+    if info.is_exported:
         raise OptionError(
-            "this processor does not compute in bfloat16, so what an export loses by it cannot be measured here; leave "
-            "precision out, or export where it is to run."
+            f"{bundle} is an exported model; give the bundle that it was exported from.", argument="bundle"
         )
-    return FORMATS[format], able[0] if precision == "auto" else precision
+    _require_packages(runtime, precision)
+    encoder = load_encoder(bundle, runtime="torch")
+    cut = None if data is None else _data_of(data, info)
+    with tempfile.TemporaryDirectory(prefix="lookalike-export-") as folder:
+        members = []
+        for number, member in enumerate(encoder.members):
+            progress.info(f"{member.name}: exporting to {format}, {precision}")
+            images = None
+            if cut is not None and precision == "int8":
+                sample = sample_evenly(cut.training, CALIBRATION_IMAGES)
+                images = [pixels[None] for pixels in _pixels(member, sample, progress, "calibration")]
+            members.append(_export_member(member, Path(folder), number, runtime, precision, images))
+        exported: AnyEncoder = members[0]
+        if isinstance(encoder, Ensemble):
+            exported = Ensemble(tuple(members), encoder.combination, encoder.alignments)
+        parity = _measure_parity(encoder, exported, cut, progress)
+        parity.require(precision, tolerance)
+        progress.info(f"{encoder.name}: {parity}")
+        record = describe(
+            exported,
+            info,
+            exported_from=encoder.fingerprint,
+            parity=parity.to_dict(),
+            versions={**info.versions, **installed_versions("lookalike", "torch", "timm", runtime, "onnx", "nncf")},
+        )
+        save_bundle(exported, out, record, replace_existing=replace)
+    return load_encoder(out)
+
+
+def _target(format: str, precision: str) -> tuple[str, str]:
+    """Return runtime and precision."""
+    if format not in FORMATS:
+        raise OptionError(f"`format` must be one of {', '.join(FORMATS)}, got {format!r}.", argument="format")
+    if precision not in PRECISIONS:
+        raise OptionError(
+            f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.", argument="precision"
+        )
+    if format == "onnx":
+        if precision == "bfloat16":
+            raise OptionError(
+                "`precision` must be float32 or int8 with onnx: its runtime has no bfloat16 on CPUs.",
+                argument="precision",
+            )
+        return FORMATS[format], "float32" if precision == "auto" else precision
+    supported = openvino.float_precisions()
+    if precision == "bfloat16" and precision not in supported:
+        raise OptionError(
+            "this processor has no bfloat16 arithmetic, so the loss cannot be measured here; leave `precision` out, or "
+            "export on the machine that runs the model.",
+            argument="precision",
+        )
+    return FORMATS[format], supported[0] if precision == "auto" else precision
 
 
 def _require_packages(runtime: str, precision: str) -> None:
-    """Raise `MissingExtra` or `ModelError` before anything is done."""
-    what = f"exporting for {runtime} in {precision}"
+    """Raise `MissingExtra` or `ModelError` before the work."""
+    purpose = f"exporting for {runtime} in {precision}"
     if runtime == openvino.RUNTIME:
-        openvino.package()
+        openvino.import_openvino()
     else:
-        onnx.require_packages(what)
+        onnx.require_packages(purpose)
     if precision == "int8" and importlib.util.find_spec("nncf") is None:
-        raise MissingExtra("nncf", "int8", what)
+        raise MissingExtra("nncf", "int8", purpose)
 
 
-def _as_trained(data: Dataset | Path | str, facts: dict[str, Any]) -> Dataset:
-    """Cut the data as for the training of the bundle."""
-    options = facts.get("options") or {}
-    seed, disjoint = int(options.get("seed", 0)), options.get("class_disjoint")
-    if not isinstance(data, Dataset):
-        data = load_dataset(data, seed=seed, class_disjoint=bool(disjoint))
-    cut = with_validation(data, seed=seed, class_disjoint=disjoint)
-    known = (facts.get("training_data") or {}).get("fingerprint")
-    if known is not None and known != cut.fingerprint:
+def _data_of(data: Dataset | Path | str, info: BundleInfo) -> Dataset:
+    """Split the data as for the training of the bundle."""
+    disjoint = info.options.get("class_disjoint")
+    cut = with_validation(
+        load_data_as_trained(data, info), seed=int(info.options.get("seed", 0)), class_disjoint=disjoint
+    )
+    if info.training_data is not None and info.training_data.fingerprint != cut.fingerprint:
         raise DataError(
-            f"the bundle was not trained on the images in {cut.root}; give the folder that it was trained on."
+            f"the bundle was not trained on the images in {cut.root}; give the folder that it was trained on.",
+            argument="data",
         )
     return cut
 
 
-def _write_graph(
-    member: TrainableEncoder, file: Path, runtime: str, precision: str, pictures: Sequence[Pixels] | None
-) -> None:
-    transformer = family_of(member.module) in ("transformer", "hybrid")
-    if runtime == openvino.RUNTIME:
-        graph = openvino.convert(member)
-        if pictures is not None:
-            graph = quantise(graph, runtime, pictures, transformer=transformer)
-        openvino.save(graph, file, half=precision != "float32")
-        return
-    onnx.write(member, file)
-    if pictures is not None:
-        onnx.rewrite(file, lambda graph: quantise(graph, runtime, pictures, transformer=transformer))
+def _export_member(
+    member: Encoder, folder: Path, number: int, runtime: str, precision: str, images: Sequence[Pixels] | None
+) -> Encoder:
+    """Write the graph of a member with its head, and return it as an encoder."""
+    from lookalike.models.adapt import family_of
+    from lookalike.models.graph import trace, write_onnx
+    from lookalike.models.torch_backbone import TorchBackbone
+
+    backbone = member.backbone.prepare((), 1, resolve_progress(None))
+    assert isinstance(backbone, TorchBackbone)
+    transformer = family_of(backbone.module) in ("transformer", "hybrid")
+    suffix = ".xml" if runtime == openvino.RUNTIME else ".onnx"
+    file = folder / f"member-{number}{suffix}"
+    try:
+        program = trace(backbone, member.head)
+        if runtime == openvino.RUNTIME:
+            graph = openvino.convert(program, member.preprocessing.height, member.preprocessing.width)
+            if images is not None:
+                graph = quantize(graph, runtime, images, transformer=transformer)
+            openvino.save_graph(graph, file, half=precision != "float32")
+        else:
+            write_onnx(program, file)
+            if images is not None:
+                onnx.rewrite(file, lambda graph: quantize(graph, runtime, images, transformer=transformer))
+    except (OSError, LookalikeError):
+        raise
+    except Exception as error:  # torch and the converters raise various errors for an unsupported operation
+        raise ModelError(f"{member.name} cannot be exported for {runtime} ({first_line(error)}).") from error
+    files = [file, file.with_suffix(".bin")] if runtime == openvino.RUNTIME else [file]
+    digests = {part.name: file_digest(part) for part in files}
+    fingerprint = member.fingerprint
+    if precision == "int8":  # another model
+        fingerprint = digest(fingerprint, precision, *digests.values())
+    info = replace(member.info, fingerprint=fingerprint, graph=GraphInfo(runtime, precision, digests))
+    return Encoder(info, ExportedBackbone(info, file), None)
 
 
-def _calibration(member: TrainableEncoder, data: Dataset, progress: Progress) -> list[Pixels]:
-    return [p[None] for p in _pixels(member, sample_evenly(data.training, CALIBRATION_IMAGES), progress, "calibration")]
-
-
-def _pixels(member: TrainableEncoder, items: Sequence[Item], progress: Progress, task: str) -> list[Pixels]:
-    """Return what a member is shown of the images that can be read."""
-
-    def prepare(item: Item) -> Pixels:
-        return member.preprocessing.pixels(read_pixels(item.path, member.preprocessing.at_least))
-
-    found: list[Pixels] = []
-    for batch in map_ahead(items, prepare, 16):
-        found += [p for _, p in batch if not isinstance(p, Skipped)]
-        progress.step(task, len(found), len(items))
-    if not found:
+def _pixels(member: Encoder, items: Sequence[Item], progress: Progress, task: str) -> list[Pixels]:
+    """Return what an encoder's backbone receives of the images that can be read."""
+    preprocessing = member.preprocessing
+    pixels: list[Pixels] = []
+    for batch in map_ahead(items, lambda i: preprocessing.pixels(decode(i, [preprocessing.min_side])[0]), 16):
+        pixels += [result for _, result in batch if not isinstance(result, Skipped)]
+        progress.step(task, len(pixels), len(items))
+    if not pixels:
         raise DataError(f"none of the {len(items)} images for {task} can be read; run 'lookalike check'.")
-    return found
+    return pixels
 
 
-def _parity(
-    encoder: Encoder, exported: Encoder, alone: Sequence[Engine], data: Dataset | None, progress: Progress
-) -> Parity:
-    cosines, batch = [], []
-    for member, other, by_itself in zip(members_of(encoder), exported.members, alone, strict=True):
-        p = member.preprocessing
-        golden = generated(p.height, p.width)
-        if data is not None:
-            golden = np.stack(_pixels(member, sample_evenly(data.validation, GOLDEN), progress, "golden pictures"))
-        found, between = compare(member, other, by_itself, golden)
-        cosines.append(found)
-        batch.append(between)
-    measures, loss = ({}, None) if data is None else measured(encoder, exported, data, progress)
+def _measure_parity(encoder: AnyEncoder, exported: AnyEncoder, data: Dataset | None, progress: Progress) -> Parity:
+    cosines, batch_cosines = [], []
+    for member, other in zip(encoder.members, exported.members, strict=True):
+        if data is None:
+            golden = generated_images(member.preprocessing.height, member.preprocessing.width)
+        else:
+            golden = np.stack(_pixels(member, sample_evenly(data.validation, GOLDEN_IMAGES), progress, "golden images"))
+        to_bundle, between_batches = compare_embeddings(member, other, golden)
+        cosines.append(to_bundle)
+        batch_cosines.append(between_batches)
+    measures, loss = ({}, None) if data is None else compare_measures(encoder, exported, data, progress)
     return Parity(
-        pictures="generated pictures" if data is None else "validation images",
-        images=len(cosines[0]),
+        images="generated images" if data is None else "validation images",
+        count=len(cosines[0]),
         min_cosine=float(np.min(cosines)),
         mean_cosine=float(np.mean(cosines)),
-        batch_cosine=min(batch),
+        batch_cosine=min(batch_cosines),
         validation_images=0 if data is None else len(data.validation),
         measures=measures,
         loss=loss,
     )
-
-
-def _versions(runtime: str, precision: str) -> dict[str, str]:
-    names = ["lookalike", "torch", "timm", "numpy", "pillow", runtime]
-    names += ["onnx"] if runtime == onnx.RUNTIME else []
-    names += ["nncf"] if precision == "int8" else []
-    return versions_of(*names)

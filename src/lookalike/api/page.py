@@ -1,4 +1,4 @@
-"""Search results as one HTML file that needs nothing else: no script, no network, no folder of pictures."""
+"""Search results as one HTML file that needs nothing else: no script, no network, no folder of images."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ def write_search_page(
     item_paths: Mapping[str, Path],
     title: str = "Search results",
 ) -> None:
-    """Write one HTML file with each query's picture and its hits, best first, with their scores.
+    """Write one HTML file with each query image and its hits, best first, with their scores.
 
     Args:
         path: the file to write.
         hits: `(n_query, k)` ids and cosine scores.
-        query_paths: where the queries' files are, by query id.
-        item_paths: where the gallery's files are, by item id. A picture without a path here, or one that cannot be
-            read, is shown by its id.
+        query_paths: the queries' files, by query id.
+        item_paths: the items' files, by item id. An image without a path, or one that cannot be read, is shown by its
+            id.
         title: heading of the page.
 
     Raises:
-        StorageError: when the file cannot be written.
+        StorageError: the file cannot be written.
 
     """
-    queries, items = Thumbnails(size=256), Thumbnails()
+    query_thumbnails, item_thumbnails = Thumbnails(size=256), Thumbnails()
     results = [
         {
             "id": query.query_id,
-            "image": queries.uri(query_paths.get(query.query_id)),
+            "image": query_thumbnails.uri(query_paths.get(query.query_id)),
             "hits": [
                 {
                     "id": hit.id,
                     "score": hit.score,
-                    "image": items.uri(item_paths.get(hit.id)),
+                    "image": item_thumbnails.uri(item_paths.get(hit.id)),
                     "same": None,
                     "caption": "",
                 }

@@ -1,38 +1,45 @@
-"""`search`: the pictures of an index that look like given ones."""
+"""`search`: the images of an index that are most similar to given ones."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lookalike._files import require_writable
 from lookalike.errors import DataError, OptionError, StorageError
 from lookalike.index.index import Index
-from lookalike.progress import SILENT, Progress
-from lookalike.types import Hits, Skipped
+from lookalike.models.encoder import AnyEncoder
+from lookalike.models.info import MODEL_FOLDER, is_bundle
+from lookalike.models.pipeline import ImageInput, InMemoryImage, Source, as_sources
+from lookalike.progress import SILENT, Progress, resolve_progress
+from lookalike.runtimes.load import load_encoder
+from lookalike.runtimes.select import with_runtime
+from lookalike.types import Hits, QueryHits, Skipped
 
-if TYPE_CHECKING:
-    from lookalike.models.encoder import Encoder
-
-
-_USUAL_TOP_K = 10
-_PAGES = (".html", ".htm")
+_DEFAULT_TOP_K = 10
+_PAGE_SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True)
 class LoadedIndex:
-    """An index and the model that made it, ready for many searches."""
+    """An index and the encoder that made it, ready for many searches."""
 
     index: Index
-    encoder: Encoder
+    encoder: AnyEncoder
+
+    def search(
+        self, images: Sequence[ImageInput], *, top_k: int | None = None, progress: Progress | None = None
+    ) -> SearchResult:
+        """Find the items that are most similar to each image; see `lookalike.search`."""
+        return search(self, images, top_k=top_k, progress=progress)
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The hits of a search. Iterate over it for the hits of each query: `for hit in query: hit.path, hit.score`.
 
     Attributes:
         hits: `(n_query, top_k)` ids and cosine scores, best first.
@@ -47,110 +54,140 @@ class SearchResult:
     item_paths: Mapping[str, Path]
     skipped: tuple[Skipped, ...]
 
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[QueryHits]:
+        return map(self._with_paths, self.hits)
+
+    def __getitem__(self, number: int) -> QueryHits:
+        """Return the hits of one query."""
+        return self._with_paths(self.hits[number])
+
+    def _with_paths(self, query: QueryHits) -> QueryHits:
+        return replace(query, hits=tuple(replace(hit, path=self.item_paths[hit.id]) for hit in query))
+
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
         queries = [
             {
                 "query": str(self.query_paths[query.query_id]),
-                "hits": [
-                    {"id": hit.id, "path": str(self.item_paths[hit.id]), "score": round(hit.score, 6)} for hit in query
-                ],
+                "hits": [{"id": hit.id, "path": str(hit.path), "score": round(hit.score, 6)} for hit in query],
             }
-            for query in self.hits
+            for query in self
         ]
         return {"queries": queries, "skipped": [{"path": str(s.path), "cause": s.cause} for s in self.skipped]}
 
 
 def load_index(path: Path | str) -> LoadedIndex:
-    """Load an index and its model.
+    """Load an index and its encoder, for many searches.
+
+    Args:
+        path: made by `lookalike index`.
 
     Raises:
-        StorageError: no index, or a damaged one.
+        StorageError: not an index, or a damaged one.
         ModelError: its model is missing or damaged.
         FingerprintMismatch: its model is not the one that made it.
 
     """
     path = Path(path)
     index = Index.load(path)
-    from lookalike.models.facts import MODEL, is_bundle  # as in `search`
-    from lookalike.runtimes.bundle import load_bundle
+    model = path / MODEL_FOLDER
+    if not is_bundle(model):
+        raise StorageError(f"{path} has no {MODEL_FOLDER} folder to embed queries with; make the index again.")
+    encoder = load_encoder(model)
+    index.require_model(encoder.fingerprint, f"the model in {model}")
+    return LoadedIndex(index, _for_queries(encoder, index.precision))
 
-    if not is_bundle(path / MODEL):
-        raise StorageError(f"{path} has no {MODEL} folder to embed queries with; make the index again.")
-    encoder = load_bundle(path / MODEL, single=True, precision=index.precision)
-    index.require_model(encoder.fingerprint, f"the model in {path / MODEL}")
-    return LoadedIndex(index, encoder)
+
+def _for_queries(encoder: AnyEncoder, precision: str) -> AnyEncoder:
+    """Return the encoder in the precision of the index, or where this machine does not support it in another."""
+    try:
+        return with_runtime(encoder, precision=precision).prepare((), 1, SILENT)
+    except OptionError:
+        return encoder.prepare((), 1, SILENT)
 
 
 def search(
     index: LoadedIndex | Path | str,
-    images: Sequence[Path | str],
+    images: Sequence[ImageInput],
     *,
     top_k: int | None = None,
     html: Path | str | None = None,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> SearchResult:
-    """Find the pictures of an index that look most like each of the given ones.
+    """Find the items of an index that are most similar to each image.
 
-    A query that is in the index itself is never its own hit. Files that cannot be read are listed, not searched for.
+    An image that is in the index itself is never its own hit. Files that cannot be read are listed, not searched for.
 
     Args:
-        index: a folder made by `lookalike.index`, or what `load_index` made of it.
-        images: files; one that is given twice is searched for once.
-        top_k: hits for each; by default 10, or as many as all of them can have.
-        html: also write this page with the pictures, in place of an older one.
-        progress: is told the number of queries embedded.
+        index: a folder made by `lookalike index`, or from `load_index`.
+        images: paths, bytes, PIL images or `(h, w, 3)` uint8 arrays; a path that is given twice is searched for once.
+        top_k: hits per image; by default 10, or as many as there are.
+        html: also write this page with the images, replacing an older one.
+        progress: receives the number of images embedded; None for a bar where a person watches, else the logger.
 
     Raises:
-        DataError: none of the files can be read.
-        OptionError: `top_k` is more than there is to find, no file or a single path is given, or the page is not named
-            .html.
-        StorageError: no index, a damaged one, or a page that cannot be written.
+        DataError: none of the images can be read.
+        OptionError: `top_k` is larger than the number of items, no image or a single image instead of a list, or a page
+            that is not named .html.
+        StorageError: not an index, a damaged one, or a page that cannot be written.
         ModelError: its model is damaged.
 
     """
-    if isinstance(images, str | Path):
-        raise OptionError(f"search takes a list of images, got the single path {images}; put it in a list.")
-    if not images:
-        raise OptionError("search needs at least one image, got none.")
-    page = None if html is None else _page_at(html)
+    sources = as_sources(images)
+    if not sources:
+        raise OptionError("`images` must hold at least one image, got none.", argument="images")
+    page = None if html is None else _page_path(html)
+    if isinstance(index, Index):
+        raise OptionError(
+            "`index` must be the path of an index or from load_index, which has the model to embed images with; "
+            "an Index is searched with embeddings: index.search(encoder.embed(images), top_k).",
+            argument="index",
+        )
     loaded = index if isinstance(index, LoadedIndex) else load_index(index)
-    from lookalike.models.stream import File  # seconds of imports: only once there is an index
-
-    made = loaded.index
-    paths: dict[str, Path] = {}
-    for image in images:
-        paths.setdefault(query_id(Path(image), made), Path(image))
-    top_k = _usual_top_k(made, paths) if top_k is None else top_k
-    made.require_top_k(top_k, paths)
-    queries = loaded.encoder.embed([File(q, p) for q, p in paths.items()], progress=progress, task="queries")
-    if not len(queries):
-        first = queries.skipped[0]
-        if len(paths) == 1:
-            raise DataError(f"{first.path} cannot be searched for: {first.cause}; give another picture.")
-        raise DataError(f"none of the {len(paths)} images can be read, the first is {first}.")
-    hits = made.search(queries, top_k)
-    items = {item: made.path_of(item) or Path(item) for item in hits.ids.ravel()}
-    found = SearchResult(hits, {q: paths[q] for q in queries.ids}, items, queries.skipped)
+    queries: dict[str, Source] = {}
+    for source in sources:
+        name = source.id if isinstance(source, InMemoryImage) else query_id(source.path, loaded.index)
+        queries.setdefault(name, source if isinstance(source, InMemoryImage) else _Query(name, source.path))
+    if top_k is None:
+        top_k = _default_top_k(loaded.index, queries)
+    loaded.index.require_top_k(top_k, queries)
+    embeddings = loaded.encoder.embed(list(queries.values()), progress=resolve_progress(progress), task="queries")
+    if not len(embeddings):
+        first = embeddings.skipped[0]
+        if len(queries) == 1:
+            raise DataError(f"{first.path} cannot be searched for: {first.cause}; give another image.")
+        raise DataError(f"none of the {len(queries)} images can be read, the first is {first}.")
+    hits = loaded.index.search(embeddings, top_k)
+    item_paths = {item_id: loaded.index.path_of(item_id) or Path(item_id) for item_id in hits.ids.ravel()}
+    query_paths = {name: queries[name].path for name in embeddings.ids}
     if page is not None:
         from lookalike.api.page import write_search_page
 
-        write_search_page(page, hits, found.query_paths, items)
-    return found
+        write_search_page(page, hits, query_paths, item_paths)
+    return SearchResult(hits, query_paths, item_paths, embeddings.skipped)
 
 
-def _page_at(html: Path | str) -> Path:
+@dataclass(frozen=True, slots=True)
+class _Query:
+    id: str
+    path: Path
+
+
+def _page_path(html: Path | str) -> Path:
     page = Path(html)
-    if page.suffix.lower() not in _PAGES:
-        raise OptionError(f"html must be named .html, got {page}; write for example found.html.")
+    if page.suffix.lower() not in _PAGE_SUFFIXES:
+        raise OptionError(f"`html` must be named .html, got {page}; for example hits.html.", argument="html")
     require_writable(page)
     return page
 
 
-def _usual_top_k(index: Index, query_ids: Iterable[str]) -> int:
+def _default_top_k(index: Index, query_ids: Iterable[str]) -> int:
     """Return ten, or as many hits as every query can have."""
-    inside = any(query in index for query in query_ids)
-    return max(1, min(_USUAL_TOP_K, len(index) - inside))
+    excluded = any(query in index for query in query_ids)
+    return max(1, min(_DEFAULT_TOP_K, len(index) - excluded))
 
 
 def query_id(path: Path, index: Index) -> str:
@@ -158,11 +195,11 @@ def query_id(path: Path, index: Index) -> str:
 
     A file inside the index's root gets its path relative to it, whether it was indexed or not; any other its path.
     """
-    written = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link that stands for the file
-    places = dict.fromkeys((written, written.parent.resolve() / written.name, written.resolve()))
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link that stands for the file
+    spellings = dict.fromkeys((absolute, absolute.parent.resolve() / absolute.name, absolute.resolve()))
     root = index.root
-    inside = [p.relative_to(root).as_posix() for p in places if root is not None and p.is_relative_to(root)]
-    known = [name for name in (*inside, *(p.as_posix() for p in places)) if name in index]
-    if known or inside:
-        return (known or inside)[0]
-    return written.as_posix() if path.as_posix() in index else path.as_posix()
+    relative = [p.relative_to(root).as_posix() for p in spellings if root is not None and p.is_relative_to(root)]
+    items = [name for name in (*relative, *(p.as_posix() for p in spellings)) if name in index]
+    if items or relative:
+        return (items or relative)[0]
+    return absolute.as_posix() if path.as_posix() in index else path.as_posix()

@@ -34,10 +34,10 @@ from lookalike.benchmark.trial import Trial
 from lookalike.data.dataset import Dataset
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.evaluation.measures import Measure
-from lookalike.models.facts import is_bundle
-from lookalike.models.weights import PRETRAINED
+from lookalike.models.info import is_bundle
 from lookalike.progress import Progress, resolve_progress
-from lookalike.runtimes.choice import require_runtime
+from lookalike.runtimes.load import PRETRAINED
+from lookalike.runtimes.select import require_runtime
 from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.tracking import RunTracker, parse_targets, start_tracking
 from lookalike.types import Skipped

@@ -8,23 +8,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from lookalike._files import digest
 from lookalike.benchmark.selection import Selection
 from lookalike.benchmark.spec import BenchmarkSpec, bundle_name
 from lookalike.benchmark.trial import TrainingState, Trial, TrialKind
-from lookalike.data.dataset import Dataset, content_hashes
-from lookalike.embeddings.fit import compute_features, fit_projection
+from lookalike.data.dataset import Dataset, content_hashes, sample_evenly
 from lookalike.errors import DataError, OptionError
-from lookalike.models.alignment import fit_alignment
-from lookalike.models.encoder import COMBINATIONS, Encoder, combine
-from lookalike.models.facts import is_bundle, read_facts
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.records import read_reports
-from lookalike.models.torch_bundle import save_bundle as save_torch_bundle
-from lookalike.models.weights import NONE
-from lookalike.runtimes.bundle import load_bundle, save_bundle
+from lookalike.models.bundle import describe, save_bundle
+from lookalike.models.encoder import COMBINATIONS, SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble, combine
+from lookalike.models.heads import fit_alignment, pca_head
+from lookalike.models.info import BundleInfo, EncoderInfo, TrainingData, is_bundle, read_bundle_info
+from lookalike.runtimes.fit import compute_features
+from lookalike.runtimes.load import NONE, load_encoder, load_pretrained
 from lookalike.training.config import TrainingOptions
 from lookalike.training.context import TrainingContext
 from lookalike.training.curves import write_curves
@@ -80,9 +76,9 @@ class Candidate:
         """Return its own embeddings by split."""
         return embeddings[self.name]
 
-    def load(self, _: SplitEmbeddings) -> Encoder:
+    def load(self, _: SplitEmbeddings) -> AnyEncoder:
         """Load its encoder."""
-        return load_bundle(self.bundle)
+        return load_encoder(self.bundle)
 
 
 @dataclass(frozen=True)
@@ -115,10 +111,10 @@ class EnsembleCandidate:
             combined[split] = Embeddings(ids, vectors, fingerprint)
         return combined
 
-    def load(self, embeddings: SplitEmbeddings) -> Encoder:
+    def load(self, embeddings: SplitEmbeddings) -> AnyEncoder:
         """Load both members as one encoder."""
-        members = [member for m in self.members for member in load_bundle(m.bundle).members]
-        return Encoder(members, self.combination, [None, self._alignment(embeddings)])
+        members = tuple(member for m in self.members for member in load_encoder(m.bundle).members)
+        return Ensemble(members, self.combination, (None, self._alignment(embeddings)))
 
     def _alignment(self, embeddings: SplitEmbeddings) -> Vectors | None:
         """Fit the rotation of the second space onto the first, on training embeddings only."""
@@ -176,7 +172,7 @@ def make_ensembles(candidates: Sequence[Candidate]) -> list[EnsembleCandidate]:
 
 
 def require_weights(spec: BenchmarkSpec) -> None:
-    """Build every new backbone once and discard it, so that missing weights are an error before the work starts.
+    """Load every new backbone once, so that missing weights are an error before the work starts.
 
     Raises:
         WeightsUnavailable: pretrained weights are not available.
@@ -185,7 +181,7 @@ def require_weights(spec: BenchmarkSpec) -> None:
     """
     for backbone, weights in spec.weights.items():
         if not spec.bundle_folder(backbone, "frozen").exists():
-            build_trainable(backbone, weights, seed=spec.options.seed)
+            load_pretrained(backbone, weights, seed=spec.options.seed)
 
 
 def require_winnable(spec: BenchmarkSpec) -> None:
@@ -206,15 +202,18 @@ def _frozen_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
     """Save a pretrained backbone with a PCA head, fitted on the training split."""
     folder, seed = spec.bundle_folder(backbone, "frozen"), spec.options.seed
     if not is_bundle(folder):
-        member = build_trainable(backbone, spec.weights[backbone], seed=seed)
+        ((auto, state),) = load_pretrained(backbone, spec.weights[backbone], seed=seed)
+        training = spec.data.training
+        runtime = replace(auto, runtime=spec.runtime, precision="float32")
+        ready = runtime.prepare(sample_evenly(training, SAMPLE_SIZE), len(training), spec.progress)
         features = compute_features(
-            member, spec.data.training, progress=spec.progress, task=f"{backbone}: features", cache=spec.cache
+            ready, training, progress=spec.progress, task=f"{backbone}: features", cache=spec.cache
         )
-        fit_projection(member, features, seed=seed)
+        encoder = Encoder.of(ready, pca_head(features.rows, seed=seed), state)
         options = TrainingOptions(seed=seed, class_disjoint=spec.options.class_disjoint)  # how the data was split
-        save_torch_bundle(Encoder([member]), folder, facts=training_info(spec.data, options, []))
-    info = read_facts(folder)
-    return _candidate(folder, f"{backbone} {info['members'][0]['origin']['trained']}", info)
+        save_bundle(encoder, folder, training_info(encoder, spec.data, options, []))
+    info = read_bundle_info(folder)
+    return _candidate(folder, f"{backbone} {info.members[0].state}", info)
 
 
 def _finetuned_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
@@ -228,14 +227,13 @@ def _finetuned_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
         context = TrainingContext(spec.data, spec.options, spec.progress, run_folder, spec.cache, tracker=spec.tracker)
         train_into_bundle(context, [(backbone, spec.weights[backbone])], folder)
     shutil.rmtree(run_folder, ignore_errors=True)
-    info = read_facts(folder)
+    info = read_bundle_info(folder)
     return replace(_candidate(folder, f"{backbone} fine-tuned", info), note=_finetuning_note(info))
 
 
-def _finetuning_note(info: Mapping[str, Any]) -> str:
+def _finetuning_note(info: BundleInfo) -> str:
     """Return how much of the fine-tuning validation kept; "" for all of it."""
-    state = info["members"][0]["origin"]["trained"]
-    (report,) = read_reports(info)
+    state, report = info.members[0].state, info.training[0]
     share = report.fine_tuned_share if report is not None else None
     if state == "untrained":
         return "training only the head did not improve on random weights."
@@ -254,64 +252,71 @@ def bundle_candidate(data: Dataset, bundle: Path) -> Candidate:
     Images are compared by content, which detects a bundle of another split or of a folder that has grown since.
     Images of this training split do not count: every candidate has seen them.
     """
-    info = read_facts(bundle)
+    info = read_bundle_info(bundle)
     candidate = _candidate(bundle, bundle_name(bundle), info)
-    trained_on = info.get("training_data") or {}
-    if "contents" not in trained_on:
+    if info.training_data is None:
         leaked = candidate.state == "fine-tuned"
         note = "does not record its training images, which may include some of these." if leaked else ""
         return replace(candidate, note=note, leaked=leaked)
-    seen = set(trained_on["contents"]) - set(image_hashes(data))
+    seen = set(info.training_data.contents) - set(image_hashes(data))
     for items, where in ((data.validation, "validation"), ((*data.query, *data.gallery), "query and gallery")):
         count = sum(content[:16] in seen for content in content_hashes(items).values())
         if count:
             note = f"was trained on {count} of these {len(items)} {where} images, so its score is optimistic."
             return replace(candidate, note=note, leaked=True)
-    same = trained_on.get("fingerprint") == data.fingerprint
+    same = info.training_data.fingerprint == data.fingerprint
     return replace(candidate, note="" if same else "was trained on other data than this training split.")
 
 
-def _candidate(bundle: Path, name: str, info: Mapping[str, Any]) -> Candidate:
-    members = info["members"]
-    exports = [f"{m['runtime']}-{m['precision']}" for m in members if "runtime" in m]
+def _candidate(bundle: Path, name: str, info: BundleInfo) -> Candidate:
+    exports = [f"{m.graph.runtime}-{m.graph.precision}" for m in info.members if m.graph is not None]
     return Candidate(
         name=name,
         bundle=bundle,
-        kind="ensemble" if len(members) > 1 else "single",
-        state=joint_state({m["origin"].get("trained", "frozen") for m in members}),
-        architecture="+".join(map(_architecture, members)),
-        fingerprint=info["fingerprint"],
-        combination=info["how"] or "",
-        dim=info["dim"],
-        from_random=any(m["origin"].get("weights") == NONE for m in members),
+        kind="single" if info.combination is None else "ensemble",
+        state=joint_state({m.state for m in info.members}),
+        architecture="+".join(map(_architecture, info.members)),
+        fingerprint=info.fingerprint,
+        combination=info.combination or "",
+        dim=info.dim,
+        from_random=any(m.backbone.weights == NONE for m in info.members),
         export="+".join(dict.fromkeys(exports)),
     )
 
 
-def _architecture(member: Mapping[str, Any]) -> str:
-    size = member["preprocessing"]
-    runtime = f" on {member['runtime']} in {member['precision']}" if "runtime" in member else ""
-    return f"{member['timm_name']}@{size['height']}x{size['width']}{runtime}"
+def _architecture(member: EncoderInfo) -> str:
+    size = member.backbone.preprocessing
+    runtime = f" on {member.graph.runtime} in {member.graph.precision}" if member.graph is not None else ""
+    return f"{member.backbone.timm_name}@{size.height}x{size.width}{runtime}"
 
 
 def save_winner(
     spec: BenchmarkSpec, winner: AnyCandidate, selection: Selection, trial: Trial, embeddings: SplitEmbeddings
 ) -> None:
     """Save the winner as the bundle best/, with the training records of its members."""
-    infos = [read_facts(m.bundle) for m in winner.members]
-    info: dict[str, Any] = {k: infos[0][k] for k in ("classes", "options") if k in infos[0]}
-    training_data = [i.get("training_data") or {} for i in infos]
-    joint = {key: value for key, value in training_data[0].items() if key != "contents"}
-    if all("contents" in seen for seen in training_data):
-        joint["contents"] = sorted({image for seen in training_data for image in seen["contents"]})
-    if joint:
-        info["training_data"] = joint
-    reports = [report for i in infos for report in read_reports(i)]
-    info["training"] = [report.to_dict() if report is not None else None for report in reports]
+    infos = [read_bundle_info(m.bundle) for m in winner.members]
     scores = {"validation": trial.validation, "test": trial.test}
-    info["measures"] = {
-        split: {name: vars(interval) for name, interval in s.measures.items()} for split, s in scores.items() if s
-    }
-    info["benchmark"] = {"candidate": selection.winner, "reason": selection.reason, "seed": spec.options.seed}
-    curves = partial(write_curves, reports=[r for r in reports if r is not None], measure=spec.options.stop_on)
-    save_bundle(winner.load(embeddings), spec.out / "best", facts=info, replace=True, further=curves)
+    training = tuple(report for info in infos for report in info.training or (None,) * len(info.members))
+    encoder = winner.load(embeddings)
+    record = describe(
+        encoder,
+        classes=infos[0].classes,
+        options=infos[0].options,
+        training_data=_joint_training_data([info.training_data for info in infos]),
+        training=training,
+        measures={
+            split: {name: vars(interval) for name, interval in s.measures.items()} for split, s in scores.items() if s
+        },
+        benchmark={"candidate": selection.winner, "reason": selection.reason, "seed": spec.options.seed},
+    )
+    reports = [report for report in training if report is not None]
+    curves = partial(write_curves, reports=reports, measure=spec.options.stop_on)
+    save_bundle(encoder, spec.out / "best", record, replace_existing=True, write_extra=curves)
+
+
+def _joint_training_data(parts: Sequence[TrainingData | None]) -> TrainingData | None:
+    """Return what several members were trained on together; None where one of them does not record it."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return replace(known[0], contents=tuple(sorted({image for part in known for image in part.contents})))

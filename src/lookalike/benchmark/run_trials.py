@@ -7,19 +7,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from lookalike._files import digest, read_json, write_json
-from lookalike.api.load_model import on_runtime
 from lookalike.benchmark.candidates import AnyCandidate, Candidate, SplitEmbeddings
 from lookalike.benchmark.spec import BenchmarkSpec, slug
 from lookalike.benchmark.timing import TimingRequest, measure_timing, timing_setup
 from lookalike.benchmark.trial import VERSION, Scores, Timing, Trial
 from lookalike.data.dataset import Item, Split, sample_evenly
-from lookalike.embeddings.fit import kept_features
-from lookalike.embeddings.shards import read_shard, sources_digest, write_shard
+from lookalike.embeddings.shards import read_shard, write_shard
 from lookalike.errors import DataError, LookalikeError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
-from lookalike.models.encoder import Encoder
-from lookalike.models.member import TrainableEncoder
-from lookalike.runtimes.bundle import load_bundle
+from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder
+from lookalike.models.pipeline import sources_digest
+from lookalike.runtimes.fit import feature_file, read_features
+from lookalike.runtimes.load import load_encoder
+from lookalike.runtimes.select import with_runtime
 from lookalike.types import Embeddings, Skipped
 
 _TIMED_IMAGES = 40
@@ -30,8 +30,7 @@ def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embe
 
     A cached split is valid for the same weights and the same files, compared by size and time of change.
     """
-    encoder: Encoder | None = None
-    fast_encoder: Encoder | None = None
+    encoder: AnyEncoder | None = None
     embeddings: dict[str, Embeddings] = {}
     for split in Split:
         items = spec.data.split(split)
@@ -41,34 +40,35 @@ def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embe
         key = sources_digest(candidate.fingerprint, items)
         shard = read_shard(path, key, candidate.fingerprint)
         if shard is None:
-            encoder = encoder or load_bundle(candidate.bundle)
+            encoder = encoder or _load(spec, candidate)
             shard = _from_features(spec, encoder, items) if split == Split.TRAINING else None
             if shard is None:
-                fast_encoder = fast_encoder or _on_runtime(spec, candidate, encoder)
-                shard = fast_encoder.embed(items, progress=spec.progress, task=f"{candidate.name}: {split}")
+                shard = encoder.embed(items, progress=spec.progress, task=f"{candidate.name}: {split}")
             write_shard(path, key, shard)
         embeddings[split] = shard
     return embeddings
 
 
-def _on_runtime(spec: BenchmarkSpec, candidate: Candidate, encoder: Encoder) -> Encoder:
-    """Move an encoder to the requested runtime in float32; an exported one keeps its own."""
-    runtime = "auto" if candidate.export else spec.runtime
-    return on_runtime(encoder, spec.data.items, (runtime, "auto"), spec.progress, exact=True)
+def _load(spec: BenchmarkSpec, candidate: Candidate) -> AnyEncoder:
+    """Load an encoder on the requested runtime in float32, ready for all images; an exported one keeps its runtime."""
+    encoder = load_encoder(candidate.bundle)
+    if not candidate.export:
+        encoder = with_runtime(encoder, spec.runtime, "float32")
+    items = spec.data.items
+    return encoder.prepare(sample_evenly(items, SAMPLE_SIZE), len(items), spec.progress)
 
 
-def _from_features(spec: BenchmarkSpec, encoder: Encoder, items: Sequence[Item]) -> Embeddings | None:
+def _from_features(spec: BenchmarkSpec, encoder: AnyEncoder, items: Sequence[Item]) -> Embeddings | None:
     """Apply the head to the cached features of a frozen backbone; None if there are none.
 
     Their last bit may differ, so they are used for the training split only, which fits the alignments.
     """
-    member = encoder.members[0]
-    if encoder.is_ensemble or not isinstance(member, TrainableEncoder):
+    if not isinstance(encoder, Encoder) or encoder.head is None:
         return None
-    features = kept_features(member, items, spec.cache)
+    features = read_features(feature_file(spec.cache, encoder.backbone, items))
     if features is None:
         return None
-    return Embeddings(features.ids, member.project(features.rows), encoder.fingerprint, features.skipped)
+    return Embeddings(features.ids, encoder.project(features.rows), encoder.fingerprint, features.skipped)
 
 
 def skipped_files(embeddings: SplitEmbeddings) -> tuple[Skipped, ...]:

@@ -16,10 +16,9 @@ from lookalike.data.split import with_validation
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
-from lookalike.models.registry import find_row
-from lookalike.models.weights import NONE, PRETRAINED
+from lookalike.models.registry import find_backbone
 from lookalike.progress import Progress
-from lookalike.runtimes.bundle import load_bundle
+from lookalike.runtimes.load import NONE, PRETRAINED, load_encoder
 from lookalike.training.config import TrainingOptions
 from lookalike.training.tracking import NO_TRACKER, RunTracker
 from lookalike.training.train import load_as
@@ -52,7 +51,7 @@ class BenchmarkSpec:
         title: heading of the report, None for the default.
         notes: further sentences for the report.
         progress: receives progress and messages.
-        tracker: receives every epoch and the results.
+        tracker: trackers that receive every epoch and the results.
 
     """
 
@@ -126,7 +125,7 @@ def check_candidates(
                 argument=argument,
             )
     for backbone in backbones:
-        find_row(backbone)
+        find_backbone(backbone)
     by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(backbones, weights)
     by_backbone = {b: by_name.get(b, PRETRAINED) for b in backbones}
     finetuned = frozenset(finetune if not isinstance(finetune, bool) else backbones if finetune else ())
@@ -169,7 +168,7 @@ def _is_trained(bundle: Path) -> bool:
     """Load a bundle, which verifies it, and return whether none of its members has random weights."""
     if not bundle.exists():
         raise ModelError(f"bundle {bundle} does not exist; pass a folder written by 'lookalike train'.")
-    return all(member.trained != "untrained" for member in load_bundle(bundle).members)
+    return all(member.state != "untrained" for member in load_encoder(bundle).members)
 
 
 def load_splits(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lookalike._cores import cores
-from lookalike._versions import versions_of
+from lookalike._system import cpu_count, cpu_name, installed_versions
 from lookalike.benchmark.trial import Timing
 from lookalike.data.images import read_scaled
 from lookalike.errors import LookalikeError
-from lookalike.models.devices import device_name, threads
-from lookalike.models.encoder import Encoder
-from lookalike.models.engine import Engine
-from lookalike.models.facts import read_facts
-from lookalike.models.stream import File
-from lookalike.runtimes.bundle import is_exported, load_bundle
-from lookalike.runtimes.choice import accelerated, remembered
-from lookalike.runtimes.machine import processor
+from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble, run_backbones
+from lookalike.models.info import read_bundle_info
+from lookalike.models.pipeline import File
+from lookalike.progress import SILENT
+from lookalike.runtimes.load import load_encoder
+from lookalike.runtimes.select import with_runtime
 from lookalike.types import Vectors
 
 SINGLE_IMAGES = 40
@@ -46,18 +44,19 @@ Milliseconds = npt.NDArray[np.float64]
 
 def machine() -> dict[str, Any]:
     """Return processor, cores and the versions of Python and packages, for reports."""
-    packages = versions_of("lookalike", "torch", "timm", "openvino", "faiss-cpu", "numpy")
-    return {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **packages}
+    packages = installed_versions("lookalike", "torch", "timm", "openvino", "faiss-cpu", "numpy")
+    return {"processor": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), **packages}
 
 
 def timing_setup() -> dict[str, Any]:
     """Return everything that a timing depends on: processor, device, threads, and the packages that compute."""
+    from lookalike.models.torch_backbone import device_name
+
     return {
-        "processor": processor(),
+        "processor": cpu_name(),
         "device": device_name(),
-        "cores": os.cpu_count(),  # decode
-        "threads": threads(),
-        **versions_of("torch", "timm", "pillow", "openvino"),
+        "threads": cpu_count(),
+        **installed_versions("torch", "timm", "pillow", "openvino"),
     }
 
 
@@ -112,107 +111,114 @@ def main() -> None:
     request = replace(request, bundles=list(map(Path, request.bundles)), images=list(map(Path, request.images)))
     try:
         timings = time_members(
-            lambda single: [m for b in request.bundles for m in _load(b, request, single=single).members],
+            lambda count: [m for b in request.bundles for m in _load(b, request, count).members],
             request.combinations,
             request.images,
+            count=request.count,
         )
     except LookalikeError as error:
         sys.exit(str(error))
     sys.stdout.write("\n" + json.dumps({c: asdict(timing) for c, timing in timings.items()}) + "\n")
 
 
-def _load(bundle: Path, request: TimingRequest, *, single: bool) -> Encoder:
-    """Load a bundle for single images or for many, on the requested runtime."""
-    info = read_facts(bundle)
-    if is_exported(info):
-        return load_bundle(bundle, single=single)
-    if request.runtime != "torch":
-        encoder = remembered(bundle, info, precision="float32", single=single)  # without importing torch
-        if encoder and all(request.runtime in ("auto", m.runtime) for m in encoder.members):
-            return encoder
-    return accelerated(
-        load_bundle(bundle),
-        request.images,
-        count=request.count,
-        runtime=request.runtime,
-        precision="float32",
-        single=single,
-    )
+def _load(bundle: Path, request: TimingRequest, count: int) -> AnyEncoder:
+    """Load a bundle on the requested runtime, ready for this number of images."""
+    encoder = load_encoder(bundle)
+    if not read_bundle_info(bundle).is_exported:
+        encoder = with_runtime(encoder, request.runtime, "float32")
+    return encoder.prepare([File(str(i), i) for i in request.images], count, SILENT)
 
 
 def time_members(
-    load_members: Callable[[bool], Sequence[Engine]], combinations: Sequence[str], images: Sequence[Path]
+    load_members: Callable[[int], Sequence[Encoder]], combinations: Sequence[str], images: Sequence[Path], *, count: int
 ) -> dict[str, Timing]:
     """Time single images, then batches, on warmed-up encoders in this process.
 
-    All combinations share every pass of the members and differ only by their own arithmetic, so that noise cannot
-    rank one above another. `load_members` loads the members, for single images if its argument is true.
+    All combinations share every pass of the backbones and differ only by their own arithmetic, so that noise cannot
+    rank one above another. Peak memory is that of the process.
+
+    Args:
+        load_members: loads the members, ready for a number of images.
+        combinations: to time; `[""]` for a single encoder.
+        images: readable files, used in turn.
+        count: number of images that the batches stand for.
+
     """
-    members = load_members(True)
-    encoders = {c: _combined(members, c) for c in combinations}
-    decode, encode, combine = _time_single(encoders, [images[i % len(images)] for i in range(_WARM_UP + SINGLE_IMAGES)])
-    del members, encoders  # before the next ones are loaded
-    members = load_members(False)
-    encoders = {c: _combined(members, c) for c in combinations}
+    encoders = _combined(load_members(1), combinations)
+    paths = [images[i % len(images)] for i in range(_WARM_UP + SINGLE_IMAGES)]
+    decode, backbones, combine = _time_single(encoders, paths)
+    del encoders  # before the next ones are loaded
+    encoders = _combined(load_members(count), combinations)
+    members = next(iter(encoders.values())).members
     files = [File(str(n), images[n % len(images)]) for n in range(_BATCHES * BATCH_SIZE)]
-    batched_ms, vectors = _time_batches(encoders[combinations[0]], files)
+    batched_ms, features = _time_batches(members, files)
     timings = {}
-    for c, encoder in encoders.items():
+    for combination, encoder in encoders.items():
         start = time.perf_counter()
-        encoder.combine(vectors)
+        encoder.combine(features)
         combine_ms = (time.perf_counter() - start) * 1e3 / len(files)
-        total, model = decode + encode + combine[c], encode + combine[c]
-        timings[c] = Timing(
+        model = backbones + combine[combination]
+        total = decode + model
+        timings[combination] = Timing(
             single_p50_ms=float(np.percentile(total, 50)),
             single_p95_ms=float(np.percentile(total, 95)),
             single_decode_ms=float(np.percentile(decode, 50)),
             single_model_p50_ms=float(np.percentile(model, 50)),
             batched_ms=batched_ms + combine_ms,
-            batch_size=min(m.batch_size for m in members),
+            batch_size=min(m.backbone.batch_size for m in members),
             peak_memory_mb=peak_memory_mb(),
             images=SINGLE_IMAGES,
-            threads=cores(),
-            device=members[0].runs_on,
+            threads=cpu_count(),
+            device=members[0].backbone.device_type,
             runtime=" + ".join(dict.fromkeys(f"{m.runtime} in {m.precision}" for m in members)),
         )
     return timings
 
 
-def _combined(members: Sequence[Engine], combination: str) -> Encoder:
+def _combined(members: Sequence[Encoder], combinations: Sequence[str]) -> dict[str, AnyEncoder]:
+    """Return the members as an ensemble per combination, or the single encoder."""
+    if len(members) == 1:
+        return dict.fromkeys(combinations, members[0])
     # the identity costs as much as any other rotation
-    alignments = [None, *(np.eye(m.dim, dtype=np.float32) for m in members[1:])] if combination == "aligned" else None
-    return Encoder(members, combination or "concat", alignments)
+    rotations = (None, *(np.eye(m.dim, dtype=np.float32) for m in members[1:]))
+    return {c: Ensemble(tuple(members), c, rotations if c == "aligned" else ()) for c in combinations}
 
 
 def _time_single(
-    encoders: Mapping[str, Encoder], paths: Sequence[Path]
+    encoders: Mapping[str, AnyEncoder], paths: Sequence[Path]
 ) -> tuple[Milliseconds, Milliseconds, dict[str, Milliseconds]]:
-    """Return milliseconds per image after the warm-up: decoding, the members, and each combination."""
+    """Return milliseconds per image after the warm-up: decoding, the backbones, and heads with each combination."""
     members = next(iter(encoders.values())).members
     preprocessings = list(dict.fromkeys(m.preprocessing for m in members))
-    at_least = [p.at_least for p in preprocessings]
+    min_sides = [p.min_side for p in preprocessings]
     rows = []
     for path in paths:
         clocks = [time.perf_counter()]
-        images = read_scaled(path, at_least)
+        images = read_scaled(path, min_sides)
         pixels = {p: p.pixels(image)[None] for p, image in zip(preprocessings, images, strict=True)}
         clocks.append(time.perf_counter())
-        vectors = [m.encode(pixels[m.preprocessing]) for m in members]
+        features = [m.backbone.submit(pixels[m.preprocessing])() for m in members]
         clocks.append(time.perf_counter())
         for encoder in encoders.values():
-            encoder.combine(vectors)
+            encoder.combine(features)
             clocks.append(time.perf_counter())
         rows.append(np.diff(clocks) * 1e3)
-    decode, encode, *combine = np.array(rows)[_WARM_UP:].T
-    return decode, encode, dict(zip(encoders, combine, strict=True))
+    decode, backbones, *combine = np.array(rows)[_WARM_UP:].T
+    return decode, backbones, dict(zip(encoders, combine, strict=True))
 
 
-def _time_batches(encoder: Encoder, files: Sequence[File]) -> tuple[float, list[Vectors]]:
-    """Return milliseconds per image in batches before combining, and the embeddings of the members."""
-    encoder.embed_members(files[:BATCH_SIZE])
+def _time_batches(members: Sequence[Encoder], files: Sequence[File]) -> tuple[float, Sequence[Vectors]]:
+    """Return milliseconds per image in batches, without heads and combination, and the features."""
+    backbones = [m.backbone for m in members]
+
+    def run(files: Sequence[File]) -> Sequence[Vectors]:
+        with closing(run_backbones(backbones, [files], batch_size=None, progress=SILENT, task="timing")) as batches:
+            return next(batches).features
+
+    run(files[:BATCH_SIZE])
     start = time.perf_counter()
-    vectors, _, _ = encoder.embed_members(files)
-    return (time.perf_counter() - start) / len(files) * 1e3, vectors
+    features = run(files)
+    return (time.perf_counter() - start) / len(files) * 1e3, features
 
 
 def peak_memory_mb() -> float:

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lookalike._cores import cores
 from lookalike._files import file_digest
+from lookalike._system import cpu_count
 from lookalike.data.dataset import Dataset, Item, Split
 from lookalike.data.images import read_image
 from lookalike.errors import DataError, UnreadableImage
@@ -107,7 +107,7 @@ def _map_threads(
     function: Callable[[Item], T], items: Sequence[Item], task: str, progress: Progress
 ) -> Iterator[tuple[Item, T]]:
     """Yield each item with the function's result, computed in threads."""
-    with ThreadPoolExecutor(max(2, cores())) as pool:
+    with ThreadPoolExecutor(max(2, cpu_count())) as pool:
         for start in range(0, len(items), _SUBMIT):
             batch = items[start : start + _SUBMIT]
             for done, (item, result) in enumerate(zip(batch, pool.map(function, batch), strict=True), start=start + 1):

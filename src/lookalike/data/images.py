@@ -85,6 +85,25 @@ def read_image(path: Path | str) -> Image.Image:
         raise UnreadableImage(path, f"it cannot be decoded ({_first_line(error)})") from error
 
 
+def read_image_bytes(data: bytes, name: str) -> Image.Image:
+    """Decode an encoded image in memory as `read_image` decodes a file.
+
+    Raises:
+        UnreadableImage: with `name` in place of the path.
+
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_header(Path(name), image)
+            image.seek(0)
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise anything on damaged data
+        raise UnreadableImage(name, f"it cannot be decoded ({_first_line(error)})") from error
+
+
 def read_pixels(path: Path | str, min_side: int | None = None) -> Pixels:
     """Decode an image file as `read_image` does, faster if it is a JPEG.
 

@@ -1,46 +1,35 @@
-"""Shards: what a run keeps while it is under way, so that a killed one loses at most the shard it was at."""
+"""Shards: what a run writes as it goes, so that a killed run loses at most the shard it was computing."""
 
 from __future__ import annotations
 
 import json
-import os
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from lookalike._files import digest, storage_errors, write_file
+from lookalike._files import storage_errors, write_file
 from lookalike._strings import iter_json_lines
-from lookalike.embeddings.store import IDS, SHARDS, VECTORS, skipped_files, skipped_rows
-from lookalike.errors import DataError
+from lookalike.embeddings.store import (
+    IDS_FILE,
+    INFO_FILE,
+    SHARDS_FOLDER,
+    VECTORS_FILE,
+    EmbeddingsInfo,
+    load_embeddings,
+    skipped_from_json,
+    skipped_to_json,
+    write_embeddings_info,
+)
+from lookalike.errors import DataError, StorageError
 from lookalike.types import Embeddings
-
-if TYPE_CHECKING:
-    from lookalike.models.stream import Source
 
 
 def shard_path(out: Path, number: int) -> Path:
-    """Where a shard lies in an embeddings folder."""
-    return out / SHARDS / f"{number:05}.npz"
-
-
-def sources_digest(fingerprint: str, sources: Sequence[Source]) -> str:
-    """Fingerprint of a model and of files: ids, sizes, times of change to the nanosecond, and whether they can be read.
-
-    A path alone would keep the embedding of a picture that was replaced by another.
-    """
-    parts: list[bytes | str] = [fingerprint]
-    for source in sources:
-        parts.append(os.fsencode(source.id))
-        try:
-            status = source.path.stat()
-        except OSError:
-            parts.append("missing")
-        else:
-            parts.append(f"{status.st_size} {status.st_mtime_ns} {os.access(source.path, os.R_OK)}")
-    return digest(*parts)
+    """Return the file of a shard in a folder of embeddings."""
+    return out / SHARDS_FOLDER / f"{number:05}.npz"
 
 
 def write_shard(path: Path, key: str, shard: Embeddings) -> None:
@@ -48,69 +37,107 @@ def write_shard(path: Path, key: str, shard: Embeddings) -> None:
 
     Args:
         path: the file.
-        key: `sources_digest` of its sources.
+        key: `sources_digest` of its images.
         shard: their embeddings.
 
     Raises:
-        StorageError: when the disk does not take it.
+        StorageError: the disk does not take it.
 
     """
-    facts = {"key": key, "ids": list(shard.ids), "skipped": skipped_rows(shard.skipped)}
-    text = np.frombuffer(json.dumps(facts).encode("ascii"), dtype=np.uint8)
+    record = {"key": key, "ids": list(shard.ids), "skipped": skipped_to_json(shard.skipped)}
+    text = np.frombuffer(json.dumps(record).encode("ascii"), dtype=np.uint8)
 
-    def fill(temporary: Path) -> None:
-        with temporary.open("wb") as handle:
-            np.savez(handle, vectors=shard.vectors, facts=text)
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, vectors=shard.vectors, record=text)
 
-    write_file(path, fill)
+    write_file(path, write)
 
 
 def read_shard(path: Path, key: str, fingerprint: str) -> Embeddings | None:
-    """Read one shard; None when it is not there, damaged, or made from other sources."""
+    """Read one shard; None where it is missing, damaged, or made from other images."""
     try:
         # opened here, since np.load leaves a damaged file open
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            facts = json.loads(stored["facts"].tobytes())
-            if facts["key"] != key:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            record = json.loads(stored["record"].tobytes())
+            if record["key"] != key:
                 return None
-            return Embeddings(tuple(facts["ids"]), stored["vectors"], fingerprint, skipped_files(facts["skipped"]))
-    except FileNotFoundError:
-        return None
+            skipped = skipped_from_json(record["skipped"])
+            return Embeddings(tuple(record["ids"]), stored["vectors"], fingerprint, skipped)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, DataError):
         return None  # a disk that lost power can leave such a file; it is computed again
 
 
-def write_joined(folder: Path, shards: Iterable[Embeddings], shape: tuple[int, int]) -> None:
-    """Write shards under each other as one `.npy` file that can be mapped, and one list of ids, each in its own line.
+class FinishedShards:
+    """The shards of a complete folder, by digest, to be reused where the files are unchanged."""
 
-    Not through a mapped file: on a full disk that ends the process with a bus error, writing raises. One shard is in
-    memory.
+    def __init__(self, out: Path, info: EmbeddingsInfo | None) -> None:
+        self._slices: dict[str, tuple[slice, slice]] = {}
+        if info is None:
+            return
+        self._embeddings = load_embeddings(out)
+        row = skipped = 0
+        for shard in info.shards:
+            self._slices[shard.digest] = slice(row, row + shard.rows), slice(skipped, skipped + shard.skipped)
+            row, skipped = row + shard.rows, skipped + shard.skipped
 
-    Args:
-        folder: where both files come to be.
-        shards: in their order.
-        shape: of all vectors together.
+    def get(self, key: str) -> Embeddings | None:
+        """Return the shard with this digest, or None."""
+        if key not in self._slices:
+            return None
+        rows, skipped = self._slices[key]
+        every = self._embeddings
+        return Embeddings(every.ids[rows], every.vectors[rows], every.fingerprint, every.skipped[skipped])
+
+
+def join_shards(out: Path, info: EmbeddingsInfo) -> None:
+    """Join all shards into the complete folder.
+
+    All files are written beside the shards, then moved: a full disk leaves older ones as they were, and until the last
+    file is moved every shard is still there.
 
     Raises:
-        StorageError: when the disk does not take it.
+        StorageError: the disk does not take it, or a shard was damaged meanwhile.
 
     """
 
-    def written(vectors: BinaryIO) -> Iterator[Embeddings]:
-        for shard in shards:
-            with storage_errors(folder / VECTORS):
-                vectors.write(np.ascontiguousarray(shard.vectors, dtype="<f4").data)
+    def shards() -> Iterator[Embeddings]:
+        for number, row in enumerate(info.shards):
+            shard = read_shard(shard_path(out, number), row.digest, info.run.fingerprint)
+            if shard is None or len(shard) != row.rows:
+                raise StorageError(f"{shard_path(out, number)} was damaged; run the same command again.")
             yield shard
 
-    def fill_vectors(temporary: Path) -> None:
-        def fill_ids(other: Path) -> None:
-            with temporary.open("wb") as vectors, other.open("w", encoding="ascii") as ids:
+    folder = out / SHARDS_FOLDER
+    _write_joined(folder, shards(), (info.count, info.dim))
+    write_embeddings_info(folder, info)
+    with storage_errors(out):
+        (out / INFO_FILE).unlink(missing_ok=True)  # from here on the older vectors no longer count
+        for name in (VECTORS_FILE, IDS_FILE, INFO_FILE):
+            (folder / name).replace(out / name)
+
+
+def _write_joined(folder: Path, shards: Iterable[Embeddings], shape: tuple[int, int]) -> None:
+    """Write the vectors as one `.npy` file that can be mapped, and the ids, one per line; one shard is in memory.
+
+    Not through a memory map: on a full disk that ends the process with a bus error, while writing raises.
+    """
+
+    def write_vectors(shards: Iterable[Embeddings], file: BinaryIO) -> Iterator[Embeddings]:
+        for shard in shards:
+            with storage_errors(folder / VECTORS_FILE):
+                file.write(np.ascontiguousarray(shard.vectors, dtype="<f4").data)
+            yield shard
+
+    def write_both(vectors: Path) -> None:
+        def write_ids(ids: Path) -> None:
+            with vectors.open("wb") as vectors_file, ids.open("w", encoding="ascii") as ids_file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(vectors, header)
-                for text in iter_json_lines(name for shard in written(vectors) for name in shard.ids):
-                    ids.write(text)
-                ids.write("\n")
+                np.lib.format.write_array_header_1_0(vectors_file, header)
+                written = write_vectors(shards, vectors_file)
+                ids_file.writelines(iter_json_lines(item_id for shard in written for item_id in shard.ids))
+                ids_file.write("\n")
 
-        write_file(folder / IDS, fill_ids)
+        write_file(folder / IDS_FILE, write_ids)
 
-    write_file(folder / VECTORS, fill_vectors)
+    write_file(folder / VECTORS_FILE, write_both)

@@ -1,8 +1,8 @@
-"""The embeddings folder once it is finished: vectors that can be mapped, ids, and what made them.
+"""The folder that holds embeddings: vectors that can be memory-mapped, ids, and what made them.
 
-- `vectors.npy`: float32 (n, dim), unit length
-- `ids.json`: n ids, row by row, each in a line of its own
-- `embeddings.json`: format, model, fingerprint, shards, skipped files; written last, so it says that the rest is whole
+- `vectors.npy`: float32 `(n, dim)`, unit length
+- `ids.json`: n ids in the order of the vectors, one per line
+- `embeddings.json`: an `EmbeddingsInfo`; written last, so its presence means that the folder is complete
 - `model/`: the bundle of the encoder
 - `shards/`: only while the folder is being made
 """
@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from lookalike._files import read_json, reading_errors
+from lookalike._files import read_json, reading_errors, write_ascii_json
 from lookalike._strings import PackedStrings, read_json_lines
-from lookalike.errors import DataError, LookalikeError, StorageError
+from lookalike.errors import DataError, StorageError
 from lookalike.types import Embeddings, Skipped, Vectors
 
-FORMAT = 1
-FACTS = "embeddings.json"
-IDS = "ids.json"
-VECTORS = "vectors.npy"
-SHARDS = "shards"
-RUN = "run.json"
+FORMAT = 2
+INFO_FILE = "embeddings.json"
+IDS_FILE = "ids.json"
+VECTORS_FILE = "vectors.npy"
+SHARDS_FOLDER = "shards"
+RUN_FILE = "run.json"  # inside the shards' folder: whose shards these are
 
 
 @dataclass(frozen=True)
-class ShardRow:
-    """One shard's part of the vectors: the digest of its sources, its rows, and how many files it skipped."""
+class ShardInfo:
+    """One shard's share of the vectors: the digest of its images, its rows, and the number of files it skipped."""
 
     digest: str
     rows: int
@@ -39,172 +39,178 @@ class ShardRow:
 
 
 @dataclass(frozen=True)
-class EmbeddingFacts:
-    """What `embeddings.json` says.
+class RunInfo:
+    """What decides every shard of a run.
 
     Attributes:
         model: the encoder's name.
         fingerprint: the encoder's.
-        precision: that it computed in, as `Encoder.precision`.
-        dim: dimensions of a vector.
-        count: number of vectors.
-        root: the folder that every id is relative to; None where there is no such folder.
-        shard_size: sources in a shard.
-        shards: in the order of the rows.
-        skipped: files that could not be read, in the order of the shards, then what else was left out.
+        precision: that it computes in.
+        shard_size: images per shard.
 
     """
 
     model: str
     fingerprint: str
     precision: str
+    shard_size: int
+
+
+@dataclass(frozen=True)
+class EmbeddingsInfo:
+    """The content of `embeddings.json`.
+
+    Attributes:
+        run: the encoder and the shard size.
+        dim: dimensions of a vector.
+        count: number of vectors.
+        root: the folder that every id is relative to; None where there is no such folder.
+        shards: in the order of the vectors.
+        skipped: files that could not be read, in the order of the shards, then folders that could not be listed.
+
+    """
+
+    run: RunInfo
     dim: int
     count: int
     root: Path | None
-    shard_size: int
-    shards: tuple[ShardRow, ...]
+    shards: tuple[ShardInfo, ...]
     skipped: tuple[Skipped, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for JSON; `from_dict` takes it back."""
+        """Return a plain structure for JSON."""
         return {
             "format": FORMAT,
-            "model": self.model,
-            "fingerprint": self.fingerprint,
-            "precision": self.precision,
-            "dim": self.dim,
-            "count": self.count,
+            **asdict(self),
             "root": None if self.root is None else str(self.root),
-            "skipped": skipped_rows(self.skipped),
-            "shard_size": self.shard_size,
-            "shards": [asdict(row) for row in self.shards],
-            "complete": True,
+            "skipped": skipped_to_json(self.skipped),
         }
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> EmbeddingFacts:
-        """Undo `to_dict`; a missing or odd field raises what Python raises."""
+    def from_dict(cls, value: Mapping[str, Any]) -> EmbeddingsInfo:
+        """Undo `to_dict`; a missing or misplaced field raises what Python raises."""
         return cls(
-            model=str(value["model"]),
-            fingerprint=str(value["fingerprint"]),
-            precision=str(value.get("precision", "float32")),  # before there was another
+            run=RunInfo(**value["run"]),
             dim=int(value["dim"]),
             count=int(value["count"]),
             root=None if value["root"] is None else Path(value["root"]),
-            shard_size=int(value["shard_size"]),
-            shards=tuple(ShardRow(**row) for row in value["shards"]),
-            skipped=skipped_files(value["skipped"]),
+            shards=tuple(ShardInfo(**shard) for shard in value["shards"]),
+            skipped=skipped_from_json(value["skipped"]),
         )
 
 
-def skipped_rows(skipped: Iterable[Skipped]) -> list[dict[str, str]]:
-    """Return skipped files as plain structures for JSON."""
+def skipped_to_json(skipped: Iterable[Skipped]) -> list[dict[str, str]]:
+    """Return skipped files as a plain structure for JSON."""
     return [{"path": str(s.path), "cause": s.cause} for s in skipped]
 
 
-def skipped_files(rows: Iterable[Mapping[str, str]]) -> tuple[Skipped, ...]:
-    """Undo `skipped_rows`."""
-    return tuple(Skipped(Path(row["path"]), row["cause"]) for row in rows)
+def skipped_from_json(value: Iterable[Mapping[str, str]]) -> tuple[Skipped, ...]:
+    """Undo `skipped_to_json`."""
+    return tuple(Skipped(Path(s["path"]), s["cause"]) for s in value)
 
 
 def is_embeddings(path: Path | str) -> bool:
-    """Whether a folder holds finished embeddings."""
-    return (Path(path) / FACTS).is_file()
+    """Whether a folder holds complete embeddings."""
+    return (Path(path) / INFO_FILE).is_file()
 
 
 def is_unfinished(path: Path | str) -> bool:
-    """Whether a folder holds embeddings that are still being made, or whose making was stopped."""
-    return not is_embeddings(path) and (Path(path) / SHARDS / RUN).is_file()
+    """Whether a folder holds embeddings of a run that has not finished."""
+    return not is_embeddings(path) and (Path(path) / SHARDS_FOLDER / RUN_FILE).is_file()
 
 
-def read_embedding_facts(path: Path | str) -> EmbeddingFacts:
+def read_embeddings_info(path: Path | str) -> EmbeddingsInfo:
     """Read what made the embeddings in a folder.
 
     Raises:
-        StorageError: no embeddings folder, one that is not finished, of another format, or damaged.
+        StorageError: not a folder of embeddings, an unfinished one, one of another format, or a damaged one.
 
     """
     path = Path(path)
+    if is_unfinished(path):
+        raise StorageError(f"{path} holds unfinished embeddings; run the same 'lookalike embed' again to finish them.")
     if not is_embeddings(path):
-        if is_unfinished(path):
-            raise StorageError(
-                f"{path} holds embeddings that are not finished; run the same 'lookalike embed' again to finish them."
-            )
         raise StorageError(
-            f"{path} is not an embeddings folder: it has no {FACTS}; make one with 'lookalike embed IMAGES --out DIR'."
+            f"{path} is not a folder of embeddings: it has no {INFO_FILE}; "
+            "make one with 'lookalike embed IMAGES --out DIR'."
         )
-    value = read_json(path / FACTS, "the embeddings' description")
-    got = value.get("format") if isinstance(value, dict) else None
-    if got != FORMAT:
-        raise StorageError(
-            f"{path} has embeddings format {got}, this version reads {FORMAT}; update lookalike or embed again."
-        )
+    value = read_json(path / INFO_FILE, "embeddings record")
+    version = value.get("format") if isinstance(value, dict) else None
+    if version != FORMAT:
+        raise StorageError(f"{path} has embeddings format {version}, this version reads {FORMAT}; embed again.")
     try:
-        return EmbeddingFacts.from_dict(value)
+        return EmbeddingsInfo.from_dict(value)
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"{FACTS}: {type(error).__name__} {error}") from error
+        raise damaged(path, f"{INFO_FILE}: {type(error).__name__} {error}") from error
 
 
-def begun_precision(path: Path | str) -> str | None:
-    """Return what the embeddings in a folder, finished or not, are computed in; None where none were begun."""
+def write_embeddings_info(folder: Path, info: EmbeddingsInfo) -> None:
+    """Write the file whose presence means that the folder is complete."""
+    write_ascii_json(folder / INFO_FILE, info.to_dict(), indent=2)
+
+
+def read_run(path: Path | str) -> RunInfo | None:
+    """Return what decides the shards in a folder, complete or not; None where there are no embeddings.
+
+    Raises:
+        StorageError: the folder is damaged.
+
+    """
     path = Path(path)
     if is_embeddings(path):
-        return read_embedding_facts(path).precision
-    if is_unfinished(path):
-        run = read_json(path / SHARDS / RUN, "the unfinished run's description")
-        return str(run.get("precision", "float32")) if isinstance(run, dict) else None
-    return None
+        return read_embeddings_info(path).run
+    if not is_unfinished(path):
+        return None
+    value = read_json(path / SHARDS_FOLDER / RUN_FILE, "record of the unfinished run")
+    try:
+        return RunInfo(**value)
+    except TypeError as error:
+        raise damaged(path, f"{SHARDS_FOLDER}/{RUN_FILE}") from error
 
 
 def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
-    """Load a finished embeddings folder.
+    """Load the embeddings in a folder.
 
     Args:
-        path: made by `embed_to`.
-        mmap: leave the vectors on disk and read what is used; else load all.
+        path: made by `lookalike embed`.
+        mmap: leave the vectors on disk and read what is used; else load them all.
 
     Raises:
-        StorageError: no embeddings folder, one that is not finished, of another format, or damaged.
+        StorageError: not a folder of embeddings, an unfinished one, one of another format, or a damaged one.
 
     """
     path = Path(path)
-    facts = read_embedding_facts(path)
-    vectors = read_vectors(path, mmap=mmap)
-    if vectors.shape != (facts.count, facts.dim):
-        raise damaged(path, f"{VECTORS} has the shape {vectors.shape}, not {(facts.count, facts.dim)}")
+    info = read_embeddings_info(path)
+    vectors = _read_vectors(path, mmap=mmap)
+    if vectors.shape != (info.count, info.dim):
+        raise damaged(path, f"{VECTORS_FILE} has the shape {vectors.shape}, expected {(info.count, info.dim)}")
     ids = _read_ids(path)
-    if len(ids) != facts.count:
-        raise damaged(path, f"{IDS} holds {len(ids)} ids for {facts.count} vectors")
+    if len(ids) != info.count:
+        raise damaged(path, f"{IDS_FILE} holds {len(ids)} ids for {info.count} vectors")
     try:
-        return Embeddings(ids, vectors, facts.fingerprint, facts.skipped, facts.precision)
+        return Embeddings(ids, vectors, info.run.fingerprint, info.skipped, info.run.precision)
     except DataError as error:
         raise damaged(path, str(error).rstrip(".")) from error
 
 
 def _read_ids(path: Path) -> PackedStrings:
-    with reading_errors(path / IDS, "the embeddings' ids"), (path / IDS).open(encoding="utf-8") as file:
+    with reading_errors(path / IDS_FILE, "the ids of the embeddings"), (path / IDS_FILE).open(encoding="utf-8") as file:
         try:
             return read_json_lines(file)
         except ValueError as error:
-            raise damaged(path, f"{IDS}: {error}") from error
+            raise damaged(path, f"{IDS_FILE}: {error}") from error
 
 
-def read_vectors(path: Path, *, mmap: bool = True) -> Vectors:
-    """Open the vectors of an embeddings folder.
-
-    Raises:
-        StorageError: missing, cut short, or no float32 array.
-
-    """
+def _read_vectors(path: Path, *, mmap: bool) -> Vectors:
     try:
-        vectors = np.load(path / VECTORS, mmap_mode="r" if mmap else None, allow_pickle=False)
+        vectors = np.load(path / VECTORS_FILE, mmap_mode="r" if mmap else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise damaged(path, f"{VECTORS}: {error}") from error
+        raise damaged(path, f"{VECTORS_FILE}: {error}") from error
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
-        raise damaged(path, f"{VECTORS} is no float32 array")
+        raise damaged(path, f"{VECTORS_FILE} is not a float32 array")
     return vectors.view(np.ndarray)
 
 
-def damaged(path: Path, what: str) -> LookalikeError:
+def damaged(path: Path, cause: str) -> StorageError:
     """Return the error for a folder whose content does not fit together."""
-    return StorageError(f"the embeddings in {path} are damaged ({what}); remove the folder and embed again.")
+    return StorageError(f"the embeddings in {path} are damaged ({cause}); remove the folder and embed again.")

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lookalike._cores import cores
 from lookalike._ranking import Floats, Ints, nearest_in_blocks
+from lookalike._system import cpu_count
 from lookalike.index.storage import spaced
 from lookalike.types import Vectors
 
@@ -90,7 +90,7 @@ class Prefilter:
         """
         scores = np.empty((len(queries), count), dtype=np.float32)
         rows = np.empty((len(queries), count), dtype=np.int64)
-        threads = cores()
+        threads = cpu_count()
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(queries), _GROUP):
                 group = queries[start : start + _GROUP]

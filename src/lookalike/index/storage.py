@@ -24,7 +24,7 @@ from lookalike._files import (
 )
 from lookalike._ranking import Ints
 from lookalike._strings import PackedStrings, iter_json_lines, read_json_lines
-from lookalike._versions import versions_of
+from lookalike._system import installed_versions
 from lookalike.errors import StorageError
 from lookalike.index.faiss_index import FaissIndex
 from lookalike.types import Vectors
@@ -114,7 +114,7 @@ class IndexInfo:
     root: str | None = None
     prefilter: bool = True
     tuning: TuningReport | None = None
-    versions: Mapping[str, str] = field(default_factory=lambda: versions_of("lookalike", "faiss-cpu"))
+    versions: Mapping[str, str] = field(default_factory=lambda: installed_versions("lookalike", "faiss-cpu"))
     format: int = FORMAT
 
     @classmethod
@@ -282,7 +282,7 @@ class BuildCheckpoint:
         path = self._folder / self._STATE_FILE
         if self._folder.exists() and not path.is_file():
             raise StorageError(f"{self._folder} already exists and is not a build folder; rename or remove it.")
-        self._vectors = digest(hash_vectors(), str(versions_of("lookalike", "faiss-cpu")))
+        self._vectors = digest(hash_vectors(), str(installed_versions("lookalike", "faiss-cpu")))
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged file is written again
             state = json.loads(path.read_text(encoding="utf-8"))
             self._tried = dict(state["tried"]) if state["vectors"] == self._vectors else {}

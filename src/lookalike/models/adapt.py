@@ -1,76 +1,50 @@
-"""Changes to a network as timm builds it: pooling and input side."""
+"""Change a network as timm builds it: pooling, stride of the last stage, input size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import nn
 
 from lookalike.errors import OptionError
+from lookalike.models.info import AS_PRETRAINED, Adaptation
 from lookalike.models.preprocessing import Preprocessing
 
-PRETRAINED = "pretrained"
 FAMILIES = ("cnn", "mobile-cnn", "transformer", "hybrid")
 
 
-@dataclass(frozen=True)
-class Adaptation:
-    """What is changed of a network; the default changes nothing.
+def adapt_network(module: nn.Module, adaptation: Adaptation, preprocessing: Preprocessing) -> Preprocessing:
+    """Change a network in place and return the preprocessing that it needs then.
 
-    Attributes:
-        pooling: of the feature map: pretrained (that of the network), avg, max, avgmax or gem.
-        side: of the pictures, over what the weights were trained at.
+    Raises:
+        OptionError: the network does not support a change.
 
     """
+    if adaptation.side != 1:
+        sides = (preprocessing.height, preprocessing.width)
+        height, width = (max(32, round(side * adaptation.side / 32) * 32) for side in sides)
+        preprocessing = replace(preprocessing, height=height, width=width)
+    repeat_adaptation(module, adaptation, preprocessing)
+    return preprocessing
 
-    pooling: str = PRETRAINED
-    side: float = 1.0
 
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether the network stays as timm builds it."""
-        return self == Adaptation()
-
-    def apply(self, module: nn.Module, preprocessing: Preprocessing) -> Preprocessing:
-        """Change a network in place and return the preprocessing that it wants now.
-
-        Raises:
-            OptionError: the network cannot be changed so.
-
-        """
-        if self.side != 1:
-            p = preprocessing
-            height, width = (max(32, round(side * self.side / 32) * 32) for side in (p.height, p.width))
-            preprocessing = replace(p, height=height, width=width)
-        self.repeat(module, preprocessing)
-        return preprocessing
-
-    def repeat(self, module: nn.Module, preprocessing: Preprocessing) -> None:
-        """Change a fresh network in place as one that was changed before; the preprocessing is that one's."""
-        if self.pooling != PRETRAINED:
-            _replace_pooling(module, self.pooling)
-        if self.side != 1:
-            _take_side(module, preprocessing.height, preprocessing.width)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any] | None) -> Adaptation:
-        """Undo `to_dict`; None is the default."""
-        return cls(**(value or {}))
+def repeat_adaptation(module: nn.Module, adaptation: Adaptation, preprocessing: Preprocessing) -> None:
+    """Change a fresh network in place as one that was changed before; the preprocessing is the changed one."""
+    if adaptation.pooling != AS_PRETRAINED:
+        _replace_pooling(module, adaptation.pooling)
+    if adaptation.last_stride == 1:
+        _widen_last_stage(module)
+    if adaptation.side != 1:
+        _set_input_size(module, preprocessing.height, preprocessing.width)
 
 
 class GeneralizedMean(nn.Module):
-    """GeM pooling `(n, c, h, w)` to `(n, c)`: the p-th root of the mean p-th power, p learnt.
+    """GeM pooling `(n, c, h, w)` to `(n, c)`: the p-th root of the mean p-th power, with a learned p.
 
     1 is the mean, infinity the maximum. Radenović, Tolias, Chum 2019, "Fine-tuning CNN image retrieval with no human
-    annotation"; p starts at their 3. What is below zero counts as zero.
+    annotation"; p starts at 3 as in the paper. Values below zero count as zero.
     """
 
     def __init__(self, p: float = 3.0, *, flatten: bool = True) -> None:
@@ -79,32 +53,33 @@ class GeneralizedMean(nn.Module):
         self.flatten = flatten
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return pooled features in float32, `(n, c, 1, 1)` where the network flattens them itself."""
+        """Return pooled features in float32, `(n, c, 1, 1)` where the network flattens them."""
         with torch.autocast(x.device.type, enabled=False):  # powers of small numbers vanish in bfloat16
             pooled = x.float().clamp(min=1e-6).pow(self.p).mean((2, 3), keepdim=not self.flatten)
             return pooled.pow(1 / self.p)
 
 
 def family_of(module: nn.Module) -> str:
-    """Tell cnn, mobile-cnn (depthwise convolutions and batch norm), transformer and hybrid apart by their layers."""
+    """Return cnn, mobile-cnn (depthwise convolutions and batch norm), transformer or hybrid, judged by the layers."""
     layers = list(module.modules())
     convolutions = [m for m in layers if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     if any(hasattr(m, "num_heads") or "Attention" in type(m).__name__ for m in layers):
         return "hybrid" if len(convolutions) > 1 else "transformer"
     depthwise = any(m.groups == m.in_channels > 1 for m in convolutions)
-    normal = not any(isinstance(m, nn.LayerNorm) for m in layers)
-    normal &= any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in layers)
-    return "mobile-cnn" if depthwise and normal else "cnn"
+    has_batch_norm = not any(isinstance(m, nn.LayerNorm) for m in layers)
+    has_batch_norm &= any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in layers)
+    return "mobile-cnn" if depthwise and has_batch_norm else "cnn"
 
 
 def _replace_pooling(module: nn.Module, pooling: str) -> None:
-    places = [(n, m) for n, m in module.named_modules() if isinstance(m, SelectAdaptivePool2d)]
-    if len(places) != 1 or getattr(places[0][1], "input_fmt", "NCHW") not in ("", "NCHW"):
+    pools = [(n, m) for n, m in module.named_modules() if isinstance(m, SelectAdaptivePool2d)]
+    if len(pools) != 1 or getattr(pools[0][1], "input_fmt", "NCHW") not in ("", "NCHW"):
         raise OptionError(
             f"pooling {pooling!r} needs a network that pools one feature map, which {_name(module)} does not; "
-            f"leave the pooling {PRETRAINED!r}."
+            f"use pooling {AS_PRETRAINED!r}.",
+            argument="pooling",
         )
-    name, old = places[0]
+    name, old = pools[0]
     flatten = not isinstance(old.flatten, nn.Identity)
     new: nn.Module
     if pooling == "gem":
@@ -115,17 +90,46 @@ def _replace_pooling(module: nn.Module, pooling: str) -> None:
     setattr(module.get_submodule(parent), leaf, new)
 
 
-def _take_side(module: nn.Module, height: int, width: int) -> None:
+def _widen_last_stage(module: nn.Module) -> None:
+    """Set the strides of the last block that halves the feature map to 1."""
+    layer_types = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
+    strided = [(n, m) for n, m in module.named_modules() if isinstance(m, layer_types) and _stride(m) > 1]
+    last_block = []
+    if strided:
+        block = strided[-1][0].split(".")
+        # the shortcut's stride is in the same block as the stride beside it
+        last_block = [m for n, m in strided if n.split(".")[:2] == block[:2]]
+    is_patch_merge = any(isinstance(m, nn.Conv2d) and any(k % 2 == 0 for k in m.kernel_size) for m in last_block)
+    if len(strided) < 3 or is_patch_merge or family_of(module) not in ("cnn", "mobile-cnn"):
+        raise OptionError(
+            f"last_stride 1 needs a convolutional network with overlapping strides, which {_name(module)} is not; "
+            "use 2.",
+            argument="last_stride",
+        )
+    for m in last_block:
+        if isinstance(m, nn.AvgPool2d):  # of a shortcut: without its stride there is nothing to average
+            m.kernel_size = 1
+        m.stride = (1, 1) if isinstance(m.stride, tuple) else 1
+
+
+def _stride(layer: nn.Module) -> int:
+    stride = layer.stride
+    return int(stride[0] if isinstance(stride, tuple) else stride)  # type: ignore[arg-type]
+
+
+def _set_input_size(module: nn.Module, height: int, width: int) -> None:
     config = getattr(module, "pretrained_cfg", {})
     if not config.get("fixed_input_size", True):
         return
     resize = getattr(module, "set_input_size", None)
     if resize is None:
-        raise OptionError(f"{_name(module)} takes pictures of one size only; leave side at 1.")
+        raise OptionError(f"{_name(module)} supports one input size only; use side 1.")
     try:
         resize(img_size=(height, width))
     except Exception as error:  # timm asserts, raises and divides, by network
-        raise OptionError(f"{_name(module)} does not take pictures of {height} × {width}; leave side at 1.") from error
+        raise OptionError(
+            f"{_name(module)} does not support inputs of {height} × {width}; use side 1.", argument="side"
+        ) from error
 
 
 def _name(module: nn.Module) -> str:

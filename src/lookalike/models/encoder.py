@@ -1,229 +1,379 @@
-"""The encoder: one member, or several whose embeddings are combined."""
+"""Encoders: backbone, head and preprocessing, or several of them as an ensemble; images in, embeddings out.
+
+Needs no torch: what executes the backbone is behind the `Backbone` protocol.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from lookalike._files import digest
+from lookalike.data.dataset import sample_evenly
 from lookalike.errors import ModelError, OptionError
-from lookalike.models.engine import Engine
-from lookalike.models.pipeline import Pace, encode_batches
-from lookalike.models.stream import File, Files, Source, batches
-from lookalike.progress import SILENT, Progress
-from lookalike.types import Embeddings, Skipped, Vectors, l2_normalize
-
-_Found = tuple[list[Vectors], tuple[str, ...], tuple[Skipped, ...]]
-"""Each member's embeddings `(n, dim)`, the ids, and what was skipped."""
+from lookalike.models.heads import Head
+from lookalike.models.info import FINE_TUNED, BackboneInfo, EncoderInfo, TrainingState
+from lookalike.models.pipeline import (
+    BatchRunner,
+    Bottleneck,
+    ImageInput,
+    Source,
+    as_sources,
+    decode_batches,
+    run_batches,
+)
+from lookalike.models.preprocessing import Preprocessing
+from lookalike.progress import Progress, resolve_progress
+from lookalike.types import Embeddings, Pixels, Skipped, Vectors, l2_normalize
 
 COMBINATIONS = {
-    "aligned": "rotate every space onto the first, average, normalise",
-    "average": "average as they are, normalise",
-    "concat": "join end to end, normalise; the size adds up",
+    "aligned": "rotate every embedding space onto the first, average, normalise",
+    "average": "average, normalise",
+    "concat": "concatenate, normalise; the dimensions add up",
 }
+# the smallest cosine to torch's float32 embedding of the same image that a precision may have
+MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
+
+SAMPLE_SIZE = 48  # images that a runtime is selected with
 
 
-def require_combination(how: str) -> None:
-    """Raise `OptionError` for an unknown way of combining."""
-    if how not in COMBINATIONS:
-        raise OptionError(f"a combination must be one of {', '.join(COMBINATIONS)}, got {how!r}.")
+class Backbone(BatchRunner, Protocol):
+    """A backbone on a runtime: uint8 pixels `(n, h, w, 3)` in, pooled features `(n, features)` out."""
+
+    @property
+    def info(self) -> BackboneInfo:
+        """Architecture, preprocessing, weights and fingerprint."""
+
+    @property
+    def runtime(self) -> str:
+        """The library that executes it: torch, openvino or onnxruntime; auto until one is selected."""
+
+    @property
+    def precision(self) -> str:
+        """float32, bfloat16 or int8; auto until one is selected."""
+
+    @property
+    def device_type(self) -> str:
+        """The type of device: cpu, cuda, ..."""
+
+    @property
+    def width(self) -> int:
+        """Numbers per image that it computes."""
+
+    def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Backbone:
+        """Return the backbone on the runtime that suits `count` images such as these; a concrete one returns itself."""
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Return all weights by name, for a bundle."""
 
 
-def combine(parts: Sequence[Vectors], how: str, alignments: Sequence[Vectors | None]) -> Vectors:
-    """Combine unit-length embeddings `(n, dim)` of the same images, one array a member, into unit-length rows."""
-    if how == "concat":
-        return l2_normalize(np.concatenate(parts, axis=1))
-    if how == "aligned":
-        parts = [part if r is None else part @ r for part, r in zip(parts, alignments, strict=True)]
-    return l2_normalize(np.mean(parts, axis=0, dtype=np.float32))
-
-
-def joint_fingerprint(fingerprints: Sequence[str], how: str, alignments: Sequence[Vectors | None]) -> str:
-    """Return the fingerprint of an encoder whose members have these."""
-    if len(fingerprints) == 1:
-        return fingerprints[0]
-    parts: list[bytes | str] = [how]
-    for fingerprint, alignment in zip(fingerprints, alignments, strict=True):
-        parts += [fingerprint, b"" if alignment is None else alignment.tobytes()]
-    return digest(*parts)
-
-
+@dataclass(frozen=True, eq=False)
 class Encoder:
-    """Turns images into embeddings.
+    """Maps images to unit-length embeddings.
 
-    Args:
-        members: one, or two and more for an ensemble, each on its engine.
-        how: for an ensemble, one of `COMBINATIONS`.
-        alignments: for `aligned`, one `(dim, dim)` orthogonal matrix a member, None for the first.
-
-    Raises:
-        ModelError: without members, or with members of different sizes.
-        OptionError: for an unknown combination.
+    Attributes:
+        info: what a bundle says of it.
+        backbone: what executes the backbone.
+        head: the projection; None where the backbone's graph includes it (an exported encoder).
 
     """
 
-    def __init__(
-        self, members: Sequence[Engine], how: str = "aligned", alignments: Sequence[Vectors | None] | None = None
-    ) -> None:
-        if not members:
-            raise ModelError("an encoder needs at least one member, got none.")
-        require_combination(how)
-        if how != "concat" and len({m.dim for m in members}) > 1:
+    info: EncoderInfo
+    backbone: Backbone
+    head: Head | None
+
+    @classmethod
+    def of(cls, backbone: Backbone, head: Head, state: TrainingState) -> Encoder:
+        """Join a backbone and a head; `state` is untrained, frozen or fine-tuned."""
+        fingerprint = head.fingerprint(backbone.info.fingerprint)
+        return cls(EncoderInfo(backbone.info, len(head.bias), head.origin, state, fingerprint), backbone, head)
+
+    @property
+    def name(self) -> str:
+        """The backbone's name."""
+        return self.info.backbone.name
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of an embedding."""
+        return self.info.dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides an embedding, apart from runtime and precision."""
+        return self.info.fingerprint
+
+    @property
+    def state(self) -> TrainingState:
+        """Whether it is untrained, frozen or fine-tuned."""
+        return self.info.state
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes pixels."""
+        return self.info.backbone.preprocessing
+
+    @property
+    def runtime(self) -> str:
+        """The library that executes the backbone; auto until one is selected."""
+        return self.backbone.runtime
+
+    @property
+    def precision(self) -> str:
+        """float32, bfloat16 or int8; auto until one is selected."""
+        return self.backbone.precision
+
+    @property
+    def members(self) -> tuple[Encoder, ...]:
+        """The encoder itself, as an ensemble of one."""
+        return (self,)
+
+    def project(self, features: Vectors) -> Vectors:
+        """Return the embeddings `(n, dim)` of what the backbone computed."""
+        return features if self.head is None else self.head(features)
+
+    def combine(self, features: Sequence[Vectors]) -> Vectors:
+        """Return the embeddings `(n, dim)` of the features of each member."""
+        return self.project(features[0])
+
+    def encode(self, pixels: Pixels) -> Vectors:
+        """Return the embeddings `(n, dim)` of preprocessed pixels `(n, h, w, 3)` uint8."""
+        return self.project(self.backbone.submit(pixels)())
+
+    def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Encoder:
+        """Return the same encoder on the runtime that suits `count` images such as these."""
+        return replace(self, backbone=self.backbone.prepare(sample, count, progress))
+
+    def embed(
+        self,
+        images: Iterable[Source | ImageInput],
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+        task: str = "embedding",
+    ) -> Embeddings:
+        """Embed images on the fastest runtime.
+
+        Args:
+            images: paths (ids are the paths as given), items, bytes, PIL images or `(h, w, 3)` uint8 arrays.
+            batch_size: images per forward pass; None for what suits the runtime.
+            progress: receives the number of images done; None for a bar where a person watches, else the logger.
+            task: how progress names the work.
+
+        Returns:
+            The embeddings in the order of the images, without the unreadable files, which are listed in `.skipped`.
+
+        Raises:
+            OptionError: a single image instead of a list.
+
+        """
+        return _embed(self, images, batch_size, progress, task)
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Two or more encoders whose embeddings are combined; each image is decoded once.
+
+    Attributes:
+        members: the encoders.
+        combination: a key of `COMBINATIONS`.
+        alignments: for `aligned`, one `(dim, dim)` orthogonal matrix per member, None for the first.
+
+    Raises:
+        ModelError: fewer than two members, members of different dimensions, or alignments that do not fit.
+        OptionError: an unknown combination.
+
+    """
+
+    members: tuple[Encoder, ...]
+    combination: str = "aligned"
+    alignments: tuple[Vectors | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_combination(self.combination)
+        if len(self.members) < 2:
+            raise ModelError(f"an ensemble needs at least 2 encoders, got {len(self.members)}.")
+        dims = [member.dim for member in self.members]
+        if self.combination != "concat" and len(set(dims)) > 1:
+            raise ModelError(f"encoders must have the same dimensions to be averaged, got {', '.join(map(str, dims))}.")
+        alignments = self.alignments or (None,) * len(self.members)
+        object.__setattr__(self, "alignments", tuple(alignments))
+        if len(alignments) != len(self.members):
+            raise ModelError(f"{len(self.members)} encoders need as many alignments, got {len(alignments)}.")
+        if self.combination == "aligned" and any(rotation is None for rotation in alignments[1:]):
             raise ModelError(
-                f"members must have one size to be averaged, got {', '.join(str(m.dim) for m in members)}."
-            )
-        self.members = tuple(members)
-        self.how = how
-        self.alignments = tuple(alignments) if alignments is not None else (None,) * len(self.members)
-        if len(self.alignments) != len(self.members):
-            raise ModelError(
-                f"an encoder of {len(self.members)} members needs as many alignments, got {len(self.alignments)}."
-            )
-        if how == "aligned" and any(r is None for r in self.alignments[1:]):
-            raise ModelError(
-                "an aligned ensemble needs an alignment for every member but the first; "
-                "fit them on training embeddings."
+                "an aligned ensemble needs an alignment for every encoder but the first; fit them on training images."
             )
 
     @property
     def name(self) -> str:
-        """The members' backbones, joined by plus signs."""
-        return "+".join(m.backbone for m in self.members)
-
-    @property
-    def is_ensemble(self) -> bool:
-        """Whether there is more than one member."""
-        return len(self.members) > 1
+        """The backbones' names, joined by `+`."""
+        return "+".join(member.name for member in self.members)
 
     @property
     def dim(self) -> int:
-        """Number of dimensions of an embedding."""
-        dims = [m.dim for m in self.members]
-        return sum(dims) if self.is_ensemble and self.how == "concat" else dims[0]
+        """Dimensions of an embedding."""
+        dims = [member.dim for member in self.members]
+        return sum(dims) if self.combination == "concat" else dims[0]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides an embedding, apart from runtime and precision."""
+        parts: list[bytes | str] = [self.combination]
+        for member, rotation in zip(self.members, self.alignments, strict=True):
+            parts += [member.fingerprint, b"" if rotation is None else np.ascontiguousarray(rotation).tobytes()]
+        return digest(*parts)
 
     @property
-    def fingerprint(self) -> str:
-        """Fingerprint of everything that decides an embedding."""
-        return joint_fingerprint([m.fingerprint for m in self.members], self.how, self.alignments)
+    def state(self) -> TrainingState:
+        """Fine-tuned if any member is, else the state of the first."""
+        states = [member.state for member in self.members]
+        return FINE_TUNED if FINE_TUNED in states else states[0]
+
+    @property
+    def runtime(self) -> str:
+        """The members' runtimes; one word where they agree."""
+        return _joined(member.runtime for member in self.members)
 
     @property
     def precision(self) -> str:
-        """What is computed in: one word, or one for each member, joined by plus signs, where they differ."""
-        own = [m.precision for m in self.members]
-        return own[0] if len(set(own)) == 1 else "+".join(own)
+        """The members' precisions; one word where they agree."""
+        return _joined(member.precision for member in self.members)
 
-    def combine(self, parts: Sequence[Vectors]) -> Vectors:
-        """Combine the members' embeddings, one `(n, dim)` array each."""
-        return parts[0] if not self.is_ensemble else combine(parts, self.how, self.alignments)
+    def combine(self, features: Sequence[Vectors]) -> Vectors:
+        """Return the embeddings `(n, dim)` of the features of each member."""
+        embeddings = [member.project(rows) for member, rows in zip(self.members, features, strict=True)]
+        return combine(embeddings, self.combination, self.alignments)
+
+    def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Ensemble:
+        """Return the same ensemble on the runtimes that suit `count` images such as these."""
+        return replace(self, members=tuple(member.prepare(sample, count, progress) for member in self.members))
 
     def embed(
         self,
-        images: Iterable[Source | Path | str],
+        images: Iterable[Source | ImageInput],
         *,
         batch_size: int | None = None,
-        progress: Progress = SILENT,
+        progress: Progress | None = None,
         task: str = "embedding",
     ) -> Embeddings:
-        """Embed images; each file is decoded once, whatever the number of members.
-
-        Args:
-            images: paths (ids are the paths as given), or catalogue items.
-            batch_size: images a forward pass; None for what suits the engine.
-            progress: told the number of images done.
-            task: what to call it there.
-
-        Returns:
-            Embeddings in the order given, without the unreadable files, which are listed in `.skipped`.
-
-        """
-        parts, ids, skipped = self.embed_members(images, batch_size=batch_size, progress=progress, task=task)
-        return Embeddings(ids, self.combine(parts), self.fingerprint, skipped, self.precision)
-
-    def embed_members(
-        self,
-        images: Iterable[Source | Path | str],
-        *,
-        batch_size: int | None = None,
-        progress: Progress = SILENT,
-        task: str = "embedding",
-    ) -> tuple[list[Vectors], tuple[str, ...], tuple[Skipped, ...]]:
-        """Return each member's own embeddings `(n, dim)` before they are combined, the ids, and what was skipped."""
-        sources = as_sources(images)
-        (found,) = self._each_by_member([sources], batch_size, progress, task) if sources else [self._nothing()]
-        return found
-
-    def embed_each(
-        self,
-        groups: Sequence[Sequence[Source]],
-        *,
-        batch_size: int | None = None,
-        progress: Progress = SILENT,
-        task: str = "embedding",
-    ) -> Generator[Embeddings, None, None]:
-        """Embed groups of images without a pause between them, and yield each group's embeddings when it is done.
-
-        Args:
-            groups: of one image and more.
-            batch_size: images a forward pass; None for what suits the engine.
-            progress: told the number of images done, of all groups.
-            task: what to call it there.
-
-        """
-        for parts, ids, skipped in self._each_by_member(groups, batch_size, progress, task):
-            yield Embeddings(ids, self.combine(parts), self.fingerprint, skipped, self.precision)
-
-    def _each_by_member(
-        self, groups: Sequence[Sequence[Source]], batch_size: int | None, progress: Progress, task: str
-    ) -> Generator[_Found, None, None]:
-        """Yield the members' own embeddings of each group."""
-        ends = list(itertools.accumulate(map(len, groups)))
-        wanted, size = [m.preprocessing for m in self.members], self._size(batch_size)
-        pace, parts, ids, skipped = Pace(), *self._nothing()
-        left = iter(ends)
-        end = next(left, 0)
-        with (  # threads and requests end with them, whatever happens
-            closing(batches(groups, wanted, size)) as given,
-            closing(encode_batches(given, self.members, pace)) as found,
-        ):
-            rows: list[list[Vectors]] = [[p] for p in parts]
-            for batch, encoded in found:
-                ids += batch.ids
-                skipped += batch.skipped
-                for row, vectors in zip(rows, encoded, strict=False):
-                    row.append(vectors)
-                progress.step(task, batch.done, ends[-1], str(pace))
-                if batch.done == end:
-                    yield [np.concatenate(row) for row in rows], ids, skipped
-                    rows, (_, ids, skipped), end = [[p] for p in parts], self._nothing(), next(left, 0)
-
-    def _nothing(self) -> _Found:
-        return [np.zeros((0, m.dim), np.float32) for m in self.members], (), ()
-
-    def _size(self, given: int | None) -> int:
-        return min(m.batch_size for m in self.members) if given is None else given
+        """Embed images on the fastest runtimes; arguments, result and errors are those of `Encoder.embed`."""
+        return _embed(self, images, batch_size, progress, task)
 
 
-def split_precision(precision: str, members: int) -> list[str]:
-    """Return an encoder's precision for each of its members.
+AnyEncoder = Encoder | Ensemble
 
-    Raises:
-        OptionError: for another number of them.
+
+def require_combination(combination: str) -> None:
+    """Raise `OptionError` for an unknown combination."""
+    if combination not in COMBINATIONS:
+        raise OptionError(
+            f"`combination` must be one of {', '.join(COMBINATIONS)}, got {combination!r}.", argument="combination"
+        )
+
+
+def combine(embeddings: Sequence[Vectors], combination: str, alignments: Sequence[Vectors | None]) -> Vectors:
+    """Combine unit-length embeddings `(n, dim)` of the same images, one array per encoder, into unit-length rows."""
+    if combination == "concat":
+        return l2_normalize(np.concatenate(embeddings, axis=1))
+    if combination == "aligned":
+        pairs = zip(embeddings, alignments, strict=True)
+        embeddings = [rows if rotation is None else rows @ rotation for rows, rotation in pairs]
+    return l2_normalize(np.mean(embeddings, axis=0, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """The features of a group of images, `(n, features)` float32 per backbone, without the unreadable files."""
+
+    ids: tuple[str, ...]
+    features: tuple[Vectors, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def run_backbones(
+    backbones: Sequence[Backbone],
+    groups: Sequence[Sequence[Source]],
+    *,
+    batch_size: int | None,
+    progress: Progress,
+    task: str,
+) -> Generator[FeatureBatch, None, None]:
+    """Run several backbones over groups of images without a pause between them, and yield each group when it is done.
+
+    Args:
+        backbones: concrete ones; each image is decoded once for all of them.
+        groups: each of at least one image.
+        batch_size: images per forward pass; None for what suits the runtimes.
+        progress: receives the number of images done, of all groups.
+        task: how progress names the work.
 
     """
-    parts = precision.split("+")
-    if len(parts) not in (1, members):
-        raise OptionError(f"precision {precision} is of {len(parts)} members, the model has {members}.")
-    return parts * members if len(parts) == 1 else parts
+    ends = itertools.accumulate(map(len, groups))
+    total = sum(map(len, groups))
+    size = min(backbone.batch_size for backbone in backbones) if batch_size is None else batch_size
+    bottleneck = Bottleneck()
+    end = next(ends, 0)
+    ids: list[str] = []
+    skipped: list[Skipped] = []
+    rows: list[list[Vectors]] = [[] for _ in backbones]
+    with (  # threads and requests end with them, whatever happens
+        closing(decode_batches(groups, [b.info.preprocessing for b in backbones], size)) as batches,
+        closing(run_batches(batches, backbones, bottleneck)) as results,
+    ):
+        for batch, features in results:
+            ids += batch.ids
+            skipped += batch.skipped
+            for backbone_rows, batch_rows in zip(rows, features, strict=False):
+                backbone_rows.append(batch_rows)
+            progress.step(task, batch.done, total, str(bottleneck))
+            if batch.done == end:
+                yield FeatureBatch(tuple(ids), tuple(map(_stack, rows, backbones)), tuple(skipped))
+                ids, skipped, rows, end = [], [], [[] for _ in backbones], next(ends, 0)
 
 
-def as_sources(images: Iterable[Source | Path | str]) -> Sequence[Source]:
-    """Give plain paths an id; items keep theirs."""
-    if isinstance(images, Files):
-        return images
-    if isinstance(images, str | Path):
-        raise OptionError(f"embed takes a list of images, got the single path {images}; put it in a list.")
-    return [File(str(i), Path(i)) if isinstance(i, str | Path) else i for i in images]
+def _stack(rows: Sequence[Vectors], backbone: Backbone) -> Vectors:
+    return np.concatenate(rows) if rows else np.zeros((0, backbone.width), np.float32)
+
+
+def embed_groups(
+    encoder: AnyEncoder,
+    groups: Sequence[Sequence[Source]],
+    *,
+    batch_size: int | None = None,
+    progress: Progress,
+    task: str,
+) -> Generator[Embeddings, None, None]:
+    """Embed groups of images without a pause between them, and yield each group's embeddings when it is done."""
+    sample = [group[0] for group in sample_evenly(groups, SAMPLE_SIZE)] if len(groups) > 1 else groups[0][:SAMPLE_SIZE]
+    encoder = encoder.prepare(sample, sum(map(len, groups)), progress)
+    backbones = [member.backbone for member in encoder.members]
+    for batch in run_backbones(backbones, groups, batch_size=batch_size, progress=progress, task=task):
+        embeddings = encoder.combine(batch.features)
+        yield Embeddings(batch.ids, embeddings, encoder.fingerprint, batch.skipped, encoder.precision)
+
+
+def _embed(
+    encoder: AnyEncoder,
+    images: Iterable[Source | ImageInput],
+    batch_size: int | None,
+    progress: Progress | None,
+    task: str,
+) -> Embeddings:
+    sources = as_sources(images)
+    if not sources:
+        return Embeddings((), np.zeros((0, encoder.dim), np.float32), encoder.fingerprint, (), encoder.precision)
+    groups = embed_groups(encoder, [sources], batch_size=batch_size, progress=resolve_progress(progress), task=task)
+    with closing(groups):
+        return next(groups)
+
+
+def _joined(words: Iterable[str]) -> str:
+    words = tuple(words)
+    return words[0] if len(set(words)) == 1 else "+".join(words)

@@ -1,4 +1,4 @@
-"""A member as one graph for other runtimes: uint8 pixels in, unit-length embeddings out."""
+"""A backbone as one graph for other runtimes: uint8 pixels in, pooled features or embeddings out."""
 
 from __future__ import annotations
 
@@ -12,94 +12,82 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lookalike.errors import ModelError
 from lookalike.models.class_token import split_weights
-from lookalike.models.member import TrainableEncoder
+from lookalike.models.heads import Head
+from lookalike.models.preprocessing import Preprocessing
+from lookalike.models.torch_backbone import TorchBackbone
 
 INPUT = "pixels"
 OUTPUT = "embeddings"
 
 
 class Graph(nn.Module):
-    """All that a member does to `(n, h, w, 3)` uint8 pixels, normalisation, pooling, head and L2 norm included.
+    """Everything that is done to `(n, h, w, 3)` uint8 pixels: normalisation, backbone, and head with L2 norm.
 
     Args:
-        member: is copied.
-        head: whether its head and the L2 norm are in it; without them it gives the pooled features.
+        backbone: is copied.
+        head: None for a graph that returns pooled features.
 
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, member: TrainableEncoder, *, head: bool = True) -> None:
+    def __init__(self, backbone: TorchBackbone, head: Head | None) -> None:
         super().__init__()
-        self.module = copy.deepcopy(member.module).cpu().to(memory_format=torch.contiguous_format)
-        self.head = copy.deepcopy(member.head).cpu() if head else nn.Identity()
-        p = member.preprocessing
-        _take_one_size(self.module, p.height, p.width)
+        self.module = copy.deepcopy(backbone.module).cpu().to(memory_format=torch.contiguous_format)
+        preprocessing = backbone.info.preprocessing
+        _fix_input_size(self.module, preprocessing)
         split_weights(self.module)
-        self.register_buffer("mean", torch.tensor(p.mean).mul(255).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(p.std).mul(255).view(1, 3, 1, 1))
+        self.linear: nn.Linear | None = None
+        if head is not None:
+            self.linear = nn.Linear(*head.weight.T.shape)
+            self.linear.weight.data, self.linear.bias.data = torch.from_numpy(head.weight), torch.from_numpy(head.bias)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).mul(255).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).mul(255).view(1, 3, 1, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return embeddings `(n, dim)` float32, or features."""
+        """Return features `(n, features)` or embeddings `(n, dim)`, float32."""
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        out: torch.Tensor = self.head(self.module(x))
-        return out
+        features: torch.Tensor = self.module(x)
+        return features if self.linear is None else nn.functional.normalize(self.linear(features), dim=1)
 
 
-def _take_one_size(module: nn.Module, height: int, width: int) -> None:
-    """Let a transformer that resamples its position embeddings for every picture do it once and for all."""
+def _fix_input_size(module: nn.Module, preprocessing: Preprocessing) -> None:
+    """Resample the position embeddings of a transformer once instead of for every image."""
     patches = getattr(module, "patch_embed", None)
     if getattr(module, "dynamic_img_size", False) and patches is not None:
-        module.set_input_size(img_size=(height, width))  # type: ignore[operator]
+        module.set_input_size(img_size=(preprocessing.height, preprocessing.width))  # type: ignore[operator]
         module.dynamic_img_size = False  # type: ignore[assignment]
         patches.flatten = True
 
 
-def program_of(member: TrainableEncoder, *, head: bool = True) -> torch.export.ExportedProgram:
-    """Trace a member's graph, with its head or without, for any number of images."""
-    graph = Graph(member, head=head).eval()
-    p = member.preprocessing
-    example = torch.zeros(2, p.height, p.width, 3, dtype=torch.uint8)
-    with torch.no_grad(), _quiet():
+def trace(backbone: TorchBackbone, head: Head | None = None) -> torch.export.ExportedProgram:
+    """Trace a backbone, with a head or without, for any number of images."""
+    graph = Graph(backbone, head).eval()
+    preprocessing = backbone.info.preprocessing
+    example = torch.zeros(2, preprocessing.height, preprocessing.width, 3, dtype=torch.uint8)
+    with torch.no_grad(), _silence():
         return torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
 
 
-def write_onnx(member: TrainableEncoder, path: Path, *, head: bool = True) -> None:
-    """Write a member's graph, with its head or without, as an ONNX file; needs the packages onnx and onnxscript.
-
-    Raises:
-        ModelError: ONNX does not know an operation of the backbone.
-
-    """
-    try:
-        with torch.no_grad(), _quiet():
-            torch.onnx.export(
-                program_of(member, head=head),
-                f=str(path),
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                external_data=False,
-                verbose=False,
-            )
-    except OSError:
-        raise
-    except Exception as error:  # torch raises what it likes at an operation that it does not know
-        raise not_convertible(member, "ONNX", error) from error
-
-
-def not_convertible(member: TrainableEncoder, target: str, error: Exception) -> ModelError:
-    """Return the error for a backbone with an operation that a format does not know."""
-    cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ModelError(f"{member.backbone} cannot be converted to {target} ({cause.rstrip('.')}); use it with torch.")
+def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a traced graph as an ONNX file; needs the packages onnx and onnxscript."""
+    with torch.no_grad(), _silence():
+        torch.onnx.export(
+            program,
+            f=str(path),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            external_data=False,
+            verbose=False,
+        )
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what exporters tell of their own doings from the user."""
+def _silence() -> Iterator[None]:
+    """Hide what the exporters print."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -1,27 +1,196 @@
-"""The projection head."""
+"""Heads: the linear projection of pooled features to 512 dimensions with L2 normalisation, and how it is fitted.
+
+Also the rotation that aligns the embedding spaces of an ensemble. NumPy only.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from dataclasses import dataclass
 
-from lookalike.models.projection import EMBEDDING_DIM
-from lookalike.types import Vectors
+import numpy as np
+import numpy.typing as npt
+
+from lookalike._files import digest
+from lookalike.errors import DataError
+from lookalike.types import Vectors, l2_normalize
+
+EMBEDDING_DIM = 512  # one size for every backbone
 
 
-class ProjectionHead(nn.Module):
-    """Linear layer from pooled features `(n, features)` to `(n, dim)`, then L2 normalisation."""
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear projection, then L2 normalisation.
 
-    def __init__(self, features: int, dim: int = EMBEDDING_DIM) -> None:
-        super().__init__()
-        self.linear = nn.Linear(features, dim)
+    Attributes:
+        weight: `(dim, features)` float32.
+        bias: `(dim,)` float32.
+        origin: how it was made, in words.
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return unit-length float32 rows `(n, dim)`."""
-        return nn.functional.normalize(self.linear(features).float(), dim=1)
+    """
 
-    def set(self, weight: Vectors, bias: Vectors) -> None:
-        """Put a fitted projection in place of the random one."""
-        with torch.no_grad():
-            self.linear.weight.copy_(torch.from_numpy(weight))
-            self.linear.bias.copy_(torch.from_numpy(bias))
+    weight: Vectors
+    bias: Vectors
+    origin: str
+
+    def __call__(self, features: Vectors) -> Vectors:
+        """Return unit-length embeddings `(n, dim)` of pooled features `(n, features)`."""
+        return l2_normalize(features @ self.weight.T + self.bias)
+
+    def fingerprint(self, backbone: str) -> str:
+        """Return the fingerprint of an encoder: of its backbone with this head."""
+        return digest(backbone, np.ascontiguousarray(self.weight).tobytes(), np.ascontiguousarray(self.bias).tobytes())
+
+
+def pca_head(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> Head:
+    """Return the head whose projection keeps the principal components of these features `(n, features)`."""
+    return Head(*fit_pca(features, dim, seed=seed), f"PCA of {len(features)} images")
+
+
+def random_head(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> Head:
+    """Return a head with a random orthonormal projection, for use without images to fit one on."""
+    return Head(*random_projection(width, dim, seed=seed), "random orthonormal")
+
+
+def fit_pca(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tuple[Vectors, Vectors]:
+    """Fit a linear projection `x -> weight @ x + bias` that centres and keeps the principal directions.
+
+    With fewer than `dim` components in the data, the remaining rows are a seeded orthonormal basis of directions that
+    the data does not span, so that nothing which only new images show is lost; past the number of features rows are 0.
+
+    Args:
+        features: `(n, features)` float32, n at least 2.
+        dim: rows of the result.
+        seed: decides the completing basis.
+
+    Returns:
+        weight `(dim, features)` and bias `(dim,)`, float32.
+
+    Raises:
+        DataError: with fewer than two rows.
+
+    """
+    n, width = features.shape
+    if n < 2:
+        raise DataError(f"a projection needs at least 2 images to be learnt from, got {n}.")
+    centre = features.mean(axis=0, dtype=np.float64)
+    centred = features.astype(np.float64) - centre
+    _, singular, components = np.linalg.svd(centred, full_matrices=False)
+    rank = int((singular > singular.max(initial=0.0) * 1e-6).sum())
+    kept = min(rank, dim)
+    rows = _fixed_signs(components[:kept])
+    missing = min(dim, width) - kept
+    if missing > 0:
+        rows = np.vstack([rows, _complement(rows, missing, seed)])
+    weight = np.zeros((dim, width))
+    weight[: len(rows)] = rows
+    return weight.astype(np.float32), (-weight @ centre).astype(np.float32)
+
+
+def fit_whitened(
+    features: Vectors,
+    targets: npt.NDArray[np.int64],
+    shrinkage: float,
+    dim: int = EMBEDDING_DIM,
+    *,
+    emphasis: float = 1.0,
+    seed: int = 0,
+) -> tuple[Vectors, Vectors]:
+    """Fit a projection to the principal directions that evens out how images of one class differ in them.
+
+    Within-class covariance normalisation (Hatch, Kajarekar, Stolcke 2006), which is linear discriminant analysis
+    without its last step: directions in which classes spread count less. It has no parameters a class, so it serves
+    classes that were not seen.
+
+    Args:
+        features: `(n, features)` float32, n at least 2.
+        targets: `(n,)` class rows.
+        shrinkage: above 0, up to 1: how far the covariance is drawn towards a multiple of the identity.
+        dim: rows of the result.
+        emphasis: at least 1: factor on the directions between the class means, once all is evened out. Without limit
+            it leaves linear discriminant analysis.
+        seed: decides the completing basis.
+
+    Returns:
+        weight `(dim, features)` and bias `(dim,)`, float32.
+
+    """
+    return Whitening(features, targets, dim, seed=seed).fit(shrinkage, emphasis)
+
+
+class Whitening:
+    """What `fit_whitened` needs of the features whatever shrinkage and emphasis are, so that many fits cost little.
+
+    Args: as of `fit_whitened`.
+    """
+
+    def __init__(
+        self, features: Vectors, targets: npt.NDArray[np.int64], dim: int = EMBEDDING_DIM, *, seed: int = 0
+    ) -> None:
+        self._weight, self._bias = fit_pca(features, dim, seed=seed)
+        x = features.astype(np.float64) @ self._weight.T.astype(np.float64) + self._bias
+        classes, rows = np.unique(targets, return_inverse=True)
+        means = np.stack([x[rows == c].mean(axis=0) for c in range(len(classes))])
+        inner = x - means[rows]
+        self._values, self._vectors = np.linalg.eigh(inner.T @ inner / len(x))
+        self._level = float(self._values.clip(min=0).sum()) / min(features.shape[1], dim)
+        self._means = means - means.mean(axis=0)
+
+    def fit(self, shrinkage: float, emphasis: float = 1.0) -> tuple[Vectors, Vectors]:
+        """Return weight `(dim, features)` and bias `(dim,)`, float32."""
+        if self._level <= 0:  # one image a class: nothing to even out
+            return self._weight, self._bias
+        values = (1 - shrinkage) * self._values.clip(min=0) + shrinkage * self._level
+        matrix = (self._vectors * np.sqrt(self._level / values)) @ self._vectors.T
+        if emphasis != 1:
+            _, strengths, between = np.linalg.svd(self._means @ matrix, full_matrices=False)
+            between = between[strengths > strengths.max(initial=0.0) * 1e-6]
+            matrix = matrix + (emphasis - 1) * (matrix @ between.T) @ between
+        weight, bias = matrix.T @ self._weight.astype(np.float64), matrix.T @ self._bias.astype(np.float64)
+        return weight.astype(np.float32), bias.astype(np.float32)
+
+
+def random_projection(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tuple[Vectors, Vectors]:
+    """Return a seeded orthonormal projection for when there is no data: weight `(dim, width)` and a bias of zeros."""
+    weight = np.zeros((dim, width))
+    rows = min(dim, width)
+    weight[:rows] = _complement(np.zeros((0, width)), rows, seed)
+    return weight.astype(np.float32), np.zeros(dim, np.float32)
+
+
+def _fixed_signs(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Make the largest entry of each row positive: a decomposition leaves the sign open."""
+    largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
+    fixed: npt.NDArray[np.float64] = components * np.where(largest < 0, -1.0, 1.0)
+    return fixed
+
+
+def _complement(rows: npt.NDArray[np.float64], count: int, seed: int) -> npt.NDArray[np.float64]:
+    """Return `count` orthonormal rows that are orthogonal to `rows`."""
+    random = np.random.default_rng(seed).standard_normal((rows.shape[1], count))
+    for _ in range(2):  # once more, for the rounding of the first pass
+        random -= rows.T @ (rows @ random)
+    basis: npt.NDArray[np.float64] = np.linalg.qr(random)[0].T
+    return basis
+
+
+def fit_alignment(source: Vectors, target: Vectors) -> Vectors:
+    """Return the orthogonal matrix `R` that minimises `|source @ R - target|` (orthogonal Procrustes; Schönemann 1966).
+
+    Args:
+        source: `(n, dim)` embeddings of training images by the member to be rotated.
+        target: `(n, dim)` embeddings of the same images, row by row, by the member that stays.
+
+    Returns:
+        `(dim, dim)` float32.
+
+    Raises:
+        DataError: when the shapes differ.
+
+    """
+    if source.shape != target.shape:
+        raise DataError(
+            f"an alignment needs embeddings of one shape from both members, got {source.shape} and {target.shape}."
+        )
+    u, _, vt = np.linalg.svd(source.astype(np.float64).T @ target.astype(np.float64))
+    rotation: Vectors = (u @ vt).astype(np.float32)
+    return rotation

@@ -1,22 +1,282 @@
-"""Decoding and computing at once: batches come from threads, engines work on several, what waits for what is timed."""
+"""Decode images in threads while backbones compute; a short queue of batches bounds the memory. Needs no torch."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar, overload
 
-from lookalike.models.engine import Computes
-from lookalike.models.stream import Batch
-from lookalike.types import Vectors
+import numpy as np
+from PIL import Image
 
-_FIRST = 4
-"""Batches before anything is said of the pace: the first ones wait for everything."""
+from lookalike._files import digest
+from lookalike._strings import PackedStrings
+from lookalike._system import cpu_count
+from lookalike.data.images import read_image_bytes, read_scaled
+from lookalike.errors import OptionError, UnreadableImage
+from lookalike.models.preprocessing import Preprocessing
+from lookalike.types import Pixels, Skipped, Vectors
+
+BATCH_SIZE = 16
+_FILES_PER_TASK = 4  # handing one file over to a thread costs a tenth of decoding it
+_WARM_UP_BATCHES = 4  # the first batches wait for everything, so they say nothing about the bottleneck
+S = TypeVar("S")
+T = TypeVar("T")
+
+ImageInput = Path | str | bytes | Image.Image | Pixels
 
 
-class Pace:
-    """Seconds spent waiting for decoded pictures and for the engines; the longer wait is what sets the pace."""
+class Source(Protocol):
+    """Anything with an id and the path of an image: an `Item`, or a `File`."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An image file outside any data set; its id is its path as given."""
+
+    id: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InMemoryImage:
+    """An image in memory: encoded bytes, a PIL image or `(h, w, 3)` uint8 pixels."""
+
+    id: str
+    image: bytes | Image.Image | Pixels
+
+    @property
+    def path(self) -> Path:
+        """Stands for the file in messages."""
+        return Path(self.id)
+
+
+class Files(Sequence[File]):
+    """Image files below a folder, stored as text: thirty bytes per file instead of hundreds.
+
+    Args:
+        root: the folder.
+        names: paths relative to it, with forward slashes; they are the ids.
+
+    """
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self.root = root
+        self._names = names if isinstance(names, PackedStrings) else PackedStrings(names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> File: ...
+    @overload
+    def __getitem__(self, index: slice) -> Files: ...
+    def __getitem__(self, index: int | slice) -> File | Files:
+        """Return one file, or a slice that shares the text."""
+        if isinstance(index, slice):
+            return Files(self.root, self._names[index])
+        name = self._names[index]
+        return File(name, self.root / name)
+
+
+def as_sources(images: Iterable[Source | ImageInput]) -> Sequence[Source]:
+    """Give paths and images in memory an id; items keep theirs.
+
+    Raises:
+        OptionError: a single image instead of a list, or something that is not an image.
+
+    """
+    if isinstance(images, str | Path | bytes | Image.Image):
+        raise OptionError("`images` must be a list, got a single image; put it in a list.", argument="images")
+    if isinstance(images, Files):
+        return images
+    return [_as_source(image, number) for number, image in enumerate(images)]
+
+
+def _as_source(image: Source | ImageInput, number: int) -> Source:
+    if isinstance(image, str | Path):
+        return File(str(image), Path(image))
+    if isinstance(image, bytes | Image.Image):
+        return InMemoryImage(f"image {number}", image)
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise OptionError(
+                f"an array in `images` must be uint8 of shape (h, w, 3), got {image.dtype} of shape {image.shape}.",
+                argument="images",
+            )
+        return InMemoryImage(f"image {number}", image)
+    if not hasattr(image, "path"):
+        raise OptionError(
+            "`images` takes paths, bytes, PIL images and (h, w, 3) uint8 arrays, "
+            f"got {type(image).__name__} at position {number}.",
+            argument="images",
+        )
+    return image
+
+
+def sources_digest(fingerprint: str, sources: Sequence[Source]) -> str:
+    """Return the digest of a model and of files: ids, sizes, modification times in nanoseconds, and readability.
+
+    A digest of paths alone would keep the embedding of an image that was replaced by another.
+    """
+    parts: list[bytes | str] = [fingerprint]
+    for source in sources:
+        parts.append(os.fsencode(source.id))
+        try:
+            status = source.path.stat()
+        except OSError:
+            parts.append("missing")
+        else:
+            parts.append(f"{status.st_size} {status.st_mtime_ns} {os.access(source.path, os.R_OK)}")
+    return digest(*parts)
+
+
+def decode(source: Source, min_sides: Sequence[int]) -> list[Pixels]:
+    """Return the image `(h, w, 3)` uint8 once per minimum side, decoded at a reduced scale where that is enough.
+
+    Raises:
+        UnreadableImage: the file or the bytes cannot be decoded.
+
+    """
+    if not isinstance(source, InMemoryImage):
+        return read_scaled(source.path, min_sides)
+    image = source.image
+    if isinstance(image, bytes):
+        image = read_image_bytes(image, source.id)
+    pixels: Pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    return [pixels] * len(min_sides)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded images: `pixels[m]` is `(n, h, w, 3)` uint8 for preprocessing `m`."""
+
+    ids: tuple[str, ...]
+    pixels: tuple[Pixels, ...]
+    skipped: tuple[Skipped, ...]
+    done: int
+
+
+def decode_batches(
+    groups: Sequence[Sequence[Source]], preprocessings: Sequence[Preprocessing], batch_size: int = BATCH_SIZE
+) -> Generator[Batch, None, None]:
+    """Decode each image once and prepare it for every preprocessing; a batch lists its unreadable images.
+
+    Args:
+        groups: groups of images; a batch never spans two of them.
+        preprocessings: one per backbone.
+        batch_size: images per batch.
+
+    Raises:
+        OptionError: a batch size below one.
+
+    """
+    distinct = tuple(dict.fromkeys(preprocessings))
+    slots = [distinct.index(p) for p in preprocessings]
+    min_sides = [p.min_side for p in distinct]
+
+    def prepare(source: Source) -> tuple[Pixels, ...]:
+        return tuple(p.pixels(image) for p, image in zip(distinct, decode(source, min_sides), strict=True))
+
+    done = 0
+    with closing(map_groups_ahead(groups, prepare, batch_size)) as results:
+        for batch in results:
+            readable = [(source.id, pixels) for source, pixels in batch if not isinstance(pixels, Skipped)]
+            stacks = [np.stack([pixels[i] for _, pixels in readable]) for i in range(len(distinct)) if readable]
+            done += len(batch)
+            yield Batch(
+                tuple(item_id for item_id, _ in readable),
+                tuple(stacks[slot] for slot in slots) if readable else (),
+                tuple(pixels for _, pixels in batch if isinstance(pixels, Skipped)),
+                done,
+            )
+
+
+def map_ahead(
+    sources: Sequence[S], prepare: Callable[[S], T], batch_size: int
+) -> Generator[list[tuple[S, T | Skipped]], None, None]:
+    """Run `prepare` in threads, a few batches ahead, and yield the batches in order.
+
+    An `UnreadableImage` becomes a `Skipped`; any other error is raised.
+
+    Raises:
+        OptionError: a batch size below one.
+
+    """
+    return map_groups_ahead([sources], prepare, batch_size)
+
+
+def map_groups_ahead(
+    groups: Sequence[Sequence[S]], prepare: Callable[[S], T], batch_size: int
+) -> Generator[list[tuple[S, T | Skipped]], None, None]:
+    """Do as `map_ahead` for several groups without a pause between them; a batch never spans two groups."""
+    if batch_size < 1:
+        raise OptionError(f"`batch_size` must be at least 1, got {batch_size}.", argument="batch_size")
+
+    def prepare_all(sources: Sequence[S]) -> list[T | Skipped]:
+        return [_skip_unreadable(prepare, source) for source in sources]
+
+    batches = (group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size))
+    workers = max(2, cpu_count())
+    per_task = max(1, min(_FILES_PER_TASK, sum(map(len, groups)) // (4 * workers)))
+    ahead = max(3, -(-2 * workers // batch_size))  # every thread has work
+    queue: deque[tuple[Sequence[S], list[Future[list[T | Skipped]]]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+
+    def submit_next() -> None:
+        batch = next(batches, None)
+        if batch is not None:
+            tasks = (batch[start : start + per_task] for start in range(0, len(batch), per_task))
+            queue.append((batch, [pool.submit(prepare_all, task) for task in tasks]))
+
+    try:
+        for _ in range(ahead):
+            submit_next()
+        while queue:
+            batch, futures = queue.popleft()
+            results = [result for future in futures for result in future.result()]
+            submit_next()
+            yield list(zip(batch, results, strict=True))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _skip_unreadable(prepare: Callable[[S], T], source: S) -> T | Skipped:
+    try:
+        return prepare(source)
+    except UnreadableImage as error:
+        return Skipped(error.path, error.cause)
+
+
+class BatchRunner(Protocol):
+    """Anything that turns batches of pixels into rows of numbers, several batches at once if it can."""
+
+    @property
+    def batch_size(self) -> int:
+        """Preferred number of images per batch."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches may be submitted before the first result is awaited."""
+
+    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
+        """Start computing; the returned function waits for the result and is called once."""
+
+
+class Bottleneck:
+    """Seconds spent waiting for decoded images and for the backbones; the longer wait limits the rate."""
 
     def __init__(self) -> None:
         self.decoding = 0.0
@@ -24,54 +284,54 @@ class Pace:
         self.batches = 0
 
     def __str__(self) -> str:
-        if self.batches < _FIRST:
+        if self.batches < _WARM_UP_BATCHES:
             return ""
-        return "decoding sets the pace" if self.decoding > self.model else "the model sets the pace"
+        return "limited by decoding" if self.decoding > self.model else "limited by the model"
 
 
-def encode_batches(
-    given: Iterator[Batch], engines: Sequence[Computes], pace: Pace
+def run_batches(
+    batches: Iterator[Batch], runners: Sequence[BatchRunner], bottleneck: Bottleneck
 ) -> Generator[tuple[Batch, list[Vectors]], None, None]:
-    """Pair each batch with every engine's embeddings of it, in order; engines work on some batches ahead.
+    """Pair each batch with every runner's result, in order, while runners work a few batches ahead.
 
     Args:
-        given: batches with pixels for each engine; none where no picture of a batch could be read.
-        engines: what computes.
-        pace: is told who waited for whom.
+        batches: with pixels for each runner; without pixels where no image of a batch could be read.
+        runners: one per preprocessing.
+        bottleneck: is updated with the time spent waiting.
 
     """
-    most = min(engine.in_flight for engine in engines)
-    waiting: deque[tuple[Batch, list[Callable[[], Vectors]]]] = deque()
+    in_flight = min(runner.in_flight for runner in runners)
+    queue: deque[tuple[Batch, list[Callable[[], Vectors]]]] = deque()
 
-    def finished() -> tuple[Batch, list[Vectors]]:
-        batch, pending = waiting[0]
+    def next_result() -> tuple[Batch, list[Vectors]]:
+        batch, pending = queue[0]
         clock = time.perf_counter()
-        found: list[Vectors] = []
+        results: list[Vectors] = []
         while pending:
-            found.append(pending.pop(0)())
-        waiting.popleft()
-        pace.model += time.perf_counter() - clock
-        return batch, found
+            results.append(pending.pop(0)())
+        queue.popleft()
+        bottleneck.model += time.perf_counter() - clock
+        return batch, results
 
     try:
         while True:
             clock = time.perf_counter()
-            batch = next(given, None)
-            pace.decoding += time.perf_counter() - clock
+            batch = next(batches, None)
+            bottleneck.decoding += time.perf_counter() - clock
             if batch is None:
                 break
-            pace.batches += 1
-            if len(waiting) == most:
-                yield finished()
+            bottleneck.batches += 1
+            if len(queue) == in_flight:
+                yield next_result()
             clock = time.perf_counter()
             pending: list[Callable[[], Vectors]] = []
-            waiting.append((batch, pending))  # before they begin, so that those that did are waited for at an error
-            pending.extend(e.submit(p) for e, p in zip(engines, batch.pixels, strict=False))
-            pace.model += time.perf_counter() - clock
-        while waiting:
-            yield finished()
+            queue.append((batch, pending))  # before submitting, so that an error still waits for what has started
+            pending.extend(runner.submit(pixels) for runner, pixels in zip(runners, batch.pixels, strict=False))
+            bottleneck.model += time.perf_counter() - clock
+        while queue:
+            yield next_result()
     finally:
-        for _, pending in waiting:  # someone stopped: what is under way ends before its pixels are given up
+        for _, pending in queue:  # stopped early: what has started must finish before its pixels are freed
             for wait in pending:
                 with contextlib.suppress(Exception):
                     wait()

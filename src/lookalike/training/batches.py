@@ -16,9 +16,9 @@ from PIL import Image, ImageEnhance
 
 from lookalike.data.dataset import Item
 from lookalike.data.images import read_pixels
-from lookalike.models.member import TrainableEncoder
-from lookalike.models.preprocessing import Preprocessing
-from lookalike.models.stream import map_ahead
+from lookalike.models.pipeline import map_ahead
+from lookalike.models.preprocessing import PILLOW_FILTERS, Preprocessing
+from lookalike.models.trainable import TrainableEncoder
 from lookalike.training.config import Recipe
 from lookalike.training.distributed import DistributedContext
 from lookalike.types import Skipped
@@ -114,7 +114,7 @@ def random_view(
     keep_aspect = preprocessing.crop_mode == "squash"
     box = _random_crop(image.size, recipe.crop_scale, generator, keep_aspect=keep_aspect)
     size = (preprocessing.width, preprocessing.height)
-    view = image.resize(size, preprocessing.resampling, box=box, reducing_gap=2.0)
+    view = image.resize(size, PILLOW_FILTERS[preprocessing.interpolation], box=box, reducing_gap=2.0)
     if generator.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if recipe.jitter:
@@ -186,7 +186,7 @@ def iterate_batches(
         if index < 0:
             return np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8)
         item = items[index]
-        image = Image.fromarray(read_pixels(item.path, preprocessing.at_least))
+        image = Image.fromarray(read_pixels(item.path, preprocessing.min_side))
         return random_view(image, preprocessing, recipe, seed=seed, epoch=epoch, item_id=item.id, turn=turn)
 
     shown = [(int(index), int(turn)) for shard in shards for index, turn in shard]

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from lookalike.data.dataset import Dataset, Item
-from lookalike.embeddings.fit import Features, compute_features
 from lookalike.errors import DataError
 from lookalike.evaluation.evaluation import evaluate_embeddings
-from lookalike.models.member import TrainableEncoder
+from lookalike.models.trainable import TrainableEncoder
 from lookalike.progress import SILENT, Progress
+from lookalike.runtimes.fit import Features, compute_features, feature_backbone
 from lookalike.training.batches import Indices
 from lookalike.training.config import Recipe, TrainingOptions
 from lookalike.training.distributed import SINGLE_PROCESS, DistributedContext
-from lookalike.training.state import autocast, resolve_precision
+from lookalike.training.state import resolve_precision
 from lookalike.training.tracking import NO_TRACKER, RunTracker
 from lookalike.types import Embeddings
 
@@ -83,26 +83,23 @@ class TrainingContext:
     def frozen_features(self, encoder: TrainableEncoder, items: Sequence[Item], task: str) -> Features:
         """Return the features of a pretrained backbone, from the cache if they are there.
 
-        They are computed in the precision of the recipe; each precision has its own cache.
+        A few are computed by torch in the precision of the recipe, many by the fastest runtime in float32.
         """
-        cache, precision = self.cache, self.recipe.precision
-        if cache is not None and resolve_precision(encoder.device, precision) != "float32":
-            cache = cache / precision
-        with autocast(encoder.device, precision):
-            return compute_features(encoder, items, cache=cache, progress=self.progress, task=task)
+        backbone = encoder.torch_backbone(resolve_precision(encoder.device, self.recipe.precision))
+        fast = feature_backbone(backbone, items, self.progress)
+        return compute_features(fast, items, cache=self.cache, progress=self.progress, task=task)
 
     def current_features(
         self, encoder: TrainableEncoder, items: Sequence[Item], task: str, progress: Progress | None = None
     ) -> Features:
         """Return the features of the backbone's current weights; the processes share the images."""
-        with autocast(encoder.device, self.recipe.precision):
-            part = compute_features(
-                encoder,
-                self.distributed.stride(items),
-                progress=progress or self.progress,
-                task=f"{encoder.backbone}: {task}",
-                least=0,
-            )
+        part = compute_features(
+            encoder.torch_backbone(resolve_precision(encoder.device, self.recipe.precision)),
+            self.distributed.stride(items),
+            progress=progress or self.progress,
+            task=f"{encoder.name}: {task}",
+            min_count=0,
+        )
         return merge_features(self.distributed.all_gather_object(part), [i.id for i in items])
 
     def measure_heads(self, encoder: TrainableEncoder, progress: Progress | None = None) -> Callable[[], float]:

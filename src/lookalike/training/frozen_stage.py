@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from lookalike.data.dataset import Item
-from lookalike.embeddings.fit import Features, fit_projection
-from lookalike.models.member import TrainableEncoder
-from lookalike.models.projection import Whitening
+from lookalike.models.heads import Head, Whitening, pca_head
+from lookalike.models.trainable import TrainableEncoder
+from lookalike.runtimes.fit import Features
 from lookalike.training.batches import Indices
 from lookalike.training.config import AUTO
 from lookalike.training.context import TrainingContext, class_indices, labelled, require_classes
@@ -115,7 +115,7 @@ def run_frozen_stage(context: TrainingContext, encoder: TrainableEncoder) -> Fro
         DataError: the readable training images are of one class, or validation cannot be measured.
 
     """
-    options, recipe, name = context.options, context.recipe, encoder.backbone
+    options, recipe, name = context.options, context.recipe, encoder.name
     by_validation = options.frozen or context.unseen_classes
     crop_mode, features, validation = _choose_crop_mode(context, encoder, by_validation)
     items = _readable(context, features, labelled(context.data.training))
@@ -124,7 +124,7 @@ def run_frozen_stage(context: TrainingContext, encoder: TrainableEncoder) -> Fro
     def measure() -> float:
         return context.measure_head(encoder, validation)
 
-    fit_projection(encoder, features, seed=options.seed)
+    encoder.set_head(pca_head(features.rows, encoder.dim, seed=options.seed))
     pca_measure = measure()
     shrinkage = None
     if recipe.head == "whitened" or (recipe.head == AUTO and by_validation):
@@ -148,7 +148,7 @@ def replay_frozen_stage(context: TrainingContext, encoder: TrainableEncoder, con
     """
     set_crop_mode(encoder, config.crop_mode)
     splits = {"features": labelled(context.data.training), "validation": labelled(context.data.validation)}
-    parts = [context.frozen_features(encoder, items, f"{encoder.backbone}: {task}") for task, items in splits.items()]
+    parts = [context.frozen_features(encoder, items, f"{encoder.name}: {task}") for task, items in splits.items()]
     features = Features(
         tuple(i for part in parts for i in part.ids),
         np.concatenate([part.rows for part in parts]),
@@ -156,7 +156,7 @@ def replay_frozen_stage(context: TrainingContext, encoder: TrainableEncoder, con
     )
     items = _readable(context, features, (*splits["features"], *splits["validation"]))
     targets, seed = class_indices(items), context.options.seed
-    fit_projection(encoder, features, seed=seed)
+    encoder.set_head(pca_head(features.rows, encoder.dim, seed=seed))
     if config.shrinkage is not None:
         whitening = Whitening(features.rows, targets, encoder.dim, seed=seed)
         _set_whitening(encoder, whitening, config.shrinkage, len(items))
@@ -177,7 +177,6 @@ def set_crop_mode(encoder: TrainableEncoder, crop_mode: str) -> None:
     """Set the crop mode of an encoder that is fresh from its weights."""
     if crop_mode != PRETRAINED:
         encoder.preprocessing = replace(encoder.preprocessing, crop_mode=crop_mode, crop_pct=1.0)
-    encoder.changed()
 
 
 def _choose_crop_mode(
@@ -189,7 +188,7 @@ def _choose_crop_mode(
         The crop mode, and the features of the training and validation images with it.
 
     """
-    options, name, pretrained = context.options, encoder.backbone, encoder.preprocessing
+    options, name, pretrained = context.options, encoder.name, encoder.preprocessing
 
     def features_of(crop_mode: str, label: str) -> tuple[Features, Features]:
         encoder.preprocessing = pretrained
@@ -208,7 +207,7 @@ def _choose_crop_mode(
     measures: dict[str, float] = {}
     for candidate in CANDIDATE_CROP_MODES:
         features[candidate] = training, validation = features_of(candidate, f"{name}, {candidate}")
-        fit_projection(encoder, training, seed=options.seed)
+        encoder.set_head(pca_head(training.rows, encoder.dim, seed=options.seed))
         measures[candidate] = context.measure_head(encoder, validation)
         if (time.perf_counter() - started) * (1 + 1 / len(measures)) > budget:
             break  # another one would leave too little time for training
@@ -297,7 +296,6 @@ def train_head(
             best, best_epoch, best_state = value, epoch, copy.deepcopy(modules.state_dict())
     modules.load_state_dict(best_state)
     head.eval()
-    encoder.changed()
     return best, best_epoch
 
 
@@ -315,7 +313,7 @@ def _train_stage_head(
     smoothing = context.recipe.label_smoothing
     classifier = CosineClassifier(encoder.project(features.rows), targets, smoothing)
     class_means = classifier.weight.detach().to("cpu", copy=True)
-    initial_head, origin = _head_weights(encoder.state()), str(encoder.origin["head"])
+    initial_head, origin = _head_weights(encoder.state()), encoder.head_origin
     head_measure, head_epochs = train_head(
         encoder,
         classifier,
@@ -346,7 +344,7 @@ def _choose_shrinkage(
     encoder: TrainableEncoder, whitening: Whitening, images: int, baseline: float, measure: Callable[[], float]
 ) -> float | None:
     """Set the whitening head that measures best; None, with the head unchanged, if none is above the baseline."""
-    pca_head, origin = encoder.state(), dict(encoder.origin)
+    initial, origin = encoder.state(), encoder.head_origin
     measures: dict[float, float] = {}
     for shrinkage in SHRINKAGES:
         _set_whitening(encoder, whitening, shrinkage, images)
@@ -355,15 +353,14 @@ def _choose_shrinkage(
     if measures[best] > baseline:
         _set_whitening(encoder, whitening, best, images)
         return best
-    encoder.load_state(pca_head)
-    encoder.origin.update(origin)
+    encoder.load_state(initial)
+    encoder.head_origin = origin
     return None
 
 
 def _set_whitening(encoder: TrainableEncoder, whitening: Whitening, shrinkage: float, images: int) -> None:
-    encoder.head.set(*whitening.fit(shrinkage))
-    encoder.origin["head"] = f"whitened within the classes of {images} images, shrinkage {shrinkage:g}"
-    encoder.changed()
+    origin = f"whitened within the classes of {images} images, shrinkage {shrinkage:g}"
+    encoder.set_head(Head(*whitening.fit(shrinkage), origin))
 
 
 def _head_weights(state: State) -> State:

@@ -17,13 +17,13 @@ from lookalike.data.dataset import Dataset, Split
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, ModelError, OptionError
-from lookalike.models.encoder import Encoder
-from lookalike.models.facts import is_bundle, read_facts
-from lookalike.models.member import TrainableEncoder, members_of
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.records import EpochReport, TrainingReport, read_reports
-from lookalike.models.torch_bundle import load_bundle, save_bundle
+from lookalike.models.bundle import save_bundle
+from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
+from lookalike.models.info import BundleInfo, is_bundle, read_bundle_info
+from lookalike.models.records import EpochReport, TrainingReport
+from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.progress import Progress, resolve_progress
+from lookalike.runtimes.load import load_encoder
 from lookalike.training.checkpoint import load_checkpoint
 from lookalike.training.config import Recipe, TrainingOptions
 from lookalike.training.context import TrainingContext, has_unseen_classes
@@ -64,7 +64,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     cache: Path | None = None,
     track: Sequence[str] = (),
     progress: Progress | None = None,
-) -> Encoder:
+) -> AnyEncoder:
     """Train the encoders of a bundle again, on the training and the validation images together.
 
     Validation has chosen the number of epochs and the share of the fine-tuned weights; now its images are more useful
@@ -95,13 +95,13 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         raise OptionError("refit runs in one process; start it without a launcher.")
     progress = resolve_progress(progress)
     first, bundle, targets = _read_first(Path(model)), Path(out), parse_targets(track)
-    names = [encoder.backbone for encoder in first.encoder.members]
+    names = [encoder.name for encoder in first.encoder.members]
     weights = dict(pair_weights(names, weights))
     folder = prepare_run_folder(bundle, resume=resume, replace=replace, progress=progress)
     key = digest(first.encoder.fingerprint, str(bundle.absolute()))
-    if resume and is_bundle(bundle) and read_facts(bundle).get("refit_of") == first.encoder.fingerprint:
+    if resume and is_bundle(bundle) and read_bundle_info(bundle).refit_of == first.encoder.fingerprint:
         finish_resumed_run(bundle, folder, targets, key, progress)
-        return load_bundle(bundle)
+        return load_encoder(bundle)
     if not replace:
         require_free(bundle)
     split = first.split(data)
@@ -115,16 +115,17 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         cache = cache or (folder / "cache" if folder is not None else None)
         context = TrainingContext(split, options, progress, folder, cache, tracker=tracker)
         trained = [
-            _refit_backbone(
-                _context_of(context, n, first.options[n]), encoder, weights[encoder.backbone], first.reports[n]
-            )
-            for n, encoder in enumerate(members_of(first.encoder))
+            _refit_backbone(_context_of(context, n, first.options[n]), encoder, weights[encoder.name], first.reports[n])
+            for n, encoder in enumerate(first.encoder.members)
         ]
-        encoder = build_ensemble(trained, first.encoder.how, progress)
+        combination = first.encoder.combination if isinstance(first.encoder, Ensemble) else "aligned"
+        encoder = build_ensemble(trained, combination, progress)
         reports = [t.report for t in trained]
-        info = training_info(_all_training(split), options, reports) | {"refit_of": first.encoder.fingerprint}
+        info = changed(
+            training_info(encoder, _all_training(split), options, reports), refit_of=first.encoder.fingerprint
+        )
         curves = partial(write_curves, reports=reports, measure=options.stop_on)
-        save_bundle(encoder, bundle, facts=info, replace=replace, further=curves)
+        save_bundle(encoder, bundle, info, replace_existing=replace, write_extra=curves)
         track_bundle(tracker, bundle, folder)
     return encoder
 
@@ -143,8 +144,8 @@ class _FirstTraining:
     """
 
     path: Path
-    encoder: Encoder
-    info: Mapping[str, Any]
+    encoder: AnyEncoder
+    info: BundleInfo
     reports: Sequence[TrainingReport | None]
     options: Sequence[TrainingOptions]
 
@@ -158,32 +159,35 @@ class _FirstTraining:
         """
         if len({(o.seed, o.class_disjoint) for o in self.options}) > 1:
             raise ModelError(f"{self.path} has members trained with different validation splits; refit each by itself.")
-        options, known = self.options[0], self.info["training_data"]
+        options, stored = self.options[0], self.info.training_data
         split = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
-        if (split.fingerprint, validation_fingerprint(split)) != (known["fingerprint"], known["validation"]):
+        if stored is None or (split.fingerprint, validation_fingerprint(split)) != (
+            stored.fingerprint,
+            stored.validation,
+        ):
             raise DataError(f"{self.path} was not trained on the images in {split.root}; pass its training data.")
         return split
 
 
 def _read_first(path: Path) -> _FirstTraining:
-    info = read_facts(path)
-    if "exported_from" in info:
+    info = read_bundle_info(path)
+    if info.is_exported:
         raise ModelError(f"{path} is an exported model; pass the bundle that it was exported from.", argument="model")
-    if "refit_of" in info:
+    if info.refit_of is not None:
         raise ModelError(
             f"{path} was already refitted on all images; pass the bundle that it was refitted from.", argument="model"
         )
     try:
-        reports = read_reports(info)
-        options = [TrainingOptions(**(report.options if report else info["options"])) for report in reports]
-        if "validation" not in info["training_data"]:
-            raise KeyError("validation")
-    except (KeyError, TypeError, OptionError, ModelError) as error:
+        reports = info.training or (None,) * len(info.members)
+        options = [TrainingOptions(**(report.options if report else info.options)) for report in reports]
+        if info.training_data is None:
+            raise KeyError("training_data")
+    except (KeyError, TypeError, OptionError) as error:
         raise ModelError(
-            f"{path} has no complete record of its training; pass a bundle that was trained by `train` or `benchmark`.",
+            f"{path} has no complete record of its training; pass a bundle that 'lookalike train' trained.",
             argument="model",
         ) from error
-    return _FirstTraining(path, load_bundle(path), info, reports, options)
+    return _FirstTraining(path, load_encoder(path), info, reports, options)
 
 
 def _context_of(context: TrainingContext, number: int, options: TrainingOptions) -> TrainingContext:
@@ -198,17 +202,17 @@ def _all_training(data: Dataset) -> Dataset:
 
 
 def _refit_backbone(
-    context: TrainingContext, first: TrainableEncoder, weights: Weights, report: TrainingReport | None
+    context: TrainingContext, first: Encoder, weights: Weights, report: TrainingReport | None
 ) -> TrainedEncoder:
     """Train one backbone again; without a report, only its head is fitted again."""
-    name, data, options = first.backbone, context.data, context.options
+    name, data, options = first.name, context.data, context.options
     if report is not None:
         encoder, recipe = fresh_encoder(name, weights, options, unseen=has_unseen_classes(data))
         same_weights = run_key(encoder, data, options, recipe) == report.run
         config = FrozenStageConfig(report.crop_mode, report.shrinkage, report.head_epochs)
     else:
         encoder, recipe = build_trainable(name, weights, seed=options.seed), Recipe(precision="float32")
-        same_weights = encoder.backbone_fingerprint == first.backbone_fingerprint
+        same_weights = encoder.backbone_fingerprint == first.info.backbone.fingerprint
         config = FrozenStageConfig()
     if not same_weights:
         raise ModelError(

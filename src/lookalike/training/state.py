@@ -16,9 +16,9 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # ty
 from torch import nn
 
 from lookalike.errors import OptionError
-from lookalike.models.devices import computes_bfloat16
-from lookalike.models.member import TrainableEncoder
 from lookalike.models.records import LearningRates
+from lookalike.models.torch_backbone import has_bfloat16
+from lookalike.models.trainable import TrainableEncoder
 from lookalike.training.config import AUTO, Recipe
 from lookalike.training.distributed import SINGLE_PROCESS, DistributedContext
 from lookalike.training.objective import Objective
@@ -30,7 +30,7 @@ def resolve_precision(device: torch.device, precision: str) -> str:
     """Return the precision of forward passes; `auto` is bfloat16 where the device supports it natively."""
     if precision != AUTO:
         return precision
-    return "bfloat16" if computes_bfloat16(device) else "float32"
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -154,7 +154,6 @@ class TrainState:
                 yield
         finally:
             self.loss_module.eval()
-            self.encoder.changed()
 
     def synchronize_statistics(self) -> None:
         """Average batch statistics that are trained over the processes: each updates them with its own share."""

@@ -87,7 +87,7 @@ class MLflow:
 
     _EXPERIMENT = "lookalike"
     _KEY = "lookalike.key"
-    _LOADER = "lookalike.runtimes.pyfunc"
+    _LOADER = "lookalike.runtimes.mlflow_model"
     _LONGEST_PARAM = 6000  # characters
     _PARAMS_PER_REQUEST = 100
 

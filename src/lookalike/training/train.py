@@ -17,13 +17,15 @@ from lookalike.data.split import with_validation
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
-from lookalike.models.alignment import fit_alignment
-from lookalike.models.encoder import Encoder, require_combination
-from lookalike.models.facts import is_bundle, read_facts
-from lookalike.models.records import TrainingReport, read_reports
-from lookalike.models.torch_bundle import load_bundle, save_bundle
+from lookalike.models.bundle import describe, save_bundle
+from lookalike.models.encoder import AnyEncoder, require_combination
+from lookalike.models.info import BundleInfo, TrainingData, is_bundle, read_bundle_info
+from lookalike.models.records import TrainingReport
 from lookalike.models.weights import NONE, PRETRAINED
 from lookalike.progress import SILENT, Progress, resolve_progress
+from lookalike.runtimes.fit import align
+from lookalike.runtimes.load import load_encoder
+from lookalike.runtimes.select import with_runtime
 from lookalike.training.config import RATES, TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, has_unseen_classes, labelled, require_classes
 from lookalike.training.curves import write_curves
@@ -43,7 +45,6 @@ from lookalike.training.train_backbone import (
     train_backbone,
     validation_fingerprint,
 )
-from lookalike.types import Vectors
 
 Backbones = Sequence[tuple[str, Weights]]
 
@@ -62,7 +63,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
     track: Sequence[str] = (),
     progress: Progress | None = None,
     **overrides: Any,
-) -> Encoder:
+) -> AnyEncoder:
     """Fine-tune a backbone on the training split and keep the weights that retrieve best on validation.
 
     Stages: a head in closed form; head and classifier on cached features, with the backbone frozen; fine-tuning of the
@@ -115,7 +116,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         if resume and bundle is not None and is_bundle(bundle):
             if _is_bundle_of(bundle, split, backbones, options, combine):
                 main(lambda: finish_resumed_run(bundle, folder, targets, key, progress))
-                return load_bundle(bundle)
+                return load_encoder(bundle)
             if not replace:
                 _refuse_other_rates(bundle, split, backbones, options, combine)
                 require_free(bundle)
@@ -137,7 +138,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
 
 def train_into_bundle(
     context: TrainingContext, backbones: Backbones, bundle: Path, *, combine: str = "aligned", replace: bool = False
-) -> Encoder:
+) -> AnyEncoder:
     """Train the backbones and write the bundle; the caller removes the run folder.
 
     Args:
@@ -160,29 +161,27 @@ def train_into_bundle(
 
     def save() -> None:
         reports = [t.report for t in trained]
-        info = training_info(context.data, context.options, reports)
-        info["measures"] = {"validation": _validation_measures(encoder, context.data, context.progress)}
+        measures = {"validation": _validation_measures(encoder, context.data, context.progress)}
+        info = changed(training_info(encoder, context.data, context.options, reports), measures=measures)
         curves = partial(write_curves, reports=reports, measure=context.options.stop_on)
-        save_bundle(encoder, bundle, facts=info, replace=replace, further=curves)
+        save_bundle(encoder, bundle, info, replace_existing=replace, write_extra=curves)
 
     context.distributed.broadcast_from_main(save)
     return encoder
 
 
-def build_ensemble(trained: Sequence[TrainedEncoder], combine: str, progress: Progress) -> Encoder:
+def build_ensemble(trained: Sequence[TrainedEncoder], combine: str, progress: Progress) -> AnyEncoder:
     """Combine trained encoders; `aligned` rotates each onto the first, by their embeddings of the training images."""
-    members = [t.encoder for t in trained]
+    members = [with_runtime(t.encoder.freeze()) for t in trained]
     if len(members) == 1 or combine != "aligned":
-        return Encoder(members, combine)
-    first, *others = (
-        Encoder([t.encoder]).embed(t.items, progress=progress, task=f"{t.encoder.backbone}: alignment") for t in trained
-    )
-    alignments: list[Vectors | None] = [None]
-    for other in others:
-        ids = set(other.ids)
-        shared = [i for i in first.ids if i in ids]
-        alignments.append(fit_alignment(other.take(shared).vectors, first.take(shared).vectors))
-    return Encoder(members, combine, alignments)
+        return align(members, [], combine)
+    embeddings = [
+        with_runtime(member, precision="float32").embed(t.items, progress=progress, task=f"{member.name}: alignment")
+        for member, t in zip(members, trained, strict=True)
+    ]
+    ids = set.intersection(*(set(e.ids) for e in embeddings))
+    shared = [i for i in embeddings[0].ids if i in ids]
+    return align(members, [e.take(shared).vectors for e in embeddings], combine)
 
 
 # ---------------------------------------------------------------- before training
@@ -265,9 +264,9 @@ def _track_in_main(
 
 def _is_bundle_of(bundle: Path, data: Dataset, backbones: Backbones, options: TrainingOptions, combine: str) -> bool:
     """Whether a bundle is the result of a run with these data, weights and options."""
-    info = read_facts(bundle)
-    runs = [report.run if report is not None else None for report in read_reports(info)]
-    if len(runs) != len(backbones) or info["how"] not in (None, combine):
+    info = read_bundle_info(bundle)
+    runs = [report.run if report is not None else None for report in info.training]
+    if len(runs) != len(backbones) or info.combination not in (None, combine):
         return False
     fresh = [fresh_encoder(name, given, options, unseen=has_unseen_classes(data)) for name, given in backbones]
     return runs == [run_key(encoder, data, options, recipe) for encoder, recipe in fresh]
@@ -277,7 +276,7 @@ def _refuse_other_rates(
     bundle: Path, data: Dataset, backbones: Backbones, options: TrainingOptions, combine: str
 ) -> None:
     """Refuse to resume a finished run with other learning rates than it was finished with."""
-    stored = read_facts(bundle).get("options", {})
+    stored = read_bundle_info(bundle).options
     rates = {name: stored[name] for name in RATES if name in stored}
     before = TrainingOptions(**{**options.without_rates(), **rates})
     if _is_bundle_of(bundle, data, backbones, before, combine):
@@ -300,7 +299,7 @@ def finish_resumed_run(
 
 def track_bundle(tracker: RunTracker, bundle: Path, folder: Path | None) -> None:
     """Log a finished bundle with its validation measures and curves, and remove the folder of its run."""
-    measures = read_facts(bundle).get("measures", {}).get("validation", {})
+    measures = read_bundle_info(bundle).measures.get("validation", {})
     tracker.metrics({f"validation/{name}": value["mean"] for name, value in measures.items()}, 1)
     for name in ("curves.png", "curves.html"):
         tracker.file(bundle / name)
@@ -312,30 +311,36 @@ def track_bundle(tracker: RunTracker, bundle: Path, folder: Path | None) -> None
 # ---------------------------------------------------------------- what a bundle records
 
 
-def training_info(data: Dataset, options: TrainingOptions, reports: Sequence[TrainingReport | None]) -> dict[str, Any]:
+def training_info(
+    encoder: AnyEncoder, data: Dataset, options: TrainingOptions, reports: Sequence[TrainingReport | None]
+) -> BundleInfo:
     """Return what a bundle records of its training."""
-    return {
-        "classes": list(data.classes),
-        "training_data": {
-            "fingerprint": data.fingerprint,
-            "images": len(data.training),
-            "validation_images": len(data.validation),
-            "validation": validation_fingerprint(data),
-            "contents": image_hashes(data),
-        },
-        "options": options.to_dict(),
-        "training": [report.to_dict() if report is not None else None for report in reports],
-    }
+    training_data = TrainingData(
+        fingerprint=data.fingerprint,
+        images=len(data.training),
+        validation_images=len(data.validation),
+        validation=validation_fingerprint(data),
+        contents=image_hashes(data),
+    )
+    return describe(
+        encoder,
+        classes=tuple(data.classes),
+        training_data=training_data,
+        options=options.to_dict(),
+        training=tuple(reports),
+    )
 
 
-def image_hashes(data: Dataset) -> list[str]:
+def image_hashes(data: Dataset) -> tuple[str, ...]:
     """Return short hashes of the training images' bytes, by which a later evaluation finds leaks."""
-    return sorted({content[:16] for content in content_hashes(data.training).values()})
+    return tuple(sorted({content[:16] for content in content_hashes(data.training).values()}))
 
 
-def _validation_measures(encoder: Encoder, data: Dataset, progress: Progress) -> dict[str, Any]:
+def _validation_measures(encoder: AnyEncoder, data: Dataset, progress: Progress) -> dict[str, Any]:
     """Return the default measures of the finished encoder within the validation split, as far as it is large enough."""
-    embeddings = encoder.embed(data.validation, progress=progress, task=f"{encoder.name}: measures")
+    embeddings = with_runtime(encoder, precision="float32").embed(
+        data.validation, progress=progress, task=f"{encoder.name}: measures"
+    )
     labels = data.labels("validation")
     possible = [m for m in map(Measure.parse, DEFAULT_MEASURES) if m.min_gallery < len(embeddings)]
     measures: dict[str, Any] = evaluate_embeddings(embeddings, embeddings, labels, labels, possible).to_dict()[

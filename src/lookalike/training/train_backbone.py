@@ -13,10 +13,10 @@ from torch import nn
 
 from lookalike._files import digest
 from lookalike.data.dataset import Dataset, Item
-from lookalike.models.adapt import Adaptation, family_of
-from lookalike.models.member import TrainableEncoder
-from lookalike.models.pretrained import build_trainable
+from lookalike.models.adapt import family_of
+from lookalike.models.info import Adaptation
 from lookalike.models.records import StageMeasures, TrainingReport
+from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.training.checkpoint import load_checkpoint, save_checkpoint
 from lookalike.training.config import AUTO, Recipe, TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, has_unseen_classes, labelled, require_classes
@@ -109,7 +109,7 @@ def untrained_report(encoder: TrainableEncoder, options: TrainingOptions, recipe
     """Return the report of an encoder before any stage."""
     family = family_of(encoder.module)
     return TrainingReport(
-        backbone=encoder.backbone,
+        backbone=encoder.name,
         options=options.to_dict(),
         recipe=recipe.to_dict(),
         recipe_name=family if options.recipe == AUTO else options.recipe,
@@ -144,13 +144,12 @@ def _run_frozen_stage_once(context: TrainingContext, encoder: TrainableEncoder) 
     if distributed.world_size == 1:
         return run_frozen_stage(context, encoder)
 
-    def run() -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
+    def run() -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
         stage = run_frozen_stage(context, encoder)
-        return stage.dump(), encoder.state(), encoder.origin
+        return stage.dump(), encoder.state(), encoder.head_origin
 
-    stored, weights, origin = distributed.broadcast_from_main(run)
+    stored, weights, encoder.head_origin = distributed.broadcast_from_main(run)
     encoder.load_state(weights)
-    encoder.origin.update(origin)
     return FrozenStage.restore(stored, encoder, labelled(context.data.training))
 
 
@@ -174,7 +173,7 @@ def run_full_stage(
         validate: measure after each epoch, for early stopping and to keep the best; otherwise the last one is kept.
 
     """
-    name, options, recipe, distributed = encoder.backbone, context.options, context.recipe, context.distributed
+    name, options, recipe, distributed = encoder.name, context.options, context.recipe, context.distributed
     encoder.load_state({**stage.state, **stage.initial_head})
     state = TrainState(encoder, stage.classes, recipe, seed=options.seed, distributed=distributed)
     stored_stage = stage.dump()

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from lookalike.embeddings.fit import Features
-from lookalike.models.member import TrainableEncoder
-from lookalike.models.projection import Whitening
+from lookalike.models.heads import Head, Whitening
+from lookalike.models.info import FINE_TUNED, UNTRAINED
 from lookalike.models.records import HeadFit
+from lookalike.models.trainable import TrainableEncoder
+from lookalike.runtimes.fit import Features
 from lookalike.training.batches import Indices
 from lookalike.training.context import TrainingContext
 from lookalike.training.finetune import FinetuneState
@@ -51,7 +52,7 @@ def select_weights(
     context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, run: FinetuneState
 ) -> WeightSelection:
     """Set the encoder to the weights and the head that validation prefers."""
-    if encoder.trained == "untrained":  # random weights are nothing to go back to
+    if encoder.trained == UNTRAINED:  # random weights are nothing to go back to
         measures, share = {}, 1.0
     else:
         measures = _measure_shares(context, encoder, stage, run)
@@ -68,7 +69,7 @@ def select_weights(
         selection = fit_posthoc_head(context, encoder, stage, run.best_weights, shares, at_least) or selection
     record_origin(encoder, stage, selection.share, head=None if selection.posthoc_head else context.recipe.loss)
     selection = replace(selection, share_measures=measures)
-    context.progress.info(f"{encoder.backbone}: {_describe(selection, context.options.stop_on)}")
+    context.progress.info(f"{encoder.name}: {_describe(selection, context.options.stop_on)}")
     return selection
 
 
@@ -123,14 +124,12 @@ def record_origin(encoder: TrainableEncoder, stage: FrozenStage, share: float | 
 
     """
     if share:
-        encoder.origin.update({"trained": "fine-tuned"} | ({} if head is None else {"head": head}))
+        encoder.trained = FINE_TUNED
+        encoder.head_origin = head or encoder.head_origin
     else:
-        encoder.origin["head"] = "cross-entropy, backbone frozen" if stage.head_epochs else stage.head_origin
+        encoder.head_origin = "cross-entropy, backbone frozen" if stage.head_epochs else stage.head_origin
         if stage.labels_helped:
-            encoder.origin["trained"] = "fine-tuned"
-    if share is not None:
-        encoder.origin["fine_tuned_share"] = share
-    encoder.changed()
+            encoder.trained = FINE_TUNED
 
 
 # ---------------------------------------------------------------- head
@@ -158,7 +157,7 @@ def fit_posthoc_head(
         The selection, or None.
 
     """
-    initial, origin = encoder.state(), dict(encoder.origin)
+    initial, origin = encoder.state(), encoder.head_origin
     best: tuple[WeightSelection, HeadFit, State, Whitening, int] | None = None
     for number, share in enumerate(shares):
         if number and not context.has_time_for_more():
@@ -176,7 +175,7 @@ def fit_posthoc_head(
                 best = WeightSelection(share, value, fit), fit, weights, whitening, len(targets)
     if best is None:
         encoder.load_state(initial)
-        encoder.origin.update(origin)
+        encoder.head_origin = origin
         return None
     selection, fit, weights, whitening, images = best
     encoder.load_state(weights)
@@ -200,9 +199,8 @@ def _training_features(
 
 
 def _set_head(encoder: TrainableEncoder, whitening: Whitening, fit: HeadFit, images: int) -> None:
-    encoder.head.set(*whitening.fit(fit.shrinkage, fit.emphasis))
-    encoder.origin["head"] = f"whitened within the classes of {images} images after training, {_fit_text(fit)}"
-    encoder.changed()
+    origin = f"whitened within the classes of {images} images after training, {_fit_text(fit)}"
+    encoder.set_head(Head(*whitening.fit(fit.shrinkage, fit.emphasis), origin))
 
 
 def _fit_text(fit: HeadFit) -> str:

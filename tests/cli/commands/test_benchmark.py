@@ -11,9 +11,10 @@ import pytest
 @pytest.fixture
 def timing_in_process(monkeypatch):
     """Time in this process instead of a new one, which takes seconds to start."""
+    from lookalike.models.torch_bundle import load_bundle
+
     from lookalike.benchmark import run_trials
     from lookalike.benchmark.timing import time_members
-    from lookalike.models.torch_bundle import load_bundle
 
     def measure(request):
         def load_members(_):

@@ -170,8 +170,8 @@ def evaluate(data: Path, model: str, weights: tuple[str, ...], as_json: bool, **
     from lookalike.api.evaluate import evaluate as run_evaluate
 
     with closing(make_progress()) as progress:
-        evaluation, skipped = run_evaluate(data, model, weights=weights_by_name, progress=progress, **values)
-    report_skipped(progress, skipped)
+        evaluation = run_evaluate(data, model, weights=weights_by_name, progress=progress, **values)
+    report_skipped(progress, evaluation.skipped)
     if evaluation.note():
         progress.info(evaluation.note())
     if as_json:
@@ -200,7 +200,7 @@ def submit(data: Path, model: str, weights: tuple[str, ...], out: Path, **values
     from lookalike.api.evaluate import submit as run_submit
 
     with closing(make_progress()) as progress:
-        submission, skipped = run_submit(data, model, out=out, weights=weights_by_name, progress=progress, **values)
-    report_skipped(progress, skipped)
+        submission = run_submit(data, model, out=out, weights=weights_by_name, progress=progress, **values)
+    report_skipped(progress, submission.skipped)
     progress.info(f"{len(submission.images)} queries, {count_noun(values['top_k'], 'gallery image')} each")
     print_path(out)

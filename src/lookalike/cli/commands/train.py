@@ -117,14 +117,13 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
     Example:
       lookalike refit photos --model runs/first/best --out final
     """  # noqa: D301
-    from lookalike.models.facts import read_facts
-
-    backbones = tuple(member["backbone"] for member in read_facts(model)["members"])
-    weights_by_name = parse_weights(weights, backbones)
-    from lookalike.api.load_model import load_as_trained
+    from lookalike.models.bundle import load_data_as_trained
+    from lookalike.models.info import read_bundle_info
     from lookalike.training.refit import refit as run_refit
 
-    dataset = load_as_trained(data, model)
+    info = read_bundle_info(model)
+    weights_by_name = parse_weights(weights, tuple(member.backbone.name for member in info.members))
+    dataset = load_data_as_trained(data, info)
     with closing(make_progress()) as progress:
         run_refit(dataset, model, out=out, weights=weights_by_name, resume=resume, track=track, progress=progress)
         _report_training(progress, out, dataset)
@@ -134,16 +133,15 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
 
 def _report_training(progress: Progress, bundle: Path, data: Dataset) -> None:
     """Report the skipped files and the validation measures of a finished bundle."""
-    from lookalike.models.facts import read_facts
-    from lookalike.models.records import read_reports
+    from lookalike.models.info import read_bundle_info
 
-    facts = read_facts(bundle)
-    reports = [report for report in read_reports(facts) if report is not None]
+    info = read_bundle_info(bundle)
+    reports = [report for report in info.training if report is not None]
     files = dict.fromkeys(file for report in reports for file in report.skipped)
     report_skipped(progress, [*map(str, data.skipped), *files])
     for report in reports:
         if report.measures is not None:
-            origin = " of the first training" if "refit_of" in facts else ""
+            origin = " of the first training" if info.refit_of is not None else ""
             progress.info(f"{report.backbone}: validation {report.options['stop_on']}{origin}: {report.measures}")
 
 

@@ -1,0 +1,66 @@
+"""The machine: processor, cores, cache folder, installed versions."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def cpu_count() -> int:
+    """Return the number of processors that this process may use, at most OMP_NUM_THREADS where it is set."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, min(usable, int(limit))) if limit.isdigit() else usable
+
+
+def cpu_name() -> str:
+    """Return the processor's name where the system lists it, else its architecture."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction sets of the processor where the system lists them."""
+    return frozenset(_cpuinfo("flags", "Features").split())
+
+
+@functools.cache
+def _cpuinfo(*keys: str) -> str:
+    """Return the first value of one of these keys in /proc/cpuinfo, or an empty string."""
+    try:
+        with _CPUINFO.open(encoding="utf-8") as lines:
+            pairs = (line.partition(":") for line in lines)
+            return next((value.strip() for key, _, value in pairs if key.strip() in keys), "")
+    except OSError:
+        return ""
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: LOOKALIKE_CACHE, else `lookalike` in the user's cache folder. It may be removed."""
+    folder = os.environ.get("LOOKALIKE_CACHE")
+    if folder:
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "lookalike"
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Return the versions of the packages that are installed, by name."""
+    from importlib.metadata import PackageNotFoundError, version  # a tenth of the imports that a search needs
+
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its text, without a full stop."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')[:160]}" if lines else type(error).__name__

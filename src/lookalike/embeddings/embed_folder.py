@@ -1,0 +1,297 @@
+"""Embed many images into a folder, shard by shard; a run that was stopped resumes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePath
+from typing import Protocol
+
+import numpy as np
+
+from lookalike._files import storage_errors, write_ascii_json
+from lookalike._strings import PackedStrings, first_duplicate
+from lookalike.embeddings.shards import (
+    FinishedShards,
+    join_shards,
+    read_shard,
+    shard_path,
+    write_shard,
+)
+from lookalike.embeddings.store import (
+    RUN_FILE,
+    SHARDS_FOLDER,
+    EmbeddingsInfo,
+    RunInfo,
+    ShardInfo,
+    is_embeddings,
+    load_embeddings,
+    read_embeddings_info,
+    read_run,
+    write_embeddings_info,
+)
+from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
+from lookalike.models.bundle import save_bundle
+from lookalike.models.encoder import AnyEncoder, run_backbones
+from lookalike.models.info import MODEL_FOLDER, BundleInfo, is_bundle, read_bundle_info
+from lookalike.models.pipeline import Source, sources_digest
+from lookalike.progress import Progress
+from lookalike.types import Embeddings, Skipped, Vectors
+
+SHARD_SIZE = 512
+TASK = "embedding"
+
+
+class KnownFeatures(Protocol):
+    """Features that were computed already, such as those that a head was fitted on."""
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Row by id."""
+
+    @property
+    def features(self) -> Sequence[Vectors]:
+        """Features `(n, features)` per member."""
+
+
+@dataclass(frozen=True)
+class EmbeddingRun:
+    """What `embed_folder` works with."""
+
+    sources: Sequence[Source]
+    encoder: AnyEncoder
+    out: Path
+    batch_size: int | None
+    known: KnownFeatures | None
+    progress: Progress
+
+
+def embed_folder(  # noqa: PLR0913 - all but three by name
+    sources: Sequence[Source],
+    encoder: AnyEncoder,
+    out: Path,
+    *,
+    info: BundleInfo | None = None,
+    skipped: Sequence[Skipped] = (),
+    known: KnownFeatures | None = None,
+    shard_size: int = SHARD_SIZE,
+    batch_size: int | None = None,
+    progress: Progress,
+) -> Embeddings:
+    """Embed images into a folder that can be searched without anything else.
+
+    Called again with the same model it resumes where it was stopped, returns what is complete, and computes only the
+    shards of which a file was changed, added or removed.
+
+    Args:
+        sources: the images.
+        encoder: on the runtime that computes; it is stored beside the embeddings as a bundle.
+        out: a new folder, or one that an earlier call made.
+        info: further content of the bundle's record.
+        skipped: what could not be given, such as folders that cannot be listed; stored with the files that are skipped.
+        known: features that were computed already.
+        shard_size: images per shard, the most that a killed run loses; a folder keeps the size it was started with.
+        batch_size: images per forward pass; None for what suits the runtime.
+        progress: receives the number of images done.
+
+    Returns:
+        The embeddings in the order of the images, memory-mapped.
+
+    Raises:
+        DataError: no image, a duplicate id, or no image that can be read.
+        OptionError: a shard or batch size below one.
+        FingerprintMismatch: `out` holds embeddings of another model.
+        StorageError: `out` holds something else, is damaged, or cannot be written.
+
+    """
+    _check(sources, shard_size)
+    size = require_same_model(out, encoder) or shard_size
+    shards = [sources[start : start + size] for start in range(0, len(sources), size)]
+    keys = [sources_digest(encoder.fingerprint, shard) for shard in shards]
+    root = root_of(sources)
+    finished = read_embeddings_info(out) if is_embeddings(out) else None
+    unchanged = finished is not None and [shard.digest for shard in finished.shards] == keys
+    if finished is not None and unchanged:
+        _store_model(encoder, out / MODEL_FOLDER, info)
+        files = finished.skipped[: sum(shard.skipped for shard in finished.shards)]
+        current = replace(finished, root=root, skipped=(*files, *skipped))
+        if current != finished:  # the images were moved, or other folders cannot be listed
+            write_embeddings_info(out, current)
+    else:
+        reusable = FinishedShards(out, finished)  # reports a damaged folder before anything is done to it
+        if finished is not None and finished.root != root and None not in (finished.root, root):
+            progress.info(
+                f"{out} held embeddings of the images in {finished.root}; they are replaced by those in {root}"
+            )
+        run = RunInfo(encoder.name, encoder.fingerprint, encoder.precision, size)
+        write_ascii_json(out / SHARDS_FOLDER / RUN_FILE, asdict(run), indent=2)
+        _store_model(encoder, out / MODEL_FOLDER, info)
+        job = EmbeddingRun(sources, encoder, out, batch_size, known, progress)
+        rows, unreadable = _compute_shards(job, shards, keys, reusable)
+        count = sum(row.rows for row in rows)
+        if not count:
+            raise DataError(f"none of the {len(sources)} images can be read, the first is {unreadable[0]}.")
+        join_shards(out, EmbeddingsInfo(run, encoder.dim, count, root, tuple(rows), (*unreadable, *skipped)))
+    shutil.rmtree(out / SHARDS_FOLDER, ignore_errors=True)
+    del sources, shards, keys  # of 100,000 images they take as much memory as the ids that are read now
+    embeddings = load_embeddings(out)
+    if unchanged:
+        progress.info(f"{out} is up to date: no image was added, removed or changed")
+    return embeddings
+
+
+def require_same_model(out: Path, encoder: AnyEncoder) -> int | None:
+    """Refuse a folder that holds something else; return the shard size that it was started with, if it was.
+
+    Raises:
+        FingerprintMismatch: `out` holds embeddings of another model.
+        StorageError: `out` holds something else, or is damaged.
+
+    """
+    run = read_run(out)
+    if run is None:
+        with storage_errors(out):
+            foreign = out.exists() and (
+                not out.is_dir()
+                or any(p.name not in (SHARDS_FOLDER, MODEL_FOLDER) and p.name[0] != "." for p in out.iterdir())
+            )
+        if foreign:
+            raise StorageError(
+                f"{out} already exists and is not a folder of embeddings; choose another `out`.", argument="out"
+            )
+        return None
+    if run.fingerprint != encoder.fingerprint:
+        raise FingerprintMismatch(
+            f"{out} holds embeddings of the model {run.model} ({run.fingerprint}), not of {encoder.name} "
+            f"({encoder.fingerprint}); choose another `out` or remove it.",
+            argument="out",
+        )
+    return run.shard_size
+
+
+def root_of(sources: Sequence[Source]) -> Path | None:
+    """Return the one folder that all ids are relative to, or None where there is no such folder."""
+    folders = {_root_of(source) for source in sources}
+    folder = folders.pop() if len(folders) == 1 else None
+    return None if folder is None else folder.resolve()
+
+
+def _root_of(source: Source) -> Path | None:
+    """Remove the id from the end of the path."""
+    id_parts, path_parts = PurePath(source.id).parts, source.path.parts
+    return Path(*path_parts[: -len(id_parts)]) if id_parts and path_parts[-len(id_parts) :] == id_parts else None
+
+
+def _check(sources: Sequence[Source], shard_size: int) -> None:
+    if shard_size < 1:
+        raise OptionError(f"`shard_size` must be at least 1, got {shard_size}.", argument="shard_size")
+    if not sources:
+        raise DataError("there are no images to embed; give at least one.", argument="images")
+    duplicate = first_duplicate(PackedStrings(source.id for source in sources))
+    if duplicate is not None:
+        raise DataError(f"duplicate image {duplicate!r}: give each image once.", argument="images")
+
+
+def _store_model(encoder: AnyEncoder, folder: Path, info: BundleInfo | None) -> None:
+    """Save the encoder, unless it is there already."""
+    if is_bundle(folder):
+        try:
+            if read_bundle_info(folder).fingerprint == encoder.fingerprint:
+                return
+        except LookalikeError:
+            pass  # a damaged bundle is replaced
+    save_bundle(encoder, folder, info, replace_existing=True)
+
+
+def _compute_shards(
+    run: EmbeddingRun, shards: Sequence[Sequence[Source]], keys: Sequence[str], reusable: FinishedShards
+) -> tuple[list[ShardInfo], list[Skipped]]:
+    """Put every shard in its place, computing those that are missing; only counts and skipped files stay in memory."""
+    done = 0
+    results: dict[int, tuple[int, tuple[Skipped, ...]]] = {}
+    missing: list[int] = []
+    for number, (sources, key) in enumerate(zip(shards, keys, strict=True)):
+        path = shard_path(run.out, number)
+        shard = read_shard(path, key, run.encoder.fingerprint)
+        if shard is None:
+            shard = reusable.get(key)
+            if shard is None:
+                missing.append(number)
+                continue
+            write_shard(path, key, shard)
+        results[number] = len(shard), shard.skipped
+        done += len(sources)
+        run.progress.step(TASK, done, len(run.sources))
+    computed = _embed_shards(run, [shards[number] for number in missing], done)
+    with ThreadPoolExecutor(1) as writer, closing(computed):  # one shard is written while the next is computed
+        pending: Future[None] | None = None
+        for number, shard in zip(missing, computed, strict=True):
+            if pending is not None:
+                pending.result()
+            pending = writer.submit(write_shard, shard_path(run.out, number), keys[number], shard)
+            results[number] = len(shard), shard.skipped
+        if pending is not None:
+            pending.result()
+    ordered = [results[number] for number in range(len(shards))]
+    rows = [ShardInfo(key, count, len(skipped)) for key, (count, skipped) in zip(keys, ordered, strict=True)]
+    return rows, [file for _, skipped in ordered for file in skipped]
+
+
+def _embed_shards(
+    run: EmbeddingRun, shards: Sequence[Sequence[Source]], done: int
+) -> Generator[Embeddings, None, None]:
+    """Yield the embeddings of each shard; only images whose features are not known are computed."""
+    known = run.known
+    rows = {} if known is None else known.rows
+    unknown = [[source for source in shard if source.id not in rows] if rows else shard for shard in shards]
+    total = len(run.sources)
+    done += sum(map(len, shards)) - sum(map(len, unknown))
+    computed = run_backbones(
+        [member.backbone for member in run.encoder.members],
+        [shard for shard in unknown if shard],
+        batch_size=run.batch_size,
+        progress=_Offset(run.progress, done, total),
+        task=TASK,
+    )
+    with closing(computed):
+        for shard, rest in zip(shards, unknown, strict=True):
+            ids: tuple[str, ...] = ()
+            skipped: tuple[Skipped, ...] = ()
+            features: Sequence[Vectors] = [np.zeros((0, m.backbone.width), np.float32) for m in run.encoder.members]
+            if rest:
+                batch = next(computed)
+                ids, features, skipped = batch.ids, batch.features, batch.skipped
+            if known is not None and len(rest) < len(shard):
+                ids, features = _with_known(shard, ids, features, known)
+            vectors = run.encoder.combine(features)
+            yield Embeddings(ids, vectors, run.encoder.fingerprint, skipped, run.encoder.precision)
+
+
+def _with_known(
+    shard: Sequence[Source], ids: Sequence[str], features: Sequence[Vectors], known: KnownFeatures
+) -> tuple[tuple[str, ...], list[Vectors]]:
+    """Merge computed and known features in the order of the shard."""
+    computed_rows = {item_id: row for row, item_id in enumerate(ids)}
+    order = [source.id for source in shard if source.id in computed_rows or source.id in known.rows]
+    merged = [
+        np.stack([new[computed_rows[i]] if i in computed_rows else old[known.rows[i]] for i in order]) if order else new
+        for new, old in zip(features, known.features, strict=True)
+    ]
+    return tuple(order), merged
+
+
+class _Offset:
+    """Reports the progress of a part as progress of the whole."""
+
+    def __init__(self, progress: Progress, done: int, total: int) -> None:
+        self._progress, self._done, self._total = progress, done, total
+        progress.step(TASK, done, total)
+
+    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
+        self._progress.step(task, self._done + done, self._total, detail)
+
+    def info(self, text: str) -> None:
+        self._progress.info(text)

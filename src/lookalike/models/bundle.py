@@ -1,0 +1,244 @@
+"""Bundles: the folder in which an encoder or an ensemble is saved. Needs no torch.
+
+- `bundle.json`: a `BundleInfo`
+- `model.safetensors`: `members.N.backbone.*`, `members.N.head.weight`, `members.N.head.bias`, `members.N.alignment`
+- of an exported bundle, graphs instead of backbones and heads: `member-N.xml` with `member-N.bin`, or `member-N.onnx`
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lookalike._files import file_digest, new_folder, storage_errors, write_json
+from lookalike._system import installed_versions
+from lookalike.data.dataset import Dataset
+from lookalike.data.layouts import load_dataset
+from lookalike.errors import ModelError, StorageError
+from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
+from lookalike.models.heads import Head
+from lookalike.models.info import (
+    BUNDLE_FILE,
+    WEIGHTS_FILE,
+    BundleInfo,
+    EncoderInfo,
+    GraphInfo,
+)
+from lookalike.types import Vectors
+
+_PACKAGES = ("lookalike", "torch", "timm", "numpy", "pillow", "pytorch-metric-learning")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The part of a safetensors file that holds one backbone or head.
+
+    Attributes:
+        path: the file.
+        prefix: of the names of its tensors.
+
+    """
+
+    path: Path
+    prefix: str
+
+    def read(self, suffix: str = "") -> dict[str, np.ndarray]:
+        """Return the tensors whose names end so, by name without the prefix.
+
+        Raises:
+            ModelError: the file is missing or damaged.
+
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(self.path), framework="np") as file:
+                names = [n for n in file.keys() if n.startswith(self.prefix) and n.endswith(suffix)]  # noqa: SIM118
+                return {name.removeprefix(self.prefix): file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{self.path} is missing or damaged ({error}); make the bundle again.") from error
+
+
+def describe(encoder: AnyEncoder, base: BundleInfo | None = None, **changes: Any) -> BundleInfo:
+    """Return the record of a bundle with this encoder.
+
+    Args:
+        encoder: the encoder or ensemble.
+        base: a record whose further content is kept.
+        changes: further fields of `BundleInfo`.
+
+    """
+    info = BundleInfo(
+        name=encoder.name,
+        dim=encoder.dim,
+        fingerprint=encoder.fingerprint,
+        members=tuple(member.info for member in encoder.members),
+        combination=encoder.combination if isinstance(encoder, Ensemble) else None,
+        versions={"python": platform.python_version(), **installed_versions(*_PACKAGES)},
+    )
+    if base is not None:
+        info = replace(
+            base,
+            name=info.name,
+            dim=info.dim,
+            fingerprint=info.fingerprint,
+            members=info.members,
+            combination=info.combination,
+            versions={**base.versions, **info.versions},
+        )
+    return replace(info, **changes)
+
+
+def save_bundle(
+    encoder: AnyEncoder,
+    out: Path | str,
+    info: BundleInfo | None = None,
+    *,
+    replace_existing: bool = False,
+    write_extra: Callable[[Path], object] | None = None,
+) -> Path:
+    """Write a bundle in one step.
+
+    Args:
+        encoder: what to save: its weights, or if it was exported its graphs.
+        out: the folder; must not exist unless `replace_existing`.
+        info: from `describe`; None for a record without further content.
+        replace_existing: take the place of an older bundle.
+        write_extra: writes further files into the folder before it is put in place.
+
+    Raises:
+        StorageError: `out` exists or cannot be written.
+        ModelError: an ensemble of which some members were exported and others not.
+
+    """
+    info = describe(encoder, info)
+    exported = [member.info.graph is not None for member in encoder.members]
+    if any(exported) and not all(exported):
+        raise ModelError(f"of {encoder.name} some members were exported and others not; export all of them or none.")
+    out = Path(out)
+    with new_folder(out, replace=replace_existing) as folder:
+        tensors: dict[str, np.ndarray] = {}
+        for number, member in enumerate(encoder.members):
+            if member.head is None:
+                _copy_graph(member, folder)
+            else:
+                tensors |= _member_tensors(member, f"members.{number}.")
+        if isinstance(encoder, Ensemble):
+            rotations = enumerate(encoder.alignments)
+            tensors |= {
+                f"members.{number}.alignment": rotation for number, rotation in rotations if rotation is not None
+            }
+        if tensors:
+            write_tensors(folder / WEIGHTS_FILE, tensors)
+        write_json(folder / BUNDLE_FILE, info.to_dict())
+        if write_extra is not None:
+            write_extra(folder)
+    return out
+
+
+def _member_tensors(member: Encoder, prefix: str) -> dict[str, np.ndarray]:
+    assert member.head is not None
+    tensors = {f"{prefix}backbone.{name}": array for name, array in member.backbone.weights().items()}
+    return {**tensors, f"{prefix}head.weight": member.head.weight, f"{prefix}head.bias": member.head.bias}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        StorageError: the disk does not take it.
+
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, path)
+        path.chmod(0o644)
+    except (SafetensorError, OSError) as error:  # its writer wraps the operating system's errors
+        raise StorageError(f"{path.parent} cannot be written ({error}); free some space.") from error
+
+
+def _copy_graph(member: Encoder, folder: Path) -> None:
+    graph = _graph(member.info)
+    source: Path = member.backbone.folder  # type: ignore[attr-defined]  # of a graph backbone
+    for name in graph.digests:
+        with storage_errors(folder):
+            shutil.copyfile(source / name, folder / name)
+
+
+def graph_files(folder: Path, info: EncoderInfo, *, check_content: bool = True) -> Path:
+    """Return the file to load of an exported member after a check that its files are the exported ones.
+
+    Raises:
+        ModelError: a file is missing or was changed.
+
+    """
+    graph = _graph(info)
+    for name, expected in graph.digests.items():
+        if Path(name).name != name:
+            raise ModelError(f"{folder} names a graph outside the bundle ({name}); export the model again.")
+        file = folder / name
+        if not file.is_file() or (check_content and file_digest(file) != expected):
+            raise ModelError(f"{folder} was changed after it was exported ({name} differs); export the model again.")
+    return folder / next(iter(graph.digests))
+
+
+def _graph(info: EncoderInfo) -> GraphInfo:
+    if info.graph is None:
+        raise ModelError(f"{info.backbone.name} is not an exported model.")
+    return info.graph
+
+
+def backbone_weights(bundle: Path, number: int) -> WeightsFile:
+    """Return where a bundle keeps the weights of a member's backbone."""
+    return WeightsFile(bundle / WEIGHTS_FILE, f"members.{number}.backbone.")
+
+
+def read_head(bundle: Path, number: int, info: EncoderInfo) -> Head:
+    """Read the head of a member.
+
+    Raises:
+        ModelError: it is missing, or was changed after it was saved.
+
+    """
+    tensors = WeightsFile(bundle / WEIGHTS_FILE, f"members.{number}.head.").read()
+    try:
+        head = Head(tensors["weight"], tensors["bias"], info.head)
+        shape = (info.dim, info.backbone.features)
+        valid = head.weight.shape == shape and head.bias.shape == shape[:1]
+    except KeyError as error:
+        raise ModelError(f"{bundle / WEIGHTS_FILE} lacks the head of {info.backbone.name}.") from error
+    if not valid or head.fingerprint(info.backbone.fingerprint) != info.fingerprint:
+        raise ModelError(f"{bundle} was changed after it was saved (its fingerprint differs); make the bundle again.")
+    return head
+
+
+def read_alignments(bundle: Path, count: int) -> tuple[Vectors | None, ...]:
+    """Read the rotations of an ensemble of `count` members.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+
+    """
+    if not (bundle / WEIGHTS_FILE).is_file():
+        return (None,) * count
+    tensors = WeightsFile(bundle / WEIGHTS_FILE, "members.").read(".alignment")
+    return tuple(tensors.get(f"{number}.alignment") for number in range(count))
+
+
+def load_data_as_trained(data: Dataset | Path | str, bundle: BundleInfo | None) -> Dataset:
+    """Load a data folder, class folders split as for the training of this bundle; a loaded data set is returned.
+
+    Class folders are split each time they are loaded: by another seed a model would meet its training images.
+    """
+    if isinstance(data, Dataset):
+        return data
+    options = {} if bundle is None else bundle.options
+    return load_dataset(data, seed=int(options.get("seed", 0)), class_disjoint=bool(options.get("class_disjoint")))

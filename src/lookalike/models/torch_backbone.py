@@ -1,0 +1,124 @@
+"""Backbones executed by torch, in float32 or under autocast in bfloat16, on the CPU or an accelerator."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from lookalike._system import cpu_flags
+from lookalike.errors import ModelError
+from lookalike.models.info import BackboneInfo
+from lookalike.models.pipeline import BATCH_SIZE, Source
+from lookalike.models.preprocessing import Preprocessing
+from lookalike.progress import Progress
+from lookalike.types import Pixels, Vectors
+
+_GPU_BATCH_SIZE = 128  # fills a GPU
+
+
+class TorchBackbone:
+    """A backbone on torch. On a GPU a batch is copied and computed while the next one is decoded.
+
+    Args:
+        info: what it is.
+        module: maps `(n, 3, h, w)` float32 to pooled features; must not change any more.
+        precision: float32, bfloat16 or float16.
+
+    Raises:
+        ModelError: the device has no bfloat16 arithmetic.
+
+    """
+
+    runtime = "torch"
+
+    def __init__(self, info: BackboneInfo, module: nn.Module, precision: str = "float32") -> None:
+        self.info = info
+        self.module = module
+        self.precision = precision
+        self.device = next(module.parameters()).device
+        self.device_type = self.device.type
+        self.width = info.features
+        on_gpu = self.device.type == "cuda"
+        self.batch_size = _GPU_BATCH_SIZE if on_gpu and precision != "float32" else BATCH_SIZE
+        self.in_flight = 2 if on_gpu else 1  # on a GPU one batch is computed while one waits
+        if precision == "bfloat16" and not has_bfloat16(self.device):
+            raise ModelError(f"{self.device.type} has no bfloat16 arithmetic on this machine; leave out `precision`.")
+
+    def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> TorchBackbone:  # noqa: ARG002
+        """Return the backbone itself."""
+        return self
+
+    def with_precision(self, precision: str) -> TorchBackbone:
+        """Return the same backbone in another precision."""
+        return TorchBackbone(self.info, self.module, precision)
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Return all weights by name."""
+        return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in self.module.state_dict().items()}
+
+    @torch.inference_mode()
+    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
+        """Compute features `(n, features)` float32 of `(n, h, w, 3)` uint8 pixels; on a CPU at once."""
+        lowered = self.precision != "float32"
+        with torch.autocast(self.device.type, getattr(torch, self.precision) if lowered else None, enabled=lowered):
+            features = self.module(normalize_pixels(pixels, self.info.preprocessing, self.device)).float()
+        if features.device.type != "cuda":
+            rows: Vectors = features.cpu().numpy()
+            return lambda: rows
+        pinned = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+        pinned.copy_(features, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+
+        def wait() -> Vectors:
+            copied.synchronize()
+            rows: Vectors = pinned.numpy()
+            return rows
+
+        return wait
+
+
+def normalize_pixels(pixels: Pixels, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
+    """Turn `(n, h, w, 3)` uint8 into the normalised `(n, 3, h, w)` float32 that a module takes."""
+    mean, std = _mean_and_std(preprocessing.mean, preprocessing.std, device)
+    x = torch.from_numpy(pixels)
+    if device.type == "cuda":
+        x = x.pin_memory()  # so that copying does not wait
+    x = x.to(device, non_blocking=True).permute(0, 3, 1, 2)  # already channels_last in memory
+    return x.float().sub_(mean).div_(std)
+
+
+@functools.lru_cache(maxsize=16)
+def _mean_and_std(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both as `(1, 3, 1, 1)` for pixels in 0..255; cached, since making them would wait for the device."""
+    with torch.inference_mode(mode=False):
+        tensors = [torch.tensor(value, device=device).mul(255).view(1, 3, 1, 1) for value in (mean, std)]
+    return tensors[0], tensors[1]
+
+
+def default_device() -> torch.device:
+    """Return the first accelerator, else the CPU."""
+    if torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+        if device is not None:
+            return device
+    return torch.device("cpu")
+
+
+def device_name() -> str:
+    """Return the name of the first accelerator, else cpu."""
+    device = default_device()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is native there, so that mixed precision is faster."""
+    if device.type == "cpu":
+        return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

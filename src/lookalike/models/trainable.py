@@ -1,0 +1,291 @@
+"""A backbone and its head as torch modules that training changes; `freeze` makes the immutable encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from lookalike._files import digest
+from lookalike.errors import ModelError
+from lookalike.models.adapt import adapt_network, repeat_adaptation
+from lookalike.models.bundle import WeightsFile
+from lookalike.models.encoder import Encoder
+from lookalike.models.heads import EMBEDDING_DIM, Head, random_head
+from lookalike.models.info import FROZEN, UNTRAINED, Adaptation, BackboneInfo, TrainingState
+from lookalike.models.preprocessing import Preprocessing
+from lookalike.models.registry import BackboneRow, find_backbone
+from lookalike.models.torch_backbone import TorchBackbone, default_device, normalize_pixels
+from lookalike.models.weights import (
+    NONE,
+    PRETRAINED,
+    load_backbone,
+    seeded_weights,
+    state_difference,
+    uninitialized_backbone,
+)
+from lookalike.types import Pixels, Vectors
+
+State = dict[str, torch.Tensor]
+
+
+class ProjectionHead(nn.Module):
+    """Linear layer from pooled features `(n, features)` to `(n, dim)`, then L2 normalisation."""
+
+    def __init__(self, features: int, dim: int = EMBEDDING_DIM) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, dim)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return unit-length float32 rows `(n, dim)`."""
+        return nn.functional.normalize(self.linear(features).float(), dim=1)
+
+
+class TrainableEncoder:
+    """A backbone with its head, both open to change.
+
+    Attributes:
+        name: the name that the user gave.
+        timm_name: the architecture.
+        module: maps `(n, 3, h, w)` float32 to pooled features.
+        head: the `ProjectionHead`.
+        head_origin: how the head was made, in words.
+        preprocessing: how an image becomes pixels.
+        adaptation: the changes to the network as timm builds it; `module` has them already.
+        weights: where the pretrained weights come from.
+        trained: untrained (random weights), frozen (pretrained) or fine-tuned.
+
+    """
+
+    def __init__(
+        self,
+        name: str,
+        timm_name: str,
+        module: nn.Module,
+        head: Head,
+        preprocessing: Preprocessing,
+        *,
+        adaptation: Adaptation,
+        weights: str,
+        trained: TrainingState,
+    ) -> None:
+        self.name = name
+        self.timm_name = timm_name
+        device = default_device()
+        self.module = module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with seeded_weights(0):
+            self.head = ProjectionHead(head.weight.shape[1], head.weight.shape[0]).eval().to(device)
+        self.preprocessing = preprocessing
+        self.adaptation = adaptation
+        self.weights = weights
+        self.trained: TrainingState = trained
+        self.set_head(head)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.linear.weight.device
+
+    @property
+    def features_width(self) -> int:
+        """Number of pooled features."""
+        return self.head.linear.in_features
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of an embedding."""
+        return self.head.linear.out_features
+
+    @property
+    def backbone_fingerprint(self) -> str:
+        """Digest of everything that decides the pooled features, as it is now."""
+        return backbone_fingerprint(self.timm_name, self.preprocessing, self.adaptation, self.module)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides an embedding, as it is now."""
+        return self.freeze().fingerprint
+
+    def set_head(self, head: Head) -> None:
+        """Replace the head's weights."""
+        with torch.no_grad():
+            self.head.linear.weight.copy_(torch.from_numpy(head.weight))
+            self.head.linear.bias.copy_(torch.from_numpy(head.bias))
+        self.head_origin = head.origin
+
+    def to_input(self, pixels: Pixels) -> torch.Tensor:
+        """Turn `(n, h, w, 3)` uint8 into the normalised `(n, 3, h, w)` float32 that the module takes."""
+        return normalize_pixels(pixels, self.preprocessing, self.device)
+
+    @torch.inference_mode()
+    def project(self, features: Vectors) -> Vectors:
+        """Return the embeddings `(n, dim)` float32 of pooled features `(n, features)`."""
+        with torch.autocast(self.device.type, enabled=False):  # 16 bits would make near neighbours equal
+            embeddings: Vectors = self.head(torch.from_numpy(features).to(self.device).float()).cpu().numpy()
+        return embeddings
+
+    def state(self) -> State:
+        """Return a copy of all weights on the CPU, `backbone.*` and `head.*`; further training does not change it."""
+        return {
+            f"{part}.{name}": tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for part, module in (("backbone", self.module), ("head", self.head))
+            for name, tensor in module.state_dict().items()
+        }
+
+    def load_state(self, state: State) -> None:
+        """Undo `state`; names and shapes must fit."""
+        for part, module in (("backbone", self.module), ("head", self.head)):
+            prefix = f"{part}."
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+    def torch_backbone(self, precision: str = "float32") -> TorchBackbone:
+        """Return the backbone as it is now, for inference; it shares its weights with the module."""
+        return TorchBackbone(self._info(), self.module, precision)
+
+    def freeze(self) -> Encoder:
+        """Return the encoder as it is now. It shares the backbone's weights: do not train on afterwards."""
+        linear = self.head.linear
+        weight, bias = (p.detach().cpu().numpy().copy() for p in (linear.weight, linear.bias))
+        return Encoder.of(self.torch_backbone(), Head(weight, bias, self.head_origin), self.trained)
+
+    def _info(self) -> BackboneInfo:
+        return BackboneInfo(
+            self.name,
+            self.timm_name,
+            self.features_width,
+            self.preprocessing,
+            self.adaptation,
+            self.weights,
+            self.backbone_fingerprint,
+        )
+
+
+def backbone_fingerprint(
+    timm_name: str, preprocessing: Preprocessing, adaptation: Adaptation, module: nn.Module
+) -> str:
+    """Return the digest of everything that decides the pooled features."""
+    settings = json.dumps([preprocessing.to_dict(), asdict(adaptation)], sort_keys=True)
+    parts: list[bytes | str] = [timm_name, settings]
+    for name, tensor in sorted(module.state_dict().items(), key=itemgetter(0)):
+        parts += [name, np.ascontiguousarray(tensor.detach().cpu().contiguous().numpy()).tobytes()]
+    return digest(*parts)
+
+
+def load_torch_backbone(info: BackboneInfo, file: WeightsFile) -> TorchBackbone:
+    """Load the backbone of a bundle on torch.
+
+    Raises:
+        ModelError: the file is missing or damaged, or does not hold these weights.
+
+    """
+    module = _module_of(info, {name: torch.from_numpy(array) for name, array in file.read().items()})
+    if backbone_fingerprint(info.timm_name, info.preprocessing, info.adaptation, module) != info.fingerprint:
+        raise ModelError(f"{file.path} was changed after it was saved (its fingerprint differs); make it again.")
+    device = default_device()
+    return TorchBackbone(info, module.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def _module_of(info: BackboneInfo, state: State) -> nn.Module:
+    """Build the network and load its weights.
+
+    Raises:
+        ModelError: names or shapes do not fit.
+
+    """
+    module = uninitialized_backbone(BackboneRow(info.name, info.timm_name))
+    repeat_adaptation(module, info.adaptation, info.preprocessing)
+    difference = state_difference(module.state_dict(), state)
+    if difference:
+        raise ModelError(
+            f"the weights of {info.name} do not fit {info.timm_name}: {difference}; make the bundle again."
+        )
+    module.load_state_dict(state)
+    return module.eval()
+
+
+def load_trainable(encoder: Encoder) -> TrainableEncoder:
+    """Return a copy of an encoder that training can change.
+
+    Raises:
+        ModelError: it was exported, or its weights do not fit.
+
+    """
+    if encoder.head is None:
+        raise ModelError(f"{encoder.name} is an exported model; use the bundle that it was exported from.")
+    info = encoder.info.backbone
+    module = _module_of(info, {name: torch.from_numpy(array) for name, array in encoder.backbone.weights().items()})
+    return TrainableEncoder(
+        info.name,
+        info.timm_name,
+        module,
+        encoder.head,
+        info.preprocessing,
+        adaptation=info.adaptation,
+        weights=info.weights,
+        trained=encoder.state,
+    )
+
+
+def build_trainable(
+    name: str,
+    weights: str | Path = PRETRAINED,
+    *,
+    seed: int = 0,
+    adapt: Callable[[nn.Module], Adaptation] | None = None,
+) -> TrainableEncoder:
+    """Build an encoder by the name of its backbone, with a random head until one is fitted.
+
+    Args:
+        name: one of ours or of timm's.
+        weights: as in `load_backbone`.
+        seed: of what is random.
+        adapt: looks at the network and returns the changes to make.
+
+    Raises:
+        ModelError: unknown name, or weights that do not fit.
+        OptionError: the network does not support a change.
+        WeightsUnavailable: pretrained weights are not available.
+
+    """
+    row = find_backbone(name)
+    module, source = load_backbone(row, weights, seed=seed)
+    width = int(getattr(module, "head_hidden_size", None) or module.num_features)  # type: ignore[arg-type]
+    adaptation = adapt(module) if adapt is not None else Adaptation()
+    return TrainableEncoder(
+        row.name,
+        row.timm_name,
+        module,
+        random_head(width, seed=seed),
+        adapt_network(module, adaptation, preprocessing_of(row, module)),
+        adaptation=adaptation,
+        weights=source,
+        trained=UNTRAINED if source == NONE else FROZEN,
+    )
+
+
+def preprocessing_of(row: BackboneRow, module: nn.Module) -> Preprocessing:
+    """Return the preprocessing in timm's record of the weights, with the row's own mean and standard deviation."""
+    config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
+    _, height, width = config["input_size"]
+    interpolation = config["interpolation"] if config["interpolation"] != "random" else "bicubic"
+    return Preprocessing(
+        height=int(height),
+        width=int(width),
+        crop_pct=float(config["crop_pct"]),
+        interpolation=interpolation,
+        mean=row.mean or _channels(config["mean"]),
+        std=row.std or _channels(config["std"]),
+        crop_mode=str(config["crop_mode"]),
+    )
+
+
+def _channels(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)

@@ -1,0 +1,210 @@
+"""Fit heads to images: the features of a backbone, the principal components of these, the alignments of an ensemble."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lookalike._files import write_file
+from lookalike.data.dataset import sample_evenly
+from lookalike.errors import DataError, LookalikeError
+from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Backbone, Encoder, Ensemble, run_backbones
+from lookalike.models.heads import fit_alignment, pca_head
+from lookalike.models.info import TrainingState
+from lookalike.models.pipeline import Source, sources_digest
+from lookalike.progress import Progress
+from lookalike.runtimes import openvino
+from lookalike.runtimes.select import MIN_IMAGES, AutoBackbone, TorchWeights
+from lookalike.types import Skipped, Vectors
+
+if TYPE_CHECKING:
+    from lookalike.models.torch_backbone import TorchBackbone
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled features `(n, features)` of images by one backbone."""
+
+    ids: tuple[str, ...]
+    rows: Vectors
+    skipped: tuple[Skipped, ...]
+
+
+def compute_features(
+    backbone: Backbone,
+    images: Sequence[Source],
+    *,
+    progress: Progress,
+    task: str,
+    cache: Path | None = None,
+    min_count: int = 2,
+) -> Features:
+    """Run a backbone over images.
+
+    Args:
+        backbone: on the runtime that computes.
+        images: the files.
+        progress: receives the number of images done.
+        task: how progress names the work.
+        cache: a folder that keeps the features by the backbone's weights and the files' names, sizes and times.
+        min_count: number of images that must be readable.
+
+    Raises:
+        DataError: fewer images can be read.
+
+    """
+    file = None if cache is None else feature_file(cache, backbone, images)
+    features = None if file is None else read_features(file)
+    if features is not None:
+        return features
+    if images:
+        with closing(run_backbones([backbone], [images], batch_size=None, progress=progress, task=task)) as batches:
+            batch = next(batches)
+        features = Features(batch.ids, batch.features[0], batch.skipped)
+    else:
+        features = Features((), np.zeros((0, backbone.width), np.float32), ())
+    _require_readable(len(features.ids), len(images), min_count, backbone.info.name)
+    if file is not None:
+        _write_features(file, features)
+    return features
+
+
+def feature_file(cache: Path, backbone: Backbone, images: Sequence[Source]) -> Path:
+    """Return the file in which `compute_features` keeps the features of these images."""
+    return cache / f"features-{sources_digest(f'{backbone.info.fingerprint} {backbone.precision}', images)}.npz"
+
+
+def read_features(file: Path) -> Features | None:
+    """Read what `compute_features` kept; None where it is missing or damaged."""
+    try:
+        # opened here, since np.load leaves a damaged file open
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
+            skipped = zip(stored["skipped"].tolist(), stored["causes"].tolist(), strict=True)
+            return Features(
+                tuple(stored["ids"].tolist()), stored["rows"], tuple(Skipped(Path(p), cause) for p, cause in skipped)
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _write_features(file: Path, features: Features) -> None:
+    def write(path: Path) -> None:
+        with path.open("wb") as handle:
+            np.savez(
+                handle,
+                ids=np.array(features.ids, dtype=np.str_),
+                rows=features.rows,
+                skipped=np.array([str(s.path) for s in features.skipped], dtype=np.str_),
+                causes=np.array([s.cause for s in features.skipped], dtype=np.str_),
+            )
+
+    write_file(file, write)
+
+
+def _require_readable(readable: int, count: int, min_count: int, name: str) -> None:
+    if readable < min_count:
+        raise DataError(
+            f"at least {min_count} readable images are needed to fit the head of {name}, got {readable} of {count}."
+        )
+
+
+@dataclass(frozen=True)
+class FittedEncoder:
+    """An encoder whose heads were fitted to images, and what was computed for it.
+
+    Attributes:
+        encoder: on the runtime that computed the features.
+        ids: of the images that could be read.
+        features: `(n, features)` per member.
+        skipped: files that could not be read.
+
+    """
+
+    encoder: AnyEncoder
+    ids: tuple[str, ...]
+    features: tuple[Vectors, ...]
+    skipped: tuple[Skipped, ...]
+
+    @cached_property
+    def rows(self) -> Mapping[str, int]:
+        """Row of the features by image id."""
+        return {item_id: row for row, item_id in enumerate(self.ids)}
+
+
+def fit_encoder(
+    backbones: Sequence[tuple[Backbone, TrainingState]],
+    images: Sequence[Source],
+    *,
+    combination: str = "aligned",
+    seed: int = 0,
+    progress: Progress,
+    task: str = "fitting the head",
+) -> FittedEncoder:
+    """Fit every backbone's head to the principal components of the images, without labels, and align an ensemble.
+
+    Args:
+        backbones: each with its state (untrained or frozen); several become an ensemble.
+        images: at least two that can be read; each is decoded once.
+        combination: of an ensemble.
+        seed: of the principal components.
+        progress: receives the number of images done.
+        task: how progress names the work.
+
+    Raises:
+        DataError: fewer than two images can be read.
+
+    """
+    runners = [backbone for backbone, _ in backbones]
+    with closing(run_backbones(runners, [images], batch_size=None, progress=progress, task=task)) as batches:
+        batch = next(batches)
+    _require_readable(len(batch.ids), len(images), 2, "+".join(backbone.info.name for backbone in runners))
+    members = tuple(
+        Encoder.of(backbone, pca_head(features, seed=seed), state)
+        for (backbone, state), features in zip(backbones, batch.features, strict=True)
+    )
+    encoder = align(members, [m.project(f) for m, f in zip(members, batch.features, strict=True)], combination)
+    return FittedEncoder(encoder, batch.ids, batch.features, batch.skipped)
+
+
+def align(members: Sequence[Encoder], embeddings: Sequence[Vectors], combination: str = "aligned") -> AnyEncoder:
+    """Join encoders to an ensemble, or return a single one.
+
+    Args:
+        members: the encoders.
+        embeddings: `(n, dim)` of the same training images, one array per encoder, to fit the alignments on.
+        combination: a key of `COMBINATIONS`.
+
+    """
+    if len(members) == 1:
+        return members[0]
+    if combination != "aligned":
+        return Ensemble(tuple(members), combination)
+    rotations = (None, *(fit_alignment(rows, embeddings[0]) for rows in embeddings[1:]))
+    return Ensemble(tuple(members), combination, rotations)
+
+
+def feature_backbone(backbone: TorchBackbone, images: Sequence[Source], progress: Progress) -> Backbone:
+    """Return what computes the features of a torch backbone for training: OpenVINO in float32 where that is worth it.
+
+    Args:
+        backbone: on torch, in the precision that training uses; returned for few images, on an accelerator, or where
+            OpenVINO does not compute the same features.
+        images: that the features are computed of.
+        progress: receives why a runtime is skipped.
+
+    """
+    if len(images) < MIN_IMAGES or backbone.device_type != "cpu" or not openvino.is_installed():
+        return backbone
+    weights = TorchWeights(backbone.with_precision("float32"))
+    try:
+        auto = AutoBackbone(backbone.info, weights, openvino.RUNTIME, "float32")
+        return auto.prepare(sample_evenly(images, SAMPLE_SIZE), len(images), progress)
+    except LookalikeError:
+        return backbone

@@ -1,0 +1,181 @@
+"""Backbones executed as graphs by OpenVINO or ONNX Runtime: of a bundle's weights, or of an exported bundle."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from lookalike._files import digest
+from lookalike.errors import ModelError
+from lookalike.models.info import BackboneInfo, EncoderInfo
+from lookalike.models.pipeline import Source
+from lookalike.progress import SILENT, Progress
+from lookalike.runtimes import onnx, openvino
+from lookalike.runtimes.cache import GraphCache
+from lookalike.types import Pixels, Vectors
+
+if TYPE_CHECKING:
+    from lookalike.models.torch_backbone import TorchBackbone
+
+GraphRunner = openvino.OpenVINORunner | onnx.OnnxRunner
+SINGLE_MAX = 32  # up to this many images are computed one batch at a time, on all threads
+
+
+class Weights(Protocol):
+    """Where the weights of a backbone come from."""
+
+    def load(self) -> TorchBackbone:
+        """Return the backbone on torch, in float32."""
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Return the weights by name, without torch."""
+
+
+@dataclass(frozen=True, eq=False)
+class GraphBackbone:
+    """A backbone whose graph a runtime executes.
+
+    Attributes:
+        info: of the backbone.
+        runner: executes the graph.
+        runtime: openvino or onnxruntime.
+        precision: float32, bfloat16 or int8.
+        source: where its weights come from; None for an exported graph.
+        folder: of an exported graph, the bundle.
+
+    """
+
+    info: BackboneInfo
+    runner: openvino.OpenVINORunner | onnx.OnnxRunner
+    runtime: str
+    precision: str
+    source: Weights | None = None
+    folder: Path | None = None
+
+    @property
+    def device_type(self) -> str:
+        """The type of device."""
+        return "cpu"
+
+    @property
+    def width(self) -> int:
+        """Numbers per image."""
+        return self.runner.width
+
+    @property
+    def batch_size(self) -> int:
+        """Preferred number of images per batch."""
+        return self.runner.batch_size
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches may be submitted before the first result is awaited."""
+        return self.runner.in_flight
+
+    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
+        """Start computing `(n, h, w, 3)` uint8 pixels."""
+        return self.runner.submit(pixels)
+
+    def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> GraphBackbone:  # noqa: ARG002
+        """Return the backbone itself."""
+        return self
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Return all weights by name.
+
+        Raises:
+            ModelError: an exported graph, which has none.
+
+        """
+        if self.source is None:
+            raise ModelError(f"{self.info.name} is an exported model; use the bundle that it was exported from.")
+        return self.source.arrays()
+
+
+class ExportedBackbone:
+    """The graph of an exported encoder, head included, compiled when it is first used.
+
+    Args:
+        info: of the encoder, with its graph.
+        file: the graph.
+
+    """
+
+    def __init__(self, info: EncoderInfo, file: Path) -> None:
+        if info.graph is None:
+            raise ModelError(f"{info.backbone.name} is not an exported model.")
+        self.info = info.backbone
+        self.runtime = info.graph.runtime
+        self.precision = info.graph.precision
+        self.width = info.dim
+        self.device_type = "cpu"
+        self.folder = file.parent
+        self._file = file
+        self._cache = GraphCache.open(digest(*info.graph.digests.values()))
+        self._opened: dict[bool, GraphBackbone] = {}  # by whether it is compiled for many batches
+
+    def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> GraphBackbone:  # noqa: ARG002
+        """Return the graph compiled for `count` images."""
+        throughput = count > SINGLE_MAX
+        if throughput not in self._opened:
+            runner = open_graph(
+                lambda: self._file, self.runtime, self.precision, throughput=throughput, cache=self._cache
+            )
+            self._opened[throughput] = GraphBackbone(
+                self.info, runner, self.runtime, self.precision, folder=self.folder
+            )
+        return self._opened[throughput]
+
+    @property
+    def batch_size(self) -> int:
+        """Preferred number of images per batch."""
+        return self.prepare((), 1, SILENT).batch_size
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches may be submitted before the first result is awaited."""
+        return self.prepare((), 1, SILENT).in_flight
+
+    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
+        """Start computing `(n, h, w, 3)` uint8 pixels."""
+        return self.prepare((), 1, SILENT).submit(pixels)
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Raise `ModelError`: a graph has no weights."""
+        return self.prepare((), 1, SILENT).weights()
+
+
+def open_graph(
+    file: Callable[[], Path], runtime: str, precision: str, *, throughput: bool, cache: GraphCache
+) -> GraphRunner:
+    """Load a graph on its runtime; what OpenVINO compiles is remembered.
+
+    Args:
+        file: returns the graph's file; called only where no compiled graph is cached.
+        runtime: openvino or onnxruntime.
+        precision: float32, bfloat16 or int8.
+        throughput: for many batches rather than for single images.
+        cache: of this graph.
+
+    Raises:
+        ModelError: an unknown runtime, or a damaged file.
+        MissingExtra: the runtime is not installed.
+
+    """
+    if runtime == onnx.RUNTIME:
+        return onnx.OnnxRunner(file())
+    if runtime != openvino.RUNTIME:
+        raise ModelError(f"there is no runtime named {runtime!r}; known are {openvino.RUNTIME} and {onnx.RUNTIME}.")
+    name = f"{precision}-{'throughput' if throughput else 'latency'}"
+    blob = cache.read_blob(name)
+    if blob is not None:
+        with contextlib.suppress(ModelError):
+            return openvino.load_compiled(blob, precision, throughput=throughput)
+    runner = openvino.compile_graph(file(), precision, throughput=throughput)
+    cache.write_blob(name, runner.export())
+    return runner

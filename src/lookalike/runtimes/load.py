@@ -1,0 +1,190 @@
+"""Load an encoder: from a bundle, an exported bundle, or by the name of a pretrained backbone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lookalike.errors import LookalikeError, ModelError
+from lookalike.models.bundle import (
+    WeightsFile,
+    backbone_weights,
+    graph_files,
+    read_alignments,
+    read_head,
+    write_tensors,
+)
+from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
+from lookalike.models.heads import random_head
+from lookalike.models.info import BUNDLE_FILE, BackboneInfo, EncoderInfo, TrainingState, find_bundle, read_bundle_info
+from lookalike.models.registry import find_backbone
+from lookalike.runtimes.cache import PretrainedCache
+from lookalike.runtimes.graphs import ExportedBackbone
+from lookalike.runtimes.select import AUTO, AutoBackbone, TorchWeights, require_runtime, with_runtime
+
+if TYPE_CHECKING:
+    from lookalike.models.torch_backbone import TorchBackbone
+
+PRETRAINED = "pretrained"
+NONE = "none"  # random weights
+WeightsOption = str | Path | Mapping[str, str | Path]
+
+
+def load_encoder(
+    model: Path | str,
+    *,
+    weights: WeightsOption = PRETRAINED,
+    runtime: str = AUTO,
+    precision: str = AUTO,
+    seed: int = 0,
+) -> AnyEncoder:
+    """Load an encoder or an ensemble. torch is imported only where no runtime was selected for it before.
+
+    Args:
+        model: a bundle, an exported bundle, a folder of embeddings or an index (for the model inside), or the name of a
+            backbone; several names are joined by `+`. By name alone the head is a random projection and several
+            backbones are concatenated; `embed`, `index` and `evaluate` fit them on the images at hand.
+        weights: for a name: `"pretrained"`, `"none"` (random), a file, or a mapping of these by backbone.
+        runtime: auto (the fastest on this machine), torch, openvino or onnxruntime.
+        precision: auto (the fastest), float32 or bfloat16.
+        seed: of random weights and projections.
+
+    Raises:
+        ModelError: not a model, a damaged bundle, or weights that do not fit.
+        WeightsUnavailable: pretrained weights are not available.
+        OptionError: an unknown runtime or precision, or another one than an exported bundle has.
+        MissingExtra: the runtime that it was exported for is not installed.
+
+    """
+    require_runtime(runtime)
+    bundle = find_bundle(model)
+    if bundle is not None:
+        return with_runtime(load_bundle(bundle), runtime, precision)
+    backbones = load_pretrained(str(model), weights, seed=seed)
+    members = [Encoder.of(b, random_head(b.width, seed=seed), state) for b, state in backbones]
+    encoder = members[0] if len(members) == 1 else Ensemble(tuple(members), "concat")
+    return with_runtime(encoder, runtime, precision)
+
+
+def load_bundle(path: Path) -> AnyEncoder:
+    """Load the encoder of a bundle; its runtime is selected when it is given images.
+
+    Raises:
+        ModelError: a damaged bundle, or one that was changed after it was saved.
+        MissingExtra: the runtime that it was exported for is not installed.
+
+    """
+    info = read_bundle_info(path)
+    members = tuple(_load_member(path, number, member) for number, member in enumerate(info.members))
+    try:
+        encoder: AnyEncoder = members[0]
+        if info.combination is not None:
+            encoder = Ensemble(members, info.combination, read_alignments(path, len(members)))
+    except LookalikeError as error:
+        raise ModelError(f"{path / BUNDLE_FILE} is damaged ({error}) make the bundle again.") from error
+    if encoder.fingerprint != info.fingerprint:
+        raise ModelError(f"{path} was changed after it was saved (its fingerprint differs); make the bundle again.")
+    return encoder
+
+
+def _load_member(path: Path, number: int, info: EncoderInfo) -> Encoder:
+    if info.graph is None:
+        source = StoredWeights(info.backbone, backbone_weights(path, number))
+        return Encoder(info, AutoBackbone(info.backbone, source), read_head(path, number, info))
+    file = graph_files(path, info)
+    return Encoder(info, ExportedBackbone(info, file), None)
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The weights of a backbone in a safetensors file.
+
+    Attributes:
+        info: of the backbone.
+        file: where they are.
+
+    """
+
+    info: BackboneInfo
+    file: WeightsFile
+
+    def load(self) -> TorchBackbone:
+        """Return the backbone on torch.
+
+        Raises:
+            ModelError: the file is damaged, or does not hold these weights.
+
+        """
+        from lookalike.models.trainable import load_torch_backbone
+
+        return load_torch_backbone(self.info, self.file)
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Return the weights by name, without torch."""
+        return self.file.read()
+
+
+def load_pretrained(
+    name: str, weights: WeightsOption = PRETRAINED, *, seed: int = 0
+) -> list[tuple[AutoBackbone, TrainingState]]:
+    """Load backbones by name, joined by `+`, each with its state (untrained or frozen); without torch where cached.
+
+    Raises:
+        ModelError: an unknown name, or weights that do not fit.
+        WeightsUnavailable: pretrained weights are not available.
+
+    """
+    names = _backbone_names(name)
+    entries = [PretrainedCache.of(n, str(weights_of(weights, n)), seed) for n in names]
+    return [
+        _load_backbone(backbone_name, weights_of(weights, backbone_name), seed, entry)
+        for backbone_name, entry in zip(names, entries, strict=True)
+    ]
+
+
+def _load_backbone(
+    name: str, weights: str | Path, seed: int, entry: PretrainedCache
+) -> tuple[AutoBackbone, TrainingState]:
+    cached = entry.load()
+    if cached is not None:
+        info, state, file = cached
+        return AutoBackbone(info, StoredWeights(info, WeightsFile(file, ""))), state
+    from lookalike.models.trainable import build_trainable
+
+    trainable = build_trainable(name, weights, seed=seed)
+    backbone = trainable.torch_backbone()
+    entry.save(backbone.info, trainable.trained, lambda path: write_tensors(path, backbone.weights()))
+    return AutoBackbone(backbone.info, TorchWeights(backbone)), trainable.trained
+
+
+def weights_of(weights: WeightsOption, name: str) -> str | Path:
+    """Return what the option `weights` says of one backbone."""
+    return weights.get(name, PRETRAINED) if isinstance(weights, Mapping) else weights
+
+
+def _backbone_names(text: str) -> list[str]:
+    """Split names and check each before any weights are loaded; what looks like a path gets an error of its own."""
+    path = Path(text)
+    separators = (os.sep, os.altsep or os.sep)
+    if text.startswith(("~", ".")) or any(separator in text for separator in separators):
+        problem = f"is not a bundle: it has no {BUNDLE_FILE}" if path.exists() else "does not exist"
+        raise ModelError(
+            f"{text} {problem}, and no backbone has this name; give a bundle made by 'lookalike train'.",
+            argument="model",
+        )
+    names = text.split("+")
+    try:
+        for name in names:
+            find_backbone(name)
+    except ModelError as error:
+        if len(names) == 1 or path.exists():  # it may be the misspelt name of a folder
+            raise ModelError(
+                f"{text} is neither a bundle nor the name of a backbone: {error}", argument="model"
+            ) from error
+        raise
+    return names

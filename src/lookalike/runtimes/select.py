@@ -1,0 +1,387 @@
+"""Select the runtime that executes a backbone: the fastest on this machine that computes what torch computes.
+
+Runtimes are timed once per architecture and machine. The graph of a set of weights is made and compared with torch
+once; afterwards neither needs torch. int8 is not among the candidates: it is another model, made by `export`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from lookalike._system import first_line
+from lookalike.errors import LookalikeError, MissingExtra, ModelError, OptionError, StorageError, UnreadableImage
+from lookalike.models.encoder import MIN_COSINE, AnyEncoder, Backbone, Encoder, Ensemble
+from lookalike.models.info import BackboneInfo
+from lookalike.models.pipeline import BatchRunner, Source, decode
+from lookalike.progress import SILENT, Progress
+from lookalike.runtimes import onnx, openvino
+from lookalike.runtimes.cache import GraphCache, Timing, load_timings, save_timings
+from lookalike.runtimes.graphs import SINGLE_MAX, GraphBackbone, GraphRunner, Weights, open_graph
+from lookalike.types import Pixels, Vectors
+
+if TYPE_CHECKING:
+    from lookalike.models.torch_backbone import TorchBackbone
+
+AUTO = "auto"
+TORCH = "torch"
+RUNTIMES = (AUTO, TORCH, openvino.RUNTIME, onnx.RUNTIME)
+PRECISIONS = (AUTO, "float32", "bfloat16")
+GRAPH_FILES = {openvino.RUNTIME: ("graph.xml", "graph.bin"), onnx.RUNTIME: ("graph.onnx",)}
+MIN_IMAGES = 400  # converting and timing take ten to twenty seconds: not for fewer images
+_TRIAL_IMAGES = 24
+_TRIAL_SECONDS = 0.5
+_TRIAL_ROUNDS = 2  # the better of two counts: another process may disturb one
+_NORM_TOLERANCE = 1e-3  # how much the length of features may differ from torch's, in float32
+
+
+def require_runtime(runtime: str, precision: str = AUTO) -> None:
+    """Raise `OptionError` for an unknown runtime or precision."""
+    if runtime not in RUNTIMES:
+        raise OptionError(f"`runtime` must be one of {', '.join(RUNTIMES)}, got {runtime!r}.", argument="runtime")
+    for part in precision.split("+"):
+        if part not in PRECISIONS:
+            raise OptionError(
+                f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.", argument="precision"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class AutoBackbone:
+    """A backbone that selects its runtime when it is given images.
+
+    Attributes:
+        info: of the backbone.
+        source: where its weights come from.
+        runtime: one of `RUNTIMES`.
+        precision: one of `PRECISIONS`.
+
+    """
+
+    info: BackboneInfo
+    source: Weights
+    runtime: str = AUTO
+    precision: str = AUTO
+    _prepared: dict[bool, Backbone] = field(default_factory=dict, repr=False)  # by whether it is for single images
+
+    @property
+    def device_type(self) -> str:
+        """The type of device that it runs on for single images."""
+        return self._for_single_images().device_type
+
+    @property
+    def width(self) -> int:
+        """Numbers per image."""
+        return self.info.features
+
+    @property
+    def batch_size(self) -> int:
+        """Preferred number of images per batch."""
+        return self._for_single_images().batch_size
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches may be submitted before the first result is awaited."""
+        return self._for_single_images().in_flight
+
+    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
+        """Start computing `(n, h, w, 3)` uint8 pixels."""
+        return self._for_single_images().submit(pixels)
+
+    def _for_single_images(self) -> Backbone:
+        return self.prepare((), 1, SILENT)
+
+    def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Backbone:
+        """Return the backbone on the runtime that suits `count` images such as these."""
+        single = count <= SINGLE_MAX
+        backbone = self._prepared.get(single)
+        if backbone is None:
+            backbone = _Selection(self, sample, count, progress).select()
+            if not (backbone.runtime == TORCH and self.runtime == AUTO):  # more images may be worth another runtime
+                self._prepared[single] = backbone
+        return backbone
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Return all weights by name."""
+        return self.source.arrays()
+
+
+@overload
+def with_runtime(encoder: Encoder, runtime: str = AUTO, precision: str = AUTO) -> Encoder: ...
+@overload
+def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO) -> AnyEncoder: ...
+def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO) -> AnyEncoder:
+    """Return the same encoder or ensemble, executed by this runtime in this precision.
+
+    Args:
+        encoder: an exported one keeps its runtime.
+        runtime: one of `RUNTIMES`; auto selects the fastest when images are embedded.
+        precision: one of `PRECISIONS`, or one per member joined by `+`; auto selects the fastest.
+
+    Raises:
+        OptionError: an unknown runtime or precision, or another one than an exported encoder has.
+
+    """
+    require_runtime(runtime, precision if not _is_exported(encoder) else AUTO)
+    precisions = precision.split("+")
+    if len(precisions) not in (1, len(encoder.members)):
+        raise OptionError(
+            f"`precision` {precision!r} is for {len(precisions)} encoders, {encoder.name} has {len(encoder.members)}.",
+            argument="precision",
+        )
+    precisions = precisions * len(encoder.members) if len(precisions) == 1 else precisions
+    members = [_member_with_runtime(m, runtime, p) for m, p in zip(encoder.members, precisions, strict=True)]
+    return replace(encoder, members=tuple(members)) if isinstance(encoder, Ensemble) else members[0]
+
+
+def _is_exported(encoder: AnyEncoder) -> bool:
+    return any(member.info.graph is not None for member in encoder.members)
+
+
+def _member_with_runtime(encoder: Encoder, runtime: str, precision: str) -> Encoder:
+    graph = encoder.info.graph
+    if graph is not None:
+        if runtime not in (AUTO, graph.runtime) or precision not in (AUTO, graph.precision):
+            raise OptionError(
+                f"{encoder.name} was exported for {graph.runtime} in {graph.precision}, which cannot be changed; leave "
+                "out `runtime` and `precision`, or use the bundle that it was exported from.",
+                argument="runtime",
+            )
+        return encoder
+    backbone = encoder.backbone
+    if isinstance(backbone, AutoBackbone) and (backbone.runtime, backbone.precision) == (runtime, precision):
+        return encoder
+    source = backbone.source if isinstance(backbone, AutoBackbone | GraphBackbone) else TorchWeights.of(backbone)
+    assert source is not None, "an encoder that was not exported has weights"
+    return replace(encoder, backbone=AutoBackbone(backbone.info, source, runtime, precision))
+
+
+@dataclass(frozen=True)
+class TorchWeights:
+    """Weights that are in memory, in a torch module."""
+
+    backbone: TorchBackbone
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> TorchWeights:
+        """Return the weights of a backbone that torch executes."""
+        from lookalike.models.torch_backbone import TorchBackbone
+
+        assert isinstance(backbone, TorchBackbone)
+        return cls(backbone)
+
+    def load(self) -> TorchBackbone:
+        """Return the backbone."""
+        return self.backbone
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Return its weights by name."""
+        return self.backbone.weights()
+
+
+class _Selection:
+    """The selection of a runtime for one backbone and some images."""
+
+    def __init__(self, request: AutoBackbone, sample: Sequence[Source], count: int, progress: Progress) -> None:
+        self.info = request.info
+        self.source = request.source
+        self.runtime = request.runtime
+        self.precision = request.precision
+        self.sample = sample
+        self.count = count
+        self.throughput = count > SINGLE_MAX
+        self.progress = progress
+        self.graphs = GraphCache.open(self.info.fingerprint)
+        self._torch: TorchBackbone | None = None
+        self._expected: tuple[Pixels, Vectors] | None = None
+
+    def select(self) -> Backbone:
+        """Return the backbone on the requested runtime, else on the fastest."""
+        if self.runtime == TORCH:
+            return self.on_torch("float32" if self.precision == AUTO else self.precision)
+        if self.runtime == onnx.RUNTIME:
+            onnx.require_packages()
+        timings = load_timings(self.info)
+        if not timings and AUTO not in (self.runtime, self.precision):
+            timings = (Timing(self.runtime, self.precision, 0.0),)  # nothing to choose from
+        if not timings:
+            if self.runtime == AUTO and self.count < MIN_IMAGES:
+                return self.on_torch("float32" if self.precision == AUTO else self.precision)
+            timings = self.measure()
+        candidates = [t for t in timings if self.runtime in (AUTO, t.runtime) and self.precision in (AUTO, t.precision)]
+        errors: list[str] = []
+        for timing in sorted(candidates, key=lambda t: -t.rate):
+            try:
+                backbone = self.open(timing.runtime, timing.precision)
+            except (ModelError, MissingExtra, StorageError) as error:
+                self.progress.info(f"{self.info.name}: {timing.runtime} in {timing.precision} is skipped: {error}")
+                errors.append(str(error))
+                continue
+            if timing.rate:
+                self.progress.info(f"{self.info.name}: running on {timing}")
+            return backbone
+        available = ", ".join(f"{t.runtime} in {t.precision}" for t in timings)
+        raise OptionError(
+            f"`runtime` {self.runtime} in {self.precision} is not available for {self.info.name} on this machine "
+            f"({'; '.join(error.rstrip('.') for error in errors) or f'available: {available}'}).",
+            argument="runtime",
+        )
+
+    def on_torch(self, precision: str) -> TorchBackbone:
+        """Return the backbone on torch."""
+        if self._torch is None:
+            self._torch = self.source.load()
+        return self._torch if precision == "float32" else self._torch.with_precision(precision)
+
+    def open(self, runtime: str, precision: str) -> Backbone:
+        """Return the backbone on a runtime whose features were compared with torch's.
+
+        Raises:
+            ModelError: the runtime does not support the backbone, or computes other features.
+            StorageError: the cache cannot be written.
+
+        """
+        if runtime == TORCH:
+            return self.on_torch(precision)
+        runner = self._runner(runtime, precision)
+        backbone = GraphBackbone(self.info, runner, runtime, precision, self.source)
+        cosine = self.graphs.cosines.get(f"{runtime} {precision}")
+        if cosine is None:
+            pixels, expected = self._reference()
+            cosine = _smallest_cosine(expected, runner.submit(pixels)(), exact=precision == "float32")
+            self.graphs = self.graphs.with_cosine(runtime, precision, cosine)
+        if not cosine >= MIN_COSINE[precision]:
+            raise ModelError(f"its features differ from torch's (cosine {cosine:.4f}).")
+        return backbone
+
+    def _runner(self, runtime: str, precision: str) -> GraphRunner:
+        def graph_file() -> Path:
+            self._make_graph(runtime)
+            return self.graphs.folder / GRAPH_FILES[runtime][0]
+
+        return open_graph(graph_file, runtime, precision, throughput=self.throughput, cache=self.graphs)
+
+    def _make_graph(self, runtime: str) -> None:
+        names = GRAPH_FILES[runtime]
+        if self.graphs.has(*names):
+            return
+        backbone = self.on_torch("float32")
+        self.graphs = self.graphs.add(names, lambda folder: write_graph(backbone, runtime, folder / names[0]))
+
+    def measure(self) -> tuple[Timing, ...]:
+        """Time every runtime on the sample and remember the rates for the architecture and this machine."""
+        self.progress.info(f"{self.info.name}: timing the available runtimes (once per architecture and machine)")
+        pixels, _ = self._reference()
+        runners: dict[tuple[str, str], Backbone] = {}
+        options = available_runtimes(self.on_torch("float32"))
+        for number, (runtime, precision) in enumerate(options):
+            self.progress.step("timing runtimes", number, len(options))
+            try:
+                runners[runtime, precision] = self.open(runtime, precision)
+            except (ModelError, MissingExtra, StorageError) as error:
+                self.progress.info(f"{self.info.name}: {runtime} in {precision} is skipped: {first_line(error)}")
+        rates = dict.fromkeys(runners, 0.0)
+        for _ in range(_TRIAL_ROUNDS):
+            for option, runner in runners.items():
+                rates[option] = max(rates[option], measure_rate(runner, pixels))
+        self.progress.step("timing runtimes", len(options), len(options))
+        timings = tuple(Timing(runtime, precision, rate) for (runtime, precision), rate in rates.items())
+        self.progress.info(f"{self.info.name}: {', '.join(map(str, timings))}")
+        save_timings(self.info, timings)
+        return timings
+
+    def _reference(self) -> tuple[Pixels, Vectors]:
+        """Return pixels of the sample and torch's features of them."""
+        if self._expected is None:
+            pixels = _sample_pixels(self.info, self.sample)
+            self._expected = pixels, self.on_torch("float32").submit(pixels)()
+        return self._expected
+
+
+def available_runtimes(backbone: TorchBackbone) -> list[tuple[str, str]]:
+    """Return the runtimes and precisions that this machine offers for a backbone."""
+    from lookalike.models.torch_backbone import has_bfloat16
+
+    options = [(TORCH, "float32")]
+    if has_bfloat16(backbone.device):
+        options.append((TORCH, "bfloat16"))
+    if backbone.device.type != "cpu":
+        return options
+    if openvino.is_installed():
+        options += [(openvino.RUNTIME, precision) for precision in openvino.float_precisions()]
+    if onnx.is_installed():
+        options.append((onnx.RUNTIME, "float32"))
+    return options
+
+
+def write_graph(backbone: TorchBackbone, runtime: str, file: Path) -> None:
+    """Write the graph of a backbone without head for a runtime.
+
+    Raises:
+        ModelError: the runtime does not support an operation of the backbone.
+
+    """
+    from lookalike.models.graph import trace, write_onnx
+
+    preprocessing = backbone.info.preprocessing
+    try:
+        program = trace(backbone)
+        if runtime == onnx.RUNTIME:
+            write_onnx(program, file)
+        else:
+            graph = openvino.convert(program, preprocessing.height, preprocessing.width)
+            openvino.save_graph(graph, file, half=False)
+    except (OSError, LookalikeError):
+        raise
+    except Exception as error:  # torch and the converters raise various errors for an unsupported operation
+        raise ModelError(f"{backbone.info.name} cannot be converted for {runtime} ({first_line(error)}).") from error
+
+
+def _smallest_cosine(expected: Vectors, features: Vectors, *, exact: bool) -> float:
+    """Return the smallest cosine between rows; 0 where lengths differ although they should not."""
+    norms, expected_norms = np.linalg.norm(features, axis=1), np.linalg.norm(expected, axis=1)
+    if exact and (np.abs(norms - expected_norms) > _NORM_TOLERANCE * expected_norms).any():
+        return 0.0
+    return float(((features * expected).sum(1) / np.maximum(norms * expected_norms, 1e-12)).min())
+
+
+def _sample_pixels(info: BackboneInfo, sample: Sequence[Source]) -> Pixels:
+    """Return the pixels of the first readable images, or noise where there is none."""
+    preprocessing = info.preprocessing
+    pixels: list[Pixels] = []
+    for source in sample:
+        with contextlib.suppress(UnreadableImage):
+            pixels.append(preprocessing.pixels(decode(source, [preprocessing.min_side])[0]))
+        if len(pixels) == _TRIAL_IMAGES:
+            break
+    if not pixels:
+        shape = (4, preprocessing.height, preprocessing.width, 3)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return np.stack(pixels)
+
+
+def measure_rate(runner: BatchRunner, pixels: Pixels, seconds: float = _TRIAL_SECONDS) -> float:
+    """Return images per second, with as many batches in flight as the runtime likes."""
+    size = runner.batch_size
+    whole = max(1, len(pixels) // size) * size  # a partial batch takes as long as a full one
+    batches = itertools.cycle(np.split(np.take(pixels, np.arange(whole), axis=0, mode="wrap"), whole // size))
+    runner.submit(next(batches))()  # the first pass is slower
+    pending: deque[Callable[[], object]] = deque()
+    done, clock = 0, time.perf_counter()
+    while time.perf_counter() - clock < seconds:
+        if len(pending) == runner.in_flight:
+            pending.popleft()()
+            done += size
+        pending.append(runner.submit(next(batches)))
+    for wait in pending:
+        wait()
+        done += size
+    return done / (time.perf_counter() - clock)
