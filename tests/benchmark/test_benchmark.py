@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lookalike.models.facts import read_facts
-from lookalike.models.torch_bundle import load_bundle
 from safetensors.torch import load_file, save_file
 
 from lookalike.benchmark import benchmark as benchmark_module
@@ -19,7 +17,9 @@ from lookalike.benchmark.run_trials import embed_candidate
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.models.info import read_bundle_info
 from lookalike.models.records import read_reports
+from lookalike.runtimes.load import load_encoder
 from lookalike.training.config import TrainingOptions
 from lookalike.training.refit import refit
 
@@ -59,7 +59,7 @@ def test_the_folder_has_all_results(finished):
 
 
 def test_a_frozen_trial_has_the_accuracy_that_training_reported(finished):
-    info = read_facts(finished.out / "members" / "test-resnet-fine-tuned")
+    info = read_bundle_info(finished.out / "members" / "test-resnet-fine-tuned")
     (report,) = read_reports(info)
     trial = next(t for t in finished.trials if t.name == f"{RESNET} frozen")
     assert trial.validation.mean("map@r") == pytest.approx(report.measures.frozen, abs=1e-9)
@@ -84,7 +84,7 @@ def save(finished, make_spec):
 @pytest.mark.parametrize("name", [SINGLES[1], *ENSEMBLES[6:9]])
 def test_best_embeds_exactly_as_the_winner_did(save, data, name):
     expected, out = save(name)
-    best = load_bundle(out / "best")
+    best = load_encoder(out / "best")
     for split in ("validation", "query", "gallery"):
         embeddings = best.embed(data.split(split))
         assert embeddings.ids == expected[split].ids
@@ -98,16 +98,16 @@ def test_best_can_be_refitted_on_all_images(save, name, photo_folder_original, t
     weights = {b: w for b, w in tiny_weights.items() if b in name}
     model = refit(photo_folder_original, out / "best", out=tmp_path / "final", weights=weights)
     assert [m.backbone for m in model.members] == list(weights)
-    reports = read_reports(read_facts(tmp_path / "final"))
+    reports = read_reports(read_bundle_info(tmp_path / "final"))
     trained = {r.backbone: bool(r.epochs) or r.measures is not None for r in reports}
     assert trained == {b: f"{b} fine-tuned" in name for b in weights}
-    assert model.how == ("average" if "average" in name else load_bundle(out / "best").how)
+    assert model.how == ("average" if "average" in name else load_encoder(out / "best").how)
 
 
 def test_best_has_the_record_of_the_benchmark(finished):
-    info = read_facts(finished.out / "best")
+    info = read_bundle_info(finished.out / "best")
     winner = next(t for t in finished.trials if t.name == finished.selection.winner)
-    assert load_bundle(finished.out / "best").fingerprint == info["fingerprint"]
+    assert load_encoder(finished.out / "best").fingerprint == info["fingerprint"]
     assert info["benchmark"] == {"candidate": winner.name, "reason": finished.selection.reason, "seed": 0}
     assert info["measures"]["test"]["precision@3"] == asdict(winner.test.estimate("precision@3"))
     assert len(info["classes"]) == 4
@@ -139,9 +139,9 @@ def test_unreadable_files_are_skipped_by_all_and_reported_also_when_cached(again
     assert len(result.trials) == 2 + 3
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "5 files skipped" in report and f"<li>{ids[0]}: " in report
-    heard = listener()
-    assert again(tmp_path / "run", data=photo_folder, finetune=False, progress=heard).skipped == result.skipped
-    assert heard.tasks == ["measuring", "timing"]
+    watcher = listener()
+    assert again(tmp_path / "run", data=photo_folder, finetune=False, progress=watcher).skipped == result.skipped
+    assert watcher.tasks == ["measuring", "timing"]
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
@@ -209,7 +209,7 @@ def test_mlflow_receives_measures_table_and_winner(again, photo_folder_original,
 
     images = [str(item.path) for item in load_dataset(photo_folder_original).gallery][:2]
     back = mlflow.pyfunc.load_model("models:/run/1").predict(images)
-    np.testing.assert_array_equal(back, load_bundle(tmp_path / "run" / "best").embed(images).vectors)
+    np.testing.assert_array_equal(back, load_encoder(tmp_path / "run" / "best").embed(images).vectors)
 
 
 KILLS = (
@@ -229,17 +229,17 @@ KILLS = (
 def test_killed_at_nine_points_it_has_the_same_results(again, finished, tmp_path, listener):
     out = tmp_path / "run"
     for task, done in KILLS:
-        heard = listener(stop_at=(task, done))
+        watcher = listener(stop_at=(task, done))
         with pytest.raises(KeyboardInterrupt):
-            again(out, progress=heard)
+            again(out, progress=watcher)
         assert not (out / "leaderboard.json").exists()
-    heard = listener()
-    result = again(out, progress=heard)
-    assert heard.tasks == ["measuring", "timing"]  # nothing is trained or embedded again
+    watcher = listener()
+    result = again(out, progress=watcher)
+    assert watcher.tasks == ["measuring", "timing"]  # nothing is trained or embedded again
     assert leaderboard_of(out) == leaderboard_of(finished.out)
     assert result.selection == finished.selection
     for folder in ("best", *(p.relative_to(finished.out) for p in (finished.out / "members").iterdir())):
-        assert read_facts(out / folder)["fingerprint"] == read_facts(finished.out / folder)["fingerprint"]
+        assert read_bundle_info(out / folder)["fingerprint"] == read_bundle_info(finished.out / folder)["fingerprint"]
     assert not list(out.glob("members/*.training"))
 
 
@@ -248,12 +248,12 @@ def test_each_session_resumes_where_the_last_was_killed(again, tmp_path, listene
     out = tmp_path / "run"
     started = []
     for stop in (("epoch 2/2", 8), (f"{RESNET} frozen: query", 8), None):
-        heard = listener(stop_at=stop)
+        watcher = listener(stop_at=stop)
         try:
-            again(out, progress=heard, backbones=NAMES)
+            again(out, progress=watcher, backbones=NAMES)
         except KeyboardInterrupt:
             assert stop is not None
-        started.append(heard.tasks)
+        started.append(watcher.tasks)
     first, second, third = started
     assert first[0] == "looking for leaks"
     assert first[1:] == [f"{EFFICIENTNET}: features", f"{EFFICIENTNET}: validation", "epoch 1/2", "epoch 2/2"]
@@ -287,10 +287,10 @@ def test_a_backbone_is_added_to_a_finished_benchmark(again, finished, tiny_weigh
     one_file = {EFFICIENTNET: tiny_weights[EFFICIENTNET]}
     out = tmp_path / "run"
     again(out, backbones=NAMES[:1], weights=one_file)
-    heard = listener()
-    again(out, progress=heard)
-    assert not any(task.startswith(EFFICIENTNET) for task in heard.tasks)
-    assert f"{RESNET} frozen: query" in heard.tasks
+    watcher = listener()
+    again(out, progress=watcher)
+    assert not any(task.startswith(EFFICIENTNET) for task in watcher.tasks)
+    assert f"{RESNET} frozen: query" in watcher.tasks
     assert leaderboard_of(out) == leaderboard_of(finished.out)
     fewer = again(out, backbones=NAMES[:1], weights=one_file)
     assert len(fewer.trials) == 2 + 3
@@ -298,9 +298,9 @@ def test_a_backbone_is_added_to_a_finished_benchmark(again, finished, tiny_weigh
 
 @pytest.mark.usefixtures("no_timing", "no_report")
 def test_budget_and_measure_of_a_finished_benchmark_change(again, finished, finished_copy, listener):
-    heard = listener()
-    result = again(finished_copy, budget_ms=12.0, progress=heard)
-    assert heard.tasks == ["measuring", "timing"]
+    watcher = listener()
+    result = again(finished_copy, budget_ms=12.0, progress=watcher)
+    assert watcher.tasks == ["measuring", "timing"]
     assert "The budget of 12 ms excluded" in result.selection.reason
     assert result.leaderboard.rows == finished.leaderboard.rows
     by_hit = again(finished_copy, measure="hit@1")

@@ -6,10 +6,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from lookalike.models.facts import read_facts
 
 from lookalike.benchmark.candidates import bundle_candidate, joint_state, make_candidates, make_ensembles
 from lookalike.errors import OptionError
+from lookalike.models.info import read_bundle_info
 from lookalike.models.records import TrainingReport
 from lookalike.training.refit import refit
 
@@ -101,7 +101,7 @@ def test_a_bundle_of_other_data_has_a_note_and_can_win(finished_copy, data):
 @pytest.mark.parametrize(("state", "leaked"), [("fine-tuned", True), ("frozen", False)])
 def test_a_fine_tuned_bundle_without_a_record_of_its_images_cannot_win(finished_copy, data, state, leaked):
     bundle = finished_copy / "members" / f"test-resnet-{state}"
-    info = read_facts(bundle)
+    info = read_bundle_info(bundle)
     info["members"][0]["origin"]["trained"] = state
     del info["training_data"]["contents"]
     (bundle / "bundle.json").write_text(json.dumps(info))

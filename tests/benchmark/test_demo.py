@@ -49,10 +49,10 @@ def test_validation_can_reach_a_precision_at_3_of_one(views):
 
 
 def test_the_demo_writes_images_and_benchmarks(bench, tmp_path, listener):
-    heard = listener()
+    recording_progress = listener()
     out = tmp_path / "demo"
-    demo(out, progress=heard)
-    assert DESCRIPTION in heard.messages
+    demo(out, progress=recording_progress)
+    assert DESCRIPTION in recording_progress.messages
     ((folder, given),) = bench.calls
     assert folder == out / "images" and len(load_dataset(folder)) == 3 * len(SCENES)
     assert given["out"] == out / "benchmark" and given["notes"] == (DESCRIPTION,)
@@ -62,10 +62,10 @@ def test_the_demo_writes_images_and_benchmarks(bench, tmp_path, listener):
 def test_the_demo_resumes_in_its_folder(bench, tmp_path, listener):
     demo(tmp_path / "demo")
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").rglob("*")}
-    heard = listener()
-    demo(tmp_path / "demo", progress=heard)
+    recording_progress = listener()
+    demo(tmp_path / "demo", progress=recording_progress)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").rglob("*")} == kept
-    assert heard.messages == [DESCRIPTION]
+    assert recording_progress.messages == [DESCRIPTION]
     assert len(bench.calls) == 2
 
 

@@ -50,9 +50,9 @@ def test_a_replaced_query_is_embedded_and_measured_again(again, finished_copy, p
     again(finished_copy, data=photo_folder)
     query = photo_folder / "test" / "query" / "cat0.jpg"
     query.write_bytes((photo_folder / "test" / "gallery" / "rocket0.jpg").read_bytes())
-    heard = listener()
-    result = again(finished_copy, data=photo_folder, progress=heard)
-    assert {task.partition(": ")[2] for task in heard.tasks if ": " in task} == {"query"}
+    recording_progress = listener()
+    result = again(finished_copy, data=photo_folder, progress=recording_progress)
+    assert {task.partition(": ")[2] for task in recording_progress.tasks if ": " in task} == {"query"}
     scores = result.trials[0].test
     values = dict(zip(scores.query_ids, scores.values["hit@1"], strict=True))
     assert values["test/query/cat0.jpg"] == 0.0  # it is a rocket now

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.torch_bundle import save_bundle
 
 from lookalike.benchmark.benchmark import benchmark
 from lookalike.benchmark.spec import BenchmarkSpec, check_candidates, lock_or_verify, select_measures, slug
 from lookalike.errors import LookalikeError, ModelError, OptionError, StorageError
+from lookalike.models.bundle import save_bundle
 from lookalike.models.encoder import Encoder
+from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.training.config import TrainingOptions
 

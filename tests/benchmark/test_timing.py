@@ -10,7 +10,6 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from lookalike.models.pretrained import build_trainable
 
 from lookalike._system import cpu_count
 from lookalike.benchmark import timing
@@ -25,6 +24,7 @@ from lookalike.benchmark.timing import (
 )
 from lookalike.data.layouts import find_images
 from lookalike.errors import LookalikeError
+from lookalike.models.trainable import build_trainable
 from lookalike.runtimes import machine as runtime_machine
 
 NAMES = ("test_efficientnet", "test_resnet")

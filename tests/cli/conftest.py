@@ -22,11 +22,11 @@ def original_workspace(photo_folder_original: Path, tmp_path_factory: pytest.Tem
     """Build once what `workspace` copies."""
     import timm
     import torch
-    from lookalike.models.pretrained import build_trainable
     from safetensors.torch import save_file
 
     from lookalike import embed, index, save_bundle
     from lookalike.models.encoder import Encoder
+    from lookalike.models.trainable import build_trainable
 
     folder = tmp_path_factory.mktemp("workspace")
     photos = Path(shutil.copytree(photo_folder_original, folder / "photos"))

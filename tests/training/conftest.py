@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import timm
 import torch
-from lookalike.models.member import TrainableEncoder
-from lookalike.models.pretrained import build_trainable
 from PIL import Image
 from safetensors.torch import save_file
 
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
+from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.training.config import TrainingOptions
 
 SMALL = "test_efficientnet"  # 0.1 million parameters
@@ -30,7 +29,7 @@ class Recorder:
 
     def __init__(self, stop_at: Callable[[str, int], bool] = lambda _task, _done: False) -> None:
         self.steps: list[tuple[str, int, int]] = []
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.stop_at = stop_at
 
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
@@ -39,7 +38,7 @@ class Recorder:
             raise KeyboardInterrupt
 
     def info(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
     @property
     def tasks(self) -> list[str]:

@@ -4,10 +4,10 @@ import random
 
 import numpy as np
 import pytest
-from lookalike.models.pretrained import build_trainable
 from PIL import Image
 
 from lookalike.models.preprocessing import Preprocessing
+from lookalike.models.trainable import build_trainable
 from lookalike.training.batches import _random_crop, epoch_order, random_view, training_preprocessing, turns
 from lookalike.training.config import Recipe
 

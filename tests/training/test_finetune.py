@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lookalike.models.pretrained import build_trainable
 
 from lookalike.errors import ModelError
 from lookalike.models.adapt import family_of
 from lookalike.models.records import LearningRates
+from lookalike.models.trainable import build_trainable
 from lookalike.training.batches import iterate_batches, training_preprocessing
 from lookalike.training.context import class_indices
 from lookalike.training.distributed import SINGLE_PROCESS
@@ -214,7 +214,7 @@ def test_it_stops_without_time_for_another_epoch_unless_the_last_is_known(make_s
     answers = iter([True, False])
     finetune(make_state(), run, data.training, targets, None, ignore, has_time=lambda: next(answers), progress=progress)
     assert run.epoch == 2
-    assert "stopping before epoch 3/3" in progress.said[-1]
+    assert "stopping before epoch 3/3" in progress.messages[-1]
     run = FinetuneState(3, 1, last_epoch=2)
     finetune(make_state(), run, data.training, targets, None, ignore, has_time=lambda: False)
     assert run.epoch == 2

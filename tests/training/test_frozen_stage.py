@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from lookalike.embeddings.fit import compute_features
 
+from lookalike.runtimes.fit import compute_features
 from lookalike.training.context import TrainingContext, class_indices
 from lookalike.training.frozen_stage import CANDIDATE_CROP_MODES, CosineClassifier, logit_scale, train_head
 from lookalike.training.train_backbone import train_backbone
@@ -123,7 +123,7 @@ def train_small(data, weights, recorder):
 
     def run(options):
         progress = recorder()
-        return train_backbone(TrainingContext(data, options, progress), "test_efficientnet", weights), progress.said
+        return train_backbone(TrainingContext(data, options, progress), "test_efficientnet", weights), progress.messages
 
     return run
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lookalike.embeddings.fit import compute_features
-from lookalike.models.facts import read_facts
-from lookalike.models.projection import fit_pca
-from lookalike.models.torch_bundle import load_bundle
 
 from lookalike._files import write_json
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
+from lookalike.models.heads import fit_pca
+from lookalike.models.info import read_bundle_info
 from lookalike.models.records import EpochReport, read_reports
+from lookalike.runtimes.fit import compute_features
+from lookalike.runtimes.load import load_encoder
 from lookalike.training.context import TrainingContext
 from lookalike.training.frozen_stage import FrozenStageConfig, replay_frozen_stage
 from lookalike.training.refit import refit
@@ -36,7 +36,7 @@ def first(crops_original, weights, quick, tmp_path_factory) -> Path:
 
 
 def rewrite(bundle: Path, *, share: float, measures: list[float], head_epochs: int) -> None:
-    info = read_facts(bundle)
+    info = read_bundle_info(bundle)
     (report,) = read_reports(info)
     report = replace(
         report,
@@ -53,18 +53,18 @@ def test_it_trains_for_the_best_number_of_epochs_on_all_images(first, crops_orig
     epochs = [task for task in progress.tasks if task.startswith("epoch")]
     assert epochs == ["epoch 1/2", "epoch 2/2"]  # the learning rate falls as for three
     assert {total for task, _, total in progress.steps if task in epochs} == {WITH_VALIDATION}
-    facts = read_facts(tmp_path / "again")
-    assert facts["refit_of"] == load_bundle(first).fingerprint
+    facts = read_bundle_info(tmp_path / "again")
+    assert facts["refit_of"] == load_encoder(first).fingerprint
     assert facts["training_data"]["images"] == WITH_VALIDATION
     assert facts["training_data"]["validation_images"] == 0
     assert (tmp_path / "again" / "curves.png").exists() and (tmp_path / "again" / "curves.html").exists()
-    (report,), (before,) = read_reports(facts), read_reports(read_facts(first))
+    (report,), (before,) = read_reports(facts), read_reports(read_bundle_info(first))
     assert report.images == WITH_VALIDATION
     assert (report.measures, report.rates, report.options) == (before.measures, before.rates, before.options)
-    assert "measures" not in facts and "precision@3" in read_facts(first)["measures"]["validation"]
+    assert "measures" not in facts and "precision@3" in read_bundle_info(first)["measures"]["validation"]
     assert [epoch.measure for epoch in report.epochs] == [None, None]
     assert model.members[0].origin["fine_tuned_share"] == 0.5
-    assert model.fingerprint == load_bundle(tmp_path / "again").fingerprint != load_bundle(first).fingerprint
+    assert model.fingerprint == load_encoder(tmp_path / "again").fingerprint != load_encoder(first).fingerprint
     assert not (tmp_path / "again.training").exists()
 
 
@@ -80,15 +80,14 @@ def test_an_interrupted_and_resumed_refit_is_identical(moment, first, crops_orig
     assert resumed.fingerprint == whole.fingerprint
     progress = recorder()
     assert refit(crops_original, first, resume=True, progress=progress, **options).fingerprint == whole.fingerprint
-    (message,) = progress.said
+    (message,) = progress.messages
     assert str(tmp_path / "parts") in message and "complete" in message
 
 
 def test_the_head_of_an_untrained_encoder_is_fitted_on_all_images(data, crops_original, weights, member, tmp_path):
-    from lookalike.embeddings.fit import fit_projection
-    from lookalike.models.torch_bundle import save_bundle
-
+    from lookalike.models.bundle import save_bundle
     from lookalike.models.encoder import Encoder
+    from lookalike.runtimes.fit import fit_projection
     from lookalike.training.config import TrainingOptions
     from lookalike.training.train import training_info
 
@@ -130,7 +129,7 @@ def test_unlabelled_validation_images_are_skipped(data, member, quick):
 def test_epochs_that_a_budget_shortened_stay_short(steps, first, crops_original, weights, recorder, tmp_path):
     """24 training images in batches of 8 are 3 steps; with validation they are 32, 4 steps."""
     (before, after), bundle = steps, shutil.copytree(first, tmp_path / "first")
-    info = read_facts(bundle)
+    info = read_bundle_info(bundle)
     (report,) = read_reports(info)
     write_json(bundle / "bundle.json", {**info, "training": [replace(report, steps_per_epoch=before).to_dict()]})
     progress = recorder()
@@ -140,7 +139,7 @@ def test_epochs_that_a_budget_shortened_stay_short(steps, first, crops_original,
 
 def test_a_refitted_bundle_is_refused(first, crops_original, weights, tmp_path):
     again = Path(shutil.copytree(first, tmp_path / "again"))
-    facts = read_facts(again)
+    facts = read_bundle_info(again)
     write_json(again / "bundle.json", {**facts, "refit_of": "another"})
     with pytest.raises(ModelError, match="already refitted"):
         refit(crops_original, again, out=tmp_path / "more", weights=weights)
@@ -167,8 +166,7 @@ def test_a_bundle_without_a_record_of_its_training_is_refused(encoder_bundle, cr
 
 @pytest.fixture
 def encoder_bundle(member, tmp_path) -> Path:
-    from lookalike.models.torch_bundle import save_bundle
-
+    from lookalike.models.bundle import save_bundle
     from lookalike.models.encoder import Encoder
 
     return save_bundle(Encoder([member]), tmp_path / "plain")

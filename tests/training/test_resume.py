@@ -9,11 +9,11 @@ import textwrap
 
 import pytest
 import torch
-from lookalike.models.facts import read_facts
-from lookalike.models.torch_bundle import load_bundle
 
 from lookalike.errors import ModelError, StorageError
+from lookalike.models.info import read_bundle_info
 from lookalike.models.records import LearningRates, read_reports
+from lookalike.runtimes.load import load_encoder
 from lookalike.training.config import override_options
 from lookalike.training.train import train
 
@@ -22,7 +22,7 @@ SMALL = "test_efficientnet"
 
 def comparable(bundle) -> dict:
     """Everything that a bundle records, without times."""
-    facts = read_facts(bundle)
+    facts = read_bundle_info(bundle)
     for report in facts["training"]:
         del report["seconds"]
         for epoch in report["epochs"]:
@@ -58,9 +58,9 @@ def test_killed_in_the_second_epoch_and_resumed(unbroken, data, weights, options
     listener = recorder()
     encoder = train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=listener)
     assert [t for t in listener.tasks if t.startswith("epoch")] == ["epoch 2/3", "epoch 3/3"]
-    assert f"{SMALL}: resuming after epoch 1" in listener.said
+    assert f"{SMALL}: resuming after epoch 1" in listener.messages
     assert comparable(out) == comparable(unbroken)
-    assert encoder.fingerprint == load_bundle(unbroken).fingerprint
+    assert encoder.fingerprint == load_encoder(unbroken).fingerprint
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
@@ -72,7 +72,7 @@ def test_seconds_add_up_over_all_sessions(data, weights, options, recorder, tmp_
     assert content["seconds"] > sum(epoch["seconds"] for epoch in content["run"]["epochs"]) > 0
     torch.save({**content, "seconds": 5000.0}, place)
     train(data, SMALL, weights=weights, out=out, options=options, resume=True)
-    assert 5000 < read_facts(out)["training"][0]["seconds"] < 5100
+    assert 5000 < read_bundle_info(out)["training"][0]["seconds"] < 5100
 
 
 def test_killed_twice(unbroken, data, weights, options, recorder, tmp_path):
@@ -106,8 +106,8 @@ def test_resuming_with_lower_learning_rates(unbroken, data, weights, options, re
     kill(data, weights, out, options, recorder)
     lower = override_options(options, {"lr": 2e-5, "head_lr": 2e-4})
     train(data, SMALL, weights=weights, out=out, options=lower, resume=True, progress=listener)
-    assert any("lr 2e-05 and head_lr 0.0002" in text for text in listener.said)
-    (report,), (before,) = (read_reports(read_facts(bundle)) for bundle in (out, unbroken))
+    assert any("lr 2e-05 and head_lr 0.0002" in text for text in listener.messages)
+    (report,), (before,) = (read_reports(read_bundle_info(bundle)) for bundle in (out, unbroken))
     first = LearningRates(0, before.recipe["lr"], before.recipe["head_lr"])
     assert before.rates == (first,)
     assert report.rates == (first, LearningRates(1, 2e-5, 2e-4))
@@ -115,7 +115,7 @@ def test_resuming_with_lower_learning_rates(unbroken, data, weights, options, re
     assert losses[0][0] == losses[1][0]
     assert losses[0][1] != losses[1][1]
     train(data, SMALL, weights=weights, out=out, options=lower, resume=True, progress=listener)
-    assert str(out) in listener.said[-1] and "complete" in listener.said[-1]
+    assert str(out) in listener.messages[-1] and "complete" in listener.messages[-1]
 
 
 def test_a_diverged_run_can_be_resumed_with_a_lower_learning_rate(data, weights, quick, recorder, tmp_path):
@@ -124,7 +124,7 @@ def test_a_diverged_run_can_be_resumed_with_a_lower_learning_rate(data, weights,
         train(data, SMALL, weights=weights, out=out, options=high)
     low = override_options(high, {"lr": 1e-5, "head_lr": 1e-3})
     train(data, SMALL, weights=weights, out=out, options=low, resume=True)
-    assert len(read_facts(out)["training"][0]["epochs"]) == 3
+    assert len(read_bundle_info(out)["training"][0]["epochs"]) == 3
 
 
 def test_finished_epochs_keep_their_learning_rates(unbroken, data, weights, options, recorder, tmp_path):
@@ -133,10 +133,10 @@ def test_finished_epochs_keep_their_learning_rates(unbroken, data, weights, opti
     with pytest.raises(KeyboardInterrupt):
         train(data, SMALL, weights=weights, out=out, options=options, progress=listener)
     train(data, SMALL, weights=weights, out=out, options=override_options(options, {"lr": 2e-5}), resume=True)
-    (report,), (before,) = (read_reports(read_facts(bundle)) for bundle in (out, unbroken))
+    (report,), (before,) = (read_reports(read_bundle_info(bundle)) for bundle in (out, unbroken))
     assert (report.rates, report.recipe) == (before.rates, before.recipe)
     assert report.options["lr"] == before.recipe["lr"]
-    assert load_bundle(out).fingerprint == load_bundle(unbroken).fingerprint
+    assert load_encoder(out).fingerprint == load_encoder(unbroken).fingerprint
 
 
 def test_killed_in_the_first_epoch_the_features_are_cached(unbroken, data, weights, options, recorder, tmp_path):
@@ -258,9 +258,9 @@ def test_resuming_a_finished_run_returns_its_bundle(unbroken, data, weights, opt
     listener = recorder()
     encoder = train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=listener)
     assert listener.tasks == []
-    (message,) = listener.said
+    (message,) = listener.messages
     assert str(out) in message and "complete" in message
-    assert encoder.fingerprint == load_bundle(unbroken).fingerprint
+    assert encoder.fingerprint == load_encoder(unbroken).fingerprint
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 

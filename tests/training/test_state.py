@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from lookalike.models.devices import computes_bfloat16
-from lookalike.models.pretrained import build_trainable
 
 from lookalike.models import devices
 from lookalike.models.adapt import Adaptation, family_of
 from lookalike.models.records import LearningRates
+from lookalike.models.torch_backbone import computes_bfloat16
+from lookalike.models.trainable import build_trainable
 from lookalike.training import state as state_module
 from lookalike.training.config import Recipe, make_recipe
 from lookalike.training.state import TrainState, add_stochastic_depth, autocast, slow_layers_in_float32

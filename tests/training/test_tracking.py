@@ -7,12 +7,12 @@ import warnings
 
 import numpy as np
 import pytest
-from lookalike.models.facts import read_facts
-from lookalike.models.torch_bundle import load_bundle
 
 from lookalike.errors import MissingExtra, ModelError, OptionError
+from lookalike.models.info import read_bundle_info
 from lookalike.models.records import read_reports
 from lookalike.progress import SILENT
+from lookalike.runtimes.load import load_encoder
 from lookalike.training.refit import refit
 from lookalike.training.tracking import TRACKERS, RunTracker, TrackerTarget, start_tracking
 from lookalike.training.train import train
@@ -44,7 +44,7 @@ def test_tensorboard_has_one_point_per_epoch(tracked_run):
     out, events, _ = tracked_run
     read = EventAccumulator(str(next(events.glob("model-*"))))
     read.Reload()
-    (report,) = read_reports(read_facts(out))
+    (report,) = read_reports(read_bundle_info(out))
     tensors = {name: [t.tensor_proto for t in read.Tensors(name)] for name in read.Tags()["tensors"]}
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -61,7 +61,7 @@ def test_mlflow_has_recipe_metrics_curves_and_a_model_that_loads_back(tracked_ru
     out, _, uri = tracked_run
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("lookalike").experiment_id])
-    facts = read_facts(out)
+    facts = read_bundle_info(out)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "model"
     assert run.data.params["data"] == data.fingerprint
@@ -79,7 +79,7 @@ def test_mlflow_has_recipe_metrics_curves_and_a_model_that_loads_back(tracked_ru
 
     images = [str(item.path) for item in data.gallery]
     back = mlflow.pyfunc.load_model("models:/model/1")
-    expected = load_bundle(out).embed(images).vectors
+    expected = load_encoder(out).embed(images).vectors
     assert np.array_equal(back.predict(images), expected)
     np.testing.assert_allclose(back.predict([images[1], images[0], images[1]]), expected[[1, 0, 1]], atol=1e-5)
 
@@ -120,7 +120,7 @@ def test_a_failing_tracker_is_disabled_with_a_message(recorder):
     tracker.metrics({"loss": 1.0}, 1)
     tracker.metrics({"loss": 1.0}, 2)
     tracker.close("finished")
-    (message,) = listener.said
+    (message,) = listener.messages
     assert "mlflow at sqlite:///x failed" in message and "no space left on device" in message
 
 
@@ -185,7 +185,7 @@ def test_a_bundle_that_was_not_tracked_is_tracked_by_the_next_session(
 
     with pytest.raises(KeyboardInterrupt):
         run()
-    bundle = load_bundle(out)
+    bundle = load_encoder(out)
     assert run(resume=True).fingerprint == bundle.fingerprint
     assert received == 2 * [(out, "model")]
     assert not out.with_name("model.training").exists()

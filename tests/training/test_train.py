@@ -7,17 +7,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from lookalike.models.alignment import fit_alignment
-from lookalike.models.facts import read_facts
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.torch_bundle import load_bundle
 
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.models.encoder import Encoder
+from lookalike.models.heads import fit_alignment
+from lookalike.models.info import read_bundle_info
 from lookalike.models.records import read_reports
+from lookalike.models.trainable import build_trainable
+from lookalike.runtimes.load import load_encoder
 from lookalike.training.train import train, training_info
 from lookalike.training.train_backbone import validation_fingerprint
 
@@ -35,7 +35,7 @@ def trained(data, weights, quick, recorder, tmp_path_factory):
 
 def test_the_bundle_is_the_returned_encoder(trained, data):
     out, encoder, _ = trained
-    loaded = load_bundle(out)
+    loaded = load_encoder(out)
     images = [i.path for i in data.gallery]
     assert loaded.fingerprint == encoder.fingerprint
     assert np.array_equal(loaded.embed(images).vectors, encoder.embed(images).vectors)
@@ -48,7 +48,7 @@ def test_only_the_bundle_remains(trained):
 
 def test_what_the_bundle_records(trained, data, quick):
     out, encoder, _ = trained
-    facts = read_facts(out)
+    facts = read_bundle_info(out)
     assert facts["classes"] == ["astronaut", "cat", "coffee", "rocket"]
     assert facts["training_data"] == {
         "fingerprint": data.fingerprint,
@@ -73,7 +73,7 @@ def test_what_the_bundle_records(trained, data, quick):
 
 def test_the_selected_weights_have_the_recorded_measure(trained, data):
     out, encoder, _ = trained
-    (report,) = read_reports(read_facts(out))
+    (report,) = read_reports(read_bundle_info(out))
     found, labels = encoder.embed(data.validation), {i.id: i.label for i in data.validation}
     again = evaluate_embeddings(found, found, labels, labels, ["map@r"]).mean("map@r")
     assert again == pytest.approx(report.measures.selected, abs=1e-4)
@@ -84,7 +84,7 @@ def test_the_measures_of_a_bundle_are_those_of_its_encoder_on_validation(trained
     found = encoder.embed(data.validation)
     labels = {i.id: i.label for i in data.validation}
     expected = evaluate_embeddings(found, found, labels, labels).to_dict()["measures"]
-    assert read_facts(out)["measures"] == {"validation": expected}
+    assert read_bundle_info(out)["measures"] == {"validation": expected}
     assert set(expected["precision@3"]) == {"mean", "low", "high"}
 
 
@@ -102,7 +102,7 @@ def test_progress_names_each_stage(trained):
         f"{SMALL}: measures",
     ]
     assert ("epoch 2/2", 24, 24) in listener.steps
-    assert any("epoch 2/2: loss" in text for text in listener.said)
+    assert any("epoch 2/2: loss" in text for text in listener.messages)
 
 
 def test_the_seed_decides_the_model(trained, data, weights, quick):
@@ -151,7 +151,7 @@ def test_an_unreadable_training_file_is_skipped_and_reported(crops, weights, qui
     broken.write_bytes(broken.read_bytes()[:200])
     out = tmp_path / "model"
     train(data, SMALL, weights=weights, out=out, options=quick(epochs=1))
-    (line,) = read_facts(out)["training"][0]["skipped"]
+    (line,) = read_bundle_info(out)["training"][0]["skipped"]
     assert line.startswith(f"{broken}: it cannot be decoded")
 
 
@@ -169,7 +169,7 @@ def test_mixed_precision_trains_nearly_the_same_weights_in_float32(data, quick):
 def test_a_tiny_budget_still_gives_a_bundle(data, weights, quick, tmp_path):
     out = tmp_path / "model"
     train(data, SMALL, weights=weights, out=out, options=quick(epochs=6, max_minutes=0.001))
-    assert len(read_reports(read_facts(out))[0].epochs) == 1
+    assert len(read_reports(read_bundle_info(out))[0].epochs) == 1
 
 
 def test_a_budget_ends_the_epochs_when_they_take_longer_than_planned(data, weights, quick, recorder, tmp_path):
@@ -177,10 +177,10 @@ def test_a_budget_ends_the_epochs_when_they_take_longer_than_planned(data, weigh
     train(
         data, SMALL, weights=weights, out=tmp_path / "model", options=quick(epochs=40, max_minutes=0.2), progress=slow
     )
-    (report,) = read_reports(read_facts(tmp_path / "model"))
+    (report,) = read_reports(read_bundle_info(tmp_path / "model"))
     assert 1 <= len(report.epochs) < report.planned_epochs
     stop = f"stopping before epoch {len(report.epochs) + 1}/{report.planned_epochs}"
-    assert any(stop in text for text in slow.said)
+    assert any(stop in text for text in slow.messages)
 
 
 # ---------------------------------------------------------------- ensembles
@@ -189,12 +189,12 @@ def test_a_budget_ends_the_epochs_when_they_take_longer_than_planned(data, weigh
 def test_two_backbones_become_one_aligned_bundle(data, quick, tmp_path):
     out = tmp_path / "model"
     encoder = train(data, f"{SMALL}+test_resnet", weights="none", out=out, options=quick(epochs=1))
-    loaded = load_bundle(out)
+    loaded = load_encoder(out)
     assert loaded.fingerprint == encoder.fingerprint
     assert (loaded.name, loaded.how, loaded.is_ensemble) == (f"{SMALL}+test_resnet", "aligned", True)
     first, second = (Encoder([m]).embed(data.training).vectors for m in loaded.members)
     np.testing.assert_allclose(loaded.alignments[1], fit_alignment(second, first), atol=1e-6)
-    assert [report.backbone for report in read_reports(read_facts(out))] == [SMALL, "test_resnet"]
+    assert [report.backbone for report in read_reports(read_bundle_info(out))] == [SMALL, "test_resnet"]
     alone = train(data, SMALL, weights="none", options=quick(epochs=1))
     assert loaded.members[0].fingerprint == alone.fingerprint  # the other one changed nothing in it
 
@@ -250,7 +250,7 @@ def test_a_measure_that_looks_deeper_than_validation_is(data, quick):
 def test_an_existing_folder(trained, data, weights, quick, tmp_path):
     out, encoder, _ = trained
     assert str(out) in str(refused(StorageError, data, SMALL, weights=weights, out=out, options=quick()))
-    assert load_bundle(out).fingerprint == encoder.fingerprint
+    assert load_encoder(out).fingerprint == encoder.fingerprint
     for path in (".", tmp_path / ".."):
         error = refused(OptionError, data, SMALL, weights=weights, out=path, options=quick())
         assert error.argument == "out"
@@ -260,7 +260,7 @@ def test_replace_overwrites_a_bundle(trained, data, weights, quick, tmp_path):
     out = shutil.copytree(trained[0], tmp_path / "model")
     other = quick(frozen=True, label_smoothing=0.3, seed=1)
     encoder = train(data.root, SMALL, weights=weights, out=out, options=other, replace=True)
-    assert load_bundle(out).fingerprint == encoder.fingerprint != trained[1].fingerprint
+    assert load_encoder(out).fingerprint == encoder.fingerprint != trained[1].fingerprint
 
 
 def test_record_of_a_bundle_that_was_not_trained(data, quick):

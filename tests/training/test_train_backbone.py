@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from lookalike.embeddings.fit import fitted_encoder
 
 from lookalike.models.records import StageMeasures
+from lookalike.runtimes.fit import fitted_encoder
 from lookalike.training.context import TrainingContext
 from lookalike.training.state import resolve_precision
 from lookalike.training.train_backbone import train_backbone
@@ -43,7 +43,7 @@ def test_the_frozen_stage_is_kept_exactly_where_fine_tuning_does_not_help(train_
     assert trained.report.share_measures["0"] > 0
     assert trained.encoder.fingerprint == expected.encoder.fingerprint
     assert trained.encoder.origin == {**expected.encoder.origin, "fine_tuned_share": 0.0}
-    assert any("fine-tuning did not help" in text for text in progress.said)
+    assert any("fine-tuning did not help" in text for text in progress.messages)
 
 
 def test_the_pca_head_is_kept_exactly_where_training_the_head_does_not_help(train_small, weights, quick, member, data):

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lookalike.embeddings.fit import compute_features
-from lookalike.models.facts import read_facts
-from lookalike.models.projection import fit_whitened
-from lookalike.models.torch_bundle import load_bundle
 
+from lookalike.models.heads import fit_whitened
+from lookalike.models.info import read_bundle_info
 from lookalike.models.records import EpochReport, read_reports
 from lookalike.progress import SILENT
+from lookalike.runtimes.fit import compute_features
+from lookalike.runtimes.load import load_encoder
 from lookalike.training.config import Recipe
 from lookalike.training.context import TrainingContext, class_indices
 from lookalike.training.finetune import FinetuneState
@@ -159,14 +159,14 @@ def test_further_shares_are_tried_only_while_there_is_time(member, stage, fine_t
 def test_a_whitened_head_is_in_the_bundle_and_refit_repeats_it(data, crops_original, quick, tmp_path):
     options = quick(posthoc_head="whitened", crop_mode="center")
     train(data, SMALL, weights="none", out=tmp_path / "model", options=options)
-    (report,) = read_reports(read_facts(tmp_path / "model"))
+    (report,) = read_reports(read_bundle_info(tmp_path / "model"))
     assert report.posthoc_head in HEAD_FITS
     assert report.crop_mode == "center"
-    (encoder,) = load_bundle(tmp_path / "model").members
+    (encoder,) = load_encoder(tmp_path / "model").members
     assert encoder.origin["head"].startswith("whitened within the classes of 24 images after training")
 
     again = refit(crops_original, tmp_path / "model", out=tmp_path / "again", weights="none")
-    (second,) = read_reports(read_facts(tmp_path / "again"))
+    (second,) = read_reports(read_bundle_info(tmp_path / "again"))
     assert (second.posthoc_head, second.crop_mode) == (report.posthoc_head, "center")
     assert again.members[0].origin["head"].startswith("whitened within the classes of 32 images after training")
     assert again.members[0].preprocessing == encoder.preprocessing

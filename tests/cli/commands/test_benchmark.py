@@ -11,14 +11,13 @@ import pytest
 @pytest.fixture
 def timing_in_process(monkeypatch):
     """Time in this process instead of a new one, which takes seconds to start."""
-    from lookalike.models.torch_bundle import load_bundle
-
     from lookalike.benchmark import run_trials
     from lookalike.benchmark.timing import time_members
+    from lookalike.runtimes.load import load_encoder
 
     def measure(request):
         def load_members(_):
-            return [m for b in request.bundles for m in load_bundle(b).members]
+            return [m for b in request.bundles for m in load_encoder(b).members]
 
         return time_members(load_members, request.combinations, request.images)
 
