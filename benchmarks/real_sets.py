@@ -1,12 +1,12 @@
-"""Run `lookalike benchmark` on the three real data sets and keep what docs/results.md is made of.
+"""Run `lookalike benchmark` on the real data sets and store the results of docs/results.md.
 
     python benchmarks/real_sets.py --weights resnet50=resnet50_imagenet.safetensors --runs runs [--only clothing]
     python docs/make_results.py
 
-Reads the data folders `clothing`, `caltech` and `trashnet` from $LOOKALIKE_SHARED/data (default ../shared/data). A run
-that was killed goes on where it was; figures are added to docs/results.json after each set. On `clothing` and
-`trashnet` EfficientNet-Lite0 is then trained again on all labelled images (`lookalike refit`).
-A fourth set, the demo's photographs, shows what ViT-B/16 and EfficientNet-B0 cost, whose weights are random there.
+Reads the data folders `clothing`, `caltech` and `trashnet` from $LOOKALIKE_SHARED/data (default ../shared/data). An
+interrupted run resumes; results are added to docs/results.json after each set. On `clothing` and `trashnet`
+EfficientNet-Lite0 is then trained again on all labelled images (`lookalike refit`).
+A fourth set, the images of the demo, shows the time of ViT-B/16 and EfficientNet-B0, with random weights.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from lookalike.data.samples import write_demo_images
 from lookalike.evaluation.bootstrap import paired_bootstrap
 
 SETS = ("clothing", "trashnet", "caltech", "demo")
-# fine-tuning is known to lose on the unseen classes of caltech, so that it gets less time there
+# fine-tuning does not help on the unseen classes of caltech, so it gets less time there
 OPTIONS = {
     name: ("--max-minutes", minutes) for name, minutes in (("clothing", "10"), ("trashnet", "10"), ("caltech", "4"))
 }
-# metal91 and glass115 are the same picture, one in training and one in test: the set stays as others measure it
+# metal91 and glass115 are the same image, one in training and one in test; others measure with both
 OPTIONS["trashnet"] += ("--allow-leaks",)
 UNTRAINED = ("vit_b_16", "efficientnet_b0")
 REFIT = ("clothing", "trashnet")
 REFIT_BACKBONE = "efficientnet_lite0"
 BACKBONES = ("resnet50", "efficientnet_lite0", "efficientnet_lite2")
-# precision@3, hit@1 and map@r of the plainest code that does the job, by the model that stands in the same row
+# precision@3, hit@1 and map@r of the plainest code, by model
 _ROWS = (
     "efficientnet_lite0 frozen",
     "efficientnet_lite2 frozen",
@@ -70,26 +70,26 @@ def main() -> None:
     parser.add_argument("--weights", action="append", default=[], help="passed on, as resnet50=FILE")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--only", action="append", choices=SETS)
-    given = parser.parse_args()
-    for name in given.only or SETS:
-        out = given.runs / name
-        data, options = _task(name, given.runs, given.weights)
+    args = parser.parse_args()
+    for name in args.only or SETS:
+        out = args.runs / name
+        data, options = _task(name, args.runs, args.weights)
         lookalike("benchmark", str(data), "--out", str(out), *options)
         shown = " ".join(_without_folder(option) for option in options)
-        again = _refit(data, out, given.runs / f"{name}-refit", given.weights) if name in REFIT else None
+        again = _refit(data, out, args.runs / f"{name}-refit", args.weights) if name in REFIT else None
         keep(name, out, YARDSTICK.get(name, {}), command=f"lookalike benchmark {data.name} {shown}", refit=again)
 
 
 def _without_folder(option: str) -> str:
-    """Return an option as the page shows it: a weights file without where it lies on this machine."""
+    """Return an option without the folder of a weights file on this machine."""
     name, equals, file = option.partition("=")
     return f"{name}={Path(file).name}" if equals else option
 
 
 def _task(name: str, runs: Path, weights: list[str]) -> tuple[Path, list[str]]:
-    """Return the data folder of a set and what is asked for there."""
+    """Return the data folder and the options of a set."""
     if name == "demo":
-        data = runs / "photographs"
+        data = runs / "images"
         if not data.exists():
             write_demo_images(data)
         options = ["--no-finetune", "--backbone", REFIT_BACKBONE]
@@ -100,8 +100,8 @@ def _task(name: str, runs: Path, weights: list[str]) -> tuple[Path, list[str]]:
     options = [*OPTIONS[name]]
     for backbone in BACKBONES:
         options += ["--backbone", backbone]
-    for one in weights:
-        options += ["--weights", one]
+    for source in weights:
+        options += ["--weights", source]
     return shared / "data" / name, options
 
 
@@ -112,14 +112,14 @@ def lookalike(*arguments: str) -> str:
 
 
 def _refit(data: Path, run: Path, out: Path, weights: list[str]) -> dict[str, Any]:
-    """Train the fine-tuned backbone of a run again on all labelled images, and measure it on query and gallery."""
+    """Refit the fine-tuned backbone of a run on all labelled images, and evaluate it on query and gallery."""
     first = run / "members" / f"{slug(REFIT_BACKBONE)}-fine-tuned"
-    own = [w for w in weights if w.startswith(f"{REFIT_BACKBONE}=")]
-    options = [part for w in own for part in ("--weights", w)]
+    sources = [w for w in weights if w.startswith(f"{REFIT_BACKBONE}=")]
+    options = [argument for source in sources for argument in ("--weights", source)]
     lookalike("refit", str(data), "--model", str(first), "--out", str(out), "--resume", *options)
-    found = json.loads(lookalike("evaluate", str(data), "--model", str(out), "-k", "1", "-k", "3", "--json"))
-    report = read_json(out / "bundle.json", "the bundle's description")["training"][0]
-    measures = {name: found["measures"][name] for name in ("precision@3", "hit@3", "hit@1", "map@r")}
+    evaluation = json.loads(lookalike("evaluate", str(data), "--model", str(out), "-k", "1", "-k", "3", "--json"))
+    report = read_json(out / "bundle.json", "the bundle")["training"][0]
+    measures = {name: evaluation["measures"][name] for name in ("precision@3", "hit@3", "hit@1", "map@r")}
     return {
         "model": f"{REFIT_BACKBONE} fine-tuned",
         "images": report["images"],
@@ -164,8 +164,8 @@ def _comparisons(trials: Mapping[str, Trial], measure: str) -> list[dict[str, An
         if pair.combination != "aligned" or len(pair.members) != 2 or pair.test is None:
             continue
         better = max((trials[m] for m in pair.members), key=lambda t: t.test.mean(measure) if t.test else 0.0)
-        found = {"ensemble": pair.name, "members": list(pair.members), "better_member": better.name}
-        rows.append(found | _compared(pair, better, measure))
+        names = {"ensemble": pair.name, "members": list(pair.members), "better_member": better.name}
+        rows.append(names | _compared(pair, better, measure))
     return rows
 
 
@@ -176,10 +176,12 @@ def _against_frozen(winner: Trial, trials: Mapping[str, Trial], measure: str) ->
     """
     if winner.test is None:
         return []
-    own = tuple(m.removesuffix(" fine-tuned") + " frozen" if m.endswith(" fine-tuned") else m for m in winner.members)
+    frozen_form = tuple(
+        m.removesuffix(" fine-tuned") + " frozen" if m.endswith(" fine-tuned") else m for m in winner.members
+    )
     rows = []
     for trial in trials.values():
-        is_own = trial.members == own and trial.combination == winner.combination
+        is_own = trial.members == frozen_form and trial.combination == winner.combination
         if trial.test is None or trial.state != "frozen" or not all(m.endswith(" frozen") for m in trial.members):
             continue
         if (trial.kind == "single" or is_own) and trial.name != winner.name:
@@ -188,11 +190,11 @@ def _against_frozen(winner: Trial, trials: Mapping[str, Trial], measure: str) ->
 
 
 def _compared(trial: Trial, other: Trial, measure: str) -> dict[str, Any]:
-    """Return how much more accurate a trial is than another on the test queries that both have, paired by query."""
+    """Compare two trials on the test queries that both have, by paired bootstrap."""
     ours, theirs = (_by_query(t, measure) for t in (trial, other))
     shared = [q for q in ours if q in theirs]
-    found = paired_bootstrap([ours[q] for q in shared], [theirs[q] for q in shared])
-    return {"queries": len(shared), **asdict(found), "significant": found.significant}
+    comparison = paired_bootstrap([ours[q] for q in shared], [theirs[q] for q in shared])
+    return {"queries": len(shared), **asdict(comparison), "significant": comparison.significant}
 
 
 def _by_query(trial: Trial, measure: str) -> dict[str, float]:
@@ -201,10 +203,10 @@ def _by_query(trial: Trial, measure: str) -> dict[str, float]:
 
 
 def _training(out: Path) -> list[dict[str, Any]]:
-    """Return what each fine-tuning did: the share that was kept, epochs, seconds, and the measure before and after."""
+    """Return the effect of each fine-tuning: share of its weights, epochs, seconds, measure before and after."""
     rows = []
-    for place in sorted(out.glob("members/[!.]*-fine-tuned/bundle.json")):
-        facts = read_json(place, "the bundle's description")
+    for path in sorted(out.glob("members/[!.]*-fine-tuned/bundle.json")):
+        facts = read_json(path, "the bundle")
         report = facts["training"][0]
         epochs = report["epochs"]
         rows.append(
