@@ -1,4 +1,4 @@
-"""Writing files so that a good one is never replaced by half of another."""
+"""Write files and folders in one step, so that an interrupted write never damages an older one; read and hash them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from lookalike.errors import StorageError
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an operating system error under `path` into a `StorageError` of one sentence."""
+    """Turn an error of the operating system while `path` is written into a `StorageError`."""
     try:
         yield
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written ({(error.strerror or str(error)).lower()}); "
-            "free some space or choose another place."
+            "free some space or choose another path."
         ) from error
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+    """Let `write` fill a temporary file beside `path`, then move it to `path` in one step.
 
     Raises:
-        StorageError: when the folder or the disk does not take it; an older `path` is left as it was.
+        StorageError: the file cannot be written; an older file at `path` is unchanged.
 
     """
     path = Path(path)
@@ -55,7 +55,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in one step; a file name in it that is not valid Unicode is written as the bytes it has."""
+    """Write UTF-8 text in one step; file names in it that are not valid Unicode are written as their bytes."""
 
     def fill(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -69,7 +69,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return readable JSON; escaped where it holds a file name that is not valid Unicode, so that the text is."""
+    """Return readable JSON, escaped if it contains a file name that is not valid Unicode."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     try:
         text.encode()
@@ -79,7 +79,7 @@ def json_text(value: Any) -> str:
 
 
 def write_ascii_json(path: Path, value: Any, *, indent: int | None = None) -> None:
-    """Write JSON with all but ASCII escaped, in one step; holds file names that are not valid Unicode, too."""
+    """Write JSON in ASCII in one step; it can contain file names that are not valid Unicode."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
@@ -93,34 +93,44 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read JSON; `what` names the file's role in the error's sentence."""
+    """Read JSON; an error names the file by `what`.
+
+    Raises:
+        StorageError: the file does not exist or cannot be read.
+
+    """
     with reading_errors(path, what):
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def reading_errors(path: Path, what: str) -> Iterator[None]:
-    """Turn what goes wrong when `path` is read, or does not hold what it should, into a `StorageError`."""
+    """Turn an error while `path` is read or parsed into a `StorageError` that names it by `what`."""
     try:
         yield
     except FileNotFoundError as error:
         raise StorageError(f"{what} {path} does not exist.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise StorageError(f"{what} {path} cannot be read: {error}; it must be made again.") from error
+        raise StorageError(f"{what} {path} cannot be read ({error}); create it again.") from error
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place when the block ends well.
+def new_folder(path: Path, *, replace: bool = False, argument: str = "out") -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, which is moved to `path` if the block raises nothing.
+
+    Args:
+        path: the folder to create.
+        replace: replace an older file or folder at `path`; without it only an empty folder is replaced.
+        argument: the argument that `path` came from, for errors.
 
     Raises:
-        StorageError: when `path` already holds something and `replace` is not set, or cannot be written.
+        StorageError: `path` exists or cannot be written.
 
     """
     path = Path(path)
     if not replace:
-        require_free(path)
-    require_writable(path)
+        require_free(path, argument)
+    require_writable(path, argument)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -137,7 +147,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _exchange(new: Path, path: Path) -> None:
-    """Put `new` in the place of `path`, or leave `path` as it was."""
+    """Move `new` to `path`; if that fails, `path` is unchanged."""
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         path.replace(aside / "old")
@@ -150,29 +160,33 @@ def _exchange(new: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def require_writable(path: Path) -> None:
-    """Raise `StorageError` when nothing can be made at `path`, as it would lie in a file or in a read-only folder."""
+def require_writable(path: Path, argument: str | None = None) -> None:
+    """Raise `StorageError` if `path` would be inside a file or a read-only folder; `argument` is the one it came from."""
     nearest = next((p for p in Path(path).parents if os.path.lexists(p)), None)
     if nearest is None:
         return
+    cause = None
     if not nearest.is_dir():
-        raise StorageError(f"{path} cannot be written, as {nearest} is not a folder; choose another place.")
-    if not os.access(nearest, os.W_OK):
-        raise StorageError(f"{path} cannot be written, as the folder {nearest} is read-only; choose another place.")
+        cause = f"{nearest} is not a folder"
+    elif not os.access(nearest, os.W_OK):
+        cause = f"the folder {nearest} is read-only"
+    if cause is not None:
+        another = f"another `{argument}`" if argument else "another path"
+        raise StorageError(f"{path} cannot be written: {cause}; choose {another}.", argument=argument)
 
 
-def require_free(path: Path) -> None:
-    """Raise `StorageError` when `path` is a file or a folder that is not empty, or nothing can be made there."""
+def require_free(path: Path, argument: str = "out") -> None:
+    """Raise `StorageError` if `path` exists, unless it is an empty folder, or cannot be written."""
     with storage_errors(path):
         if path.is_dir() and not any(path.iterdir()):
             return
-    require_writable(path)
+    require_writable(path, argument)
     if path.exists():
-        raise StorageError(f"{path} already exists and is left as it is; choose another place or remove it first.")
+        raise StorageError(f"{path} already exists; choose another `{argument}` or remove it.", argument=argument)
 
 
 def digest(*parts: bytes | str) -> str:
-    """Return a short stable fingerprint (32 hexadecimal digits of BLAKE2b) of the parts."""
+    """Return the BLAKE2b digest of the parts, 32 hexadecimal digits; the boundaries between the parts count."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
@@ -182,6 +196,6 @@ def digest(*parts: bytes | str) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the BLAKE2b fingerprint of a file's bytes."""
+    """Return the BLAKE2b digest of a file's bytes, 32 hexadecimal digits."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

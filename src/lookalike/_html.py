@@ -1,4 +1,4 @@
-"""What the HTML pages share: the template environment and thumbnails as data URIs."""
+"""The template environment of the HTML pages, and thumbnails as data URIs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import base64
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from lookalike.data.images import read_image
 from lookalike.errors import OptionError, UnreadableImage
@@ -18,7 +20,7 @@ _QUALITY = 80
 
 
 def page_environment() -> Environment:
-    """Return the Jinja environment of all pages; autoescape is on."""
+    """Return the Jinja environment of all pages, with autoescaping."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
@@ -30,25 +32,29 @@ def page_environment() -> Environment:
     )
 
 
-def thumbnail_data_uri(path: Path | str, size: int = THUMBNAIL_PIXELS) -> str:
-    """Return an image as a `data:image/jpeg` URI whose longer side has at most `size` pixels.
+def thumbnail_data_uri(image: Path | str | Image.Image, size: int = THUMBNAIL_PIXELS) -> str:
+    """Return an image as a `data:image/jpeg` URI.
+
+    Args:
+        image: a file, or an RGB image, which is not changed.
+        size: pixels of the longer side; a smaller image is not enlarged.
 
     Raises:
-        UnreadableImage: when the file cannot be decoded.
-        OptionError: when `size` is below 1.
+        UnreadableImage: the file cannot be decoded.
+        OptionError: `size` is below 1.
 
     """
     if size < 1:
-        raise OptionError(f"the size of a thumbnail must be at least 1 pixel, got {size}.")
-    image = read_image(path)
-    image.thumbnail((size, size))
+        raise OptionError(f"`size` of a thumbnail must be at least 1 pixel, got {size}.", argument="size")
+    thumbnail = image.copy() if isinstance(image, Image.Image) else read_image(image)
+    thumbnail.thumbnail((size, size))
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=_QUALITY, optimize=True)
+    thumbnail.save(buffer, format="JPEG", quality=_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 class Thumbnails:
-    """Thumbnails of one page; a picture that stands in it many times is decoded once.
+    """The thumbnails of one page; each file is decoded once.
 
     Args:
         size: pixels of the longer side.
@@ -57,15 +63,15 @@ class Thumbnails:
 
     def __init__(self, size: int = THUMBNAIL_PIXELS) -> None:
         self._size = size
-        self._made: dict[Path, str | None] = {}
+        self._uris: dict[Path, str | None] = {}
 
     def uri(self, path: Path | None) -> str | None:
-        """Return the picture's URI; None without a path or where the file cannot be read, so that the page names it."""
+        """Return the thumbnail's URI; None without a path or if the file cannot be read: the page shows the id then."""
         if path is None:
             return None
-        if path not in self._made:
+        if path not in self._uris:
             try:
-                self._made[path] = thumbnail_data_uri(path, self._size)
+                self._uris[path] = thumbnail_data_uri(path, self._size)
             except UnreadableImage:
-                self._made[path] = None
-        return self._made[path]
+                self._uris[path] = None
+        return self._uris[path]

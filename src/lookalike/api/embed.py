@@ -84,7 +84,7 @@ def embed(
     """
     gallery = find_images(_folder(images))
     out = Path(out)
-    require_writable(out)
+    require_writable(out, "out")
     require_runtime(runtime, precision)
     if model is None:
         model = find_bundle(out)

@@ -180,7 +180,7 @@ def _page_path(html: Path | str) -> Path:
     page = Path(html)
     if page.suffix.lower() not in _PAGE_SUFFIXES:
         raise OptionError(f"`html` must be named .html, got {page}; for example hits.html.", argument="html")
-    require_writable(page)
+    require_writable(page, "html")
     return page
 
 
