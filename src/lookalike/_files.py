@@ -161,7 +161,7 @@ def _exchange(new: Path, path: Path) -> None:
 
 
 def require_writable(path: Path, argument: str | None = None) -> None:
-    """Raise `StorageError` if `path` would be inside a file or a read-only folder; `argument` is the one it came from."""
+    """Raise `StorageError` if `path` would be inside a file or a read-only folder; `argument` is where it came from."""
     nearest = next((p for p in Path(path).parents if os.path.lexists(p)), None)
     if nearest is None:
         return

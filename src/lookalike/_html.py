@@ -65,13 +65,15 @@ class Thumbnails:
         self._size = size
         self._uris: dict[Path, str | None] = {}
 
-    def uri(self, path: Path | None) -> str | None:
-        """Return the thumbnail's URI; None without a path or if the file cannot be read: the page shows the id then."""
-        if path is None:
+    def uri(self, image: Path | Image.Image | None) -> str | None:
+        """Return the thumbnail's URI; None without an image or if the file cannot be read (the page shows the id)."""
+        if image is None:
             return None
-        if path not in self._uris:
+        if isinstance(image, Image.Image):
+            return thumbnail_data_uri(image, self._size)
+        if image not in self._uris:
             try:
-                self._uris[path] = thumbnail_data_uri(path, self._size)
+                self._uris[image] = thumbnail_data_uri(image, self._size)
             except UnreadableImage:
-                self._uris[path] = None
-        return self._uris[path]
+                self._uris[image] = None
+        return self._uris[image]

@@ -26,7 +26,7 @@ from lookalike.index.index import Index, remove_checkpoint
 from lookalike.index.storage import is_index
 from lookalike.models.bundle import describe
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
-from lookalike.models.info import MODEL_FOLDER, BundleInfo, find_bundle, is_bundle, read_bundle_info
+from lookalike.models.info import MODEL_FOLDER, BundleInfo, find_bundle, read_bundle_info
 from lookalike.models.pipeline import Files, Source
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.fit import FittedEncoder, fit_encoder
@@ -148,14 +148,14 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     if is_embeddings(images) or is_unfinished(images):
         if (runtime, precision) != (AUTO, AUTO):
             raise OptionError(
-                f"`runtime` and `precision` are for embedding, and {images} holds embeddings already; leave them out.",
+                f"`runtime` and `precision` are for embedding, but {images} holds embeddings already; omit them.",
                 argument="runtime",
             )
-        _require_made_by(model, images)
+        _require_same_model(model, images)
         return _write_index(images, {}, out, budget, replace=replace, progress=progress)
     if model is None:
         if next(walk_images(images, lambda _: None), None) is None:
-            _refuse_own_output(images)
+            _refuse_output(images)
         raise OptionError(
             f"{images} holds no embeddings, so `model` is needed: a bundle or the name of a backbone.", argument="model"
         )
@@ -225,7 +225,7 @@ def find_images(folder: Path) -> Gallery:
     # sorted as in an index, which then takes the vectors without copying them
     names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped.append)))
     if not names or names == (_CURVES,):
-        _refuse_own_output(folder)
+        _refuse_output(folder)
     if not names:
         raise DataError(
             f"{folder} holds no image{skipped_suffix(skipped)}; expected files such as .jpg, .png or .webp.",
@@ -235,8 +235,8 @@ def find_images(folder: Path) -> Gallery:
     return Gallery(sources, sources, {}, tuple(skipped))
 
 
-def _refuse_own_output(folder: Path) -> None:
-    """Raise `DataError` for an index, embeddings or a model given in place of images."""
+def _refuse_output(folder: Path) -> None:
+    """Raise `DataError` for an index, embeddings or a model instead of images."""
     if is_index(folder):
         content = "an index"
     elif is_embeddings(folder) or is_unfinished(folder):
@@ -261,47 +261,33 @@ class _EmbedJob:
     progress: Progress
 
     def run(self) -> Embeddings:
-        """Embed with the given model, or with the one that the same name led to when the folder was started."""
+        """Embed with the given model; a name means the model that it led to when the folder was started."""
         precision = _precision_of_run(self.out, self.precision)
         request = _request(self.model, self.weights)
-        info: BundleInfo | None
-        sample = sample_evenly(self.gallery.sources, SAMPLE_SIZE)
-        count = len(self.gallery.sources)
-        if request is not None:
-            stored = _stored_model(self.out / MODEL_FOLDER, request)
+        if request is None:
+            encoder, info = _load(self.model)
+        else:
+            stored = _stored_model(self.out, str(self.model), request)
             if stored is None:
-                fitted = self._fit(precision, sample)
+                fitted = self._fit(precision)
                 return self._embed(fitted.encoder, describe(fitted.encoder, request=request), fitted)
             encoder, info = stored
-        else:
-            encoder, info = _load(self.model)
         require_same_model(self.out, encoder)  # before runtimes are timed
-        encoder = with_runtime(encoder, self.runtime, precision).prepare(sample, count, self.progress)
-        return self._embed(encoder, info, None)
+        return self._embed(with_runtime(encoder, self.runtime, precision), info, None)
 
-    def _fit(self, precision: str, sample: Sequence[Source]) -> FittedEncoder:
-        """Fit the head of pretrained backbones; the features are kept, so that no image is computed twice."""
-        run = read_run(self.out)
-        if run is not None and run.model != str(self.model):
-            raise FingerprintMismatch(
-                f"{self.out} holds embeddings of the model {run.model}, not of {self.model}; choose another `out`.",
-                argument="out",
-            )
-        fit_on = sample_evenly(self.gallery.fit_on, FIT_IMAGES, seed=0)
-        backbones = [
-            (
-                replace(backbone, runtime=self.runtime, precision=precision).prepare(
-                    sample, len(self.gallery.sources), self.progress
-                ),
-                state,
-            )
-            for backbone, state in load_pretrained(str(self.model), self.weights)
-        ]
+    def _fit(self, precision: str) -> FittedEncoder:
+        """Fit the head of pretrained backbones; the features are returned too, so that no image is computed twice."""
+        sources, fit_on = self.gallery.sources, self.gallery.fit_on
+        sample = sample_evenly(sources, SAMPLE_SIZE)
+        backbones = []
+        for backbone, state in load_pretrained(str(self.model), self.weights):
+            auto = replace(backbone, runtime=self.runtime, precision=precision)
+            backbones.append((auto.prepare(sample, len(sources), self.progress), state))
+        subset = sample_evenly(fit_on, FIT_IMAGES, seed=0)
         self.progress.info(
-            f"{self.model}: fitting its PCA head on {len(fit_on):,} of {len(self.gallery.fit_on):,} images "
-            "(labels are not used)"
+            f"{self.model}: fitting its PCA head on {len(subset):,} of {len(fit_on):,} images (labels are not used)"
         )
-        return fit_encoder(backbones, fit_on, progress=self.progress)
+        return fit_encoder(backbones, subset, progress=self.progress)
 
     def _embed(self, encoder: AnyEncoder, info: BundleInfo | None, fitted: FittedEncoder | None) -> Embeddings:
         skipped = [*self.gallery.skipped, *(fitted.skipped if fitted else ())]
@@ -314,7 +300,7 @@ class _EmbedJob:
             self.out,
             info=info,
             skipped=skipped,
-            known=fitted,
+            computed=fitted,
             progress=self.progress,
         )
 
@@ -322,11 +308,11 @@ class _EmbedJob:
 def _precision_of_run(out: Path, precision: str) -> str:
     """Return the precision for a folder, which keeps the one that it was started with."""
     run = read_run(out)
-    if run is None or run.precision not in ("float32", "bfloat16"):
+    if run is None or not {"float32", "bfloat16"}.issuperset(run.precision.split("+")):
         return precision
     if precision not in (AUTO, run.precision):
         raise OptionError(
-            f"`precision` is {precision}, but the embeddings in {out} were computed in {run.precision}; leave it out, "
+            f"`precision` is {precision}, but the embeddings in {out} were computed in {run.precision}; omit it, "
             "or choose another `out`.",
             argument="precision",
         )
@@ -351,18 +337,31 @@ def _load(model: AnyEncoder | Path | str) -> tuple[AnyEncoder, BundleInfo | None
     return load_encoder(bundle), replace(read_bundle_info(bundle), request={})
 
 
-def _stored_model(folder: Path, request: Mapping[str, Any]) -> tuple[AnyEncoder, BundleInfo] | None:
-    """Load the folder's model if the same request led to it: its head was fitted then and stays as it is."""
-    if not is_bundle(folder):
+def _stored_model(out: Path, name: str, request: Mapping[str, Any]) -> tuple[AnyEncoder, BundleInfo] | None:
+    """Load the model of `out` if the same request led to it: its head was fitted then and does not change.
+
+    Raises:
+        FingerprintMismatch: `out` holds embeddings of another model.
+
+    """
+    run = read_run(out)
+    if run is None:
         return None
     try:
-        info = read_bundle_info(folder)
-        return (load_encoder(folder), info) if info.request == request else None
-    except LookalikeError:
-        return None  # a damaged one is made again
+        info = read_bundle_info(out / MODEL_FOLDER)
+        encoder = load_encoder(out / MODEL_FOLDER) if info.request == request else None
+    except LookalikeError:  # missing or damaged: fitted again
+        info, encoder = None, None
+    if run.model != name or (info is not None and encoder is None):
+        raise FingerprintMismatch(
+            f"{out} holds embeddings of another model, {run.model} ({run.fingerprint}), not of {name} with these "
+            "weights; choose another `out`, or remove the folder.",
+            argument="out",
+        )
+    return None if info is None or encoder is None else (encoder, info)
 
 
-def _require_made_by(model: AnyEncoder | Path | str | None, folder: Path) -> None:
+def _require_same_model(model: AnyEncoder | Path | str | None, folder: Path) -> None:
     """Refuse embeddings of another model; a backbone's name means the model that it led to then."""
     if model is None:
         return
@@ -371,14 +370,14 @@ def _require_made_by(model: AnyEncoder | Path | str | None, folder: Path) -> Non
         same = model.fingerprint == run.fingerprint
     elif (bundle := find_bundle(model)) is not None:
         same = read_bundle_info(bundle).fingerprint == run.fingerprint
-    else:  # a trained model is not what its backbone's name means
+    else:  # a backbone's name does not mean a model that was trained
         stored = find_bundle(folder)
         same = run.model == str(model) and (stored is None or read_bundle_info(stored).training_data is None)
     if not same:
         name = model if isinstance(model, str | Path) else model.name
         raise FingerprintMismatch(
-            f"{folder} was made by the model {run.model} ({run.fingerprint}), not by {name}; "
-            "leave out `model`, or embed again with it.",
+            f"{folder} holds embeddings of the model {run.model} ({run.fingerprint}), not of {name}; "
+            "omit `model`, or embed again with it.",
             argument="model",
         )
 

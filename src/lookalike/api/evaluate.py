@@ -44,8 +44,8 @@ def evaluate(
         data: a data folder whose test split is labelled.
         model: an encoder, a bundle, or the name of a backbone, whose head is fitted on the training split without
             labels.
-        k: numbers of hits to look at; by default 1, 3 and 10, as far as the gallery is as large.
-        measures: further ones, such as `ndcg@10`.
+        k: numbers of hits; by default 1, 3 and 10, without those that exceed the size of the gallery.
+        measures: further measures, such as `ndcg@10`.
         weights: of a backbone by name, as in `load_encoder`.
         runtime: as in `embed`.
         precision: as in `embed`, but auto is float32, for comparable figures.
@@ -56,16 +56,17 @@ def evaluate(
 
     Raises:
         DataError: no labels in query and gallery.
-        OptionError: an unknown measure, or one that looks deeper than the gallery is.
+        OptionError: an unknown measure, or one that needs more hits than the gallery has.
 
     """
     require_runtime(runtime, precision)
     data = _load_data(data, model)
-    _measures(k, measures)  # a wrong one is reported before the work
+    _measures(k, measures)  # an invalid one is reported before the work
     _require_test_split(data)
     if not data.test_is_labelled:
         raise DataError(
-            f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'."
+            f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'.",
+            argument="data",
         )
     embedded = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
     selected = _measures(k or [n for n in _DEFAULT_K if n == 1 or n <= len(embedded.gallery)], measures)
@@ -122,7 +123,7 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     query_folder = data.root / "test" / Split.QUERY
     unlisted = next((s for s in data.skipped if s.path.is_relative_to(query_folder)), None)
     if unlisted is not None:
-        raise DataError(f"a submission needs every query, but {unlisted}; make it readable.")
+        raise DataError(f"a submission needs every query, but {unlisted}; make it readable.", argument="data")
     _require_test_split(data)
     embedded = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
     hits = Index.build(embedded.gallery).search(embedded.queries, top_k)
@@ -142,7 +143,8 @@ def _require_test_split(data: Dataset) -> None:
         if not data.split(split):
             raise DataError(
                 f"{data.root} has no {split} images{skipped_suffix(data.skipped)}; "
-                f"put them in test/{split}, or list them in a manifest."
+                f"put them in test/{split}, or list them in a manifest.",
+                argument="data",
             )
 
 
@@ -191,7 +193,8 @@ def _embed_test_split(
         if not len(embeddings):
             raise DataError(
                 f"none of the {len(embeddings.skipped)} {split} images can be read, "
-                f"the first is {embeddings.skipped[0]}."
+                f"the first is {embeddings.skipped[0]}.",
+                argument="data",
             )
     paths = {item.path for item in tested}
     return _EmbeddedTestSplit(queries, gallery, tuple(file for file in skipped if file.path not in paths))

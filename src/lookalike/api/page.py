@@ -1,9 +1,11 @@
-"""Search results as one HTML file that needs nothing else: no script, no network, no folder of images."""
+"""Search results as one HTML file that contains its images and needs neither scripts nor network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+
+from PIL import Image
 
 from lookalike._files import write_text
 from lookalike._html import Thumbnails, page_environment
@@ -13,7 +15,7 @@ from lookalike.types import Hits
 def write_search_page(
     path: Path,
     hits: Hits,
-    query_paths: Mapping[str, Path],
+    query_images: Mapping[str, Path | Image.Image],
     item_paths: Mapping[str, Path],
     title: str = "Search results",
 ) -> None:
@@ -22,9 +24,8 @@ def write_search_page(
     Args:
         path: the file to write.
         hits: `(n_query, k)` ids and cosine scores.
-        query_paths: the queries' files, by query id.
-        item_paths: the items' files, by item id. An image without a path, or one that cannot be read, is shown by its
-            id.
+        query_images: the queries' files or images, by query id.
+        item_paths: the items' files, by item id. An image without a path, or that cannot be read, is shown by its id.
         title: heading of the page.
 
     Raises:
@@ -35,7 +36,7 @@ def write_search_page(
     results = [
         {
             "id": query.query_id,
-            "image": query_thumbnails.uri(query_paths.get(query.query_id)),
+            "image": query_thumbnails.uri(query_images.get(query.query_id)),
             "hits": [
                 {
                     "id": hit.id,

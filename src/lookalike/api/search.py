@@ -1,4 +1,4 @@
-"""`search`: the images of an index that are most similar to given ones."""
+"""`search`: the items of an index that are most similar to query images."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from lookalike._files import require_writable
 from lookalike.errors import DataError, OptionError, StorageError
 from lookalike.index.index import Index
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import MODEL_FOLDER, is_bundle
-from lookalike.models.pipeline import ImageInput, InMemoryImage, Source, as_sources
+from lookalike.models.pipeline import ImageInput, InMemoryImage, Source, as_sources, decode
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
@@ -43,7 +45,7 @@ class SearchResult:
 
     Attributes:
         hits: `(n_query, top_k)` ids and cosine scores, best first.
-        query_paths: the queries' files as given, by query id.
+        query_paths: the queries' files, by query id; for an image in memory its id, such as `image 0`.
         item_paths: the files of all hits, by item id.
         skipped: query files that could not be read.
 
@@ -83,7 +85,7 @@ def load_index(path: Path | str) -> LoadedIndex:
     """Load an index and its encoder, for many searches.
 
     Args:
-        path: made by `lookalike index`.
+        path: a folder from `lookalike index`.
 
     Raises:
         StorageError: not an index, or a damaged one.
@@ -102,7 +104,7 @@ def load_index(path: Path | str) -> LoadedIndex:
 
 
 def _for_queries(encoder: AnyEncoder, precision: str) -> AnyEncoder:
-    """Return the encoder in the precision of the index, or where this machine does not support it in another."""
+    """Return the encoder in the precision of the index, or in another one if this machine does not support it."""
     try:
         return with_runtime(encoder, precision=precision).prepare((), 1, SILENT)
     except OptionError:
@@ -119,12 +121,12 @@ def search(
 ) -> SearchResult:
     """Find the items of an index that are most similar to each image.
 
-    An image that is in the index itself is never its own hit. Files that cannot be read are listed, not searched for.
+    An image that is in the index is never its own hit. Files that cannot be read are skipped and listed.
 
     Args:
-        index: a folder made by `lookalike index`, or from `load_index`.
+        index: a folder from `lookalike index`, or what `load_index` returned.
         images: paths, bytes, PIL images or `(h, w, 3)` uint8 arrays; a path that is given twice is searched for once.
-        top_k: hits per image; by default 10, or as many as there are.
+        top_k: hits per image; by default 10, or fewer if the index has fewer items.
         html: also write this page with the images, replacing an older one.
         progress: receives the number of images embedded; None for a bar where a person watches, else the logger.
 
@@ -142,8 +144,8 @@ def search(
     page = None if html is None else _page_path(html)
     if isinstance(index, Index):
         raise OptionError(
-            "`index` must be the path of an index or from load_index, which has the model to embed images with; "
-            "an Index is searched with embeddings: index.search(encoder.embed(images), top_k).",
+            "`index` must be a path or a LoadedIndex from load_index, got an Index, which has no encoder; "
+            "search it with index.search(encoder.embed(images), top_k).",
             argument="index",
         )
     loaded = index if isinstance(index, LoadedIndex) else load_index(index)
@@ -158,16 +160,22 @@ def search(
     if not len(embeddings):
         first = embeddings.skipped[0]
         if len(queries) == 1:
-            raise DataError(f"{first.path} cannot be searched for: {first.cause}; give another image.")
-        raise DataError(f"none of the {len(queries)} images can be read, the first is {first}.")
+            raise DataError(
+                f"{first.path} cannot be searched for: {first.cause}; give another image.", argument="images"
+            )
+        raise DataError(f"none of the {len(queries)} images can be read, the first is {first}.", argument="images")
     hits = loaded.index.search(embeddings, top_k)
     item_paths = {item_id: loaded.index.path_of(item_id) or Path(item_id) for item_id in hits.ids.ravel()}
     query_paths = {name: queries[name].path for name in embeddings.ids}
     if page is not None:
         from lookalike.api.page import write_search_page
 
-        write_search_page(page, hits, query_paths, item_paths)
+        write_search_page(page, hits, {name: _page_image(queries[name]) for name in embeddings.ids}, item_paths)
     return SearchResult(hits, query_paths, item_paths, embeddings.skipped)
+
+
+def _page_image(source: Source) -> Path | Image.Image:
+    return Image.fromarray(decode(source, [1])[0]) if isinstance(source, InMemoryImage) else source.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +203,7 @@ def query_id(path: Path, index: Index) -> str:
 
     A file inside the index's root gets its path relative to it, whether it was indexed or not; any other its path.
     """
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link that stands for the file
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link to the file
     spellings = dict.fromkeys((absolute, absolute.parent.resolve() / absolute.name, absolute.resolve()))
     root = index.root
     relative = [p.relative_to(root).as_posix() for p in spellings if root is not None and p.is_relative_to(root)]

@@ -14,6 +14,7 @@ import numpy as np
 
 from lookalike._files import storage_errors, write_ascii_json
 from lookalike._strings import PackedStrings, first_duplicate
+from lookalike.data.dataset import sample_evenly
 from lookalike.embeddings.shards import (
     FinishedShards,
     join_shards,
@@ -35,7 +36,7 @@ from lookalike.embeddings.store import (
 )
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.models.bundle import save_bundle
-from lookalike.models.encoder import AnyEncoder, run_backbones
+from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, run_backbones
 from lookalike.models.info import MODEL_FOLDER, BundleInfo, is_bundle, read_bundle_info
 from lookalike.models.pipeline import Source, sources_digest
 from lookalike.progress import Progress
@@ -45,7 +46,7 @@ SHARD_SIZE = 512
 TASK = "embedding"
 
 
-class KnownFeatures(Protocol):
+class ComputedFeatures(Protocol):
     """Features that were computed already, such as those that a head was fitted on."""
 
     @property
@@ -65,7 +66,7 @@ class EmbeddingRun:
     encoder: AnyEncoder
     out: Path
     batch_size: int | None
-    known: KnownFeatures | None
+    computed: ComputedFeatures | None
     progress: Progress
 
 
@@ -76,7 +77,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     *,
     info: BundleInfo | None = None,
     skipped: Sequence[Skipped] = (),
-    known: KnownFeatures | None = None,
+    computed: ComputedFeatures | None = None,
     shard_size: int = SHARD_SIZE,
     batch_size: int | None = None,
     progress: Progress,
@@ -88,11 +89,12 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
 
     Args:
         sources: the images.
-        encoder: on the runtime that computes; it is stored beside the embeddings as a bundle.
+        encoder: it is stored beside the embeddings as a bundle; its runtime is selected only if there is an image to
+            compute.
         out: a new folder, or one that an earlier call made.
         info: further content of the bundle's record.
-        skipped: what could not be given, such as folders that cannot be listed; stored with the files that are skipped.
-        known: features that were computed already.
+        skipped: what is not among the images, such as folders that cannot be listed; stored with the skipped files.
+        computed: features of some of the images by the encoder's backbones.
         shard_size: images per shard, the most that a killed run loses; a folder keeps the size it was started with.
         batch_size: images per forward pass; None for what suits the runtime.
         progress: receives the number of images done.
@@ -124,16 +126,19 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
         reusable = FinishedShards(out, finished)  # reports a damaged folder before anything is done to it
         if finished is not None and finished.root != root and None not in (finished.root, root):
             progress.info(
-                f"{out} held embeddings of the images in {finished.root}; they are replaced by those in {root}"
+                f"{out} held embeddings of the images in {finished.root}; they are replaced by those of {root}"
             )
+        encoder = encoder.prepare(sample_evenly(sources, SAMPLE_SIZE), len(sources), progress)
         run = RunInfo(encoder.name, encoder.fingerprint, encoder.precision, size)
         write_ascii_json(out / SHARDS_FOLDER / RUN_FILE, asdict(run), indent=2)
         _store_model(encoder, out / MODEL_FOLDER, info)
-        job = EmbeddingRun(sources, encoder, out, batch_size, known, progress)
+        job = EmbeddingRun(sources, encoder, out, batch_size, computed, progress)
         rows, unreadable = _compute_shards(job, shards, keys, reusable)
         count = sum(row.rows for row in rows)
         if not count:
-            raise DataError(f"none of the {len(sources)} images can be read, the first is {unreadable[0]}.")
+            raise DataError(
+                f"none of the {len(sources)} images can be read, the first is {unreadable[0]}.", argument="images"
+            )
         join_shards(out, EmbeddingsInfo(run, encoder.dim, count, root, tuple(rows), (*unreadable, *skipped)))
     shutil.rmtree(out / SHARDS_FOLDER, ignore_errors=True)
     del sources, shards, keys  # of 100,000 images they take as much memory as the ids that are read now
@@ -166,7 +171,7 @@ def require_same_model(out: Path, encoder: AnyEncoder) -> int | None:
     if run.fingerprint != encoder.fingerprint:
         raise FingerprintMismatch(
             f"{out} holds embeddings of the model {run.model} ({run.fingerprint}), not of {encoder.name} "
-            f"({encoder.fingerprint}); choose another `out` or remove it.",
+            f"({encoder.fingerprint}); choose another `out`, or remove the folder.",
             argument="out",
         )
     return run.shard_size
@@ -209,7 +214,7 @@ def _store_model(encoder: AnyEncoder, folder: Path, info: BundleInfo | None) -> 
 def _compute_shards(
     run: EmbeddingRun, shards: Sequence[Sequence[Source]], keys: Sequence[str], reusable: FinishedShards
 ) -> tuple[list[ShardInfo], list[Skipped]]:
-    """Put every shard in its place, computing those that are missing; only counts and skipped files stay in memory."""
+    """Write every shard, computing those that are missing; only counts and skipped files stay in memory."""
     done = 0
     results: dict[int, tuple[int, tuple[Skipped, ...]]] = {}
     missing: list[int] = []
@@ -243,48 +248,47 @@ def _compute_shards(
 def _embed_shards(
     run: EmbeddingRun, shards: Sequence[Sequence[Source]], done: int
 ) -> Generator[Embeddings, None, None]:
-    """Yield the embeddings of each shard; only images whose features are not known are computed."""
-    known = run.known
-    rows = {} if known is None else known.rows
-    unknown = [[source for source in shard if source.id not in rows] if rows else shard for shard in shards]
+    """Yield the embeddings of each shard; only images whose features are not computed yet are decoded."""
+    rows = {} if run.computed is None else run.computed.rows
+    missing = [[source for source in shard if source.id not in rows] if rows else shard for shard in shards]
     total = len(run.sources)
-    done += sum(map(len, shards)) - sum(map(len, unknown))
-    computed = run_backbones(
+    done += sum(map(len, shards)) - sum(map(len, missing))
+    batches = run_backbones(
         [member.backbone for member in run.encoder.members],
-        [shard for shard in unknown if shard],
+        [shard for shard in missing if shard],
         batch_size=run.batch_size,
         progress=_Offset(run.progress, done, total),
         task=TASK,
     )
-    with closing(computed):
-        for shard, rest in zip(shards, unknown, strict=True):
+    with closing(batches):
+        for shard, rest in zip(shards, missing, strict=True):
             ids: tuple[str, ...] = ()
             skipped: tuple[Skipped, ...] = ()
             features: Sequence[Vectors] = [np.zeros((0, m.backbone.width), np.float32) for m in run.encoder.members]
             if rest:
-                batch = next(computed)
+                batch = next(batches)
                 ids, features, skipped = batch.ids, batch.features, batch.skipped
-            if known is not None and len(rest) < len(shard):
-                ids, features = _with_known(shard, ids, features, known)
+            if run.computed is not None and len(rest) < len(shard):
+                ids, features = _merge(shard, ids, features, run.computed)
             vectors = run.encoder.combine(features)
             yield Embeddings(ids, vectors, run.encoder.fingerprint, skipped, run.encoder.precision)
 
 
-def _with_known(
-    shard: Sequence[Source], ids: Sequence[str], features: Sequence[Vectors], known: KnownFeatures
+def _merge(
+    shard: Sequence[Source], ids: Sequence[str], features: Sequence[Vectors], earlier: ComputedFeatures
 ) -> tuple[tuple[str, ...], list[Vectors]]:
-    """Merge computed and known features in the order of the shard."""
-    computed_rows = {item_id: row for row, item_id in enumerate(ids)}
-    order = [source.id for source in shard if source.id in computed_rows or source.id in known.rows]
+    """Merge new features and those that were computed earlier, in the order of the shard."""
+    rows = {item_id: row for row, item_id in enumerate(ids)}
+    order = [source.id for source in shard if source.id in rows or source.id in earlier.rows]
     merged = [
-        np.stack([new[computed_rows[i]] if i in computed_rows else old[known.rows[i]] for i in order]) if order else new
-        for new, old in zip(features, known.features, strict=True)
+        np.stack([new[rows[i]] if i in rows else old[earlier.rows[i]] for i in order]) if order else new
+        for new, old in zip(features, earlier.features, strict=True)
     ]
     return tuple(order), merged
 
 
 class _Offset:
-    """Reports the progress of a part as progress of the whole."""
+    """Reports the progress of some images as the progress of all."""
 
     def __init__(self, progress: Progress, done: int, total: int) -> None:
         self._progress, self._done, self._total = progress, done, total
