@@ -188,7 +188,7 @@ class Gallery:
 def _folder(images: Path | str) -> Path:
     if not isinstance(images, str | Path):
         raise OptionError(
-            f"`images` must be a folder, got {type(images).__name__}; a list goes to load_encoder(model).embed.",
+            f"`images` must be a folder, got {type(images).__name__}; embed a list of images with load_encoder(model).embed(images).",
             argument="images",
         )
     return Path(images)

@@ -61,15 +61,17 @@ def evaluate(
     """
     require_runtime(runtime, precision)
     data = _load_data(data, model)
-    _measures(k, measures)  # an invalid one is reported before the work
+    requested = _measures(k, measures)
     _require_test_split(data)
+    _require_hits(requested, data)
     if not data.test_is_labelled:
         raise DataError(
             f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'.",
             argument="data",
         )
     embedded = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
-    selected = _measures(k or [n for n in _DEFAULT_K if n == 1 or n <= len(embedded.gallery)], measures)
+    default_k = [n for n in _DEFAULT_K if n == 1 or n <= len(embedded.gallery)]
+    selected = requested if k else _measures(default_k, measures)
     evaluation = evaluate_embeddings(
         embedded.queries, embedded.gallery, data.labels("query"), data.labels("gallery"), selected
     )
@@ -82,6 +84,17 @@ def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measu
         raise OptionError(f"`k` must be at least 1, got {invalid}.", argument="k")
     names = [f"{name}@{value}" for name in ("precision", "hit", "recall") for value in k]
     return parse_measures([*names, "map@r", "mrr", *further])
+
+
+def _require_hits(measures: Sequence[Measure], data: Dataset) -> None:
+    """Raise `OptionError` before the work if a measure needs more hits than there are gallery images."""
+    for measure in measures:
+        if measure.min_gallery > len(data.gallery):
+            raise OptionError(
+                f"{measure} needs {measure.min_gallery} hits, but {data.root} has only {len(data.gallery)} gallery "
+                "images; choose a smaller `k`.",
+                argument="k",
+            )
 
 
 def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
@@ -101,7 +114,7 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     Args:
         data: a data folder with query and gallery; labels are not used.
         model: as in `evaluate`.
-        top_k: gallery names for each query.
+        top_k: gallery images per query.
         group: the group's name in the file.
         out: a `.json` or `.csv` file that does not exist yet.
         weights: of a backbone by name, as in `load_encoder`.
@@ -125,6 +138,11 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     if unlisted is not None:
         raise DataError(f"a submission needs every query, but {unlisted}; make it readable.", argument="data")
     _require_test_split(data)
+    if not 1 <= top_k <= len(data.gallery):
+        raise OptionError(
+            f"`top_k` must be from 1 to {len(data.gallery)}, the number of gallery images, got {top_k}.",
+            argument="top_k",
+        )
     embedded = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
     hits = Index.build(embedded.gallery).search(embedded.queries, top_k)
     submission = Submission.from_hits(hits, group, (*embedded.skipped, *embedded.gallery.skipped))
