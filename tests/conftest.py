@@ -6,15 +6,17 @@ import importlib.util
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from lookalike.models import pipeline
 from lookalike.models.encoder import Ensemble
 from lookalike.models.heads import fit_alignment
 from lookalike.models.trainable import TrainableEncoder, build_trainable
+from lookalike.types import Pixels
 
 _PHOTOS = {"astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 _SIDE = 160
@@ -176,3 +178,17 @@ def make_ensemble(
         return Ensemble(members, combination, (None, fit_alignment(second, first)))
 
     return make
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the images in the order in which they are decoded to be embedded, not to time runtimes."""
+    ids: list[str] = []
+    decode = pipeline.decode
+
+    def recorded(source: pipeline.Source, min_sides: Sequence[int]) -> list[Pixels]:
+        ids.append(source.id)
+        return decode(source, min_sides)
+
+    monkeypatch.setattr(pipeline, "decode", recorded)
+    return ids

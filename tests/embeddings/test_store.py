@@ -1,4 +1,4 @@
-"""Reading an embeddings folder: what is wrong with it is said in one sentence."""
+"""Reading a folder of embeddings: what is damaged is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ import pickle
 
 import numpy as np
 import pytest
-from lookalike.embeddings.embed import embed_to
 
 from lookalike import _strings
-from lookalike.embeddings.store import is_embeddings, load_embeddings, read_embedding_facts
+from lookalike.embeddings.embed_folder import embed_folder
+from lookalike.embeddings.store import (
+    FORMAT,
+    EmbeddingsInfo,
+    is_embeddings,
+    is_unfinished,
+    load_embeddings,
+    read_embeddings_info,
+    read_run,
+)
 from lookalike.errors import StorageError
+from lookalike.progress import SILENT
 
 
 @pytest.fixture
 def out(encoder, sources, tmp_path):
-    embed_to(sources, encoder, tmp_path / "emb", shard_size=4)
+    embed_folder(sources, encoder, tmp_path / "emb", shard_size=4, progress=SILENT)
     return tmp_path / "emb"
 
 
-def change(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+def refusal(path, **options) -> str:
+    with pytest.raises(StorageError) as caught:
+        load_embeddings(path, **options)
+    return str(caught.value)
 
 
 def test_vectors_are_mapped_or_loaded(out):
@@ -32,99 +43,115 @@ def test_vectors_are_mapped_or_loaded(out):
     assert not mapped.vectors.flags.writeable
 
 
-@pytest.mark.parametrize("place", ["missing", "pictures"])
-def test_no_embeddings_folder(tmp_path, folder, place):
-    assert not is_embeddings(tmp_path / place)
-    with pytest.raises(StorageError, match=f"{place} is not an embeddings folder: it has no embeddings.json; make one"):
-        load_embeddings(tmp_path / place)
+def test_embeddings_know_their_model_and_precision(out, encoder):
+    embeddings = load_embeddings(out)
+    assert (embeddings.fingerprint, embeddings.precision) == (encoder.fingerprint, "float32")
+
+
+@pytest.mark.parametrize("name", ["missing", "images"])
+def test_not_a_folder_of_embeddings(tmp_path, folder, name):
+    assert not is_embeddings(tmp_path / name)
+    assert not is_unfinished(tmp_path / name)
+    assert read_run(tmp_path / name) is None
+    assert "has no embeddings.json" in refusal(tmp_path / name)
 
 
 def test_another_format(out):
-    change(out / "embeddings.json", format=2)
-    with pytest.raises(StorageError, match="has embeddings format 2, this version reads 1"):
-        load_embeddings(out)
+    record = json.loads((out / "embeddings.json").read_text())
+    (out / "embeddings.json").write_text(json.dumps({**record, "format": FORMAT + 1}))
+    assert f"format {FORMAT + 1}, this version reads {FORMAT}" in refusal(out)
 
 
-@pytest.mark.parametrize("text", ["[]", "7", '{"format": 1}', '{"format": 1, "model": "m", "shards": 3}'])
-def test_a_description_that_is_none(out, text):
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("[]", "format None"),
+        ("7", "format None"),
+        (json.dumps({"format": FORMAT}), "damaged"),
+        (json.dumps({"format": FORMAT, "run": {}, "shards": 3}), "damaged"),
+        ('{"format": 1,', "cannot be read"),
+    ],
+)
+def test_a_damaged_record(out, text, cause):
     (out / "embeddings.json").write_text(text)
-    with pytest.raises(StorageError, match=r"damaged|format None"):
-        read_embedding_facts(out)
-
-
-def test_a_description_cut_short(out):
-    (out / "embeddings.json").write_text('{"format": 1,')
-    with pytest.raises(StorageError, match="cannot be read"):
-        load_embeddings(out)
+    assert cause in refusal(out)
 
 
 @pytest.mark.parametrize("size", [0, 60, 10_000])
 @pytest.mark.parametrize("mmap", [True, False])
-def test_vectors_cut_short(out, size, mmap):
+def test_truncated_vectors(out, size, mmap):
     content = (out / "vectors.npy").read_bytes()
     (out / "vectors.npy").write_bytes(content[:size])
-    with pytest.raises(StorageError, match=r"are damaged \(vectors\.npy.*\); remove the folder and embed again\.$"):
-        load_embeddings(out, mmap=mmap)
+    message = refusal(out, mmap=mmap)
+    assert "damaged (vectors.npy" in message and "embed again" in message
 
 
 @pytest.mark.parametrize(
-    ("array", "what"),
+    ("array", "cause"),
     [
-        (np.zeros((10, 512), np.float64), "no float32 array"),
-        (np.zeros((9, 512), np.float32), r"shape \(9, 512\), not \(10, 512\)"),
+        (np.zeros((10, 512), np.float64), "not a float32 array"),
+        (np.zeros((9, 512), np.float32), "shape (9, 512), expected (10, 512)"),
         (np.zeros((10, 512), np.float32), "unit length"),
     ],
 )
-def test_vectors_that_are_others(out, array, what):
+def test_vectors_of_another_kind(out, array, cause):
     np.save(out / "vectors.npy", array)
-    with pytest.raises(StorageError, match=f"are damaged .*{what}"):
-        load_embeddings(out)
+    message = refusal(out)
+    assert "damaged" in message and cause in message
 
 
-def test_pickled_vectors_are_not_run(out):
+def test_pickled_vectors_are_not_executed(out):
     (out / "vectors.npy").write_bytes(pickle.dumps([1]))
-    with pytest.raises(StorageError, match="damaged"):
-        load_embeddings(out, mmap=False)
+    assert "damaged" in refusal(out, mmap=False)
 
 
 @pytest.mark.parametrize(
-    ("ids", "what"),
-    [(["a"], "1 ids for 10 vectors"), ({"a": 1}, "not all ids are text"), (["a"] * 10, "duplicate id 'a'")],
+    ("ids", "cause"),
+    [(["a"], "1 ids for 10 vectors"), ({"a": 1}, "ids.json"), (["a"] * 10, "duplicate id 'a'")],
 )
-def test_ids_that_do_not_fit(out, ids, what):
+def test_ids_that_do_not_match(out, ids, cause):
     (out / "ids.json").write_text(json.dumps(ids))
-    with pytest.raises(StorageError, match=what):
-        load_embeddings(out)
+    assert cause in refusal(out)
 
 
-@pytest.mark.parametrize("together", [1, 3, 4096])
+@pytest.mark.parametrize("chunk", [1, 3, 4096])
 @pytest.mark.parametrize("indent", [None, 0, 2])
-def test_ids_in_lines_or_in_one(out, indent, together, monkeypatch):
-    monkeypatch.setattr(_strings, "_CHUNK", together)
-    odd = ["]", "[", '"a", ', "line\nbreak", "\udcff.jpg", "\ud800", ",", "ö", "\\", "x" * 3]
-    (out / "ids.json").write_text(json.dumps(odd, indent=indent).replace("\\u00f6", "ö"), encoding="utf-8")
-    found = load_embeddings(out).ids
-    assert list(found) == odd
-    assert found == tuple(odd)
+def test_ids_on_one_line_or_many(out, indent, chunk, monkeypatch):
+    monkeypatch.setattr(_strings, "_CHUNK", chunk)
+    ids = ["]", "[", '"a", ', "line\nbreak", "\udcff.jpg", "\ud800", ",", "ö", "\\", "x" * 3]
+    (out / "ids.json").write_text(json.dumps(ids, indent=indent).replace("\\u00f6", "ö"), encoding="utf-8")
+    assert list(load_embeddings(out).ids) == ids
 
 
-def test_ids_that_are_no_json(out):
+def test_ids_that_are_not_json(out):
     (out / "ids.json").write_text("x\n")
-    with pytest.raises(StorageError, match=r"are damaged \(ids\.json: .*\); remove the folder and embed again\.$"):
-        load_embeddings(out)
+    assert "damaged (ids.json" in refusal(out)
 
 
-def test_ids_are_written_a_line_each(out):
+def test_ids_are_written_one_per_line(out):
     lines = (out / "ids.json").read_text().splitlines()
     assert (len(lines), lines[0], lines[-1]) == (12, "[", "]")
 
 
-def test_missing_parts(out):
-    (out / "ids.json").unlink()
-    with pytest.raises(StorageError, match=r"ids\.json does not exist"):
-        load_embeddings(out)
+@pytest.mark.parametrize("name", ["ids.json", "vectors.npy"])
+def test_a_missing_file(out, name):
+    (out / name).unlink()
+    assert name in refusal(out)
 
 
-def test_facts_come_back_as_they_were(out):
-    facts = read_embedding_facts(out)
-    assert type(facts).from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
+def test_the_record_is_read_as_it_was_written(out):
+    info = read_embeddings_info(out)
+    assert EmbeddingsInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+    assert read_run(out) == info.run
+
+
+def test_the_record_of_an_unfinished_run(encoder, sources, tmp_path, recording_progress):
+    out = tmp_path / "unfinished"
+    with pytest.raises(KeyboardInterrupt):
+        embed_folder(sources, encoder, out, progress=recording_progress(stop_at=1))
+    assert is_unfinished(out)
+    run = read_run(out)
+    assert (run.model, run.fingerprint, run.shard_size) == ("test_efficientnet", encoder.fingerprint, 512)
+    (out / "shards" / "run.json").write_text("{}")
+    with pytest.raises(StorageError, match="damaged"):
+        read_run(out)

@@ -188,7 +188,7 @@ class Gallery:
 def _folder(images: Path | str) -> Path:
     if not isinstance(images, str | Path):
         raise OptionError(
-            f"`images` must be a folder, got {type(images).__name__}; embed a list of images with load_encoder(model).embed(images).",
+            f"`images` must be a folder, got {type(images).__name__}; load_encoder(model).embed takes a list.",
             argument="images",
         )
     return Path(images)
