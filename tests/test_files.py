@@ -1,4 +1,4 @@
-"""Writing: a good file or folder is never replaced by half of another."""
+"""Files and folders are written in one step: an interrupted write never damages an older one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lookalike._files import (
     new_folder,
     read_json,
     require_free,
+    require_writable,
     write_csv,
     write_file,
     write_json,
@@ -46,11 +48,8 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
 def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "f.txt"
     path.write_text("old")
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(StorageError, match=r"f\.txt cannot be written \(no space left on device\)"):
         write_file(path, disk_full)
-    assert str(caught.value) == (
-        f"{path} cannot be written (no space left on device); free some space or choose another place."
-    )
     assert path.read_text() == "old"
     assert names(tmp_path) == ["f.txt"]
 
@@ -104,7 +103,7 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
-def test_a_file_has_the_modes_that_the_user_wants(tmp_path: Path) -> None:
+def test_a_file_gets_the_mode_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "f.txt", "x")
@@ -120,17 +119,16 @@ def test_csv_and_json(tmp_path: Path) -> None:
     assert (tmp_path / "t.json").read_text(encoding="utf-8") == '{\n  "ü": [\n    1,\n    null\n  ]\n}\n'
 
 
-def test_read_json_says_what_is_wrong(tmp_path: Path) -> None:
+def test_errors_of_read_json_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
-    with pytest.raises(StorageError) as caught:
-        read_json(path, "the bundle's card")
-    assert str(caught.value) == f"the bundle's card {path} does not exist."
+    with pytest.raises(StorageError, match=r"^bundle record .*t\.json does not exist"):
+        read_json(path, "bundle record")
     path.write_text("{")
-    with pytest.raises(StorageError, match=r"^the bundle's card .* cannot be read: Expecting property name"):
-        read_json(path, "the bundle's card")
+    with pytest.raises(StorageError, match=r"^bundle record .*t\.json cannot be read \(Expecting property name"):
+        read_json(path, "bundle record")
 
 
-def test_new_folder_appears_whole(tmp_path: Path) -> None:
+def test_new_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "out"
     with new_folder(path) as temporary:
         (temporary / "a").write_text("1")
@@ -139,7 +137,7 @@ def test_new_folder_appears_whole(tmp_path: Path) -> None:
     assert names(path.parent) == ["out"]
 
 
-def test_new_folder_into_an_empty_one(tmp_path: Path) -> None:
+def test_new_folder_replaces_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with new_folder(tmp_path / "out") as temporary:
         (temporary / "a").touch()
@@ -147,17 +145,17 @@ def test_new_folder_into_an_empty_one(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["a"]
 
 
-def test_new_folder_leaves_another_alone(tmp_path: Path) -> None:
+def test_new_folder_refuses_to_replace_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.mkdir()
     (path / "old").touch()
-    with pytest.raises(StorageError) as caught, new_folder(path):
+    with pytest.raises(StorageError, match="already exists") as caught, new_folder(path, argument="path"):
         pytest.fail("the block must not run")
-    assert str(caught.value) == f"{path} already exists and is left as it is; choose another place or remove it first."
+    assert caught.value.argument == "path"
     assert names(path) == ["old"]
 
 
-def test_new_folder_replaces_when_told(tmp_path: Path) -> None:
+def test_new_folder_replaces_a_folder_if_requested(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.mkdir()
     (path / "old").touch()
@@ -182,20 +180,20 @@ def test_new_folder_keeps_the_old_one_when_the_block_fails(tmp_path: Path, error
     assert names(tmp_path) == ["out"]
 
 
-def test_new_folder_puts_the_old_one_back_when_it_cannot_take_its_place(
+def test_new_folder_restores_the_old_one_when_it_cannot_be_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "out"
     path.mkdir()
     (path / "old").touch()
-    move = Path.replace
+    replace = Path.replace
 
-    def refuse_the_new_one(self: Path, target: Path) -> Path:
+    def refuse_new(self: Path, target: Path) -> Path:
         if (self / "new").exists():
             raise OSError(errno.EIO, "Input/output error")
-        return move(self, target)
+        return replace(self, target)
 
-    monkeypatch.setattr(Path, "replace", refuse_the_new_one)
+    monkeypatch.setattr(Path, "replace", refuse_new)
     with pytest.raises(StorageError, match="input/output error"), new_folder(path, replace=True) as temporary:
         (temporary / "new").touch()
     assert names(path) == ["old"]
@@ -206,9 +204,10 @@ def test_require_free(tmp_path: Path) -> None:
     require_free(tmp_path)
     require_free(tmp_path / "none")
     (tmp_path / "f").touch()
-    for taken in (tmp_path, tmp_path / "f"):
-        with pytest.raises(StorageError, match="already exists and is left as it is"):
-            require_free(taken)
+    for path in (tmp_path, tmp_path / "f"):
+        with pytest.raises(StorageError, match="already exists; choose another `out`") as caught:
+            require_free(path)
+        assert caught.value.argument == "out"
 
 
 def test_a_folder_that_cannot_be_listed_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,26 +215,38 @@ def test_a_folder_that_cannot_be_listed_is_not_free(tmp_path: Path, monkeypatch:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(
-        StorageError, match=r"cannot be written \(permission denied\); free some space or choose another"
-    ):
+    with pytest.raises(StorageError, match=r"cannot be written \(permission denied\)"):
         require_free(tmp_path)
 
 
-def test_a_place_inside_a_file_or_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "attempt",
+    [require_free, lambda path: write_text(path, "x"), lambda path: new_folder(path).__enter__()],
+    ids=["require_free", "write_text", "new_folder"],
+)
+def test_a_path_inside_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: Callable[[Path], object]
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("f").touch()
-    inside = "f/deep/new cannot be written, as f is not a folder; choose another place."
-    read_only = "g/new cannot be written, as the folder . is read-only; choose another place."
-    for attempt in (require_free, lambda path: write_text(path, "x"), lambda path: new_folder(path).__enter__()):
-        with pytest.raises(StorageError) as caught:
-            attempt(Path("f/deep/new"))
-        assert str(caught.value) == inside
-    monkeypatch.setattr(files.os, "access", lambda path, _mode: Path(path) != Path())  # root may write anywhere
-    with pytest.raises(StorageError) as caught:
-        require_free(Path("g/new"))
-    assert str(caught.value) == read_only
+    with pytest.raises(StorageError, match=r"f/deep/new cannot be written: f is not a folder"):
+        attempt(Path("f/deep/new"))
     assert names(tmp_path) == ["f"]
+
+
+def test_a_path_inside_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files.os, "access", lambda path, _mode: Path(path) != Path())  # root may write anywhere
+    with pytest.raises(
+        StorageError, match=r"g/new cannot be written: the folder \. is read-only; choose another `out`"
+    ):
+        require_free(Path("g/new"))
+    with pytest.raises(StorageError, match="choose another `html`") as caught:
+        require_writable(Path("g/new"), "html")
+    assert caught.value.argument == "html"
+    with pytest.raises(StorageError, match="choose another path") as caught:
+        require_writable(Path("g/new"))
+    assert caught.value.argument is None
 
 
 def test_names_that_are_not_valid_unicode(tmp_path: Path) -> None:

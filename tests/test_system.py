@@ -1,0 +1,76 @@
+"""What is read of the machine: processor, cores, cache folder, installed versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lookalike import _system
+from lookalike._system import cache_folder, cpu_count, cpu_flags, cpu_name, first_line, installed_versions
+
+CPUINFO = """processor : 0
+model name : Example CPU 9000
+flags : fpu avx2 avx512f amx_bf16
+
+processor : 1
+model name : Another
+"""
+
+
+@pytest.fixture
+def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file in place of /proc/cpuinfo."""
+    path = tmp_path / "cpuinfo"
+    path.write_text(CPUINFO)
+    monkeypatch.setattr(_system, "_CPUINFO", path)
+    _system._cpuinfo.cache_clear()
+    yield path
+    _system._cpuinfo.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [(None, 4), ("2", 2), ("8", 4), ("0", 1), ("3,2", 3), (" 1 ", 1), ("many", 4), ("", 4)],
+)
+def test_cpu_count(monkeypatch: pytest.MonkeyPatch, variable: str | None, expected: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert cpu_count() == expected
+
+
+@pytest.mark.usefixtures("cpuinfo")
+def test_the_processor_as_the_system_lists_it() -> None:
+    assert cpu_name() == "Example CPU 9000"
+    assert cpu_flags() == {"fpu", "avx2", "avx512f", "amx_bf16"}
+
+
+def test_the_processor_where_the_system_lists_nothing(cpuinfo: Path) -> None:
+    cpuinfo.unlink()
+    assert cpu_name()  # the architecture
+    assert cpu_flags() == frozenset()
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOOKALIKE_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.setenv("LOOKALIKE_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "lookalike"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "lookalike"
+
+
+def test_installed_versions_skip_missing_packages() -> None:
+    assert installed_versions("numpy", "not-a-package") == {"numpy": importlib.metadata.version("numpy")}
+
+
+def test_the_first_line_of_an_error() -> None:
+    assert first_line(ValueError("one.\ntwo")) == "ValueError: one"
+    assert first_line(KeyError()) == "KeyError"
+    assert len(first_line(ValueError("x" * 500))) == len("ValueError: ") + 160
