@@ -1,35 +1,65 @@
-"""A small encoder with seeded random weights."""
+"""A small encoder with seeded random weights, bundles of it, and a folder of images."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from lookalike.embeddings.fit import fitted_encoder
-from lookalike.models.torch_bundle import save_bundle
 
+from lookalike.api.embed import index
 from lookalike.data.layouts import load_dataset
-from lookalike.models.encoder import Encoder
+from lookalike.models.bundle import save_bundle
+from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.models.trainable import build_trainable
+from lookalike.progress import SILENT
+from lookalike.runtimes.fit import fit_encoder
+
+
+def fit(folder: Path, seeds: dict[str, int]) -> AnyEncoder:
+    """Fit the heads of encoders with random weights to the training split."""
+    backbones = [(build_trainable(name, "none", seed=seed).backbone(), "untrained") for name, seed in seeds.items()]
+    return fit_encoder(backbones, load_dataset(folder).training, progress=SILENT).encoder
 
 
 @pytest.fixture(scope="session")
 def encoder() -> Encoder:
-    """0.1 million parameters, pictures of 160 × 160; do not change it."""
-    return Encoder([build_trainable("test_efficientnet", "none")])
+    """0.1 million parameters, images of 160 × 160."""
+    return build_trainable("test_efficientnet", "none").freeze()
 
 
 @pytest.fixture(scope="session")
-def small_bundle(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One member; never change it."""
-    data = load_dataset(photo_folder_original)
-    members = [build_trainable("test_efficientnet", "none", seed=1)]
-    return save_bundle(fitted_encoder(members, data.training), tmp_path_factory.mktemp("bundles") / "single")
+def other_encoder() -> Encoder:
+    """The same architecture with other weights."""
+    return build_trainable("test_efficientnet", "none", seed=1).freeze()
+
+
+@pytest.fixture(scope="session")
+def bundle(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundle of one encoder; never change it."""
+    encoder = fit(photo_folder_original, {"test_efficientnet": 1})
+    return save_bundle(encoder, tmp_path_factory.mktemp("bundles") / "single")
 
 
 @pytest.fixture(scope="session")
 def ensemble_bundle(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two members of different architectures, aligned; never change it."""
-    data = load_dataset(photo_folder_original)
-    members = [build_trainable("test_efficientnet", "none", seed=1), build_trainable("test_resnet", "none", seed=2)]
-    return save_bundle(fitted_encoder(members, data.training), tmp_path_factory.mktemp("bundles") / "pair")
+    """Bundle of two encoders of different architectures, aligned; never change it."""
+    ensemble = fit(photo_folder_original, {"test_efficientnet": 1, "test_resnet": 2})
+    return save_bundle(ensemble, tmp_path_factory.mktemp("bundles") / "pair")
+
+
+@pytest.fixture
+def images(photo_folder: Path, tmp_path: Path) -> Path:
+    """Twelve images of four scenes in a folder and its subfolder `more`; not a data set."""
+    folder = tmp_path / "images"
+    shutil.copytree(photo_folder / "test" / "gallery", folder / "more")
+    for path in sorted((folder / "more").iterdir())[:4]:
+        path.rename(folder / path.name)
+    return folder
+
+
+@pytest.fixture
+def index_folder(images: Path, encoder: Encoder, tmp_path: Path) -> Path:
+    """Index of `images`."""
+    index(images, encoder, out=tmp_path / "index")
+    return tmp_path / "index"

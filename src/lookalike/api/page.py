@@ -9,13 +9,16 @@ from PIL import Image
 
 from lookalike._files import write_text
 from lookalike._html import Thumbnails, page_environment
+from lookalike.models.pipeline import InMemoryImage, Source, decode
 from lookalike.types import Hits
+
+_QUERY_PIXELS = 256
 
 
 def write_search_page(
     path: Path,
     hits: Hits,
-    query_images: Mapping[str, Path | Image.Image],
+    queries: Mapping[str, Source],
     item_paths: Mapping[str, Path],
     title: str = "Search results",
 ) -> None:
@@ -24,7 +27,7 @@ def write_search_page(
     Args:
         path: the file to write.
         hits: `(n_query, k)` ids and cosine scores.
-        query_images: the queries' files or images, by query id.
+        queries: files or images in memory, by query id.
         item_paths: the items' files, by item id. An image without a path, or that cannot be read, is shown by its id.
         title: heading of the page.
 
@@ -32,11 +35,11 @@ def write_search_page(
         StorageError: the file cannot be written.
 
     """
-    query_thumbnails, item_thumbnails = Thumbnails(size=256), Thumbnails()
+    query_thumbnails, item_thumbnails = Thumbnails(_QUERY_PIXELS), Thumbnails()
     results = [
         {
             "id": query.query_id,
-            "image": query_thumbnails.uri(query_images.get(query.query_id)),
+            "image": query_thumbnails.uri(_image(queries[query.query_id])),
             "hits": [
                 {
                     "id": hit.id,
@@ -52,3 +55,7 @@ def write_search_page(
     ]
     page = page_environment().get_template("search.html.j2")
     write_text(Path(path), page.render(title=title, results=results, top_k=hits.ids.shape[1]))
+
+
+def _image(query: Source) -> Path | Image.Image:
+    return Image.fromarray(decode(query, [_QUERY_PIXELS])[0]) if isinstance(query, InMemoryImage) else query.path

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from lookalike._files import require_writable
 from lookalike.errors import DataError, OptionError, StorageError
 from lookalike.index.index import Index
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import MODEL_FOLDER, is_bundle
-from lookalike.models.pipeline import ImageInput, InMemoryImage, Source, as_sources, decode
+from lookalike.models.pipeline import ImageInput, InMemoryImage, Source, as_sources
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
@@ -170,12 +168,8 @@ def search(
     if page is not None:
         from lookalike.api.page import write_search_page
 
-        write_search_page(page, hits, {name: _page_image(queries[name]) for name in embeddings.ids}, item_paths)
+        write_search_page(page, hits, queries, item_paths)
     return SearchResult(hits, query_paths, item_paths, embeddings.skipped)
-
-
-def _page_image(source: Source) -> Path | Image.Image:
-    return Image.fromarray(decode(source, [1])[0]) if isinstance(source, InMemoryImage) else source.path
 
 
 @dataclass(frozen=True, slots=True)
