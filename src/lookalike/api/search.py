@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._files import require_writable
-from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.index.index import Index
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import MODEL_FOLDER, is_bundle
@@ -105,7 +105,7 @@ def _for_queries(encoder: AnyEncoder, precision: str) -> AnyEncoder:
     """Return the encoder in the precision of the index, or in another one if this machine does not support it."""
     try:
         return with_runtime(encoder, precision=precision).prepare((), 1, SILENT)
-    except OptionError:
+    except (OptionError, ModelError):  # no runtime here has this precision
         return encoder.prepare((), 1, SILENT)
 
 
