@@ -1,0 +1,415 @@
+"""`embed` and `index`: from a folder of images to embeddings and to an index that can be searched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lookalike.api import embed as embed_module
+from lookalike.api.embed import embed, index
+from lookalike.api.search import load_index, search
+from lookalike.embeddings.embed_folder import embed_folder
+from lookalike.embeddings.store import is_unfinished, load_embeddings, read_embeddings_info
+from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
+from lookalike.models.bundle import describe, save_bundle
+from lookalike.models.info import TrainingData, read_bundle_info
+from lookalike.runtimes import fit as fit_module
+from lookalike.runtimes.load import load_encoder
+from lookalike.types import Skipped
+
+CLOSED = "the folder cannot be listed (permission denied)"
+COUNT = 12  # of `images`
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of 5 images."""
+    monkeypatch.setitem(embed_folder.__kwdefaults__, "shard_size", 5)
+
+
+@pytest.fixture
+def few_fit_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit heads on 7 images at most, so that others remain to be embedded."""
+    monkeypatch.setattr(embed_module, "FIT_IMAGES", 7)
+
+
+class TestPretrained:
+    """A model by the name of its backbone, whose head is fitted on the images."""
+
+    @pytest.mark.parametrize("name", ["test_efficientnet", "test_efficientnet+test_resnet"])
+    def test_each_image_is_decoded_once(self, images, tmp_path, decoded, name):
+        embeddings = embed(images, name, weights="none", out=tmp_path / "emb")
+        assert sorted(decoded) == sorted(embeddings.ids)
+        assert len(decoded) == COUNT
+
+    @pytest.mark.usefixtures("few_fit_images", "small_shards")
+    @pytest.mark.parametrize("name", ["test_efficientnet", "test_efficientnet+test_resnet"])
+    def test_each_image_is_decoded_once_if_the_head_is_fitted_on_some(self, images, tmp_path, decoded, name):
+        embeddings = embed(images, name, weights="none", out=tmp_path / "emb")
+        assert sorted(decoded) == sorted(embeddings.ids)
+        assert len(decoded) == COUNT
+        again = load_encoder(tmp_path / "emb").embed([images / item_id for item_id in embeddings.ids])
+        np.testing.assert_allclose(embeddings.vectors, again.vectors, atol=1e-5)
+
+    def test_the_names_of_an_ensemble_are_aligned(self, images, tmp_path):
+        embed(images, "test_efficientnet+test_resnet", weights="none", out=tmp_path / "emb")
+        ensemble = load_encoder(tmp_path / "emb")
+        assert (ensemble.name, ensemble.combination, ensemble.dim) == (
+            "test_efficientnet+test_resnet",
+            "aligned",
+            512,
+        )
+
+    def test_an_unreadable_image_is_skipped_once(self, images, tmp_path):
+        (images / "broken.jpg").write_text("not an image")
+        (skipped,) = embed(images, "test_efficientnet", weights="none", out=tmp_path / "emb").skipped
+        assert skipped.path == images / "broken.jpg"
+
+    def test_the_head_is_fitted_once(self, images, tmp_path, recording_progress):
+        out, first, second = tmp_path / "emb", recording_progress(), recording_progress()
+        before = embed(images, "test_efficientnet", weights="none", out=out, progress=first)
+        assert first.messages == [
+            f"test_efficientnet: fitting its PCA head on {COUNT} of {COUNT} images (labels are not used)"
+        ]
+        (images / "zebra.jpg").write_bytes((images / "more" / "cat2.jpg").read_bytes())
+        after = embed(images, "test_efficientnet", weights="none", out=out, progress=second)
+        assert second.messages == []
+        assert (after.fingerprint, len(after)) == (before.fingerprint, COUNT + 1)
+        assert read_bundle_info(out / "model").members[0].head == f"PCA of {COUNT} images"
+
+    def test_an_interrupted_fit_leaves_nothing(self, images, tmp_path, monkeypatch):
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fit_module, "pca_head", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                embed(images, "test_efficientnet", weights="none", out=tmp_path / "emb")
+        assert not (tmp_path / "emb").exists()
+        assert len(embed(images, "test_efficientnet", weights="none", out=tmp_path / "emb")) == COUNT
+
+    @pytest.mark.usefixtures("few_fit_images", "small_shards")
+    def test_an_interrupted_run_resumes_with_the_same_head(self, images, tmp_path, recording_progress, decoded):
+        out = tmp_path / "emb"
+        with pytest.raises(KeyboardInterrupt):
+            embed(images, "test_efficientnet", weights="none", out=out, progress=recording_progress(stop_at=COUNT))
+        assert is_unfinished(out)
+        decoded.clear()
+        resumed = embed(images, "test_efficientnet", weights="none", out=out)
+        assert len(decoded) == 2  # the third shard of 5, 5 and 2
+        whole = embed(images, "test_efficientnet", weights="none", out=tmp_path / "whole")
+        assert resumed.fingerprint == whole.fingerprint
+        np.testing.assert_allclose(resumed.vectors, whole.vectors, atol=1e-5)
+
+    def test_a_damaged_model_is_fitted_again(self, images, tmp_path):
+        out = tmp_path / "emb"
+        before = embed(images, "test_efficientnet", weights="none", out=out)
+        (out / "model" / "bundle.json").write_text("{")
+        after = embed(images, "test_efficientnet", weights="none", out=out)
+        assert after.fingerprint == before.fingerprint
+        assert load_encoder(out).fingerprint == before.fingerprint
+
+    @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet"])
+    def test_other_weights_or_another_backbone_are_refused_before_the_work(
+        self, images, encoder, tmp_path, decoded, name
+    ):
+        embed(images, encoder, out=tmp_path / "emb")
+        decoded.clear()
+        with pytest.raises(FingerprintMismatch, match="test_efficientnet") as caught:
+            embed(images, name, weights="none", out=tmp_path / "emb")
+        assert caught.value.argument == "out"
+        assert decoded == []
+
+    def test_one_image_is_not_enough(self, images, tmp_path):
+        shutil.rmtree(images / "more")
+        for path in sorted(images.iterdir())[1:]:
+            path.unlink()
+        with pytest.raises(DataError, match="at least 2"):
+            embed(images, "test_efficientnet", weights="none", out=tmp_path / "emb")
+
+
+class TestEmbed:
+    def test_ids_are_relative_paths(self, images, encoder, tmp_path):
+        embeddings = embed(images, encoder, out=tmp_path / "emb")
+        assert list(embeddings.ids) == sorted(p.relative_to(images).as_posix() for p in images.rglob("*.jpg"))
+        assert read_embeddings_info(tmp_path / "emb").root == images.resolve()
+
+    def test_the_model_of_the_folder_is_the_default(self, images, encoder, tmp_path):
+        with pytest.raises(OptionError, match="emb holds no model") as caught:
+            embed(images, out=tmp_path / "emb")
+        assert caught.value.argument == "model"
+        before = embed(images, encoder, out=tmp_path / "emb")
+        (images / "more" / "cat2.jpg").unlink()
+        after = embed(images, out=tmp_path / "emb")
+        assert set(before.ids) - set(after.ids) == {"more/cat2.jpg"}
+        assert after.fingerprint == encoder.fingerprint
+        rows = [before.ids.index(name) for name in after.ids]
+        np.testing.assert_allclose(after.vectors, before.vectors[rows], atol=1e-5)
+
+    def test_a_folder_keeps_its_precision(self, images, encoder, tmp_path):
+        embed(images, encoder, out=tmp_path / "emb", precision="float32")
+        with pytest.raises(OptionError, match="computed in float32") as caught:
+            embed(images, encoder, out=tmp_path / "emb", precision="bfloat16")
+        assert caught.value.argument == "precision"
+        shutil.copy(images / "more" / "cat2.jpg", images / "zebra.jpg")
+        assert embed(images, encoder, out=tmp_path / "emb").precision == "float32"
+
+    def test_an_ensemble_keeps_the_precision_of_each_member(self, images, ensemble_bundle, tmp_path, monkeypatch):
+        monkeypatch.setattr("lookalike.models.torch_backbone.has_bfloat16", lambda _: True)
+        precision = "float32+bfloat16"
+        embed(images, ensemble_bundle, out=tmp_path / "emb", runtime="torch", precision=precision)
+        shutil.copy(images / "more" / "cat2.jpg", images / "zebra.jpg")
+        assert embed(images, out=tmp_path / "emb", runtime="torch").precision == precision
+
+    def test_torch_as_the_runtime(self, images, bundle, tmp_path):
+        embeddings = embed(images, bundle, out=tmp_path / "emb", runtime="torch", precision="float32")
+        expected = load_encoder(bundle, runtime="torch").embed([images / item_id for item_id in embeddings.ids])
+        np.testing.assert_allclose(embeddings.vectors, expected.vectors, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("argument", "options"),
+        [
+            ("images", {"images": ["a.jpg", "b.jpg"]}),
+            ("runtime", {"runtime": "tensorrt"}),
+            ("precision", {"precision": "int4"}),
+        ],
+    )
+    def test_invalid_arguments(self, images, encoder, tmp_path, argument, options):
+        with pytest.raises(OptionError) as caught:
+            embed(**{"images": images, "model": encoder, "out": tmp_path / "emb", **options})
+        assert caught.value.argument == argument
+        assert not (tmp_path / "emb").exists()
+
+    def test_an_existing_folder_is_reported_before_a_runtime_is_selected(self, images, encoder, tmp_path, monkeypatch):
+        monkeypatch.setattr(type(encoder), "prepare", lambda *_: pytest.fail("a runtime was selected"))
+        (tmp_path / "letters").mkdir()
+        (tmp_path / "letters" / "dear.txt").write_text("dear")
+        with pytest.raises(StorageError, match="already exists") as caught:
+            embed(images, encoder, out=tmp_path / "letters")
+        assert caught.value.argument == "out"
+
+
+@pytest.mark.parametrize("command", [embed, index])
+class TestFolders:
+    """What both verbs accept as a folder of images."""
+
+    def test_a_missing_folder(self, command, encoder, tmp_path):
+        with pytest.raises(DataError, match="missing is not a folder"):
+            command(tmp_path / "missing", encoder, out=tmp_path / "out")
+
+    def test_a_folder_without_images(self, command, encoder, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(DataError, match="empty holds no image") as caught:
+            command(tmp_path / "empty", encoder, out=tmp_path / "out")
+        assert caught.value.argument == "images"
+
+    def test_a_folder_that_cannot_be_read(self, command, images, encoder, tmp_path, monkeypatch):
+        access = os.access
+        monkeypatch.setattr(
+            "lookalike.data.folders.os.access", lambda path, mode: path != images and access(path, mode)
+        )
+        with pytest.raises(DataError, match=r"permissions of .*images"):
+            command(images, encoder, out=tmp_path / "out")
+
+    def test_a_subfolder_that_cannot_be_listed(self, command, images, encoder, tmp_path, close_folder):
+        close_folder(images / "more")
+        assert command(images, encoder, out=tmp_path / "out").skipped == (Skipped(images / "more", CLOSED),)
+
+    def test_only_a_subfolder_that_cannot_be_listed(self, command, images, encoder, tmp_path, close_folder):
+        for path in images.glob("*.jpg"):
+            path.unlink()
+        close_folder(images / "more")
+        with pytest.raises(DataError, match=re.escape(f"{images / 'more'}: {CLOSED}")):
+            command(images, encoder, out=tmp_path / "out")
+
+    def test_output_of_lookalike_is_not_a_folder_of_images(self, command, images, encoder, tmp_path):
+        embed(images, encoder, out=tmp_path / "emb")
+        index(tmp_path / "emb", out=tmp_path / "idx")
+        save_bundle(encoder, tmp_path / "trained")
+        shutil.copy(images / "more" / "cat2.jpg", tmp_path / "trained" / "curves.png")
+        contents = {"idx": "an index", "emb/model": "a model", "trained": "a model"}
+        if command is embed:
+            contents["emb"] = "a folder of embeddings"
+        for name, content in contents.items():
+            with pytest.raises(DataError, match=f"{name} is {content}"):
+                command(tmp_path / name, encoder, out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+    def test_a_read_only_folder(self, command, images, encoder, tmp_path):
+        (tmp_path / "closed").mkdir(mode=0o555)
+        with pytest.raises(StorageError, match="read-only"):
+            command(images, encoder, out=tmp_path / "closed" / "out")
+
+
+class TestIndex:
+    def test_the_folder_of_an_index(self, images, encoder, tmp_path):
+        out = tmp_path / "index"
+        built = index(images, encoder, out=out)
+        assert built.skipped == ()
+        assert names(tmp_path) == ["images", "index", "photos"]
+        loaded = load_index(out)
+        assert loaded.index.ids == built.index.ids
+        assert len(loaded.index) == COUNT
+        assert "more/rocket1.jpg" in loaded.index
+        assert all(loaded.index.path_of(i).is_file() for i in loaded.index.ids)
+        assert load_encoder(out).fingerprint == encoder.fingerprint
+
+    def test_only_the_gallery_of_a_data_set_is_indexed(self, photo_folder, encoder, tmp_path, recording_progress):
+        progress = recording_progress()
+        built = index(photo_folder, encoder, out=tmp_path / "index", progress=progress)
+        assert len(built.index) == 12
+        assert all(i.startswith("test/gallery/") for i in built.index.ids)
+        (message,) = progress.messages
+        assert "its 12 gallery images are indexed, its 32 training and query images are not" in message
+        query = photo_folder / "test" / "query" / "cat0.jpg"
+        assert search(tmp_path / "index", [query], top_k=12).hits.query_ids == ("test/query/cat0.jpg",)
+
+    def test_the_head_of_a_name_is_fitted_on_the_training_split(self, photo_folder, tmp_path):
+        index(photo_folder, "test_efficientnet", weights="none", out=tmp_path / "index")
+        assert read_bundle_info(tmp_path / "index" / "model").members[0].head == "PCA of 24 images"
+
+    def test_unreadable_training_images_are_listed(self, photo_folder, tmp_path):
+        paths = [photo_folder / "training" / "cat" / "cat0.jpg", photo_folder / "test" / "gallery" / "cat0.jpg"]
+        for path in paths:
+            path.write_text("not an image")
+        built = index(photo_folder, "test_efficientnet", weights="none", out=tmp_path / "index")
+        assert sorted(s.path for s in built.skipped) == sorted(paths)
+
+    def test_metadata_of_a_manifest(self, photo_folder, encoder, tmp_path):
+        rows = ["path,label,split,author"]
+        rows += [f"test/gallery/cat{n}.jpg,cat,gallery,Ann{n}" for n in range(3)]
+        rows.append("test/query/cat0.jpg,cat,query,Bob")
+        (photo_folder / "manifest.csv").write_text("\n".join(rows))
+        built = index(photo_folder, encoder, out=tmp_path / "index").index
+        assert tuple(built.ids) == tuple(f"test/gallery/cat{n}.jpg" for n in range(3))
+        assert built.metadata["test/gallery/cat2.jpg"] == {"author": "Ann2"}
+
+    def test_a_gallery_that_cannot_be_listed_is_not_replaced_by_other_images(
+        self, photo_folder, encoder, tmp_path, close_folder
+    ):
+        close_folder(photo_folder / "test" / "gallery")
+        with pytest.raises(DataError, match="has no gallery image"):
+            index(photo_folder, encoder, out=tmp_path / "index")
+
+    @pytest.mark.usefixtures("small_shards")
+    def test_an_interrupted_index_resumes(self, images, encoder, tmp_path, recording_progress, decoded):
+        out = tmp_path / "index"
+        with pytest.raises(KeyboardInterrupt):
+            index(images, encoder, out=out, progress=recording_progress(stop_at=COUNT))
+        assert not out.exists()
+        assert is_unfinished(tmp_path / "index.embedding")
+        decoded.clear()
+        resumed = index(images, encoder, out=out)
+        assert len(decoded) == 2  # the third shard of 5, 5 and 2
+        assert names(tmp_path) == ["images", "index", "photos"]
+        whole = index(images, encoder, out=tmp_path / "whole")
+        assert resumed.index.ids == whole.index.ids
+        assert (out / "index.faiss").read_bytes() == (tmp_path / "whole" / "index.faiss").read_bytes()
+
+    def test_an_unfinished_index_of_another_model_is_refused(self, images, encoder, tmp_path, recording_progress):
+        with pytest.raises(KeyboardInterrupt):
+            index(images, encoder, out=tmp_path / "index", progress=recording_progress(stop_at=COUNT))
+        with pytest.raises(FingerprintMismatch, match=r"index\.embedding"):
+            index(images, "test_resnet", out=tmp_path / "index", weights="none")
+
+    def test_unreadable_files_are_listed(self, images, encoder, tmp_path):
+        (images / "broken.jpg").write_text("not an image")
+        built = index(images, encoder, out=tmp_path / "index")
+        assert [s.path.name for s in built.skipped] == ["broken.jpg"]
+        assert len(built.index) == COUNT
+
+    def test_embeddings_without_their_images(self, images, encoder, tmp_path):
+        embeddings = embed(images, encoder, out=tmp_path / "emb")
+        (images / "more" / "cat2.jpg").unlink()
+        built = index(tmp_path / "emb", out=tmp_path / "index")
+        assert set(built.index.ids) == set(embeddings.ids)
+        assert built.index.root == images.resolve()
+        assert load_index(tmp_path / "index").encoder.fingerprint == encoder.fingerprint
+        assert len(load_embeddings(tmp_path / "emb")) == COUNT
+
+    def test_embeddings_list_what_was_skipped(self, images, encoder, tmp_path, close_folder):
+        close_folder(images / "more")
+        skipped = embed(images, encoder, out=tmp_path / "emb").skipped
+        assert index(tmp_path / "emb", out=tmp_path / "index").skipped == skipped
+
+    def test_embeddings_of_another_model_are_refused(self, images, encoder, other_encoder, tmp_path):
+        embed(images, encoder, out=tmp_path / "emb")
+        save_bundle(other_encoder, tmp_path / "other")
+        for model in (other_encoder, tmp_path / "other", "test_resnet"):
+            with pytest.raises(FingerprintMismatch, match=encoder.fingerprint) as caught:
+                index(tmp_path / "emb", model, out=tmp_path / "index")
+            assert caught.value.argument == "model"
+        for n, model in enumerate((encoder, tmp_path / "emb" / "model", "test_efficientnet")):
+            assert len(index(tmp_path / "emb", model, out=tmp_path / f"index{n}").index) == COUNT
+
+    def test_a_name_does_not_mean_a_trained_model(self, images, encoder, tmp_path):
+        data = TrainingData(fingerprint="some", images=1, validation_images=0, validation="")
+        save_bundle(encoder, tmp_path / "trained", describe(encoder, training_data=data))
+        embed(images, tmp_path / "trained", out=tmp_path / "emb")
+        with pytest.raises(FingerprintMismatch, match="test_efficientnet"):
+            index(tmp_path / "emb", "test_efficientnet", out=tmp_path / "index")
+        for n, model in enumerate((None, tmp_path / "trained")):
+            assert len(index(tmp_path / "emb", model, out=tmp_path / f"index{n}").index) == COUNT
+
+    def test_unfinished_embeddings_or_a_missing_model(self, images, encoder, tmp_path, recording_progress):
+        with pytest.raises(KeyboardInterrupt):
+            embed(images, encoder, out=tmp_path / "emb", progress=recording_progress(stop_at=COUNT))
+        with pytest.raises(StorageError, match="unfinished"):
+            index(tmp_path / "emb", out=tmp_path / "index")
+        embed(images, encoder, out=tmp_path / "emb")
+        shutil.rmtree(tmp_path / "emb" / "model")
+        with pytest.raises(StorageError, match="has no model folder"):
+            index(tmp_path / "emb", out=tmp_path / "index")
+
+    def test_invalid_arguments_are_reported_before_the_work(self, images, encoder, tmp_path, decoded):
+        out = tmp_path / "out"
+        calls = [
+            ("images", lambda: index(["a.jpg"], encoder, out=out)),
+            ("model", lambda: index(images, out=out)),
+            ("min_recall", lambda: index(images, encoder, out=out, min_recall=0)),
+            ("runtime", lambda: index(images, encoder, out=out, runtime="tensorrt")),
+        ]
+        for argument, call in calls:
+            with pytest.raises(OptionError) as caught:
+                call()
+            assert caught.value.argument == argument
+        with pytest.raises(StorageError, match="already exists") as caught:
+            index(images, encoder, out=images)
+        assert caught.value.argument == "out"
+        assert decoded == []
+
+    def test_a_runtime_is_only_for_images(self, images, encoder, tmp_path):
+        embed(images, encoder, out=tmp_path / "emb")
+        with pytest.raises(OptionError, match="embeddings already") as caught:
+            index(tmp_path / "emb", out=tmp_path / "index", precision="float32")
+        assert caught.value.argument == "runtime"
+
+    def test_an_index_is_replaced_only_if_requested(self, index_folder, images, encoder):
+        (images / "astronaut0.jpg").unlink()
+        with pytest.raises(StorageError, match="already exists"):
+            index(images, encoder, out=index_folder)
+        assert len(index(images, encoder, out=index_folder, replace=True).index) == COUNT - 1
+
+    def test_a_full_disk_keeps_the_embeddings(self, images, encoder, tmp_path, monkeypatch, decoded):
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "copytree", full)
+            with pytest.raises(StorageError, match=r"index cannot be written \(no space left on device\)"):
+                index(images, encoder, out=tmp_path / "index")
+        assert names(tmp_path) == ["images", "index.embedding", "photos"]
+        decoded.clear()
+        assert len(index(images, encoder, out=tmp_path / "index").index) == COUNT
+        assert decoded == []
