@@ -18,7 +18,9 @@ from lookalike.runtimes.fit import fit_encoder
 
 def fit(folder: Path, seeds: dict[str, int]) -> AnyEncoder:
     """Fit the heads of encoders with random weights to the training split."""
-    backbones = [(build_trainable(name, "none", seed=seed).backbone(), "untrained") for name, seed in seeds.items()]
+    backbones = [
+        (build_trainable(name, "none", seed=seed).torch_backbone(), "untrained") for name, seed in seeds.items()
+    ]
     return fit_encoder(backbones, load_dataset(folder).training, progress=SILENT).encoder
 
 

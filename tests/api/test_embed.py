@@ -216,7 +216,7 @@ class TestFolders:
     def test_a_folder_that_cannot_be_read(self, command, images, encoder, tmp_path, monkeypatch):
         access = os.access
         monkeypatch.setattr(
-            "lookalike.data.folders.os.access", lambda path, mode: path != images and access(path, mode)
+            "lookalike.data.layouts.os.access", lambda path, mode: path != images and access(path, mode)
         )
         with pytest.raises(DataError, match=r"permissions of .*images"):
             command(images, encoder, out=tmp_path / "out")

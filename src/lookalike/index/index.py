@@ -199,7 +199,7 @@ class Index:
             StorageError: the folder exists or cannot be written.
 
         """
-        with new_folder(Path(path), replace=replace) as folder:
+        with new_folder(Path(path), replace=replace, argument="path") as folder:
             self.write_into(folder)
 
     def write_into(self, folder: Path) -> None:
