@@ -5,8 +5,10 @@ The format is described in docs/concepts.md.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +62,7 @@ class BackboneInfo:
         preprocessing: how an image becomes pixels.
         adaptation: changes to the network as timm builds it.
         weights: where the pretrained weights come from.
-        fingerprint: digest of weights, architecture and preprocessing.
+        weights_digest: digest of the weights.
 
     """
 
@@ -70,7 +72,13 @@ class BackboneInfo:
     preprocessing: Preprocessing
     adaptation: Adaptation
     weights: str
-    fingerprint: str
+    weights_digest: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the pooled features."""
+        settings = json.dumps([self.preprocessing.to_dict(), asdict(self.adaptation)], sort_keys=True)
+        return digest(self.timm_name, settings, self.weights_digest)
 
     @property
     def architecture(self) -> str:
@@ -88,7 +96,7 @@ class BackboneInfo:
             preprocessing=Preprocessing.from_dict(value["preprocessing"]),
             adaptation=Adaptation(**value["adaptation"]),
             weights=str(value["weights"]),
-            fingerprint=str(value["fingerprint"]),
+            weights_digest=str(value["weights_digest"]),
         )
 
 

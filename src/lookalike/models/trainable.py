@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
 
-import numpy as np
 import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
@@ -106,7 +103,7 @@ class TrainableEncoder:
     @property
     def backbone_fingerprint(self) -> str:
         """Digest of everything that decides the pooled features, as it is now."""
-        return backbone_fingerprint(self.timm_name, self.preprocessing, self.adaptation, self.module)
+        return self._info().fingerprint
 
     @property
     def fingerprint(self) -> str:
@@ -163,18 +160,15 @@ class TrainableEncoder:
             self.preprocessing,
             self.adaptation,
             self.weights,
-            self.backbone_fingerprint,
+            weights_digest(self.module),
         )
 
 
-def backbone_fingerprint(
-    timm_name: str, preprocessing: Preprocessing, adaptation: Adaptation, module: nn.Module
-) -> str:
-    """Return the digest of everything that decides the pooled features."""
-    settings = json.dumps([preprocessing.to_dict(), asdict(adaptation)], sort_keys=True)
-    parts: list[bytes | str] = [timm_name, settings]
+def weights_digest(module: nn.Module) -> str:
+    """Return the digest of all weights, by name."""
+    parts: list[bytes | str] = []
     for name, tensor in sorted(module.state_dict().items(), key=itemgetter(0)):
-        parts += [name, np.ascontiguousarray(tensor.detach().cpu().contiguous().numpy()).tobytes()]
+        parts += [name, tensor.detach().cpu().contiguous().numpy().tobytes()]
     return digest(*parts)
 
 
@@ -186,7 +180,7 @@ def load_torch_backbone(info: BackboneInfo, file: WeightsFile) -> TorchBackbone:
 
     """
     module = _module_of(info, {name: torch.from_numpy(array) for name, array in file.read().items()})
-    if backbone_fingerprint(info.timm_name, info.preprocessing, info.adaptation, module) != info.fingerprint:
+    if weights_digest(module) != info.weights_digest:
         raise ModelError(f"{file.path} was changed after it was saved (its fingerprint differs); make it again.")
     device = default_device()
     return TorchBackbone(info, module.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
