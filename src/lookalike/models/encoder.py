@@ -351,6 +351,8 @@ def embed_groups(
     task: str,
 ) -> Generator[Embeddings, None, None]:
     """Embed groups of images without a pause between them, and yield each group's embeddings when it is done."""
+    if not groups:
+        return
     sample = [group[0] for group in sample_evenly(groups, SAMPLE_SIZE)] if len(groups) > 1 else groups[0][:SAMPLE_SIZE]
     encoder = encoder.prepare(sample, sum(map(len, groups)), progress)
     backbones = [member.backbone for member in encoder.members]

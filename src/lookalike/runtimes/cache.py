@@ -136,10 +136,13 @@ class GraphCache:
 
     def read_blob(self, name: str) -> bytes | None:
         """Return a compiled graph; None where it is missing, damaged, or was compiled on another machine."""
+        file = self._blob(name)
         try:
-            data = self._blob(name).read_bytes()
+            data = file.read_bytes()
         except OSError:
             return None
+        with contextlib.suppress(OSError):
+            os.utime(file)  # `_evict` removes what was used least recently
         blob = data[_DIGEST_LENGTH:]
         return blob if digest(blob).encode() == data[:_DIGEST_LENGTH] else None
 
@@ -200,8 +203,7 @@ class PretrainedCache:
     def save(self, info: BackboneInfo, state: str, write_weights: Callable[[Path], None]) -> None:
         """Remember a backbone; where the cache cannot be written, it is built again."""
         with contextlib.suppress(LookalikeError, OSError):
-            if not self._weights(info).is_file():
-                write_file(self._weights(info), write_weights)
+            write_file(self._weights(info), write_weights)
             backbone: dict[str, Any] = {**asdict(info), "preprocessing": info.preprocessing.to_dict()}
             write_json(self._file, {"backbone": backbone, "state": state})
             _evict(self._file.parent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +86,8 @@ def load_bundle(path: Path) -> AnyEncoder:
         if info.combination is not None:
             encoder = Ensemble(members, info.combination, read_alignments(path, len(members)))
     except LookalikeError as error:
-        raise ModelError(f"{path / BUNDLE_FILE} is damaged ({error}) make the bundle again.") from error
+        cause = str(error).rstrip(".")
+        raise ModelError(f"{path / BUNDLE_FILE} is damaged ({cause}); make the bundle again.") from error
     if encoder.fingerprint != info.fingerprint:
         raise ModelError(f"{path} was changed after it was saved (its fingerprint differs); make the bundle again.")
     return encoder
@@ -129,6 +130,34 @@ class StoredWeights:
         return self.file.read()
 
 
+@dataclass(frozen=True)
+class CachedWeights:
+    """The weights of a pretrained backbone in the cache; a damaged file is replaced.
+
+    Attributes:
+        stored: the file.
+        build: builds the backbone again and caches it.
+
+    """
+
+    stored: StoredWeights
+    build: Callable[[], TorchBackbone]
+
+    def load(self) -> TorchBackbone:
+        """Return the backbone on torch."""
+        try:
+            return self.stored.load()
+        except ModelError:
+            return self.build()
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Return the weights by name, without torch unless the file is damaged."""
+        try:
+            return self.stored.arrays()
+        except ModelError:
+            return self.build().weights()
+
+
 def load_pretrained(
     name: str, weights: WeightsOption = PRETRAINED, *, seed: int = 0
 ) -> list[tuple[AutoBackbone, TrainingState]]:
@@ -140,26 +169,39 @@ def load_pretrained(
 
     """
     names = _backbone_names(name)
-    entries = [PretrainedCache.of(n, str(weights_of(weights, n)), seed) for n in names]
-    return [
-        _load_backbone(backbone_name, weights_of(weights, backbone_name), seed, entry)
-        for backbone_name, entry in zip(names, entries, strict=True)
-    ]
+    requests = [_Request(n, weights_of(weights, n), seed) for n in names]
+    return [request.load() for request in requests]
 
 
-def _load_backbone(
-    name: str, weights: str | Path, seed: int, entry: PretrainedCache
-) -> tuple[AutoBackbone, TrainingState]:
-    cached = entry.load()
-    if cached is not None:
-        info, state, file = cached
-        return AutoBackbone(info, StoredWeights(info, WeightsFile(file, ""))), state
-    from lookalike.models.trainable import build_trainable
+@dataclass(frozen=True)
+class _Request:
+    """A pretrained backbone by name, weights and seed."""
 
-    trainable = build_trainable(name, weights, seed=seed)
-    backbone = trainable.torch_backbone()
-    entry.save(backbone.info, trainable.trained, lambda path: write_tensors(path, backbone.weights()))
-    return AutoBackbone(backbone.info, TorchWeights(backbone)), trainable.trained
+    name: str
+    weights: str | Path
+    seed: int
+
+    def load(self) -> tuple[AutoBackbone, TrainingState]:
+        cached = self._entry.load()
+        if cached is not None:
+            info, state, file = cached
+            source = CachedWeights(StoredWeights(info, WeightsFile(file, "")), lambda: self.build()[0])
+            return AutoBackbone(info, source), state
+        backbone, state = self.build()
+        return AutoBackbone(backbone.info, TorchWeights(backbone)), state
+
+    def build(self) -> tuple[TorchBackbone, TrainingState]:
+        """Build the backbone and cache it."""
+        from lookalike.models.trainable import build_trainable
+
+        trainable = build_trainable(self.name, self.weights, seed=self.seed)
+        backbone = trainable.torch_backbone()
+        self._entry.save(backbone.info, trainable.trained, lambda path: write_tensors(path, backbone.weights()))
+        return backbone, trainable.trained
+
+    @property
+    def _entry(self) -> PretrainedCache:
+        return PretrainedCache.of(self.name, str(self.weights), self.seed)
 
 
 def weights_of(weights: WeightsOption, name: str) -> str | Path:

@@ -71,6 +71,7 @@ class AutoBackbone:
     runtime: str = AUTO
     precision: str = AUTO
     _prepared: dict[bool, Backbone] = field(default_factory=dict, repr=False)  # by whether it is for single images
+    _torch: list[TorchBackbone] = field(default_factory=list, repr=False)  # at most one, while torch is in use
 
     @property
     def device_type(self) -> str:
@@ -104,9 +105,13 @@ class AutoBackbone:
         single = count <= SINGLE_MAX
         backbone = self._prepared.get(single)
         if backbone is None:
-            backbone = _Selection(self, sample, count, progress).select()
-            if not (backbone.runtime == TORCH and self.runtime == AUTO):  # more images may be worth another runtime
+            selection = _Selection(self, sample, count, progress)
+            backbone = selection.select()
+            if backbone.runtime == TORCH and self.runtime == AUTO:  # more images may be worth another runtime
+                self._torch[:] = [selection.on_torch("float32")]  # not to be loaded for each call
+            else:
                 self._prepared[single] = backbone
+                self._torch.clear()
         return backbone
 
     def weights(self) -> Mapping[str, np.ndarray]:
@@ -200,7 +205,7 @@ class _Selection:
         self.throughput = count > SINGLE_MAX
         self.progress = progress
         self.graphs = GraphCache.open(self.info.fingerprint)
-        self._torch: TorchBackbone | None = None
+        self._torch = next(iter(request._torch), None)
         self._expected: tuple[Pixels, Vectors] | None = None
 
     def select(self) -> Backbone:
