@@ -1,21 +1,26 @@
-"""Networks changed: pooling, last stride, side; what cannot be changed is refused; a bundle brings it back."""
+"""Changes to a network: pooling, last stride, side; unsupported changes are refused, and bundles repeat them."""
 
 import numpy as np
 import pytest
 import timm
 import torch
-from lookalike.models.torch_bundle import load_bundle, save_bundle
 
 from lookalike.errors import OptionError
-from lookalike.models.adapt import Adaptation, GeneralizedMean, family_of
-from lookalike.models.encoder import Encoder
+from lookalike.models.adapt import GeneralizedMean, family_of
+from lookalike.models.bundle import save_bundle
+from lookalike.models.info import Adaptation
 from lookalike.models.trainable import build_trainable
+from lookalike.runtimes.load import load_encoder
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
 
 
 def build(name="test_efficientnet", **changes):
     return build_trainable(name, "none", adapt=lambda _: Adaptation(**changes))
+
+
+def features(trainable):
+    return trainable.backbone().submit(PIXELS)()
 
 
 @pytest.mark.parametrize(
@@ -30,12 +35,14 @@ def build(name="test_efficientnet", **changes):
         ("mobilevit_xxs", "hybrid"),
     ],
 )
-def test_families_are_told_apart_by_their_layers(name, family):
-    assert family_of(timm.create_model(name)) == family
+def test_the_layers_decide_the_family(name, family):
+    with torch.device("meta"):
+        module = timm.create_model(name)
+    assert family_of(module) == family
 
 
-def test_generalised_mean_by_hand():
-    """Cubes of 1, 2, 3 and 0: (36 / 4) ** (1 / 3); what is below zero counts as zero."""
+def test_generalized_mean_by_hand():
+    """Cubes of 1, 2, 3 and 0: (36 / 4) ** (1 / 3); values below zero count as zero."""
     x = torch.tensor([1.0, 2.0, 3.0, -5.0]).view(1, 1, 2, 2)
     pooled = GeneralizedMean(3.0)(x)
     assert pooled.shape == (1, 1)
@@ -45,54 +52,60 @@ def test_generalised_mean_by_hand():
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_convnext"])
 @pytest.mark.parametrize("pooling", ["max", "avgmax", "gem"])
-def test_pooling_changes_the_features_and_keeps_their_number(name, pooling):
+def test_pooling_changes_the_features_but_not_their_number(name, pooling):
     plain, changed = build(name), build(name, pooling=pooling)
     assert changed.features_width == plain.features_width
-    assert changed.encode(PIXELS).shape == (2, 512)
-    assert not np.allclose(changed.features(PIXELS), plain.features(PIXELS))
-    assert changed.fingerprint != plain.fingerprint
+    assert features(changed).shape == features(plain).shape
+    assert not np.allclose(features(changed), features(plain))
+    assert changed.freeze().fingerprint != plain.freeze().fingerprint
 
 
-def test_average_pooling_asked_for_is_what_a_cnn_has():
-    np.testing.assert_allclose(build(pooling="avg").features(PIXELS), build().features(PIXELS), rtol=1e-6)
+def test_average_pooling_is_the_default_of_a_cnn():
+    np.testing.assert_allclose(features(build(pooling="avg")), features(build()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet"])
+def test_a_last_stride_of_one_doubles_the_sides_of_the_last_feature_map(name):
+    def side(trainable):
+        return trainable.module.forward_features(trainable.to_input(PIXELS)).shape[-1]
+
+    assert side(build(name, last_stride=1)) == 2 * side(build(name))
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "sentence"),
+    ("name", "changes", "argument"),
     [
-        (
-            "test_vit",
-            {"pooling": "gem"},
-            "pooling 'gem' needs a network that pools one feature map, which test_vit does",
-        ),
+        ("test_vit", {"pooling": "gem"}, "pooling"),
+        ("test_vit", {"last_stride": 1}, "last_stride"),
+        ("test_convnext", {"last_stride": 1}, "last_stride"),
     ],
 )
-def test_what_a_network_cannot_be(name, changes, sentence):
-    with pytest.raises(OptionError) as raised:
+def test_unsupported_changes_are_refused(name, changes, argument):
+    with pytest.raises(OptionError, match=f"which {name} ") as raised:
         build(name, **changes)
-    assert str(raised.value).startswith(sentence)
+    assert raised.value.argument == argument
 
 
-@pytest.mark.parametrize(("name", "height"), [("test_efficientnet", 192), ("test_vit", 192)])
-def test_another_side_is_taken_by_network_and_preprocessing(name, height):
-    member = build(name, side=1.2)
-    assert (member.preprocessing.height, member.preprocessing.width) == (height, height)
-    pixels = np.zeros((1, height, height, 3), np.uint8)
-    assert member.encode(pixels).shape == (1, 512)
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_a_side_changes_network_and_preprocessing(name):
+    trainable = build(name, side=1.2)
+    assert (trainable.preprocessing.height, trainable.preprocessing.width) == (192, 192)
+    pixels = np.zeros((1, 192, 192, 3), np.uint8)
+    assert trainable.backbone().submit(pixels)().shape == (1, trainable.features_width)
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("test_efficientnet", {"pooling": "gem", "side": 1.2}),
+        ("test_efficientnet", {"pooling": "gem", "last_stride": 1, "side": 1.2}),
         ("test_vit", {"side": 1.2}),
         ("test_convnext", {"pooling": "gem"}),
     ],
 )
-def test_a_bundle_brings_the_changes_back(name, changes, tmp_path):
-    member = build(name, **changes)
-    encoder = load_bundle(save_bundle(Encoder([member]), tmp_path / "bundle"))
-    assert encoder.members[0].adaptation == Adaptation(**changes)
-    side = member.preprocessing.height
+def test_a_bundle_repeats_the_changes(name, changes, tmp_path):
+    encoder = build(name, **changes).freeze()
+    loaded = load_encoder(save_bundle(encoder, tmp_path / "bundle"), runtime="torch")
+    assert loaded.info.backbone.adaptation == Adaptation(**changes)
+    side = encoder.preprocessing.height
     pixels = np.random.default_rng(1).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(encoder.members[0].encode(pixels), member.encode(pixels))
+    np.testing.assert_array_equal(loaded.encode(pixels), encoder.encode(pixels))
