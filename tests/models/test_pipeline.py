@@ -163,7 +163,7 @@ def test_unreadable_bytes_are_reported_by_their_id(photos, data):
 
 
 def test_a_truncated_pil_image_is_unreadable(photos, tmp_path):
-    path = tmp_path / "cut.png"
+    path = tmp_path / "cut.jpg"
     photos["cat"].save(path)
     path.write_bytes(path.read_bytes()[:2000])
     with Image.open(path) as opened, pytest.raises(UnreadableImage, match="truncated"):

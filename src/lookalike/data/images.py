@@ -60,15 +60,19 @@ def read_image(path: Path | str) -> Image.Image:
             larger than `MAX_PIXELS`.
 
     """
-    path = Path(path)
+    return _read(Path(path), Path(path))
+
+
+def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
+    """Decode a file or bytes; `path` is what errors name."""
     try:
-        if path.stat().st_size == 0:
+        if (len(file.getbuffer()) if isinstance(file, io.BytesIO) else file.stat().st_size) == 0:
             raise UnreadableImage(path, "the file is empty")
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             _check_header(path, image)
             image.seek(0)
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(image)
     except UnreadableImage:
         raise
     except FileNotFoundError as error:
@@ -83,25 +87,6 @@ def read_image(path: Path | str) -> Image.Image:
         raise UnreadableImage(path, "it is a folder, not a file") from error
     except Exception as error:  # decoders raise anything on damaged files: struct.error, RuntimeError, KeyError, ...
         raise UnreadableImage(path, f"it cannot be decoded ({_first_line(error)})") from error
-
-
-def read_image_bytes(data: bytes, name: str) -> Image.Image:
-    """Decode an encoded image in memory as `read_image` decodes a file.
-
-    Raises:
-        UnreadableImage: with `name` in place of the path.
-
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            _check_header(Path(name), image)
-            image.seek(0)
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except UnreadableImage:
-        raise
-    except Exception as error:  # decoders raise anything on damaged data
-        raise UnreadableImage(name, f"it cannot be decoded ({_first_line(error)})") from error
 
 
 def read_pixels(path: Path | str, min_side: int | None = None) -> Pixels:
@@ -131,6 +116,24 @@ def read_scaled(path: Path | str, min_sides: Sequence[int | None]) -> list[Pixel
             if decoded is not None:
                 return decoded
     return [np.array(read_image(path))] * len(min_sides)
+
+
+def read_in_memory(name: str, image: bytes | Image.Image | Pixels, min_sides: Sequence[int | None]) -> list[Pixels]:
+    """Do `read_scaled` for an encoded image, a PIL image of any mode, or pixels.
+
+    Raises:
+        UnreadableImage: with `name` as its path.
+
+    """
+    if isinstance(image, bytes):
+        decoded = decode_jpeg(image, min_sides, max_pixels=MAX_PIXELS)
+        return decoded or [np.array(_read(Path(name), io.BytesIO(image)))] * len(min_sides)
+    if not isinstance(image, Image.Image):
+        return [image] * len(min_sides)
+    try:
+        return [np.array(to_rgb(image))] * len(min_sides)
+    except Exception as error:  # PIL decodes late
+        raise UnreadableImage(Path(name), f"it cannot be decoded ({_first_line(error)})") from error
 
 
 def decode_jpeg(data: bytes, min_sides: Sequence[int | None], *, max_pixels: int) -> list[Pixels] | None:
@@ -190,7 +193,8 @@ def _check_header(path: Path, image: Image.Image) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, by the rules of `read_image`."""
+    """Convert an image of any mode and orientation to upright RGB, by the rules of `read_image`."""
+    image = ImageOps.exif_transpose(image)
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
         return _from_wide_samples(np.asarray(image)).convert("RGB")

@@ -19,7 +19,7 @@ from PIL import Image
 from lookalike._files import digest
 from lookalike._strings import PackedStrings
 from lookalike._system import cpu_count
-from lookalike.data.images import read_image_bytes, read_scaled
+from lookalike.data.images import read_in_memory, read_scaled
 from lookalike.errors import OptionError, UnreadableImage
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.types import Pixels, Skipped, Vectors
@@ -111,7 +111,7 @@ def _as_source(image: Source | ImageInput, number: int) -> Source:
     if isinstance(image, bytes | Image.Image):
         return InMemoryImage(f"image {number}", image)
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise OptionError(
                 f"an array in `images` must be uint8 of shape (h, w, 3), got {image.dtype} of shape {image.shape}.",
                 argument="images",
@@ -150,13 +150,9 @@ def decode(source: Source, min_sides: Sequence[int]) -> list[Pixels]:
         UnreadableImage: the file or the bytes cannot be decoded.
 
     """
-    if not isinstance(source, InMemoryImage):
-        return read_scaled(source.path, min_sides)
-    image = source.image
-    if isinstance(image, bytes):
-        image = read_image_bytes(image, source.id)
-    pixels: Pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    return [pixels] * len(min_sides)
+    if isinstance(source, InMemoryImage):
+        return read_in_memory(source.id, source.image, min_sides)
+    return read_scaled(source.path, min_sides)
 
 
 @dataclass(frozen=True)
