@@ -1,196 +1,281 @@
-"""Embedding files: ids, order, what is skipped, batches, and what an encoder refuses to be made of."""
+"""Embedding images: ids, order, skipped files, batches, images in memory, and ensembles by hand."""
 
+import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.stream import File
+from scipy.stats import ortho_group
 
-from lookalike.data import images
 from lookalike.data.dataset import Item, Split
 from lookalike.errors import DataError, ModelError, OptionError
-from lookalike.models.encoder import Encoder
-from lookalike.models.heads import ProjectionHead
-from lookalike.progress import LineProgress
+from lookalike.models import pipeline
+from lookalike.models.encoder import Encoder, Ensemble, combine, embed_groups
+from lookalike.models.heads import fit_alignment, random_head
+from lookalike.models.pipeline import File, decode
+from lookalike.models.trainable import build_trainable
+from lookalike.progress import SILENT, LineProgress
 from lookalike.types import l2_normalize
+
+COMBINATIONS = ("aligned", "average", "concat")
 
 
 @pytest.fixture
-def encoder(make_member):
-    return Encoder([make_member()])
+def encoder(make_trainable):
+    return make_trainable().freeze()
 
 
-def test_ids_are_the_paths_as_given_in_their_order(encoder, pictures):
-    backwards = [str(p) for p in reversed(pictures)]
-    found = encoder.embed(backwards)
-    assert found.ids == tuple(backwards)
-    assert found.vectors.shape == (len(pictures), 512)
-    assert found.vectors.dtype == np.float32
-    assert found.fingerprint == encoder.fingerprint
-    assert found.skipped == ()
-    np.testing.assert_allclose(found.vectors[::-1], encoder.embed(pictures).vectors, atol=1e-6)
+@pytest.fixture
+def make_encoder(encoder, make_ensemble):
+    return lambda kind: encoder if kind == "single" else make_ensemble(kind)
 
 
-def test_a_vector_is_the_head_on_the_features_of_the_pixels(encoder, pictures, photos):
-    member = encoder.members[0]
-    features = member.features(member.preprocessing.pixels(photos["cat"])[None])
-    linear = member.head.linear
-    expected = l2_normalize(features @ linear.weight.detach().numpy().T + linear.bias.detach().numpy())
-    cat = next(p for p in pictures if p.name == "cat_plain.png")
+def test_ids_are_the_paths_in_their_order(encoder, image_files):
+    paths = [str(path) for path in reversed(image_files)]
+    embeddings = encoder.embed(paths)
+    assert tuple(embeddings.ids) == tuple(paths)
+    assert embeddings.vectors.shape == (len(image_files), 512)
+    assert embeddings.vectors.dtype == np.float32
+    assert (embeddings.fingerprint, embeddings.precision) == (encoder.fingerprint, "float32")
+    assert embeddings.skipped == ()
+    np.testing.assert_allclose(embeddings.vectors[::-1], encoder.embed(image_files).vectors, atol=1e-6)
+
+
+def test_an_embedding_is_the_head_on_the_features_of_the_pixels(encoder, image_files, photos):
+    features = encoder.backbone.submit(encoder.preprocessing.pixels(photos["cat"])[None])()
+    expected = l2_normalize(features @ encoder.head.weight.T + encoder.head.bias)
+    cat = next(path for path in image_files if path.name == "cat_plain.png")
     np.testing.assert_allclose(encoder.embed([cat]).vectors, expected, atol=1e-5)
-    np.testing.assert_allclose(member.project(features), expected, atol=1e-5)
+    np.testing.assert_allclose(encoder.project(features), expected, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(encoder.preprocessing.pixels(photos["cat"])[None]), expected, atol=1e-5)
 
 
-def test_catalogue_items_keep_their_ids(encoder, pictures):
-    items = [Item(f"item {n}", p, None, Split.GALLERY) for n, p in enumerate(pictures)]
-    assert encoder.embed(iter(items)).ids == tuple(f"item {n}" for n in range(len(pictures)))
+def test_items_keep_their_ids(encoder, image_files):
+    items = [Item(f"item {n}", path, None, Split.GALLERY) for n, path in enumerate(image_files)]
+    assert tuple(encoder.embed(iter(items)).ids) == tuple(f"item {n}" for n in range(len(image_files)))
 
 
-@pytest.mark.parametrize("how", ["single", "aligned"])
-def test_the_batch_size_makes_no_difference(how, encoder, make_ensemble, pictures):
-    model = encoder if how == "single" else make_ensemble(how)
-    one, many = (model.embed(pictures, batch_size=size).vectors for size in (1, 16))
+def test_paths_pil_images_arrays_and_bytes_give_the_same_embedding(encoder, photos, tmp_path):
+    photo = photos["coffee"]
+    path = tmp_path / "coffee.png"
+    photo.save(path)
+    embeddings = encoder.embed([path, photo, np.array(photo), path.read_bytes()])
+    assert tuple(embeddings.ids) == (str(path), "image 1", "image 2", "image 3")
+    np.testing.assert_allclose(embeddings.vectors, np.tile(embeddings.vectors[0], (4, 1)), atol=1e-6)
+
+
+def test_unreadable_images_in_memory_are_skipped(encoder, photos):
+    buffer = io.BytesIO()
+    photos["cat"].save(buffer, "png")
+    embeddings = encoder.embed([buffer.getvalue(), b"no image", photos["cat"]])
+    assert tuple(embeddings.ids) == ("image 0", "image 2")
+    assert [skipped.path for skipped in embeddings.skipped] == [Path("image 1")]
+
+
+@pytest.mark.parametrize("kind", ["single", "aligned"])
+def test_the_batch_size_does_not_change_the_embeddings(kind, make_encoder, image_files):
+    encoder = make_encoder(kind)
+    one, many = (encoder.embed(image_files, batch_size=size).vectors for size in (1, 16))
     np.testing.assert_allclose(one, many, atol=1e-5)
 
 
-def test_an_unreadable_file_is_left_out_and_named_with_its_cause(encoder, pictures, tmp_path):
-    half, text = tmp_path / "half.png", tmp_path / "note.jpg"
-    half.write_bytes(pictures[0].read_bytes()[:2000])
-    text.write_text("not a picture")
-    missing = tmp_path / "gone.png"
-    found = encoder.embed([half, pictures[0], text, pictures[1], missing], batch_size=2)
-    assert found.ids == (str(pictures[0]), str(pictures[1]))
-    assert [s.path for s in found.skipped] == [half, text, missing]
-    causes = [s.cause for s in found.skipped]
-    assert "truncated" in causes[0].lower()
-    assert causes[1:] == ["not an image that Pillow can read", "the file does not exist"]
-    np.testing.assert_allclose(found.vectors, encoder.embed(pictures[:2]).vectors, atol=1e-6)
+def test_unreadable_files_are_skipped_with_their_cause(encoder, image_files, tmp_path):
+    truncated, text, missing = tmp_path / "half.png", tmp_path / "note.jpg", tmp_path / "missing.png"
+    truncated.write_bytes(image_files[0].read_bytes()[:2000])
+    text.write_text("not an image")
+    embeddings = encoder.embed([truncated, image_files[0], text, image_files[1], missing], batch_size=2)
+    assert tuple(embeddings.ids) == (str(image_files[0]), str(image_files[1]))
+    assert [skipped.path for skipped in embeddings.skipped] == [truncated, text, missing]
+    causes = [skipped.cause.lower() for skipped in embeddings.skipped]
+    for cause, words in zip(causes, ("truncated", "not an image", "does not exist"), strict=True):
+        assert words in cause
+    np.testing.assert_allclose(embeddings.vectors, encoder.embed(image_files[:2]).vectors, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", ["single", "aligned", "average", "concat"])
-def test_nothing_to_embed_gives_nothing_of_the_right_size(how, encoder, make_ensemble, tmp_path):
-    model = encoder if how == "single" else make_ensemble(how)
-    for given in ([], [tmp_path / "gone.png"]):
-        found = model.embed(given)
-        assert found.vectors.shape == (0, model.dim)
-        assert found.vectors.dtype == np.float32
-        assert len(found.skipped) == len(given)
+@pytest.mark.parametrize("kind", ["single", *COMBINATIONS])
+def test_no_readable_image_gives_no_rows(kind, make_encoder, tmp_path):
+    encoder = make_encoder(kind)
+    for paths in ([], [tmp_path / "missing.png"]):
+        embeddings = encoder.embed(paths)
+        assert embeddings.vectors.shape == (0, encoder.dim)
+        assert embeddings.vectors.dtype == np.float32
+        assert len(embeddings.skipped) == len(paths)
 
 
-def test_one_path_instead_of_a_list_is_refused(encoder, pictures):
-    for single in (str(pictures[0]), pictures[0]):
-        with pytest.raises(OptionError) as raised:
-            encoder.embed(single)
-        assert (
-            str(raised.value) == f"embed takes a list of images, got the single path {pictures[0]}; put it in a list."
-        )
+def test_a_single_path_is_refused(encoder, image_files):
+    with pytest.raises(OptionError) as raised:
+        encoder.embed(image_files[0])
+    assert raised.value.argument == "images"
 
 
-def test_the_same_image_twice_is_refused(encoder, pictures):
+def test_duplicate_images_are_refused(encoder, image_files):
     with pytest.raises(DataError, match="duplicate id"):
-        encoder.embed([pictures[0], pictures[0]])
+        encoder.embed([image_files[0], image_files[0]])
 
 
-def test_a_batch_size_of_nothing_is_refused(encoder, pictures):
-    with pytest.raises(OptionError, match=r"^the batch size must be at least 1, got 0\.$"):
-        encoder.embed(pictures, batch_size=0)
+def test_a_batch_size_of_zero_is_refused(encoder, image_files):
+    with pytest.raises(OptionError, match="got 0") as raised:
+        encoder.embed(image_files, batch_size=0)
+    assert raised.value.argument == "batch_size"
 
 
-def test_progress_is_told_how_many_are_done(encoder, pictures):
-    told = []
+def test_progress_receives_the_number_of_images(encoder, image_files):
+    steps = []
 
-    class Listener:
-        def step(self, task, done, total, _detail=""):
-            told.append((task, done, total))
+    class Recorder:
+        def step(self, task, done, total, detail=""):
+            steps.append((task, done, total))
 
         def info(self, text):
             raise AssertionError(text)
 
-    encoder.embed(pictures, batch_size=4, progress=Listener(), task="gallery")
-    assert told == [("gallery", 4, 9), ("gallery", 8, 9), ("gallery", 9, 9)]
+    encoder.embed(image_files, batch_size=4, progress=Recorder(), task="gallery")
+    assert steps == [("gallery", 4, 9), ("gallery", 8, 9), ("gallery", 9, 9)]
 
 
-def test_what_sets_the_pace_is_said_to_the_end(encoder, pictures):
+def test_the_last_line_names_the_bottleneck(encoder, image_files):
     lines = []
-    encoder.embed(pictures, batch_size=1, progress=LineProgress(lines.append))
-    (line,) = lines
-    assert re.fullmatch(r"embedding: 9/9, (decoding|the model) sets the pace", line)
+    encoder.embed(image_files, batch_size=1, progress=LineProgress(lines.append))
+    assert re.fullmatch(r"embedding: 9/9, limited by (decoding|the model)", lines[-1])
 
 
-@pytest.mark.parametrize("larger", [1, 6])
-def test_decoding_fast_moves_no_embedding(make_member, photos, tmp_path, larger, monkeypatch):
-    """Against Pillow's decoding of all pixels, also where a JPEG of twelve megapixels is decoded at a part of them."""
+@pytest.mark.parametrize("scale", [1, 6])
+def test_fast_decoding_hardly_changes_an_embedding(photos, tmp_path, scale, monkeypatch):
+    """Compared with Pillow's decoding of all pixels, also where a large JPEG is decoded at a reduced scale."""
     paths = []
     for name, photo in photos.items():
         paths.append(tmp_path / f"{name}.jpg")
-        photo.resize((photo.width * larger, photo.height * larger)).save(paths[-1], quality=90)
-    encoder = Encoder([build_trainable("efficientnet_lite0")])
-    found = encoder.embed(paths).vectors
-    monkeypatch.setattr(images, "decode_jpeg", lambda *_, **__: None)
-    cosines = (encoder.embed(paths).vectors * found).sum(1)
-    assert cosines.min() > 0.999
-
-
-@pytest.mark.parametrize("how", ["aligned", "average", "concat"])
-def test_an_ensemble_combines_what_its_members_give(how, make_ensemble, pictures):
-    ensemble = make_ensemble(how)
-    parts = [Encoder([m]).embed(pictures).vectors for m in ensemble.members]
-    if how == "aligned":
-        parts[1] = parts[1] @ ensemble.alignments[1]
-    joined = np.concatenate(parts, axis=1) if how == "concat" else parts[0] + parts[1]
-    expected = joined / np.linalg.norm(joined, axis=1, keepdims=True)
-    found = ensemble.embed(pictures)
-    np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
-    assert found.vectors.shape[1] == ensemble.dim == (1024 if how == "concat" else 512)
-    assert ensemble.name == "test_efficientnet+test_resnet"
-
-
-def test_an_encoder_needs_fitting_members(make_member, encoder):
-    member, other = encoder.members[0], make_member(seed=1)
-    narrow = make_member(seed=2)
-    narrow.head = ProjectionHead(narrow.features_width, 64)
-    cases = [
-        (lambda: Encoder([]), ModelError, "an encoder needs at least one member, got none."),
-        (
-            lambda: Encoder([member, other], "sum"),
-            OptionError,
-            "a combination must be one of aligned, average, concat, got 'sum'.",
-        ),
-        (
-            lambda: Encoder([member, narrow], "average"),
-            ModelError,
-            "members must have one size to be averaged, got 512, 64.",
-        ),
-        (
-            lambda: Encoder([member, other], "average", [None]),
-            ModelError,
-            "an encoder of 2 members needs as many alignments, got 1.",
-        ),
-        (
-            lambda: Encoder([member, other]),
-            ModelError,
-            "an aligned ensemble needs an alignment for every member but the first; fit them on training embeddings.",
-        ),
-    ]
-    for make, kind, sentence in cases:
-        with pytest.raises(kind) as raised:
-            make()
-        assert str(raised.value) == sentence
-    assert Encoder([member, narrow], "concat").dim == 576
+        photo.resize((photo.width * scale, photo.height * scale)).save(paths[-1], quality=90)
+    encoder = build_trainable("efficientnet_lite0").freeze()
+    embeddings = encoder.embed(paths).vectors
+    monkeypatch.setattr(
+        pipeline, "read_scaled", lambda path, min_sides: [np.array(pipeline.Image.open(path))] * len(min_sides)
+    )
+    assert (encoder.embed(paths).vectors * embeddings).sum(1).min() > 0.999
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
-def test_groups_are_embedded_as_if_alone(encoder, pictures, tmp_path, batch_size):
-    (tmp_path / "none.jpg").write_text("no picture")
-    files = [File(str(n), path) for n, path in enumerate([*pictures, tmp_path / "none.jpg"])]
+def test_groups_are_embedded_as_if_alone(encoder, image_files, tmp_path, batch_size):
+    (tmp_path / "text.jpg").write_text("no image")
+    files = [File(str(n), path) for n, path in enumerate([*image_files, tmp_path / "text.jpg"])]
     groups = [files[:3], files[3:4], files[9:], files[4:9]]
-    found = list(encoder.embed_each(groups, batch_size=batch_size))
-    assert [e.ids for e in found] == [tuple(f.id for f in g if f.id != "9") for g in groups]
-    assert [len(e.skipped) for e in found] == [0, 0, 1, 0]
-    for embeddings, group in zip(found, groups, strict=True):
+    results = list(embed_groups(encoder, groups, batch_size=batch_size, progress=SILENT, task="embedding"))
+    assert [tuple(e.ids) for e in results] == [tuple(f.id for f in group if f.id != "9") for group in groups]
+    assert [len(e.skipped) for e in results] == [0, 0, 1, 0]
+    for embeddings, group in zip(results, groups, strict=True):
         np.testing.assert_allclose(embeddings.vectors, encoder.embed(group).vectors, atol=1e-6)
 
 
-def test_no_group_is_none(encoder):
-    assert list(encoder.embed_each([])) == []
+def test_no_groups_give_no_embeddings(encoder):
+    assert list(embed_groups(encoder, [], progress=SILENT, task="embedding")) == []
+
+
+def test_an_encoder_cannot_be_changed(encoder):
+    with pytest.raises(AttributeError):
+        encoder.head = None
+
+
+# ---------------------------------------------------------------- ensembles
+
+FIRST = np.array([[1, 0], [0, 1]], np.float32)
+SECOND = np.array([[0, 1], [0.6, 0.8]], np.float32)
+QUARTER_TURN = np.array([[0, -1], [1, 0]], np.float32)  # (x, y) @ QUARTER_TURN = (y, -x)
+HALF_ROOT = np.sqrt(0.5)
+
+
+def test_average_by_hand():
+    """(1, 1) / 2 and (0.6, 1.8) / 2, scaled to unit length."""
+    expected = [[HALF_ROOT, HALF_ROOT], [0.6 / np.sqrt(3.6), 1.8 / np.sqrt(3.6)]]
+    np.testing.assert_allclose(combine([FIRST, SECOND], "average", [None, QUARTER_TURN]), expected, atol=1e-6)
+
+
+def test_aligned_by_hand():
+    """The second array becomes (1, 0) and (0.8, -0.6); the sums are (2, 0) and (0.8, 0.4)."""
+    expected = [[1, 0], [0.8 / np.sqrt(0.8), 0.4 / np.sqrt(0.8)]]
+    np.testing.assert_allclose(combine([FIRST, SECOND], "aligned", [None, QUARTER_TURN]), expected, atol=1e-6)
+
+
+def test_concat_by_hand():
+    expected = np.array([[1, 0, 0, 1], [0, 1, 0.6, 0.8]]) * HALF_ROOT
+    np.testing.assert_allclose(combine([FIRST, SECOND], "concat", [None, None]), expected, atol=1e-6)
+
+
+def test_three_encoders_by_hand():
+    """(1, 0) + (0, 1) + (1, 0) = (2, 1)."""
+    third = np.array([[1, 0]], np.float32)
+    average = combine([FIRST[:1], SECOND[:1], third], "average", [None, None, None])
+    np.testing.assert_allclose(average, [[2 / np.sqrt(5), 1 / np.sqrt(5)]], atol=1e-6)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_combined_embeddings_are_float32_of_unit_length(combination):
+    rng = np.random.default_rng(1)
+    parts = [l2_normalize(rng.standard_normal((6, 8))) for _ in range(2)]
+    rotation = ortho_group.rvs(8, random_state=1).astype(np.float32)
+    combined = combine(parts, combination, [None, rotation])
+    assert combined.dtype == np.float32
+    assert combined.shape == (6, 16 if combination == "concat" else 8)
+    np.testing.assert_allclose(np.linalg.norm(combined, axis=1), 1, atol=1e-6)
+
+
+def test_two_rotated_spaces_are_averaged_in_the_first():
+    """This is why the second space is rotated: the plain average is in neither space."""
+    rotation = ortho_group.rvs(16, random_state=3).astype(np.float32)
+    first = l2_normalize(np.random.default_rng(0).standard_normal((40, 16)))
+    second = first @ rotation
+    alignment = fit_alignment(second, first)
+    np.testing.assert_allclose(combine([first, second], "aligned", [None, alignment]), first, atol=1e-5)
+    assert np.abs(combine([first, second], "average", [None, None]) - first).max() > 0.1
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_an_ensemble_combines_the_embeddings_of_its_members(combination, make_ensemble, image_files, monkeypatch):
+    ensemble = make_ensemble(combination)
+    parts = [member.embed(image_files).vectors for member in ensemble.members]
+    decoded = []
+    monkeypatch.setattr(pipeline, "decode", lambda source, sides: decoded.append(source) or decode(source, sides))
+    embeddings = ensemble.embed(image_files)
+    assert len(decoded) == len(image_files)  # each image is decoded once
+    np.testing.assert_allclose(
+        embeddings.vectors, combine(parts, combination, ensemble.alignments), atol=1e-5, rtol=1e-4
+    )
+    assert embeddings.vectors.shape[1] == ensemble.dim == (1024 if combination == "concat" else 512)
+    assert (ensemble.name, ensemble.state) == ("test_efficientnet+test_resnet", "untrained")
+    assert (ensemble.runtime, ensemble.precision) == ("torch", "float32")
+    assert embeddings.fingerprint == ensemble.fingerprint
+
+
+def test_the_fingerprint_depends_on_everything_that_decides_an_embedding(make_ensemble):
+    ensemble = make_ensemble("aligned")
+    first, second = ensemble.members
+    flipped = ensemble.alignments[1].copy()
+    flipped[0] *= -1
+    fingerprints = [
+        first.fingerprint,
+        second.fingerprint,
+        ensemble.fingerprint,
+        Ensemble((first, second), "average").fingerprint,
+        Ensemble((second, first), "average").fingerprint,
+        Ensemble((first, second), "concat").fingerprint,
+        Ensemble((first, second), "aligned", (None, flipped)).fingerprint,
+        Encoder.of(first.backbone, random_head(first.info.backbone.features, seed=5), "untrained").fingerprint,
+    ]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert make_ensemble("aligned").fingerprint == ensemble.fingerprint
+
+
+def test_an_ensemble_needs_matching_members(make_trainable, encoder):
+    other = make_trainable(seed=1).freeze()
+    narrow = Encoder.of(other.backbone, random_head(other.info.backbone.features, 64), "untrained")
+    for members, combination, alignments, error, words in [
+        ((), "average", (), ModelError, "at least 2 encoders, got 0"),
+        ((encoder,), "average", (), ModelError, "at least 2 encoders, got 1"),
+        ((encoder, other), "sum", (), OptionError, "got 'sum'"),
+        ((encoder, narrow), "average", (), ModelError, "got 512, 64"),
+        ((encoder, other), "average", (None,), ModelError, "got 1"),
+        ((encoder, other), "aligned", (), ModelError, "needs an alignment"),
+    ]:
+        with pytest.raises(error, match=words):
+            Ensemble(members, combination, alignments)
+    assert Ensemble((encoder, narrow), "concat").dim == 576
