@@ -1,7 +1,7 @@
-"""EfficientNet-Lite written a second time, from the paper and the names in the state dict, as an oracle for tests.
+"""A second implementation of EfficientNet-Lite, from the paper and the names in the state dict: the reference of tests.
 
-Nothing here looks at the order of the entries: each weight is found by its name, each block's stride and channels come
-from the published table. So an error in laying the package's weights over another model by order shows as a difference.
+Nothing here depends on the order of the weights: each is found by its name, each block's stride and channels come from
+the published table. So an error in assigning the package's weights by position shows as a difference.
 
 Tan & Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", table 1; the lite variants
 drop squeeze-and-excitation, use ReLU6, and keep stem, head and the repeats of the first and last stage unscaled.
@@ -44,7 +44,7 @@ STAGES = (
 
 
 class Variant(NamedTuple):
-    """Scaling of one lite variant and the side of its pictures in pixels."""
+    """Scaling of one lite variant and the side of its input in pixels."""
 
     width: float
     depth: float
@@ -74,7 +74,7 @@ def preprocess(image: Image.Image, side: int) -> torch.Tensor:
 
 
 def pooled_features(state: State, x: torch.Tensor, variant: str) -> torch.Tensor:
-    """Pictures `(n, 3, h, w)` to pooled features `(n, 1280)`, the input of the classifier."""
+    """Images `(n, 3, h, w)` to pooled features `(n, 1280)`, the input of the classifier."""
     x = functional.relu6(_bn(state, "_bn0", _conv_same(x, state["_conv_stem.weight"], stride=2)))
     number = 0
     for stage, repeats, channels in _scaled(VARIANTS[variant]):
@@ -143,8 +143,8 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def skimage_picture(name: str) -> Image.Image:
-    """Open a photograph that scikit-image ships as a file."""
+def skimage_image(name: str) -> Image.Image:
+    """Open an image that scikit-image ships."""
     import skimage
 
     return Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")

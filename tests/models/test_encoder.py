@@ -124,7 +124,7 @@ def test_progress_receives_the_number_of_images(encoder, image_files):
     steps = []
 
     class Recorder:
-        def step(self, task, done, total, detail=""):
+        def step(self, task, done, total, _detail=""):
             steps.append((task, done, total))
 
         def info(self, text):

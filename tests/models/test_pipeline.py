@@ -370,7 +370,7 @@ def test_decoding_and_computing_overlap():
 @pytest.mark.parametrize("failing", ["submit", "wait"])
 def test_an_error_waits_for_what_other_runners_started(failing):
     class FailingRunner(SumRunner):
-        def submit(self, pixels):
+        def submit(self, _):
             if failing == "submit":
                 raise ValueError
 
