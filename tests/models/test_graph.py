@@ -14,7 +14,7 @@ from lookalike.models.trainable import build_trainable
     ("name", "adaptation"),
     [
         ("test_efficientnet", Adaptation()),
-        ("test_resnet", Adaptation(pooling="gem", last_stride=1)),
+        ("test_resnet", Adaptation(pooling="gem")),
         ("test_vit", Adaptation(side=1.2)),
     ],
 )

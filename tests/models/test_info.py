@@ -20,9 +20,10 @@ from lookalike.models.info import (
     read_bundle_info,
 )
 from lookalike.models.preprocessing import Preprocessing
+from lookalike.models.records import TrainingReport
 
 BACKBONE = BackboneInfo(
-    "small", "test_resnet", 64, Preprocessing(96, 64, 1.0, "bilinear"), Adaptation("gem", 1, 1.5), "model hub", "abc"
+    "small", "test_resnet", 64, Preprocessing(96, 64, 1.0, "bilinear"), Adaptation("gem", 1.5), "model hub", "abc"
 )
 ENCODER = EncoderInfo(BACKBONE, 512, "PCA of 9 images", "frozen", "def")
 
@@ -33,7 +34,7 @@ def test_a_record_survives_json(make_ensemble):
         classes=("cat", "dog"),
         training_data=TrainingData("f", 24, 4, "v", ("aa", "bb")),
         options={"seed": 3},
-        training=(None, None),
+        training=(TrainingReport("a", {"seed": 3}, {"lr": 0.1}, "cnn", "cnn", "float32", "pk"), None),
         measures={"validation": {"precision@3": {"mean": 0.5}}},
         request={"names": ["a"]},
         refit_of="other",
@@ -61,7 +62,7 @@ def test_an_exported_record_survives_json():
         {"preprocessing": replace(BACKBONE.preprocessing, crop_pct=0.9)},
         {"preprocessing": replace(BACKBONE.preprocessing, crop_mode="squash")},
         {"preprocessing": replace(BACKBONE.preprocessing, mean=(0.5, 0.5, 0.5))},
-        {"adaptation": Adaptation("max", 1, 1.5)},
+        {"adaptation": Adaptation("max", 1.5)},
         {"weights_digest": "abd"},
     ],
 )

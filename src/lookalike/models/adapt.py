@@ -1,4 +1,4 @@
-"""Change a network as timm builds it: pooling, stride of the last stage, input size."""
+"""Change a network as timm builds it: pooling and input size."""
 
 from __future__ import annotations
 
@@ -34,8 +34,6 @@ def repeat_adaptation(module: nn.Module, adaptation: Adaptation, preprocessing: 
     """Change a fresh network in place as one that was changed before; the preprocessing is the changed one."""
     if adaptation.pooling != AS_PRETRAINED:
         _replace_pooling(module, adaptation.pooling)
-    if adaptation.last_stride == 1:
-        _widen_last_stage(module)
     if adaptation.side != 1:
         _set_input_size(module, preprocessing.height, preprocessing.width)
 
@@ -90,40 +88,13 @@ def _replace_pooling(module: nn.Module, pooling: str) -> None:
     setattr(module.get_submodule(parent), leaf, new)
 
 
-def _widen_last_stage(module: nn.Module) -> None:
-    """Set the strides of the last block that halves the feature map to 1."""
-    layer_types = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
-    strided = [(n, m) for n, m in module.named_modules() if isinstance(m, layer_types) and _stride(m) > 1]
-    last_block = []
-    if strided:
-        block = strided[-1][0].split(".")
-        # the shortcut's stride is in the same block as the stride beside it
-        last_block = [m for n, m in strided if n.split(".")[:2] == block[:2]]
-    is_patch_merge = any(isinstance(m, nn.Conv2d) and any(k % 2 == 0 for k in m.kernel_size) for m in last_block)
-    if len(strided) < 3 or is_patch_merge or family_of(module) not in ("cnn", "mobile-cnn"):
-        raise OptionError(
-            f"last_stride 1 needs a convolutional network with overlapping strides, which {_name(module)} is not; "
-            "use 2.",
-            argument="last_stride",
-        )
-    for m in last_block:
-        if isinstance(m, nn.AvgPool2d):  # of a shortcut: without its stride there is nothing to average
-            m.kernel_size = 1
-        m.stride = (1, 1) if isinstance(m.stride, tuple) else 1
-
-
-def _stride(layer: nn.Module) -> int:
-    stride = layer.stride
-    return int(stride[0] if isinstance(stride, tuple) else stride)  # type: ignore[arg-type]
-
-
 def _set_input_size(module: nn.Module, height: int, width: int) -> None:
     config = getattr(module, "pretrained_cfg", {})
     if not config.get("fixed_input_size", True):
         return
     resize = getattr(module, "set_input_size", None)
     if resize is None:
-        raise OptionError(f"{_name(module)} supports one input size only; use side 1.")
+        raise OptionError(f"{_name(module)} supports one input size only; use side 1.", argument="side")
     try:
         resize(img_size=(height, width))
     except Exception as error:  # timm asserts, raises and divides, by network

@@ -36,13 +36,11 @@ class Adaptation:
 
     Attributes:
         pooling: from feature map to features: pretrained, avg, max, avgmax or gem.
-        last_stride: stride of the last stage that halves the feature map; 1 keeps its size.
         side: side of the input, relative to the size the weights were trained at.
 
     """
 
     pooling: str = AS_PRETRAINED
-    last_stride: int = 2
     side: float = 1.0
 
     @property
