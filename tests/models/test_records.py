@@ -11,7 +11,6 @@ from lookalike.models.records import (
     LearningRates,
     StageMeasures,
     TrainingReport,
-    read_reports,
 )
 
 
@@ -38,13 +37,6 @@ def report():
 
 def test_json_round_trip(report):
     assert TrainingReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
-
-
-def test_reports_of_a_bundle(report):
-    members = [{}, {}]
-    info = {"members": members, "training": [report.to_dict(), None]}
-    assert read_reports(info) == (report, None)
-    assert read_reports({"members": members, "training": []}) == (None, None)
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"version": None}, {"speed": 1}])
