@@ -191,7 +191,7 @@ class BundleInfo:
         training: a report per trained member.
         measures: by split, by measure: `{"mean", "low", "high"}`.
         benchmark: of a winner: how it was selected.
-        request: of a pretrained model that a command was asked for by name: names and weights.
+        request: of a pretrained model that was requested by name: names and weights.
         refit_of: fingerprint of the bundle that was trained again on all labelled images.
         exported_from: fingerprint of the bundle that was exported.
         parity: of an exported bundle: how far it differs from that bundle.

@@ -59,7 +59,7 @@ class InMemoryImage:
 
     @property
     def path(self) -> Path:
-        """Stands for the file in messages."""
+        """The id, for messages."""
         return Path(self.id)
 
 

@@ -46,7 +46,7 @@ class TorchBackbone:
         self.batch_size = _GPU_BATCH_SIZE if on_gpu and precision != "float32" else BATCH_SIZE
         self.in_flight = 2 if on_gpu else 1  # on a GPU one batch is computed while one waits
         if precision == "bfloat16" and not has_bfloat16(self.device):
-            raise ModelError(f"{self.device.type} has no bfloat16 arithmetic on this machine; leave out `precision`.")
+            raise ModelError(f"{self.device.type} has no bfloat16 arithmetic on this machine; use float32.")
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> TorchBackbone:  # noqa: ARG002
         """Return the backbone itself."""

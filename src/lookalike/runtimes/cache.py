@@ -173,7 +173,7 @@ def _evict(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class PretrainedCache:
-    """A pretrained backbone, by the name and weights that it was asked for with.
+    """A pretrained backbone, by the name and weights that were requested.
 
     Attributes:
         key: of the request.
