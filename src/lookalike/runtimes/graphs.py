@@ -12,6 +12,7 @@ import numpy as np
 
 from lookalike._files import digest
 from lookalike.errors import ModelError
+from lookalike.models.encoder import Backbone
 from lookalike.models.info import BackboneInfo, EncoderInfo
 from lookalike.models.pipeline import Source
 from lookalike.progress import SILENT, Progress
@@ -97,7 +98,37 @@ class GraphBackbone:
         return self.source.arrays()
 
 
-class ExportedBackbone:
+class PreparedOnUse:
+    """A backbone that is executed by what `prepare` returns; used without it, it is prepared for single images."""
+
+    def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Backbone:
+        """Return the backbone on the runtime that suits `count` images such as these."""
+        raise NotImplementedError
+
+    def _for_single_images(self) -> Backbone:
+        return self.prepare((), 1, SILENT)
+
+    @property
+    def batch_size(self) -> int:
+        """Preferred number of images per batch."""
+        return self._for_single_images().batch_size
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches may be submitted before the first result is awaited."""
+        return self._for_single_images().in_flight
+
+    @property
+    def device_type(self) -> str:
+        """The type of device."""
+        return self._for_single_images().device_type
+
+    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
+        """Start computing `(n, h, w, 3)` uint8 pixels."""
+        return self._for_single_images().submit(pixels)
+
+
+class ExportedBackbone(PreparedOnUse):
     """The graph of an exported encoder, head included, compiled when it is first used.
 
     Args:
@@ -113,7 +144,6 @@ class ExportedBackbone:
         self.runtime = info.graph.runtime
         self.precision = info.graph.precision
         self.width = info.dim
-        self.device_type = "cpu"
         self.folder = file.parent
         self._file = file
         self._cache = GraphCache.open(digest(*info.graph.digests.values()))
@@ -131,23 +161,9 @@ class ExportedBackbone:
             )
         return self._opened[throughput]
 
-    @property
-    def batch_size(self) -> int:
-        """Preferred number of images per batch."""
-        return self.prepare((), 1, SILENT).batch_size
-
-    @property
-    def in_flight(self) -> int:
-        """How many batches may be submitted before the first result is awaited."""
-        return self.prepare((), 1, SILENT).in_flight
-
-    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
-        """Start computing `(n, h, w, 3)` uint8 pixels."""
-        return self.prepare((), 1, SILENT).submit(pixels)
-
     def weights(self) -> Mapping[str, np.ndarray]:
         """Raise `ModelError`: a graph has no weights."""
-        return self.prepare((), 1, SILENT).weights()
+        return self._for_single_images().weights()
 
 
 def open_graph(

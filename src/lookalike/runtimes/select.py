@@ -22,10 +22,10 @@ from lookalike.errors import LookalikeError, MissingExtra, ModelError, OptionErr
 from lookalike.models.encoder import MIN_COSINE, AnyEncoder, Backbone, Encoder, Ensemble
 from lookalike.models.info import BackboneInfo
 from lookalike.models.pipeline import BatchRunner, Source, decode
-from lookalike.progress import SILENT, Progress
+from lookalike.progress import Progress
 from lookalike.runtimes import onnx, openvino
 from lookalike.runtimes.cache import GraphCache, Timing, load_timings, save_timings
-from lookalike.runtimes.graphs import SINGLE_MAX, GraphBackbone, GraphRunner, Weights, open_graph
+from lookalike.runtimes.graphs import SINGLE_MAX, GraphBackbone, GraphRunner, PreparedOnUse, Weights, open_graph
 from lookalike.types import Pixels, Vectors
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def require_runtime(runtime: str, precision: str = AUTO) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class AutoBackbone:
+class AutoBackbone(PreparedOnUse):
     """A backbone that selects its runtime when it is given images.
 
     Attributes:
@@ -74,31 +74,9 @@ class AutoBackbone:
     _torch: list[TorchBackbone] = field(default_factory=list, repr=False)  # at most one, while torch is in use
 
     @property
-    def device_type(self) -> str:
-        """The type of device that it runs on for single images."""
-        return self._for_single_images().device_type
-
-    @property
     def width(self) -> int:
         """Numbers per image."""
         return self.info.features
-
-    @property
-    def batch_size(self) -> int:
-        """Preferred number of images per batch."""
-        return self._for_single_images().batch_size
-
-    @property
-    def in_flight(self) -> int:
-        """How many batches may be submitted before the first result is awaited."""
-        return self._for_single_images().in_flight
-
-    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
-        """Start computing `(n, h, w, 3)` uint8 pixels."""
-        return self._for_single_images().submit(pixels)
-
-    def _for_single_images(self) -> Backbone:
-        return self.prepare((), 1, SILENT)
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Backbone:
         """Return the backbone on the runtime that suits `count` images such as these."""
