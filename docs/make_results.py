@@ -236,7 +236,7 @@ def _training(reports: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"|{'|'.join([':--', *['--:'] * (len(header) - 1)])}|"
     for report in reports:
         share = "head only" if report["share"] is None else f"{report['share']:.0%}"
-        stages = (report["validation"].get(stage) for stage in ("frozen", "head", "fine-tuned"))
+        stages = (report["validation"].get(stage) for stage in ("frozen", "head", "fine_tuned"))
         values = [_MISSING if value is None else f"{value:.3f}" for value in stages]
         yield table_line(
             [escape(report["backbone"]), share, str(report["epochs"]), f"{report['seconds']:.0f}", *values]

@@ -9,7 +9,6 @@ import pytest
 
 from lookalike.benchmark.candidates import bundle_candidate, joint_state, make_candidates, make_ensembles
 from lookalike.errors import OptionError
-from lookalike.models.info import read_bundle_info
 from lookalike.models.records import TrainingReport
 from lookalike.training.refit import refit
 
@@ -21,7 +20,7 @@ def set_result(folder, share, state):
     """Change the bundle so that its fine-tuning has this result; a share of None has no full stage."""
     path = folder / "bundle.json"
     info = json.loads(path.read_text())
-    info["members"][0]["origin"]["trained"] = state
+    info["members"][0]["state"] = state
     report = TrainingReport(NAME, {}, {}, "mobile-cnn", "mobile-cnn", "float32", "shuffled", fine_tuned_share=share)
     info["training"] = [report.to_dict()]
     path.write_text(json.dumps(info))
@@ -101,10 +100,10 @@ def test_a_bundle_of_other_data_has_a_note_and_can_win(finished_copy, data):
 @pytest.mark.parametrize(("state", "leaked"), [("fine-tuned", True), ("frozen", False)])
 def test_a_fine_tuned_bundle_without_a_record_of_its_images_cannot_win(finished_copy, data, state, leaked):
     bundle = finished_copy / "members" / f"test-resnet-{state}"
-    info = read_bundle_info(bundle)
-    info["members"][0]["origin"]["trained"] = state
-    del info["training_data"]["contents"]
-    (bundle / "bundle.json").write_text(json.dumps(info))
+    path = bundle / "bundle.json"
+    info = json.loads(path.read_text())
+    info["members"][0]["state"] = state
+    path.write_text(json.dumps(info | {"training_data": None}))
     candidate = bundle_candidate(data, bundle)
     assert (candidate.leaked, "does not record its training images" in candidate.note) == (leaked, leaked)
 

@@ -82,7 +82,7 @@ def test_training_reports_are_stored(results):
     assert [r["backbone"] for r in reports] == [EFFICIENTNET, RESNET]
     for report in reports:
         assert 0 <= report["share"] <= 1 and report["epochs"] == 2 and report["seconds"] > 0
-        assert set(report["validation"]) == {"frozen", "head", "fine-tuned", "kept"}
+        assert set(report["validation"]) == {"frozen", "head", "fine_tuned", "selected"}
 
 
 def section(page: str, name: str) -> str:

@@ -11,7 +11,6 @@ from lookalike.benchmark.benchmark import benchmark
 from lookalike.benchmark.spec import BenchmarkSpec, check_candidates, lock_or_verify, select_measures, slug
 from lookalike.errors import LookalikeError, ModelError, OptionError, StorageError
 from lookalike.models.bundle import save_bundle
-from lookalike.models.encoder import Encoder
 from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.training.config import TrainingOptions
@@ -30,7 +29,7 @@ def refused(kind: type[LookalikeError], pattern: str, argument: str | None = Non
 
 @pytest.fixture
 def random_bundle(tmp_path):
-    return save_bundle(Encoder([build_trainable(NAME, "none")]), tmp_path / "random")
+    return save_bundle(build_trainable(NAME, "none").freeze(), tmp_path / "random")
 
 
 def test_nothing_to_measure():

@@ -6,10 +6,10 @@ import json
 import os
 import resource
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from lookalike._system import cpu_count
 from lookalike.benchmark import timing
@@ -25,7 +25,7 @@ from lookalike.benchmark.timing import (
 from lookalike.data.layouts import find_images
 from lookalike.errors import LookalikeError
 from lookalike.models.trainable import build_trainable
-from lookalike.runtimes import machine as runtime_machine
+from lookalike.progress import SILENT
 
 NAMES = ("test_efficientnet", "test_resnet")
 
@@ -53,14 +53,24 @@ def test_all_combinations_are_timed_in_a_process_with_its_own_memory(finished, i
 
 def test_combinations_share_every_pass(images, monkeypatch):
     monkeypatch.setattr(timing, "SINGLE_IMAGES", 6)
-    members = [build_trainable(name, "none") for name in NAMES]
     passes = []
-    for member in members:
-        encode = member.encode
-        monkeypatch.setattr(
-            member, "encode", lambda pixels, encode=encode: passes.append(len(pixels)) or encode(pixels)
-        )
-    timings = time_members(lambda _: members, ["aligned", "average", "concat"], images)
+
+    class Counted:
+        """A backbone that records the sizes of its batches."""
+
+        def __init__(self, backbone):
+            self._backbone = backbone
+
+        def __getattr__(self, name):
+            return getattr(self._backbone, name)
+
+        def submit(self, pixels):
+            passes.append(len(pixels))
+            return self._backbone.submit(pixels)
+
+    encoders = [build_trainable(name, "none").freeze() for name in NAMES]
+    members = [replace(e, backbone=Counted(e.backbone.prepare([], 1, SILENT))) for e in encoders]
+    timings = time_members(lambda _: members, ["aligned", "average", "concat"], images, count=20)
     # per member: five images to warm up, six timed; one batch to warm up, four timed
     assert passes.count(1) == 2 * 11
     assert passes.count(16) == 2 * (1 + 4)
@@ -73,9 +83,10 @@ def test_combinations_share_every_pass(images, monkeypatch):
 
 def test_one_encoder(images, monkeypatch):
     monkeypatch.setattr(timing, "SINGLE_IMAGES", 3)
-    calls = []
-    timings = time_members(lambda single: calls.append(single) or [build_trainable(NAMES[0], "none")], [""], images[:1])
-    assert calls == [True, False]
+    counts = []
+    encoder = build_trainable(NAMES[0], "none").freeze()
+    timings = time_members(lambda count: counts.append(count) or [encoder], [""], images[:1], count=20)
+    assert counts == [1, 20]
     assert list(timings) == [""]
     assert timings[""].images == 3
 
@@ -125,32 +136,10 @@ def test_the_requested_runtime_is_timed(finished, images, monkeypatch, tmp_path)
     assert timings[""].runtime == "openvino in float32"
 
 
-@pytest.fixture
-def listed(monkeypatch, tmp_path):
-    """A file in place of /proc/cpuinfo."""
-    path = tmp_path / "cpuinfo"
-    monkeypatch.setattr(runtime_machine, "_LISTED", path)
-    return path
-
-
-def test_the_processor_has_the_name_that_linux_gives(listed):
-    listed.write_text("processor\t: 0\nmodel name\t: Fast One @ 3 GHz\n\nprocessor\t: 1\nmodel name\t: Another\n")
-    assert machine()["processor"] == timing_setup()["processor"] == "Fast One @ 3 GHz"
-
-
-def test_a_processor_without_a_name_has_that_of_its_family(listed, monkeypatch):
-    listed.write_text("processor\t: 0\n")
-    monkeypatch.setattr(runtime_machine.platform, "processor", lambda: "")
-    monkeypatch.setattr(runtime_machine.platform, "machine", lambda: "arm64")
-    assert machine()["processor"] == "arm64"
-    listed.unlink()
-    assert timing_setup()["processor"] == "arm64"
-
-
 def test_timing_setup():
     setup = timing_setup()
-    assert setup.keys() == {"processor", "device", "cores", "threads", "torch", "timm", "pillow", "openvino"}
-    assert setup["threads"] == torch.get_num_threads()
+    assert setup.keys() == {"processor", "device", "threads", "torch", "timm", "pillow", "openvino"}
+    assert setup["threads"] == cpu_count()
     assert (setup["torch"], setup["timm"]) == tuple(importlib.metadata.version(n) for n in ("torch", "timm"))
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from lookalike._files import digest
 from lookalike.benchmark.selection import Selection
 from lookalike.benchmark.spec import BenchmarkSpec, bundle_name
-from lookalike.benchmark.trial import TrainingState, Trial, TrialKind
+from lookalike.benchmark.trial import Trial, TrialKind
 from lookalike.data.dataset import Dataset, content_hashes, sample_evenly
 from lookalike.errors import DataError, OptionError
 from lookalike.models.bundle import describe, save_bundle
 from lookalike.models.encoder import COMBINATIONS, SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble, combine
 from lookalike.models.heads import fit_alignment, pca_head
-from lookalike.models.info import BundleInfo, EncoderInfo, TrainingData, is_bundle, read_bundle_info
+from lookalike.models.info import BundleInfo, EncoderInfo, TrainingData, TrainingState, is_bundle, read_bundle_info
 from lookalike.runtimes.fit import compute_features
-from lookalike.runtimes.load import NONE, load_encoder, load_pretrained
+from lookalike.runtimes.load import NONE, load_bundle, load_pretrained
 from lookalike.training.config import TrainingOptions
 from lookalike.training.context import TrainingContext
 from lookalike.training.curves import write_curves
@@ -78,7 +78,7 @@ class Candidate:
 
     def load(self, _: SplitEmbeddings) -> AnyEncoder:
         """Load its encoder."""
-        return load_encoder(self.bundle)
+        return load_bundle(self.bundle)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class EnsembleCandidate:
 
     def load(self, embeddings: SplitEmbeddings) -> AnyEncoder:
         """Load both members as one encoder."""
-        members = tuple(member for m in self.members for member in load_encoder(m.bundle).members)
+        members = tuple(member for m in self.members for member in load_bundle(m.bundle).members)
         return Ensemble(members, self.combination, (None, self._alignment(embeddings)))
 
     def _alignment(self, embeddings: SplitEmbeddings) -> Vectors | None:
@@ -285,9 +285,11 @@ def _candidate(bundle: Path, name: str, info: BundleInfo) -> Candidate:
 
 
 def _architecture(member: EncoderInfo) -> str:
-    size = member.backbone.preprocessing
-    runtime = f" on {member.graph.runtime} in {member.graph.precision}" if member.graph is not None else ""
-    return f"{member.backbone.timm_name}@{size.height}x{size.width}{runtime}"
+    backbone, graph = member.backbone, member.graph
+    size = backbone.preprocessing
+    changes = "" if backbone.adaptation.changes_nothing else f" changed {backbone.architecture[:8]}"
+    runtime = f" on {graph.runtime} in {graph.precision}" if graph is not None else ""
+    return f"{backbone.timm_name}@{size.height}x{size.width}{changes}{runtime}"
 
 
 def save_winner(
@@ -314,9 +316,10 @@ def save_winner(
     save_bundle(encoder, spec.out / "best", record, replace_existing=True, write_extra=curves)
 
 
-def _joint_training_data(parts: Sequence[TrainingData | None]) -> TrainingData | None:
-    """Return what several members were trained on together; None where one of them does not record it."""
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
+def _joint_training_data(records: Sequence[TrainingData | None]) -> TrainingData | None:
+    """Return what several members were trained on together; None if one of them does not record it."""
+    complete = [record for record in records if record is not None]
+    if len(complete) < len(records):
         return None
-    return replace(known[0], contents=tuple(sorted({image for part in known for image in part.contents})))
+    images = {image for record in complete for image in record.contents}
+    return replace(complete[0], contents=tuple(sorted(images)))

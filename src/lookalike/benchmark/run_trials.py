@@ -18,7 +18,7 @@ from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder
 from lookalike.models.pipeline import sources_digest
 from lookalike.runtimes.fit import feature_file, read_features
-from lookalike.runtimes.load import load_encoder
+from lookalike.runtimes.load import load_bundle
 from lookalike.runtimes.select import with_runtime
 from lookalike.types import Embeddings, Skipped
 
@@ -51,7 +51,7 @@ def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embe
 
 def _load(spec: BenchmarkSpec, candidate: Candidate) -> AnyEncoder:
     """Load an encoder on the requested runtime in float32, ready for all images; an exported one keeps its runtime."""
-    encoder = load_encoder(candidate.bundle)
+    encoder = load_bundle(candidate.bundle)
     if not candidate.export:
         encoder = with_runtime(encoder, spec.runtime, "float32")
     items = spec.data.items

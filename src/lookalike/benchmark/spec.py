@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._files import digest, file_digest, read_json, write_json
-from lookalike.benchmark.trial import STATES, TrainingState, matching_hit
+from lookalike.benchmark.trial import matching_hit
 from lookalike.data.dataset import Dataset
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
+from lookalike.models.info import TRAINING_STATES, TrainingState
 from lookalike.models.registry import find_backbone
 from lookalike.progress import Progress
-from lookalike.runtimes.load import NONE, PRETRAINED, load_encoder
+from lookalike.runtimes.load import NONE, PRETRAINED, load_bundle
 from lookalike.training.config import TrainingOptions
 from lookalike.training.tracking import NO_TRACKER, RunTracker
 from lookalike.training.train import load_as
@@ -155,7 +156,7 @@ def _require_unique_names(backbones: Sequence[str], bundles: Sequence[Path]) -> 
                 argument=argument,
             )
     by_file: dict[str, str] = {}
-    for name in (*(f"{b} {state}" for b in backbones for state in STATES), *bundle_names):
+    for name in (*(f"{b} {state}" for b in backbones for state in TRAINING_STATES), *bundle_names):
         if slug(name) in by_file:
             raise OptionError(
                 f"{by_file[slug(name)]!r} and {name!r} map to the same file name; rename one bundle.",
@@ -168,7 +169,7 @@ def _is_trained(bundle: Path) -> bool:
     """Load a bundle, which verifies it, and return whether none of its members has random weights."""
     if not bundle.exists():
         raise ModelError(f"bundle {bundle} does not exist; pass a folder written by 'lookalike train'.")
-    return all(member.state != "untrained" for member in load_encoder(bundle).members)
+    return all(member.state != "untrained" for member in load_bundle(bundle).members)
 
 
 def load_splits(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:

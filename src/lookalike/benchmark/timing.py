@@ -29,7 +29,7 @@ from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble, run_backbone
 from lookalike.models.info import read_bundle_info
 from lookalike.models.pipeline import File
 from lookalike.progress import SILENT
-from lookalike.runtimes.load import load_encoder
+from lookalike.runtimes.load import load_bundle
 from lookalike.runtimes.select import with_runtime
 from lookalike.types import Vectors
 
@@ -123,7 +123,7 @@ def main() -> None:
 
 def _load(bundle: Path, request: TimingRequest, count: int) -> AnyEncoder:
     """Load a bundle on the requested runtime, ready for this number of images."""
-    encoder = load_encoder(bundle)
+    encoder = load_bundle(bundle)
     if not read_bundle_info(bundle).is_exported:
         encoder = with_runtime(encoder, request.runtime, "float32")
     return encoder.prepare([File(str(i), i) for i in request.images], count, SILENT)

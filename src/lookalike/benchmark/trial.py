@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluation import Estimate, Evaluation
 from lookalike.evaluation.measures import Measure
+from lookalike.models.info import TrainingState
 
 # Version of the files in trials/. A file of another version is ignored, so that a resumed benchmark measures again.
 VERSION = 3
 
 TrialKind = Literal["single", "ensemble"]
-TrainingState = Literal["frozen", "fine-tuned", "untrained"]
-STATES: tuple[TrainingState, ...] = get_args(TrainingState)
 
 
 @dataclass(frozen=True)
