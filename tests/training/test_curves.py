@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lookalike.models.info import read_bundle_info
-from lookalike.models.records import EpochReport, HeadFit, LearningRates, StageMeasures, TrainingReport, read_reports
+from lookalike.models.records import EpochReport, HeadFit, LearningRates, StageMeasures, TrainingReport
 from lookalike.training.config import Recipe
 from lookalike.training.curves import draw_curves, write_curves
 from lookalike.training.train import train
@@ -86,6 +86,6 @@ def test_a_bundle_has_curves_if_the_network_was_fine_tuned(frozen, data, weights
     out = tmp_path / "model"
     train(data, "test_efficientnet", weights=weights, out=out, options=quick(epochs=1, frozen=frozen))
     assert (out / "curves.html").exists() is (out / "curves.png").exists() is not frozen
-    (report,) = read_reports(read_bundle_info(out))
+    (report,) = read_bundle_info(out).training
     assert report.recipe["epochs"] == 1
     assert report.family == "mobile-cnn"

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from lookalike.models.info import read_bundle_info
-from lookalike.models.records import read_reports
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.distributed import open_distributed
 from lookalike.training.train import train
@@ -84,7 +83,7 @@ def test_two_processes_make_the_model_of_one(changes, crops, weights, tmp_path):
     assert codes == [0, 0], ended
     assert ended[1][0] == ""  # only the main process reports
     train(crops, SMALL, weights=weights, out=tmp_path / "one", **options)
-    reports = [read_reports(read_bundle_info(tmp_path / name))[0] for name in ("one", "two")]
+    reports = [read_bundle_info(tmp_path / name).training[0] for name in ("one", "two")]
     losses = [[epoch.loss for epoch in report.epochs] for report in reports]
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
     paths = sorted((crops / "test" / "gallery").iterdir())
@@ -104,7 +103,7 @@ def test_the_launcher_that_the_docs_name_starts_two(crops, weights, tmp_path):
     assert "2 processes train together, each on its share of every batch" in ended.stderr
     assert "Warning" not in ended.stderr
     train(crops, SMALL, weights=weights, out=tmp_path / "one", epochs=1, batch_size=10, precision="float32")
-    losses = [read_reports(read_bundle_info(tmp_path / name))[0].epochs[0].loss for name in ("two", "one")]
+    losses = [read_bundle_info(tmp_path / name).training[0].epochs[0].loss for name in ("two", "one")]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
@@ -138,5 +137,5 @@ def test_trained_batch_statistics_are_averaged_over_the_processes(crops, tmp_pat
     codes, ended = start_two(given)
     assert codes == [0, 0], ended
     info = read_bundle_info(tmp_path / "two")
-    expected = read_reports(info)[0].measures.fine_tuned
-    assert info["measures"]["validation"]["map@r"]["mean"] == pytest.approx(expected, abs=1e-6)
+    expected = info.training[0].measures.fine_tuned
+    assert info.measures["validation"]["map@r"]["mean"] == pytest.approx(expected, abs=1e-6)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lookalike.progress import SILENT
 from lookalike.runtimes.fit import compute_features
 from lookalike.training.context import TrainingContext, class_indices
 from lookalike.training.frozen_stage import CANDIDATE_CROP_MODES, CosineClassifier, logit_scale, train_head
@@ -14,7 +15,7 @@ from lookalike.training.train_backbone import train_backbone
 
 @pytest.fixture
 def features(member, data):
-    return compute_features(member, data.training, task="features")
+    return compute_features(member.torch_backbone(), data.training, progress=SILENT, task="features")
 
 
 @pytest.fixture

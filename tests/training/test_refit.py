@@ -12,15 +12,18 @@ import pytest
 
 from lookalike._files import write_json
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
-from lookalike.models.heads import fit_pca
+from lookalike.models.bundle import save_bundle
+from lookalike.models.heads import pca_head
 from lookalike.models.info import read_bundle_info
-from lookalike.models.records import EpochReport, read_reports
+from lookalike.models.records import EpochReport
+from lookalike.progress import SILENT
 from lookalike.runtimes.fit import compute_features
 from lookalike.runtimes.load import load_encoder
+from lookalike.training.config import TrainingOptions
 from lookalike.training.context import TrainingContext
 from lookalike.training.frozen_stage import FrozenStageConfig, replay_frozen_stage
 from lookalike.training.refit import refit
-from lookalike.training.train import train
+from lookalike.training.train import train, training_info
 
 SMALL = "test_efficientnet"
 WITH_VALIDATION = 32  # 24 training and 8 validation crops
@@ -37,14 +40,14 @@ def first(crops_original, weights, quick, tmp_path_factory) -> Path:
 
 def rewrite(bundle: Path, *, share: float, measures: list[float], head_epochs: int) -> None:
     info = read_bundle_info(bundle)
-    (report,) = read_reports(info)
+    (report,) = info.training
     report = replace(
         report,
         fine_tuned_share=share,
         epochs=tuple(EpochReport(1.0, 1.0, measure) for measure in measures),
         head_epochs=head_epochs,
     )
-    write_json(bundle / "bundle.json", {**info, "training": [report.to_dict()]})
+    write_json(bundle / "bundle.json", replace(info, training=(report,)).to_dict())
 
 
 def test_it_trains_for_the_best_number_of_epochs_on_all_images(first, crops_original, weights, recorder, tmp_path):
@@ -53,17 +56,17 @@ def test_it_trains_for_the_best_number_of_epochs_on_all_images(first, crops_orig
     epochs = [task for task in progress.tasks if task.startswith("epoch")]
     assert epochs == ["epoch 1/2", "epoch 2/2"]  # the learning rate falls as for three
     assert {total for task, _, total in progress.steps if task in epochs} == {WITH_VALIDATION}
-    facts = read_bundle_info(tmp_path / "again")
-    assert facts["refit_of"] == load_encoder(first).fingerprint
-    assert facts["training_data"]["images"] == WITH_VALIDATION
-    assert facts["training_data"]["validation_images"] == 0
+    info = read_bundle_info(tmp_path / "again")
+    assert info.refit_of == load_encoder(first).fingerprint
+    assert info.training_data.images == WITH_VALIDATION
+    assert info.training_data.validation_images == 0
     assert (tmp_path / "again" / "curves.png").exists() and (tmp_path / "again" / "curves.html").exists()
-    (report,), (before,) = read_reports(facts), read_reports(read_bundle_info(first))
+    (report,), (before,) = info.training, read_bundle_info(first).training
     assert report.images == WITH_VALIDATION
     assert (report.measures, report.rates, report.options) == (before.measures, before.rates, before.options)
-    assert "measures" not in facts and "precision@3" in read_bundle_info(first)["measures"]["validation"]
+    assert not info.measures and "precision@3" in read_bundle_info(first).measures["validation"]
     assert [epoch.measure for epoch in report.epochs] == [None, None]
-    assert model.members[0].origin["fine_tuned_share"] == 0.5
+    assert report.fine_tuned_share == 0.5
     assert model.fingerprint == load_encoder(tmp_path / "again").fingerprint != load_encoder(first).fingerprint
     assert not (tmp_path / "again.training").exists()
 
@@ -85,23 +88,19 @@ def test_an_interrupted_and_resumed_refit_is_identical(moment, first, crops_orig
 
 
 def test_the_head_of_an_untrained_encoder_is_fitted_on_all_images(data, crops_original, weights, member, tmp_path):
-    from lookalike.models.bundle import save_bundle
-    from lookalike.models.encoder import Encoder
-    from lookalike.runtimes.fit import fit_projection
-    from lookalike.training.config import TrainingOptions
-    from lookalike.training.train import training_info
-
-    fit_projection(member, compute_features(member, data.training, task=""))
-    facts = training_info(data, TrainingOptions(), [])
-    first = save_bundle(Encoder([member]), tmp_path / "frozen", facts=facts)
+    backbone = member.torch_backbone()
+    training, validation = (
+        compute_features(backbone, items, progress=SILENT, task="").rows for items in (data.training, data.validation)
+    )
+    member.set_head(pca_head(training, member.dim))
+    info = training_info(member.freeze(), data, TrainingOptions(), [])
+    first = save_bundle(member.freeze(), tmp_path / "frozen", info)
     model = refit(crops_original, first, out=tmp_path / "again", weights=weights)
-    rows = [compute_features(member, part, task="").rows for part in (data.training, data.validation)]
-    weight, bias = fit_pca(np.concatenate(rows), member.dim, seed=0)
-    head = model.members[0].head.linear
-    np.testing.assert_allclose(head.weight.detach().numpy(), weight, atol=1e-6)
-    np.testing.assert_allclose(head.bias.detach().numpy(), bias, atol=1e-6)
-    assert model.members[0].origin["head"] == f"PCA of {WITH_VALIDATION} images"
-    assert model.members[0].trained == "frozen"
+    head = pca_head(np.concatenate([training, validation]), member.dim)
+    np.testing.assert_allclose(model.head.weight, head.weight, atol=1e-6)
+    np.testing.assert_allclose(model.head.bias, head.bias, atol=1e-6)
+    assert model.info.head == f"PCA of {WITH_VALIDATION} images"
+    assert model.state == "frozen"
 
 
 def test_an_ensemble_is_aligned_again(crops_original, weights, quick, tmp_path):
@@ -109,7 +108,7 @@ def test_an_ensemble_is_aligned_again(crops_original, weights, quick, tmp_path):
     given = {SMALL: weights, "test_vit": "none"}
     train(crops_original, both, weights=given, out=tmp_path / "first", options=quick(epochs=1))
     model = refit(crops_original, tmp_path / "first", out=tmp_path / "again", weights=given)
-    assert [m.backbone for m in model.members] == [SMALL, "test_vit"]
+    assert [m.name for m in model.members] == [SMALL, "test_vit"]
     alignment = model.alignments[1]
     assert alignment is not None
     np.testing.assert_allclose(alignment @ alignment.T, np.eye(len(alignment)), atol=1e-4)
@@ -130,8 +129,8 @@ def test_epochs_that_a_budget_shortened_stay_short(steps, first, crops_original,
     """24 training images in batches of 8 are 3 steps; with validation they are 32, 4 steps."""
     (before, after), bundle = steps, shutil.copytree(first, tmp_path / "first")
     info = read_bundle_info(bundle)
-    (report,) = read_reports(info)
-    write_json(bundle / "bundle.json", {**info, "training": [replace(report, steps_per_epoch=before).to_dict()]})
+    (report,) = info.training
+    write_json(bundle / "bundle.json", replace(info, training=(replace(report, steps_per_epoch=before),)).to_dict())
     progress = recorder()
     refit(crops_original, bundle, out=tmp_path / "again", weights=weights, progress=progress)
     assert max(done for task, done, _ in progress.steps if task == "epoch 1/2") == after * 8
@@ -139,8 +138,7 @@ def test_epochs_that_a_budget_shortened_stay_short(steps, first, crops_original,
 
 def test_a_refitted_bundle_is_refused(first, crops_original, weights, tmp_path):
     again = Path(shutil.copytree(first, tmp_path / "again"))
-    facts = read_bundle_info(again)
-    write_json(again / "bundle.json", {**facts, "refit_of": "another"})
+    write_json(again / "bundle.json", replace(read_bundle_info(again), refit_of="another").to_dict())
     with pytest.raises(ModelError, match="already refitted"):
         refit(crops_original, again, out=tmp_path / "more", weights=weights)
 
@@ -166,10 +164,7 @@ def test_a_bundle_without_a_record_of_its_training_is_refused(encoder_bundle, cr
 
 @pytest.fixture
 def encoder_bundle(member, tmp_path) -> Path:
-    from lookalike.models.bundle import save_bundle
-    from lookalike.models.encoder import Encoder
-
-    return save_bundle(Encoder([member]), tmp_path / "plain")
+    return save_bundle(member.freeze(), tmp_path / "plain")
 
 
 def test_an_existing_folder_is_not_overwritten(first, crops_original, weights, tmp_path):

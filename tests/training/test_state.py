@@ -7,10 +7,11 @@ import pytest
 import timm
 import torch
 
-from lookalike.models import devices
+from lookalike.models import torch_backbone
 from lookalike.models.adapt import Adaptation, family_of
+from lookalike.models.heads import Head
 from lookalike.models.records import LearningRates
-from lookalike.models.torch_backbone import computes_bfloat16
+from lookalike.models.torch_backbone import has_bfloat16
 from lookalike.models.trainable import build_trainable
 from lookalike.training import state as state_module
 from lookalike.training.config import Recipe, make_recipe
@@ -282,8 +283,8 @@ def autocast_is_enabled(device, precision):
 
 @pytest.mark.parametrize(("flags", "native"), [("avx2 avx512_bf16", True), ("avx2 amx_bf16", True), ("avx2", False)])
 def test_auto_uses_bfloat16_on_a_cpu_only_where_it_is_native(flags, native, monkeypatch):
-    monkeypatch.setattr(devices, "_cpu_flags", lambda: frozenset(flags.split()))
-    assert computes_bfloat16(CPU) is native
+    monkeypatch.setattr(torch_backbone, "cpu_flags", lambda: frozenset(flags.split()))
+    assert has_bfloat16(CPU) is native
     assert autocast_is_enabled(CPU, "auto") is native
     assert autocast_is_enabled(CPU, "bfloat16")
     assert not autocast_is_enabled(CPU, "float32")
@@ -297,9 +298,9 @@ def test_auto_uses_bfloat16_on_a_gpu_only_where_it_is_not_emulated(monkeypatch):
         return False
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert not computes_bfloat16(torch.device("cuda"))
+    assert not has_bfloat16(torch.device("cuda"))
     assert calls == [False]
-    assert not computes_bfloat16(torch.device("mps"))
+    assert not has_bfloat16(torch.device("mps"))
 
 
 # ---------------------------------------------------------------- large networks
@@ -320,7 +321,7 @@ def test_three_steps_update_every_layer(name, loss):
     encoder = build_trainable(name, "none", seed=0)
     generator = np.random.default_rng(0)
     weight = generator.normal(0, 0.05, (512, encoder.features_width)).astype(np.float32)
-    encoder.head.set(weight, np.zeros(512, np.float32))
+    encoder.set_head(Head(weight, np.zeros(512, np.float32), "random"))
     recipe = make_recipe("auto", family_of(encoder.module), drop_path=0.0, warmup=0.0, loss=loss)
     state = TrainState(encoder, 2, recipe)
     p = encoder.preprocessing

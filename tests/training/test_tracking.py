@@ -10,7 +10,6 @@ import pytest
 
 from lookalike.errors import MissingExtra, ModelError, OptionError
 from lookalike.models.info import read_bundle_info
-from lookalike.models.records import read_reports
 from lookalike.progress import SILENT
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.refit import refit
@@ -44,7 +43,7 @@ def test_tensorboard_has_one_point_per_epoch(tracked_run):
     out, events, _ = tracked_run
     read = EventAccumulator(str(next(events.glob("model-*"))))
     read.Reload()
-    (report,) = read_reports(read_bundle_info(out))
+    (report,) = read_bundle_info(out).training
     tensors = {name: [t.tensor_proto for t in read.Tensors(name)] for name in read.Tags()["tensors"]}
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -61,15 +60,15 @@ def test_mlflow_has_recipe_metrics_curves_and_a_model_that_loads_back(tracked_ru
     out, _, uri = tracked_run
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("lookalike").experiment_id])
-    facts = read_bundle_info(out)
+    info = read_bundle_info(out)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "model"
     assert run.data.params["data"] == data.fingerprint
     assert run.data.params[f"{SMALL}/loss"] == "cross-entropy"
     points = client.get_metric_history(run.info.run_id, f"{SMALL}/loss")
     assert [p.step for p in points] == [1, 2]
-    assert [p.value for p in points] == [epoch.loss for epoch in read_reports(facts)[0].epochs]
-    measured = facts["measures"]["validation"]["precision@3"]["mean"]
+    assert [p.value for p in points] == [epoch.loss for epoch in info.training[0].epochs]
+    measured = info.measures["validation"]["precision@3"]["mean"]
     assert run.data.metrics["validation/precision_at_3"] == measured
     assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"curves.png", "curves.html", "model"}
 
@@ -92,7 +91,7 @@ def test_a_resumed_run_is_the_same_run_and_a_new_one_is_another(tmp_path):
     for resume, state in ((False, "killed"), (True, "killed"), (False, "finished"), (True, "finished")):
         tracker = start_tracking([target], "name", "key", resume=resume, progress=SILENT)
         runs.append(next(iter(tracker._trackers.values())).run_id)
-        tracker.params({"a": 1})
+        tracker.log_params({"a": 1})
         tracker.close(state)
     assert runs[0] == runs[1] == runs[3] != runs[2]
     client = MlflowClient(target.location)
@@ -107,7 +106,7 @@ def test_a_resumed_run_is_the_same_run_and_a_new_one_is_another(tmp_path):
 class Broken:
     """A tracker that fails."""
 
-    def metrics(self, _values, _step):
+    def log_metrics(self, _values, _step):
         raise OSError("no space left\non device")
 
     def close(self, _state):
@@ -117,8 +116,8 @@ class Broken:
 def test_a_failing_tracker_is_disabled_with_a_message(recorder):
     listener = recorder()
     tracker = RunTracker({TrackerTarget("mlflow", "sqlite:///x"): Broken()}, listener)
-    tracker.metrics({"loss": 1.0}, 1)
-    tracker.metrics({"loss": 1.0}, 2)
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.log_metrics({"loss": 1.0}, 2)
     tracker.close("finished")
     (message,) = listener.messages
     assert "mlflow at sqlite:///x failed" in message and "no space left on device" in message
@@ -162,7 +161,7 @@ class Interrupted:
     def __getattr__(self, _name):
         return lambda *_: None
 
-    def model(self, bundle, name):
+    def log_model(self, bundle, name):
         self.received.append((bundle, name))
         if len(self.received) == 1:
             raise KeyboardInterrupt

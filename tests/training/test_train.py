@@ -3,19 +3,17 @@
 import hashlib
 import shutil
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
-import torch
 
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import evaluate_embeddings
-from lookalike.models.encoder import Encoder
 from lookalike.models.heads import fit_alignment
 from lookalike.models.info import read_bundle_info
-from lookalike.models.records import read_reports
 from lookalike.models.trainable import build_trainable
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.train import train, training_info
@@ -47,20 +45,20 @@ def test_only_the_bundle_remains(trained):
 
 
 def test_what_the_bundle_records(trained, data, quick):
-    out, encoder, _ = trained
-    facts = read_bundle_info(out)
-    assert facts["classes"] == ["astronaut", "cat", "coffee", "rocket"]
-    assert facts["training_data"] == {
+    out, _, _ = trained
+    info = read_bundle_info(out)
+    assert info.classes == ("astronaut", "cat", "coffee", "rocket")
+    assert asdict(info.training_data) == {
         "fingerprint": data.fingerprint,
         "images": 24,
         "validation_images": 8,
         "validation": validation_fingerprint(data),
-        "contents": sorted(
-            hashlib.blake2b(i.path.read_bytes(), digest_size=16).hexdigest()[:16] for i in data.training
+        "contents": tuple(
+            sorted(hashlib.blake2b(i.path.read_bytes(), digest_size=16).hexdigest()[:16] for i in data.training)
         ),
     }
-    assert facts["options"] == quick().to_dict()
-    (report,) = read_reports(facts)
+    assert info.options == quick().to_dict()
+    (report,) = info.training
     assert report.backbone == SMALL
     assert report.skipped == ()
     assert (report.images, len(report.epochs), report.planned_epochs, report.steps_per_epoch) == (24, 2, 2, 3)
@@ -68,12 +66,11 @@ def test_what_the_bundle_records(trained, data, quick):
     assert measures.selected >= max(measures.fine_tuned, measures.head) >= measures.frozen
     assert measures.fine_tuned == max(epoch.measure for epoch in report.epochs)
     assert set(report.share_measures) == {"0", "0.25", "0.5", "0.75", "1"}
-    assert encoder.members[0].origin["fine_tuned_share"] == report.fine_tuned_share
 
 
 def test_the_selected_weights_have_the_recorded_measure(trained, data):
     out, encoder, _ = trained
-    (report,) = read_reports(read_bundle_info(out))
+    (report,) = read_bundle_info(out).training
     found, labels = encoder.embed(data.validation), {i.id: i.label for i in data.validation}
     again = evaluate_embeddings(found, found, labels, labels, ["map@r"]).mean("map@r")
     assert again == pytest.approx(report.measures.selected, abs=1e-4)
@@ -84,7 +81,7 @@ def test_the_measures_of_a_bundle_are_those_of_its_encoder_on_validation(trained
     found = encoder.embed(data.validation)
     labels = {i.id: i.label for i in data.validation}
     expected = evaluate_embeddings(found, found, labels, labels).to_dict()["measures"]
-    assert read_bundle_info(out)["measures"] == {"validation": expected}
+    assert read_bundle_info(out).measures == {"validation": expected}
     assert set(expected["precision@3"]) == {"mean", "low", "high"}
 
 
@@ -119,19 +116,19 @@ def test_a_folder_is_loaded_and_split_by_the_seed(crops_original, trained, weigh
 
 
 def test_test_images_are_never_read_and_validation_images_never_trained_on(data, weights, quick, monkeypatch):
-    from lookalike.models import stream
+    from lookalike.models import pipeline
     from lookalike.training import batches
 
     embedded, trained_on = [], []
 
     def recording(paths, read):
-        def reading(path, at_least):
+        def reading(path, sides):
             paths.append(path)
-            return read(path, at_least)
+            return read(path, sides)
 
         return reading
 
-    monkeypatch.setattr(stream, "read_scaled", recording(embedded, stream.read_scaled))
+    monkeypatch.setattr(pipeline, "read_scaled", recording(embedded, pipeline.read_scaled))
     monkeypatch.setattr(batches, "read_pixels", recording(trained_on, batches.read_pixels))
     train(data, SMALL, weights=weights, options=quick(epochs=1))
     assert set(trained_on) == {i.path for i in data.training}
@@ -151,7 +148,7 @@ def test_an_unreadable_training_file_is_skipped_and_reported(crops, weights, qui
     broken.write_bytes(broken.read_bytes()[:200])
     out = tmp_path / "model"
     train(data, SMALL, weights=weights, out=out, options=quick(epochs=1))
-    (line,) = read_bundle_info(out)["training"][0]["skipped"]
+    (line,) = read_bundle_info(out).training[0].skipped
     assert line.startswith(f"{broken}: it cannot be decoded")
 
 
@@ -160,7 +157,7 @@ def test_mixed_precision_trains_nearly_the_same_weights_in_float32(data, quick):
         train(data, SMALL, weights="none", options=quick(epochs=1, precision=precision, posthoc_head="trained"))
         for precision in ("float32", "bfloat16")
     )
-    assert {p.dtype for p in mixed.members[0].module.parameters()} == {torch.float32}
+    assert {str(w.dtype) for w in mixed.backbone.weights().values()} == {"float32", "int64"}
     # by their similarities: the principal components that the heads start from may turn among themselves
     first, second = (v @ v.T for v in (encoder.embed(data.validation).vectors for encoder in (plain, mixed)))
     assert 1e-6 < np.abs(first - second).mean() < 0.1
@@ -169,7 +166,7 @@ def test_mixed_precision_trains_nearly_the_same_weights_in_float32(data, quick):
 def test_a_tiny_budget_still_gives_a_bundle(data, weights, quick, tmp_path):
     out = tmp_path / "model"
     train(data, SMALL, weights=weights, out=out, options=quick(epochs=6, max_minutes=0.001))
-    assert len(read_reports(read_bundle_info(out))[0].epochs) == 1
+    assert len(read_bundle_info(out).training[0].epochs) == 1
 
 
 def test_a_budget_ends_the_epochs_when_they_take_longer_than_planned(data, weights, quick, recorder, tmp_path):
@@ -177,7 +174,7 @@ def test_a_budget_ends_the_epochs_when_they_take_longer_than_planned(data, weigh
     train(
         data, SMALL, weights=weights, out=tmp_path / "model", options=quick(epochs=40, max_minutes=0.2), progress=slow
     )
-    (report,) = read_reports(read_bundle_info(tmp_path / "model"))
+    (report,) = read_bundle_info(tmp_path / "model").training
     assert 1 <= len(report.epochs) < report.planned_epochs
     stop = f"stopping before epoch {len(report.epochs) + 1}/{report.planned_epochs}"
     assert any(stop in text for text in slow.messages)
@@ -191,10 +188,10 @@ def test_two_backbones_become_one_aligned_bundle(data, quick, tmp_path):
     encoder = train(data, f"{SMALL}+test_resnet", weights="none", out=out, options=quick(epochs=1))
     loaded = load_encoder(out)
     assert loaded.fingerprint == encoder.fingerprint
-    assert (loaded.name, loaded.how, loaded.is_ensemble) == (f"{SMALL}+test_resnet", "aligned", True)
-    first, second = (Encoder([m]).embed(data.training).vectors for m in loaded.members)
+    assert (loaded.name, loaded.combination) == (f"{SMALL}+test_resnet", "aligned")
+    first, second = (m.embed(data.training).vectors for m in loaded.members)
     np.testing.assert_allclose(loaded.alignments[1], fit_alignment(second, first), atol=1e-6)
-    assert [report.backbone for report in read_reports(read_bundle_info(out))] == [SMALL, "test_resnet"]
+    assert [report.backbone for report in read_bundle_info(out).training] == [SMALL, "test_resnet"]
     alone = train(data, SMALL, weights="none", options=quick(epochs=1))
     assert loaded.members[0].fingerprint == alone.fingerprint  # the other one changed nothing in it
 
@@ -202,7 +199,7 @@ def test_two_backbones_become_one_aligned_bundle(data, quick, tmp_path):
 def test_weights_by_name(data, weights, quick):
     names = f"{SMALL}+test_resnet"
     encoder = train(data, names, weights={SMALL: weights, "test_resnet": "none"}, options=quick(frozen=True))
-    assert [m.origin["weights"] for m in encoder.members] == [f"file {weights.name}", "none"]
+    assert [m.info.backbone.weights for m in encoder.members] == [f"file {weights.name}", "none"]
 
 
 # ---------------------------------------------------------------- what is refused
@@ -264,9 +261,9 @@ def test_replace_overwrites_a_bundle(trained, data, weights, quick, tmp_path):
 
 
 def test_record_of_a_bundle_that_was_not_trained(data, quick):
-    info = training_info(data, quick(), [])
-    assert info["training"] == []
-    assert info["training_data"]["images"] == 24
+    info = training_info(build_trainable(SMALL, "none").freeze(), data, quick(), [])
+    assert info.training == ()
+    assert info.training_data.images == 24
 
 
 def test_a_fresh_encoder_is_not_the_trained_one(trained, weights):

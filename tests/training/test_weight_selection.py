@@ -8,7 +8,7 @@ import torch
 
 from lookalike.models.heads import fit_whitened
 from lookalike.models.info import read_bundle_info
-from lookalike.models.records import EpochReport, read_reports
+from lookalike.models.records import EpochReport
 from lookalike.progress import SILENT
 from lookalike.runtimes.fit import compute_features
 from lookalike.runtimes.load import load_encoder
@@ -95,7 +95,7 @@ class ScriptedContext:
 
     def current_features(self, encoder, items, task):
         self.tasks.append(task)
-        return compute_features(encoder, items, task=task)
+        return compute_features(encoder.torch_backbone(), items, progress=SILENT, task=task)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,6 @@ def test_the_best_share_is_selected(measures, selected, member, stage, fine_tune
     assert dict(sorted(selection.share_measures.items())) == dict(zip((0, 0.25, 0.5, 0.75, 1), measures, strict=True))
     assert selection.measure == max(measures)
     assert bits(member.state()) == bits(interpolate_weights(stage.state, fine_tuned, selected))
-    assert member.origin["fine_tuned_share"] == selected
     assert member.trained == ("fine-tuned" if selected else "frozen")
 
 
@@ -135,19 +134,19 @@ def test_the_best_head_is_selected_and_of_equals_the_first(member, stage):
     after = member.state()
     assert all(np.array_equal(after[k], other[k]) for k in other if k.startswith("backbone."))
     member.load_state(other)
-    features = compute_features(member, stage.items, task="test")
+    features = compute_features(member.torch_backbone(), stage.items, progress=SILENT, task="test")
     fit = HEAD_FITS[1]
     weight, bias = fit_whitened(features.rows, stage.targets, fit.shrinkage, member.dim, emphasis=fit.emphasis, seed=0)
     assert np.array_equal(after["head.linear.weight"], weight)
     assert np.array_equal(after["head.linear.bias"], bias)
-    assert member.origin["head"].startswith("whitened within the classes of 24 images after training")
+    assert member.head_origin.startswith("whitened within the classes of 24 images after training")
 
 
 def test_no_head_above_the_trained_one_changes_nothing(member, stage, fine_tuned):
-    before, origin = member.state(), dict(member.origin)
+    before, origin = member.state(), member.head_origin
     assert fit_posthoc_head(ScriptedContext([0.7] * 8), member, stage, fine_tuned, [1.0], 0.7) is None
     assert bits(member.state()) == bits(before)
-    assert member.origin == origin
+    assert member.head_origin == origin
 
 
 def test_further_shares_are_tried_only_while_there_is_time(member, stage, fine_tuned):
@@ -159,21 +158,21 @@ def test_further_shares_are_tried_only_while_there_is_time(member, stage, fine_t
 def test_a_whitened_head_is_in_the_bundle_and_refit_repeats_it(data, crops_original, quick, tmp_path):
     options = quick(posthoc_head="whitened", crop_mode="center")
     train(data, SMALL, weights="none", out=tmp_path / "model", options=options)
-    (report,) = read_reports(read_bundle_info(tmp_path / "model"))
+    (report,) = read_bundle_info(tmp_path / "model").training
     assert report.posthoc_head in HEAD_FITS
     assert report.crop_mode == "center"
     (encoder,) = load_encoder(tmp_path / "model").members
-    assert encoder.origin["head"].startswith("whitened within the classes of 24 images after training")
+    assert encoder.info.head.startswith("whitened within the classes of 24 images after training")
 
     again = refit(crops_original, tmp_path / "model", out=tmp_path / "again", weights="none")
-    (second,) = read_reports(read_bundle_info(tmp_path / "again"))
+    (second,) = read_bundle_info(tmp_path / "again").training
     assert (second.posthoc_head, second.crop_mode) == (report.posthoc_head, "center")
-    assert again.members[0].origin["head"].startswith("whitened within the classes of 32 images after training")
-    assert again.members[0].preprocessing == encoder.preprocessing
+    assert again.info.head.startswith("whitened within the classes of 32 images after training")
+    assert again.preprocessing == encoder.preprocessing
 
 
 def test_the_trained_head_is_kept_if_the_recipe_says_so(data, weights, quick):
     context = TrainingContext(data, quick(posthoc_head="trained"))
     trained = train_backbone(context, SMALL, weights)
     assert trained.report.posthoc_head is None
-    assert "after training" not in trained.encoder.origin["head"]
+    assert "after training" not in trained.encoder.head_origin

@@ -144,7 +144,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     key = digest(spec.data.fingerprint, str(spec.out.absolute()))
     tracker = start_tracking(targets, spec.out.name, key, resume=True, progress=progress)
     with tracker.closing():
-        tracker.params(spec.options.to_dict() | {"data": spec.data.fingerprint, "measure": spec.measures[0]})
+        tracker.log_params(spec.options.to_dict() | {"data": spec.data.fingerprint, "measure": spec.measures[0]})
         result = _run(replace(spec, tracker=tracker))
         _track(tracker, result)
     return result
@@ -181,8 +181,8 @@ def _track(tracker: RunTracker, result: Benchmark) -> None:
         for split, scores in (("validation", trial.validation), ("test", trial.test)):
             if scores:
                 prefix = f"{slug(trial.name)}/{split}"
-                tracker.metrics({f"{prefix}/{name}": i.mean for name, i in scores.measures.items()}, 1)
+                tracker.log_metrics({f"{prefix}/{name}": i.mean for name, i in scores.measures.items()}, 1)
     for name in ("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html"):
-        tracker.file(result.out / name)
-    tracker.params({"winner": result.selection.winner})
-    tracker.model(result.out / "best", result.out.name)
+        tracker.log_file(result.out / name)
+    tracker.log_params({"winner": result.selection.winner})
+    tracker.log_model(result.out / "best", result.out.name)

@@ -34,7 +34,7 @@ class TrainingContext:
         folder: for checkpoints; None for none.
         cache: a folder that keeps the features of frozen backbones; None for none.
         distributed: the processes that train together.
-        tracker: logs parameters and metrics.
+        tracker: logs the recipe and each epoch.
         recipe: of the backbone.
         key: identifies the backbone's run in its checkpoint.
         earlier_seconds: time that earlier sessions took until their last checkpoint.

@@ -109,9 +109,9 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     require_no_leaks(split, allowed=options.allow_leaks, progress=progress)
     tracker = start_tracking(targets, bundle.name, key, resume=resume, progress=progress)
     with tracker.closing():
-        tracker.params({"refit_of": first.encoder.fingerprint, "data": split.fingerprint})
+        tracker.log_params({"refit_of": first.encoder.fingerprint, "data": split.fingerprint})
         for report in filter(None, first.reports):
-            tracker.params({f"{report.backbone}/{field}": value for field, value in report.recipe.items()})
+            tracker.log_params({f"{report.backbone}/{field}": value for field, value in report.recipe.items()})
         cache = cache or (folder / "cache" if folder is not None else None)
         context = TrainingContext(split, options, progress, folder, cache, tracker=tracker)
         trained = [

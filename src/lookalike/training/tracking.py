@@ -1,6 +1,6 @@
 """Experiment tracking with TensorBoard and MLflow; off by default.
 
-A tracker that fails while a run is going on is dropped with a message: hours of training are worth more than their log.
+A tracker that fails during a run is disabled with a message: hours of training are worth more than their log.
 """
 
 from __future__ import annotations
@@ -9,40 +9,59 @@ import contextlib
 import importlib.util
 import socket
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from lookalike.errors import MissingExtra, ModelError, OptionError
 from lookalike.progress import SILENT, Progress
 
 
-class Tracker(Protocol):
-    """One run in one tracker; made with its location, its name, its key, and whether to continue an unfinished run."""
+class Tracker:
+    """One run in one tracker; this base class logs nothing.
 
-    def params(self, values: Mapping[str, Any]) -> None:
+    Attributes:
+        default_location: folder or URI where it writes if the user gives none.
+        packages: what it imports.
+
+    """
+
+    default_location = ""
+    packages: tuple[str, ...] = ()
+
+    def __init__(self, location: str, name: str, key: str, resume: bool) -> None:
+        """Start a run, or continue the unfinished one with the same key.
+
+        Args:
+            location: folder or URI.
+            name: of the run, for people.
+            key: identifies the run.
+            resume: continue an unfinished run.
+
+        """
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
         """Log parameters of the run."""
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log values of a step, counted from 1."""
 
-    def file(self, path: Path) -> None:
-        """Store a file, if the tracker stores files."""
+    def log_file(self, path: Path) -> None:
+        """Store a file."""
 
-    def model(self, bundle: Path, name: str) -> None:
-        """Register a bundle as a model under a name, if the tracker registers models."""
+    def log_model(self, bundle: Path, name: str) -> None:
+        """Register a bundle as a model under a name."""
 
     def close(self, state: str) -> None:
         """End the run: finished, failed or killed."""
 
 
-class TensorBoard:
-    """Event files, one folder per run; takes metrics only, since the bundle has the rest."""
+class TensorBoard(Tracker):
+    """Event files, one folder per run; takes values only, since the bundle has the rest."""
 
     default_location = "tensorboard"
     packages = ("tensorboard",)
@@ -59,27 +78,18 @@ class TensorBoard:
 
             self._writer = Writer(str(folder))
 
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Write one point per value."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
-
-    def file(self, path: Path) -> None:
-        """Do nothing."""
-
-    def model(self, bundle: Path, name: str) -> None:
-        """Do nothing."""
 
     def close(self, state: str) -> None:  # noqa: ARG002
         """Flush the event file."""
         self._writer.close()
 
 
-class MLflow:
+class MLflow(Tracker):
     """One run of the experiment `lookalike` on a tracking server or in a local database."""
 
     default_location = "sqlite:///mlflow.db"
@@ -108,30 +118,27 @@ class MLflow:
             self._client.update_run(runs[0].info.run_id, "RUNNING")
         run = runs[0] if runs else self._client.create_run(number, run_name=name, tags={self._KEY: key})
         self.run_id: str = run.info.run_id
-        self._params = dict(run.data.params)
+        self._logged = set(run.data.params)
 
-    def params(self, values: Mapping[str, Any]) -> None:
+    def log_params(self, values: Mapping[str, Any]) -> None:
         """Log the parameters that are not logged yet: MLflow refuses to log one twice."""
-        from mlflow.entities import Param
+        from mlflow import entities
 
-        missing = {k: str(v)[: self._LONGEST_PARAM] for k, v in values.items() if k not in self._params}
-        rows = [Param(k, v) for k, v in missing.items()]
-        for start in range(0, len(rows), self._PARAMS_PER_REQUEST):
-            self._client.log_batch(self.run_id, params=rows[start : start + self._PARAMS_PER_REQUEST])
-        self._params |= missing
+        missing = [entities.Param(k, str(v)[: self._LONGEST_PARAM]) for k, v in values.items() if k not in self._logged]
+        for start in range(0, len(missing), self._PARAMS_PER_REQUEST):
+            self._client.log_batch(self.run_id, params=missing[start : start + self._PARAMS_PER_REQUEST])
+        self._logged |= {param.key for param in missing}
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log values of a step."""
-        from mlflow.entities import Metric
+        for name, value in values.items():
+            self._client.log_metric(self.run_id, name, value, step=step)
 
-        now = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, metrics=[Metric(k, v, now, step) for k, v in values.items()])
-
-    def file(self, path: Path) -> None:
+    def log_file(self, path: Path) -> None:
         """Store a file among the run's artifacts."""
         self._client.log_artifact(self.run_id, str(path))
 
-    def model(self, bundle: Path, name: str) -> None:
+    def log_model(self, bundle: Path, name: str) -> None:
         """Store the bundle as a model of the run, and register it as the next version of `name`."""
         from mlflow.exceptions import MlflowException
 
@@ -157,7 +164,7 @@ class MLflow:
         self._client.set_terminated(self.run_id, state.upper())
 
 
-TRACKERS: dict[str, type[TensorBoard] | type[MLflow]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 
 
 @dataclass(frozen=True)
@@ -212,23 +219,23 @@ class RunTracker:
         self._trackers = dict(trackers)
         self._progress = progress
 
-    def params(self, values: Mapping[str, Any]) -> None:
+    def log_params(self, values: Mapping[str, Any]) -> None:
         """Log parameters of the run."""
-        self._each(lambda tracker: tracker.params(values))
+        self._each(lambda tracker: tracker.log_params(values))
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log values of a step, counted from 1; `@` in a name becomes `_at_`, which every tracker accepts."""
         plain = {name.replace("@", "_at_"): float(value) for name, value in values.items()}
-        self._each(lambda tracker: tracker.metrics(plain, step))
+        self._each(lambda tracker: tracker.log_metrics(plain, step))
 
-    def file(self, path: Path) -> None:
+    def log_file(self, path: Path) -> None:
         """Store a file if it exists."""
         if path.is_file():
-            self._each(lambda tracker: tracker.file(path))
+            self._each(lambda tracker: tracker.log_file(path))
 
-    def model(self, bundle: Path, name: str) -> None:
+    def log_model(self, bundle: Path, name: str) -> None:
         """Register a bundle as a model."""
-        self._each(lambda tracker: tracker.model(bundle, name))
+        self._each(lambda tracker: tracker.log_model(bundle, name))
 
     def close(self, state: str) -> None:
         """End the run everywhere: finished, failed or killed."""

@@ -26,10 +26,10 @@ from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes.fit import align
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
-from lookalike.training.config import RATES, TrainingOptions, override_options
+from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, has_unseen_classes, labelled, require_classes
 from lookalike.training.curves import write_curves
-from lookalike.training.distributed import DistributedContext, open_distributed
+from lookalike.training.distributed import open_distributed
 from lookalike.training.tracking import (
     NO_TRACKER,
     RunTracker,
@@ -118,15 +118,16 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
                 main(lambda: finish_resumed_run(bundle, folder, targets, key, progress))
                 return load_encoder(bundle)
             if not replace:
-                _refuse_other_rates(bundle, split, backbones, options, combine)
                 require_free(bundle)
         main(lambda: _require_trainable(split, backbones, options))
         main(lambda: require_no_leaks(split, allowed=options.allow_leaks, progress=progress))
         name = bundle.name if bundle is not None else backbone
-        tracker = _track_in_main(distributed, targets, name, key, resume=resume, progress=progress)
+        trackers = [NO_TRACKER]  # of the main process only; one that cannot be reached is an error in all of them
+        main(lambda: trackers.append(start_tracking(targets, name, key, resume=resume, progress=progress)))
+        tracker = trackers[-1]
         context = TrainingContext(split, options, progress, folder, cache, distributed, tracker)
         with tracker.closing():
-            tracker.params(options.to_dict() | {"backbone": backbone, "data": split.fingerprint})
+            tracker.log_params(options.to_dict() | {"backbone": backbone, "data": split.fingerprint})
             if bundle is None:
                 encoders = [train_backbone(context, name, given) for name, given in backbones]
                 return build_ensemble(encoders, combine, progress)
@@ -240,25 +241,6 @@ def _require_trainable(data: Dataset, backbones: Backbones, options: TrainingOpt
         fresh_encoder(name, weights, options, unseen=has_unseen_classes(data))
 
 
-def _track_in_main(
-    distributed: DistributedContext,
-    targets: Sequence[TrackerTarget],
-    name: str,
-    key: str,
-    *,
-    resume: bool,
-    progress: Progress,
-) -> RunTracker:
-    """Start tracking in the main process only; a tracker that cannot be reached is an error in all of them."""
-    trackers = [NO_TRACKER]
-
-    def start() -> None:
-        trackers.append(start_tracking(targets, name, key, resume=resume, progress=progress))
-
-    distributed.broadcast_from_main(start)
-    return trackers[-1]
-
-
 # ---------------------------------------------------------------- resuming a finished run
 
 
@@ -270,20 +252,6 @@ def _is_bundle_of(bundle: Path, data: Dataset, backbones: Backbones, options: Tr
         return False
     fresh = [fresh_encoder(name, given, options, unseen=has_unseen_classes(data)) for name, given in backbones]
     return runs == [run_key(encoder, data, options, recipe) for encoder, recipe in fresh]
-
-
-def _refuse_other_rates(
-    bundle: Path, data: Dataset, backbones: Backbones, options: TrainingOptions, combine: str
-) -> None:
-    """Refuse to resume a finished run with other learning rates than it was finished with."""
-    stored = read_bundle_info(bundle).options
-    rates = {name: stored[name] for name in RATES if name in stored}
-    before = TrainingOptions(**{**options.without_rates(), **rates})
-    if _is_bundle_of(bundle, data, backbones, before, combine):
-        raise StorageError(
-            f"{bundle} was trained with different learning rates and was not changed; choose another `out`.",
-            argument="out",
-        )
 
 
 def finish_resumed_run(
@@ -300,10 +268,10 @@ def finish_resumed_run(
 def track_bundle(tracker: RunTracker, bundle: Path, folder: Path | None) -> None:
     """Log a finished bundle with its validation measures and curves, and remove the folder of its run."""
     measures = read_bundle_info(bundle).measures.get("validation", {})
-    tracker.metrics({f"validation/{name}": value["mean"] for name, value in measures.items()}, 1)
+    tracker.log_metrics({f"validation/{name}": value["mean"] for name, value in measures.items()}, 1)
     for name in ("curves.png", "curves.html"):
-        tracker.file(bundle / name)
-    tracker.model(bundle, bundle.name)
+        tracker.log_file(bundle / name)
+    tracker.log_model(bundle, bundle.name)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -55,7 +55,7 @@ def train_backbone(context: TrainingContext, backbone: str, weights: Weights) ->
     fingerprint = run_key(encoder, data, options, recipe)  # of the encoder before any stage changes it
     seconds = checkpoint["seconds"] if checkpoint is not None else 0.0
     context = replace(context, options=options, recipe=recipe, key=key, earlier_seconds=seconds, started=started)
-    context.tracker.params({f"{backbone}/{field}": value for field, value in recipe.to_dict().items()})
+    context.tracker.log_params({f"{backbone}/{field}": value for field, value in recipe.to_dict().items()})
 
     if checkpoint is None:
         stage = _run_frozen_stage_once(context, encoder)
@@ -187,13 +187,15 @@ def run_full_stage(
     if run.set_rates(recipe.lr, recipe.head_lr):
         context.progress.info(f"{name}: new learning rates, lr {recipe.lr:g} and head_lr {recipe.head_lr:g}")
         changed = {"lr": recipe.lr, "head_lr": recipe.head_lr}
-        context.tracker.params({f"{name}/{field} after epoch {run.epoch}": value for field, value in changed.items()})
+        context.tracker.log_params(
+            {f"{name}/{field} after epoch {run.epoch}": value for field, value in changed.items()}
+        )
 
     def after_epoch(run: FinetuneState) -> None:
         epoch = run.epochs[-1]
         values = {"loss": epoch.loss, "measure": epoch.measure, "seconds": epoch.seconds}
-        metrics = {f"{name}/{key}": value for key, value in values.items() if value is not None}
-        context.tracker.metrics(metrics, run.epoch)
+        logged = {f"{name}/{key}": value for key, value in values.items() if value is not None}
+        context.tracker.log_metrics(logged, run.epoch)
         if context.folder is not None and distributed.is_main:
             parts = {"frozen_stage": stored_stage, "state": state.dump(), "run": run.dump()}
             save_checkpoint(context.folder, {"key": context.key, "seconds": context.seconds, **parts})
@@ -219,7 +221,7 @@ def _plan(context: TrainingContext, stage: FrozenStage, state: TrainState) -> Fi
     before = context.seconds
     context.measure(state.encoder)
     overhead = context.seconds - before
-    # weight selection costs about five validations, and each post-hoc head a pass over all images
+    # weight selection costs about five validations, and each post-hoc head reads all images once
     passes = 0 if context.recipe.posthoc_head == "trained" else 1 + len(SHARES) if context.unseen_classes else 1
     heads = passes * overhead * (1 + len(stage.items) / max(1, len(context.data.validation)))
     reserved = 5 * overhead + min(heads, 0.3 * 60 * context.options.max_minutes)

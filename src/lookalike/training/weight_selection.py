@@ -3,7 +3,7 @@
 Between the pretrained and the fine-tuned weights there is often something better than both (WiSE-FT; Wortsman et al.
 2022, "Robust fine-tuning of zero-shot models"). The head is the trained one, or a whitening fitted to the fine-tuned
 backbone in closed form: fine-tuning makes the training classes compact in some directions more than in others, and
-whitening evens that out for one pass over the training images and nothing at search time. It helps most where the test
+whitening evens that out, at no cost at search time. It helps most where the test
 classes are unseen (docs/log.md).
 """
 
