@@ -131,7 +131,7 @@ def select(vectors, budget, progress=SILENT):
     return autotune(vectors.__getitem__, len(vectors), DIM, budget, BuildCheckpoint(), progress)
 
 
-def test_the_fastest_spec_within_the_budget_is_built(small, vectors, monkeypatch, heard):
+def test_the_fastest_spec_within_the_budget_is_built(small, vectors, monkeypatch, recording_progress):
     milliseconds = {SPECS[0].name: 0.5, SPECS[3].name: 1.0}
 
     def tune(spec, *arguments):
@@ -139,18 +139,18 @@ def test_the_fastest_spec_within_the_budget_is_built(small, vectors, monkeypatch
 
     real = module.tune
     monkeypatch.setattr(module, "tune", tune)
-    listener = heard()
-    tuned = select(vectors, Budget(0.8), listener)
-    measured = tuned.report.measured
-    assert (measured.spec, measured.vectors, len(tuned.index)) == (SPECS[0].name, COUNT - 200, COUNT)
+    listener = recording_progress()
+    index, report = select(vectors, Budget(0.8), listener)
+    measured = report.measured
+    assert (measured.spec, measured.vectors, len(index)) == (SPECS[0].name, COUNT - 200, COUNT)
     assert measured.recall >= 0.8
-    assert [point.spec for point in tuned.report.tried] == [spec.name for spec in SPECS]
-    assert {point.vectors for point in tuned.report.tried} == {1500}
-    assert tuned.report.rejected == ()
-    rows, _ = tuned.index.search(vectors[:1], np.array([-1]), COUNT)
+    assert [point.spec for point in report.tried] == [spec.name for spec in SPECS]
+    assert {point.vectors for point in report.tried} == {1500}
+    assert report.rejected == ()
+    rows, _ = index.search(vectors[:1], np.array([-1]), COUNT)
     assert sorted(rows[0].tolist()) == list(range(COUNT))
-    assert measured.key in tuned.report.reason
-    smaller = select(vectors, Budget(0.8, MEMORY), listener).report.measured
+    assert measured.key in report.reason
+    smaller = select(vectors, Budget(0.8, MEMORY), listener)[1].measured
     assert smaller.spec == SPECS[3].name
     assert smaller.bytes <= MEMORY
 
@@ -220,23 +220,23 @@ def interrupted(small, embeddings, tmp_path):
     return checkpoint
 
 
-def test_an_interrupted_build_resumes(interrupted, embeddings, monkeypatch, heard):
+def test_an_interrupted_build_resumes(interrupted, embeddings, monkeypatch, recording_progress):
     whole = Index.build(embeddings, min_recall=0.7, max_memory=MEMORY)
     monkeypatch.setattr(FaissIndex, "create", lambda key, dim: pytest.fail(f"{key}, {dim} was built again"))
-    listener = heard()
+    listener = recording_progress()
     index = Index.build(embeddings, min_recall=0.7, max_memory=MEMORY, checkpoint=interrupted, progress=listener)
     assert index.key == whole.key
-    assert not any(text.startswith("  tried on") for text in listener.said)
+    assert not any(text.startswith("  tried on") for text in listener.messages)
     queries = embeddings.take(embeddings.ids[::37])
     assert index.search(queries, 10).ids.tolist() == whole.search(queries, 10).ids.tolist()
 
 
-def test_another_budget_tries_again(small, embeddings, tmp_path, heard):
+def test_another_budget_tries_again(small, embeddings, tmp_path, recording_progress):
     checkpoint = tmp_path / "checkpoint"
     Index.build(embeddings, min_recall=0.7, max_memory=MEMORY, checkpoint=checkpoint)
-    listener = heard()
+    listener = recording_progress()
     Index.build(embeddings, min_recall=0.6, max_memory=MEMORY, checkpoint=checkpoint, progress=listener)
-    assert any(text.startswith("  tried on") for text in listener.said)
+    assert any(text.startswith("  tried on") for text in listener.messages)
     for file in checkpoint.iterdir():
         file.write_bytes(b"garbage")
     assert len(Index.build(embeddings, min_recall=0.6, max_memory=MEMORY, checkpoint=checkpoint)) == COUNT

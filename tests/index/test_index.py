@@ -290,10 +290,10 @@ def test_equal_vectors_of_an_approximate_index_come_in_the_order_of_their_ids(em
     assert hits.ids.tolist() == [["a", "b00000"]]
 
 
-def test_few_vectors_are_searched_exactly(embeddings, heard):
-    few, listener = embeddings.take(embeddings.ids[:900]), heard()
+def test_few_vectors_are_searched_exactly(embeddings, recording_progress):
+    few, listener = embeddings.take(embeddings.ids[:900]), recording_progress()
     assert Index.build(few, min_recall=0.5, progress=listener).key == "Flat"
-    assert len(listener.said) == 1
+    assert len(listener.messages) == 1
     assert Index.build(embeddings, min_recall=0.9).key == "Flat"
     assert Index.build(embeddings, max_ms=1e9).key == "Flat"
     assert Index.build(embeddings, min_recall=0.9, max_memory="300kB").key != "Flat"

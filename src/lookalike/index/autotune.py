@@ -43,12 +43,7 @@ TakeVectors = Callable[[Ints], Vectors]  # returns the vectors `(n, dim)` of row
 
 
 def parse_size(size: str | int) -> int:
-    """Read a number of bytes: 500MB, 1.5GiB, 2g or 300000000.
-
-    Raises:
-        OptionError: not a size.
-
-    """
+    """Read a number of bytes: 500MB, 1.5GiB, 2g or 300000000."""
     match = re.fullmatch(r"\s*(\d*\.?\d+)\s*([kmgt]?)(i?)b?\s*", str(size), re.IGNORECASE | re.ASCII)
     if match is None or float(match[1]) <= 0 or (match[3] and not match[2]):
         raise OptionError(f"`max_memory` must be a size such as 500MB or 1.5GiB, got {size!r}.", argument="max_memory")
@@ -66,24 +61,14 @@ def format_size(size: float) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits for an index.
-
-    Attributes:
-        min_recall: index recall@10: mean share of the exact 10 nearest that is found; 1 requires exact search.
-        max_memory: bytes for the vectors; None for no limit.
-        max_ms: median milliseconds of one query; None for no limit.
-
-    Raises:
-        OptionError: a value is out of range.
-
-    """
+    """Limits for an index: recall@10, bytes of the vectors, median milliseconds of one query; None is no limit."""
 
     min_recall: float = 1.0
     max_memory: int | None = None
     max_ms: float | None = None
 
     @classmethod
-    def parse(cls, min_recall: float = 1.0, max_memory: int | str | None = None, max_ms: float | None = None) -> Budget:
+    def parse(cls, min_recall: float, max_memory: int | str | None, max_ms: float | None) -> Budget:
         """Create a budget from what a user gives: `max_memory` in bytes, or as text such as 500MB."""
         return cls(min_recall, None if max_memory is None else parse_size(max_memory), max_ms)
 
@@ -119,106 +104,76 @@ class Budget:
         return ", ".join(limits)
 
 
-@dataclass(frozen=True)
-class IndexSpec:
-    """A type of FAISS index.
-
-    Attributes:
-        name: for people.
-        key: returns the FAISS factory string for a number of vectors and dimensions.
-        bytes_per_vector: returns the bytes per vector for a number of dimensions.
-        fixed_bytes: returns the bytes that all vectors share, for a number of vectors and dimensions.
-        search_params: FAISS parameters that set the search depth.
-
-    """
-
-    name: str
-    key: Callable[[int, int], str]
-    bytes_per_vector: Callable[[int], float]
-    fixed_bytes: Callable[[int, int], float]
-    search_params: tuple[str, ...]
-
-    def size(self, count: int, dim: int) -> float:
-        """Return the approximate bytes of an index and its rows."""
-        return (self.bytes_per_vector(dim) + ROW_BYTES) * count + self.fixed_bytes(count, dim)
-
-
 def ivf_nlist(count: int) -> int:
     """Return the number of inverted lists for a number of vectors: a power of two near 4 √n that can be trained."""
     trainable = math.floor(math.log2(max(1, count // _TRAINING_PER_LIST)))
     return int(2 ** min(trainable, round(math.log2(4 * math.sqrt(count)))))
 
 
-def _pca_hnsw(dim: int) -> str:
-    return f"PCA{-(-dim // 2)},HNSW{_HNSW_LINKS}_SQ8"
+@dataclass(frozen=True)
+class IndexSpec:
+    """A type of FAISS index, for vectors of any number and dimension."""
 
+    name: str  # for people
+    template: str  # of the FAISS factory string, with {dim}, {half} of the dimensions and {nlist} inverted lists
+    bytes_per_vector: Callable[[int], float]  # for a number of dimensions
+    search_params: tuple[str, ...]  # FAISS parameters that set the search depth
 
-def _pca_bytes(_: int, dim: int) -> float:
-    return 4 * (1.5 * dim * dim + 2.5 * dim)  # FAISS keeps all principal components, their means and variances
+    def key(self, count: int, dim: int) -> str:
+        """Return the FAISS factory string."""
+        return self.template.format(dim=dim, half=-(-dim // 2), nlist=ivf_nlist(count))
 
+    def fixed_bytes(self, count: int, dim: int) -> float:
+        """Return the bytes that all vectors share: principal components with means and variances, or centroids."""
+        floats = 1.5 * dim * dim + 2.5 * dim if self.template.startswith("PCA") else dim * (dim + ivf_nlist(count))
+        return 4 * floats
 
-def _rotated_ivf(count: int, dim: int, code: str) -> str:
-    # the rotation spreads the variance evenly over the dimensions, as few-bit codes assume; a PCA head does not
-    return f"RR{dim},IVF{ivf_nlist(count)},{code}"
-
-
-def _rotated_ivf_bytes(count: int, dim: int) -> float:
-    return 4 * dim * (dim + ivf_nlist(count))
+    def size(self, count: int, dim: int) -> float:
+        """Return the approximate bytes of an index and its rows."""
+        return (self.bytes_per_vector(dim) + ROW_BYTES) * count + self.fixed_bytes(count, dim)
 
 
 # no other spec is faster at the same recall and memory (docs/log.md); the graph in 8 bits needs principal components
-# that decay, the others do not
+# that decay, the others do not. The rotation (RR) spreads the variance evenly over the dimensions, as codes of few bits
+# assume; a PCA head does not
 SPECS = (
     IndexSpec(
         "graph over half of the principal components, reranked by full vectors",
-        lambda _, dim: f"{_pca_hnsw(dim)},RFlat",
+        f"PCA{{half}},HNSW{_HNSW_LINKS}_SQ8,RFlat",
         lambda dim: dim / 2 + _HNSW_BYTES + 4 * dim,
-        _pca_bytes,
         ("efSearch", "k_factor_rf"),
     ),
     IndexSpec(
         "graph over half of the principal components in 8 bits",
-        lambda _, dim: _pca_hnsw(dim),
+        f"PCA{{half}},HNSW{_HNSW_LINKS}_SQ8",
         lambda dim: dim / 2 + _HNSW_BYTES,
-        _pca_bytes,
         ("efSearch",),
     ),
     IndexSpec(
         "inverted lists with 1 bit per dimension, reranked by 8 bits",
-        lambda count, dim: f"{_rotated_ivf(count, dim, 'RaBitQ')},Refine(SQ8)",
+        "RR{dim},IVF{nlist},RaBitQ,Refine(SQ8)",
         lambda dim: dim + dim / 8 + 8 + _IVF_BYTES,
-        _rotated_ivf_bytes,
         ("nprobe", "k_factor_rf"),
     ),
     IndexSpec(
         "inverted lists with 4 bits per dimension",
-        lambda count, dim: _rotated_ivf(count, dim, "RaBitQ4"),
+        "RR{dim},IVF{nlist},RaBitQ4",
         lambda dim: dim / 2 + 16 + _IVF_BYTES,
-        _rotated_ivf_bytes,
         ("nprobe",),
     ),
     IndexSpec(
         "inverted lists with 1 bit per dimension",
-        lambda count, dim: _rotated_ivf(count, dim, "RaBitQ"),
+        "RR{dim},IVF{nlist},RaBitQ",
         lambda dim: dim / 8 + 8 + _IVF_BYTES,
-        _rotated_ivf_bytes,
         ("nprobe",),
     ),
 )
 
 
 class RecallProbe:
-    """Queries that are not in an index, and their exact neighbours among the vectors that are.
+    """Queries that are not in an index, and the positions of their exact neighbours among its vectors.
 
-    Args:
-        take: returns vectors.
-        rows: the vectors in the index, by position.
-        queries: `(n_query, dim)`, of other rows.
-        progress: receives the number of vectors compared.
-
-    Attributes:
-        neighbours: `(n_query, RECALL_AT)` positions of the exact nearest.
-
+    `rows` are the vectors in the index, by position; `queries` are vectors `(n_query, dim)` of other rows.
     """
 
     def __init__(self, take: TakeVectors, rows: Ints, queries: Vectors, progress: Progress) -> None:
@@ -242,33 +197,14 @@ class RecallProbe:
         return float(correct.mean())
 
     def search(self, index: FaissIndex, queries: Vectors) -> Ints:
-        """Search as `ApproximateIndex` does; return positions `(n_query, RECALL_AT)`."""
+        """Return positions `(n_query, RECALL_AT)`; searches as `ApproximateIndex` does."""
         return index.nearest(queries, min(RECALL_AT + EXTRA_HITS, len(index)))[1][:, :RECALL_AT]
-
-
-@dataclass(frozen=True)
-class TunedIndex:
-    """An index within a budget.
-
-    Attributes:
-        index: of all vectors.
-        report: why it was selected.
-
-    """
-
-    index: ApproximateIndex
-    report: TuningReport
 
 
 def autotune(
     take: TakeVectors, count: int, dim: int, budget: Budget, checkpoint: BuildCheckpoint, progress: Progress
-) -> TunedIndex:
-    """Build the fastest index of `count` vectors within a budget whose recall is below 1.
-
-    Raises:
-        OptionError: no index is within the budget; the message says what comes nearest.
-
-    """
+) -> tuple[ApproximateIndex, TuningReport]:
+    """Build the fastest index of `count` vectors within a budget whose recall is below 1, or raise `OptionError`."""
     specs = [spec for spec in SPECS if budget.max_memory is None or spec.size(count, dim) <= budget.max_memory]
     if not specs:
         raise OptionError(
@@ -300,7 +236,7 @@ def autotune(
             measured = replace(point, bytes=index.size + ROW_BYTES * count)
             reason = _reason(measured, tried, rejected, len(queries), budget)
             report = TuningReport(reason, measured, tuple(tried), tuple(rejected))
-            return TunedIndex(ApproximateIndex(index, np.concatenate([rest, held_out])), report)
+            return ApproximateIndex(index, np.concatenate([rest, held_out])), report
         progress.info(f"  rejected, not within {budget}: {describe(complete)}")
         rejected.append(complete)
         del index  # frees its memory before the next one is built
@@ -314,11 +250,10 @@ def autotune(
 def _try(
     specs: Sequence[IndexSpec], probe: RecallProbe, budget: Budget, checkpoint: BuildCheckpoint, progress: Progress
 ) -> list[OperatingPoint]:
-    """Build and tune every spec from a sample of the vectors, except those that an earlier run tried."""
     tried = checkpoint.load_tried(repr(budget))
-    names = {point.spec for point in tried}
+    tried_before = {point.spec for point in tried}
     for spec in specs:
-        if spec.name not in names:
+        if spec.name not in tried_before:
             tried.append(tune(spec, build(spec, probe, BuildCheckpoint(), SILENT), probe, budget))
             progress.info(f"  tried on {len(probe.rows)} vectors: {describe(tried[-1])}")
             checkpoint.save_tried(repr(budget), tried)
@@ -326,11 +261,7 @@ def _try(
 
 
 def _promising(tried: Sequence[OperatingPoint], budget: Budget) -> list[IndexSpec]:
-    """Return the specs that may be within the budget, fastest first.
-
-    They reached the recall on the sample, or came nearest where none did, within the time: more vectors make no index
-    faster.
-    """
+    """Return the specs that reached the recall on the sample in time, or the nearest if none did; fastest first."""
     able = [p for p in tried if p.recall >= budget.min_recall] or [max(tried, key=lambda p: p.recall)]
     in_time = [p for p in able if budget.max_ms is None or p.single_ms <= budget.max_ms]
     by_name = {spec.name: spec for spec in SPECS}
@@ -338,10 +269,7 @@ def _promising(tried: Sequence[OperatingPoint], budget: Budget) -> list[IndexSpe
 
 
 def build(spec: IndexSpec, probe: RecallProbe, checkpoint: BuildCheckpoint, progress: Progress) -> FaissIndex:
-    """Build an index of the probe's rows in their order, block by block, in bounded memory.
-
-    The checkpoint is resumed; it is saved after training and once per minute.
-    """
+    """Build an index of the probe's rows in order, block by block; resumes the checkpoint and saves it every minute."""
     take, rows, dim = probe.take, probe.rows, probe.queries.shape[1]
     key = spec.key(len(rows), dim)
     index = checkpoint.load_index(key)

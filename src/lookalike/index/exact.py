@@ -31,16 +31,9 @@ def prefilter_bytes(dim: int) -> int:
 
 
 class ExactIndex:
-    """Unit-length vectors by row, compared exactly.
+    """Unit-length vectors by row, compared exactly; `vectors` may be mapped from disk.
 
-    Args:
-        vectors: `(n, dim)` float32; may be mapped from disk.
-        prefilter: whether there is memory for a prefilter, `prefilter_bytes` per vector; it is built once there were
-            enough queries.
-
-    Attributes:
-        key: FAISS factory string.
-
+    `prefilter` tells whether there is memory for a prefilter; it is built once there were enough queries.
     """
 
     key = "Flat"
@@ -68,14 +61,9 @@ class ExactIndex:
     def search(self, queries: Vectors, query_rows: Ints, top_k: int) -> tuple[Ints, Floats]:
         """Return rows and cosines `(n_query, top_k)`, ordered by falling cosine in millionths, then row.
 
-        Candidates are fetched in float32 and compared again in float64. Where a vector that was not fetched could tie
-        with the last hit, more are fetched.
-
-        Args:
-            queries: `(n_query, dim)` float32, unit length.
-            query_rows: `(n_query,)` row of the query itself, which is never its own hit; -1 where it has none.
-            top_k: at most the number of vectors, less one where `query_rows` names a row.
-
+        `query_rows` are the rows of the queries, which are never their own hits; -1 outside the index. Candidates are
+        fetched in float32 and compared again in float64. Where a vector that was not fetched could tie with the last
+        hit, more are fetched.
         """
         rows = np.empty((len(queries), top_k), dtype=np.int64)
         steps = np.empty((len(queries), top_k), dtype=np.int64)
@@ -125,23 +113,13 @@ class ExactIndex:
         return self._prefilter
 
     def write(self, folder: Path) -> None:
-        """Write the index into a folder.
-
-        Raises:
-            StorageError: it cannot be written.
-
-        """
+        """Write the index into a folder."""
         blocks = (self._vectors[start : start + _BLOCK] for start in range(0, len(self), _BLOCK))
         write_vectors(folder / INDEX_FILE, blocks, len(self), self.dim)
 
     @classmethod
     def read(cls, folder: Path, *, prefilter: bool) -> ExactIndex:
-        """Open an index in a folder; more than `BRUTE_FORCE_MAX` vectors stay on disk until they are read.
-
-        Raises:
-            StorageError: missing, damaged, or another type of index.
-
-        """
+        """Open an index in a folder; more than `BRUTE_FORCE_MAX` vectors stay on disk until they are read."""
         return cls(map_vectors(folder / INDEX_FILE), prefilter=prefilter)
 
 

@@ -23,15 +23,14 @@ INDEX_FILE = "index.faiss"
 _ROWS_FILE = "rows.npy"
 
 
+def _faiss() -> Any:  # imported late, and untyped: its type hints are incomplete
+    import faiss
+
+    return faiss
+
+
 class FaissIndex:
-    """A FAISS index with its search depth; safe to search from several threads.
-
-    Attributes:
-        index: the FAISS object.
-        key: its factory string.
-        parameters: FAISS search parameters, such as efSearch and nprobe.
-
-    """
+    """A FAISS index with its factory string and search depth; safe to search from several threads."""
 
     def __init__(self, index: Any, key: str, parameters: Mapping[str, int]) -> None:
         self.index = index
@@ -41,8 +40,7 @@ class FaissIndex:
     @classmethod
     def create(cls, key: str, dim: int) -> FaissIndex:
         """Create an empty index from a factory string."""
-        import faiss
-
+        faiss = _faiss()
         index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
         for part in _parts(index):
             if isinstance(part, faiss.IndexHNSW):
@@ -60,16 +58,14 @@ class FaissIndex:
     @property
     def size(self) -> int:
         """Bytes in memory and in a file."""
-        import faiss
-
+        faiss = _faiss()
         size = 0
 
         def count(part: bytes) -> None:
             nonlocal size
             size += len(part)
 
-        library: Any = faiss  # its type hints are incomplete
-        library.write_index(self.index, library.PyCallbackIOWriter(count, 1 << 20))
+        faiss.write_index(self.index, faiss.PyCallbackIOWriter(count, 1 << 20))
         return size
 
     def set_parameters(self, parameters: Mapping[str, int]) -> None:
@@ -79,14 +75,12 @@ class FaissIndex:
 
     def train(self, vectors: Vectors) -> None:
         """Train the index on vectors `(n, dim)`, before any is added."""
-        import faiss
-
-        library: Any = faiss  # its type hints are incomplete
+        faiss = _faiss()
         for part in _parts(self.index):
-            if not isinstance(part, library.IndexPreTransform):
+            if not isinstance(part, faiss.IndexPreTransform):
                 continue
-            transform = library.downcast_VectorTransform(part.chain.at(0))
-            if isinstance(transform, library.PCAMatrix):
+            transform = faiss.downcast_VectorTransform(part.chain.at(0))
+            if isinstance(transform, faiss.PCAMatrix):
                 # FAISS centres before it projects, which inner products do not allow for: make the mean zero
                 transform.train(np.concatenate([vectors, -vectors]))
         self.index.train(vectors)
@@ -96,15 +90,10 @@ class FaissIndex:
         self.index.add(np.ascontiguousarray(vectors))
 
     def nearest(self, queries: Vectors, count: int) -> tuple[Floats, Ints]:
-        """Return inner products and positions `(n_query, count)`, best first.
+        """Return inner products and positions `(n_query, count)`, best first; `count` is at most the number of vectors.
 
         Products are as exact as the index stores vectors. Where the search depth yields fewer than `count` vectors, the
         search is repeated in all lists, then among all vectors.
-
-        Args:
-            queries: `(n_query, dim)` float32.
-            count: at most the number of vectors.
-
         """
         queries = np.ascontiguousarray(queries)
         scores, positions = self.index.search(queries, count, params=self._search_parameters)
@@ -116,8 +105,7 @@ class FaissIndex:
         return scores, positions
 
     def _search_all_lists(self, queries: Vectors, count: int) -> tuple[Floats, Ints]:
-        import faiss
-
+        faiss = _faiss()
         ivf = faiss.try_extract_index_ivf(self.index)
         parameters = self.parameters if ivf is None else {**self.parameters, "nprobe": int(ivf.nlist)}
         scores, positions = self.index.search(queries, count, params=_search_parameters(self.index, parameters))
@@ -128,14 +116,8 @@ class FaissIndex:
         return nearest_in_blocks(queries, (self.index.reconstruct_n(start, size) for start, size in sizes), count)
 
     def write(self, path: Path) -> None:
-        """Write the index to a file.
-
-        Raises:
-            StorageError: the file cannot be written in full.
-
-        """
-        import faiss
-
+        """Write the index to a file."""
+        faiss = _faiss()
         try:
             faiss.write_index(self.index, str(path))
         except RuntimeError as error:
@@ -146,14 +128,8 @@ class FaissIndex:
 
     @classmethod
     def read(cls, path: Path, key: str, parameters: Mapping[str, int], *, writable: bool = False) -> FaissIndex:
-        """Open an index file: mapped from disk, or read into memory to be extended where it is `writable`.
-
-        Raises:
-            StorageError: missing, damaged, or another type of index.
-
-        """
-        import faiss
-
+        """Open an index file: mapped from disk, or read into memory to be extended where it is `writable`."""
+        faiss = _faiss()
         try:
             flags = 0 if writable else faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
             return cls(faiss.read_index(str(path), flags), key, parameters)
@@ -162,13 +138,7 @@ class FaissIndex:
 
 
 class ApproximateIndex:
-    """Unit-length vectors by row, of which a search finds most of the nearest.
-
-    Args:
-        index: holds the vectors in another order.
-        rows: `(n,)` row of the vector at each position of `index`.
-
-    """
+    """Unit-length vectors of which a search finds most of the nearest; `rows` maps positions in `index` to rows."""
 
     prefilter = False
 
@@ -214,24 +184,14 @@ class ApproximateIndex:
         return best_rows, best_steps, lowest >= best_steps[:, -1]
 
     def write(self, folder: Path) -> None:
-        """Write the index into a folder.
-
-        Raises:
-            StorageError: it cannot be written.
-
-        """
+        """Write the index into a folder."""
         self._index.write(folder / INDEX_FILE)
         with storage_errors(folder):
             np.save(folder / _ROWS_FILE, self._rows)
 
     @classmethod
     def read(cls, folder: Path, key: str, parameters: Mapping[str, int]) -> ApproximateIndex:
-        """Open an index in a folder.
-
-        Raises:
-            StorageError: missing, damaged, or another type of index.
-
-        """
+        """Open an index in a folder."""
         index = FaissIndex.read(folder / INDEX_FILE, key, parameters)
         try:
             mapped = np.load(folder / _ROWS_FILE, mmap_mode="r", allow_pickle=False)
@@ -246,8 +206,7 @@ class ApproximateIndex:
 
 def _parts(index: Any) -> Iterator[Any]:
     """Yield an index and the indexes nested in it."""
-    import faiss
-
+    faiss = _faiss()
     part: Any = faiss.downcast_index(index)
     while True:
         yield part
@@ -261,15 +220,13 @@ def _parts(index: Any) -> Iterator[Any]:
 
 def _search_parameters(index: Any, parameters: Mapping[str, int]) -> Any:
     """Return FAISS's search parameters for an index and the indexes nested in it."""
-    import faiss
-
-    library: Any = faiss  # its type hints are incomplete
+    faiss = _faiss()
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
         inner = _search_parameters(index.base_index, parameters)
-        return library.IndexRefineSearchParameters(k_factor=parameters.get("k_factor_rf", 1), base_index_params=inner)
+        return faiss.IndexRefineSearchParameters(k_factor=parameters.get("k_factor_rf", 1), base_index_params=inner)
     if isinstance(index, faiss.IndexPreTransform):
-        return library.SearchParametersPreTransform(index_params=_search_parameters(index.index, parameters))
+        return faiss.SearchParametersPreTransform(index_params=_search_parameters(index.index, parameters))
     if isinstance(index, faiss.IndexHNSW):
-        return library.SearchParametersHNSW(efSearch=parameters.get("efSearch", 16))
-    return library.SearchParametersIVF(nprobe=parameters.get("nprobe", 1))
+        return faiss.SearchParametersHNSW(efSearch=parameters.get("efSearch", 16))
+    return faiss.SearchParametersIVF(nprobe=parameters.get("nprobe", 1))

@@ -174,7 +174,7 @@ class Index:
             )
 
     def require_top_k(self, top_k: int, query_ids: Iterable[str] = ()) -> None:
-        """Raise `OptionError` unless every query can have `top_k` hits; a query in the index has one less."""
+        """Raise `OptionError` unless every query can have `top_k` hits; one in the index has one less."""
         self._require_enough(top_k, inside=any(query in self for query in query_ids))
 
     def _require_enough(self, top_k: int, *, inside: bool) -> None:
@@ -244,7 +244,6 @@ def remove_checkpoint(folder: Path | str) -> None:
 def _build(
     vectors: Vectors, order: Ints, budget: Budget, checkpoint: BuildCheckpoint, progress: Progress
 ) -> tuple[VectorIndex, TuningReport | None]:
-    """Build an index of the vectors in this order, as the budget requires."""
     count, dim = vectors.shape
     if budget.exact or count < EXACT_UNTIL:
         prefilter = budget.max_memory is None or (4 * dim + prefilter_bytes(dim)) * count <= budget.max_memory
@@ -264,13 +263,15 @@ def _build(
             )
     progress.info(f"selecting the fastest index of {count} vectors with {budget}")
     checkpoint.open(lambda: _hash(vectors, order))
-    tuned = autotune(lambda rows: np.asarray(vectors[order[rows]]), count, dim, budget, checkpoint, progress)
-    progress.info(tuned.report.reason)
-    return tuned.index, tuned.report
+    approximate, report = autotune(
+        lambda rows: np.asarray(vectors[order[rows]]), count, dim, budget, checkpoint, progress
+    )
+    progress.info(report.reason)
+    return approximate, report
 
 
 def _excess(index: ExactIndex, budget: Budget) -> tuple[str, str] | None:
-    """Return by what an exact index exceeds a budget, and the argument that sets it; None within the budget."""
+    """Return by what an exact index exceeds a budget, and the argument that sets it; None within it."""
     size = 4 * index.dim * len(index)
     if budget.max_memory is not None and size > budget.max_memory:
         return f"{format_size(size)}, and `max_memory` is {format_size(budget.max_memory)}", "max_memory"

@@ -59,15 +59,7 @@ class _Block:
 
 
 class Prefilter:
-    """Rounded vectors that rule out most of what cannot be among the nearest.
-
-    Args:
-        take: returns the vectors `(n, dim)` float32, unit length, of rows.
-        count: number of vectors.
-        dim: their dimensions.
-        seed: of the rotation.
-
-    """
+    """Rounded vectors that rule out most of what cannot be among the nearest; `take` returns the vectors of rows."""
 
     def __init__(self, take: Callable[[Ints], Vectors], count: int, dim: int, *, seed: int = 0) -> None:
         import numkong
@@ -106,7 +98,6 @@ class Prefilter:
         return scores, rows
 
     def _compare(self, queries: Vectors, candidates: Sequence[Ints], count: int) -> tuple[Floats, Ints]:
-        """Compare each query with its candidates in full; return scores and rows `(n_query, count)`."""
         scores = np.empty((len(queries), count), dtype=np.float32)
         nearest = np.empty((len(queries), count), dtype=np.int64)
         for n, rows in enumerate(candidates):
@@ -132,15 +123,7 @@ class Prefilter:
 
 
 class _Scan:
-    """Finds the candidates of a group of queries, in several threads at once.
-
-    Args:
-        queries: the group.
-        max_length: of all projected vectors.
-        count: number of nearest vectors per query.
-        max_pairs: of query and candidate, at which the scan gives up.
-
-    """
+    """Finds the candidates of a group of queries, in several threads at once; gives up at `max_pairs` of them."""
 
     def __init__(self, queries: _Rounded, max_length: float, count: int, max_pairs: int) -> None:
         self._queries = queries

@@ -46,85 +46,47 @@ Metadata = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """An index at one search depth, measured with held-out vectors as queries.
+    """An index at one search depth, measured with held-out vectors as queries."""
 
-    Attributes:
-        spec: name of the `IndexSpec`.
-        key: FAISS factory string.
-        vectors: number of vectors in the index.
-        parameters: FAISS search parameters.
-        recall: index recall@10.
-        queries_per_second: all queries in one call.
-        single_ms: median milliseconds of one query.
-        bytes: size in memory and on disk.
-
-    """
-
-    spec: str
-    key: str
-    vectors: int
-    parameters: Mapping[str, int]
-    recall: float
-    queries_per_second: float
-    single_ms: float
-    bytes: int
+    spec: str  # name of the `IndexSpec`
+    key: str  # FAISS factory string
+    vectors: int  # number of vectors in the index
+    parameters: Mapping[str, int]  # FAISS search parameters
+    recall: float  # index recall@10
+    queries_per_second: float  # all queries in one call
+    single_ms: float  # median milliseconds of one query
+    bytes: int  # size in memory and on disk
 
 
 @dataclass(frozen=True)
 class TuningReport:
-    """How an approximate index was selected.
+    """How an approximate index was selected."""
 
-    Attributes:
-        reason: in words.
-        measured: the index itself, without the held-out vectors; `bytes` includes them.
-        tried: every candidate, built from a sample of the vectors.
-        rejected: candidates that were built from all vectors and exceeded the budget.
-
-    """
-
-    reason: str
-    measured: OperatingPoint
-    tried: tuple[OperatingPoint, ...]
-    rejected: tuple[OperatingPoint, ...] = ()
+    reason: str  # in words
+    measured: OperatingPoint  # the index itself, without the held-out vectors; `bytes` includes them
+    tried: tuple[OperatingPoint, ...]  # every candidate, built from a sample of the vectors
+    rejected: tuple[OperatingPoint, ...] = ()  # candidates that were built from all vectors and exceeded the budget
 
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """The description of an index, stored as index.json.
+    """The description of an index, stored as index.json."""
 
-    Attributes:
-        key: FAISS factory string; Flat for exact search.
-        fingerprint: of the model that made the embeddings.
-        precision: in which the embeddings were computed, as `Encoder.precision`; auto where it is unknown.
-        dim: dimensions of a vector.
-        count: number of items.
-        root: the folder that ids are relative to, or None.
-        prefilter: whether the memory budget leaves room for the prefilter of an exact index.
-        tuning: how an approximate index was selected; None for an exact one.
-        versions: of the packages that wrote the index.
-        format: version of the folder's layout.
-
-    """
-
-    key: str
-    fingerprint: str
-    precision: str
-    dim: int
-    count: int
-    root: str | None = None
-    prefilter: bool = True
-    tuning: TuningReport | None = None
+    key: str  # FAISS factory string; Flat for exact search
+    fingerprint: str  # of the model that made the embeddings
+    precision: str  # in which the embeddings were computed, as `Encoder.precision`; auto where it is unknown
+    dim: int  # dimensions of a vector
+    count: int  # number of items
+    root: str | None = None  # the folder that ids are relative to, or None
+    prefilter: bool = True  # whether the memory budget leaves room for the prefilter of an exact index
+    tuning: TuningReport | None = None  # how an approximate index was selected; None for an exact one
+    # of the packages that wrote the index
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions("lookalike", "faiss-cpu"))
-    format: int = FORMAT
+    format: int = FORMAT  # version of the folder's layout
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IndexInfo:
-        """Validate what index.json holds.
-
-        Raises:
-            KeyError, TypeError, ValueError: a value is missing or has the wrong type.
-
-        """
+        """Validate what index.json holds; a value of the wrong type raises KeyError, TypeError or ValueError."""
         tuning = values["tuning"]
         if tuning is not None:
             points = {name: tuple(_point(p) for p in tuning[name]) for name in ("tried", "rejected")}
@@ -162,12 +124,7 @@ def write_info(folder: Path, info: IndexInfo) -> None:
 
 
 def read_info(path: Path) -> IndexInfo:
-    """Read the description of an index.
-
-    Raises:
-        StorageError: not an index, of another format, or damaged.
-
-    """
+    """Read the description of an index."""
     if not is_index(path):
         raise StorageError(f"{path} is not an index: it has no {_INFO_FILE}; make one with 'lookalike index'.")
     values = read_json(path / _INFO_FILE, "the index's description")
@@ -193,12 +150,7 @@ def write_items(folder: Path, ids: PackedStrings, metadata: Metadata) -> None:
 
 
 def read_items(folder: Path) -> tuple[PackedStrings, dict[str, Any]]:
-    """Read ids and metadata, some lines at a time: a million ids parsed at once would take several times the memory.
-
-    Raises:
-        StorageError: missing or damaged.
-
-    """
+    """Read ids and metadata, some lines at a time: a million ids parsed at once would take several times the memory."""
     path = folder / _ITEMS_FILE
     with reading_errors(path, "the index's items"), path.open(encoding="utf-8") as file:
         if file.readline() != f"{_IDS_LINE}\n":
@@ -211,18 +163,7 @@ def read_items(folder: Path) -> tuple[PackedStrings, dict[str, Any]]:
 
 
 def write_vectors(path: Path, blocks: Iterable[Vectors], count: int, dim: int) -> None:
-    """Write vectors as a flat FAISS index, without importing FAISS.
-
-    Args:
-        path: the file.
-        blocks: the vectors, each block `(n, dim)` float32.
-        count: number of all vectors.
-        dim: their dimensions.
-
-    Raises:
-        StorageError: the file cannot be written.
-
-    """
+    """Write vectors as a flat FAISS index, without importing FAISS."""
     with storage_errors(path), path.open("wb") as file:
         file.write(_HEADER.pack(_FLAT_CODE, dim, count, _UNUSED, _UNUSED, True, _INNER_PRODUCT, count * dim))
         for block in blocks:
@@ -230,12 +171,7 @@ def write_vectors(path: Path, blocks: Iterable[Vectors], count: int, dim: int) -
 
 
 def map_vectors(path: Path) -> Vectors:
-    """Map the vectors `(n, dim)` of a flat FAISS index from disk, without importing FAISS.
-
-    Raises:
-        StorageError: missing, damaged, or another type of index.
-
-    """
+    """Map the vectors `(n, dim)` of a flat FAISS index from disk, without importing FAISS."""
     try:
         with path.open("rb") as file:
             header = file.read(_HEADER.size)
@@ -256,12 +192,7 @@ def map_vectors(path: Path) -> Vectors:
 
 
 class BuildCheckpoint:
-    """A folder for an unfinished build: the candidates that were tried, and the indexes being built.
-
-    Args:
-        folder: created when there is something to save; None saves nothing.
-
-    """
+    """A folder for an unfinished build: candidates that were tried, and indexes being built; None saves nothing."""
 
     _STATE_FILE = "building.json"
 
@@ -271,12 +202,7 @@ class BuildCheckpoint:
         self._tried: dict[str, list[dict[str, Any]]] = {}
 
     def open(self, hash_vectors: Callable[[], str]) -> None:
-        """Use the folder for these vectors; what an earlier run saved for others is ignored.
-
-        Raises:
-            StorageError: the folder holds something else, or cannot be written.
-
-        """
+        """Use the folder for these vectors; what an earlier run saved for others is ignored."""
         if self._folder is None:
             return
         path = self._folder / self._STATE_FILE
