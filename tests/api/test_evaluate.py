@@ -1,19 +1,23 @@
-"""A model on a data folder's query and gallery: what is measured, and what is written."""
+"""`evaluate` and `submit`: a model on the query and gallery images of a data set."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lookalike.api.embed import index
+from lookalike.api import evaluate as evaluate_module
 from lookalike.api.evaluate import evaluate, submit
 from lookalike.data.layouts import load_dataset
-from lookalike.errors import DataError, OptionError
+from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
+from lookalike.evaluation.submission import Submission
+from lookalike.models.bundle import describe, save_bundle
 from lookalike.types import Skipped
 
-NO_PICTURE = "not an image that Pillow can read"
 CLOSED = "the folder cannot be listed (permission denied)"
 
 
@@ -21,97 +25,182 @@ def at(*ks: int) -> list[str]:
     return [f"{kind}@{k}" for kind in ("precision", "hit", "recall") for k in ks]
 
 
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        ({}, [*at(1, 3, 10), "map@r", "mrr"]),
-        ({"k": (2,)}, [*at(2), "map@r", "mrr"]),
-        ({"k": [4, 1], "measures": ["ndcg@5", "mrr"]}, [*at(4, 1), "map@r", "mrr", "ndcg@5"]),
-        ({"measures": [Measure.parse("hit@2")]}, [*at(1, 3, 10), "map@r", "mrr", "hit@2"]),
-    ],
-    ids=["by default", "k", "both", "measures"],
-)
-def test_what_is_measured(photo_folder, encoder, options, names):
-    found, skipped = evaluate(photo_folder, encoder, **options)
-    assert list(found.to_dict()["measures"]) == names
-    assert skipped == ()
+class TestEvaluate:
+    @pytest.mark.parametrize(
+        ("options", "names"),
+        [
+            ({}, [*at(1, 3, 10), "map@r", "mrr"]),
+            ({"k": (2,)}, [*at(2), "map@r", "mrr"]),
+            ({"k": [4, 1], "measures": ["ndcg@5", "mrr"]}, [*at(4, 1), "map@r", "mrr", "ndcg@5"]),
+            ({"measures": [Measure.parse("hit@2")]}, [*at(1, 3, 10), "map@r", "mrr", "hit@2"]),
+        ],
+        ids=["default", "k", "both", "measures"],
+    )
+    def test_the_measures(self, photo_folder, encoder, options, names):
+        evaluation = evaluate(photo_folder, encoder, **options)
+        assert list(evaluation.to_dict()["measures"]) == names
+        assert evaluation.skipped == ()
+
+    def test_the_values_are_those_of_the_embeddings(self, photo_folder, encoder):
+        data = load_dataset(photo_folder)
+        queries, gallery = encoder.embed(data.query), encoder.embed(data.gallery)
+        expected = evaluate_embeddings(queries, gallery, data.labels("query"), data.labels("gallery"), ["precision@3"])
+        evaluation = evaluate(data, encoder)
+        assert isinstance(evaluation, Evaluation)
+        np.testing.assert_array_equal(evaluation.values["precision@3"], expected.values["precision@3"])
+        assert "precision@3" in str(evaluation)
+
+    def test_a_default_k_larger_than_the_gallery_is_omitted(self, photo_folder, encoder):
+        for path in list((photo_folder / "test" / "gallery").glob("*.jpg"))[:3]:
+            path.unlink()
+        measures = evaluate(photo_folder, encoder).to_dict()["measures"]
+        assert "hit@3" in measures and "hit@10" not in measures
+
+    def test_a_default_k_depends_on_the_images_that_can_be_read(self, photo_folder, encoder):
+        paths = sorted((photo_folder / "test" / "gallery").glob("*.jpg"))
+        for path in paths[:2]:
+            path.unlink()
+        paths[2].write_text("not an image")
+        evaluation = evaluate(photo_folder, encoder)  # 10 files, 9 images
+        measures = evaluation.to_dict()["measures"]
+        assert "hit@3" in measures and "hit@10" not in measures
+        assert [file.path for file in evaluation.skipped] == [paths[2]]
+
+    @pytest.mark.parametrize(
+        ("argument", "options", "fact"),
+        [
+            ("k", {"k": [13]}, "precision@13 needs 13 hits, .* has only 12"),
+            ("k", {"k": [3, 0]}, "got 0"),
+            ("measures", {"measures": ["accuracy@3"]}, "accuracy@3"),
+            ("runtime", {"runtime": "tensorrt"}, "tensorrt"),
+            ("precision", {"precision": "int4"}, "int4"),
+        ],
+    )
+    def test_invalid_arguments_are_reported_before_the_work(
+        self, photo_folder, encoder, decoded, argument, options, fact
+    ):
+        with pytest.raises(OptionError, match=fact) as caught:
+            evaluate(photo_folder, encoder, **options)
+        assert caught.value.argument == argument
+        assert decoded == []
+
+    def test_data_without_labels(self, photo_folder, encoder):
+        (photo_folder / "labels.csv").unlink()
+        with pytest.raises(DataError, match="no labels") as caught:
+            evaluate(photo_folder, encoder)
+        assert caught.value.argument == "data"
+
+    def test_files_and_folders_that_cannot_be_read_are_listed(self, photo_folder, encoder, close_folder):
+        query = photo_folder / "test" / "query" / "cat0.jpg"
+        query.write_text("not an image")
+        close_folder(photo_folder / "training" / "cat")
+        evaluation = evaluate(photo_folder, encoder, k=[1])
+        folder, file = evaluation.skipped
+        assert folder == Skipped(photo_folder / "training" / "cat", CLOSED)
+        assert file.path == query and "not an image" in file.cause
+        assert len(evaluation.query_ids) == 7
+
+    def test_a_query_folder_that_cannot_be_listed(self, photo_folder, encoder, close_folder):
+        close_folder(photo_folder / "test" / "query")
+        with pytest.raises(DataError) as caught:
+            evaluate(photo_folder, encoder)
+        assert f"{photo_folder / 'test' / 'query'}: {CLOSED}" in str(caught.value)
+        assert caught.value.argument == "data"
+
+    def test_no_readable_query(self, photo_folder, encoder):
+        for path in (photo_folder / "test" / "query").iterdir():
+            path.write_text("not an image")
+        with pytest.raises(DataError, match="none of the 8 query images"):
+            evaluate(photo_folder, encoder)
+
+    def test_class_folders_are_split_as_for_the_training(self, photo_folder, encoder, tmp_path, monkeypatch):
+        """With another seed a model would be measured on images that it was trained on."""
+        options = {"seed": 3, "class_disjoint": True}
+        save_bundle(encoder, tmp_path / "trained", describe(encoder, options=options))
+        loaded = []
+
+        def stop(data, *_):
+            loaded.append(data)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(evaluate_module, "_embed_test_split", stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(photo_folder / "training", tmp_path / "trained", k=[1])
+        assert loaded[0].items == load_dataset(photo_folder / "training", **options).items
+
+    def test_float32_is_the_default_precision(self, photo_folder, encoder, monkeypatch):
+        precisions = []
+        with_runtime = evaluate_module.with_runtime
+
+        def recorded(encoder, runtime, precision):
+            precisions.append(precision)
+            return with_runtime(encoder, runtime, precision)
+
+        monkeypatch.setattr(evaluate_module, "with_runtime", recorded)
+        evaluate(photo_folder, encoder, k=[1])
+        assert precisions == ["float32"]
 
 
-def test_a_default_k_larger_than_the_gallery_is_left_out(photo_folder, encoder):
-    for path in list((photo_folder / "test" / "gallery").glob("*.jpg"))[:3]:
-        path.unlink()
-    found, _ = evaluate(photo_folder, encoder)
-    assert "hit@3" in found.to_dict()["measures"] and "hit@10" not in found.to_dict()["measures"]
-    with pytest.raises(OptionError, match="precision@10 needs 10 hits, but the gallery has only 9"):
-        evaluate(photo_folder, encoder, k=[10])
+class TestPretrained:
+    """A model by the name of its backbone, whose head is fitted on the training split."""
+
+    @pytest.mark.parametrize("name", ["test_efficientnet", "test_efficientnet+test_resnet"])
+    def test_each_image_is_decoded_once(self, photo_folder, decoded, name):
+        evaluation = evaluate(photo_folder, name, k=[1], weights="none")
+        assert len(evaluation.query_ids) == 8
+        assert sorted(decoded) == sorted(item.id for item in load_dataset(photo_folder).items)
+
+    def test_an_unreadable_training_image_is_listed_once(self, photo_folder, tmp_path):
+        paths = [photo_folder / "training" / "cat" / "cat0.jpg", photo_folder / "test" / "gallery" / "cat0.jpg"]
+        for path in paths:
+            path.write_text("not an image")
+        evaluation = evaluate(photo_folder, "test_efficientnet", k=[1], weights="none")
+        assert [file.path for file in evaluation.skipped] == paths
+        submission = submit(photo_folder, "test_efficientnet", top_k=1, weights="none", out=tmp_path / "s.json")
+        assert submission.skipped == evaluation.skipped
 
 
-def test_a_default_k_is_held_to_what_can_be_read(photo_folder, encoder):
-    paths = sorted((photo_folder / "test" / "gallery").glob("*.jpg"))
-    for path in paths[:2]:
-        path.unlink()
-    paths[2].write_text("no picture")
-    found, skipped = evaluate(photo_folder, encoder)  # 10 files, 9 pictures
-    assert "hit@3" in found.to_dict()["measures"] and "hit@10" not in found.to_dict()["measures"]
-    assert skipped == (Skipped(paths[2], NO_PICTURE),)
+class TestSubmit:
+    def test_the_submission_is_what_is_written(self, photo_folder, encoder, tmp_path):
+        broken = photo_folder / "test" / "gallery" / "cat0.jpg"
+        broken.write_text("not an image")
+        out = tmp_path / "s.json"
+        submission = submit(photo_folder, encoder, top_k=2, group="us", out=out)
+        assert isinstance(submission, Submission)
+        assert [file.path for file in submission.skipped] == [broken]
+        assert json.loads(out.read_text()) == submission.to_dict()
+        assert (submission.group, len(submission.images)) == ("us", 8)
+        assert all(len(names) == 2 and "cat0.jpg" not in names for names in submission.images.values())
 
+    def test_every_query_must_be_readable(self, photo_folder, encoder, tmp_path, close_folder):
+        for split in ("gallery", "query"):
+            (photo_folder / "test" / split / "more").mkdir()
+        close_folder(photo_folder / "test" / "gallery" / "more")
+        submission = submit(load_dataset(photo_folder), encoder, top_k=1, out=tmp_path / "s.csv")
+        assert submission.skipped == (Skipped(photo_folder / "test" / "gallery" / "more", CLOSED),)
+        folder = photo_folder / "test" / "query" / "more"
+        close_folder(folder)
+        with pytest.raises(DataError) as caught:
+            submit(photo_folder, encoder, top_k=1, out=tmp_path / "t.csv")
+        assert f"{folder}: {CLOSED}" in str(caught.value)
+        assert not (tmp_path / "t.csv").exists()
 
-def test_what_a_head_could_not_be_learnt_from_is_listed_once(photo_folder, tmp_path):
-    training = photo_folder / "training" / "cat" / "cat0.jpg"
-    gallery = photo_folder / "test" / "gallery" / "cat0.jpg"
-    for path in (training, gallery):
-        path.write_text("no picture")
-    expected = [Skipped(training, NO_PICTURE), Skipped(gallery, NO_PICTURE)]
-    _, skipped = evaluate(photo_folder, "test_efficientnet", k=[1], weights="none")
-    assert list(skipped) == expected
-    _, skipped = submit(photo_folder, "test_efficientnet", top_k=1, weights="none", out=tmp_path / "s.json")
-    assert list(skipped) == expected
-    made = index(photo_folder, "test_efficientnet", weights="none", out=tmp_path / "photos.index")
-    assert sorted(made.skipped, key=str) == sorted(expected, key=str)
+    def test_an_unreadable_query(self, photo_folder, encoder, tmp_path):
+        (photo_folder / "test" / "query" / "cat0.jpg").write_text("not an image")
+        with pytest.raises(DataError, match=r"cat0\.jpg"):
+            submit(photo_folder, encoder, top_k=1, out=tmp_path / "s.json")
+        assert not (tmp_path / "s.json").exists()
 
-
-def test_no_hits(photo_folder, encoder):
-    with pytest.raises(OptionError, match=r"^k must be at least 1, got 0\.$"):
-        evaluate(photo_folder, encoder, k=[3, 0])
-
-
-def test_evaluate_lists_what_it_could_not_read(photo_folder, encoder, close_folder):
-    query = photo_folder / "test" / "query" / "cat0.jpg"
-    query.write_text("no picture")
-    close_folder(photo_folder / "training" / "cat")
-    found, skipped = evaluate(photo_folder, encoder, k=[1])
-    assert skipped == (Skipped(photo_folder / "training" / "cat", CLOSED), Skipped(query, NO_PICTURE))
-    assert len(found.query_ids) == 7
-
-
-def test_a_closed_query_folder_is_named(photo_folder, encoder, close_folder):
-    place = photo_folder / "test" / "query"
-    close_folder(place)
-    with pytest.raises(DataError) as caught:
-        evaluate(photo_folder, encoder)
-    assert f"has no query images (skipped folders: 1, first: {place}: {CLOSED})" in str(caught.value)
-
-
-def test_submit_gives_what_it_wrote_and_the_gallery_files_that_it_could_not_read(photo_folder, encoder, tmp_path):
-    broken = photo_folder / "test" / "gallery" / "cat0.jpg"
-    broken.write_text("no picture")
-    out = tmp_path / "s.json"
-    submission, skipped = submit(photo_folder, encoder, top_k=2, group="us", out=out)
-    assert skipped == (Skipped(broken, NO_PICTURE),)
-    assert json.loads(out.read_text()) == submission.to_dict()
-    assert (submission.group, len(submission.images)) == ("us", 8)
-    assert all(len(names) == 2 and "cat0.jpg" not in names for names in submission.images.values())
-
-
-def test_submit_lists_closed_folders_but_insists_on_every_query(photo_folder, encoder, tmp_path, close_folder):
-    for part in ("gallery", "query"):
-        (photo_folder / "test" / part / "more").mkdir()
-    close_folder(photo_folder / "test" / "gallery" / "more")
-    _, skipped = submit(load_dataset(photo_folder), encoder, top_k=1, out=tmp_path / "s.csv")
-    assert skipped == (Skipped(photo_folder / "test" / "gallery" / "more", CLOSED),)
-    place = photo_folder / "test" / "query" / "more"
-    close_folder(place)
-    with pytest.raises(DataError) as caught:
-        submit(photo_folder, encoder, top_k=1, out=tmp_path / "t.csv")
-    assert str(caught.value) == f"a submission needs every query, but {place}: {CLOSED}; change that first."
-    assert not (tmp_path / "t.csv").exists()
+    def test_invalid_arguments_are_reported_before_the_work(self, photo_folder, encoder, tmp_path, decoded):
+        (tmp_path / "taken.json").touch()
+        calls: list[tuple[type[Exception], str, dict[str, int | Path]]] = [
+            (OptionError, "top_k", {"top_k": 13}),
+            (OptionError, "top_k", {"top_k": 0}),
+            (OptionError, "out", {"out": tmp_path / "s.txt"}),
+            (StorageError, "out", {"out": tmp_path / "taken.json"}),
+        ]
+        for error, argument, options in calls:
+            with pytest.raises(error) as caught:
+                submit(photo_folder, encoder, **{"out": tmp_path / "s.json", **options})
+            assert caught.value.argument == argument
+        assert decoded == []
