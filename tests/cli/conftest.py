@@ -25,7 +25,6 @@ def original_workspace(photo_folder_original: Path, tmp_path_factory: pytest.Tem
     from safetensors.torch import save_file
 
     from lookalike import embed, index, save_bundle
-    from lookalike.models.encoder import Encoder
     from lookalike.models.trainable import build_trainable
 
     folder = tmp_path_factory.mktemp("workspace")
@@ -34,7 +33,7 @@ def original_workspace(photo_folder_original: Path, tmp_path_factory: pytest.Tem
         torch.manual_seed(7)
         save_file(timm.create_model(SMALL, num_classes=0).state_dict(), folder / "small.safetensors")
     for seed, name in enumerate(("model", "other")):  # they differ by their heads
-        save_bundle(Encoder([build_trainable(SMALL, folder / "small.safetensors", seed=seed)]), folder / name)
+        save_bundle(build_trainable(SMALL, folder / "small.safetensors", seed=seed).freeze(), folder / name)
     embed(photos, folder / "model", out=folder / "photos.emb")
     index(photos, folder / "model", out=folder / "photos.index")  # of the 12 gallery images
     return folder

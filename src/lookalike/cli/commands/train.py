@@ -1,4 +1,4 @@
-"""`lookalike train`, `refit` and `recipes`."""
+"""`lookalike train`, `refit`, `backbones` and `recipes`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lookalike.cli.app import RESUMES_WITH_FLAG, Command
-from lookalike.cli.console import make_progress, print_json, print_path, report_skipped, shell_path
+from lookalike.cli.console import make_progress, print_json, print_path, print_table, report_skipped, shell_path
 from lookalike.cli.options import (
     PATH,
     data_argument,
@@ -27,6 +27,10 @@ from lookalike.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from lookalike.data.dataset import Dataset
+
+_BACKBONE_FIELDS = (
+    "name", "timm_name", "parameters", "dim", "input_size", "licence", "weights_source", "size_mb", "available",
+)  # fmt: skip
 
 
 @click.command(cls=Command, interrupted=RESUMES_WITH_FLAG, short_help="Fine-tune a backbone and save it as a bundle.")
@@ -143,6 +147,42 @@ def _report_training(progress: Progress, bundle: Path, data: Dataset) -> None:
         if report.measures is not None:
             origin = " of the first training" if info.refit_of is not None else ""
             progress.info(f"{report.backbone}: validation {report.options['stop_on']}{origin}: {report.measures}")
+
+
+@click.command(cls=Command, short_help="List the backbones that have a short name.")
+@json_option
+def backbones(as_json: bool) -> None:
+    """List the backbones that have a short name, with their size, licence and weights.
+
+    Every other timm name is accepted as a backbone too. 'available' says whether the weights are on this machine; the
+    others are downloaded from the model hub when they are first used.
+
+    \b
+    Examples:
+      lookalike backbones
+      lookalike train photos --backbone resnet50 --out model
+    """  # noqa: D301
+    from lookalike.models.registry import backbones as list_backbones
+
+    rows = list_backbones()
+    if as_json:
+        print_json({"backbones": [{field: getattr(row, field) for field in _BACKBONE_FIELDS} for row in rows]})
+        return
+    header = ["name", "parameters", "dimensions", "input", "size", "licence", "weights", "available"]
+    cells = [
+        [
+            row.name,
+            f"{row.parameters / 1e6:.1f} M",
+            str(row.dim),
+            f"{row.input_size} px",
+            f"{row.size_mb:.0f} MB",
+            row.licence,
+            row.weights_source,
+            "yes" if row.available else "no",
+        ]
+        for row in rows
+    ]
+    print_table(header, cells, right=["parameters", "dimensions", "input", "size"], optional=["licence", "input"])
 
 
 @click.command(cls=Command, short_help="List the training recipes, their fields, and the losses.")
