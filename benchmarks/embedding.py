@@ -1,15 +1,16 @@
-r"""From a folder of JPEGs to embeddings: ours by each runtime beside what people use.
+r"""From a folder of JPEGs to embeddings: Lookalike on each runtime and the usual alternatives.
 
     python benchmarks/embedding.py --backbone efficientnet_lite0 --rounds 5
     python benchmarks/embedding.py --backbone resnet50 --weights resnet50_imagenet.safetensors
 
-Every contender embeds the same photographs, those of `clothing` in $LOOKALIKE_SHARED/data by default, in a process of
-its own, all in turn in each round. Loading the model is not counted, the pass over the images is, from opening the
-first file to the last vector, after a pass over 32 of them. int8 is calibrated on the training images before the
-rounds; `model only` is shown pictures that are decoded already, `decoding only` has no model, `written` is what
-`lookalike embed` does: it finds the files in a folder and writes embeddings and the model to another. Ratios are to
-timm's model fed by a DataLoader in float32 (`timm + DataLoader`). The machine's matrix products are measured before the
-rounds and after them (`benchmarks/limits.py`, without its turns); the better of both is the limit.
+All contenders embed the same images, by default the gallery of `clothing` in $LOOKALIKE_SHARED/data, each in a process
+of its own, all in turn in each round. The time is that of the pass over the images, from the first file to the last
+embedding, after a pass over 48 of them; loading the model is not included. In float32 and bfloat16 the graph of
+Lookalike ends with the backbone's features, and NumPy applies the head; only int8 is an exported bundle, whose graph
+includes the head. It is calibrated on the training images before the rounds. `model only` gets decoded images,
+`decoding only` has no model, and `lookalike embed` lists a folder and writes embeddings and model to another one.
+Ratios are to timm's model with a DataLoader in float32 (`timm + DataLoader`). The machine's matrix products are
+measured before and after the rounds (`benchmarks/limits.py`); the larger rate is the limit.
 """
 
 from __future__ import annotations
@@ -25,141 +26,146 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from contest import answer, contest, keep, shared_folder
+from contest import FIT_IMAGES, answer, contest, make_parser, save_fitted_bundle, save_result, shared_folder
+
+if TYPE_CHECKING:
+    from lookalike.models.encoder import Encoder
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 DECODING = "ours, decoding only"
-ONNX = "ours, onnxruntime float32"
 OURS = (
     "ours, torch",
-    ONNX,
-    *(f"ours, openvino {p}{only}" for only in ("", ", written", ", model only") for p in PRECISIONS),
+    "ours, onnxruntime float32",
+    *(f"ours, openvino {p}{kind}" for kind in ("", ", lookalike embed", ", model only") for p in PRECISIONS),
     DECODING,
 )
-THEIRS = (
+BASELINE = "timm + DataLoader"
+OTHERS = (
     "Pillow + torch, one by one",
-    "timm + DataLoader",
+    BASELINE,
     "timm + DataLoader, bfloat16",
     "img2vec-pytorch",
     "transformers",
 )
-AGAINST = "timm + DataLoader"
-WARM_UP = 32
+WARM_UP = 48  # images; more than are computed one batch at a time
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--weights", default="pretrained")
     parser.add_argument("--data", type=Path, default=shared_folder() / "data" / "clothing")
-    parser.add_argument("--images", type=int, default=0, help="at most; 0 for all of the gallery")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", action="append", help="a contender; may be repeated")
-    parser.add_argument("--contender", help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    files = gallery(given.data, given.images)
-    if given.contender:
-        run = CONTENDERS[given.contender]
-        run(given, files)
+    parser.add_argument("--images", type=int, default=0, help="number of images at most; 0 for the whole gallery")
+    parser.add_argument("--only", action="append", choices=(*OTHERS, *OURS), help="a contender; may be repeated")
+    args = parser.parse_args()
+    files = gallery(args.data, args.images)
+    if args.contender:
+        CONTENDERS[args.contender](args, files)
         return
     with tempfile.TemporaryDirectory() as work:
-        chosen = given.only or [*THEIRS, *OURS]
-        eight = {name for name in chosen if "int8" in name}
-        gflops, refused = prepare(given, Path(work), bool(eight))
-        arguments = ["--backbone", given.backbone, "--weights", given.weights, "--data", str(given.data)]
-        arguments += ["--images", str(given.images), "--work", work]
+        os.environ["LOOKALIKE_CACHE"] = f"{work}/cache"
+        contenders = args.only or [*OTHERS, *OURS]
+        int8 = {name for name in contenders if "int8" in name}
+        gflops, int8_refusal = prepare(args, Path(work), files, export_int8=bool(int8))
+        arguments = ["--backbone", args.backbone, "--weights", args.weights, "--data", str(args.data)]
+        arguments += ["--images", str(args.images), "--work", work]
         facts = {
-            "backbone": given.backbone,
-            "weights": Path(given.weights).stem,
+            "backbone": args.backbone,
+            "weights": Path(args.weights).stem,
             "images": len(files),
-            "data": given.data.name,
+            "data": args.data.name,
             "gflops_per_image": gflops,
         }
         before = limits()
         result = contest(
             __file__,
-            [name for name in chosen if not (refused and name in eight)],
-            given.rounds,
+            [name for name in contenders if not (int8_refusal and name in int8)],
+            args.rounds,
             arguments=arguments,
-            against=AGAINST,
+            baseline=BASELINE,
             facts=facts,
-            environment=lambda name: (
-                {"LOOKALIKE_CACHE": f"{work}/cache", "OMP_WAIT_POLICY": "PASSIVE"} if name in OURS else {}
-            ),
+            environment=lambda name: {"OMP_WAIT_POLICY": "PASSIVE"} if name in OURS else {},  # as the command sets it
         )
-        result["skipped"] |= dict.fromkeys(eight, refused) if refused else {}
+        result["skipped"] |= dict.fromkeys(int8, int8_refusal) if int8_refusal else {}
         result["limits"] = {"gflops": {name: max(rate, before[name]) for name, rate in limits().items()}}
-    keep(f"embedding-{given.backbone}", result, whole=not given.only)
+    save_result(f"embedding-{args.backbone}", result, complete=not args.only, folder=args.out)
 
 
-def gallery(data: Path, most: int) -> list[Path]:
+def gallery(data: Path, limit: int) -> list[Path]:
     from lookalike.data.layouts import load_dataset
 
     files = [item.path for item in load_dataset(data).gallery]
-    return files[:most] if most else files
+    return files[:limit] if limit else files
 
 
 def limits() -> dict[str, float]:
-    """Return this machine's matrix products, measured in a process of its own: torch and OpenVINO keep threads."""
+    """Return this machine's matrix products, measured in a separate process: torch and OpenVINO keep threads."""
     code = "import json, limits; print(json.dumps(limits.products()))"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     )
-    found: dict[str, float] = json.loads(done.stdout)
-    print(", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in found.items()), flush=True)
-    return found
+    rates: dict[str, float] = json.loads(process.stdout)
+    print(", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()), flush=True)
+    return rates
 
 
-def prepare(given: argparse.Namespace, work: Path, int8: bool) -> tuple[float, str]:
-    """Make the bundle, and what is exported of it.
+def prepare(args: argparse.Namespace, work: Path, files: list[Path], *, export_int8: bool) -> tuple[float, str]:
+    """Save the bundle, what is exported from it, and the graphs of every runtime in the cache.
 
     Returns:
-        The operations of a picture in units of 10^9 (a multiplication and an addition are two), and why int8 was
-        refused, if it was.
+        The operations per image in units of 10^9 (a multiplication and an addition are two), and why int8 was refused,
+        if it was.
 
     """
     import torch
-    from lookalike.embeddings.fit import fitted_encoder
-    from lookalike.models.pretrained import build_trainable
-    from lookalike.models.torch_bundle import save_bundle
     from torch.utils.flop_counter import FlopCounterMode
 
     from lookalike.api.export import export
+    from lookalike.data.dataset import sample_evenly
     from lookalike.data.layouts import load_dataset
-    from lookalike.errors import MissingExtra, ModelError
-    from lookalike.models.registry import find_row
+    from lookalike.errors import LookalikeError, ModelError
+    from lookalike.models.torch_backbone import TorchBackbone
+    from lookalike.progress import SILENT
 
-    data = load_dataset(given.data)
-    encoder = fitted_encoder(
-        [build_trainable(given.backbone, given.weights)], data.training[:: max(1, len(data.training) // 500)]
-    )
-    save_bundle(encoder, work / "bundle")
-    member = encoder.members[0]
-    p = member.preprocessing
+    data = load_dataset(args.data)
+    save_fitted_bundle(args.backbone, args.weights, sample_evenly(data.training, FIT_IMAGES), work / "bundle")
+    backbone = load_encoder(work, "torch", "float32").prepare((), 1, SILENT).backbone
+    assert isinstance(backbone, TorchBackbone)
+    p = backbone.info.preprocessing
     transform = {"input_size": (3, p.height, p.width), "interpolation": p.interpolation, "crop_pct": p.crop_pct}
     transform |= {"mean": p.mean, "std": p.std}
-    name = find_row(given.backbone).timm_name
-    torch.save({"name": name, "state": member.module.state_dict(), "transform": transform}, work / "timm.pt")
-    with FlopCounterMode(display=False) as counted, torch.inference_mode():
-        member.module(torch.zeros(1, 3, p.height, p.width))
-    gflops = counted.get_total_flops() / 1e9
-    for precision in ("float32", "bfloat16"):
-        export(work / "bundle", out=work / precision, precision=precision)
-    with contextlib.suppress(MissingExtra):  # the contender is left out then
-        export(work / "bundle", out=work / "onnx", format="onnx")
-    if int8:
+    torch.save(
+        {"name": backbone.info.timm_name, "state": backbone.module.state_dict(), "transform": transform},
+        work / "timm.pt",
+    )
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        backbone.module(torch.zeros(1, 3, p.height, p.width))
+    gflops = counter.get_total_flops() / 1e9
+    for runtime, precision in (("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")):
+        with contextlib.suppress(LookalikeError):  # the contender is skipped then
+            load_encoder(work, runtime, precision).embed(files[:WARM_UP], progress=SILENT)
+    if export_int8:
         try:
-            export(work / "bundle", out=work / "int8", precision="int8", data=data)
+            export(work / "bundle", out=work / "int8", precision="int8", data=data, progress=SILENT)
         except ModelError as error:
             return gflops, str(error)
     return gflops, ""
 
 
-def timed(files: list[Path], run: Callable[[list[Path]], object]) -> None:
+def load_encoder(work: Path, runtime: str, precision: str) -> Encoder:
+    """Load the bundle on a runtime; in int8 the exported one."""
+    import lookalike as la
+
+    if precision == "int8":
+        return la.load_encoder(work / "int8")
+    return la.load_encoder(work / "bundle", runtime=runtime, precision=precision)
+
+
+def time_pass(files: list[Path], run: Callable[[list[Path]], object]) -> None:
     run(files[:WARM_UP])
     clock = time.perf_counter()
     run(files)
@@ -167,88 +173,87 @@ def timed(files: list[Path], run: Callable[[list[Path]], object]) -> None:
     answer(per_second=len(files) / seconds, seconds=seconds)
 
 
-def ours(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.runtimes.bundle import load_bundle
+def embed_files(runtime: str, precision: str, args: argparse.Namespace, files: list[Path]) -> None:
+    from lookalike.progress import SILENT
 
-    encoder = load_bundle(given.work / folder)
-    if folder == "bundle":
-        import torch  # noqa: F401
-    timed(files, encoder.embed)
+    encoder = load_encoder(args.work, runtime, precision)
+    time_pass(files, lambda paths: encoder.embed(paths, progress=SILENT))
 
 
-def written(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.runtimes.bundle import load_bundle
+def embed_folder(precision: str, args: argparse.Namespace, files: list[Path]) -> None:
+    import lookalike as la
+    from lookalike.progress import SILENT
 
-    from lookalike.api.embed import embed
-
-    encoder = load_bundle(given.work / folder)
-    with tempfile.TemporaryDirectory() as work:
-        for name, some in (("few", files[:WARM_UP]), ("all", files)):
-            (Path(work) / name).mkdir()
-            for number, file in enumerate(some):
-                (Path(work) / name / f"photograph {number:06}.jpg").symlink_to(file.resolve())
-        embed(Path(work) / "few", encoder, out=Path(work) / "few embeddings")
+    options = {} if precision == "int8" else {"runtime": "openvino", "precision": precision}
+    bundle = args.work / ("int8" if precision == "int8" else "bundle")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for name, paths in (("few", files[:WARM_UP]), ("all", files)):
+            link_files(paths, work / name)
+        la.embed(work / "few", bundle, out=work / "few.emb", **options, progress=SILENT)
         clock = time.perf_counter()
-        embed(Path(work) / "all", encoder, out=Path(work) / "embeddings")
+        la.embed(work / "all", bundle, out=work / "all.emb", **options, progress=SILENT)
         seconds = time.perf_counter() - clock
     answer(per_second=len(files) / seconds, seconds=seconds)
 
 
-def model_only(folder: str, given: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.runtimes.bundle import load_bundle
-    from lookalike.runtimes.choice import rate_of
+def link_files(paths: list[Path], folder: Path) -> None:
+    folder.mkdir()
+    for number, path in enumerate(paths):
+        (folder / f"image {number:06}{path.suffix}").symlink_to(path.resolve())
 
+
+def model_only(precision: str, args: argparse.Namespace, files: list[Path]) -> None:
     from lookalike.data.images import read_pixels
+    from lookalike.models.pipeline import as_sources
+    from lookalike.progress import SILENT
+    from lookalike.runtimes.select import measure_rate
 
-    (member,) = load_bundle(given.work / folder).members
-    p = member.preprocessing
-    pixels = np.stack([p.pixels(read_pixels(file, p.at_least)) for file in files[:64]])
-    answer(per_second=rate_of(member, pixels, seconds=10.0))
-
-
-def decoding_only(given: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.models.stream import batches
-    from lookalike.runtimes.bundle import load_bundle
-
-    from lookalike.models.encoder import as_sources
-
-    wanted = [member.preprocessing for member in load_bundle(given.work / "float32").members]
-    timed(files, lambda some: sum(len(batch.ids) for batch in batches([as_sources(some)], wanted)))
+    sources = as_sources(files[:64])
+    encoder = load_encoder(args.work, "openvino", precision).prepare(sources, len(files), SILENT)
+    p = encoder.preprocessing
+    pixels = np.stack([p.pixels(read_pixels(source.path, p.min_side)) for source in sources])
+    answer(per_second=measure_rate(encoder.backbone, pixels, seconds=10.0))
 
 
-def timm_model(given: argparse.Namespace):
-    """Return the same network with the same weights as timm makes it, and its transform; nothing of ours is imported.
+def decoding_only(args: argparse.Namespace, files: list[Path]) -> None:
+    from lookalike.models.info import read_bundle_info
+    from lookalike.models.pipeline import as_sources, decode_batches
 
-    Building a member of ours changes how the process keeps memory, which would make this one faster as well.
-    """
+    preprocessings = [member.backbone.preprocessing for member in read_bundle_info(args.work / "bundle").members]
+    time_pass(files, lambda paths: sum(len(b.ids) for b in decode_batches([as_sources(paths)], preprocessings)))
+
+
+def timm_model(args: argparse.Namespace):
+    """Return the same network with the same weights as timm builds it, and its transform, without our package."""
     import timm
     import torch
 
-    saved = torch.load(given.work / "timm.pt")
+    saved = torch.load(args.work / "timm.pt")
     model = timm.create_model(saved["name"], num_classes=0)
     model.load_state_dict(saved["state"])
     return model.eval(), timm.data.create_transform(**saved["transform"], is_training=False)
 
 
-def one_by_one(given: argparse.Namespace, files: list[Path]) -> None:
+def one_by_one(args: argparse.Namespace, files: list[Path]) -> None:
     import torch
     from PIL import Image
 
-    model, transform = timm_model(given)
+    model, transform = timm_model(args)
 
     def run(files: list[Path]) -> None:
         with torch.inference_mode():
             for file in files:
                 model(transform(Image.open(file).convert("RGB"))[None])
 
-    timed(files, run)
+    time_pass(files, run)
 
 
-def data_loader(half: bool, given: argparse.Namespace, files: list[Path]) -> None:
+def data_loader(bfloat16: bool, args: argparse.Namespace, files: list[Path]) -> None:
     import torch
     from PIL import Image
 
-    model, transform = timm_model(given)
+    model, transform = timm_model(args)
 
     class Files(torch.utils.data.Dataset):
         def __init__(self, files: list[Path]) -> None:
@@ -262,34 +267,34 @@ def data_loader(half: bool, given: argparse.Namespace, files: list[Path]) -> Non
 
     def run(files: list[Path]) -> None:
         loader = torch.utils.data.DataLoader(Files(files), batch_size=32, num_workers=len(os.sched_getaffinity(0)))
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             for batch in loader:
                 model(batch)
 
-    timed(files, run)
+    time_pass(files, run)
 
 
-def img2vec(given: argparse.Namespace, files: list[Path]) -> None:
+def img2vec(args: argparse.Namespace, files: list[Path]) -> None:
+    if args.backbone not in ("resnet50", "efficientnet_b0"):
+        sys.exit(f"img2vec-pytorch has no {args.backbone}")
     from img2vec_pytorch import Img2Vec
     from PIL import Image
 
-    if given.backbone not in ("resnet50", "efficientnet_b0"):
-        sys.exit(f"img2vec-pytorch has no {given.backbone}")
-    own = sys.modules[Img2Vec.__module__]
-    make = getattr(own, given.backbone)
-    setattr(own, given.backbone, lambda **_: make(weights=None))  # it would fetch weights; they do not matter for speed
-    model = Img2Vec(model=given.backbone)
+    module = sys.modules[Img2Vec.__module__]
+    build = getattr(module, args.backbone)
+    setattr(module, args.backbone, lambda **_: build(weights=None))  # it would download weights; any are as fast
+    model = Img2Vec(model=args.backbone)
 
     def run(files: list[Path]) -> None:
         for start in range(0, len(files), 32):
             model.get_vec([Image.open(f).convert("RGB") for f in files[start : start + 32]])
 
-    timed(files, run)
+    time_pass(files, run)
 
 
-def transformers(given: argparse.Namespace, files: list[Path]) -> None:
-    if given.backbone != "vit_b_16":
-        sys.exit(f"the pipeline is run for vit_b_16 only, not for {given.backbone}")
+def transformers(args: argparse.Namespace, files: list[Path]) -> None:
+    if args.backbone != "vit_b_16":
+        sys.exit(f"the pipeline runs for vit_b_16 only, not for {args.backbone}")
     from PIL import Image
     from transformers import ViTConfig, ViTImageProcessor, ViTModel, pipeline
 
@@ -301,18 +306,18 @@ def transformers(given: argparse.Namespace, files: list[Path]) -> None:
         for start in range(0, len(files), 32):
             run_pipeline([Image.open(f).convert("RGB") for f in files[start : start + 32]], batch_size=32)
 
-    timed(files, run)
+    time_pass(files, run)
 
 
 CONTENDERS: dict[str, Callable[[argparse.Namespace, list[Path]], None]] = {
-    "ours, torch": partial(ours, "bundle"),
-    ONNX: partial(ours, "onnx"),
-    **{f"ours, openvino {p}": partial(ours, p) for p in PRECISIONS},
-    **{f"ours, openvino {p}, written": partial(written, p) for p in PRECISIONS},
+    "ours, torch": partial(embed_files, "torch", "float32"),
+    "ours, onnxruntime float32": partial(embed_files, "onnxruntime", "float32"),
+    **{f"ours, openvino {p}": partial(embed_files, "openvino", p) for p in PRECISIONS},
+    **{f"ours, openvino {p}, lookalike embed": partial(embed_folder, p) for p in PRECISIONS},
     **{f"ours, openvino {p}, model only": partial(model_only, p) for p in PRECISIONS},
     DECODING: decoding_only,
     "Pillow + torch, one by one": one_by_one,
-    "timm + DataLoader": partial(data_loader, False),
+    BASELINE: partial(data_loader, False),
     "timm + DataLoader, bfloat16": partial(data_loader, True),
     "img2vec-pytorch": img2vec,
     "transformers": transformers,

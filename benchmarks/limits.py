@@ -1,75 +1,74 @@
-r"""What the machine can do at most: matrix products in every precision, and copying memory.
+r"""The limits of the machine: matrix products in every precision, and the rate of copying memory.
 
     python benchmarks/limits.py
 
-Each is the best of several runs of half a second, by the libraries at hand, in three turns, as a machine that is
-shared is slower for a minute and faster again: a limit is what was reached, and no share of it can be more than 1 but
-by noise.
+Each is the maximum over several libraries and runs of half a second, repeated three times: a shared machine is slower
+at times. A limit is what was reached, so a share of it exceeds 1 only by noise.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from contest import keep
+from contest import add_out_option, save_result
 from lookalike._system import cpu_count
 
-SIDES = (1024, 2048, 4096)
-"""Of the matrices; which is fastest differs from library to library."""
+SIDES = (1024, 2048, 4096)  # of the matrices; which is fastest differs between libraries
 _SECONDS = 0.5
 _RUNS = 3
-_TURNS = 3
+_REPEATS = 3
 
 
-def best(run: Callable[[], object], work: float) -> float:
-    """Return the most work a second that was reached."""
+def max_rate(run: Callable[[], object], work: float) -> float:
+    """Return the largest amount of work per second."""
     run()
-    found = 0.0
+    rate = 0.0
     for _ in range(_RUNS):
         done, clock = 0, time.perf_counter()
         while time.perf_counter() - clock < _SECONDS:
             run()
             done += 1
-        found = max(found, done * work / (time.perf_counter() - clock))
-    return found
+        rate = max(rate, done * work / (time.perf_counter() - clock))
+    return rate
 
 
-def products(turns: int = 1) -> dict[str, float]:
-    """Return operations a second (a multiplication and an addition are two) by precision, in units of 10^9."""
+def products(repeats: int = 1, sides: tuple[int, ...] = SIDES) -> dict[str, float]:
+    """Return operations per second by precision, in units of 10^9; a multiplication and an addition are two."""
     import torch
 
-    found = {"float32": 0.0, "bfloat16": 0.0, "int8": 0.0}
-    for side in SIDES * turns:
+    rates = {"float32": 0.0, "bfloat16": 0.0, "int8": 0.0}
+    for side in sides * repeats:
         work = 2.0 * side**3 / 1e9
         a, b = torch.rand(side, side), torch.rand(side, side)
-        half_a, half_b = a.bfloat16(), b.bfloat16()
-        whole_a, whole_b = (torch.randint(-127, 128, (side, side), dtype=torch.int8) for _ in range(2))
+        bf16_a, bf16_b = a.bfloat16(), b.bfloat16()
+        int8_a, int8_b = (torch.randint(-127, 128, (side, side), dtype=torch.int8) for _ in range(2))
         x, y = a.numpy(), b.numpy()
         runs: list[tuple[str, Callable[[], object]]] = [
             ("float32", lambda a=a, b=b: a @ b),
             ("float32", lambda x=x, y=y: x @ y),
-            ("float32", openvinos(y, "f32", x)),
-            ("bfloat16", lambda a=half_a, b=half_b: a @ b),
-            ("bfloat16", openvinos(y, "bf16", x)),
-            ("int8", lambda a=whole_a, b=whole_b: torch._int_mm(a, b)),
+            ("float32", openvino_product(y, "f32", x)),
+            ("bfloat16", lambda a=bf16_a, b=bf16_b: a @ b),
+            ("bfloat16", openvino_product(y, "bf16", x)),
+            ("int8", lambda a=int8_a, b=int8_b: torch._int_mm(a, b)),
         ]
         with torch.inference_mode():
             for precision, run in runs:
-                found[precision] = max(found[precision], best(run, work))
-    return found
+                rates[precision] = max(rates[precision], max_rate(run, work))
+    return rates
 
 
-def openvinos(weights: np.ndarray, precision: str, given: np.ndarray) -> Callable[[], object]:
-    """Return a run of a product that OpenVINO computes."""
+def openvino_product(weights: np.ndarray, precision: str, matrix: np.ndarray) -> Callable[[], object]:
+    """Return a function that computes the product with OpenVINO."""
     import openvino as ov
     from openvino import opset13 as ops
 
-    x = ops.parameter(list(given.shape), np.float32)
-    # the product is not handed out, as writing it in float32 is not what is measured
+    x = ops.parameter(list(matrix.shape), np.float32)
+    # only the maximum of the product is returned: writing the product in float32 is not what is measured
     product = ops.reduce_max(ops.matmul(x, ops.constant(weights), False, False), ops.constant([0, 1]))
     config = {
         "INFERENCE_PRECISION_HINT": precision,
@@ -77,26 +76,33 @@ def openvinos(weights: np.ndarray, precision: str, given: np.ndarray) -> Callabl
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = ov.Core().compile_model(ov.Model([product], [x]), "CPU", config).create_infer_request()
-    return lambda: request.infer({0: given}, share_inputs=True)
+    return lambda: request.infer({0: matrix}, share_inputs=True)
 
 
-def copying() -> float:
-    """Return bytes a second, read and written, in units of 10^9."""
+def copy_rate() -> float:
+    """Return bytes per second, read and written, in units of 10^9."""
     source = np.ones(2**28, np.uint8)
     target = np.empty_like(source)
-    parts = list(zip(np.array_split(target, cpu_count()), np.array_split(source, cpu_count()), strict=True))
+    slices = list(zip(np.array_split(target, cpu_count()), np.array_split(source, cpu_count()), strict=True))
     with ThreadPoolExecutor(cpu_count()) as pool:
-        return best(lambda: list(pool.map(lambda part: np.copyto(*part), parts)), 2 * source.nbytes / 1e9)
+        return max_rate(lambda: list(pool.map(lambda pair: np.copyto(*pair), slices)), 2 * source.nbytes / 1e9)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, action="append", help="of the matrices; may be repeated")
+    parser.add_argument("--repeats", type=int, default=_REPEATS)
+    add_out_option(parser)
+    args = parser.parse_args()
     from lookalike.benchmark.timing import machine
 
-    found = {"machine": machine(), "gflops": products(_TURNS), "copy_gb_s": copying()}
-    for name, rate in found["gflops"].items():
+    rates = products(args.repeats, tuple(args.side or SIDES))
+    result = {"machine": machine(), "gflops": rates, "copy_gb_s": copy_rate()}
+    for name, rate in rates.items():
         print(f"matrix products in {name}: {rate:.0f} GFLOP/s")
-    print(f"copying memory: {found['copy_gb_s']:.0f} GB/s")
-    keep("limits", found, whole=True)
+    print(f"copying memory: {result['copy_gb_s']:.0f} GB/s")
+    complete = args.repeats >= _REPEATS and not args.side
+    save_result("limits", result, complete=complete, folder=args.out)
 
 
 if __name__ == "__main__":

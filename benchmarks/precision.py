@@ -1,13 +1,13 @@
-r"""What bfloat16 and int8 cost: the measures of retrieval, and how far embeddings move.
+r"""Accuracy of bfloat16 and int8: measures of retrieval, and how far the embeddings differ from those in float32.
 
     python benchmarks/precision.py --backbone efficientnet_lite0 --data clothing --data trashnet
     python benchmarks/precision.py --backbone resnet50 --weights resnet50_imagenet.safetensors
 
 For each data set ($LOOKALIKE_SHARED/data) a head is fitted to the frozen backbone on the training images, and the
-bundle is exported for OpenVINO in float32, bfloat16 and int8, however many points that loses; whether the gate of
-`lookalike export` would have refused it, as it stands by default, is kept with what it measured on the validation part.
-Queries are searched for in the gallery, as `lookalike evaluate` does; cosines are to the float32 embedding of the same
-picture, of all queries and gallery images.
+bundle is exported for OpenVINO in float32, bfloat16 and int8, whatever is lost. The result records what the check of
+`lookalike export` measured on the validation split, and whether it refuses the export by default. Queries are searched
+in the gallery as `lookalike evaluate` does; cosines are to the float32 embedding of the same image, over all queries
+and gallery images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from contest import keep, shared_folder
+from contest import add_out_option, save_fitted_bundle, save_result, shared_folder
 
 MEASURES = ("precision@3", "hit@1")
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -30,59 +30,61 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--weights", default="pretrained")
-    parser.add_argument("--data", action="append", help="of clothing and trashnet; may be repeated")
-    given = parser.parse_args()
+    parser.add_argument("--data", action="append", help="the name of a data set; may be repeated")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS[1:], help="may be repeated")
+    add_out_option(parser)
+    args = parser.parse_args()
     from lookalike.benchmark.timing import machine
 
+    precisions = [p for p in PRECISIONS[1:] if p in (args.precision or PRECISIONS)]
     rows = [
         row
-        for name in given.data or ("clothing", "trashnet")
-        for row in measured(shared_folder() / "data" / name, given.backbone, given.weights)
+        for name in args.data or ("clothing", "trashnet")
+        for row in measure(shared_folder() / "data" / name, args.backbone, args.weights, ["float32", *precisions])
     ]
-    lost = {
+    lost_points = {
         precision: {
             name: 100 * float(np.mean([row["lost"][name] for row in rows if row["precision"] == precision]))
             for name in MEASURES
         }
-        for precision in PRECISIONS[1:]
+        for precision in precisions
     }
-    for precision, own in lost.items():
-        print(f"{precision} loses, mean of the sets, in points: {', '.join(f'{k} {v:.2f}' for k, v in own.items())}")
-    result = {"machine": machine(), "backbone": given.backbone, "rows": rows, "lost_points": lost}
-    keep(f"precision-{given.backbone}", result, whole=not given.data)
+    for precision, points in lost_points.items():
+        print(f"points lost in {precision}, mean of the sets: {', '.join(f'{k} {v:.2f}' for k, v in points.items())}")
+    result = {"machine": machine(), "backbone": args.backbone, "rows": rows, "lost_points": lost_points}
+    complete = not args.data and not args.precision
+    save_result(f"precision-{args.backbone}", result, complete=complete, folder=args.out)
 
 
-def measured(folder: Path, backbone: str, weights: str) -> list[dict[str, Any]]:
-    """Return a row for each precision."""
-    from lookalike.embeddings.fit import fitted_encoder
-    from lookalike.models.facts import read_facts
-    from lookalike.models.pretrained import build_trainable
-    from lookalike.models.torch_bundle import save_bundle
-
+def measure(folder: Path, backbone: str, weights: str, precisions: list[str]) -> list[dict[str, Any]]:
+    """Return a row per precision; the first one is float32."""
     from lookalike.api.export import TOLERANCE, export
     from lookalike.data.layouts import load_dataset
     from lookalike.evaluation.evaluation import evaluate_embeddings
+    from lookalike.models.info import read_bundle_info
+    from lookalike.progress import SILENT
 
     data = load_dataset(folder)
-    labels = {item.id: item.label for item in (*data.query, *data.gallery)}
+    labels = {item.id: item.label for item in (*data.query, *data.gallery) if item.label is not None}
     rows: list[dict[str, Any]] = []
-    exact = None
+    float32 = None
     with tempfile.TemporaryDirectory() as work:
-        save_bundle(fitted_encoder([build_trainable(backbone, weights)], data.training), Path(work) / "bundle")
-        for precision in PRECISIONS:
+        save_fitted_bundle(backbone, weights, data.training, Path(work) / "bundle")
+        for precision in precisions:
             encoder = export(
                 Path(work) / "bundle",
                 out=Path(work) / precision,
                 precision=precision,
                 data=None if precision == "float32" else data,
                 tolerance=math.inf,
+                progress=SILENT,
             )
-            queries, gallery = encoder.embed(data.query), encoder.embed(data.gallery)
-            found = evaluate_embeddings(queries, gallery, labels, labels, MEASURES)
+            queries, gallery = (encoder.embed(split, progress=SILENT) for split in (data.query, data.gallery))
+            evaluation = evaluate_embeddings(queries, gallery, labels, labels, MEASURES)
             vectors = np.concatenate([queries.vectors, gallery.vectors])
-            exact = vectors if exact is None else exact
-            cosines = (vectors * exact).sum(1)
-            means = {name: found.mean(name) for name in MEASURES}
+            float32 = vectors if float32 is None else float32
+            cosines = (vectors * float32).sum(1)
+            means = {name: evaluation.mean(name) for name in MEASURES}
             row = {
                 "data": folder.name,
                 "precision": precision,
@@ -91,7 +93,7 @@ def measured(folder: Path, backbone: str, weights: str) -> list[dict[str, Any]]:
                 **means,
             }
             row |= {"min_cosine": float(cosines.min()), "mean_cosine": float(cosines.mean())}
-            loss = read_facts(Path(work) / precision)["parity"]["loss"]
+            loss = read_bundle_info(Path(work) / precision).parity["loss"]
             if loss is not None:
                 row["gate"] = {**loss, "passes": loss["difference"] <= TOLERANCE}
             row["lost"] = {name: (rows[0] if rows else row)[name] - means[name] for name in MEASURES}

@@ -7,7 +7,7 @@ The vectors are synthetic: loose groups of directions (`--spread` sets how loose
 is a hundred times as large as the last, as from a PCA head. Queries are drawn alike and are not among the vectors;
 recall@10 is measured against FAISS's flat index. Each index is built once, in its own process, and written to disk. A
 contender opens it, answers at least a thousand queries to warm up, then all queries in one call and a hundred of them
-one by one; all contenders take turns in each round. The results are queries per second, recall, build time, size of
+one by one; all contenders take turns in each round. The figures are queries per second, recall, build time, size of
 the index's files and peak memory of the searching process. Ratios are to `FAISS flat`. All graphs have 32 links per
 vector; those of FAISS and hnswlib are built twice, with 40 and with 200 candidates per vector, usearch's with its
 default of 128.
@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from contest import answer, contest, keep, peak_memory_mb
+from contest import add_out_option, answer, contest, peak_memory_mb, save_result
 
 DIM, TOP_K, SINGLES = 512, 10, 100
-AGAINST = "FAISS flat"
+BASELINE = "FAISS flat"
 QUICK, DEEP = 40, 200  # candidates per vector while a graph is built: the defaults of FAISS and hnswlib
 Vectors = np.ndarray
 Search = Callable[[Vectors], np.ndarray]
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=CONTENDERS, help="a contender; may be repeated")
     parser.add_argument("--work", type=Path, help="keep vectors and indexes in this folder, and use what it holds")
+    add_out_option(parser)
     parser.add_argument("--build", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, work: Path) -> None:
-    contenders = list(dict.fromkeys([*(options.only or CONTENDERS), AGAINST]))
+    contenders = list(dict.fromkeys([*(options.only or CONTENDERS), BASELINE]))
     work.mkdir(parents=True, exist_ok=True)
     facts = {"count": options.count, "dim": DIM, "queries": options.queries, "spread": options.spread}
     if not (work / "made.json").exists():
@@ -93,15 +94,15 @@ def compare(options: argparse.Namespace, work: Path) -> None:
         [name for name in contenders if CONTENDERS[name][0] not in failed],
         options.rounds,
         arguments=["--work", str(work)],
-        against=AGAINST,
+        baseline=BASELINE,
         facts=facts,
     )
     result["skipped"] |= {name: failed[CONTENDERS[name][0]] for name in contenders if CONTENDERS[name][0] in failed}
-    flat = result["contenders"].get(AGAINST)
+    flat = result["contenders"].get(BASELINE)
     for name, row in result["contenders"].items():
         row.update(json.loads(facts_of(work, CONTENDERS[name][0]).read_text()))
         row["single_ratio"] = flat and flat["single_ms"]["median"] / row["single_ms"]["median"]
-    keep(f"search-{options.count}", result, whole=not options.only)
+    save_result(f"search-{options.count}", result, complete=not options.only, folder=options.out)
 
 
 def facts_of(work: Path, method: str) -> Path:
@@ -289,7 +290,7 @@ METHODS: dict[str, Method] = {
 }
 DEPTHS = (16, 32, 48, 64, 96, 128)
 CONTENDERS: dict[str, tuple[str, int]] = {  # key of `METHODS`, search depth
-    AGAINST: ("flat", 0),
+    BASELINE: ("flat", 0),
     "ours, exact": ("ours-exact", 0),
     "ours, recall 0.95": ("ours", 0),
     "ours, recall 0.95, 30 % of flat's memory": ("ours-small", 0),

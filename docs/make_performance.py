@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 RESULTS = HERE / "performance"
 _COLOURS = {"ours": "#0072b2", "theirs": "#999999"}
+_OURS = ("ours", "lookalike embed", "search with an", "search with the")  # how contenders of ours start
 
 _INTRODUCTION = """# How fast it is
 
@@ -28,6 +29,12 @@ matrix products of the same run if the text below a table gives them, else to th
 """
 
 _SECTIONS: Sequence[tuple[str, str, str]] = (
+    (
+        "commands",
+        "Whole commands",
+        "`benchmarks/commands.py`; a process from its start to its end. The runtime is selected and the graph compiled "
+        "by an earlier run. Memory is that of the largest process.",
+    ),
     ("limits", "The machine's own limits", "The maximum that `benchmarks/limits.py` reached."),
     ("embedding-", "From a folder of JPEGs to embeddings", "`benchmarks/embedding.py`; images per second."),
     (
@@ -68,6 +75,8 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
                 parts += _limits(result)
             elif prefix == "precision-":
                 parts += _precisions(result)
+            elif prefix == "commands":
+                parts += _commands(name, result)
             else:
                 parts += _contest(name, result, results.get("limits"))
     return "\n".join(parts)
@@ -84,6 +93,16 @@ def _limits(result: Mapping[str, Any]) -> Iterator[str]:
     rows.append(("copying memory", f"{result['copy_gb_s']:.0f} GB/s"))
     yield _table(("", "maximum"), rows)
     yield _machine(result)
+
+
+def _commands(name: str, result: Mapping[str, Any]) -> Iterator[str]:
+    yield from _contest(name, result, None)
+    yield f"The same commands on {result['start_images']} images, which is mostly start-up:\n"
+    rows = [
+        [command, _spread(row["seconds"], "seconds"), _cell(row["peak_memory_mb"], "peak_memory_mb")]
+        for command, row in result["starts"].items()
+    ]
+    yield _table(["", _FIGURES["seconds"][0], _FIGURES["peak_memory_mb"][0]], rows)
 
 
 def _precisions(result: Mapping[str, Any]) -> Iterator[str]:
@@ -121,7 +140,7 @@ def _contest(name: str, result: Mapping[str, Any], limits: Mapping[str, Any] | N
     rate = result["rate"]
     figures = [key for key in next(iter(result["contenders"].values())) if key in _FIGURES]
     shares = _shares(result, result.get("limits") or limits)
-    header = ["", _FIGURES[rate][0], f"times *{result['against']}*", *(_FIGURES[f][0] for f in figures if f != rate)]
+    header = ["", _FIGURES[rate][0], f"times *{result['baseline']}*", *(_FIGURES[f][0] for f in figures if f != rate)]
     header += ["share of the limit"] if shares else []
     rows = []
     for contender, row in result["contenders"].items():
@@ -146,9 +165,11 @@ def _to_the_model_alone(result: Mapping[str, Any]) -> Iterator[str]:
     """Return the rate from file to embedding as a share of the rate of the model alone."""
     rates = {name: row["per_second"]["median"] for name, row in result["contenders"].items() if "per_second" in row}
     pairs = {n: (rate, rates[f"{n}, model only"]) for n, rate in rates.items() if f"{n}, model only" in rates}
-    written = [(n.split()[-1], rates[f"{n}, written"] / rate) for n, rate in rates.items() if f"{n}, written" in rates]
-    if written:
-        text = ", ".join(f"{share:.0%} ({name})" for name, share in written)
+    commands = {
+        n: rates[f"{n}, lookalike embed"] / rate for n, rate in rates.items() if f"{n}, lookalike embed" in rates
+    }
+    if commands:
+        text = ", ".join(f"{share:.0%} ({name.split()[-1]})" for name, share in commands.items())
         yield f"`lookalike embed`, with finding files and writing embeddings, as a share of embedding alone: {text}.\n"
     if pairs:
         text = ", ".join(f"{rate / alone:.0%} ({name.split()[-1]})" for name, (rate, alone) in pairs.items())
@@ -169,12 +190,12 @@ def _at_equal_recall(result: Mapping[str, Any]) -> Iterator[str]:
     for name, row in rows.items():
         if not name.startswith("ours, recall"):
             continue
-        least = row["recall"]["median"] - _SAME_RECALL
-        able = {o: its for o, its in rows.items() if not o.startswith("ours") and its["recall"]["median"] >= least}
+        min_recall = row["recall"]["median"] - _SAME_RECALL
+        others = {o: r for o, r in rows.items() if not o.startswith("ours") and r["recall"]["median"] >= min_recall}
         for rate, what in (("per_second", "in one batch"), ("single_ms", "one by one")):
-            best = max(able, key=lambda other: _speed(able[other], rate), default=None)
+            best = max(others, key=lambda other: _speed(others[other], rate), default=None)
             if best is not None:
-                times = _speed(row, rate) / _speed(able[best], rate)
+                times = _speed(row, rate) / _speed(others[best], rate)
                 yield f"*{name}* is {times:.2f} times *{best}*, the fastest other with this recall, {what}.\n"
 
 
@@ -215,7 +236,7 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
     "side": ("side, pixels", ".0f"),
     "first_step_s": ("first step, s", ".1f"),
     "mean_difference": ("mean difference", ".3f"),
-    "most_difference": ("largest difference", ".0f"),
+    "max_difference": ("largest difference", ".0f"),
 }
 
 
@@ -232,7 +253,7 @@ def _shares(result: Mapping[str, Any], limits: Mapping[str, Any] | None) -> dict
 
 
 def _spread(value: Mapping[str, float], figure: str) -> str:
-    return f"{_number(value['median'], figure)} ({_number(value['least'], figure)} to {_number(value['most'], figure)})"
+    return f"{_number(value['median'], figure)} ({_number(value['min'], figure)} to {_number(value['max'], figure)})"
 
 
 def _cell(value: Any, figure: str) -> str:
@@ -261,8 +282,8 @@ def draw(name: str, result: Mapping[str, Any]) -> None:
         axes = figure.subplots()
         for position, (contender, row) in enumerate(rows):
             value = row[rate]
-            colour = _COLOURS["ours" if contender.startswith(("ours", "search by an", "search by the")) else "theirs"]
-            errors = [[value["median"] - value["least"]], [value["most"] - value["median"]]]
+            colour = _COLOURS["ours" if contender.startswith(_OURS) else "theirs"]
+            errors = [[value["median"] - value["min"]], [value["max"] - value["median"]]]
             axes.barh(position, value["median"], color=colour, xerr=errors, ecolor="#333333", capsize=2)
         axes.set_yticks(range(len(rows)), [_with_recall(contender, row) for contender, row in rows])
         note = " (after the names: recall@10)" if any("recall" in row for _, row in rows) else ""

@@ -20,8 +20,8 @@ def make():
 MACHINE = {"processor": "Some Processor", "cores": 2, "python": "3.12.1", "torch": "2.9"}
 
 
-def spread(median, least, most):
-    return {"median": median, "least": least, "most": most}
+def spread(median, low, high):
+    return {"median": median, "min": low, "max": high}
 
 
 def row(median, ratio, **further):
@@ -32,7 +32,7 @@ RESULTS = {
     "embedding-resnet50": {
         "machine": MACHINE,
         "rate": "per_second",
-        "against": "theirs",
+        "baseline": "theirs",
         "backbone": "resnet50",
         "data": "clothing",
         "images": 1587,
@@ -58,6 +58,31 @@ def test_the_page_by_hand(make):
     assert "Skipped: another (it is not there)." in page
     assert "Some Processor, 2 cores; Python 3.12.1, torch 2.9." in page
     assert page.index("The machine's own limits") < page.index("From a folder of JPEGs")
+
+
+def test_whole_commands_are_the_first_table(make):
+    def command(seconds, ratio, memory):
+        return {"seconds": spread(seconds, seconds - 1, seconds + 1), "ratio": ratio, "peak_memory_mb": memory}
+
+    commands = {
+        "machine": MACHINE,
+        "rate": "seconds",
+        "baseline": "timm + DataLoader",
+        "backbone": "resnet50",
+        "images": 1822,
+        "skipped": {},
+        "contenders": {
+            "lookalike embed, bundle": command(10.0, 6.0, spread(400.0, 390, 410)),
+            "timm + DataLoader": command(60.0, 1.0, spread(1300.0, 1290, 1310)),
+        },
+        "start_images": 10,
+        "starts": {"lookalike search": command(0.5, None, spread(150.0, 149, 151))},
+    }
+    page = make.render({"commands": commands, **RESULTS})
+    assert "| lookalike embed, bundle | 10.000 (9.000 to 11.000) | 6.00 | 400 |" in page
+    assert "The same commands on 10 images" in page
+    assert "| lookalike search | 0.500 (-0.500 to 1.500) | 150 |" in page
+    assert page.index("## Whole commands") < page.index("## The machine's own limits")
 
 
 def test_what_precision_costs_by_hand(make):
