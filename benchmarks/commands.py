@@ -28,7 +28,7 @@ from typing import Any
 from contest import add_out_option, save_result, shared_folder, summarize
 
 BASELINE = "timm + DataLoader"
-SELECTION_IMAGES = 400  # so many images are worth the selection of a runtime
+SELECTION_IMAGES = 400  # with fewer images no runtime is selected
 START_IMAGES = 10
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

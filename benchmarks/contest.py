@@ -30,9 +30,9 @@ def make_parser(description: str | None, rounds: int) -> argparse.ArgumentParser
     return parser
 
 
-def add_out_option(parser: argparse.ArgumentParser) -> None:
+def add_out_option(parser: argparse.ArgumentParser, default: str = "docs/performance") -> None:
     """Add the option for the folder of the result."""
-    parser.add_argument("--out", type=Path, help="write the result to this folder instead of docs/performance")
+    parser.add_argument("--out", type=Path, help=f"write the result to this folder instead of {default}")
 
 
 def answer(**figures: float | str) -> None:

@@ -4,8 +4,8 @@ r"""From a folder of JPEGs to embeddings: Lookalike on each runtime and the usua
     python benchmarks/embedding.py --backbone resnet50 --weights resnet50_imagenet.safetensors
 
 All contenders embed the same images, by default the gallery of `clothing` in $LOOKALIKE_SHARED/data, each in a process
-of its own, all in turn in each round. The time is that of the pass over the images, from the first file to the last
-embedding, after a pass over 48 of them; loading the model is not included. In float32 and bfloat16 the graph of
+of its own, all in turn in each round. The time is from opening the first file to the last embedding, after a warm-up
+with 48 images; loading the model is not included. In float32 and bfloat16 the graph of
 Lookalike ends with the backbone's features, and NumPy applies the head; only int8 is an exported bundle, whose graph
 includes the head. It is calibrated on the training images before the rounds. `model only` gets decoded images,
 `decoding only` has no model, and `lookalike embed` lists a folder and writes embeddings and model to another one.
@@ -165,7 +165,7 @@ def load_encoder(work: Path, runtime: str, precision: str) -> Encoder:
     return la.load_encoder(work / "bundle", runtime=runtime, precision=precision)
 
 
-def time_pass(files: list[Path], run: Callable[[list[Path]], object]) -> None:
+def time_run(files: list[Path], run: Callable[[list[Path]], object]) -> None:
     run(files[:WARM_UP])
     clock = time.perf_counter()
     run(files)
@@ -177,7 +177,7 @@ def embed_files(runtime: str, precision: str, args: argparse.Namespace, files: l
     from lookalike.progress import SILENT
 
     encoder = load_encoder(args.work, runtime, precision)
-    time_pass(files, lambda paths: encoder.embed(paths, progress=SILENT))
+    time_run(files, lambda paths: encoder.embed(paths, progress=SILENT))
 
 
 def embed_folder(precision: str, args: argparse.Namespace, files: list[Path]) -> None:
@@ -221,7 +221,7 @@ def decoding_only(args: argparse.Namespace, files: list[Path]) -> None:
     from lookalike.models.pipeline import as_sources, decode_batches
 
     preprocessings = [member.backbone.preprocessing for member in read_bundle_info(args.work / "bundle").members]
-    time_pass(files, lambda paths: sum(len(b.ids) for b in decode_batches([as_sources(paths)], preprocessings)))
+    time_run(files, lambda paths: sum(len(b.ids) for b in decode_batches([as_sources(paths)], preprocessings)))
 
 
 def timm_model(args: argparse.Namespace):
@@ -246,7 +246,7 @@ def one_by_one(args: argparse.Namespace, files: list[Path]) -> None:
             for file in files:
                 model(transform(Image.open(file).convert("RGB"))[None])
 
-    time_pass(files, run)
+    time_run(files, run)
 
 
 def data_loader(bfloat16: bool, args: argparse.Namespace, files: list[Path]) -> None:
@@ -271,7 +271,7 @@ def data_loader(bfloat16: bool, args: argparse.Namespace, files: list[Path]) -> 
             for batch in loader:
                 model(batch)
 
-    time_pass(files, run)
+    time_run(files, run)
 
 
 def img2vec(args: argparse.Namespace, files: list[Path]) -> None:
@@ -289,7 +289,7 @@ def img2vec(args: argparse.Namespace, files: list[Path]) -> None:
         for start in range(0, len(files), 32):
             model.get_vec([Image.open(f).convert("RGB") for f in files[start : start + 32]])
 
-    time_pass(files, run)
+    time_run(files, run)
 
 
 def transformers(args: argparse.Namespace, files: list[Path]) -> None:
@@ -306,7 +306,7 @@ def transformers(args: argparse.Namespace, files: list[Path]) -> None:
         for start in range(0, len(files), 32):
             run_pipeline([Image.open(f).convert("RGB") for f in files[start : start + 32]], batch_size=32)
 
-    time_pass(files, run)
+    time_run(files, run)
 
 
 CONTENDERS: dict[str, Callable[[argparse.Namespace, list[Path]], None]] = {

@@ -1,13 +1,13 @@
-"""Train every way beside each other: frozen, head only, the whole recipe, each loss, and another library's trainer.
+"""Compare training methods: frozen, head only, the whole recipe, each loss, and the trainer of another library.
 
     python benchmarks/training.py --runs runs/training --weights resnet50=resnet50_imagenet.safetensors
     python docs/make_training.py
 
-Reads the data folders `clothing`, `trashnet` and `caltech` from $LOOKALIKE_SHARED/data (default ../shared/data). Every
-figure is added to docs/training.json as it is found; what stands there is not run again (`--again` does). Takes many
-hours as a whole on two cores, so say what you want: --only SET, --backbone NAME, --way WAY, --seed N, each repeatable.
+Reads the data folders `clothing`, `trashnet` and `caltech` from $LOOKALIKE_SHARED/data (default ../shared/data). Each
+result is added to docs/training.json at once; a run whose result is there is skipped, except with `--again`. All of
+them take many hours on two cores; select some with --only SET, --backbone NAME, --method METHOD and --seed N, which can
+be repeated. The methods:
 
-Ways:
   frozen      the pretrained backbone with principal components as head
   head        `lookalike train --frozen`
   full        `lookalike train`
@@ -15,10 +15,10 @@ Ways:
   refit       `lookalike refit` of `full`, on the validation images too
   refit-LOSS  `lookalike refit` of `full-LOSS`
   LOSS        a short recipe (input side 5/7, 3 epochs) with that loss: only for comparison with each other
-  their-trainer  pytorch-metric-learning's own trainer on the same images, for as many minutes as `head` and `full`
+  their-trainer  the trainer of pytorch-metric-learning on the same images, for as many minutes as `head` and `full`
               took together
-  ensemble    of the `full` models of a seed, or `head` where there is no other, aligned
-Figures are on query and gallery. Pictures are embedded in bfloat16 where the machine has it.
+  ensemble    aligned, of the `full` models of a seed, or of `head` if there is no other
+The measures are taken on query and gallery, on the fastest runtime.
 """
 
 from __future__ import annotations
@@ -35,55 +35,71 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lookalike.embeddings.fit import fitted_encoder
-from lookalike.models.alignment import fit_alignment
-from lookalike.models.facts import is_bundle, read_facts
-from lookalike.models.pretrained import build_trainable
-from lookalike.models.torch_bundle import load_bundle
 
+from contest import add_out_option, shared_folder
 from lookalike._files import write_json
 from lookalike.benchmark.timing import machine
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.evaluation.evaluation import evaluate_embeddings
-from lookalike.models.encoder import Encoder
-from lookalike.models.records import read_reports
+from lookalike.models.encoder import AnyEncoder
+from lookalike.models.info import is_bundle, read_bundle_info
+from lookalike.progress import SILENT
+from lookalike.runtimes.fit import align, fit_encoder
+from lookalike.runtimes.load import load_encoder, load_pretrained
 from lookalike.training.config import Recipe, TrainingOptions
-from lookalike.training.context import class_indices, has_unseen_classes
+from lookalike.training.context import class_indices, has_unseen_classes, labelled
 from lookalike.training.losses import LOSSES
 from lookalike.training.refit import refit
-from lookalike.training.state import autocast
 from lookalike.training.train import train
 from lookalike.training.train_backbone import fresh_encoder
-from rival_trainer import train_with_its_trainer
 
 SETS = ("clothing", "trashnet", "caltech")
 BACKBONES = ("efficientnet_lite0", "resnet50")
-SHORT = {"epochs": 3, "side": 5 / 7, "resolution": 0.8}
+SHORT_RECIPE = {"epochs": 3, "side": 5 / 7, "resolution": 0.8}
 MEASURES = ["precision@3", "hit@1", "map@r"]
-RESULTS = Path(__file__).parent.parent / "docs" / "training.json"
+RESULTS = Path(__file__).parent.parent / "docs"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run: a set, a backbone with its weights, a way, a seed, and the folder for bundles."""
+    """One run.
+
+    Attributes:
+        name: of the data set.
+        data: the data set.
+        backbone: its name.
+        weights: as in `train`.
+        method: one of `METHODS`, or `ensemble`.
+        seed: of the run.
+        runs: the folder for bundles.
+        results: the file for results.
+        options: of each training.
+
+    """
 
     name: str
     data: Dataset
     backbone: str
     weights: str | Path
-    way: str
+    method: str
     seed: int
     runs: Path
+    results: Path
+    options: Mapping[str, Any]
 
-    def bundle(self, way: str) -> Path:
-        """Return where the bundle of a way is kept."""
-        return self.runs / f"{self.name}-{self.backbone}-{way}-{self.seed}"
+    def bundle(self, method: str) -> Path:
+        """Return the folder for the bundle of a method."""
+        return self.runs / f"{self.name}-{self.backbone}-{method}-{self.seed}"
+
+    def key(self, method: str) -> str:
+        """Return the key of the result of a method."""
+        return "/".join((self.name, self.backbone, method, str(self.seed)))
 
 
-class Talk:
-    """Prints what is said, and no steps."""
+class InfoOnly:
+    """Prints messages, but not each step."""
 
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:
         """Do nothing."""
@@ -93,21 +109,31 @@ class Talk:
         print(f"  {text}", flush=True)
 
 
-def frozen(case: Case) -> tuple[Encoder, dict[str, Any]]:
-    member = build_trainable(case.backbone, case.weights, seed=case.seed)
-    images = [i for i in case.data.training if i.label is not None]
-    with autocast(member.device, "auto"):
-        return fitted_encoder([member], images, seed=case.seed), {}
+Trained = tuple[AnyEncoder, dict[str, Any]]  # and what the result records of the training
 
 
-def trained(case: Case, **changes: Any) -> tuple[Encoder, dict[str, Any]]:
-    out = case.bundle(case.way)
-    options = {"seed": case.seed, "allow_leaks": True, **changes}
-    cache = case.runs / "cache"
+def frozen(case: Case) -> Trained:
+    images = labelled(case.data.training)
+    backbones = [
+        (backbone.prepare(images, len(images), SILENT), state)
+        for backbone, state in load_pretrained(case.backbone, case.weights, seed=case.seed)
+    ]
+    return fit_encoder(backbones, images, seed=case.seed, progress=SILENT).encoder, {}
+
+
+def train_with(case: Case, **overrides: Any) -> Trained:
+    out = case.bundle(case.method)
     encoder = train(
-        case.data, case.backbone, weights=case.weights, out=out, resume=True, cache=cache, progress=Talk(), **options
+        case.data,
+        case.backbone,
+        weights=case.weights,
+        out=out,
+        resume=True,
+        cache=case.runs / "cache",
+        progress=InfoOnly(),
+        **{"seed": case.seed, "allow_leaks": True, **case.options, **overrides},
     )
-    (report,) = read_reports(read_facts(out))
+    (report,) = read_bundle_info(out).training
     assert report is not None and report.measures is not None
     facts = {
         "minutes": report.seconds / 60,  # over all sessions
@@ -117,28 +143,33 @@ def trained(case: Case, **changes: Any) -> tuple[Encoder, dict[str, Any]]:
         "validation": asdict(report.measures),
         "training_minutes": sum(epoch.seconds for epoch in report.epochs) / 60,
     }
-    if case.way in LOSSES:  # a bundle a loss would fill the disk
+    if case.method in LOSSES:  # one bundle per loss would fill the disk
+        encoder.embed([case.data.gallery[0]], progress=SILENT)  # reads the weights before they are deleted
         shutil.rmtree(out)
     return encoder, facts
 
 
-def refitted(case: Case) -> tuple[Encoder, dict[str, Any]]:
-    out = case.bundle(case.way)
-    given = {"weights": case.weights, "cache": case.runs / "cache", "progress": Talk()}
-    encoder = refit(case.data, case.bundle(case.way.replace("refit", "full", 1)), out=out, resume=True, **given)
-    return encoder, {"minutes": sum(report.seconds for report in read_reports(read_facts(out)) if report) / 60}
+def refit_bundle(case: Case) -> Trained:
+    out = case.bundle(case.method)
+    first = case.bundle(case.method.replace("refit", "full", 1))
+    options: dict[str, Any] = {"weights": case.weights, "cache": case.runs / "cache", "progress": InfoOnly()}
+    encoder = refit(case.data, first, out=out, resume=True, **options)
+    return encoder, {"minutes": sum(report.seconds for report in read_bundle_info(out).training if report) / 60}
 
 
-def theirs(case: Case) -> tuple[Encoder, dict[str, Any]]:
-    ours = [stored().get(key(case, way)) for way in ("head", "full")]
-    if None in ours:
-        raise SystemExit("their-trainer gets as many minutes as head and full took: run these first.")
-    minutes = sum(row["minutes"] for row in ours if row is not None)
-    parts = with_validation(case.data, seed=case.seed)
-    items = tuple(i for i in parts.training if i.label is not None)
+def train_with_other_trainer(case: Case) -> Trained:
+    from rival_trainer import train_with_metric_learning
+
+    results = read_results(case.results)
+    rows = [results.get(case.key(method)) for method in ("head", "full")]
+    if None in rows:
+        raise SystemExit("their-trainer takes as many minutes as head and full; run these first.")
+    minutes = sum(row["minutes"] for row in rows if row is not None)
+    split = with_validation(case.data, seed=case.seed)
+    items = labelled(split.training)
     options = TrainingOptions(seed=case.seed)
-    _, recipe = fresh_encoder(case.backbone, case.weights, options, unseen=has_unseen_classes(parts))
-    encoder = train_with_its_trainer(
+    _, recipe = fresh_encoder(case.backbone, case.weights, options, unseen=has_unseen_classes(split))
+    encoder = train_with_metric_learning(
         items,
         class_indices(items),
         case.backbone,
@@ -151,72 +182,64 @@ def theirs(case: Case) -> tuple[Encoder, dict[str, Any]]:
     return encoder, {}
 
 
-WAYS: dict[str, Callable[[Case], tuple[Encoder, dict[str, Any]]]] = {
+OTHER_LOSSES = [loss for loss in LOSSES if loss != Recipe().loss]
+METHODS: dict[str, Callable[[Case], Trained]] = {
     "frozen": frozen,
-    "head": lambda case: trained(case, frozen=True),
-    "full": trained,
-    "refit": refitted,
-    "their-trainer": theirs,
-    **{f"full-{loss}": lambda case, loss=loss: trained(case, loss=loss) for loss in LOSSES if loss != Recipe().loss},
-    **{f"refit-{loss}": refitted for loss in LOSSES if loss != Recipe().loss},
-    **{loss: lambda case, loss=loss: trained(case, loss=loss, **SHORT) for loss in LOSSES},
+    "head": lambda case: train_with(case, frozen=True),
+    "full": train_with,
+    "refit": refit_bundle,
+    "their-trainer": train_with_other_trainer,
+    **{f"full-{loss}": lambda case, loss=loss: train_with(case, loss=loss) for loss in OTHER_LOSSES},
+    **{f"refit-{loss}": refit_bundle for loss in OTHER_LOSSES},
+    **{loss: lambda case, loss=loss: train_with(case, loss=loss, **SHORT_RECIPE) for loss in LOSSES},
 }
 
 
-def measured(encoder: Encoder, data: Dataset) -> dict[str, float]:
-    """Take the measures on query and gallery."""
-    with autocast(encoder.members[0].device, "auto"):
-        query, gallery = (encoder.embed(part) for part in (data.query, data.gallery))
-    labels = [{i.id: i.label for i in part if i.label is not None} for part in (data.query, data.gallery)]
-    found = evaluate_embeddings(query, gallery, *labels, MEASURES)
-    return {name: found.mean(name) for name in MEASURES}
+def measure(encoder: AnyEncoder, data: Dataset) -> dict[str, float]:
+    """Return the measures on query and gallery."""
+    query, gallery = (encoder.embed(split, progress=SILENT) for split in (data.query, data.gallery))
+    evaluation = evaluate_embeddings(query, gallery, data.labels("query"), data.labels("gallery"), MEASURES)
+    return {name: evaluation.mean(name) for name in MEASURES}
 
 
-def key(case: Case, way: str) -> str:
-    return "/".join((case.name, case.backbone, way, str(case.seed)))
+def read_results(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
-def stored() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-
-
-def keep(name: str, row: Mapping[str, Any]) -> None:
-    write_json(RESULTS, {**stored(), name: row})
-    shown = " / ".join(f"{row['measures'][m]:.3f}" for m in MEASURES)
-    print(f"{name}: {shown}, {row['minutes']:.1f} minutes", flush=True)
+def add_result(file: Path, name: str, row: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**read_results(file), name: row})
+    measures = " / ".join(f"{row['measures'][m]:.3f}" for m in MEASURES)
+    print(f"{name}: {measures}, {row['minutes']:.1f} minutes", flush=True)
 
 
 def run(case: Case) -> None:
     clock = time.perf_counter()
-    encoder, facts = WAYS[case.way](case)
+    encoder, facts = METHODS[case.method](case)
     minutes = (time.perf_counter() - clock) / 60
-    row = {"measures": measured(encoder, case.data), "minutes": minutes}
-    keep(key(case, case.way), {**row, **facts, "machine": machine()})
+    row = {"measures": measure(encoder, case.data), "minutes": minutes}
+    add_result(case.results, case.key(case.method), {**row, **facts, "machine": machine()})
 
 
-def ensembles(cases: list[Case]) -> None:
-    """Join the models of a set and a seed, `full` where there is one and else `head`, and measure them together."""
-    for (name, seed), group in itertools.groupby(cases, lambda c: (c.name, c.seed)):
-        ways: dict[str, str] = {}
+def measure_ensembles(cases: list[Case]) -> None:
+    """Combine the `full` models of a set and a seed, or `head` if there is no other, and measure them."""
+    for (name, seed), group in itertools.groupby(cases, lambda case: (case.name, case.seed)):
+        methods: dict[str, str] = {}
         bundles: list[Path] = []
         for case in group:
-            way = next((w for w in ("full", "head") if is_bundle(case.bundle(w))), None)
-            if way is not None and case.backbone not in ways:
-                ways[case.backbone] = way
-                bundles.append(case.bundle(way))
+            method = next((m for m in ("full", "head") if is_bundle(case.bundle(m))), None)
+            if method is not None and case.backbone not in methods:
+                methods[case.backbone] = method
+                bundles.append(case.bundle(method))
         if len(bundles) < 2:
             continue
-        data = next(c.data for c in cases if c.name == name)
-        members = [load_bundle(b).members[0] for b in bundles]
-        images = [i for i in with_validation(data, seed=seed).training if i.label is not None]
-        with autocast(members[0].device, "auto"):
-            parts = [Encoder([m]).embed(images) for m in members]
-        alignments = [None, *(fit_alignment(p.vectors, parts[0].vectors) for p in parts[1:])]
-        found = measured(Encoder(members, "aligned", alignments), data)
-        keep(
-            f"{name}/{'+'.join(m.backbone for m in members)}/ensemble/{seed}",
-            {"measures": found, "minutes": 0.0, "of": ways},
-        )
+        data = next(case.data for case in cases if case.name == name)
+        members = [member for bundle in bundles for member in load_encoder(bundle).members]
+        images = labelled(with_validation(data, seed=seed).training)
+        embeddings = [member.embed(images, progress=SILENT).vectors for member in members]
+        measures = measure(align(members, embeddings), data)
+        key = f"{name}/{'+'.join(member.name for member in members)}/ensemble/{seed}"
+        add_result(cases[0].results, key, {"measures": measures, "minutes": 0.0, "of": methods})
 
 
 def main() -> None:
@@ -225,31 +248,36 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/training"))
     parser.add_argument("--only", action="append", choices=SETS)
     parser.add_argument("--backbone", action="append")
-    parser.add_argument("--way", action="append", choices=[*WAYS, "ensemble"])
+    parser.add_argument("--method", action="append", choices=[*METHODS, "ensemble"])
     parser.add_argument("--seed", action="append", type=int)
+    parser.add_argument("--max-minutes", type=float, help="limit for each fine-tuning")
     parser.add_argument("--again", action="store_true")
-    given = parser.parse_args()
+    add_out_option(parser, "docs")
+    args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    shared = Path(os.environ.get("LOOKALIKE_SHARED", Path(__file__).parent.parent.parent / "shared"))
-    weights = dict(text.split("=", 1) for text in given.weights)
-    ways = given.way or [*WAYS, "ensemble"]
-    for seed in given.seed or (0, 1, 2):
-        for name in given.only or SETS:
-            data = load_dataset(shared / "data" / name)
+    weights = dict(text.split("=", 1) for text in args.weights)
+    methods = args.method or [*METHODS, "ensemble"]
+    results = (args.out or RESULTS) / "training.json"
+    options = {} if args.max_minutes is None else {"max_minutes": args.max_minutes}
+    for seed in args.seed or (0, 1, 2):
+        for name in args.only or SETS:
+            data = load_dataset(shared_folder() / "data" / name)
             cases = [
-                Case(name, data, backbone, weights.get(backbone, "pretrained"), way, seed, given.runs)
-                for backbone in given.backbone or BACKBONES
-                for way in ways
+                Case(
+                    name, data, backbone, weights.get(backbone, "pretrained"), method, seed, args.runs, results, options
+                )
+                for backbone in args.backbone or BACKBONES
+                for method in methods
             ]
             for case in cases:
-                if case.way != "ensemble" and (given.again or key(case, case.way) not in stored()):
-                    if given.again:
-                        old = case.bundle(case.way)
-                        for folder in (old, old.with_name(f"{old.name}.training")):
+                if case.method != "ensemble" and (args.again or case.key(case.method) not in read_results(results)):
+                    if args.again:
+                        bundle = case.bundle(case.method)
+                        for folder in (bundle, bundle.with_name(f"{bundle.name}.training")):
                             shutil.rmtree(folder, ignore_errors=True)
                     run(case)
-            if "ensemble" in ways:
-                ensembles(cases)
+            if "ensemble" in methods:
+                measure_ensembles(cases)
 
 
 if __name__ == "__main__":
