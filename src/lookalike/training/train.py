@@ -56,7 +56,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
     weights: Weights | Mapping[str, Weights] = PRETRAINED,
     out: Path | str | None = None,
     options: TrainingOptions | None = None,
-    combine: str = "aligned",
+    combination: str = "aligned",
     resume: bool = False,
     replace: bool = False,
     cache: Path | None = None,
@@ -76,7 +76,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         weights: as in `build_trainable`; for several backbones a mapping by name.
         out: folder of the bundle to write; without it nothing is written and the run cannot be resumed.
         options: training options; single ones can also be passed by name, as in `epochs=3`.
-        combine: how several backbones are combined: aligned, average or concat.
+        combination: how several backbones are combined: aligned, average or concat.
         resume: continue the unfinished run beside `out`, also with other learning rates; a finished run is loaded.
         replace: overwrite an existing bundle.
         cache: a folder that keeps the features of the frozen backbone for other runs on the same images.
@@ -98,7 +98,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
 
     """
     options = override_options(options, overrides)
-    require_combination(combine)
+    require_combination(combination)
     backbones = pair_weights(backbone.split("+"), weights)
     targets = parse_targets(track)
     bundle = Path(out) if out is not None else None
@@ -114,7 +114,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         location = bundle.absolute() if bundle is not None else None
         key = digest(split.fingerprint, repr(options.without_rates()), repr(backbones), str(location))
         if resume and bundle is not None and is_bundle(bundle):
-            if _is_bundle_of(bundle, split, backbones, options, combine):
+            if _is_bundle_of(bundle, split, backbones, options, combination):
                 main(lambda: finish_resumed_run(bundle, folder, targets, key, progress))
                 return load_encoder(bundle)
             if not replace:
@@ -130,15 +130,15 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
             tracker.log_params(options.to_dict() | {"backbone": backbone, "data": split.fingerprint})
             if bundle is None:
                 encoders = [train_backbone(context, name, given) for name, given in backbones]
-                return build_ensemble(encoders, combine, progress)
-            encoder = train_into_bundle(context, backbones, bundle, combine=combine, replace=replace)
+                return build_ensemble(encoders, combination, progress)
+            encoder = train_into_bundle(context, backbones, bundle, combination=combination, replace=replace)
             if distributed.is_main:
                 track_bundle(tracker, bundle, folder)
             return encoder
 
 
 def train_into_bundle(
-    context: TrainingContext, backbones: Backbones, bundle: Path, *, combine: str = "aligned", replace: bool = False
+    context: TrainingContext, backbones: Backbones, bundle: Path, *, combination: str = "aligned", replace: bool = False
 ) -> AnyEncoder:
     """Train the backbones and write the bundle; the caller removes the run folder.
 
@@ -146,7 +146,7 @@ def train_into_bundle(
         context: with data that has a validation split and was checked for leaks, and the folder of the run.
         backbones: names and weights.
         bundle: the folder to write.
-        combine: as in `train`.
+        combination: as in `train`.
         replace: as in `train`.
 
     """
@@ -158,7 +158,7 @@ def train_into_bundle(
         )
         for n, (name, weights) in enumerate(backbones)
     ]
-    encoder = build_ensemble(trained, combine, context.progress)
+    encoder = build_ensemble(trained, combination, context.progress)
 
     def save() -> None:
         reports = [t.report for t in trained]
@@ -171,18 +171,18 @@ def train_into_bundle(
     return encoder
 
 
-def build_ensemble(trained: Sequence[TrainedEncoder], combine: str, progress: Progress) -> AnyEncoder:
+def build_ensemble(trained: Sequence[TrainedEncoder], combination: str, progress: Progress) -> AnyEncoder:
     """Combine trained encoders; `aligned` rotates each onto the first, by their embeddings of the training images."""
     members = [with_runtime(t.encoder.freeze()) for t in trained]
-    if len(members) == 1 or combine != "aligned":
-        return align(members, [], combine)
+    if len(members) == 1 or combination != "aligned":
+        return align(members, [], combination)
     embeddings = [
         with_runtime(member, precision="float32").embed(t.items, progress=progress, task=f"{member.name}: alignment")
         for member, t in zip(members, trained, strict=True)
     ]
     ids = set.intersection(*(set(e.ids) for e in embeddings))
     shared = [i for i in embeddings[0].ids if i in ids]
-    return align(members, [e.take(shared).vectors for e in embeddings], combine)
+    return align(members, [e.take(shared).vectors for e in embeddings], combination)
 
 
 # ---------------------------------------------------------------- before training
@@ -244,11 +244,13 @@ def _require_trainable(data: Dataset, backbones: Backbones, options: TrainingOpt
 # ---------------------------------------------------------------- resuming a finished run
 
 
-def _is_bundle_of(bundle: Path, data: Dataset, backbones: Backbones, options: TrainingOptions, combine: str) -> bool:
+def _is_bundle_of(
+    bundle: Path, data: Dataset, backbones: Backbones, options: TrainingOptions, combination: str
+) -> bool:
     """Whether a bundle is the result of a run with these data, weights and options."""
     info = read_bundle_info(bundle)
     runs = [report.run if report is not None else None for report in info.training]
-    if len(runs) != len(backbones) or info.combination not in (None, combine):
+    if len(runs) != len(backbones) or info.combination not in (None, combination):
         return False
     fresh = [fresh_encoder(name, given, options, unseen=has_unseen_classes(data)) for name, given in backbones]
     return runs == [run_key(encoder, data, options, recipe) for encoder, recipe in fresh]

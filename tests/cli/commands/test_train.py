@@ -52,7 +52,7 @@ def test_refit(workspace, lookalike, fails):
 
 
 def test_train_combines_backbones(workspace, lookalike):
-    line = "train photos --backbone test_efficientnet+test_vit --weights none --frozen --combine concat --out both"
+    line = "train photos --backbone test_efficientnet+test_vit --weights none --frozen --combination concat --out both"
     assert lookalike(line).code == 0
     assert "concat" in json.loads(Path("both/bundle.json").read_text()).values()
 

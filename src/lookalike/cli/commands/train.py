@@ -44,7 +44,7 @@ _BACKBONE_FIELDS = (
 )
 @weights_option
 @click.option(
-    "--combine",
+    "--combination",
     type=click.Choice(["aligned", "average", "concat"]),
     default="aligned",
     show_default=True,
@@ -56,7 +56,7 @@ _BACKBONE_FIELDS = (
 @resume_option
 @out_option("The folder of the bundle; must not exist yet.")
 def train(
-    data: Path, backbone: str, weights: tuple[str, ...], combine: str, resume: bool, out: Path, **values: Any
+    data: Path, backbone: str, weights: tuple[str, ...], combination: str, resume: bool, out: Path, **values: Any
 ) -> None:
     """Fine-tune a backbone on the training split of DATA and save it as a bundle.
 
@@ -87,7 +87,7 @@ def train(
             weights=weights_by_name,
             out=out,
             options=options,
-            combine=combine,
+            combination=combination,
             resume=resume,
             track=values["track"],
             progress=progress,
