@@ -204,7 +204,7 @@ class TestFolders:
     """What both verbs accept as a folder of images."""
 
     def test_a_missing_folder(self, command, encoder, tmp_path):
-        with pytest.raises(DataError, match="missing is not a folder"):
+        with pytest.raises(DataError, match="missing does not exist"):
             command(tmp_path / "missing", encoder, out=tmp_path / "out")
 
     def test_a_folder_without_images(self, command, encoder, tmp_path):

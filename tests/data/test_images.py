@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps, features
 
-from lookalike.data.images import MAX_PIXELS, decode_jpeg, read_image, read_pixels, read_scaled
+from lookalike.data import images
+from lookalike.data.images import decode_jpeg, read_image, read_pixels, read_scaled
 from lookalike.errors import UnreadableImage
 
 Images = dict[str, Image.Image]
@@ -300,8 +301,8 @@ def test_many_threads_read_the_same(photos: Images, tmp_path: Path) -> None:
     assert threading.active_count() == threads
 
 
-def decode(data, min_side=None, *, max_pixels=MAX_PIXELS):
-    decoded = decode_jpeg(data, [min_side], max_pixels=max_pixels)
+def decode(data, min_side=None):
+    decoded = decode_jpeg(data, [min_side])
     return None if decoded is None else decoded[0]
 
 
@@ -421,7 +422,7 @@ def test_a_sampling_that_only_pillow_knows(photos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["CMYK", "PNG", "cut", "too large", "nothing"])
-def test_files_that_are_left_to_pillow(photos, kind):
+def test_files_that_are_left_to_pillow(photos, monkeypatch, kind):
     image = photos["coffee"]
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -432,7 +433,8 @@ def test_files_that_are_left_to_pillow(photos, kind):
         "too large": jpeg(image),
         "nothing": b"",
     }[kind]
-    assert decode(data, max_pixels=100 if kind == "too large" else MAX_PIXELS) is None
+    monkeypatch.setattr(images, "MAX_PIXELS", 100 if kind == "too large" else images.MAX_PIXELS)
+    assert decode(data) is None
 
 
 def test_read_pixels_agrees_with_read_image(photos, tmp_path):

@@ -414,7 +414,7 @@ def test_find_images_sorted_and_without_the_hidden(tmp_path: Path) -> None:
 def test_find_images_needs_a_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         find_images(tmp_path / "none")
-    assert f"{tmp_path / 'none'} is not a folder" in str(caught.value)
+    assert f"{tmp_path / 'none'} does not exist" in str(caught.value)
 
 
 def test_a_closed_folder_without_skip_is_an_error(tmp_path: Path, close_folder: CloseFolder) -> None:

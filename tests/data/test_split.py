@@ -93,14 +93,6 @@ def test_an_existing_validation_split_of_another_kind_is_refused(
     assert caught.value.argument == "class_disjoint"
 
 
-@pytest.mark.parametrize("fraction", [0, 0.51, -1, float("nan")])
-def test_fraction_out_of_range(fraction: float) -> None:
-    with pytest.raises(OptionError) as caught:
-        with_validation(SEEN, fraction=fraction)
-    assert caught.value.argument == "fraction"
-    assert str(fraction) in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("training", "test", "needs"),
     [

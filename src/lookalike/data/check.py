@@ -96,8 +96,8 @@ class CheckReport:
             "layout": self.data.layout,
             "images": self.images,
             "readable": self.readable,
-            "errors": [_as_dict(finding) for finding in self.errors],
-            "warnings": [_as_dict(finding) for finding in self.warnings],
+            "errors": [asdict(finding) for finding in self.errors],
+            "warnings": [asdict(finding) for finding in self.warnings],
             "dropped": dict(self.dropped),
         }
 
@@ -111,8 +111,8 @@ class CheckReport:
     def clean_items(self) -> tuple[Item, ...]:
         """Return the items of the clean data set.
 
-        It excludes unreadable images, all images of a group with contradictory labels, training copies of test images
-        (and of validation images), and all but the first of identical images with one label in one split.
+        It excludes unreadable images, identical images with contradictory labels, training copies of test or validation
+        images, and all but the first of identical images with one label in one split.
         """
         return tuple(item for item in self.data.items if item.id not in self.dropped)
 
@@ -136,30 +136,15 @@ class CheckReport:
         folder = Path(os.path.abspath(target.parent))  # noqa: PTH100 - resolve() would follow links out of the folder
         columns = sorted({name for item in items for name in item.metadata})
         rows = [
-            (
-                _manifest_path(item, folder),
-                item.label or "",
-                item.split.value,
-                *(item.metadata.get(column, "") for column in columns),
-            )
+            (_manifest_path(item, folder), item.label or "", item.split, *(item.metadata.get(c, "") for c in columns))
             for item in items
         ]
         write_csv(target, ("path", "label", "split", *columns), rows)
         return target
 
 
-def _as_dict(finding: Finding) -> dict[str, Any]:
-    return {**asdict(finding), "ids": list(finding.ids)}
-
-
 def clean_manifest_path(path: Path | str) -> Path:
-    """Return the path of a clean manifest.
-
-    Raises:
-        OptionError: another file name than manifest.csv.
-        StorageError: the file exists or cannot be written.
-
-    """
+    """Return the path of a clean manifest, which must be a new manifest.csv or the folder for it."""
     target = Path(path)
     if target.is_dir() or not target.suffix:
         target /= "manifest.csv"
@@ -236,7 +221,6 @@ def _report(dataset: Dataset, near: bool, progress: Progress) -> CheckReport:
 
 
 def _exact(group: Sequence[Item]) -> Iterator[Finding]:
-    """Yield one finding per problem of a group of identical images."""
     ids = tuple(item.id for item in group)
     labels = class_names(group)
     splits = {item.split for item in group}
@@ -322,7 +306,6 @@ def _unseen_classes(training: dict[str, list[Item]], test: dict[str, list[Item]]
 
 
 def _dropped(scanned: Scan, groups: Sequence[Sequence[Item]]) -> dict[str, str]:
-    """Return the ids that a clean data set excludes, with the reasons."""
     dropped = {name: skipped.cause for name, skipped in scanned.skipped.items()}
     for group in groups:
         if len(class_names(group)) > 1:
@@ -333,7 +316,7 @@ def _dropped(scanned: Scan, groups: Sequence[Sequence[Item]]) -> dict[str, str]:
 
 
 def _dropped_copies(group: Sequence[Item]) -> dict[str, str]:
-    """Return which of identical images without a contradiction to drop.
+    """Return which of identical images without a contradiction to drop, with the reasons.
 
     Test keeps its copy before validation, and validation before training. Query and gallery may share an image.
     """
@@ -353,7 +336,6 @@ def _dropped_copies(group: Sequence[Item]) -> dict[str, str]:
 
 
 def _join(names: Sequence[str]) -> str:
-    """Join names to words, at most three of them."""
     if len(names) > 3:
         return f"{', '.join(names[:2])} and {len(names) - 2} more"
     return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lookalike._files import file_digest
 from lookalike._system import cpu_count
 from lookalike.data.dataset import Dataset, Item, Split
 from lookalike.data.images import read_image
@@ -52,31 +51,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What `scan` computes of n readable images; row i of every array belongs to `ids[i]`.
+    """What `scan` computes of n readable images; row i of every array belongs to `ids[i]`."""
 
-    Attributes:
-        ids: n item ids.
-        files: n hashes of the files' bytes.
-        pixels: n hashes of the decoded RGB pixels and their size.
-        hashes: `(n,)` uint64 perceptual hashes.
-        grey: `(n, 1024)` uint8, grey thumbnails of 32x32.
-        colour: `(n, 192)` uint8, RGB thumbnails of 8x8.
-        skipped: the files that could not be read, by item id.
-
-    """
-
-    ids: tuple[str, ...]
-    files: tuple[str, ...]
-    pixels: tuple[str, ...]
-    hashes: npt.NDArray[np.uint64]
-    grey: npt.NDArray[np.uint8]
-    colour: npt.NDArray[np.uint8]
-    skipped: Mapping[str, Skipped]
+    ids: tuple[str, ...]  # n item ids
+    pixels: tuple[str, ...]  # n hashes of the decoded RGB pixels and their size
+    hashes: npt.NDArray[np.uint64]  # `(n,)` uint64 perceptual hashes
+    grey: npt.NDArray[np.uint8]  # `(n, 1024)` uint8, grey thumbnails of 32x32
+    colour: npt.NDArray[np.uint8]  # `(n, 192)` uint8, RGB thumbnails of 8x8
+    skipped: Mapping[str, Skipped]  # the files that could not be read, by item id
 
 
 @dataclass(frozen=True, eq=False)
 class _Trace:
-    file: str
     pixels: str
     grey: npt.NDArray[np.uint8]
     colour: npt.NDArray[np.uint8]
@@ -94,7 +80,6 @@ def scan(items: Sequence[Item], progress: Progress) -> Scan:
     grey = np.array([t.grey for t in traces.values()], np.uint8).reshape(-1, _GREY * _GREY)
     return Scan(
         ids=tuple(traces),
-        files=tuple(t.file for t in traces.values()),
         pixels=tuple(t.pixels for t in traces.values()),
         hashes=perceptual_hashes(grey),
         grey=grey,
@@ -118,18 +103,14 @@ def _map_threads(
 def _trace(item: Item) -> _Trace | Skipped:
     try:
         image = read_image(item.path)
-        file = file_digest(item.path)
     except UnreadableImage as error:
         return Skipped(item.path, error.cause)
-    except OSError as error:  # deleted, or a failing disk, between the two readings
-        return Skipped(item.path, f"it cannot be read ({error.strerror})")
     small = image.resize((_GREY, _GREY), Image.Resampling.BILINEAR, reducing_gap=2.0)
     colour = small.resize((_COLOUR, _COLOUR), Image.Resampling.BOX)
-    return _Trace(file, pixel_hash(image), np.asarray(small.convert("L")), np.asarray(colour))
+    return _Trace(_pixel_hash(image), np.asarray(small.convert("L")), np.asarray(colour))
 
 
-def pixel_hash(image: Image.Image) -> str:
-    """Return the hash of an image's decoded pixels and size."""
+def _pixel_hash(image: Image.Image) -> str:
     size = f"{image.width}x{image.height}:".encode()
     return hashlib.blake2b(size + image.tobytes(), digest_size=16).hexdigest()
 
@@ -191,7 +172,6 @@ _BITS = np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
 
 
 def _distances(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-    """Return the Hamming distances `(len(a), len(b))`."""
     words = (a[:, None] ^ b[None]).view(np.uint16).reshape(len(a), len(b), 4)
     total: npt.NDArray[np.uint8] = _BITS[words].sum(axis=2, dtype=np.uint8)
     return total
@@ -271,18 +251,13 @@ def _size(item: Item) -> tuple[int, int] | None:
 
 def _pixels(item: Item) -> str | None:
     try:
-        return pixel_hash(read_image(item.path))
+        return _pixel_hash(read_image(item.path))
     except UnreadableImage:
         return None
 
 
 def require_no_leaks(data: Dataset, *, allowed: bool, progress: Progress) -> None:
-    """Refuse data whose training images also appear in query or gallery; if allowed, report them.
-
-    Raises:
-        DataError: naming some of the images and what to do.
-
-    """
+    """Raise `DataError` if training images also appear in query or gallery; if allowed, report them."""
     groups = find_leaks(data, progress)
     if not groups:
         return

@@ -18,24 +18,16 @@ from lookalike.types import Pixels
 MAX_PIXELS = 178_956_970
 
 _FORMATS = {
-    ".jpg": {"JPEG", "MPO"},
-    ".jpeg": {"JPEG", "MPO"},
-    ".jpe": {"JPEG", "MPO"},
-    ".jfif": {"JPEG", "MPO"},
-    ".png": {"PNG"},
-    ".gif": {"GIF"},
-    ".bmp": {"BMP", "DIB"},
-    ".webp": {"WEBP"},
-    ".avif": {"AVIF"},
-    ".tif": {"TIFF"},
-    ".tiff": {"TIFF"},
-    ".ppm": {"PPM"},
-    ".pgm": {"PPM"},
-    ".jp2": {"JPEG2000"},
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), ("JPEG", "MPO")),
+    ".png": ("PNG",),
+    ".gif": ("GIF",),
+    ".bmp": ("BMP", "DIB"),
+    ".webp": ("WEBP",),
+    ".avif": ("AVIF",),
+    **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
+    **dict.fromkeys((".ppm", ".pgm"), ("PPM",)),
+    ".jp2": ("JPEG2000",),
 }
-
-# File suffixes of images, in lower case.
-IMAGE_SUFFIXES = frozenset(_FORMATS)
 
 _WHITE_16_BIT = 65535  # white of integer samples above 8 bits
 
@@ -45,7 +37,7 @@ _JPEG_SCALES = (8, 4, 2)
 
 def is_image_name(name: str) -> bool:
     """Whether a file name has the suffix of an image and is not hidden."""
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return not name.startswith(".") and Path(name).suffix.lower() in _FORMATS
 
 
 def read_image(path: Path | str) -> Image.Image:
@@ -86,23 +78,13 @@ def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
     except IsADirectoryError as error:
         raise UnreadableImage(path, "it is a folder, not a file") from error
     except Exception as error:  # decoders raise anything on damaged files: struct.error, RuntimeError, KeyError, ...
-        raise UnreadableImage(path, f"it cannot be decoded ({_first_line(error)})") from error
+        raise _undecodable(path, error) from error
 
 
 def read_pixels(path: Path | str, min_side: int | None = None) -> Pixels:
-    """Decode an image file as `read_image` does, faster if it is a JPEG.
+    """Decode an image file to `(height, width, 3)` uint8, as `read_image` does, faster if it is a JPEG.
 
-    Args:
-        path: the file.
-        min_side: pixels that the shorter side must keep; a larger JPEG may be decoded at 1/2, 1/4 or 1/8 of its sides.
-            None for all pixels.
-
-    Returns:
-        `(height, width, 3)` uint8.
-
-    Raises:
-        UnreadableImage: as `read_image`.
-
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its sides if the shorter one keeps `min_side` pixels; None keeps all.
     """
     return read_scaled(path, [min_side])[0]
 
@@ -112,48 +94,36 @@ def read_scaled(path: Path | str, min_sides: Sequence[int | None]) -> list[Pixel
     path = Path(path)
     if "JPEG" in _FORMATS.get(path.suffix.lower(), ("JPEG",)):
         with contextlib.suppress(OSError):
-            decoded = decode_jpeg(path.read_bytes(), min_sides, max_pixels=MAX_PIXELS)
+            decoded = decode_jpeg(path.read_bytes(), min_sides)
             if decoded is not None:
                 return decoded
     return [np.array(read_image(path))] * len(min_sides)
 
 
 def read_in_memory(name: str, image: bytes | Image.Image | Pixels, min_sides: Sequence[int | None]) -> list[Pixels]:
-    """Do `read_scaled` for an encoded image, a PIL image of any mode, or pixels.
-
-    Raises:
-        UnreadableImage: with `name` as its path.
-
-    """
+    """Do `read_scaled` for an encoded image, a PIL image of any mode, or pixels; errors carry `name` as the path."""
     if isinstance(image, bytes):
-        decoded = decode_jpeg(image, min_sides, max_pixels=MAX_PIXELS)
+        decoded = decode_jpeg(image, min_sides)
         return decoded or [np.array(_read(Path(name), io.BytesIO(image)))] * len(min_sides)
     if not isinstance(image, Image.Image):
         return [image] * len(min_sides)
     try:
         return [np.array(to_rgb(image))] * len(min_sides)
     except Exception as error:  # PIL decodes late
-        raise UnreadableImage(Path(name), f"it cannot be decoded ({_first_line(error)})") from error
+        raise _undecodable(Path(name), error) from error
 
 
-def decode_jpeg(data: bytes, min_sides: Sequence[int | None], *, max_pixels: int) -> list[Pixels] | None:
-    """Decode an upright JPEG with libjpeg-turbo; the pixels equal Pillow's where the image is not scaled.
+def decode_jpeg(data: bytes, min_sides: Sequence[int | None]) -> list[Pixels] | None:
+    """Decode an upright JPEG with libjpeg-turbo, once per size; the pixels equal Pillow's unless scaled.
 
-    Args:
-        data: the file.
-        min_sides: as in `read_pixels`, one for each array to return.
-        max_pixels: larger images are left to Pillow.
-
-    Returns:
-        One `(height, width, 3)` array per size, or None for anything but a plain, undamaged JPEG: Pillow reads more
-        kinds and has better error messages.
-
+    Returns None for anything but a plain, undamaged JPEG within `MAX_PIXELS`: Pillow reads more kinds and has better
+    error messages.
     """
     import simplejpeg
 
     try:
         height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colourspace not in ("YCbCr", "Gray") or height * width > max_pixels:
+        if colourspace not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
             return None
         with Image.open(io.BytesIO(data)) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -183,6 +153,11 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
+def _undecodable(path: Path, error: Exception) -> UnreadableImage:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return UnreadableImage(path, f"it cannot be decoded ({lines[0]})")
+
+
 def _check_header(path: Path, image: Image.Image) -> None:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
@@ -206,15 +181,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_wide_samples(samples: npt.NDArray[np.generic]) -> Image.Image:
-    """Convert 16-bit, 32-bit integer or float greyscale samples to 8 bits."""
     values = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     if np.issubdtype(samples.dtype, np.floating):
         white = 1 if values.size and values.max() <= 1.0 else 255
     else:
         white = _WHITE_16_BIT
     return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -49,10 +49,6 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
 
     """
     root = Path(data)
-    if not may_be_folder(root):
-        if root.exists():
-            raise DataError(f"{root} is a file; pass the folder that contains the images or the manifest.")
-        raise DataError(f"{root} does not exist; pass a folder of images, with class folders or a manifest.csv.")
     require_folder(root)
     for name in ("manifest.csv", "manifest.parquet"):
         if _may_be_file(root / name):
@@ -237,14 +233,7 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
 def find_images(folder: Path | str, *, recursive: bool = True, skip: Skip | None = None) -> list[Path]:
     """List the image files in a folder, sorted by name, without hidden files and folders.
 
-    Args:
-        folder: where to look.
-        recursive: also look in the folders inside it.
-        skip: called with every folder that cannot be listed, `folder` included; None makes it an error.
-
-    Raises:
-        DataError: without `skip`, the folder does not exist or a folder cannot be listed.
-
+    `skip` is called with every folder that cannot be listed, `folder` included; without it that is a `DataError`.
     """
     folder = Path(folder)
     if skip is None:
@@ -265,7 +254,8 @@ def find_folders(folder: Path, skip: Skip) -> list[Path]:
 def require_folder(folder: Path) -> None:
     """Raise `DataError` for anything but a readable folder."""
     if not may_be_folder(folder):
-        raise DataError(f"{folder} is not a folder; pass a folder of images.")
+        cause = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {cause}; pass a folder of images, with class folders or a manifest.csv if labelled.")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise DataError(f"{folder} cannot be read (permission denied); change its permissions or use another folder.")
 

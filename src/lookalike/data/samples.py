@@ -45,22 +45,13 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Limits for the differences between two views of a scene.
+    """Limits for the differences between two views of a scene."""
 
-    Attributes:
-        scale: smallest and largest side of a view, as a fraction of the source image's shorter side.
-        rotation_degrees: largest rotation in either direction.
-        light: largest relative change of brightness, contrast and gamma.
-        colour_cast: largest relative gain of one colour channel.
-        quality: lowest and highest JPEG quality.
-
-    """
-
-    scale: tuple[float, float]
-    rotation_degrees: float
-    light: float
-    colour_cast: float
-    quality: tuple[int, int]
+    scale: tuple[float, float]  # smallest and largest side of a view, as a fraction of the source image's shorter side
+    rotation_degrees: float  # largest rotation in either direction
+    light: float  # largest relative change of brightness, contrast and gamma
+    colour_cast: float  # largest relative gain of one colour channel
+    quality: tuple[int, int]  # lowest and highest JPEG quality
 
 
 # Hard enough that a good network makes mistakes: small views, many of which share no pixel.
@@ -87,26 +78,8 @@ def write_demo_images(
 ) -> Path:
     """Write the demo's data set in layout 1: `training/<scene>/*`, flat query and gallery, `labels.csv`.
 
-    The same arguments write the same bytes with the same version of Pillow. Query and gallery files are numbered in
-    random order, so that their names do not reveal the class.
-
-    Args:
-        out: the folder to write; it appears only when complete.
-        seed: seed of all views.
-        n_training: training views per scene.
-        n_query: query views per scene.
-        n_gallery: gallery views per scene.
-        difficulty: limits for the differences between views.
-
-    Returns:
-        `out`, for `load_dataset`.
-
-    Raises:
-        MissingExtra: scikit-image is not installed.
-        DataError: the installed scikit-image lacks an image.
-        OptionError: a count below 1.
-        StorageError: `out` is not empty or cannot be written.
-
+    The same arguments write the same bytes with the same version of Pillow. Counts are views per scene. Query and
+    gallery files are numbered in random order, so that their names do not reveal the class. Returns `out`.
     """
     for name, count in (("n_training", n_training), ("n_query", n_query), ("n_gallery", n_gallery)):
         if count < 1:

@@ -9,30 +9,25 @@ from dataclasses import replace
 from lookalike.data.dataset import Dataset, Item, Split, by_class
 from lookalike.errors import DataError, OptionError
 
-VALIDATION_FRACTION = 0.15
+_VALIDATION_FRACTION = 0.15  # of the images of each class, or of the classes
 _QUERY_FRACTION, _GALLERY_FRACTION = 0.12, 0.36  # of a class; the rest is training
 
 
-def with_validation(
-    data: Dataset, *, seed: int = 0, fraction: float = VALIDATION_FRACTION, class_disjoint: bool | None = None
-) -> Dataset:
+def with_validation(data: Dataset, *, seed: int = 0, class_disjoint: bool | None = None) -> Dataset:
     """Return the data set with a validation split cut from training, never from the test split.
 
+    A data set with a validation split, which a manifest can define, is returned unchanged.
+
     Args:
-        data: returned unchanged if it has a validation split, which a manifest can define.
+        data: the data set.
         seed: seed of the choice of images or classes.
-        fraction: of the training images of each class, or of the training classes if class-disjoint.
         class_disjoint: cut whole classes; by default if the test classes are unseen in training.
 
     Raises:
-        OptionError: a fraction outside 0 to 0.5, or a `class_disjoint` that the existing validation split contradicts.
+        OptionError: `class_disjoint` contradicts the existing validation split.
         DataError: training has too few classes or images.
 
     """
-    if not 0 < fraction <= 0.5:
-        raise OptionError(
-            f"the validation fraction must be above 0 and at most 0.5, got {fraction}.", argument="fraction"
-        )
     if data.validation:
         _require_agreement(data, class_disjoint)
         return data
@@ -43,7 +38,7 @@ def with_validation(
             "or list them in a manifest.csv."
         )
     disjoint = data.test_classes_unseen if class_disjoint is None else class_disjoint
-    validation_ids = _whole_classes(groups, fraction, seed) if disjoint else _of_each_class(groups, fraction, seed)
+    validation_ids = _whole_classes(groups, seed) if disjoint else _of_each_class(groups, seed)
     if not validation_ids:
         got = f"{len(groups)} {'class' if len(groups) == 1 else 'classes'} with {len(data.training)} images"
         needs = "a class of at least 5 images"
@@ -58,7 +53,6 @@ def with_validation(
 
 
 def _require_agreement(data: Dataset, class_disjoint: bool | None) -> None:
-    """Raise `OptionError` if the existing validation split is not class-disjoint as requested, or is against it."""
     shared = {item.label for item in data.validation} & {item.label for item in data.training}
     if class_disjoint is None or class_disjoint == (not shared):
         return
@@ -76,7 +70,7 @@ def _shuffle(items: Iterable[Item], seed: int, salt: str) -> list[Item]:
     return ordered
 
 
-def _of_each_class(groups: dict[str, list[Item]], fraction: float, seed: int) -> set[str]:
+def _of_each_class(groups: dict[str, list[Item]], seed: int) -> set[str]:
     """Return the ids of a fraction of each class, enough for a precision@3 of one within validation.
 
     At least four images of a class of twelve or more, at least two of a smaller one; none of a class under five.
@@ -84,16 +78,16 @@ def _of_each_class(groups: dict[str, list[Item]], fraction: float, seed: int) ->
     ids: set[str] = set()
     for label, items in groups.items():
         if len(items) >= 5:
-            count = max(4 if len(items) >= 12 else 2, round(fraction * len(items)))
+            count = max(4 if len(items) >= 12 else 2, round(_VALIDATION_FRACTION * len(items)))
             ids.update(item.id for item in _shuffle(items, seed, label)[:count])
     return ids
 
 
-def _whole_classes(groups: dict[str, list[Item]], fraction: float, seed: int) -> set[str]:
+def _whole_classes(groups: dict[str, list[Item]], seed: int) -> set[str]:
     """Return the ids of at least two whole classes; at least two remain for training."""
     labels = sorted(label for label, items in groups.items() if len(items) >= 2)
     random.Random(f"{seed}/classes").shuffle(labels)
-    count = max(2, round(fraction * len(groups)))
+    count = max(2, round(_VALIDATION_FRACTION * len(groups)))
     if len(groups) - count < 2 or len(labels) < 2:  # among images of one class every measure is perfect
         return set()
     return {item.id for label in labels[:count] for item in groups[label]}
