@@ -16,7 +16,6 @@ from lookalike.progress import (
     LineProgress,
     LoggingProgress,
     NotebookProgress,
-    counter,
     format_duration,
     format_rate,
     printable,
@@ -143,12 +142,6 @@ def test_notebook_updates_one_line_per_task(notebook, capsys, clock):
     progress.info("next")
     assert notebook == [["m: a: 1/2, 2.0 s each, 2 s left", "m: a: 2/2"], ["m: b: 2/2"]]
     assert capsys.readouterr().out == "next\n"
-
-
-def test_counter_reports_under_one_name():
-    lines = []
-    counter(LineProgress(lines.append), "checking")(3, 3)
-    assert lines == ["checking: 3/3"]
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it to `path` in one step.
-
-    Raises:
-        StorageError: the file cannot be written; an older file at `path` is unchanged.
-
-    """
+    """Let `write` fill a temporary file beside `path`, then move it there in one step; an error keeps the old file."""
     path = Path(path)
     require_writable(path)
     with storage_errors(path):
@@ -93,12 +88,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read JSON; an error names the file by `what`.
-
-    Raises:
-        StorageError: the file does not exist or cannot be read.
-
-    """
+    """Read JSON, or raise a `StorageError` that names the file by `what`."""
     with reading_errors(path, what):
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
@@ -118,14 +108,8 @@ def reading_errors(path: Path, what: str) -> Iterator[None]:
 def new_folder(path: Path, *, replace: bool = False, argument: str = "out") -> Iterator[Path]:
     """Yield a temporary folder beside `path`, which is moved to `path` if the block raises nothing.
 
-    Args:
-        path: the folder to create.
-        replace: replace an older file or folder at `path`; without it only an empty folder is replaced.
-        argument: the argument that `path` came from, for errors.
-
-    Raises:
-        StorageError: `path` exists or cannot be written.
-
+    `replace` allows an older file or folder at `path`; without it only an empty folder is replaced. `argument` is where
+    `path` came from, for errors.
     """
     path = Path(path)
     if not replace:

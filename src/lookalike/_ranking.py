@@ -20,16 +20,10 @@ _CELLS = 4_000_000  # query x vector products in memory at once
 
 
 def cosine_steps(queries: Floats, take: Callable[[Ints], Floats], rows: Ints) -> Ints:
-    """Return the cosines `(n_query, n_row)` in whole millionths.
+    """Return the cosines `(n_query, n_row)` in whole millionths; `take` returns the vectors of rows.
 
     Products are summed in float64: in float32 the order of summation, which a BLAS selects by shape, changes the sixth
     decimal, and equal images would not always tie.
-
-    Args:
-        queries: `(n_query, dim)`, unit length.
-        take: returns the vectors `(n, dim)` of rows, unit length.
-        rows: `(n_row,)`.
-
     """
     wide = queries.astype(np.float64)
     steps = np.empty((len(queries), len(rows)), dtype=np.int64)
@@ -42,13 +36,8 @@ def cosine_steps(queries: Floats, take: Callable[[Ints], Floats], rows: Ints) ->
 def best_first(steps: Ints, rows: Ints, count: int) -> tuple[Ints, Ints]:
     """Return the rows and steps `(n_query, count)` with the highest steps, ordered by falling step, then row.
 
-    Step and row are packed in one integer, so that a single sort orders by both and no two are equal.
-
-    Args:
-        steps: `(n_query, n)` from `cosine_steps`; overwritten.
-        rows: `(n,)` or `(n_query, n)`, distinct within a query.
-        count: at most `n`.
-
+    Step and row are packed in one integer, so that a single sort orders by both and no two are equal. `steps` come from
+    `cosine_steps` and are overwritten; `rows`, `(n,)` or `(n_query, n)`, are distinct within a query.
     """
     size = int(rows.max(initial=0)) + 1
     keys = np.negative(steps, out=steps)
@@ -61,17 +50,10 @@ def best_first(steps: Ints, rows: Ints, count: int) -> tuple[Ints, Ints]:
 
 
 def nearest_in_blocks(queries: Floats, blocks: Iterable[Floats], count: int) -> tuple[Floats, Ints]:
-    """Compare queries with every vector, block by block, in float32.
+    """Compare queries with every vector, given in consecutive blocks `(n, dim)`, in float32.
 
-    Args:
-        queries: `(n_query, dim)`.
-        blocks: consecutive vectors, each `(n, dim)`.
-        count: how many of the nearest to return.
-
-    Returns:
-        Inner products and rows `(n_query, count)`, best first; fewer columns where there are fewer vectors. The order
-        of equal products is undefined.
-
+    Returns inner products and rows `(n_query, count)`, best first; fewer columns where there are fewer vectors. The
+    order of equal products is undefined.
     """
     scores = np.empty((len(queries), 0), dtype=np.float32)
     rows = np.empty((len(queries), 0), dtype=np.int64)

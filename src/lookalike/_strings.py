@@ -103,12 +103,7 @@ def iter_json_lines(strings: Iterable[str]) -> Iterator[str]:
 
 
 def read_json_lines(lines: Iterable[str]) -> PackedStrings:
-    """Read what `iter_json_lines` wrote, in chunks: parsing the whole list at once takes several times the memory.
-
-    Raises:
-        ValueError: not a list of strings.
-
-    """
+    """Read what `iter_json_lines` wrote, in chunks: parsing the whole list at once takes several times the memory."""
     remaining = iter(lines)
     chunks = iter(lambda: list(islice(remaining, _CHUNK)), [])
     return PackedStrings(string for chunk in chunks for string in _parse(chunk))

@@ -42,13 +42,7 @@ SILENT = Silent()
 
 
 class LineProgress:
-    """Reports in lines of text: every `info`, and the state of a task at most once per interval.
-
-    Args:
-        write: receives each line, without a line end.
-        interval_s: seconds between two lines about one task.
-
-    """
+    """Writes lines of text: every `info`, and the state of a task at most once per `interval_s` seconds."""
 
     def __init__(self, write: Callable[[str], None], *, interval_s: float = 15.0) -> None:
         self._write = write
@@ -173,11 +167,6 @@ def resolve_progress(progress: Progress | None) -> Progress:
     if _in_notebook():
         return NotebookProgress()
     return BarProgress() if sys.stderr is not None and sys.stderr.isatty() else LoggingProgress()
-
-
-def counter(progress: Progress, task: str) -> Callable[[int, int], None]:
-    """Return a `(done, total)` callback that reports under one task name."""
-    return lambda done, total: progress.step(task, done, total)
 
 
 def format_duration(seconds: float) -> str:

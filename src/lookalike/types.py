@@ -89,12 +89,7 @@ class Embeddings:
         return int(self.vectors.shape[1])
 
     def take(self, ids: Iterable[str]) -> Embeddings:
-        """Return the embeddings of these ids, in this order.
-
-        Raises:
-            DataError: an id has no embedding.
-
-        """
+        """Return the embeddings of these ids, in this order; raise `DataError` if an id has none."""
         rows = {item: row for row, item in enumerate(self.ids)}
         subset = tuple(ids)
         missing = [item for item in subset if item not in rows]
@@ -104,15 +99,10 @@ class Embeddings:
 
 
 def _require_vectors(vectors: Vectors) -> None:
-    if not isinstance(vectors, np.ndarray):
-        raise DataError(
-            f"embeddings must be a float32 array of shape (n, dim), got a {type(vectors).__name__}.", argument="vectors"
-        )
-    if vectors.ndim != 2 or vectors.dtype != np.float32:
-        raise DataError(
-            f"embeddings must be a float32 array of shape (n, dim), got {vectors.dtype} of shape {vectors.shape}.",
-            argument="vectors",
-        )
+    is_array = isinstance(vectors, np.ndarray)
+    if not is_array or vectors.ndim != 2 or vectors.dtype != np.float32:
+        shape = f"{vectors.dtype} of shape {vectors.shape}" if is_array else f"a {type(vectors).__name__}"
+        raise DataError(f"embeddings must be a float32 array of shape (n, dim), got {shape}.", argument="vectors")
 
 
 def _checked_ids(ids: Sequence[str], count: int) -> Sequence[str]:
@@ -132,10 +122,9 @@ def _checked_ids(ids: Sequence[str], count: int) -> Sequence[str]:
 
 
 def _lengths(vectors: Vectors) -> npt.NDArray[np.float32]:
-    """Return the length of each row, in blocks.
+    """Return the length of each row, in blocks whose pages are released if they are mapped from a file.
 
-    A memory-mapped file would stay resident once every row has been read (200 MB for 100,000 embeddings of 512
-    dimensions), so the pages of each block are released; they are read again from the file when needed.
+    They would stay resident otherwise (200 MB for 100,000 embeddings of 512 dimensions).
     """
     lengths = np.empty(len(vectors), np.float32)
     mapping = _read_only_mapping(vectors)

@@ -10,52 +10,26 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lookalike.errors import DataError, OptionError
+from lookalike.errors import DataError
 
+_RESAMPLES = 2000
+_LEVEL = 0.95
+_SEED = 0
 _ROUNDING = 1e-12
 _CHUNK_CELLS = 2_000_000  # resamples x queries in memory at once
 
 
-def bootstrap_interval(
-    values: npt.ArrayLike, *, seed: int = 0, resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean over queries.
-
-    Args:
-        values: `(n_query,)` one value per query.
-        seed: seed of the resamples; the same seed gives the same interval.
-        resamples: number of times that the queries are drawn with replacement.
-        level: share of resampled means inside the interval.
-
-    Returns:
-        low and high.
-
-    Raises:
-        DataError: there is no value, or one is not finite.
-        OptionError: a level outside 0 to 1, or no resamples.
-
-    """
+def bootstrap_interval(values: npt.ArrayLike) -> tuple[float, float]:
+    """Return low and high of the 95 % percentile bootstrap interval of the mean of `(n_query,)` finite values."""
     array = _as_finite(values)
-    if not 0 < level < 1:
-        raise OptionError(f"`level` must be between 0 and 1, got {level}.", argument="level")
-    if resamples < 1:
-        raise OptionError(f"`resamples` must be at least 1, got {resamples}.", argument="resamples")
     offset = array[0]  # the mean of a constant is then the constant to the last bit
-    means = _resampled_means(array - offset, seed, resamples)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) + offset
+    low, high = np.quantile(_resampled_means(array - offset), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]) + offset
     return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two candidates on the same queries.
-
-    Attributes:
-        difference: mean of the first minus mean of the second.
-        low: lower end of the interval of the difference.
-        high: upper end.
-
-    """
+    """Two candidates on the same queries: the mean of the first minus that of the second, and its 95 % interval."""
 
     difference: float
     low: float
@@ -67,30 +41,15 @@ class Comparison:
         return not self.low <= 0 <= self.high
 
 
-def paired_bootstrap(
-    a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0, resamples: int = 2000, level: float = 0.95
-) -> Comparison:
-    """Compare two candidates by the paired bootstrap: each drawn query brings both of its values.
-
-    Args:
-        a: `(n_query,)` values of the first candidate.
-        b: `(n_query,)` values of the second, for the same queries in the same order.
-        seed: seed of the resamples.
-        resamples: number of times that the queries are drawn with replacement.
-        level: share of resampled differences inside the interval.
-
-    Raises:
-        DataError: the lengths differ, there is no value, or one is not finite.
-        OptionError: a level outside 0 to 1, or no resamples.
-
-    """
+def paired_bootstrap(a: npt.ArrayLike, b: npt.ArrayLike) -> Comparison:
+    """Compare two candidates by their values `(n_query,)` for the same queries: each drawn query brings both values."""
     first, second = _as_finite(a), _as_finite(b)
     if first.shape != second.shape:
         raise DataError(
             f"a paired comparison needs the same queries on both sides, got {len(first)} and {len(second)} values."
         )
     differences = first - second
-    interval = bootstrap_interval(differences, seed=seed, resamples=resamples, level=level)
+    interval = bootstrap_interval(differences)
     # thirds do not add up exactly: without this a tie of 1e-18 would be a significant difference
     return Comparison(*(0.0 if abs(x) < _ROUNDING else x for x in (float(differences.mean()), *interval)))
 
@@ -105,13 +64,12 @@ def _as_finite(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return array
 
 
-def _resampled_means(values: npt.NDArray[np.float64], seed: int, resamples: int) -> npt.NDArray[np.float64]:
-    """Return `(resamples,)` means; chunks draw from one stream, so their size does not change the result."""
-    random = np.random.default_rng(seed)
+def _resampled_means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return `(_RESAMPLES,)` means; chunks draw from one stream, so their size does not change the result."""
+    random = np.random.default_rng(_SEED)
     step = max(1, _CHUNK_CELLS // len(values))
     means = []
-    for start in range(0, resamples, step):
-        count = min(step, resamples - start)
-        drawn = random.integers(0, len(values), size=(count, len(values)))
+    for start in range(0, _RESAMPLES, step):
+        drawn = random.integers(0, len(values), size=(min(step, _RESAMPLES - start), len(values)))
         means.append(values[drawn].mean(axis=1))
     return np.concatenate(means)

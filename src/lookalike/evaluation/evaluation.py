@@ -94,12 +94,7 @@ class Evaluation:
         return {name: Estimate(self.mean(name), *self.interval(name)) for name in self.values}
 
     def per_query(self, measure: str | Measure) -> Values:
-        """Return the `(n_query,)` values of a measure.
-
-        Raises:
-            OptionError: it was not measured.
-
-        """
+        """Return the `(n_query,)` values of a measure; raise `OptionError` if it was not measured."""
         name = str(Measure.parse(measure))
         if name not in self.values:
             raise OptionError(
@@ -124,12 +119,7 @@ class Evaluation:
         return {label: ClassMean(mean, queries) for label, mean, queries in means}
 
     def compare(self, other: Evaluation, measure: str | Measure) -> Comparison:
-        """Compare with another candidate by paired bootstrap; a positive difference favours this one.
-
-        Raises:
-            DataError: the two measured different queries.
-
-        """
+        """Compare with another candidate, on the same queries, by paired bootstrap; above 0 this one is better."""
         differing = set(self.query_ids) ^ set(other.query_ids)
         if differing:
             raise DataError(
@@ -166,17 +156,10 @@ def evaluate_embeddings(
     gallery_labels: Mapping[str, str],
     measures: Sequence[str | Measure] = DEFAULT_MEASURES,
 ) -> Evaluation:
-    """Measure how well the gallery is ranked for the queries.
+    """Measure how well the gallery is ranked for the queries; labels are by item id.
 
     A query is never its own hit: the same embeddings on both sides mean leave-one-out. Queries without a label or
     without anything relevant in the gallery are excluded; gallery items without a label are relevant to no query.
-
-    Args:
-        queries: embeddings of the queries.
-        gallery: embeddings of the gallery, by the same model.
-        query_labels: label by query id.
-        gallery_labels: label by gallery id.
-        measures: such as `("precision@3", "mrr")`.
 
     Raises:
         OptionError: an unknown measure, or one that needs more hits than the gallery has.

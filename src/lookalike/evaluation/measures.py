@@ -80,22 +80,14 @@ def _points(relevant: Relevant, total: Total, _: int) -> Values:
 
 @dataclass(frozen=True)
 class MeasureKind:
-    """One kind of measure.
+    """One kind of measure."""
 
-    Attributes:
-        pattern: its text, with `@k` in place of a number.
-        definition: its value for one query, in words.
-        compute: maps the judged ranking, the totals and k to `(n_query,)` values.
-        depth: number of hits that the ranking must have; None means k.
-        title: its title in tables, a format string with `{k}`; None means the measure's text.
-
-    """
-
-    pattern: str
-    definition: str
+    pattern: str  # its text, with `@k` in place of a number
+    definition: str  # its value for one query, in words
+    # maps the judged ranking, the totals and k to `(n_query,)` values
     compute: Callable[[Relevant, Total, int], Values]
-    depth: int | Depth | None = None
-    title: str | None = None
+    depth: int | Depth | None = None  # number of hits that the ranking must have; None means k
+    title: str | None = None  # its title in tables, a format string with `{k}`; None means the measure's text
 
     @property
     def takes_k(self) -> bool:
@@ -168,12 +160,7 @@ class Measure:
 
     @classmethod
     def parse(cls, text: str | Measure) -> Measure:
-        """Parse the text of a measure, in lower or upper case; a `Measure` is returned unchanged.
-
-        Raises:
-            OptionError: any other text.
-
-        """
+        """Parse the text of a measure, in any case, or raise `OptionError`; a `Measure` is returned unchanged."""
         if isinstance(text, Measure):
             return text
         if not isinstance(text, str):
@@ -209,11 +196,7 @@ class Measure:
         return self.depth if isinstance(self.depth, int) else 1
 
     def values(self, relevant: Relevant, total: Total) -> Values:
-        """Compute `(n_query,)` float64 values from a judged ranking.
-
-        Args:
-            relevant: `(n_query, depth)` bool, whether the hit at each rank is relevant.
-            total: `(n_query,)` int, the number of relevant gallery items of each query.
+        """Compute `(n_query,)` float64 values from relevant hits `(n_query, depth)` and the number of relevant items.
 
         Raises:
             DataError: the ranking is shallower than `depth` (not checked for `mrr`), the shapes differ, or a query has
@@ -235,12 +218,7 @@ class Measure:
 
 
 def parse_measures(measures: str | Measure | Sequence[str | Measure]) -> tuple[Measure, ...]:
-    """Parse one measure or several; duplicates are dropped, the order stays.
-
-    Raises:
-        OptionError: an unknown measure, or none.
-
-    """
+    """Parse one measure or several, or raise `OptionError`; duplicates are dropped, the order stays."""
     sequence = (measures,) if isinstance(measures, str | Measure) else measures
     parsed = tuple(dict.fromkeys(Measure.parse(m) for m in sequence))
     if not parsed:

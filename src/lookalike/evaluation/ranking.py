@@ -7,14 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from lookalike._ranking import LAST, STEPS, best_first, cosine_steps
+from lookalike._ranking import LAST, STEPS, Ints, best_first, cosine_steps
 from lookalike.errors import DataError, FingerprintMismatch, OptionError
 from lookalike.evaluation.measures import Relevant, Total
 from lookalike.types import Embeddings, Hits
-
-Ints = npt.NDArray[np.int64]
 
 # First hits of each query that are returned with their ids, for display.
 TOP_HITS = 10
@@ -28,31 +25,18 @@ class Relevance:
     """The queries that count and the gallery items that are relevant to them, from ids and labels alone.
 
     A column is the position of a gallery item when the gallery is sorted by id, so that the lower column wins a tie.
-
-    Attributes:
-        query_ids: the n_query queries that count.
-        query_labels: n_query labels.
-        query_rows: `(n_query,)` rows of these queries in their embeddings.
-        query_codes: `(n_query,)` labels as numbers.
-        gallery_rows: `(n_gallery,)` rows in the gallery's embeddings, by column.
-        gallery_codes: `(n_gallery,)` labels as numbers, by column; -1 for no label: relevant to no query.
-        self_columns: `(n_query,)` column of the query itself, -1 if it is not in the gallery.
-        total: `(n_query,)` number of relevant gallery items other than the query itself; at least 1.
-        excluded: queries that do not count: no label, or nothing relevant in the gallery.
-        unlabelled: those of `excluded` that have no label.
-
     """
 
-    query_ids: tuple[str, ...]
-    query_labels: tuple[str, ...]
-    query_rows: Ints
-    query_codes: Ints
-    gallery_rows: Ints
-    gallery_codes: Ints
-    self_columns: Ints
-    total: Ints
-    excluded: tuple[str, ...]
-    unlabelled: tuple[str, ...]
+    query_ids: tuple[str, ...]  # the n_query queries that count
+    query_labels: tuple[str, ...]  # n_query labels
+    query_rows: Ints  # `(n_query,)` rows of these queries in their embeddings
+    query_codes: Ints  # `(n_query,)` labels as numbers
+    gallery_rows: Ints  # `(n_gallery,)` rows in the gallery's embeddings, by column
+    gallery_codes: Ints  # `(n_gallery,)` labels as numbers, by column; -1 for no label: relevant to no query
+    self_columns: Ints  # `(n_query,)` column of the query itself, -1 if it is not in the gallery
+    total: Ints  # `(n_query,)` number of relevant gallery items other than the query itself; at least 1
+    excluded: tuple[str, ...]  # queries that do not count: no label, or nothing relevant in the gallery
+    unlabelled: tuple[str, ...]  # those of `excluded` that have no label
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -80,30 +64,17 @@ class Relevance:
 
 @dataclass(frozen=True, eq=False)
 class JudgedQueries:
-    """The ranking of the gallery for some queries, reduced to what measures need.
+    """The ranking of the gallery for some queries, reduced to what measures need."""
 
-    Attributes:
-        relevant: `(n_query, depth)` bool, whether the hit at each rank is relevant.
-        total: `(n_query,)` number of relevant gallery items.
-        hits: the first hits of each query, at most `TOP_HITS`.
-
-    """
-
-    relevant: Relevant
-    total: Total
-    hits: Hits
+    relevant: Relevant  # `(n_query, depth)` bool, whether the hit at each rank is relevant
+    total: Total  # `(n_query,)` number of relevant gallery items
+    hits: Hits  # the first hits of each query, at most `TOP_HITS`
 
 
 def find_relevance(
     queries: Embeddings, gallery: Embeddings, query_labels: Mapping[str, str], gallery_labels: Mapping[str, str]
 ) -> Relevance:
     """Find the queries that count: those with a label and at least one other gallery item of the same label.
-
-    Args:
-        queries: embeddings of the queries; the gallery itself means leave-one-out.
-        gallery: embeddings of the gallery, by the same model.
-        query_labels: label by query id; other ids are ignored.
-        gallery_labels: label by gallery id.
 
     Raises:
         FingerprintMismatch: the two were embedded by different models.

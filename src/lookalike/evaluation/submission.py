@@ -57,25 +57,14 @@ class Submission:
 
     @classmethod
     def from_hits(cls, hits: Hits, group: str, skipped: tuple[Skipped, ...] = ()) -> Submission:
-        """Make a submission of hits; an item's name is the last part of its id.
-
-        Raises:
-            OptionError: an empty group name.
-            DataError: no query, or two queries or two gallery items with the same file name.
-
-        """
+        """Make a submission of hits; an item's name is the last part of its id, which must be unique in its split."""
         queries = _file_names(hits.query_ids, "query")
         gallery = _file_names(sorted({str(item) for item in hits.ids.ravel()}), "gallery")
         images = {queries[query.query_id]: tuple(gallery[hit.id] for hit in query) for query in hits}
         return cls(group, images, skipped)
 
     def check(self, query_ids: Iterable[str], gallery_ids: Iterable[str], top_k: int) -> None:
-        """Check that every query has exactly `top_k` images of the gallery.
-
-        Args:
-            query_ids: ids of all query images.
-            gallery_ids: ids of all gallery images.
-            top_k: number of gallery images per query.
+        """Check that every query has exactly `top_k` images of the gallery; ids are those of all images.
 
         Raises:
             OptionError: `top_k` is below 1 or larger than the gallery.
@@ -108,13 +97,7 @@ class Submission:
         return {"groupname": self.group, "images": {query: list(names) for query, names in self.images.items()}}
 
     def write(self, path: Path | str) -> None:
-        """Write the submission: `.json` as `to_dict`, `.csv` as query, rank1 ... rankk without the group name.
-
-        Raises:
-            OptionError: another file format.
-            StorageError: the file cannot be written.
-
-        """
+        """Write the submission: `.json` as `to_dict`, `.csv` as query, rank1 ... rankk without the group name."""
         path = Path(path)
         if submission_format(path) == ".json":
             write_json(path, self.to_dict())
