@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.benchmark.demo import BACKBONES, OPTIONS, demo
+from lookalike.benchmark.demo import DEMO_BACKBONES, DEMO_OPTIONS, demo
 from lookalike.data.layouts import load_dataset
 from lookalike.data.samples import DESCRIPTION, SCENES, write_demo_images
 from lookalike.data.split import with_validation
@@ -27,7 +27,7 @@ class Bench:
         self.calls: list[tuple[Path, dict]] = []
 
     def __call__(self, data, backbones, **given):
-        assert backbones == BACKBONES and given.pop("options") is OPTIONS
+        assert backbones == DEMO_BACKBONES and given.pop("options") is DEMO_OPTIONS
         self.calls.append((data, given))
         return given["out"]
 
@@ -43,7 +43,7 @@ def bench(monkeypatch):
 
 def test_validation_can_reach_a_precision_at_3_of_one(views):
     """Each of the four images of a class has three others to find."""
-    data = with_validation(load_dataset(views), seed=OPTIONS.seed)
+    data = with_validation(load_dataset(views), seed=DEMO_OPTIONS.seed)
     assert Counter(i.label for i in data.validation) == dict.fromkeys(SCENES, 4)
     assert Counter(i.label for i in data.training) == dict.fromkeys(SCENES, 12)
 

@@ -52,7 +52,7 @@ def test_all_combinations_are_timed_in_a_process_with_its_own_memory(finished, i
 
 
 def test_combinations_share_every_pass(images, monkeypatch):
-    monkeypatch.setattr(timing, "SINGLE_IMAGES", 6)
+    monkeypatch.setattr(timing, "_SINGLE_IMAGES", 6)
     passes = []
 
     class Counted:
@@ -82,7 +82,7 @@ def test_combinations_share_every_pass(images, monkeypatch):
 
 
 def test_one_encoder(images, monkeypatch):
-    monkeypatch.setattr(timing, "SINGLE_IMAGES", 3)
+    monkeypatch.setattr(timing, "_SINGLE_IMAGES", 3)
     counts = []
     encoder = build_trainable(NAMES[0], "none").freeze()
     timings = time_members(lambda count: counts.append(count) or [encoder], [""], images[:1], count=20)

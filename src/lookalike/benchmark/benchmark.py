@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from lookalike.data.duplicates import require_no_leaks
 from lookalike.evaluation.measures import Measure
 from lookalike.models.info import is_bundle
 from lookalike.progress import Progress, resolve_progress
-from lookalike.runtimes.load import PRETRAINED
+from lookalike.runtimes.load import PRETRAINED, WeightsOption
 from lookalike.runtimes.select import require_runtime
 from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.tracking import RunTracker, parse_targets, start_tracking
@@ -72,7 +72,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     *,
     out: Path | str | None = None,
     bundles: Sequence[Path | str] = (),
-    weights: str | Path | Mapping[str, str | Path] = PRETRAINED,
+    weights: WeightsOption = PRETRAINED,
     finetune: bool | Collection[str] = True,
     options: TrainingOptions | None = None,
     budget_ms: float | None = None,

@@ -12,8 +12,8 @@ from lookalike.errors import StorageError
 from lookalike.progress import Progress, resolve_progress
 from lookalike.training.config import TrainingOptions
 
-BACKBONES = ("efficientnet_lite0", "efficientnet_lite2")
-OPTIONS = TrainingOptions(epochs=3, resolution=0.75)  # a few minutes on two cores
+DEMO_BACKBONES = ("efficientnet_lite0", "efficientnet_lite2")
+DEMO_OPTIONS = TrainingOptions(epochs=3, resolution=0.75)  # a few minutes on two cores
 _IMAGES, _BENCHMARK = "images", "benchmark"
 
 
@@ -45,7 +45,9 @@ def demo(
         set_name = folder.resolve().name
         # each data set has a folder of its own
         name, title = f"{_BENCHMARK}-{set_name}", f"Which model finds best in {set_name}?"
-    return benchmark(folder, BACKBONES, out=out / name, options=OPTIONS, title=title, notes=notes, progress=progress)
+    return benchmark(
+        folder, DEMO_BACKBONES, out=out / name, options=DEMO_OPTIONS, title=title, notes=notes, progress=progress
+    )
 
 
 def _write_images(out: Path, folder: Path, progress: Progress) -> None:

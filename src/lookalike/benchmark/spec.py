@@ -19,12 +19,10 @@ from lookalike.evaluation.measures import Measure
 from lookalike.models.info import TRAINING_STATES, TrainingState
 from lookalike.models.registry import find_backbone
 from lookalike.progress import Progress
-from lookalike.runtimes.load import NONE, PRETRAINED, load_bundle
+from lookalike.runtimes.load import NONE, WeightsOption, load_bundle, weights_of
 from lookalike.training.config import TrainingOptions
 from lookalike.training.tracking import NO_TRACKER, RunTracker
 from lookalike.training.train import load_as
-
-Weights = str | Path
 
 _RECORD = "run.json"
 _VERSION = 1
@@ -58,7 +56,7 @@ class BenchmarkSpec:
 
     data: Dataset
     out: Path
-    weights: Mapping[str, Weights]
+    weights: Mapping[str, str | Path]
     bundles: tuple[Path, ...]
     finetune: frozenset[str]
     options: TrainingOptions
@@ -92,9 +90,9 @@ class BenchmarkSpec:
 def check_candidates(
     backbones: Sequence[str],
     bundles: Sequence[Path | str],
-    weights: Weights | Mapping[str, Weights],
+    weights: WeightsOption,
     finetune: bool | Collection[str],
-) -> tuple[dict[str, Weights], tuple[Path, ...], frozenset[str]]:
+) -> tuple[dict[str, str | Path], tuple[Path, ...], frozenset[str]]:
     """Check what a benchmark is to measure, and return weights by backbone, bundles, and backbones to fine-tune.
 
     Raises:
@@ -127,8 +125,7 @@ def check_candidates(
             )
     for backbone in backbones:
         find_backbone(backbone)
-    by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(backbones, weights)
-    by_backbone = {b: by_name.get(b, PRETRAINED) for b in backbones}
+    by_backbone = {b: weights_of(weights, b) for b in backbones}
     finetuned = frozenset(finetune if not isinstance(finetune, bool) else backbones if finetune else ())
     trained = [_is_trained(folder) for folder in folders]
     if not any((*trained, *finetuned, *(str(w) != NONE for w in by_backbone.values()))):

@@ -33,8 +33,8 @@ from lookalike.runtimes.load import load_bundle
 from lookalike.runtimes.select import with_runtime
 from lookalike.types import Vectors
 
-SINGLE_IMAGES = 40
-BATCH_SIZE = 16
+_SINGLE_IMAGES = 40
+_BATCH_SIZE = 16
 _BATCHES = 4
 _WARM_UP = 5
 _STATUS = Path("/proc/self/status")
@@ -141,16 +141,16 @@ def time_members(
         load_members: loads the members, ready for a number of images.
         combinations: to time; `[""]` for a single encoder.
         images: readable files, used in turn.
-        count: number of images that the batches stand for.
+        count: number of images that the batches represent.
 
     """
     encoders = _combined(load_members(1), combinations)
-    paths = [images[i % len(images)] for i in range(_WARM_UP + SINGLE_IMAGES)]
+    paths = [images[i % len(images)] for i in range(_WARM_UP + _SINGLE_IMAGES)]
     decode, backbones, combine = _time_single(encoders, paths)
     del encoders  # before the next ones are loaded
     encoders = _combined(load_members(count), combinations)
     members = next(iter(encoders.values())).members
-    files = [File(str(n), images[n % len(images)]) for n in range(_BATCHES * BATCH_SIZE)]
+    files = [File(str(n), images[n % len(images)]) for n in range(_BATCHES * _BATCH_SIZE)]
     batched_ms, features = _time_batches(members, files)
     timings = {}
     for combination, encoder in encoders.items():
@@ -167,7 +167,7 @@ def time_members(
             batched_ms=batched_ms + combine_ms,
             batch_size=min(m.backbone.batch_size for m in members),
             peak_memory_mb=peak_memory_mb(),
-            images=SINGLE_IMAGES,
+            images=_SINGLE_IMAGES,
             threads=cpu_count(),
             device=members[0].backbone.device_type,
             runtime=" + ".join(dict.fromkeys(f"{m.runtime} in {m.precision}" for m in members)),
@@ -215,7 +215,7 @@ def _time_batches(members: Sequence[Encoder], files: Sequence[File]) -> tuple[fl
         with closing(run_backbones(backbones, [files], batch_size=None, progress=SILENT, task="timing")) as batches:
             return next(batches).features
 
-    run(files[:BATCH_SIZE])
+    run(files[:_BATCH_SIZE])
     start = time.perf_counter()
     features = run(files)
     return (time.perf_counter() - start) / len(files) * 1e3, features
