@@ -58,10 +58,10 @@ WORDS = (
     Word(
         r"\bmetrics?\b",
         "measure",
-        (r"metric[-_ ]learning", r"log[ _]metrics?", r"metric inner product", r"metric type"),
+        (r"metric[-_ ]learning", r"log[ _]metrics?", r"metric inner product", r"metric type", r"metric="),
     ),
-    Word(r"\btrunks?\b", "backbone"),
-    Word(r"\bembedders?\b", "head"),
+    Word(r"\btrunks?\b", "backbone", (r"\"trunk\"", r"freeze trunk batchnorm")),  # names of pytorch-metric-learning
+    Word(r"\bembedders?\b", "head", (r"\"embedder\"",)),
     Word(r"\bextractors?\b", "backbone"),
     Word(r"\bjoint models?\b", "ensemble"),
     Word(r"\bcorpus\b", "index"),
@@ -79,7 +79,7 @@ WORDS = (
     Word(r"\bpass(ed|es|ing)? over\b", "skipped"),
     Word(r"\bso many\b", "this many, or the number"),
     Word(r"\b(goes|go|went|going|gone) on\b", "resume, continue"),
-    Word(r"\b(is|are|was|were) no\b(?! longer\b)", "is not a", (r"there (is|are|was|were) no\b",)),
+    Word(r"\b(is|are|was|were) no\b(?! longer\b)", "is not a", (r"there (is|are|was|were) no\b", r"None is no limit")),
     Word(r"\bfor want of\b", "because there is no"),
     Word(r"\bnought\b", "zero"),
     Word(rf"\b{COUNTED} an? {UNIT}\b", "per"),
@@ -159,7 +159,8 @@ def python_parts(text: str) -> Iterator[tuple[int, str]]:
         if token.type == tokenize.STRING or tokenize.tok_name[token.type] == "FSTRING_MIDDLE":
             yield token.start[0], token.string
         elif token.type == tokenize.NAME and not keyword.iskeyword(token.string):
-            yield token.start[0], re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", token.string)
+            is_argument = re.match(r"=[^= ]", token.line[token.end[1] :])
+            yield token.start[0], re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", token.string) + ("=" if is_argument else "")
 
 
 def vague_names(text: str) -> Iterator[tuple[int, str, str]]:

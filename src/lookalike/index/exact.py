@@ -33,7 +33,7 @@ def prefilter_bytes(dim: int) -> int:
 class ExactIndex:
     """Unit-length vectors by row, compared exactly; `vectors` may be mapped from disk.
 
-    `prefilter` tells whether there is memory for a prefilter; it is built once there were enough queries.
+    `prefilter`: whether there is memory for a prefilter; it is built after enough queries.
     """
 
     key = "Flat"
