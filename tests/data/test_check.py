@@ -19,20 +19,6 @@ from lookalike.errors import DataError, OptionError, StorageError
 Images = dict[str, Image.Image]
 
 
-class Recorder:
-    """A progress that records its calls."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[str, int, int]] = []
-        self.infos: list[str] = []
-
-    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
-        self.steps.append((task, done, total))
-
-    def info(self, text: str) -> None:
-        self.infos.append(text)
-
-
 def codes(report: CheckReport) -> dict[str, int]:
     return dict(Counter(finding.code for finding in report.findings))
 
@@ -53,15 +39,15 @@ def clean_ids(report: CheckReport) -> set[str]:
     return {item.id for item in report.clean_items()}
 
 
-def test_a_good_folder_has_no_findings(photo_folder: Path) -> None:
-    recorder = Recorder()
+def test_a_good_folder_has_no_findings(photo_folder: Path, recording_progress) -> None:
+    recorder = recording_progress()
     report = check(str(photo_folder), progress=recorder)
     assert report.findings == ()
     assert (report.images, report.readable, report.exit_code) == (44, 44, 0)
     assert report.clean_items() == report.data.items
     assert report.table_rows() == []
-    assert recorder.steps == [("checking", done, 44) for done in range(1, 45)]
-    assert recorder.infos == [str(load_dataset(photo_folder))]
+    assert recorder.steps == [(done, 44) for done in range(1, 45)]
+    assert recorder.messages == [str(load_dataset(photo_folder))]
 
 
 def test_unreadable(photo_folder: Path) -> None:
@@ -86,28 +72,42 @@ def test_exact_duplicates_in_one_split(photo_folder: Path) -> None:
     assert report.dropped == dict.fromkeys(ids[1:], f"identical to {ids[0]}")
 
 
-def test_exact_leak_from_training_to_test(photo_folder: Path) -> None:
-    shutil.copy(photo_folder / "training/cat/cat0.jpg", photo_folder / "test/gallery/cat9.jpg")
+TRAINING, QUERY = "training/cat/cat0.jpg", "test/query/cat0.jpg"
+CONTRADICTION = "identical images have different labels"
+COPIES = [
+    (
+        TRAINING,
+        "test/gallery/cat9.jpg",
+        ("error", "leak"),
+        "in training and in test",
+        ["an identical image is in test"],
+    ),
+    (QUERY, "test/gallery/cat9.jpg", ("warning", "query-in-gallery"), "in query and in gallery", []),
+    (
+        TRAINING,
+        "training/rocket/other.jpg",
+        ("error", "contradiction"),
+        "with the labels cat and rocket",
+        [CONTRADICTION, CONTRADICTION],
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "target", "kind", "where", "reasons"), COPIES)
+def test_exact_copies(
+    photo_folder: Path, source: str, target: str, kind: tuple[str, str], where: str, reasons: list[str]
+) -> None:
+    shutil.copy(photo_folder / source, photo_folder / target)
     report = check(photo_folder)
-    ids = ("training/cat/cat0.jpg", "test/gallery/cat9.jpg")
-    text = f"{ids[0]} and {ids[1]} are identical, in training and in test."
-    assert only(report, "leak") == ("error", text, ids)
-    assert report.dropped == {ids[0]: "an identical image is in test"}
+    ids = (source, target)
+    assert only(report, kind[1]) == (kind[0], f"{source} and {target} are identical, {where}.", ids)
+    assert report.dropped == dict(zip(ids, reasons, strict=False))
 
 
 def test_the_same_pixels_in_another_format_leak_as_well(photo_folder: Path) -> None:
     with Image.open(photo_folder / "training/cat/cat0.jpg") as image:
         image.save(photo_folder / "test/query/cat9.png")
     assert check(photo_folder, near=False).errors[0].ids == ("training/cat/cat0.jpg", "test/query/cat9.png")
-
-
-def test_exact_query_in_gallery_is_a_warning_and_stays(photo_folder: Path) -> None:
-    shutil.copy(photo_folder / "test/query/cat0.jpg", photo_folder / "test/gallery/cat9.jpg")
-    report = check(photo_folder)
-    ids = ("test/query/cat0.jpg", "test/gallery/cat9.jpg")
-    text = f"{ids[0]} and {ids[1]} are identical, in query and in gallery."
-    assert only(report, "query-in-gallery") == ("warning", text, ids)
-    assert report.dropped == {}
 
 
 def test_exact_duplicate_in_validation(photo_folder: Path) -> None:
@@ -120,15 +120,6 @@ def test_exact_duplicate_in_validation(photo_folder: Path) -> None:
     text = f"{ids[0]} and {ids[1]} are identical, in training and in validation."
     assert only(report, "validation-leak") == ("warning", text, ids)
     assert report.dropped == {ids[0]: "an identical image is in validation"}
-
-
-def test_identical_images_with_contradictory_labels(photo_folder: Path) -> None:
-    shutil.copy(photo_folder / "training/cat/cat0.jpg", photo_folder / "training/rocket/other.jpg")
-    report = check(photo_folder)
-    ids = ("training/cat/cat0.jpg", "training/rocket/other.jpg")
-    text = f"{ids[0]} and {ids[1]} are identical, with the labels cat and rocket."
-    assert only(report, "contradiction") == ("error", text, ids)
-    assert report.dropped == dict.fromkeys(ids, "identical images have different labels")
 
 
 def test_a_contradiction_between_training_and_test_is_a_leak_too(photo_folder: Path) -> None:
@@ -380,13 +371,15 @@ def test_findings_and_clean_manifest_are_written(photo_folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("option", ["out", "clean_manifest"])
-def test_an_existing_file_is_refused_before_the_work(photo_folder: Path, tmp_path: Path, option: str) -> None:
+def test_an_existing_file_is_refused_before_the_work(
+    photo_folder: Path, tmp_path: Path, option: str, recording_progress
+) -> None:
     existing = tmp_path / "manifest.csv"
     existing.write_text("existing")
-    recorder = Recorder()
+    recorder = recording_progress()
     with pytest.raises(StorageError, match="already exists"):
         check(photo_folder, progress=recorder, **{option: existing})
-    assert (recorder.steps, recorder.infos, existing.read_text()) == ([], [], "existing")
+    assert (recorder.steps, recorder.messages, existing.read_text()) == ([], [], "existing")
 
 
 @pytest.mark.slow

@@ -48,23 +48,9 @@ def named_pairs(scanned: Scan) -> set[tuple[str, str]]:
     return {(scanned.ids[first], scanned.ids[second]) for first, second in pairs}
 
 
-class Steps:
-    """A progress that records its steps."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[int, int]] = []
-        self.infos: list[str] = []
-
-    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
-        self.steps.append((done, total))
-
-    def info(self, text: str) -> None:
-        self.infos.append(text)
-
-
-def test_scan_reports_unreadable_files(photos: Images, tmp_path: Path) -> None:
+def test_scan_reports_unreadable_files(photos: Images, tmp_path: Path, recording_progress) -> None:
     items = saved(tmp_path, cat=photos["cat"], empty=b"", rocket=photos["rocket"], text=b"x")
-    progress = Steps()
+    progress = recording_progress()
     scanned = scan(items, progress)
     assert scanned.ids == ("cat", "rocket")
     assert {name: skipped.cause for name, skipped in scanned.skipped.items()} == {
@@ -265,10 +251,10 @@ def test_the_clean_manifest_has_no_leaks(folder, tmp_path):
     require_no_leaks(load_dataset(tmp_path / "clean"), allowed=False, progress=SILENT)
 
 
-def test_allowed_leaks_are_reported(folder):
+def test_allowed_leaks_are_reported(folder, recording_progress):
     (folder / "test/gallery/cat/same.png").write_bytes((folder / "training/cat/0.png").read_bytes())
-    progress = Steps()
+    progress = recording_progress()
     require_no_leaks(load_dataset(folder), allowed=True, progress=progress)
-    (text,) = progress.infos
+    (text,) = progress.messages
     assert "1 training image " in text
     assert "training/cat/0.png = test/gallery/cat/same.png" in text

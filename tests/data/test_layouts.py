@@ -217,44 +217,33 @@ def test_a_summary_with_a_name_does_not_contain_the_path(tmp_path: Path, monkeyp
     assert first == "photos: training and test folders, test split labelled by labels.csv, 3 images"
 
 
-def test_missing_folder(tmp_path: Path) -> None:
-    root = tmp_path / "none"
-    assert f"{root} does not exist" in refusal(root)
+@pytest.mark.parametrize(
+    ("files", "root", "fact"),
+    [
+        ([], "none", "none does not exist"),
+        (["a.jpg"], "a.jpg", "a.jpg is a file"),
+        (["root/notes.txt"], "root", "root contains no image;"),
+        (["root/training/cat/notes.txt"], "root", "no image in training/<class>/, test/query or test/gallery."),
+    ],
+)
+def test_no_images(tmp_path: Path, files: list[str], root: str, fact: str) -> None:
+    make(tmp_path, *files)
+    assert_facts(refusal(tmp_path / root), str(tmp_path / root), fact)
 
 
-def test_file_instead_of_a_folder(tmp_path: Path) -> None:
-    make(tmp_path, "a.jpg")
-    root = tmp_path / "a.jpg"
-    assert f"{root} is a file" in refusal(root)
-
-
-def test_folder_without_images(tmp_path: Path) -> None:
-    make(tmp_path, "notes.txt")
-    assert f"{tmp_path} contains no image;" in refusal(tmp_path)
-
-
-def test_split_folders_without_images(tmp_path: Path) -> None:
-    make(tmp_path, "training/cat/notes.txt")
-    assert "no image in training/<class>/, test/query or test/gallery." in refusal(tmp_path)
-
-
-def test_labels_that_contradict_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("path,label\ntest/query/q.jpg,cat\ntest/query/q.jpg,dog\n", ("line 3", "test/query/q.jpg", "'dog'", "'cat'")),
+        ("path,label\nq.jpg,cat\n", ("none of the 1 paths", "'q.jpg'")),
+        ("file,class\nq.jpg,cat\n", ("file, class", "path, label")),
+    ],
+    ids=["contradiction", "other images", "columns"],
+)
+def test_wrong_labels(tmp_path: Path, text: str, facts: tuple[str, ...]) -> None:
     make(tmp_path, *SPLITS)
-    path = tmp_path / "labels.csv"
-    path.write_text("path,label\ntest/query/q.jpg,cat\ntest/query/q.jpg,dog\n")
-    assert_facts(refusal(tmp_path), f"{path} line 3", "test/query/q.jpg", "'dog'", "'cat'")
-
-
-def test_labels_of_other_images(tmp_path: Path) -> None:
-    make(tmp_path, *SPLITS)
-    (tmp_path / "labels.csv").write_text("path,label\nq.jpg,cat\n")
-    assert_facts(refusal(tmp_path), "none of the 1 paths", str(tmp_path / "labels.csv"), "'q.jpg'")
-
-
-def test_labels_without_the_columns(tmp_path: Path) -> None:
-    make(tmp_path, *SPLITS)
-    (tmp_path / "labels.csv").write_text("file,class\nq.jpg,cat\n")
-    assert_facts(refusal(tmp_path), str(tmp_path / "labels.csv"), "file, class", "path, label")
+    (tmp_path / "labels.csv").write_text(text)
+    assert_facts(refusal(tmp_path), str(tmp_path / "labels.csv"), *facts)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from lookalike.errors import LookalikeError, OptionError
+from lookalike.errors import LookalikeError
 
 PROGRAM = "lookalike"
 COMPLETE_VARIABLE = "_LOOKALIKE_COMPLETE"
@@ -46,13 +46,7 @@ class CommandError(Exception):
 
 
 class Command(click.Command):
-    """A command of Lookalike.
-
-    Args:
-        interrupted: the sentence for a command that a signal has stopped.
-        args, options: as for `click.Command`.
-
-    """
+    """A command of Lookalike; `interrupted` is the sentence after a signal has stopped it."""
 
     def __init__(self, *args: Any, interrupted: str = RUN_AGAIN, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -128,6 +122,5 @@ def completion(shell: str) -> None:
       lookalike completion fish > ~/.config/fish/completions/lookalike.fish
     """  # noqa: D301
     completion_class = get_completion_class(shell)
-    if completion_class is None:
-        raise OptionError(f"{shell} has no completion; allowed are bash, zsh and fish.")
+    assert completion_class is not None  # click has all of the choices
     click.echo(completion_class(cli, {}, PROGRAM, COMPLETE_VARIABLE).source())

@@ -46,14 +46,8 @@ def print_table(
 ) -> list[str]:
     """Print a table on stdout and return the names of the columns that did not fit.
 
-    Args:
-        header: column names.
-        rows: cells, one per column.
-        right: columns that are right-aligned.
-        title: a line above the table.
-        optional: columns that are hidden in a terminal too narrow for all of them, in this order. A pipe or a file
-            always gets everything.
-
+    `right` are right-aligned columns. `optional` columns are hidden, in this order, in a terminal too narrow for all; a
+    pipe or a file gets everything.
     """
     from rich.console import Console  # not needed for --json
     from rich.table import Table

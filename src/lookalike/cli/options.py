@@ -37,6 +37,11 @@ PATH = _Path(path_type=Path)
 data_argument = click.argument("data", type=PATH)
 
 
+def choice_option(flag: str, choices: Sequence[str], text: str) -> Callable[[F], F]:
+    """Return an option with its help text; the first of the choices is the default."""
+    return click.option(flag, type=click.Choice(choices), default=choices[0], show_default=True, help=text)
+
+
 def out_option(text: str) -> Callable[[F], F]:
     """Return the required `--out` with its help text."""
     return click.option("--out", type=PATH, required=True, metavar="PATH", help=text)
@@ -58,12 +63,10 @@ weights_option = click.option(
     help="Weights of a backbone given by name: a safetensors or torch file, or 'none' for random weights. With several "
     "backbones, name one: resnet50=FILE.  [default: pretrained]",
 )
-runtime_option = click.option(
+runtime_option = choice_option(
     "--runtime",
-    type=click.Choice(["auto", "torch", "openvino", "onnxruntime"]),
-    default="auto",
-    show_default=True,
-    help="Inference runtime. 'auto' picks the fastest one on this machine; exported models always use their own.",
+    ("auto", "torch", "openvino", "onnxruntime"),
+    "Inference runtime. 'auto' picks the fastest one on this machine; exported models always use their own.",
 )
 resume_option = click.option("--resume", is_flag=True, help="Resume the unfinished run next to --out.")
 track_option = click.option(
@@ -77,22 +80,11 @@ track_option = click.option(
 
 def precision_option(auto: str) -> Callable[[F], F]:
     """Return `--precision` of inference; `auto` is the help text of its default."""
-    return click.option(
-        "--precision",
-        type=click.Choice(["auto", "float32", "bfloat16"]),
-        default="auto",
-        show_default=True,
-        help=f"Precision of inference. 'auto' is {auto}.",
-    )
+    return choice_option("--precision", ("auto", "float32", "bfloat16"), f"Precision of inference. 'auto' is {auto}.")
 
 
 def weights_for_model(values: Sequence[str], model: str | None) -> Weights:
-    """Return the weights that go with `--model`.
-
-    Raises:
-        OptionError: there is no model, or it is a bundle, which has weights of its own.
-
-    """
+    """Return the weights that go with `--model`, which must be the name of a backbone: a bundle has its own."""
     if values and model is None:
         raise OptionError(f"--weights {values[0]} needs the name of a backbone; pass it as --model.")
     bundles = (Path(str(model)) / name for name in ("bundle.json", "model/bundle.json"))
@@ -104,13 +96,12 @@ def weights_for_model(values: Sequence[str], model: str | None) -> Weights:
     return parse_weights(values, tuple((model or "").split("+")))
 
 
+def _weights_value(text: str) -> str | Path:
+    return text if text in ("none", "pretrained") else Path(text)
+
+
 def parse_weights(values: Sequence[str], backbones: Sequence[str]) -> Weights:
-    """Return the values of `--weights` as one for all backbones, or as a mapping by name.
-
-    Raises:
-        OptionError: a name that is not among the backbones, or one file for several backbones.
-
-    """
+    """Return the values of `--weights` as one for all backbones, or as a mapping by name."""
     by_name: dict[str, str | Path] = {}
     unnamed: list[str] = []
     for text in values:
@@ -129,10 +120,6 @@ def parse_weights(values: Sequence[str], backbones: Sequence[str]) -> Weights:
         raise OptionError(f"--weights {unnamed[-1]} does not name its backbone; write NAME={unnamed[-1]}.")
     default = _weights_value(unnamed[0])
     return {name: by_name.get(name, default) for name in backbones} if by_name else default
-
-
-def _weights_value(text: str) -> str | Path:
-    return text if text in ("none", "pretrained") else Path(text)
 
 
 def training_options(command: F) -> F:
@@ -203,12 +190,7 @@ def _recipe_option(name: str, field: Any) -> Callable[[F], F]:
 
 
 def make_training_options(values: dict[str, Any]) -> TrainingOptions:
-    """Return the training options of a command; what is not passed is left to the recipe.
-
-    Raises:
-        OptionError: a `--set` without the name of a field, or a field that is also passed by its own flag.
-
-    """
+    """Return the training options of a command; what is not passed is left to the recipe."""
     from lookalike.training.config import TrainingOptions, option_names
 
     options = {name: values[name] for name in option_names() if values.get(name) is not None}

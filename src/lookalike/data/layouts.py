@@ -56,7 +56,7 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
     if may_be_folder(root / "training") or may_be_folder(root / "test"):
         return _from_split_folders(root)
     skipped: list[Skipped] = []
-    classes = {path.name: find_images(path, skip=skipped.append) for path in find_folders(root, skipped.append)}
+    classes = {path.name: find_images(path, skip=skipped.append) for path in _list_folder(root, skipped.append)[0]}
     classes = {name: images for name, images in classes.items() if images}
     loose = find_images(root, recursive=False)
     if len(classes) >= 2 and not loose:
@@ -126,7 +126,7 @@ def _from_split_folders(root: Path) -> Dataset:
 def _in_class_folders(root: Path, folder: Path, split: Split, skip: Skip) -> list[Item]:
     return [
         _item(root, path, class_folder.name, split)
-        for class_folder in find_folders(folder, skip)
+        for class_folder in _list_folder(folder, skip)[0]
         for path in find_images(class_folder, skip=skip)
     ]
 
@@ -238,17 +238,15 @@ def find_images(folder: Path | str, *, recursive: bool = True, skip: Skip | None
     folder = Path(folder)
     if skip is None:
         require_folder(folder)
-    return sorted(_walk(folder, recursive, skip or _refuse))
+    return sorted(walk_images(folder, skip or _refuse, recursive=recursive))
 
 
-def walk_images(folder: Path, skip: Skip) -> Iterator[Path]:
+def walk_images(folder: Path, skip: Skip, *, recursive: bool = True) -> Iterator[Path]:
     """Yield the image files in any order, one at a time: 100,000 paths take tens of megabytes."""
-    return _walk(folder, True, skip)
-
-
-def find_folders(folder: Path, skip: Skip) -> list[Path]:
-    """List the folders in a folder, sorted by name, without hidden ones; `skip` as in `find_images`."""
-    return sorted(_list_folder(folder, skip)[0])
+    folders, images = _list_folder(folder, skip)
+    yield from images
+    for subfolder in folders if recursive else ():
+        yield from walk_images(subfolder, skip)
 
 
 def require_folder(folder: Path) -> None:
@@ -281,15 +279,8 @@ def _may_be_file(path: Path) -> bool:
         return True
 
 
-def _walk(folder: Path, recursive: bool, skip: Skip) -> Iterator[Path]:
-    folders, images = _list_folder(folder, skip)
-    yield from images
-    for subfolder in folders if recursive else ():
-        yield from _walk(subfolder, recursive, skip)
-
-
 def _list_folder(folder: Path, skip: Skip) -> tuple[list[Path], list[Path]]:
-    """Return the folders and the images in a folder, as far as it can be listed."""
+    """Return the folders, sorted, and the images in a folder, without hidden ones, as far as it can be listed."""
     folders: list[Path] = []
     images: list[Path] = []
     try:
@@ -305,7 +296,7 @@ def _list_folder(folder: Path, skip: Skip) -> tuple[list[Path], list[Path]]:
                     images.append(path)
     except OSError as error:
         skip(Skipped(folder, f"the folder cannot be listed ({(error.strerror or str(error)).lower()})"))
-    return folders, images
+    return sorted(folders), images
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

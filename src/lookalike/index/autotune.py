@@ -61,7 +61,7 @@ def format_size(size: float) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits for an index: recall@10, bytes of the vectors, median milliseconds of one query; None is no limit."""
+    """Limits for an index: recall@10, bytes of the vectors, median milliseconds of one query; None means no limit."""
 
     min_recall: float = 1.0
     max_memory: int | None = None

@@ -11,12 +11,11 @@ import click
 
 from lookalike.cli.app import Command
 from lookalike.cli.console import make_progress, print_path, shell_path
-from lookalike.cli.options import PATH, out_option
+from lookalike.cli.options import PATH, choice_option, out_option
 from lookalike.errors import OptionError
 
 
 def _one_precision(_: click.Context, __: click.Parameter, values: Sequence[str]) -> str:
-    """Return the precision; `OptionError` if --int8 and --precision differ."""
     if len(set(values)) > 1:
         raise OptionError(f"--precision is passed as {' and '.join(values)}; pass one of them.")
     return values[0] if values else "auto"
@@ -24,13 +23,7 @@ def _one_precision(_: click.Context, __: click.Parameter, values: Sequence[str])
 
 @click.command(cls=Command, short_help="Convert a model for OpenVINO or ONNX Runtime.")
 @click.argument("bundle", type=PATH)
-@click.option(
-    "--format",
-    type=click.Choice(["openvino", "onnx"]),
-    default="openvino",
-    show_default=True,
-    help="Format of the exported model.",
-)
+@choice_option("--format", ("openvino", "onnx"), "Format of the exported model.")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16", "int8"]),

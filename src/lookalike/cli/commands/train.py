@@ -13,6 +13,7 @@ from lookalike.cli.app import RESUMES_WITH_FLAG, Command
 from lookalike.cli.console import make_progress, print_json, print_path, print_table, report_skipped, shell_path
 from lookalike.cli.options import (
     PATH,
+    choice_option,
     data_argument,
     json_option,
     make_training_options,
@@ -43,12 +44,8 @@ _BACKBONE_FIELDS = (
     help="The name of a backbone, or several joined by +.",
 )
 @weights_option
-@click.option(
-    "--combination",
-    type=click.Choice(["aligned", "average", "concat"]),
-    default="aligned",
-    show_default=True,
-    help="How several backbones are combined into an ensemble.",
+@choice_option(
+    "--combination", ("aligned", "average", "concat"), "How several backbones are combined into an ensemble."
 )
 @click.option("--frozen", is_flag=True, help="Train only the head, on cached features of the frozen backbone.")
 @training_options
