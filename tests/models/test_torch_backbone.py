@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 
-from lookalike.errors import ModelError
+from lookalike.errors import OptionError
 from lookalike.models import torch_backbone
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.models.torch_backbone import TorchBackbone, default_device, has_bfloat16, normalize_pixels
@@ -64,8 +64,9 @@ def test_bfloat16_needs_a_processor_that_has_it(make_trainable, monkeypatch):
     backbone = make_trainable().torch_backbone()
     if backbone.device.type != "cpu":
         pytest.skip("the default device is not a CPU")
-    with pytest.raises(ModelError, match="cpu has no bfloat16"):
+    with pytest.raises(OptionError, match="bfloat16") as raised:
         backbone.with_precision("bfloat16")
+    assert raised.value.argument == "precision"
 
 
 def test_a_torch_backbone_is_ready_for_any_images(make_trainable):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lookalike._system import cpu_flags
-from lookalike.errors import ModelError
+from lookalike.errors import OptionError
 from lookalike.models.info import BackboneInfo
 from lookalike.models.pipeline import BATCH_SIZE, Source
 from lookalike.models.preprocessing import Preprocessing
@@ -29,7 +29,7 @@ class TorchBackbone:
         precision: float32, bfloat16 or float16.
 
     Raises:
-        ModelError: the device has no bfloat16 arithmetic.
+        OptionError: the device has no bfloat16 arithmetic.
 
     """
 
@@ -46,7 +46,11 @@ class TorchBackbone:
         self.batch_size = _GPU_BATCH_SIZE if on_gpu and precision != "float32" else BATCH_SIZE
         self.in_flight = 2 if on_gpu else 1  # on a GPU one batch is computed while one waits
         if precision == "bfloat16" and not has_bfloat16(self.device):
-            raise ModelError(f"{self.device.type} has no bfloat16 arithmetic on this machine; use float32.")
+            raise OptionError(
+                f"`precision` bfloat16 is not available: {self.device.type} has no such arithmetic on this machine; "
+                "use float32.",
+                argument="precision",
+            )
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> TorchBackbone:  # noqa: ARG002
         """Return the backbone itself."""

@@ -29,6 +29,11 @@ def is_installed() -> bool:
     return all(importlib.util.find_spec(package) is not None for package in _PACKAGES)
 
 
+def float_precisions() -> tuple[str, ...]:
+    """Return the floating-point precisions that it computes on processors."""
+    return ("float32",)
+
+
 class OnnxRunner:
     """A graph in the ONNX format on all threads, one batch at a time.
 

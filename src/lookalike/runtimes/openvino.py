@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import sys
 from collections import deque
@@ -64,6 +65,7 @@ def _blocked_imports(*names: str) -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
+@functools.cache
 def float_precisions() -> tuple[str, ...]:
     """Return the floating-point precisions that this processor supports, fastest first."""
     capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

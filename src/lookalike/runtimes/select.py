@@ -35,6 +35,7 @@ AUTO = "auto"
 TORCH = "torch"
 RUNTIMES = (AUTO, TORCH, openvino.RUNTIME, onnx.RUNTIME)
 PRECISIONS = (AUTO, "float32", "bfloat16")
+_GRAPH_RUNTIMES = {openvino.RUNTIME: openvino, onnx.RUNTIME: onnx}
 GRAPH_FILES = {openvino.RUNTIME: ("graph.xml", "graph.bin"), onnx.RUNTIME: ("graph.onnx",)}
 MIN_IMAGES = 400  # converting and timing take ten to twenty seconds: not for fewer images
 _TRIAL_IMAGES = 24
@@ -212,10 +213,13 @@ class _Selection:
                 self.progress.info(f"{self.info.name}: running on {timing}")
             return backbone
         available = ", ".join(f"{t.runtime} in {t.precision}" for t in timings)
+        request = {"runtime": self.runtime, "precision": self.precision}
+        request = {argument: value for argument, value in request.items() if value != AUTO}
         raise OptionError(
-            f"`runtime` {self.runtime} in {self.precision} is not available for {self.info.name} on this machine "
+            f"{' with '.join(f'`{argument}` {value}' for argument, value in request.items())} is not available for "
+            f"{self.info.name} on this machine "
             f"({'; '.join(error.rstrip('.') for error in errors) or f'available: {available}'}).",
-            argument="runtime",
+            argument=next(iter(request), "runtime"),
         )
 
     def on_torch(self, precision: str) -> TorchBackbone:
@@ -234,6 +238,8 @@ class _Selection:
         """
         if runtime == TORCH:
             return self.on_torch(precision)
+        if precision not in _GRAPH_RUNTIMES[runtime].float_precisions():
+            raise ModelError(f"{runtime} has no {precision} arithmetic on this machine.")
         runner = self._runner(runtime, precision)
         backbone = GraphBackbone(self.info, runner, runtime, precision, self.source)
         cosine = self.graphs.cosines.get(f"{runtime} {precision}")
@@ -298,10 +304,9 @@ def available_runtimes(backbone: TorchBackbone) -> list[tuple[str, str]]:
         options.append((TORCH, "bfloat16"))
     if backbone.device.type != "cpu":
         return options
-    if openvino.is_installed():
-        options += [(openvino.RUNTIME, precision) for precision in openvino.float_precisions()]
-    if onnx.is_installed():
-        options.append((onnx.RUNTIME, "float32"))
+    for runtime, module in _GRAPH_RUNTIMES.items():
+        if module.is_installed():
+            options += [(runtime, precision) for precision in module.float_precisions()]
     return options
 
 
