@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lookalike.errors import MissingExtra
@@ -34,7 +35,7 @@ def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer:
     except ImportError as error:
         raise MissingExtra("nncf", "int8", "int8") from error
     calibration = images if runtime == "openvino" else [{graph.graph.input[0].name: p} for p in images]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its own bars
+    with _silence():
         return nncf.quantize(
             graph,
             nncf.Dataset(calibration),
@@ -46,6 +47,18 @@ def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer:
                 types=_FLOAT_LAYERS[runtime], names=[*_FIRST[runtime](graph), *_HEADS[runtime](graph)], validate=False
             ),
         )
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hide NNCF's bars and what it logs, which it writes to stdout."""
+    logger = logging.getLogger("nncf")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def _openvino_head(graph: Any) -> list[str]:
