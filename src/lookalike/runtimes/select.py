@@ -194,13 +194,13 @@ class _Selection:
         if self.runtime == onnx.RUNTIME:
             onnx.require_packages()
         timings = load_timings(self.info)
-        if not timings and AUTO not in (self.runtime, self.precision):
-            timings = (Timing(self.runtime, self.precision, 0.0),)  # nothing to choose from
-        if not timings:
+        if not timings and AUTO in (self.runtime, self.precision):
             if self.runtime == AUTO and self.count < MIN_IMAGES:
                 return self.on_torch("float32" if self.precision == AUTO else self.precision)
             timings = self.measure()
         candidates = [t for t in timings if self.runtime in (AUTO, t.runtime) and self.precision in (AUTO, t.precision)]
+        if not candidates and self.runtime != AUTO:
+            candidates = [Timing(self.runtime, "float32" if self.precision == AUTO else self.precision, 0.0)]
         errors: list[str] = []
         for timing in sorted(candidates, key=lambda t: -t.rate):
             try:
