@@ -1,93 +1,141 @@
-"""What importing OpenVINO brings along, and what it must not."""
+"""OpenVINO: what its import brings along, batches of any size, damaged files, and the precision of the first layers."""
 
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from lookalike.runtimes import cache
+from lookalike.errors import ModelError
+from lookalike.models.graph import trace
+from lookalike.models.trainable import build_trainable
+from lookalike.runtimes import openvino
+from lookalike.runtimes.int8 import quantize
+from lookalike.runtimes.openvino import OpenVINORunner, compile_graph, load_compiled
 
 pytest.importorskip("openvino")
 
-ASK = "print([m for m in ('openvino', 'openvino.tools.ovc', 'openvino_telemetry', 'torch') if sys.modules.get(m)])"
+PRINT_MODULES = (
+    "print([m for m in ('openvino', 'openvino.tools.ovc', 'openvino_telemetry', 'torch') if sys.modules.get(m)])"
+)
 
 
-def loaded(code: str) -> str:
-    lines = f"import sys\n{code}\n{ASK}"
+def imported_modules(code):
+    lines = f"import sys\n{code}\n{PRINT_MODULES}"
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_running_graphs_needs_no_converter_and_tells_nobody():
-    assert loaded("from lookalike.runtimes.openvino import core; core()") == "['openvino']\n"
+def test_running_graphs_imports_neither_the_converter_nor_telemetry():
+    code = "from lookalike.runtimes.openvino import import_openvino; import_openvino().Core()"
+    assert imported_modules(code) == "['openvino']\n"
 
 
-def test_converting_tells_nobody_either():
-    code = "from lookalike.runtimes.openvino import converter, core; core(); converter()"
-    assert loaded(code) == "['openvino', 'openvino.tools.ovc']\n"
+def test_converting_imports_no_telemetry():
+    code = """
+import torch
+from lookalike.runtimes.openvino import convert
+class Module(torch.nn.Module):
+    def forward(self, x):
+        return x.float().mean((1, 2))
+convert(torch.export.export(Module(), (torch.zeros(2, 4, 4, 3, dtype=torch.uint8),)), 4, 4)
+"""
+    assert imported_modules(code) == "['openvino', 'openvino.tools.ovc', 'torch']\n"
 
 
-def test_what_others_import_is_left_to_them():
-    code = "from lookalike.runtimes.openvino import core; core(); import openvino_telemetry"
-    assert "'openvino_telemetry'" in loaded(code)
+def test_other_code_may_import_telemetry():
+    code = "from lookalike.runtimes.openvino import import_openvino; import_openvino(); import openvino_telemetry"
+    assert "'openvino_telemetry'" in imported_modules(code)
 
 
-def test_one_that_was_imported_before_is_taken():
-    assert "'openvino_telemetry'" in loaded("import openvino; from lookalike.runtimes.openvino import core; core()")
+def test_modules_that_were_imported_before_are_kept():
+    code = "import openvino; from lookalike.runtimes.openvino import import_openvino; import_openvino()"
+    assert "'openvino_telemetry'" in imported_modules(code)
 
 
-def test_no_pictures_have_no_embeddings(make_trainable):
-    from lookalike.runtimes.openvino import OpenVINOSession, convert
+def test_without_openvino_the_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert not openvino.is_installed()
+    with pytest.raises(ModelError, match="pip install openvino"):
+        openvino.import_openvino()
 
-    session = OpenVINOSession(convert(make_trainable()), "float32")
-    assert session.submit(np.zeros((0, 160, 160, 3), np.uint8))().shape == (0, 512)
+
+@pytest.fixture(scope="module")
+def graph():
+    return openvino.convert(trace(build_trainable("test_efficientnet", "none").torch_backbone()), 160, 160)
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_what_sees_the_picture_computes_in_float32(make_trainable, image_files, tmp_path, quantised):
-    from lookalike.data.images import read_pixels
-    from lookalike.runtimes import openvino
+@pytest.mark.parametrize("throughput", [False, True])
+def test_batches_of_any_size_are_computed(graph, encoder, pixels, throughput):
+    images = pixels(encoder.preprocessing)
+    runner = compile_graph(graph, "float32", throughput=throughput)
+    expected = encoder.backbone.submit(images)()
+    for size in (0, 1, 4, 5, 9):
+        rows = runner.submit(images[:size])()
+        assert rows.shape == (size, 256)
+        np.testing.assert_allclose(rows, expected[:size], rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
-    if "bfloat16" not in openvino.precisions():
-        pytest.skip("this processor does not compute in bfloat16")
-    member = make_trainable()
-    graph = openvino.convert(member)
-    if quantised:
+
+def test_an_error_in_one_part_of_a_batch_is_raised_after_the_others(graph, encoder, pixels):
+    images = pixels(encoder.preprocessing)
+    runner = compile_graph(graph, "float32", throughput=True)
+    expected = runner.submit(images)()
+    with pytest.raises(Exception):  # noqa: B017 - OpenVINO raises various types
+        runner.submit(np.zeros((9, 7, 5, 2), np.uint8))()
+    np.testing.assert_allclose(runner.submit(images)(), expected, atol=1e-6)
+
+
+def test_a_compiled_graph_is_exported_and_loaded(graph, encoder, pixels):
+    images = pixels(encoder.preprocessing)
+    runner = compile_graph(graph, "float32", throughput=False)
+    loaded = load_compiled(runner.export(), "float32", throughput=False)
+    assert isinstance(loaded, OpenVINORunner)
+    np.testing.assert_array_equal(loaded.submit(images)(), runner.submit(images)())
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_compiled(b"not a compiled graph", "float32", throughput=False)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    file = tmp_path / "graph.xml"
+    for content in (None, "<net", "text"):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(ModelError, match=r"graph\.xml is missing or damaged"):
+            compile_graph(file, "float32", throughput=False)
+
+
+def test_the_first_layers_end_before_the_second_dense_layer(graph):
+    kinds = {node.get_friendly_name(): node.get_type_name() for node in graph.get_ordered_ops()}
+    first = [kinds[name] for name in openvino.first_layers(graph)]
+    assert first.count("Convolution") == 1
+    assert not {"MatMul", "Constant", "Parameter"} & set(first)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_the_first_layers_compute_in_float32(graph, encoder, pixels, tmp_path, precision):
+    if "bfloat16" not in openvino.float_precisions():
+        pytest.skip("this processor has no bfloat16 arithmetic")
+    if precision == "int8":
         pytest.importorskip("nncf")
-        from lookalike.runtimes.quantise import quantise
-
-        shown = [member.preprocessing.pixels(read_pixels(path))[None] for path in image_files]
-        graph = quantise(graph, openvino.RUNTIME, shown, transformer=False)
-    openvino.save(graph, tmp_path / "graph.xml", half=True)
-    session = openvino.OpenVINOSession(tmp_path / "graph.xml", "int8" if quantised else "bfloat16")
-    ran = [node.get_rt_info() for node in session._compiled.get_runtime_model().get_ordered_ops()]
+        images = [image[None] for image in pixels(encoder.preprocessing)]
+        graph = openvino.convert(trace(encoder.backbone, encoder.head), 160, 160)
+        graph = quantize(graph, openvino.RUNTIME, images, transformer=False)
+    openvino.save_graph(graph, tmp_path / "graph.xml", half=True)
+    runner = compile_graph(tmp_path / "graph.xml", precision, throughput=False)
+    layers = [node.get_rt_info() for node in runner._compiled.get_runtime_model().get_ordered_ops()]
     first, *others = [
-        r["primitiveType"].astype(str).split("_")[-1] for r in ran if r["layerType"].astype(str) == "Convolution"
+        layer["primitiveType"].astype(str).split("_")[-1]
+        for layer in layers
+        if layer["layerType"].astype(str) == "Convolution"
     ]
     assert first == "f32"
-    assert set(others) >= ({"bf16", "I8"} if quantised else {"bf16"})
+    assert set(others) >= ({"bf16", "I8"} if precision == "int8" else {"bf16"})
 
 
-def test_first_layers_end_before_the_second_dense_one(make_trainable):
-    from lookalike.runtimes import openvino
-
-    graph = openvino.convert(make_trainable())
-    kinds = {node.get_friendly_name(): node.get_type_name() for node in graph.get_ordered_ops()}
-    found = [kinds[name] for name in openvino.first_layers(graph)]
-    assert found.count("Convolution") == 1
-    assert "MatMul" not in found and "Constant" not in found
-
-
-def test_of_many_compiled_models_the_oldest_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOOKALIKE_CACHE", str(tmp_path))
-    monkeypatch.setattr(cache, "_MOST", 250)
-    place = cache.compiled_cache()
-    assert place == tmp_path / "compiled"
-    for age, name in enumerate(("new", "middle", "old", "oldest")):
-        (place / name).write_bytes(bytes(100))
-        os.utime(place / name, (1_000_000 - age, 1_000_000 - age))
-    assert cache.compiled_cache() == place
-    assert sorted(file.name for file in place.iterdir()) == ["middle", "new"]
+def test_half_precision_weights_take_half_the_space(graph, tmp_path):
+    sizes = []
+    for half in (False, True):
+        openvino.save_graph(graph, tmp_path / "graph.xml", half=half)
+        sizes.append((tmp_path / "graph.bin").stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
