@@ -26,14 +26,13 @@ from lookalike.benchmark.spec import slug
 from lookalike.benchmark.trial import Trial
 from lookalike.data.samples import write_demo_images
 from lookalike.evaluation.bootstrap import paired_bootstrap
+from lookalike.models.info import read_bundle_info
 
 SETS = ("clothing", "trashnet", "caltech", "demo")
 # fine-tuning does not help on the unseen classes of caltech, so it gets less time there
-OPTIONS = {
-    name: ("--max-minutes", minutes) for name, minutes in (("clothing", "10"), ("trashnet", "10"), ("caltech", "4"))
-}
+MAX_MINUTES = {"clothing": "10", "trashnet": "10", "caltech": "4"}
 # metal91 and glass115 are the same image, one in training and one in test; others measure with both
-OPTIONS["trashnet"] += ("--allow-leaks",)
+OPTIONS = {"trashnet": ("--allow-leaks",)}
 UNTRAINED = ("vit_b_16", "efficientnet_b0")
 REFIT = ("clothing", "trashnet")
 REFIT_BACKBONE = "efficientnet_lite0"
@@ -67,17 +66,22 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", action="append", default=[], help="passed on, as resnet50=FILE")
+    parser.add_argument("--weights", action="append", default=[], help="an option of the command, as resnet50=FILE")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--only", action="append", choices=SETS)
+    parser.add_argument("--backbone", action="append", help=f"may be repeated; default {', '.join(BACKBONES)}")
+    parser.add_argument("--max-minutes", help="limit for each fine-tuning")
+    parser.add_argument("--out", type=Path, help="write the results to this folder instead of docs")
     args = parser.parse_args()
+    results = RESULTS if args.out is None else args.out / RESULTS.name
     for name in args.only or SETS:
-        out = args.runs / name
-        data, options = _task(name, args.runs, args.weights)
-        lookalike("benchmark", str(data), "--out", str(out), *options)
-        shown = " ".join(_without_folder(option) for option in options)
-        again = _refit(data, out, args.runs / f"{name}-refit", args.weights) if name in REFIT else None
-        keep(name, out, YARDSTICK.get(name, {}), command=f"lookalike benchmark {data.name} {shown}", refit=again)
+        run = args.runs / name
+        data, options = _task(name, args)
+        lookalike("benchmark", str(data), "--out", str(run), *options)
+        option_texts = " ".join(_without_folder(option) for option in options)
+        refit = _refit(data, run, args.runs / f"{name}-refit", args.weights) if name in REFIT else None
+        command = f"lookalike benchmark {data.name} {option_texts}"
+        save_results(name, run, YARDSTICK.get(name, {}), results, command=command, refit=refit)
 
 
 def _without_folder(option: str) -> str:
@@ -86,10 +90,10 @@ def _without_folder(option: str) -> str:
     return f"{name}={Path(file).name}" if equals else option
 
 
-def _task(name: str, runs: Path, weights: list[str]) -> tuple[Path, list[str]]:
+def _task(name: str, args: argparse.Namespace) -> tuple[Path, list[str]]:
     """Return the data folder and the options of a set."""
     if name == "demo":
-        data = runs / "images"
+        data = args.runs / "images"
         if not data.exists():
             write_demo_images(data)
         options = ["--no-finetune", "--backbone", REFIT_BACKBONE]
@@ -97,11 +101,12 @@ def _task(name: str, runs: Path, weights: list[str]) -> tuple[Path, list[str]]:
             options += ["--backbone", backbone, "--weights", f"{backbone}=none"]
         return data, options
     shared = Path(os.environ.get("LOOKALIKE_SHARED", Path(__file__).parent.parent.parent / "shared"))
-    options = [*OPTIONS[name]]
-    for backbone in BACKBONES:
+    minutes = args.max_minutes or MAX_MINUTES[name]
+    options = ["--max-minutes", minutes, *OPTIONS.get(name, ())]
+    for backbone in args.backbone or BACKBONES:
         options += ["--backbone", backbone]
-    for source in weights:
-        options += ["--weights", source]
+    for weights in args.weights:
+        options += ["--weights", weights]
     return shared / "data" / name, options
 
 
@@ -118,17 +123,18 @@ def _refit(data: Path, run: Path, out: Path, weights: list[str]) -> dict[str, An
     options = [argument for source in sources for argument in ("--weights", source)]
     lookalike("refit", str(data), "--model", str(first), "--out", str(out), "--resume", *options)
     evaluation = json.loads(lookalike("evaluate", str(data), "--model", str(out), "-k", "1", "-k", "3", "--json"))
-    report = read_json(out / "bundle.json", "the bundle")["training"][0]
+    report = read_bundle_info(out).training[0]
+    assert report is not None
     measures = {name: evaluation["measures"][name] for name in ("precision@3", "hit@3", "hit@1", "map@r")}
     return {
         "model": f"{REFIT_BACKBONE} fine-tuned",
-        "images": report["images"],
-        "seconds": report["seconds"],
+        "images": report.images,
+        "seconds": report.seconds,
         "measures": measures,
     }
 
 
-def keep(
+def save_results(
     name: str,
     out: Path,
     yardstick: Mapping[str, tuple[float, ...]],
@@ -206,17 +212,17 @@ def _training(out: Path) -> list[dict[str, Any]]:
     """Return the effect of each fine-tuning: share of its weights, epochs, seconds, measure before and after."""
     rows = []
     for path in sorted(out.glob("members/[!.]*-fine-tuned/bundle.json")):
-        facts = read_json(path, "the bundle")
-        report = facts["training"][0]
-        epochs = report["epochs"]
+        info = read_bundle_info(path.parent)
+        report = info.training[0]
+        assert report is not None and report.measures is not None
         rows.append(
             {
-                "backbone": report["backbone"],
-                "share": report["fine_tuned_share"],
-                "epochs": len(epochs),
-                "seconds": report["seconds"],
-                "measure": facts["options"]["stop_on"],
-                "validation": report["measures"],
+                "backbone": report.backbone,
+                "share": report.fine_tuned_share,
+                "epochs": len(report.epochs),
+                "seconds": report.seconds,
+                "measure": info.options["stop_on"],
+                "validation": asdict(report.measures),
             }
         )
     return rows

@@ -32,7 +32,7 @@ def results(finished, tmp_path_factory):
     """Results stored from the finished benchmark."""
     path = tmp_path_factory.mktemp("results") / "results.json"
     yardstick = {f"{EFFICIENTNET} fine-tuned": (0.5, 0.25, 0.125)}
-    keep = script("benchmarks/real_sets.py").keep
+    keep = script("benchmarks/real_sets.py").save_results
     interval = {"mean": 0.919, "low": 0.89, "high": 0.944}
     refit = {"model": EFFICIENTNET, "images": 1822, "seconds": 301.6, "measures": {"hit@1": interval}}
     keep("photos", finished.out, yardstick, path, command="lookalike benchmark photos", refit=refit)
@@ -323,7 +323,7 @@ def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_for
 
 def test_trials_of_an_earlier_run_are_not_read(finished_copy, finished, tmp_path):
     (finished_copy / "trials" / "gone-frozen.json").write_text('{"key": "", "trial": {"version": 1}}')
-    script("benchmarks/real_sets.py").keep("photos", finished_copy, {}, tmp_path / "results.json")
+    script("benchmarks/real_sets.py").save_results("photos", finished_copy, {}, tmp_path / "results.json")
     kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["photos"]
     assert len(kept["rows"]) == len(finished.trials)
 
