@@ -3,11 +3,12 @@ r"""Whole commands, each a process from its start to its end: time, and the memo
     python benchmarks/commands.py --rounds 5
     python benchmarks/commands.py --backbone resnet50 --weights resnet50_imagenet.safetensors
 
-`lookalike embed` with a bundle and with a backbone by name, and `benchmarks/plain_embedding.py`, a script with timm and
-a DataLoader in float32, embed the same images: the training images of `clothing` in $LOOKALIKE_SHARED/data, as links in
-one folder. All take turns in each round, and the embeddings are deleted after each run; ratios are to the script. Then
-`embed`, `index`, `search` and `evaluate` run on ten images each. An earlier run has selected the runtime, and one more
-round, which is not counted, fills the caches: a first use takes longer.
+The training images of `clothing` in $LOOKALIKE_SHARED/data, as links in one folder, are embedded by `lookalike embed`
+with a bundle, in the precision of the fastest runtime and in float32, and with a backbone by name, whose head it fits
+to the images; and by `benchmarks/plain_embedding.py`, a script with timm and a DataLoader in float32. All take turns in
+each round, and the embeddings are deleted before each run; ratios are to the script. Then `embed`, `index`, `search`
+and `evaluate` run on ten images each. An earlier run has selected the runtime, and a round that is not counted fills
+the caches: a first use takes longer.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ def main() -> None:
         prepare(args, work, images)
         contenders = run_in_turn(embed_commands(args, work, selected), args.rounds)
         starts = run_in_turn(start_commands(work, images), args.rounds)
+        from lookalike.embeddings.store import (
+            read_embeddings_info,
+        )  # not earlier: a child's peak starts at its parent's
+
+        precision = read_embeddings_info(work / "images.emb").run.precision
     for name, row in contenders.items():
         row["ratio"] = contenders[BASELINE]["seconds"]["median"] / row["seconds"]["median"]
         print(f"{name}: {row['seconds']['median']:.2f} s, {row['ratio']:.2f} times {BASELINE}")
@@ -69,6 +75,7 @@ def main() -> None:
         "weights": Path(args.weights).stem,
         "data": args.data.name,
         "images": len(selected),
+        "precision": precision,
         "rounds": args.rounds,
         "rate": "seconds",
         "baseline": BASELINE,
@@ -103,11 +110,13 @@ def model_by_name(args: argparse.Namespace) -> list[str]:
 def embed_commands(args: argparse.Namespace, work: Path, images: Sequence[Path]) -> dict[str, Command]:
     folder = link_images(images, work / "images")
     out, array = work / "images.emb", work / "images.npy"
+    embed, bundle = ("embed", folder, "--out", out), ("--model", work / "bundle")
     info = json.loads((work / "bundle" / "bundle.json").read_text(encoding="utf-8"))
     script = [sys.executable, str(Path(__file__).with_name("plain_embedding.py")), str(folder)]
     script += [info["members"][0]["backbone"]["timm_name"], str(work / "weights.safetensors"), str(array)]
     return {
-        "lookalike embed, bundle": Command(lookalike("embed", folder, "--out", out, "--model", work / "bundle"), out),
+        "lookalike embed, bundle": Command(lookalike(*embed, *bundle), out),
+        "lookalike embed, bundle, float32": Command(lookalike(*embed, *bundle, "--precision", "float32"), out),
         "lookalike embed, backbone by name": Command(
             lookalike("embed", folder, "--out", out, *model_by_name(args)), out
         ),

@@ -32,8 +32,9 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
     (
         "commands",
         "Whole commands",
-        "`benchmarks/commands.py`; a process from its start to its end. The runtime is selected and the graph compiled "
-        "by an earlier run. Memory is that of the largest process.",
+        "`benchmarks/commands.py`; seconds from the start of a process to its end. The script with timm computes in "
+        "float32. An earlier run has selected the runtime and compiled the graph. Memory is that of the largest "
+        "process.",
     ),
     ("limits", "The machine's own limits", "The maximum that `benchmarks/limits.py` reached."),
     ("embedding-", "From a folder of JPEGs to embeddings", "`benchmarks/embedding.py`; images per second."),
@@ -97,6 +98,7 @@ def _limits(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _commands(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield from _contest(name, result, None)
+    yield f"Where the table names no precision, `lookalike embed` used the fastest one, {result['precision']}.\n"
     yield f"The same commands on {result['start_images']} images, which is mostly start-up:\n"
     rows = [
         [command, _spread(row["seconds"], "seconds"), _cell(row["peak_memory_mb"], "peak_memory_mb")]

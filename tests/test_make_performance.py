@@ -70,6 +70,7 @@ def test_whole_commands_are_the_first_table(make):
         "baseline": "timm + DataLoader",
         "backbone": "resnet50",
         "images": 1822,
+        "precision": "bfloat16",
         "skipped": {},
         "contenders": {
             "lookalike embed, bundle": command(10.0, 6.0, spread(400.0, 390, 410)),
@@ -80,6 +81,7 @@ def test_whole_commands_are_the_first_table(make):
     }
     page = make.render({"commands": commands, **RESULTS})
     assert "| lookalike embed, bundle | 10.000 (9.000 to 11.000) | 6.00 | 400 |" in page
+    assert "used the fastest one, bfloat16." in page
     assert "The same commands on 10 images" in page
     assert "| lookalike search | 0.500 (-0.500 to 1.500) | 150 |" in page
     assert page.index("## Whole commands") < page.index("## The machine's own limits")
