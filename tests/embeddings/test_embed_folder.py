@@ -171,6 +171,26 @@ def test_added_and_removed_files(encoder, sources, tmp_path, decoded):
     assert len(decoded) == 2
 
 
+def test_an_image_before_the_others_costs_one_shard(encoder, sources, tmp_path, decoded):
+    out = tmp_path / "emb"
+    embed(sources[1:], encoder, out, shard_size=4)  # shards of 4, 4 and 1
+    decoded.clear()
+    embeddings = embed(sources, encoder, out)
+    assert decoded == ["0.png"]
+    assert embeddings.ids == tuple(s.id for s in sources)
+    assert [shard.rows for shard in read_embeddings_info(out).shards] == [1, 4, 4, 1]
+    np.testing.assert_allclose(embeddings.vectors, encoder.embed(sources).vectors, atol=1e-5)
+
+
+def test_images_added_to_and_removed_from_a_full_shard(encoder, sources, tmp_path, decoded):
+    out = tmp_path / "emb"
+    embed([s for s in sources if s.id != "1.png"], encoder, out, shard_size=4)  # 0 2 3 4, 5 6 7 8, 9
+    decoded.clear()
+    embeddings = embed([s for s in sources if s.id != "5.png"], encoder, out)  # 0 1 2 3, 4 6 7 8, 9
+    assert sorted(decoded) == [f"{n}.png" for n in (0, 1, 2, 3, 4, 6, 7, 8)]
+    assert embeddings.ids == tuple(s.id for s in sources if s.id != "5.png")
+
+
 def test_moved_images_are_not_embedded_again(encoder, sources, folder, tmp_path, decoded):
     out = tmp_path / "emb"
     embed(sources, encoder, out)

@@ -19,7 +19,7 @@ INFO = EmbeddingsInfo(
     dim=3,
     count=3,
     root=None,
-    shards=(ShardInfo("one", 2, 0), ShardInfo("two", 1, 1)),
+    shards=(ShardInfo("one", "a.jpg", 2, 0), ShardInfo("two", "broken.jpg", 1, 1)),
     skipped=SECOND.skipped,
 )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -111,10 +112,10 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     """
     _check(sources, shard_size)
     size = require_same_model(out, encoder) or shard_size
-    shards = [sources[start : start + size] for start in range(0, len(sources), size)]
+    finished = read_embeddings_info(out) if is_embeddings(out) else None
+    shards = _split(sources, size, {shard.first for shard in finished.shards} if finished else ())
     keys = [sources_digest(encoder.fingerprint, shard) for shard in shards]
     root = root_of(sources)
-    finished = read_embeddings_info(out) if is_embeddings(out) else None
     unchanged = finished is not None and [shard.digest for shard in finished.shards] == keys
     if finished is not None and unchanged:
         _store_model(encoder, out / MODEL_FOLDER, info)
@@ -200,6 +201,19 @@ def _check(sources: Sequence[Source], shard_size: int) -> None:
         raise DataError(f"duplicate image {duplicate!r}: give each image once.", argument="images")
 
 
+def _split(sources: Sequence[Source], size: int, first_ids: Collection[str]) -> list[Sequence[Source]]:
+    """Split images into shards of at most `size`.
+
+    A shard of the complete folder starts at the same image again, so that an added image changes one shard, not all
+    that follow.
+    """
+    starts = [0]
+    for position, source in enumerate(sources):
+        if position > starts[-1] and (position == starts[-1] + size or source.id in first_ids):
+            starts.append(position)
+    return [sources[start:end] for start, end in itertools.pairwise([*starts, len(sources)])]
+
+
 def _store_model(encoder: AnyEncoder, folder: Path, info: BundleInfo | None) -> None:
     """Save the encoder, unless it is there already."""
     if is_bundle(folder):
@@ -241,8 +255,11 @@ def _compute_shards(
         if pending is not None:
             pending.result()
     ordered = [results[number] for number in range(len(shards))]
-    rows = [ShardInfo(key, count, len(skipped)) for key, (count, skipped) in zip(keys, ordered, strict=True)]
-    return rows, [file for _, skipped in ordered for file in skipped]
+    infos = [
+        ShardInfo(key, sources[0].id, count, len(skipped))
+        for key, sources, (count, skipped) in zip(keys, shards, ordered, strict=True)
+    ]
+    return infos, [file for _, skipped in ordered for file in skipped]
 
 
 def _embed_shards(

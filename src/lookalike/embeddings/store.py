@@ -31,9 +31,18 @@ RUN_FILE = "run.json"  # inside the shards' folder: whose shards these are
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard's share of the vectors: the digest of its images, its rows, and the number of files it skipped."""
+    """One shard's share of the vectors.
+
+    Attributes:
+        digest: of its images.
+        first: id of its first image, readable or not.
+        rows: number of its vectors.
+        skipped: number of its files that were skipped.
+
+    """
 
     digest: str
+    first: str
     rows: int
     skipped: int
 
