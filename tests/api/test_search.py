@@ -86,6 +86,7 @@ def test_images_in_memory(index_folder, images, tmp_path, kind):
 def test_a_loaded_index_searches_many_times(index_folder, images, encoder):
     loaded = load_index(index_folder)
     assert loaded.encoder.fingerprint == loaded.index.fingerprint == encoder.fingerprint
+    assert "<Encoder: test_efficientnet, 512 dimensions, untrained" in repr(loaded)
     query = images / "more" / "cat2.jpg"
     expected = search(index_folder, [query], top_k=3).to_dict()
     assert loaded.search([query], top_k=3).to_dict() == expected
@@ -108,6 +109,7 @@ def test_invalid_arguments(index_folder, images):
         ("index", lambda: search(loaded.index, [query]), "load_index"),
         ("images", lambda: search(loaded, query), "put it in a list"),
         ("images", lambda: search(loaded, query.read_bytes()), "put it in a list"),
+        ("images", lambda: search(loaded, np.zeros((20, 30, 3), np.uint8)), "put it in a list"),
         ("images", lambda: search(loaded, []), "at least one image"),
         ("images", lambda: search(loaded, [3]), "got int at position 0"),
         ("top_k", lambda: search(loaded, [query], top_k=12), "has only 11 items besides the query itself"),

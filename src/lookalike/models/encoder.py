@@ -73,7 +73,7 @@ class Backbone(BatchRunner, Protocol):
         """Return all weights by name, for a bundle."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Encoder:
     """Maps images to unit-length embeddings.
 
@@ -87,6 +87,9 @@ class Encoder:
     info: EncoderInfo
     backbone: Backbone
     head: Head | None
+
+    def __repr__(self) -> str:
+        return f"<Encoder: {self.name}, {self.dim} dimensions, {self.state}, runtime {self.runtime}, {self.precision}>"
 
     @classmethod
     def of(cls, backbone: Backbone, head: Head, state: TrainingState) -> Encoder:
@@ -176,7 +179,7 @@ class Encoder:
         return _embed(self, images, batch_size, progress, task)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ensemble:
     """Two or more encoders whose embeddings are combined; each image is decoded once.
 
@@ -210,6 +213,12 @@ class Ensemble:
             raise ModelError(
                 "an aligned ensemble needs an alignment for every encoder but the first; fit them on training images."
             )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Ensemble: {self.name}, {self.combination}, {self.dim} dimensions, {self.state}, "
+            f"runtime {self.runtime}, {self.precision}>"
+        )
 
     @property
     def name(self) -> str:

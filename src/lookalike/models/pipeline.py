@@ -98,7 +98,8 @@ def as_sources(images: Iterable[Source | ImageInput]) -> Sequence[Source]:
         OptionError: a single image instead of a list, or something that is not an image.
 
     """
-    if isinstance(images, str | Path | bytes | Image.Image):
+    single_array = isinstance(images, np.ndarray) and images.ndim == 3
+    if single_array or isinstance(images, str | Path | bytes | Image.Image):
         raise OptionError("`images` must be a list, got a single image; put it in a list.", argument="images")
     if isinstance(images, Files):
         return images
