@@ -73,11 +73,6 @@ def json_text(value: Any) -> str:
     return text
 
 
-def write_ascii_json(path: Path, value: Any, *, indent: int | None = None) -> None:
-    """Write JSON in ASCII in one step; it can contain file names that are not valid Unicode."""
-    write_text(path, json.dumps(value, indent=indent) + "\n")
-
-
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file with a header in one step."""
     buffer = io.StringIO()

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lookalike._files import storage_errors, write_ascii_json
+from lookalike._files import storage_errors, write_json
 from lookalike._strings import PackedStrings, first_duplicate
 from lookalike.data.dataset import sample_evenly
 from lookalike.embeddings.shards import (
@@ -131,7 +131,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
             )
         encoder = encoder.prepare(sample_evenly(sources, SAMPLE_SIZE), len(sources), progress)
         run = RunInfo(encoder.name, encoder.fingerprint, encoder.precision, size)
-        write_ascii_json(out / SHARDS_FOLDER / RUN_FILE, asdict(run), indent=2)
+        write_json(out / SHARDS_FOLDER / RUN_FILE, asdict(run))
         _store_model(encoder, out / MODEL_FOLDER, info)
         job = EmbeddingRun(sources, encoder, out, batch_size, computed, progress)
         rows, unreadable = _compute_shards(job, shards, keys, reusable)

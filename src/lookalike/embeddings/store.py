@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lookalike._files import read_json, reading_errors, write_ascii_json
+from lookalike._files import read_json, reading_errors, write_json
 from lookalike._strings import PackedStrings, read_json_lines
 from lookalike.errors import DataError, StorageError
 from lookalike.types import Embeddings, Skipped, Vectors
@@ -155,7 +155,7 @@ def read_embeddings_info(path: Path | str) -> EmbeddingsInfo:
 
 def write_embeddings_info(folder: Path, info: EmbeddingsInfo) -> None:
     """Write the file whose presence means that the folder is complete."""
-    write_ascii_json(folder / INFO_FILE, info.to_dict(), indent=2)
+    write_json(folder / INFO_FILE, info.to_dict())
 
 
 def read_run(path: Path | str) -> RunInfo | None:

@@ -139,17 +139,10 @@ class Index:
         return None if self.root is None else self.root / item
 
     def search(self, queries: Embeddings, top_k: int = 10) -> Hits:
-        """Find the items nearest to each query.
+        """Find the items nearest to each query, made by the model of the index.
 
         Hits are ordered by cosine, rounded to 6 decimals so that ties are ties on every machine, then by item id. A
         query is never its own hit: the item with its id is skipped.
-
-        Args:
-            queries: embeddings by the model of the index.
-            top_k: hits per query.
-
-        Returns:
-            Hits `(n_query, top_k)`, best first.
 
         Raises:
             FingerprintMismatch: the queries were embedded by another model.
@@ -189,16 +182,7 @@ class Index:
             )
 
     def save(self, path: Path | str, *, replace: bool = False) -> None:
-        """Write the index as a folder, in one step.
-
-        Args:
-            path: the folder; must not exist unless `replace`.
-            replace: overwrite an older index.
-
-        Raises:
-            StorageError: the folder exists or cannot be written.
-
-        """
+        """Write the index as a new folder in one step, or raise `StorageError`; `replace` overwrites an older one."""
         with new_folder(Path(path), replace=replace, argument="path") as folder:
             self.write_into(folder)
 
@@ -211,12 +195,7 @@ class Index:
 
     @classmethod
     def load(cls, path: Path | str) -> Index:
-        """Read an index that `save` wrote.
-
-        Raises:
-            StorageError: not an index, of another format, or damaged.
-
-        """
+        """Read an index that `save` wrote; `StorageError` if it is not an index, of another format, or damaged."""
         path = Path(path)
         info = read_info(path)
         vector_index: VectorIndex

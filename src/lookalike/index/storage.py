@@ -18,7 +18,6 @@ from lookalike._files import (
     read_json,
     reading_errors,
     storage_errors,
-    write_ascii_json,
     write_file,
     write_json,
 )
@@ -120,7 +119,7 @@ def damaged_index(path: Path, cause: str) -> StorageError:
 
 def write_info(folder: Path, info: IndexInfo) -> None:
     """Write the description of an index."""
-    write_ascii_json(folder / _INFO_FILE, asdict(info), indent=2)
+    write_json(folder / _INFO_FILE, asdict(info))
 
 
 def read_info(path: Path) -> IndexInfo:
@@ -175,10 +174,6 @@ def map_vectors(path: Path) -> Vectors:
     try:
         with path.open("rb") as file:
             header = file.read(_HEADER.size)
-        code = header[: len(_FLAT_CODE)]
-        if code != _FLAT_CODE and code.startswith((b"Ix", b"Iw", b"IH")):
-            name = code.decode("ascii", "replace")
-            raise StorageError(f"{path} holds a FAISS index of type {name}, not a flat one; build the index again.")
         code, dim, count, _, _, _, similarity, values = _HEADER.unpack(header)
         if (code, similarity, values) != (_FLAT_CODE, _INNER_PRODUCT, count * dim):
             raise ValueError("unexpected header")
