@@ -128,7 +128,7 @@ def test_the_seed_decides_the_completing_rows_only():
 
 
 def test_one_image_is_too_few():
-    with pytest.raises(DataError, match="needs at least 2 images"):
+    with pytest.raises(DataError, match="at least 2 images, got 1"):
         fit_pca(np.zeros((1, 8), np.float32), 4)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lookalike.models.heads import fit_whitened
+from lookalike.models.heads import Whitening
 from lookalike.models.info import read_bundle_info
 from lookalike.models.records import EpochReport
 from lookalike.progress import SILENT
@@ -136,7 +136,7 @@ def test_the_best_head_is_selected_and_of_equals_the_first(member, stage):
     member.load_state(other)
     features = compute_features(member.torch_backbone(), stage.items, progress=SILENT, task="test")
     fit = HEAD_FITS[1]
-    weight, bias = fit_whitened(features.rows, stage.targets, fit.shrinkage, member.dim, emphasis=fit.emphasis, seed=0)
+    weight, bias = Whitening(features.rows, stage.targets, member.dim).fit(fit.shrinkage, fit.emphasis)
     assert np.array_equal(after["head.linear.weight"], weight)
     assert np.array_equal(after["head.linear.bias"], bias)
     assert member.head_origin.startswith("whitened within the classes of 24 images after training")

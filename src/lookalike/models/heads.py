@@ -52,10 +52,10 @@ def random_head(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> Head:
 
 
 def fit_pca(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tuple[Vectors, Vectors]:
-    """Fit a linear projection `x -> weight @ x + bias` that centres and keeps the principal directions.
+    """Fit a linear projection `x -> weight @ x + bias` to the principal components of the centred features.
 
-    With fewer than `dim` components in the data, the remaining rows are a seeded orthonormal basis of directions that
-    the data does not span, so that nothing which only new images show is lost; past the number of features rows are 0.
+    If the data has fewer than `dim` components, the remaining rows are a seeded orthonormal basis of directions that
+    the data does not span, because new images may differ in them. Rows beyond the number of features are zero.
 
     Args:
         features: `(n, features)` float32, n at least 2.
@@ -66,19 +66,18 @@ def fit_pca(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tu
         weight `(dim, features)` and bias `(dim,)`, float32.
 
     Raises:
-        DataError: with fewer than two rows.
+        DataError: fewer than two rows.
 
     """
     n, width = features.shape
     if n < 2:
-        raise DataError(f"a projection needs at least 2 images to be learnt from, got {n}.")
+        raise DataError(f"principal components need at least 2 images, got {n}.")
     centre = features.mean(axis=0, dtype=np.float64)
     centred = features.astype(np.float64) - centre
     _, singular, components = np.linalg.svd(centred, full_matrices=False)
     rank = int((singular > singular.max(initial=0.0) * 1e-6).sum())
-    kept = min(rank, dim)
-    rows = _fixed_signs(components[:kept])
-    missing = min(dim, width) - kept
+    rows = _fixed_signs(components[: min(rank, dim)])
+    missing = min(dim, width) - len(rows)
     if missing > 0:
         rows = np.vstack([rows, _complement(rows, missing, seed)])
     weight = np.zeros((dim, width))
@@ -86,41 +85,19 @@ def fit_pca(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tu
     return weight.astype(np.float32), (-weight @ centre).astype(np.float32)
 
 
-def fit_whitened(
-    features: Vectors,
-    targets: npt.NDArray[np.int64],
-    shrinkage: float,
-    dim: int = EMBEDDING_DIM,
-    *,
-    emphasis: float = 1.0,
-    seed: int = 0,
-) -> tuple[Vectors, Vectors]:
-    """Fit a projection to the principal directions that evens out how images of one class differ in them.
+class Whitening:
+    """Projections to the principal components, in which the images of one class spread equally in all directions.
 
-    Within-class covariance normalisation (Hatch, Kajarekar, Stolcke 2006), which is linear discriminant analysis
-    without its last step: directions in which classes spread count less. It has no parameters a class, so it serves
-    classes that were not seen.
+    Within-class covariance normalisation (Hatch, Kajarekar, Stolcke 2006): linear discriminant analysis without its
+    last step. It has no parameters per class, so that it also suits classes that are not in the training data. The
+    decompositions are made once, so that many values of shrinkage and emphasis are fitted fast.
 
     Args:
         features: `(n, features)` float32, n at least 2.
-        targets: `(n,)` class rows.
-        shrinkage: above 0, up to 1: how far the covariance is drawn towards a multiple of the identity.
-        dim: rows of the result.
-        emphasis: at least 1: factor on the directions between the class means, once all is evened out. Without limit
-            it leaves linear discriminant analysis.
-        seed: decides the completing basis.
+        targets: `(n,)` class numbers.
+        dim: rows of the projection.
+        seed: decides the completing basis, as in `fit_pca`.
 
-    Returns:
-        weight `(dim, features)` and bias `(dim,)`, float32.
-
-    """
-    return Whitening(features, targets, dim, seed=seed).fit(shrinkage, emphasis)
-
-
-class Whitening:
-    """What `fit_whitened` needs of the features whatever shrinkage and emphasis are, so that many fits cost little.
-
-    Args: as of `fit_whitened`.
     """
 
     def __init__(
@@ -136,8 +113,18 @@ class Whitening:
         self._means = means - means.mean(axis=0)
 
     def fit(self, shrinkage: float, emphasis: float = 1.0) -> tuple[Vectors, Vectors]:
-        """Return weight `(dim, features)` and bias `(dim,)`, float32."""
-        if self._level <= 0:  # one image a class: nothing to even out
+        """Fit a projection.
+
+        Args:
+            shrinkage: above 0, at most 1: weight of a multiple of the identity in the within-class covariance.
+            emphasis: at least 1: factor on the directions between the class means, after whitening. A large value gives
+                linear discriminant analysis.
+
+        Returns:
+            weight `(dim, features)` and bias `(dim,)`, float32.
+
+        """
+        if self._level <= 0:  # one image per class
             return self._weight, self._bias
         values = (1 - shrinkage) * self._values.clip(min=0) + shrinkage * self._level
         matrix = (self._vectors * np.sqrt(self._level / values)) @ self._vectors.T
@@ -150,7 +137,7 @@ class Whitening:
 
 
 def random_projection(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tuple[Vectors, Vectors]:
-    """Return a seeded orthonormal projection for when there is no data: weight `(dim, width)` and a bias of zeros."""
+    """Return a seeded orthonormal projection: weight `(dim, width)` and a bias of zeros."""
     weight = np.zeros((dim, width))
     rows = min(dim, width)
     weight[:rows] = _complement(np.zeros((0, width)), rows, seed)
@@ -158,7 +145,7 @@ def random_projection(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) ->
 
 
 def _fixed_signs(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Make the largest entry of each row positive: a decomposition leaves the sign open."""
+    """Make the largest value of each row positive, because a decomposition does not determine the sign."""
     largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
     fixed: npt.NDArray[np.float64] = components * np.where(largest < 0, -1.0, 1.0)
     return fixed
@@ -167,7 +154,7 @@ def _fixed_signs(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
 def _complement(rows: npt.NDArray[np.float64], count: int, seed: int) -> npt.NDArray[np.float64]:
     """Return `count` orthonormal rows that are orthogonal to `rows`."""
     random = np.random.default_rng(seed).standard_normal((rows.shape[1], count))
-    for _ in range(2):  # once more, for the rounding of the first pass
+    for _ in range(2):  # the second pass removes the rounding errors of the first
         random -= rows.T @ (rows @ random)
     basis: npt.NDArray[np.float64] = np.linalg.qr(random)[0].T
     return basis
@@ -177,20 +164,18 @@ def fit_alignment(source: Vectors, target: Vectors) -> Vectors:
     """Return the orthogonal matrix `R` that minimises `|source @ R - target|` (orthogonal Procrustes; Schönemann 1966).
 
     Args:
-        source: `(n, dim)` embeddings of training images by the member to be rotated.
-        target: `(n, dim)` embeddings of the same images, row by row, by the member that stays.
+        source: `(n, dim)` embeddings of training images by the encoder to rotate.
+        target: `(n, dim)` embeddings of the same images, row by row, by the first encoder.
 
     Returns:
         `(dim, dim)` float32.
 
     Raises:
-        DataError: when the shapes differ.
+        DataError: the shapes differ.
 
     """
     if source.shape != target.shape:
-        raise DataError(
-            f"an alignment needs embeddings of one shape from both members, got {source.shape} and {target.shape}."
-        )
+        raise DataError(f"an alignment needs embeddings of equal shape, got {source.shape} and {target.shape}.")
     u, _, vt = np.linalg.svd(source.astype(np.float64).T @ target.astype(np.float64))
     rotation: Vectors = (u @ vt).astype(np.float32)
     return rotation
