@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from lookalike.benchmark.trial import (
-    Timing,
     Trial,
     counted,
     format_difference,
@@ -62,12 +61,6 @@ def test_a_summary_has_no_values_per_query(make_trial):
 def test_an_error_for_an_unknown_measure_lists_the_available_ones(make_trial):
     with pytest.raises(OptionError, match=r"'recall@5'.* hit@1, hit@3, map@r, precision@3"):
         make_trial("a", [1.0]).validation.mean("recall@5")
-
-
-@pytest.mark.parametrize("ms", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_time_must_be_positive_and_finite(ms):
-    with pytest.raises(OptionError, match="single_p50_ms"):
-        Timing(ms, 1, 1, 1, 1, 8, 1, 1, 1, "cpu")
 
 
 def test_only_trained_and_timed_trials_are_candidates(make_trial):

@@ -45,22 +45,13 @@ from lookalike.types import Skipped
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The results of a benchmark; `print` shows the table and the reason.
+    """The results of a benchmark; `print` shows the table and the reason."""
 
-    Attributes:
-        trials: one per candidate.
-        selection: the winner and why.
-        leaderboard: the table.
-        out: the folder with all results.
-        skipped: files and folders that could not be read.
-
-    """
-
-    trials: tuple[Trial, ...]
-    selection: Selection
+    trials: tuple[Trial, ...]  # one per candidate
+    selection: Selection  # the winner and why
     leaderboard: Leaderboard
-    out: Path
-    skipped: tuple[Skipped, ...] = ()
+    out: Path  # the folder with all results
+    skipped: tuple[Skipped, ...] = ()  # files and folders that could not be read
 
     def __str__(self) -> str:
         return markdown(self.leaderboard, self.selection)
@@ -151,13 +142,11 @@ def benchmark(  # noqa: PLR0913 - the options of the command
 
 
 def _run(spec: BenchmarkSpec) -> Benchmark:
-    """Run the benchmark: embed, evaluate, time, select, write."""
     singles = make_candidates(spec)
     candidates: list[AnyCandidate] = [*singles, *make_ensembles(singles)]
     embeddings = {c.name: embed_candidate(spec, c) for c in singles}
-    spec = spec.with_readable(
-        {split: min(len(e[split]) for e in embeddings.values()) for split in ("validation", "gallery")}
-    )
+    readable = {split: min(len(e[split]) for e in embeddings.values()) for split in ("validation", "gallery")}
+    spec = replace(spec, measures=select_measures(spec.data, spec.measures[0], spec.options, readable))
     trials = add_timings(spec, evaluate_all(spec, candidates, embeddings), candidates, embeddings)
     selection = select(trials, measure=spec.measures[0], budget_ms=spec.budget_ms)
     leaderboard = build_leaderboard(trials, selection)
@@ -176,7 +165,6 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
 
 
 def _track(tracker: RunTracker, result: Benchmark) -> None:
-    """Send the measures of every trial, the table and the winner to the trackers."""
     for trial in result.trials:
         for split, scores in (("validation", trial.validation), ("test", trial.test)):
             if scores:

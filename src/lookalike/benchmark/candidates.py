@@ -36,36 +36,20 @@ _RESET = "fine-tuning did not improve validation accuracy; the pretrained weight
 
 @dataclass(frozen=True)
 class Candidate:
-    """One bundle: a single encoder of this benchmark, or a bundle that was passed in.
-
-    Attributes:
-        name: its name in tables.
-        bundle: its folder.
-        kind: "single", or "ensemble" for a bundle with several members.
-        state: frozen, fine-tuned or untrained.
-        architecture: architectures and input sizes of its members; together with the runtime they decide its time.
-        fingerprint: of the encoder.
-        combination: how a bundle with several members combines them, else "".
-        dim: dimensions of an embedding.
-        from_random: whether a member started from random weights.
-        export: runtime and precision of an exported bundle, else "".
-        note: one sentence for the reader, or "".
-        leaked: whether it may have been trained on images that it is evaluated on here.
-
-    """
+    """One bundle: a single encoder of this benchmark, or a bundle that was passed in."""
 
     name: str
     bundle: Path
-    kind: TrialKind
+    kind: TrialKind  # "single", or "ensemble" for a bundle with several members
     state: TrainingState
-    architecture: str
+    architecture: str  # architectures and input sizes of its members; together with the runtime they decide its time
     fingerprint: str
-    combination: str
+    combination: str  # how a bundle with several members combines them, else ""
     dim: int
     from_random: bool
-    export: str = ""
-    note: str = ""
-    leaked: bool = False
+    export: str = ""  # runtime and precision of an exported bundle, else ""
+    note: str = ""  # one sentence for the reader, or ""
+    leaked: bool = False  # whether it may have been trained on images that it is evaluated on here
 
     @property
     def members(self) -> tuple[Candidate, ...]:
@@ -73,7 +57,7 @@ class Candidate:
         return (self,)
 
     def embeddings(self, embeddings: SplitEmbeddings) -> Mapping[str, Embeddings]:
-        """Return its own embeddings by split."""
+        """Return its embeddings by split."""
         return embeddings[self.name]
 
     def load(self, _: SplitEmbeddings) -> AnyEncoder:
@@ -83,10 +67,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class EnsembleCandidate:
-    """Two candidates, combined; it uses their embeddings, so that it costs no forward pass.
-
-    Its attributes have the meaning of those of `Candidate`.
-    """
+    """Two candidates, combined; it uses their embeddings, so that it costs no forward pass."""
 
     name: str
     members: tuple[Candidate, Candidate]
@@ -104,11 +85,10 @@ class EnsembleCandidate:
         rotation = b"" if alignment is None else alignment.tobytes()
         combined = {}
         for split in _EVALUATED:
-            first, second = (embeddings[m.name][split] for m in self.members)
-            ids = _shared_ids(first, second)
-            vectors = combine([first.take(ids).vectors, second.take(ids).vectors], self.combination, [None, alignment])
+            first, second = self._shared(embeddings, split)
+            vectors = combine([first.vectors, second.vectors], self.combination, [None, alignment])
             fingerprint = digest(first.fingerprint, second.fingerprint, self.combination, rotation)
-            combined[split] = Embeddings(ids, vectors, fingerprint)
+            combined[split] = Embeddings(first.ids, vectors, fingerprint)
         return combined
 
     def load(self, embeddings: SplitEmbeddings) -> AnyEncoder:
@@ -120,20 +100,22 @@ class EnsembleCandidate:
         """Fit the rotation of the second space onto the first, on training embeddings only."""
         if self.combination != "aligned":
             return None
-        first, second = (embeddings[m.name]["training"] for m in self.members)
-        ids = _shared_ids(first, second)
-        if len(ids) < 2:
-            raise DataError(f"aligning {self.name} needs 2 training images that both members can read, got {len(ids)}.")
-        return fit_alignment(second.take(ids).vectors, first.take(ids).vectors)
+        first, second = self._shared(embeddings, "training")
+        if len(first) < 2:
+            raise DataError(
+                f"aligning {self.name} needs 2 training images that both members can read, got {len(first)}."
+            )
+        return fit_alignment(second.vectors, first.vectors)
+
+    def _shared(self, embeddings: SplitEmbeddings, split: str) -> tuple[Embeddings, Embeddings]:
+        """Return the embeddings that both members have: a file may have been unreadable for one of them."""
+        first, second = (embeddings[m.name][split] for m in self.members)
+        ids = set(second.ids)
+        shared = [i for i in first.ids if i in ids]
+        return first.take(shared), second.take(shared)
 
 
 AnyCandidate = Candidate | EnsembleCandidate
-
-
-def _shared_ids(first: Embeddings, second: Embeddings) -> tuple[str, ...]:
-    """Return the ids that both have: a file may have been unreadable for one of them."""
-    ids = set(second.ids)
-    return tuple(i for i in first.ids if i in ids)
 
 
 def joint_state(states: Collection[TrainingState]) -> TrainingState:
@@ -172,13 +154,7 @@ def make_ensembles(candidates: Sequence[Candidate]) -> list[EnsembleCandidate]:
 
 
 def require_weights(spec: BenchmarkSpec) -> None:
-    """Load every new backbone once, so that missing weights are an error before the work starts.
-
-    Raises:
-        WeightsUnavailable: pretrained weights are not available.
-        ModelError: a weights file that is missing or does not fit.
-
-    """
+    """Load every new backbone once, so that missing weights are an error before the work starts."""
     for backbone, weights in spec.weights.items():
         if not spec.bundle_folder(backbone, "frozen").exists():
             load_pretrained(backbone, weights, seed=spec.options.seed)
@@ -186,7 +162,7 @@ def require_weights(spec: BenchmarkSpec) -> None:
 
 def require_winnable(spec: BenchmarkSpec) -> None:
     """Raise `OptionError` if no candidate could win, before the work starts."""
-    if spec.has_trained_backbone:
+    if spec.finetune or any(str(weights) != NONE for weights in spec.weights.values()):
         return
     candidates = [bundle_candidate(spec.data, bundle) for bundle in spec.bundles]
     leaked = [c for c in candidates if c.leaked]

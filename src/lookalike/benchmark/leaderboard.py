@@ -25,18 +25,11 @@ Value = Estimate | float | None
 
 @dataclass(frozen=True)
 class Row:
-    """One trial in the table.
-
-    Attributes:
-        trial: the trial, without values per query.
-        winner: whether it is the winner.
-        on_front: whether it is on the Pareto front of all candidates, within the budget or not.
-
-    """
+    """One trial in the table."""
 
     trial: Trial
     winner: bool
-    on_front: bool
+    on_front: bool  # whether it is on the Pareto front of all candidates, within the budget or not
 
     @property
     def name(self) -> str:
@@ -54,17 +47,10 @@ class Groups(NamedTuple):
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All trials by accuracy, best first, untrained ones last.
+    """All trials by accuracy, best first, untrained ones last."""
 
-    Attributes:
-        measured_on: "test" (query and gallery) if every trial was measured there, else "validation".
-        measure: the accuracy in the table, such as "precision@3".
-        rows: one per trial.
-
-    """
-
-    measured_on: str
-    measure: str
+    measured_on: str  # "test" (query and gallery) if every trial was measured there, else "validation"
+    measure: str  # the accuracy in the table, such as "precision@3"
     rows: tuple[Row, ...]
 
     @property
@@ -154,12 +140,7 @@ class Leaderboard:
 
 
 def build_leaderboard(trials: Sequence[Trial], selection: Selection) -> Leaderboard:
-    """Build the table of these trials; accuracy is of query and gallery if all trials have it, else of validation.
-
-    Raises:
-        OptionError: `selection.measure` was not taken on a trial.
-
-    """
+    """Build the table of these trials; accuracy is of query and gallery if all trials have it, else of validation."""
     front = pareto_front(trials, selection.measure)
     rows = tuple(Row(t.summary(), t.name == selection.winner, t.name in front) for t in trials)
     tested = all(t.test is not None for t in trials)
@@ -195,5 +176,5 @@ def describe_scores(scores: Scores) -> str:
 
 
 def folded_summary(count: int) -> str:
-    """Return how many ensembles are folded away."""
+    """Return how many ensembles a table hides."""
     return f"{counted(count, 'more ensemble', 'more ensembles')}, none on the Pareto front"

@@ -35,10 +35,6 @@ def write_leaderboard(out: Path, leaderboard: Leaderboard, selection: Selection,
     """Write leaderboard.json, .csv, .md and .tex into the folder `out`.
 
     The JSON holds everything but the values per query, which are in trials/*.json.
-
-    Raises:
-        StorageError: the folder cannot be written.
-
     """
     content = {
         "version": _VERSION,
@@ -91,14 +87,7 @@ def markdown(leaderboard: Leaderboard, selection: Selection) -> str:
 
 
 def table(leaderboard: Leaderboard, rows: Iterable[Row], *, hidden: Collection[str] = ()) -> Iterator[str]:
-    """Yield the lines of a Markdown table: header, separator, then one line per row.
-
-    Args:
-        leaderboard: defines the columns.
-        rows: the rows to show.
-        hidden: names of columns to hide.
-
-    """
+    """Yield the lines of a Markdown table: header, separator, then one line per row."""
     columns = [(n, name) for n, name in enumerate(leaderboard.columns) if name not in hidden]
     yield table_line(name for _, name in columns)
     yield "|" + "|".join(":--" if name in ("model", "type") else "--:" for _, name in columns) + "|"

@@ -27,15 +27,10 @@ _FONT = 10.5
 def pareto_svg(
     trials: Sequence[Trial], selection: Selection, numbers: Mapping[str, int], *, size: tuple[int, int], names: bool
 ) -> str:
-    """Return an `<svg>` of validation accuracy against median milliseconds per image.
+    """Return an `<svg>` of validation accuracy against median milliseconds per image, for all candidates.
 
-    Args:
-        trials: all trials; those that are not candidates are not drawn.
-        selection: the winner, the measure and the budget.
-        numbers: number of each trial in the table next to the plot.
-        size: width and height in CSS pixels.
-        names: label single models and the front with names where they fit; all others have their number only.
-
+    `numbers` are those of the trials in the table next to it; `size` is in CSS pixels; with `names`, single models and
+    the front are labelled with their names where these fit.
     """
     import matplotlib
     from matplotlib.figure import Figure

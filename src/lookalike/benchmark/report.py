@@ -28,23 +28,13 @@ _EXAMPLES = 6
 
 @dataclass(frozen=True)
 class RunDescription:
-    """How a benchmark was measured, for report and leaderboard; without any path outside the data folder.
-
-    Attributes:
-        title: heading of the report.
-        data: summary of the data set.
-        machine: processor, cores and versions.
-        settings: settings by name.
-        skipped: skipped files with their causes.
-        notes: sentences for the reader.
-
-    """
+    """How a benchmark was measured, for report and leaderboard; without any path outside the data folder."""
 
     title: str = "Which model finds it best?"
     data: str = ""
-    machine: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)  # processor, cores and versions
     settings: Mapping[str, Any] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # skipped files with their causes
     notes: tuple[str, ...] = ()
 
 
@@ -104,11 +94,7 @@ def best_and_worst(
 ) -> tuple[list[str], list[str]]:
     """Return the ids of the best and of the worst queries, spread over the classes, none in both.
 
-    Args:
-        values: value of a measure by query id.
-        labels: class by query id; among equal values, classes take turns.
-        count: maximum number of each, at most half of the queries.
-
+    `values` and `labels` are by query id; at most half of the queries are the best ones, and as many the worst.
     """
     count = min(count, len(values) // 2)
     worst = _lowest(values, labels, count)
@@ -146,17 +132,7 @@ def write_report(
 ) -> None:
     """Write the report as one HTML file that needs no other file, no network and no script.
 
-    Args:
-        path: the file.
-        leaderboard: the table.
-        selection: the winner and why.
-        description: how it was measured.
-        examples: queries of the winner; the better half by `value` is shown as the best, the others as the worst.
-        per_class: accuracy of the winner by class.
-
-    Raises:
-        StorageError: the file cannot be written.
-
+    The better half of the examples by `value` is shown as the best queries, the others as the worst.
     """
     singles, ensembles, folded = leaderboard.groups()
     trials = [row.trial for row in (*singles, *ensembles, *folded)]
@@ -190,7 +166,6 @@ def write_report(
 
 
 def _search(example: Example, queries: Thumbnails, hits: Thumbnails) -> dict[str, Any]:
-    """Return what the template shows of one query."""
     query = example.query
     return {
         "id": query.id,
@@ -211,7 +186,6 @@ def _search(example: Example, queries: Thumbnails, hits: Thumbnails) -> dict[str
 
 
 def _facts(leaderboard: Leaderboard, description: RunDescription) -> list[tuple[str, str]]:
-    """Return how it was measured, as names and texts."""
     validation = describe_scores(leaderboard.rows[0].trial.validation)
     facts = [
         ("Accuracy", leaderboard.caption),

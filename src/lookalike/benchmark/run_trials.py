@@ -143,12 +143,7 @@ def add_timings(
     candidates: Sequence[AnyCandidate],
     embeddings: SplitEmbeddings,
 ) -> list[Trial]:
-    """Add the time of one image; candidates of the same architectures share one measurement.
-
-    Raises:
-        DataError: no image to time with can be read.
-
-    """
+    """Add the time of one image; candidates of the same architectures share one measurement."""
     architectures = {c.name: "+".join(m.architecture for m in c.members) for c in candidates}
     combinations: dict[str, set[str]] = {}
     bundles: dict[str, list[Path]] = {}

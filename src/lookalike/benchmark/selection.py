@@ -21,28 +21,16 @@ _SAME_COST = 1.01
 
 @dataclass(frozen=True)
 class Selection:
-    """The winner of a benchmark, and why.
+    """The winner of a benchmark, and why."""
 
-    Attributes:
-        winner: name of the winning trial.
-        reason: the selection in words, with its numbers.
-        front: names on the Pareto front of accuracy and time within the budget, cheapest first.
-        most_accurate: name of the most accurate candidate within the budget.
-        comparisons: by name on the front, its validation accuracy minus that of the most accurate one, paired.
-        excluded: cause by name for every trial that cannot win.
-        measure: the accuracy that was compared.
-        budget_ms: maximum milliseconds per image, None for no limit.
-
-    """
-
-    winner: str
-    reason: str
-    front: tuple[str, ...]
-    most_accurate: str
-    comparisons: Mapping[str, Comparison]
-    excluded: Mapping[str, str]
-    measure: str = DEFAULT_MEASURE
-    budget_ms: float | None = None
+    winner: str  # name of the winning trial
+    reason: str  # the selection in words, with its numbers
+    front: tuple[str, ...]  # names on the Pareto front of accuracy and time within the budget, cheapest first
+    most_accurate: str  # name of the most accurate candidate within the budget
+    comparisons: Mapping[str, Comparison]  # of each other trial on the front with the most accurate one, paired
+    excluded: Mapping[str, str]  # cause by name for every trial that cannot win
+    measure: str = DEFAULT_MEASURE  # the accuracy that was compared
+    budget_ms: float | None = None  # maximum milliseconds per image
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
@@ -57,10 +45,6 @@ def pareto_front(trials: Iterable[Trial], measure: str = DEFAULT_MEASURE) -> tup
 
     A candidate is dominated by another that is at least as accurate and at least as fast, and better in one of both.
     Equal ones are all on the front. O(n log n).
-
-    Raises:
-        OptionError: `measure` was not taken on a trial.
-
     """
     front: list[str] = []
     best, best_cost = -math.inf, -math.inf
@@ -78,21 +62,8 @@ def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms
 
     Accuracy is the validation mean of `measure`, cost the median time of one image. Significance is a paired
     bootstrap over the same queries. Costs within 1 % are equal; of these the most accurate wins, then a frozen
-    candidate before a fine-tuned one, then the first by name.
-
-    Args:
-        trials: all trials; those that are not candidates (`Trial.is_candidate`) are excluded, with their cause.
-        measure: the accuracy to select by.
-        budget_ms: maximum median milliseconds of one image.
-
-    Raises:
-        OptionError: no trial can win, two have the same name, or the budget is not a positive number.
-
+    candidate before a fine-tuned one, then the first by name. Raises `OptionError` if no trial can win.
     """
-    require_budget(budget_ms)
-    names = [t.name for t in trials]
-    if len(set(names)) != len(names):
-        raise OptionError(f"duplicate trial {next(n for n in names if names.count(n) > 1)!r}: names must be unique.")
     excluded = {t.name: cause for t in trials if (cause := _exclusion(t, budget_ms))}
     allowed = {t.name: t for t in trials if t.name not in excluded}
     if not allowed:
@@ -167,8 +138,6 @@ def _compare(trial: Trial, best: Trial, measure: str) -> Comparison:
     """Compare two trials on the queries that both scored."""
     values, best_values = trial.validation.by_query(measure), best.validation.by_query(measure)
     shared = [query for query in best_values if query in values]
-    if not shared:
-        raise OptionError(f"trials {trial.name!r} and {best.name!r} have no validation query in common.")
     return paired_bootstrap([values[q] for q in shared], [best_values[q] for q in shared])
 
 

@@ -35,56 +35,30 @@ def slug(name: str) -> str:
 
 @dataclass(frozen=True)
 class BenchmarkSpec:
-    """Everything that one benchmark was asked to do.
-
-    Attributes:
-        data: the data set with its validation split.
-        out: the folder for all results.
-        weights: by backbone, in the order of the table: `pretrained`, `none` or a file.
-        bundles: saved encoders to measure as well.
-        finetune: names of the backbones to fine-tune.
-        options: training options.
-        measures: taken on every trial; the first one is selected by.
-        budget_ms: maximum milliseconds per image, None for no limit.
-        runtime: runtime for accuracy and time, in float32.
-        title: heading of the report, None for the default.
-        notes: further sentences for the report.
-        progress: receives progress and messages.
-        tracker: trackers that receive every epoch and the results.
-
-    """
+    """Everything that one benchmark was asked to do."""
 
     data: Dataset
     out: Path
-    weights: Mapping[str, str | Path]
+    weights: Mapping[str, str | Path]  # by backbone, in the order of the table: `pretrained`, `none` or a file
     bundles: tuple[Path, ...]
     finetune: frozenset[str]
     options: TrainingOptions
-    measures: tuple[str, ...]
-    budget_ms: float | None
-    runtime: str
-    title: str | None
+    measures: tuple[str, ...]  # taken on every trial; the first one is selected by
+    budget_ms: float | None  # maximum milliseconds per image, None for no limit
+    runtime: str  # runtime for accuracy and time, in float32
+    title: str | None  # heading of the report, None for the default
     notes: tuple[str, ...]
     progress: Progress
-    tracker: RunTracker = NO_TRACKER
+    tracker: RunTracker = NO_TRACKER  # trackers that receive every epoch and the results
 
     @property
     def cache(self) -> Path:
         """Folder of cached features and embeddings."""
         return self.out / "cache"
 
-    @property
-    def has_trained_backbone(self) -> bool:
-        """Whether a backbone has pretrained weights or is fine-tuned."""
-        return bool(self.finetune) or any(str(w) != NONE for w in self.weights.values())
-
     def bundle_folder(self, backbone: str, state: TrainingState) -> Path:
         """Return the folder of the bundle of a backbone, frozen or fine-tuned."""
         return self.out / "members" / f"{slug(backbone)}-{state}"
-
-    def with_readable(self, readable: Mapping[str, int]) -> BenchmarkSpec:
-        """Return the spec without the default measures that need more than the readable images of a split."""
-        return replace(self, measures=select_measures(self.data, self.measures[0], self.options, readable))
 
 
 def check_candidates(
@@ -93,14 +67,7 @@ def check_candidates(
     weights: WeightsOption,
     finetune: bool | Collection[str],
 ) -> tuple[dict[str, str | Path], tuple[Path, ...], frozenset[str]]:
-    """Check what a benchmark is to measure, and return weights by backbone, bundles, and backbones to fine-tune.
-
-    Raises:
-        OptionError: nothing to measure, a duplicate name, an ensemble among the backbones, weights or fine-tuning for
-            another backbone, or only random weights.
-        ModelError: an unknown backbone, or a bundle that is missing or damaged.
-
-    """
+    """Check what a benchmark is to measure, and return weights by backbone, bundles, and backbones to fine-tune."""
     for argument, value in (("backbones", backbones), ("bundles", bundles), ("finetune", finetune)):
         if isinstance(value, str | Path):
             raise OptionError(f"`{argument}` must be a list, got the single name {value!s}.", argument=argument)
@@ -114,7 +81,7 @@ def check_candidates(
             f"`backbones` must be single names, got {ensemble!r}; pass its members one by one, every pair is measured.",
             argument="backbones",
         )
-    folders = tuple(Path(b) for b in bundles)
+    folders = tuple(map(Path, bundles))
     _require_unique_names(backbones, folders)
     for argument, names in (("weights", weights), ("finetune", finetune)):
         unknown = () if isinstance(names, bool | str | Path) else [name for name in names if name not in backbones]
@@ -127,7 +94,7 @@ def check_candidates(
         find_backbone(backbone)
     by_backbone = {b: weights_of(weights, b) for b in backbones}
     finetuned = frozenset(finetune if not isinstance(finetune, bool) else backbones if finetune else ())
-    trained = [_is_trained(folder) for folder in folders]
+    trained = [_is_trained(folder) for folder in folders]  # every bundle is loaded, which verifies it
     if not any((*trained, *finetuned, *(str(w) != NONE for w in by_backbone.values()))):
         raise OptionError(
             "every candidate would have random weights, which can never win; "
@@ -146,10 +113,10 @@ def _require_unique_names(backbones: Sequence[str], bundles: Sequence[Path]) -> 
     """Raise `OptionError` if two candidates would have the same name or the same file names."""
     bundle_names = [bundle_name(b) for b in bundles]
     for argument, names in (("backbones", backbones), ("bundles", bundle_names)):
-        duplicate = next((name for name, count in Counter(names).items() if count > 1), None)
-        if duplicate is not None:
+        name, count = next(iter(Counter(names).most_common(1)), ("", 0))
+        if count > 1:
             raise OptionError(
-                f"duplicate {duplicate!r} in `{argument}`: names must be unique; remove it, or rename a bundle.",
+                f"duplicate {name!r} in `{argument}`: names must be unique; remove it, or rename a bundle.",
                 argument=argument,
             )
     by_file: dict[str, str] = {}
@@ -163,7 +130,6 @@ def _require_unique_names(backbones: Sequence[str], bundles: Sequence[Path]) -> 
 
 
 def _is_trained(bundle: Path) -> bool:
-    """Load a bundle, which verifies it, and return whether none of its members has random weights."""
     if not bundle.exists():
         raise ModelError(f"bundle {bundle} does not exist; pass a folder written by 'lookalike train'.")
     return all(member.state != "untrained" for member in load_bundle(bundle).members)
@@ -186,16 +152,12 @@ def select_measures(
     """Return the measures to take: the one to select by, its hit@k, and the default ones that the splits allow.
 
     `readable` counts the images in validation and gallery that every candidate can read, once that is known.
-
-    Raises:
-        OptionError: an unknown measure, or one that needs more images than validation or gallery have.
-
+    Raises `OptionError` if `measure` or `stop_on` need more images.
     """
     images = {"validation": len(data.validation), "gallery": len(data.gallery), **(readable or {})}
-    depths = {"validation, where an image is never its own hit,": images["validation"] - 1}
-    if data.test_is_labelled:
-        depths["the gallery"] = images["gallery"]
-    where, depth = min(depths.items(), key=lambda pair: pair[1])
+    depth, where = images["validation"] - 1, "validation, where an image is never its own hit,"
+    if data.test_is_labelled and images["gallery"] < depth:
+        depth, where = images["gallery"], "the gallery"
     selected_by = Measure.parse(measure)
     for argument, required in (("measure", selected_by), ("stop_on", Measure.parse(options.stop_on))):
         if required.min_gallery > depth:
@@ -210,22 +172,13 @@ def select_measures(
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The content of run.json: what must stay the same when a benchmark is resumed.
+    """The content of run.json: what must stay the same when a benchmark is resumed."""
 
-    Attributes:
-        training_data: fingerprint of the training and validation images.
-        validation_images: fingerprint of the ids of the validation split.
-        test_data: fingerprint of ids and labels of query and gallery.
-        options: training options.
-        weights: by backbone, the source of its weights, for a file the digest of its content.
-
-    """
-
-    training_data: str
-    validation_images: str
-    test_data: str
+    training_data: str  # fingerprint of the training and validation images
+    validation_images: str  # fingerprint of the ids of the validation split
+    test_data: str  # fingerprint of ids and labels of query and gallery
     options: Mapping[str, Any]
-    weights: Mapping[str, str]
+    weights: Mapping[str, str]  # by backbone, the source of its weights, for a file the digest of its content
 
     @classmethod
     def of(cls, spec: BenchmarkSpec) -> RunRecord:
@@ -264,12 +217,7 @@ class RunRecord:
 
 
 def lock_or_verify(spec: BenchmarkSpec) -> None:
-    """Lock the output folder for this benchmark, or verify that it already belongs to it; backbones may be added.
-
-    Raises:
-        StorageError: the folder holds something else, or a benchmark of other data, options or weights.
-
-    """
+    """Lock the output folder for this benchmark, or verify that it already belongs to it; backbones may be added."""
     path, record = spec.out / _RECORD, RunRecord.of(spec)
     if path.is_file():
         earlier = RunRecord.read(path)

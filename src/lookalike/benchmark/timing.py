@@ -62,31 +62,17 @@ def timing_setup() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TimingRequest:
-    """What to time.
+    """What to time."""
 
-    Attributes:
-        bundles: one per member, or one that holds them all.
-        combinations: of an ensemble; `("",)` for a single encoder.
-        images: readable image files, used in turn.
-        runtime: the runtime, in float32.
-        count: number of images to be embedded; `auto` uses torch for a few.
-
-    """
-
-    bundles: Sequence[Path]
-    combinations: Sequence[str]
-    images: Sequence[Path]
-    runtime: str = "torch"
-    count: int = 0
+    bundles: Sequence[Path]  # one per member, or one that holds them all
+    combinations: Sequence[str]  # of an ensemble; `("",)` for a single encoder
+    images: Sequence[Path]  # readable image files, used in turn
+    runtime: str = "torch"  # the runtime, in float32
+    count: int = 0  # number of images to be embedded; `auto` uses torch for a few
 
 
 def measure_timing(request: TimingRequest) -> dict[str, Timing]:
-    """Time an encoder in a fresh process, and return one `Timing` per combination.
-
-    Raises:
-        LookalikeError: the process failed; names the last line that it wrote.
-
-    """
+    """Time an encoder in a fresh process, and return one `Timing` per combination."""
     process = subprocess.run(
         # -P: a file in the working directory must not be imported in place of a module of ours
         [sys.executable, "-P", "-c", "from lookalike.benchmark.timing import main; main()"],
@@ -122,7 +108,6 @@ def main() -> None:
 
 
 def _load(bundle: Path, request: TimingRequest, count: int) -> AnyEncoder:
-    """Load a bundle on the requested runtime, ready for this number of images."""
     encoder = load_bundle(bundle)
     if not read_bundle_info(bundle).is_exported:
         encoder = with_runtime(encoder, request.runtime, "float32")
@@ -135,14 +120,7 @@ def time_members(
     """Time single images, then batches, on warmed-up encoders in this process.
 
     All combinations share every pass of the backbones and differ only by their own arithmetic, so that noise cannot
-    rank one above another. Peak memory is that of the process.
-
-    Args:
-        load_members: loads the members, ready for a number of images.
-        combinations: to time; `[""]` for a single encoder.
-        images: readable files, used in turn.
-        count: number of images that the batches represent.
-
+    rank one above another. `load_members` gets the number of images to get ready for: 1, then `count` for the batches.
     """
     encoders = _combined(load_members(1), combinations)
     paths = [images[i % len(images)] for i in range(_WARM_UP + _SINGLE_IMAGES)]
@@ -176,7 +154,6 @@ def time_members(
 
 
 def _combined(members: Sequence[Encoder], combinations: Sequence[str]) -> dict[str, AnyEncoder]:
-    """Return the members as an ensemble per combination, or the single encoder."""
     if len(members) == 1:
         return dict.fromkeys(combinations, members[0])
     # the identity costs as much as any other rotation

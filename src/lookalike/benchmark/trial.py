@@ -20,35 +20,25 @@ TrialKind = Literal["single", "ensemble"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy of one candidate on one set of queries and its gallery.
+    """Accuracy of one candidate on one set of queries and its gallery."""
 
-    Attributes:
-        measures: mean and interval by measure.
-        queries: number of scored queries.
-        excluded: number of queries without a relevant image in the gallery.
-        gallery: number of gallery images.
-        values: by measure, one value per scored query, in the order of `query_ids`; empty in a summary.
-        query_ids: the scored queries; empty in a summary.
-
-    """
-
-    measures: Mapping[str, Estimate]
+    measures: Mapping[str, Estimate]  # mean and interval by measure
     queries: int
-    excluded: int
+    excluded: int  # number of queries without a relevant image in the gallery
     gallery: int
+    # by measure, one value per scored query, in the order of `query_ids`; empty in a summary
     values: Mapping[str, list[float]] = field(default_factory=dict)
-    query_ids: list[str] = field(default_factory=list)
+    query_ids: list[str] = field(default_factory=list)  # the scored queries; empty in a summary
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Scores:
         """Return the scores of an evaluation."""
-        values = {name: [float(v) for v in array] for name, array in evaluation.values.items()}
         return cls(
             measures=dict(evaluation.measures),
             queries=len(evaluation),
             excluded=len(evaluation.excluded),
             gallery=evaluation.gallery,
-            values=values,
+            values={name: values.tolist() for name, values in evaluation.values.items()},
             query_ids=list(evaluation.query_ids),
         )
 
@@ -63,17 +53,17 @@ class Scores:
         return replace(self, values={}, query_ids=[])
 
     def estimate(self, measure: str) -> Estimate:
-        """Return mean and interval of a measure; `OptionError` if it was not taken."""
+        """Return mean and interval of a measure."""
         if measure not in self.measures:
             raise OptionError(f"the measure {measure!r} was not taken; available: {', '.join(sorted(self.measures))}.")
         return self.measures[measure]
 
     def mean(self, measure: str) -> float:
-        """Return the mean of a measure; `OptionError` if it was not taken."""
+        """Return the mean of a measure."""
         return self.estimate(measure).mean
 
     def by_query(self, measure: str) -> dict[str, float]:
-        """Return the values of a measure by query id; `OptionError` if they were not stored."""
+        """Return the values of a measure by query id; a summary has none."""
         if measure not in self.values:
             raise OptionError(f"no values of {measure!r} per query; measure the candidate again.")
         return dict(zip(self.query_ids, self.values[measure], strict=True))
@@ -81,77 +71,37 @@ class Scores:
 
 @dataclass(frozen=True)
 class Timing:
-    """Time of one image on a loaded and warmed-up encoder, in milliseconds, from file to embedding.
+    """Time of one image on a loaded and warmed-up encoder, in milliseconds, from file to embedding."""
 
-    Attributes:
-        single_p50_ms: median, one image at a time.
-        single_p95_ms: 95th percentile, one image at a time.
-        single_decode_ms: median of decoding and preprocessing.
-        single_model_p50_ms: median of the encoder.
-        batched_ms: mean per image in batches of `batch_size`.
-        batch_size: images per batch.
-        peak_memory_mb: largest resident memory of the process, MB.
-        images: number of images timed one at a time.
-        threads: number of threads.
-        device: such as "cpu".
-        runtime: runtime and precision, such as "openvino in float32".
-
-    Raises:
-        OptionError: a time that is not finite and positive.
-
-    """
-
-    single_p50_ms: float
-    single_p95_ms: float
-    single_decode_ms: float
-    single_model_p50_ms: float
-    batched_ms: float
+    single_p50_ms: float  # median, one image at a time
+    single_p95_ms: float  # 95th percentile, one image at a time
+    single_decode_ms: float  # median of decoding and preprocessing
+    single_model_p50_ms: float  # median of the encoder
+    batched_ms: float  # mean per image in batches of `batch_size`
     batch_size: int
     peak_memory_mb: float
-    images: int
+    images: int  # number of images timed one at a time
     threads: int
-    device: str
-    runtime: str = "torch in float32"
-
-    def __post_init__(self) -> None:
-        for name in ("single_p50_ms", "single_p95_ms", "batched_ms"):
-            ms = getattr(self, name)
-            if not (math.isfinite(ms) and ms > 0):
-                raise OptionError(f"{name} must be a positive number of milliseconds, got {ms}.")
+    device: str  # such as "cpu"
+    runtime: str = "torch in float32"  # with the precision
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate and its measured result.
+    """One candidate and its measured result."""
 
-    Attributes:
-        name: unique in a benchmark, such as "resnet50 fine-tuned".
-        kind: "single" or "ensemble".
-        members: names of the trials that an ensemble combines; a single encoder and a bundle name themselves.
-        combination: how an ensemble combines its members, "" for a single encoder.
-        state: "frozen" (pretrained backbone), "fine-tuned", or "untrained" (random weights).
-        dim: dimensions of an embedding.
-        validation: accuracy on the validation split, which the selection uses.
-        test: accuracy on query and gallery, None if they have no labels.
-        timing: time of one image, None if it was not measured.
-        note: one sentence for the reader, or "".
-        from_random: whether a member started from random weights.
-        leaked: whether a member may have been trained on images that it is evaluated on.
-
-    """
-
-    name: str
+    name: str  # unique in a benchmark, such as "resnet50 fine-tuned"
     kind: TrialKind
-    members: tuple[str, ...]
-    combination: str
+    members: tuple[str, ...]  # names of the trials that an ensemble combines; a bundle names itself
+    combination: str  # how an ensemble combines its members, "" for a single encoder
     state: TrainingState
     dim: int
-    validation: Scores
-    test: Scores | None = None
-    timing: Timing | None = None
-    note: str = ""
-    from_random: bool = False
-    leaked: bool = False
+    validation: Scores  # the selection uses these
+    test: Scores | None = None  # accuracy on query and gallery, None if they have no labels
+    timing: Timing | None = None  # None if it was not measured
+    note: str = ""  # one sentence for the reader
+    from_random: bool = False  # whether a member started from random weights
+    leaked: bool = False  # whether a member may have been trained on images that it is evaluated on
 
     @property
     def is_candidate(self) -> bool:
@@ -179,12 +129,7 @@ class Trial:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Trial:
-        """Build a trial from its JSON structure.
-
-        Raises:
-            StorageError: another version, or a missing or unknown field.
-
-        """
+        """Build a trial from its JSON structure; raise `StorageError` for another version or other fields."""
         fields = dict(stored)
         version, name = fields.pop("version", None), fields.get("name")
         if version != VERSION:
