@@ -169,20 +169,12 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images of a folder that are embedded.
-
-    Attributes:
-        sources: the images.
-        fit_on: the images to fit a head on.
-        metadata: of the items, by id.
-        skipped: folders that cannot be listed.
-
-    """
+    """The images of a folder that are embedded."""
 
     sources: Sequence[Source]
-    fit_on: Sequence[Source]
-    metadata: Mapping[str, Mapping[str, str]]
-    skipped: tuple[Skipped, ...]
+    fit_on: Sequence[Source]  # to fit a head on
+    metadata: Mapping[str, Mapping[str, str]]  # by id
+    skipped: tuple[Skipped, ...]  # folders that cannot be listed
 
 
 def _folder(images: Path | str) -> Path:
@@ -214,12 +206,7 @@ def _find_gallery(folder: Path, progress: Progress) -> Gallery:
 
 
 def find_images(folder: Path) -> Gallery:
-    """Find every image in a folder, recursively; ids are paths relative to it, with forward slashes.
-
-    Raises:
-        DataError: not a folder, or no image in it.
-
-    """
+    """Find every image in a folder, recursively; ids are paths relative to it, with forward slashes."""
     require_folder(folder)
     skipped: list[Skipped] = []
     # sorted as in an index, which then takes the vectors without copying them
@@ -338,12 +325,7 @@ def _load(model: AnyEncoder | Path | str) -> tuple[AnyEncoder, BundleInfo | None
 
 
 def _stored_model(out: Path, name: str, request: Mapping[str, Any]) -> tuple[AnyEncoder, BundleInfo] | None:
-    """Load the model of `out` if the same request led to it: its head was fitted then and does not change.
-
-    Raises:
-        FingerprintMismatch: `out` holds embeddings of another model.
-
-    """
+    """Load the model of `out` if the same request led to it: its head was fitted then and does not change."""
     run = read_run(out)
     if run is None:
         return None

@@ -169,8 +169,8 @@ def _export_member(
 ) -> Encoder:
     """Write the graph of a member with its head, and return it as an encoder."""
     from lookalike.models.adapt import family_of
-    from lookalike.models.graph import trace, write_onnx
     from lookalike.models.torch_backbone import TorchBackbone
+    from lookalike.models.tracing import trace, write_onnx
 
     backbone = member.backbone.prepare((), 1, resolve_progress(None))
     assert isinstance(backbone, TorchBackbone)

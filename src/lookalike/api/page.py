@@ -24,16 +24,7 @@ def write_search_page(
 ) -> None:
     """Write one HTML file with each query image and its hits, best first, with their scores.
 
-    Args:
-        path: the file to write.
-        hits: `(n_query, k)` ids and cosine scores.
-        queries: files or images in memory, by query id.
-        item_paths: the items' files, by item id. An image without a path, or that cannot be read, is shown by its id.
-        title: heading of the page.
-
-    Raises:
-        StorageError: the file cannot be written.
-
+    An image without a path, or that cannot be read, is shown by its id.
     """
     query_thumbnails, item_thumbnails = Thumbnails(_QUERY_PIXELS), Thumbnails()
     results = [

@@ -65,13 +65,7 @@ class Parity:
         return text
 
     def require(self, precision: str, tolerance: float) -> None:
-        """Raise `ModelError` where the exported model differs too much from its bundle.
-
-        Args:
-            precision: of the exported model.
-            tolerance: points of precision@3 that it may lose.
-
-        """
+        """Raise `ModelError` if the model differs too much, or loses more than `tolerance` points of precision@3."""
         if not self.batch_cosine >= MIN_COSINE["bfloat16"]:  # nor where it is not a number
             raise ModelError(
                 "the exported model computes other embeddings in batches than one by one "
@@ -97,14 +91,7 @@ class Parity:
 
 
 def compare_embeddings(encoder: Encoder, exported: Encoder, pixels: Pixels) -> tuple[np.ndarray, float]:
-    """Return each image's smaller cosine `(n,)` between the two, and the smallest between batches and one by one.
-
-    Args:
-        encoder: of the bundle.
-        exported: what it became.
-        pixels: of golden images, `(n, height, width, 3)` uint8.
-
-    """
+    """Return each image's smaller cosine `(n,)` to the bundle, and the smallest between batches and one by one."""
     single = exported.prepare((), 1, SILENT)
     many = exported.prepare((), SINGLE_MAX + 1, SILENT)  # compiled for many batches
     expected = encoder.encode(pixels)
@@ -119,9 +106,7 @@ def compare_measures(
 ) -> tuple[dict[str, tuple[float, float]], Comparison | None]:
     """Measure both within the validation split, each image a query and the others the gallery.
 
-    Returns:
-        Both means by measure, and the loss of `DECISIVE` in points; None where there are too few images for it.
-
+    Returns both means by measure, and the loss of `DECISIVE` in points; None where there are too few images for it.
     """
     labels = data.labels("validation")
     evaluations = []

@@ -150,13 +150,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
 
 
 def require_same_model(out: Path, encoder: AnyEncoder) -> int | None:
-    """Refuse a folder that holds something else; return the shard size that it was started with, if it was.
-
-    Raises:
-        FingerprintMismatch: `out` holds embeddings of another model.
-        StorageError: `out` holds something else, or is damaged.
-
-    """
+    """Refuse a folder that holds something else; return the shard size that it was started with, if it was."""
     run = read_run(out)
     if run is None:
         with storage_errors(out):

@@ -33,17 +33,7 @@ def shard_path(out: Path, number: int) -> Path:
 
 
 def write_shard(path: Path, key: str, shard: Embeddings) -> None:
-    """Write one shard in one step.
-
-    Args:
-        path: the file.
-        key: `sources_digest` of its images.
-        shard: their embeddings.
-
-    Raises:
-        StorageError: the disk does not take it.
-
-    """
+    """Write one shard in one step; `key` is the `sources_digest` of its images."""
     record = {"key": key, "ids": list(shard.ids), "skipped": skipped_to_json(shard.skipped)}
     text = np.frombuffer(json.dumps(record).encode("ascii"), dtype=np.uint8)
 
@@ -95,10 +85,6 @@ def join_shards(out: Path, info: EmbeddingsInfo) -> None:
 
     All files are written beside the shards, then moved: a full disk leaves older ones as they were, and until the last
     file is moved every shard is still there.
-
-    Raises:
-        StorageError: the disk does not take it, or a shard was damaged meanwhile.
-
     """
 
     def shards() -> Iterator[Embeddings]:

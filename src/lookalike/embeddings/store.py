@@ -129,12 +129,7 @@ def is_unfinished(path: Path | str) -> bool:
 
 
 def read_embeddings_info(path: Path | str) -> EmbeddingsInfo:
-    """Read what made the embeddings in a folder.
-
-    Raises:
-        StorageError: not a folder of embeddings, an unfinished one, one of another format, or a damaged one.
-
-    """
+    """Read what made the embeddings in a folder."""
     path = Path(path)
     if is_unfinished(path):
         raise StorageError(f"{path} holds unfinished embeddings; run the same 'lookalike embed' again to finish them.")
@@ -159,12 +154,7 @@ def write_embeddings_info(folder: Path, info: EmbeddingsInfo) -> None:
 
 
 def read_run(path: Path | str) -> RunInfo | None:
-    """Return what decides the shards in a folder, complete or not; None where there are no embeddings.
-
-    Raises:
-        StorageError: the folder is damaged.
-
-    """
+    """Return what decides the shards in a folder, complete or not; None where there are no embeddings."""
     path = Path(path)
     if is_embeddings(path):
         return read_embeddings_info(path).run

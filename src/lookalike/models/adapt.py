@@ -12,16 +12,9 @@ from lookalike.errors import OptionError
 from lookalike.models.info import AS_PRETRAINED, Adaptation
 from lookalike.models.preprocessing import Preprocessing
 
-FAMILIES = ("cnn", "mobile-cnn", "transformer", "hybrid")
-
 
 def adapt_network(module: nn.Module, adaptation: Adaptation, preprocessing: Preprocessing) -> Preprocessing:
-    """Change a network in place and return the preprocessing that it needs then.
-
-    Raises:
-        OptionError: the network does not support a change.
-
-    """
+    """Change a network in place, or raise `OptionError`; return the preprocessing that it needs then."""
     if adaptation.side != 1:
         sides = (preprocessing.height, preprocessing.width)
         height, width = (max(32, round(side * adaptation.side / 32) * 32) for side in sides)

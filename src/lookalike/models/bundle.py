@@ -37,24 +37,13 @@ _PACKAGES = ("lookalike", "torch", "timm", "numpy", "pillow", "pytorch-metric-le
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The part of a safetensors file that holds one backbone or head.
-
-    Attributes:
-        path: the file.
-        prefix: of the names of its tensors.
-
-    """
+    """The tensors in a safetensors file whose names start with a prefix: those of one backbone or head."""
 
     path: Path
     prefix: str
 
     def read(self, suffix: str = "") -> dict[str, np.ndarray]:
-        """Return the tensors whose names end so, by name without the prefix.
-
-        Raises:
-            ModelError: the file is missing or damaged.
-
-        """
+        """Return the tensors whose names end in `suffix`, by name without the prefix."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -66,14 +55,7 @@ class WeightsFile:
 
 
 def describe(encoder: AnyEncoder, base: BundleInfo | None = None, **changes: Any) -> BundleInfo:
-    """Return the record of a bundle with this encoder.
-
-    Args:
-        encoder: the encoder or ensemble.
-        base: a record whose further content is kept.
-        changes: further fields of `BundleInfo`.
-
-    """
+    """Return the record of a bundle with this encoder; the rest is from `base` and from `changes`, fields by name."""
     info = BundleInfo(
         name=encoder.name,
         dim=encoder.dim,
@@ -149,12 +131,7 @@ def _member_tensors(member: Encoder, prefix: str) -> dict[str, np.ndarray]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        StorageError: the disk does not take it.
-
-    """
+    """Write a safetensors file."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -174,12 +151,7 @@ def _copy_graph(member: Encoder, folder: Path) -> None:
 
 
 def graph_files(folder: Path, info: EncoderInfo, *, check_content: bool = True) -> Path:
-    """Return the file to load of an exported member after a check that its files are the exported ones.
-
-    Raises:
-        ModelError: a file is missing or was changed.
-
-    """
+    """Return the file to load of an exported member; raise `ModelError` if its files are not the exported ones."""
     graph = _graph(info)
     for name, expected in graph.digests.items():
         if Path(name).name != name:
@@ -202,12 +174,7 @@ def backbone_weights(bundle: Path, number: int) -> WeightsFile:
 
 
 def read_head(bundle: Path, number: int, info: EncoderInfo) -> Head:
-    """Read the head of a member.
-
-    Raises:
-        ModelError: it is missing, or was changed after it was saved.
-
-    """
+    """Read the head of a member; raise `ModelError` if it was changed after it was saved."""
     tensors = WeightsFile(bundle / WEIGHTS_FILE, f"members.{number}.head.").read()
     try:
         head = Head(tensors["weight"], tensors["bias"], info.head)
@@ -221,12 +188,7 @@ def read_head(bundle: Path, number: int, info: EncoderInfo) -> Head:
 
 
 def read_alignments(bundle: Path, count: int) -> tuple[Vectors | None, ...]:
-    """Read the rotations of an ensemble of `count` members.
-
-    Raises:
-        ModelError: the file is missing or damaged.
-
-    """
+    """Read the rotations of an ensemble of `count` members."""
     if not (bundle / WEIGHTS_FILE).is_file():
         return (None,) * count
     tensors = WeightsFile(bundle / WEIGHTS_FILE, "members.").read(".alignment")

@@ -28,12 +28,7 @@ class ClassTokenBlock(Block):
     key_value: nn.Linear
 
     def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
-        """Return the first token after the block.
-
-        Raises:
-            NotImplementedError: given a mask.
-
-        """
+        """Return the first token after the block."""
         if attn_mask is not None or is_causal:
             raise NotImplementedError("the class token attends to all tokens; build the network with timm for a mask.")
         first = x[:, :1]

@@ -314,15 +314,10 @@ def run_backbones(
     progress: Progress,
     task: str,
 ) -> Generator[FeatureBatch, None, None]:
-    """Run several backbones over groups of images without a pause between them, and yield each group when it is done.
+    """Run backbones over groups of images without a pause between them, and yield each group when it is done.
 
-    Args:
-        backbones: concrete ones; each image is decoded once for all of them.
-        groups: each of at least one image.
-        batch_size: images per forward pass; None for what suits the runtimes.
-        progress: receives the number of images done, of all groups.
-        task: how progress names the work.
-
+    Each image is decoded once for all backbones. A group has at least one image. Progress counts the images of all
+    groups.
     """
     ends = itertools.accumulate(map(len, groups))
     total = sum(map(len, groups))

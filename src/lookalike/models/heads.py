@@ -57,17 +57,7 @@ def fit_pca(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tu
     If the data has fewer than `dim` components, the remaining rows are a seeded orthonormal basis of directions that
     the data does not span, because new images may differ in them. Rows beyond the number of features are zero.
 
-    Args:
-        features: `(n, features)` float32, n at least 2.
-        dim: rows of the result.
-        seed: decides the completing basis.
-
-    Returns:
-        weight `(dim, features)` and bias `(dim,)`, float32.
-
-    Raises:
-        DataError: fewer than two rows.
-
+    Returns weight `(dim, features)` and bias `(dim,)`, float32. Raises `DataError` for fewer than two rows.
     """
     n, width = features.shape
     if n < 2:
@@ -166,12 +156,6 @@ def fit_alignment(source: Vectors, target: Vectors) -> Vectors:
     Args:
         source: `(n, dim)` embeddings of training images by the encoder to rotate.
         target: `(n, dim)` embeddings of the same images, row by row, by the first encoder.
-
-    Returns:
-        `(dim, dim)` float32.
-
-    Raises:
-        DataError: the shapes differ.
 
     """
     if source.shape != target.shape:

@@ -257,12 +257,7 @@ def find_bundle(model: Path | str) -> Path | None:
 
 
 def read_bundle_info(path: Path | str) -> BundleInfo:
-    """Read a bundle's record without loading its weights.
-
-    Raises:
-        ModelError: not a bundle, a bundle of another format, or a damaged one.
-
-    """
+    """Read a bundle's record without loading its weights."""
     path = Path(path)
     file = path / BUNDLE_FILE
     if not is_bundle(path):

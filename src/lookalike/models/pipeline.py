@@ -64,13 +64,7 @@ class InMemoryImage:
 
 
 class Files(Sequence[File]):
-    """Image files below a folder, stored as text: thirty bytes per file instead of hundreds.
-
-    Args:
-        root: the folder.
-        names: paths relative to it, with forward slashes; they are the ids.
-
-    """
+    """Image files below a folder, by names relative to it, which are their ids: thirty bytes per file, not hundreds."""
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root
@@ -92,12 +86,7 @@ class Files(Sequence[File]):
 
 
 def as_sources(images: Iterable[Source | ImageInput]) -> Sequence[Source]:
-    """Give paths and images in memory an id; items keep theirs.
-
-    Raises:
-        OptionError: a single image instead of a list, or something that is not an image.
-
-    """
+    """Give paths and images in memory an id; items keep theirs."""
     single_array = isinstance(images, np.ndarray) and images.ndim == 3
     if single_array or isinstance(images, str | Path | bytes | Image.Image):
         raise OptionError("`images` must be a list, got a single image; put it in a list.", argument="images")
@@ -145,12 +134,7 @@ def sources_digest(fingerprint: str, sources: Sequence[Source]) -> str:
 
 
 def decode(source: Source, min_sides: Sequence[int]) -> list[Pixels]:
-    """Return the image `(h, w, 3)` uint8 once per minimum side, decoded at a reduced scale where that is enough.
-
-    Raises:
-        UnreadableImage: the file or the bytes cannot be decoded.
-
-    """
+    """Return the image `(h, w, 3)` uint8 once per minimum side, decoded at a reduced scale where that is enough."""
     if isinstance(source, InMemoryImage):
         return read_in_memory(source.id, source.image, min_sides)
     return read_scaled(source.path, min_sides)
@@ -169,17 +153,7 @@ class Batch:
 def decode_batches(
     groups: Sequence[Sequence[Source]], preprocessings: Sequence[Preprocessing], batch_size: int = BATCH_SIZE
 ) -> Generator[Batch, None, None]:
-    """Decode each image once and prepare it for every preprocessing; a batch lists its unreadable images.
-
-    Args:
-        groups: groups of images; a batch never spans two of them.
-        preprocessings: one per backbone.
-        batch_size: images per batch.
-
-    Raises:
-        OptionError: a batch size below one.
-
-    """
+    """Decode each image once and prepare it for every preprocessing; a batch never spans two groups."""
     distinct = tuple(dict.fromkeys(preprocessings))
     slots = [distinct.index(p) for p in preprocessings]
     min_sides = [p.min_side for p in distinct]
@@ -207,10 +181,6 @@ def map_ahead(
     """Run `prepare` in threads, a few batches ahead, and yield the batches in order.
 
     An `UnreadableImage` becomes a `Skipped`; any other error is raised.
-
-    Raises:
-        OptionError: a batch size below one.
-
     """
     return map_groups_ahead([sources], prepare, batch_size)
 
@@ -289,14 +259,7 @@ class Bottleneck:
 def run_batches(
     batches: Iterator[Batch], runners: Sequence[BatchRunner], bottleneck: Bottleneck
 ) -> Generator[tuple[Batch, list[Vectors]], None, None]:
-    """Pair each batch with every runner's result, in order, while runners work a few batches ahead.
-
-    Args:
-        batches: with pixels for each runner; without pixels where no image of a batch could be read.
-        runners: one per preprocessing.
-        bottleneck: is updated with the time spent waiting.
-
-    """
+    """Pair each batch with the results of the runners, one per preprocessing; they work a few batches ahead."""
     in_flight = min(runner.in_flight for runner in runners)
     queue: deque[tuple[Batch, list[Callable[[], Vectors]]]] = deque()
 

@@ -129,12 +129,7 @@ class TrainingReport:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> TrainingReport:
-        """Undo `to_dict`.
-
-        Raises:
-            ModelError: a report of another version, or one with missing or unknown fields.
-
-        """
+        """Undo `to_dict`."""
         version = value.get("version")
         if version != REPORT_VERSION:
             raise ModelError(f"the training report has version {version}, expected {REPORT_VERSION}; train again.")

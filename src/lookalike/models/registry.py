@@ -109,12 +109,7 @@ def backbones() -> tuple[BackboneRow, ...]:
 
 
 def find_backbone(name: str) -> BackboneRow:
-    """Return the row of a backbone name: one with a short name, or any name that timm knows.
-
-    Raises:
-        ModelError: an unknown name; the message lists the nearest ones.
-
-    """
+    """Return the row of a short name or a timm name; the `ModelError` for an unknown name lists the nearest ones."""
     if name in BACKBONES:
         return BACKBONES[name]
     import timm

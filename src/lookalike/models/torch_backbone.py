@@ -21,16 +21,9 @@ _GPU_BATCH_SIZE = 128  # fills a GPU
 
 
 class TorchBackbone:
-    """A backbone on torch. On a GPU a batch is copied and computed while the next one is decoded.
+    """A backbone on torch; its module maps `(n, 3, h, w)` float32 to pooled features and must not change any more.
 
-    Args:
-        info: what it is.
-        module: maps `(n, 3, h, w)` float32 to pooled features; must not change any more.
-        precision: float32, bfloat16 or float16.
-
-    Raises:
-        OptionError: the device has no bfloat16 arithmetic.
-
+    On a GPU a batch is copied and computed while the next one is decoded.
     """
 
     runtime = "torch"

@@ -173,12 +173,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def load_torch_backbone(info: BackboneInfo, file: WeightsFile) -> TorchBackbone:
-    """Load the backbone of a bundle on torch.
-
-    Raises:
-        ModelError: the file is missing or damaged, or does not hold these weights.
-
-    """
+    """Load the backbone of a bundle on torch; raise `ModelError` if the file does not hold these weights."""
     module = _module_of(info, {name: torch.from_numpy(array) for name, array in file.read().items()})
     if weights_digest(module) != info.weights_digest:
         raise ModelError(f"{file.path} was changed after it was saved (its fingerprint differs); make it again.")
@@ -187,12 +182,7 @@ def load_torch_backbone(info: BackboneInfo, file: WeightsFile) -> TorchBackbone:
 
 
 def _module_of(info: BackboneInfo, state: State) -> nn.Module:
-    """Build the network and load its weights.
-
-    Raises:
-        ModelError: names or shapes do not fit.
-
-    """
+    """Build the network and load its weights."""
     module = uninitialized_backbone(BackboneRow(info.name, info.timm_name))
     repeat_adaptation(module, info.adaptation, info.preprocessing)
     difference = state_difference(module.state_dict(), state)
@@ -205,12 +195,7 @@ def _module_of(info: BackboneInfo, state: State) -> nn.Module:
 
 
 def load_trainable(encoder: Encoder) -> TrainableEncoder:
-    """Return a copy of an encoder that training can change.
-
-    Raises:
-        ModelError: it was exported, or its weights do not fit.
-
-    """
+    """Return a copy of an encoder that training can change."""
     if encoder.head is None:
         raise ModelError(f"{encoder.name} is an exported model; use the bundle that it was exported from.")
     info = encoder.info.backbone
@@ -234,20 +219,7 @@ def build_trainable(
     seed: int = 0,
     adapt: Callable[[nn.Module], Adaptation] | None = None,
 ) -> TrainableEncoder:
-    """Build an encoder by the name of its backbone, with a random head until one is fitted.
-
-    Args:
-        name: one of ours or of timm's.
-        weights: as in `load_backbone`.
-        seed: of what is random.
-        adapt: looks at the network and returns the changes to make.
-
-    Raises:
-        ModelError: unknown name, or weights that do not fit.
-        OptionError: the network does not support a change.
-        WeightsUnavailable: pretrained weights are not available.
-
-    """
+    """Build an encoder by the name of its backbone, with a random head; `adapt` returns the changes to the network."""
     row = find_backbone(name)
     module, source = load_backbone(row, weights, seed=seed)
     width = int(getattr(module, "head_hidden_size", None) or module.num_features)  # type: ignore[arg-type]

@@ -34,20 +34,10 @@ _READ_ERRORS = (
 
 
 def load_backbone(row: BackboneRow, weights: str | Path = PRETRAINED, *, seed: int = 0) -> tuple[nn.Module, str]:
-    """Create a backbone without classifier, which maps `(n, 3, h, w)` to pooled features `(n, features)`.
+    """Create a backbone without classifier, and return it with the source of its weights, in words.
 
-    Args:
-        row: from `find_backbone`.
-        weights: `"pretrained"`, `"none"` (random by `seed`), or the path of a safetensors or state-dict file.
-        seed: of the random weights.
-
-    Returns:
-        The module in evaluation mode, and where its weights come from, in words.
-
-    Raises:
-        WeightsUnavailable: no package ships them and the hub cannot be reached.
-        ModelError: the file is missing, corrupt, or of another architecture.
-
+    It maps `(n, 3, h, w)` to pooled features `(n, features)`. `weights` is `pretrained`, `none` (random by `seed`), or
+    the path of a safetensors or state-dict file.
     """
     with seeded_weights(seed):
         if str(weights) == NONE:
@@ -183,12 +173,7 @@ def _from_file(row: BackboneRow, path: Path) -> nn.Module:
 
 
 def read_state(path: Path) -> State:
-    """Read a state dict from a safetensors file, or from a torch file with `weights_only=True`: no code is ever run.
-
-    Raises:
-        ModelError: the file is missing, is a folder, is corrupt, holds code, or something else than tensors.
-
-    """
+    """Read a state dict from a safetensors file, or from a torch file with `weights_only=True`: no code is ever run."""
     if path.is_dir():
         raise ModelError(f"{path} is a folder; `weights` takes a safetensors file.", argument="weights")
     if not path.is_file():

@@ -106,12 +106,7 @@ class GraphCache:
         )
 
     def add(self, names: Sequence[str], write: Callable[[Path], None]) -> GraphCache:
-        """Let `write` make these files in a folder, then put them in place.
-
-        Raises:
-            StorageError: the cache cannot be written.
-
-        """
+        """Let `write` make these files in a temporary folder, then put them in place."""
         temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
         with storage_errors(self.folder):
             temporary.mkdir(parents=True, exist_ok=True)
@@ -173,12 +168,7 @@ def _evict(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class PretrainedCache:
-    """A pretrained backbone, by the name and weights that were requested.
-
-    Attributes:
-        key: of the request.
-
-    """
+    """A pretrained backbone, by the name and weights that were requested."""
 
     key: str
 

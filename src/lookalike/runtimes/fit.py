@@ -46,20 +46,7 @@ def compute_features(
     cache: Path | None = None,
     min_count: int = 2,
 ) -> Features:
-    """Run a backbone over images.
-
-    Args:
-        backbone: on the runtime that computes.
-        images: the files.
-        progress: receives the number of images done.
-        task: how progress names the work.
-        cache: a folder that keeps the features by the backbone's weights and the files' names, sizes and times.
-        min_count: number of images that must be readable.
-
-    Raises:
-        DataError: fewer images can be read.
-
-    """
+    """Run a backbone over images, or read what an earlier call stored in the folder `cache`."""
     file = None if cache is None else feature_file(cache, backbone, images)
     features = None if file is None else read_features(file)
     if features is not None:
@@ -117,19 +104,11 @@ def _require_readable(readable: int, count: int, min_count: int, name: str) -> N
 
 @dataclass(frozen=True)
 class FittedEncoder:
-    """An encoder whose heads were fitted to images, and what was computed for it.
+    """An encoder whose heads were fitted to images, and the features of those images."""
 
-    Attributes:
-        encoder: on the runtime that computed the features.
-        ids: of the images that could be read.
-        features: `(n, features)` per member.
-        skipped: files that could not be read.
-
-    """
-
-    encoder: AnyEncoder
+    encoder: AnyEncoder  # on the runtime that computed the features
     ids: tuple[str, ...]
-    features: tuple[Vectors, ...]
+    features: tuple[Vectors, ...]  # `(n, features)` per member
     skipped: tuple[Skipped, ...]
 
     @cached_property
@@ -147,20 +126,7 @@ def fit_encoder(
     progress: Progress,
     task: str = "fitting the head",
 ) -> FittedEncoder:
-    """Fit every backbone's head to the principal components of the images, without labels, and align an ensemble.
-
-    Args:
-        backbones: each with its state (untrained or frozen); several become an ensemble.
-        images: at least two that can be read; each is decoded once.
-        combination: of an ensemble.
-        seed: of the principal components.
-        progress: receives the number of images done.
-        task: how progress names the work.
-
-    Raises:
-        DataError: fewer than two images can be read.
-
-    """
+    """Fit heads to the principal components of at least two images, without labels; align several to an ensemble."""
     runners = [backbone for backbone, _ in backbones]
     with closing(run_backbones(runners, [images], batch_size=None, progress=progress, task=task)) as batches:
         batch = next(batches)
@@ -174,14 +140,7 @@ def fit_encoder(
 
 
 def align(members: Sequence[Encoder], embeddings: Sequence[Vectors], combination: str = "aligned") -> AnyEncoder:
-    """Join encoders to an ensemble, or return a single one.
-
-    Args:
-        members: the encoders.
-        embeddings: `(n, dim)` of the same training images, one array per encoder, to fit the alignments on.
-        combination: a key of `COMBINATIONS`.
-
-    """
+    """Join encoders to an ensemble, aligned by the embeddings `(n, dim)` of the same images; return a single one."""
     if len(members) == 1:
         return members[0]
     if combination != "aligned":
@@ -191,14 +150,9 @@ def align(members: Sequence[Encoder], embeddings: Sequence[Vectors], combination
 
 
 def feature_backbone(backbone: TorchBackbone, images: Sequence[Source], progress: Progress) -> Backbone:
-    """Return what computes the features of a torch backbone for training: OpenVINO in float32 where that is worth it.
+    """Return a backbone that computes features for training: on OpenVINO in float32 where that is worth it.
 
-    Args:
-        backbone: on torch, in the precision that training uses; returned for few images, on an accelerator, or where
-            OpenVINO does not compute the same features.
-        images: that the features are computed of.
-        progress: receives why a runtime is skipped.
-
+    The torch backbone is returned for few images, on an accelerator, and where OpenVINO computes other features.
     """
     if len(images) < MIN_IMAGES or backbone.device_type != "cpu" or not openvino.is_installed():
         return backbone

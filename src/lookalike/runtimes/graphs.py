@@ -39,24 +39,14 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class GraphBackbone:
-    """A backbone whose graph a runtime executes.
-
-    Attributes:
-        info: of the backbone.
-        runner: executes the graph.
-        runtime: openvino or onnxruntime.
-        precision: float32, bfloat16 or int8.
-        source: where its weights come from; None for an exported graph.
-        folder: of an exported graph, the bundle.
-
-    """
+    """A backbone whose graph a runtime executes."""
 
     info: BackboneInfo
     runner: openvino.OpenVINORunner | onnx.OnnxRunner
     runtime: str
     precision: str
-    source: Weights | None = None
-    folder: Path | None = None
+    source: Weights | None = None  # None for an exported graph
+    folder: Path | None = None  # of an exported graph, the bundle
 
     @property
     def device_type(self) -> str:
@@ -87,12 +77,7 @@ class GraphBackbone:
         return self
 
     def weights(self) -> Mapping[str, np.ndarray]:
-        """Return all weights by name.
-
-        Raises:
-            ModelError: an exported graph, which has none.
-
-        """
+        """Return all weights by name."""
         if self.source is None:
             raise ModelError(f"{self.info.name} is an exported model; use the bundle that it was exported from.")
         return self.source.arrays()
@@ -129,13 +114,7 @@ class PreparedOnUse:
 
 
 class ExportedBackbone(PreparedOnUse):
-    """The graph of an exported encoder, head included, compiled when it is first used.
-
-    Args:
-        info: of the encoder, with its graph.
-        file: the graph.
-
-    """
+    """The graph of an exported encoder, head included, compiled when it is first used."""
 
     def __init__(self, info: EncoderInfo, file: Path) -> None:
         if info.graph is None:
@@ -169,20 +148,7 @@ class ExportedBackbone(PreparedOnUse):
 def open_graph(
     file: Callable[[], Path], runtime: str, precision: str, *, throughput: bool, cache: GraphCache
 ) -> GraphRunner:
-    """Load a graph on its runtime; what OpenVINO compiles is remembered.
-
-    Args:
-        file: returns the graph's file; called only where no compiled graph is cached.
-        runtime: openvino or onnxruntime.
-        precision: float32, bfloat16 or int8.
-        throughput: for many batches rather than for single images.
-        cache: of this graph.
-
-    Raises:
-        ModelError: an unknown runtime, or a damaged file.
-        MissingExtra: the runtime is not installed.
-
-    """
+    """Load a graph on its runtime; `file` is called only where no compiled graph is cached."""
     if runtime == onnx.RUNTIME:
         return onnx.OnnxRunner(file())
     if runtime != openvino.RUNTIME:

@@ -18,18 +18,7 @@ _FLOAT_LAYERS = {"openvino": ["GroupConvolution"], "onnxruntime": []}
 
 
 def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer: bool) -> Any:
-    """Return a graph whose layers compute in 8 bits where that is faster.
-
-    Args:
-        graph: of OpenVINO or ONNX.
-        runtime: openvino or onnxruntime.
-        images: calibration images, `(1, h, w, 3)` uint8 each.
-        transformer: whether the backbone has attention.
-
-    Raises:
-        MissingExtra: NNCF is not installed.
-
-    """
+    """Return a graph with int8 layers where they are faster; calibration images are `(1, h, w, 3)` uint8 each."""
     try:
         import nncf
     except ImportError as error:

@@ -72,13 +72,7 @@ def load_encoder(
 
 
 def load_bundle(path: Path) -> AnyEncoder:
-    """Load the encoder of a bundle; its runtime is selected when it is given images.
-
-    Raises:
-        ModelError: a damaged bundle, or one that was changed after it was saved.
-        MissingExtra: the runtime that it was exported for is not installed.
-
-    """
+    """Load the encoder of a bundle; its runtime is selected when it embeds images."""
     info = read_bundle_info(path)
     members = tuple(_load_member(path, number, member) for number, member in enumerate(info.members))
     try:
@@ -103,24 +97,13 @@ def _load_member(path: Path, number: int, info: EncoderInfo) -> Encoder:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The weights of a backbone in a safetensors file.
-
-    Attributes:
-        info: of the backbone.
-        file: where they are.
-
-    """
+    """The weights of a backbone in a safetensors file."""
 
     info: BackboneInfo
     file: WeightsFile
 
     def load(self) -> TorchBackbone:
-        """Return the backbone on torch.
-
-        Raises:
-            ModelError: the file is damaged, or does not hold these weights.
-
-        """
+        """Return the backbone on torch."""
         from lookalike.models.trainable import load_torch_backbone
 
         return load_torch_backbone(self.info, self.file)
@@ -132,13 +115,7 @@ class StoredWeights:
 
 @dataclass(frozen=True)
 class CachedWeights:
-    """The weights of a pretrained backbone in the cache; a damaged file is replaced.
-
-    Attributes:
-        stored: the file.
-        build: builds the backbone again and caches it.
-
-    """
+    """The weights of a pretrained backbone in the cache; a damaged file is replaced."""
 
     stored: StoredWeights
     build: Callable[[], TorchBackbone]
@@ -161,13 +138,7 @@ class CachedWeights:
 def load_pretrained(
     name: str, weights: WeightsOption = PRETRAINED, *, seed: int = 0
 ) -> list[tuple[AutoBackbone, TrainingState]]:
-    """Load backbones by name, joined by `+`, each with its state (untrained or frozen); without torch where cached.
-
-    Raises:
-        ModelError: an unknown name, or weights that do not fit.
-        WeightsUnavailable: pretrained weights are not available.
-
-    """
+    """Load backbones by name, joined by `+`, each with its state (untrained or frozen); without torch where cached."""
     names = _backbone_names(name)
     requests = [_Request(n, weights_of(weights, n), seed) for n in names]
     return [request.load() for request in requests]

@@ -12,12 +12,7 @@ from lookalike.types import Vectors
 
 
 class BundleModel:
-    """A bundle with the interface that MLflow expects of a model.
-
-    Attributes:
-        encoder: of the bundle.
-
-    """
+    """A bundle with the interface that MLflow expects of a model."""
 
     def __init__(self, bundle: Path) -> None:
         self.encoder = load_encoder(bundle)

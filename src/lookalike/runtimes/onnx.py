@@ -35,16 +35,7 @@ def float_precisions() -> tuple[str, ...]:
 
 
 class OnnxRunner:
-    """A graph in the ONNX format on all threads, one batch at a time.
-
-    Args:
-        file: path of the `.onnx` file.
-
-    Raises:
-        MissingExtra: ONNX Runtime is not installed.
-        ModelError: the file is damaged.
-
-    """
+    """A graph in the ONNX format on all threads, one batch at a time."""
 
     batch_size = BATCH_SIZE
     in_flight = 1

@@ -34,12 +34,7 @@ def is_installed() -> bool:
 
 
 def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry, and without its converter, which takes as long again to import.
-
-    Raises:
-        ModelError: it is not installed.
-
-    """
+    """Import OpenVINO without its telemetry, and without its converter, which takes as long again to import."""
     try:
         with _blocked_imports(_TELEMETRY, _CONVERTER):
             import openvino
@@ -73,13 +68,7 @@ def float_precisions() -> tuple[str, ...]:
 
 
 class OpenVINORunner:
-    """A compiled graph.
-
-    Args:
-        compiled: from `compile_graph` or `load_compiled`.
-        throughput: whether it was compiled for many batches rather than for single images.
-
-    """
+    """A compiled graph, from `compile_graph` or `load_compiled`."""
 
     batch_size = BATCH_SIZE
 
@@ -157,17 +146,7 @@ def _pad(pixels: Pixels, size: int) -> Pixels:
 
 
 def compile_graph(model: Path | Any, precision: str, *, throughput: bool) -> OpenVINORunner:
-    """Compile a graph for this processor.
-
-    Args:
-        model: path of the `.xml` file, or a graph in memory.
-        precision: float32, bfloat16 or int8.
-        throughput: for many batches, one thread each; else for single images, one batch on all threads.
-
-    Raises:
-        ModelError: OpenVINO is not installed, or the file is damaged.
-
-    """
+    """Compile a graph for this processor: for many batches, one thread each, or for one batch on all threads."""
     core = import_openvino().Core()
     try:
         graph = core.read_model(str(model)) if isinstance(model, Path) else model.clone()
@@ -180,12 +159,7 @@ def compile_graph(model: Path | Any, precision: str, *, throughput: bool) -> Ope
 
 
 def load_compiled(blob: bytes, precision: str, *, throughput: bool) -> OpenVINORunner:
-    """Undo `OpenVINORunner.export`; OpenVINO does not notice damage, so check the bytes before.
-
-    Raises:
-        ModelError: compiled by another version or for another processor.
-
-    """
+    """Undo `OpenVINORunner.export`; OpenVINO does not notice damage, so check the bytes before."""
     try:
         compiled = import_openvino().Core().import_model(blob, "CPU", _config(precision, throughput=throughput))
     except RuntimeError as error:
@@ -203,12 +177,7 @@ def _config(precision: str, *, throughput: bool) -> dict[str, Any]:
 
 
 def convert(program: Any, height: int, width: int) -> Any:
-    """Convert a `torch.export.ExportedProgram`.
-
-    Raises:
-        Exception: torch and OpenVINO raise various errors for an operation that they do not support.
-
-    """
+    """Convert a `torch.export.ExportedProgram`; an unsupported operation raises errors of many classes."""
     import_openvino()
     with _blocked_imports(_TELEMETRY):
         from openvino.tools.ovc import convert_model
@@ -239,14 +208,7 @@ def first_layers(graph: Any) -> list[str]:
 
 
 def save_graph(graph: Any, path: Path, *, half: bool) -> None:
-    """Write a graph as `.xml` with a `.bin` beside it; its first layers compute in float32 whatever the precision.
-
-    Args:
-        graph: from `convert`.
-        path: of the `.xml` file.
-        half: store its weights in 16 bits.
-
-    """
+    """Write a graph as `.xml` with a `.bin` beside it; its first layers always compute in float32."""
     import_openvino().save_model(graph, str(path), compress_to_fp16=half)
     names = set(first_layers(graph))
     tree = ElementTree.parse(path)

@@ -57,15 +57,7 @@ def require_runtime(runtime: str, precision: str = AUTO) -> None:
 
 @dataclass(frozen=True, eq=False)
 class AutoBackbone(PreparedOnUse):
-    """A backbone that selects its runtime when it is given images.
-
-    Attributes:
-        info: of the backbone.
-        source: where its weights come from.
-        runtime: one of `RUNTIMES`.
-        precision: one of `PRECISIONS`.
-
-    """
+    """A backbone whose runtime is selected when it computes images."""
 
     info: BackboneInfo
     source: Weights
@@ -229,13 +221,7 @@ class _Selection:
         return self._torch if precision == "float32" else self._torch.with_precision(precision)
 
     def open(self, runtime: str, precision: str) -> Backbone:
-        """Return the backbone on a runtime whose features were compared with torch's.
-
-        Raises:
-            ModelError: the runtime does not support the backbone, or computes other features.
-            StorageError: the cache cannot be written.
-
-        """
+        """Return the backbone on a runtime; raise `ModelError` if its features differ from torch's."""
         if runtime == TORCH:
             return self.on_torch(precision)
         if precision not in _GRAPH_RUNTIMES[runtime].float_precisions():
@@ -311,13 +297,8 @@ def available_runtimes(backbone: TorchBackbone) -> list[tuple[str, str]]:
 
 
 def write_graph(backbone: TorchBackbone, runtime: str, file: Path) -> None:
-    """Write the graph of a backbone without head for a runtime.
-
-    Raises:
-        ModelError: the runtime does not support an operation of the backbone.
-
-    """
-    from lookalike.models.graph import trace, write_onnx
+    """Write the graph of a backbone without head for a runtime."""
+    from lookalike.models.tracing import trace, write_onnx
 
     preprocessing = backbone.info.preprocessing
     try:

@@ -22,13 +22,7 @@ OUTPUT = "embeddings"
 
 
 class Graph(nn.Module):
-    """Everything that is done to `(n, h, w, 3)` uint8 pixels: normalisation, backbone, and head with L2 norm.
-
-    Args:
-        backbone: is copied.
-        head: None for a graph that returns pooled features.
-
-    """
+    """A copy of a backbone that takes `(n, h, w, 3)` uint8 pixels, with head and L2 norm unless `head` is None."""
 
     mean: torch.Tensor
     std: torch.Tensor

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lookalike.models.class_token import ClassTokenBlock
-from lookalike.models.graph import Graph, trace, write_onnx
 from lookalike.models.info import Adaptation
+from lookalike.models.tracing import Graph, trace, write_onnx
 from lookalike.models.trainable import build_trainable
 
 
