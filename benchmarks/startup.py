@@ -38,8 +38,10 @@ def main() -> None:
             for name, (command, environment) in commands.items():
                 clock = time.perf_counter()
                 subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment})
+                seconds = time.perf_counter() - clock
+                print(f"  {number}/{args.rounds} {name}: {seconds:.3f} s", flush=True)
                 if number:  # the first round fills caches
-                    times[name].append({"seconds": time.perf_counter() - clock})
+                    times[name].append({"seconds": seconds})
     rows = {name: summarize(runs) for name, runs in times.items()}
     for name, row in rows.items():
         row["ratio"] = rows[BASELINE]["seconds"]["median"] / row["seconds"]["median"]
