@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -246,6 +247,15 @@ def test_a_changed_graph_is_refused(exported_copy):
     (out / "member-0.bin").unlink()
     with pytest.raises(ModelError, match="export the model again"):
         load_encoder(out)
+
+
+def test_a_changed_record_is_refused(exported_copy):
+    record = exported_copy / "bundle.json"
+    value = json.loads(record.read_text())
+    value["members"][0]["backbone"]["preprocessing"]["crop_pct"] = 0.5
+    record.write_text(json.dumps(value))
+    with pytest.raises(ModelError, match="its record differs"):
+        load_encoder(exported_copy)
 
 
 def test_a_missing_package(bundle, tmp_path, monkeypatch):

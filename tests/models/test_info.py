@@ -47,7 +47,7 @@ def test_a_record_survives_json(make_ensemble):
 
 
 def test_an_exported_record_survives_json():
-    member = replace(ENCODER, graph=GraphInfo("openvino", "int8", {"member-0.xml": "1", "member-0.bin": "2"}))
+    member = replace(ENCODER, graph=GraphInfo("openvino", "int8", {"member-0.xml": "1", "member-0.bin": "2"}, ""))
     info = BundleInfo("small", 512, "def", (member,), exported_from="other", parity={"count": 16})
     loaded = BundleInfo.from_dict(json.loads(json.dumps(info.to_dict())))
     assert loaded == info

@@ -25,7 +25,7 @@ def graphs(encoder, graph_cache):
 @pytest.fixture
 def exported(encoder, graphs):
     """The cached graph as that of an exported encoder; it has no head, so its width is that of the features."""
-    graph = GraphInfo("openvino", "float32", {"graph.xml": "1", "graph.bin": "2"})
+    graph = GraphInfo("openvino", "float32", {"graph.xml": "1", "graph.bin": "2"}, "")
     info = replace(encoder.info, graph=graph, dim=encoder.info.backbone.features)
     return ExportedBackbone(info, graphs.folder / "graph.xml")
 

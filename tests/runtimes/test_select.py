@@ -321,7 +321,7 @@ def test_another_runtime_keeps_the_weights(encoder):
 
 
 def test_an_exported_encoder_keeps_its_runtime(encoder):
-    info = replace(encoder.info, graph=GraphInfo("openvino", "int8", {}))
+    info = replace(encoder.info, graph=GraphInfo("openvino", "int8", {}, ""))
     exported = Encoder(info, encoder.backbone, None)
     assert with_runtime(exported, "openvino", "int8") is with_runtime(exported) is exported
     for runtime, precision in (("torch", "auto"), ("openvino", "float32")):

@@ -197,7 +197,11 @@ def _export_member(
     fingerprint = member.fingerprint
     if precision == "int8":  # another model
         fingerprint = digest(fingerprint, precision, *digests.values())
-    info = replace(member.info, fingerprint=fingerprint, graph=GraphInfo(runtime, precision, digests))
+    info = replace(
+        member.info,
+        fingerprint=fingerprint,
+        graph=GraphInfo(runtime, precision, digests, member.info.backbone.fingerprint),
+    )
     return Encoder(info, ExportedBackbone(info, file), None)
 
 

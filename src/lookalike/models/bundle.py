@@ -150,15 +150,17 @@ def _copy_graph(member: Encoder, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def graph_files(folder: Path, info: EncoderInfo, *, check_content: bool = True) -> Path:
+def graph_files(folder: Path, info: EncoderInfo) -> Path:
     """Return the file to load of an exported member; raise `ModelError` if its files are not the exported ones."""
     graph = _graph(info)
     for name, expected in graph.digests.items():
         if Path(name).name != name:
             raise ModelError(f"{folder} names a graph outside the bundle ({name}); export the model again.")
         file = folder / name
-        if not file.is_file() or (check_content and file_digest(file) != expected):
+        if not file.is_file() or file_digest(file) != expected:
             raise ModelError(f"{folder} was changed after it was exported ({name} differs); export the model again.")
+    if graph.backbone != info.backbone.fingerprint:
+        raise ModelError(f"{folder} was changed after it was exported (its record differs); export the model again.")
     return folder / next(iter(graph.digests))
 
 

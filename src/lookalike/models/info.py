@@ -106,12 +106,14 @@ class GraphInfo:
         runtime: openvino or onnxruntime.
         precision: float32, bfloat16 or int8.
         digests: by file name inside the bundle, the digest of its bytes; the first file is the one to load.
+        backbone: fingerprint of the backbone, so that an edited record is noticed.
 
     """
 
     runtime: str
     precision: str
     digests: Mapping[str, str]
+    backbone: str
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -107,16 +107,12 @@ class GraphCache:
 
     def add(self, names: Sequence[str], write: Callable[[Path], None]) -> GraphCache:
         """Let `write` make these files in a temporary folder, then put them in place."""
-        temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
         with storage_errors(self.folder):
-            temporary.mkdir(parents=True, exist_ok=True)
-            try:
-                write(temporary)
-                self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
+                write(Path(temporary))
                 for name in names:
-                    (temporary / name).replace(self.folder / name)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                    (Path(temporary) / name).replace(self.folder / name)
         digests = {name: file_digest(self.folder / name) for name in names}
         return self._save(replace(self, digests={**self.digests, **digests}))
 
