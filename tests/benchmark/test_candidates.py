@@ -3,7 +3,7 @@ from __future__ import annotations
 import html
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -22,7 +22,7 @@ def set_result(folder, share, state):
     info = json.loads(path.read_text())
     info["members"][0]["state"] = state
     report = TrainingReport(NAME, {}, {}, "mobile-cnn", "mobile-cnn", "float32", "shuffled", fine_tuned_share=share)
-    info["training"] = [report.to_dict()]
+    info["training"] = [asdict(report)]
     path.write_text(json.dumps(info))
 
 

@@ -15,7 +15,6 @@ from lookalike.models.heads import (
     fit_pca,
     pca_head,
     random_head,
-    random_projection,
 )
 from lookalike.types import l2_normalize
 
@@ -133,15 +132,16 @@ def test_one_image_is_too_few():
 
 
 @pytest.mark.parametrize(("width", "dim"), [(20, 8), (8, 20)])
-def test_a_random_projection_is_orthonormal_and_decided_by_the_seed(width, dim):
-    weight, bias = random_projection(width, dim, seed=3)
+def test_a_random_head_is_orthonormal_and_decided_by_the_seed(width, dim):
+    head = random_head(width, dim, seed=3)
+    weight, bias = head.weight, head.bias
     rows = min(width, dim)
     assert weight.shape == (dim, width)
     np.testing.assert_allclose(weight[:rows] @ weight[:rows].T, np.eye(rows), atol=1e-5)
     assert not weight[rows:].any()
     assert not bias.any()
-    assert np.array_equal(weight, random_projection(width, dim, seed=3)[0])
-    assert not np.array_equal(weight, random_projection(width, dim, seed=4)[0])
+    assert np.array_equal(weight, random_head(width, dim, seed=3).weight)
+    assert not np.array_equal(weight, random_head(width, dim, seed=4).weight)
 
 
 # ---------------------------------------------------------------- within-class whitening

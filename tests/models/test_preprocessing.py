@@ -1,7 +1,7 @@
 """Preprocessing against timm's evaluation transform, and resizing against Pillow."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_twice_the_size_before_the_crop_is_worth_decoding():
 
 @pytest.mark.parametrize("p", CONFIGURATIONS)
 def test_a_preprocessing_survives_json(p):
-    assert Preprocessing.from_dict(json.loads(json.dumps(p.to_dict()))) == p
+    assert Preprocessing.from_dict(json.loads(json.dumps(asdict(p)))) == p
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_invalid_values_are_refused(options, value):
         replace(Preprocessing(8, 8), **options)
 
 
-@pytest.mark.parametrize("value", [{"height": 8}, {**Preprocessing(8, 8).to_dict(), "rotation": 3}])
+@pytest.mark.parametrize("value", [{"height": 8}, {**asdict(Preprocessing(8, 8)), "rotation": 3}])
 def test_a_damaged_stored_preprocessing_is_refused(value):
     with pytest.raises(ModelError, match="make the bundle again"):
         Preprocessing.from_dict(value)

@@ -1,6 +1,7 @@
 """Training reports: JSON and back, and what is refused."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -36,17 +37,17 @@ def report():
 
 
 def test_json_round_trip(report):
-    assert TrainingReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    assert TrainingReport.from_dict(json.loads(json.dumps(asdict(report)))) == report
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"version": None}, {"speed": 1}])
 def test_other_versions_and_unknown_fields_are_refused(change, report):
     with pytest.raises(ModelError):
-        TrainingReport.from_dict({**report.to_dict(), **change})
+        TrainingReport.from_dict({**asdict(report), **change})
 
 
 def test_a_missing_field_is_refused(report):
-    value = report.to_dict()
+    value = asdict(report)
     del value["epochs"]
     with pytest.raises(ModelError):
         TrainingReport.from_dict(value)
@@ -54,7 +55,7 @@ def test_a_missing_field_is_refused(report):
 
 def test_best_epoch(report):
     assert report.best_epoch == 2  # the first of two equal ones
-    assert TrainingReport.from_dict({**report.to_dict(), "epochs": [{"loss": 1.0, "seconds": 1.0}]}).best_epoch == 0
+    assert TrainingReport.from_dict({**asdict(report), "epochs": [{"loss": 1.0, "seconds": 1.0}]}).best_epoch == 0
 
 
 def test_measures_as_text():

@@ -28,9 +28,10 @@ from lookalike.models.bundle import describe
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.info import MODEL_FOLDER, BundleInfo, find_bundle, read_bundle_info
 from lookalike.models.pipeline import Files, Source
+from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.fit import FittedEncoder, fit_encoder
-from lookalike.runtimes.load import PRETRAINED, WeightsOption, load_encoder, load_pretrained, weights_of
+from lookalike.runtimes.load import WeightsOption, load_encoder, load_pretrained, weights_of
 from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
 

@@ -18,9 +18,10 @@ from lookalike.index.index import Index
 from lookalike.models.bundle import load_data_as_trained
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.info import find_bundle, read_bundle_info
+from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.fit import fit_encoder
-from lookalike.runtimes.load import PRETRAINED, WeightsOption, load_encoder, load_pretrained
+from lookalike.runtimes.load import WeightsOption, load_encoder, load_pretrained
 from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
 

@@ -35,8 +35,9 @@ from lookalike.data.dataset import Dataset
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.evaluation.measures import Measure
 from lookalike.models.info import is_bundle
+from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
-from lookalike.runtimes.load import PRETRAINED, WeightsOption
+from lookalike.runtimes.load import WeightsOption
 from lookalike.runtimes.select import require_runtime
 from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.tracking import RunTracker, parse_targets, start_tracking

@@ -19,8 +19,9 @@ from lookalike.models.bundle import describe, save_bundle
 from lookalike.models.encoder import COMBINATIONS, SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble, combine
 from lookalike.models.heads import fit_alignment, pca_head
 from lookalike.models.info import BundleInfo, EncoderInfo, TrainingData, TrainingState, is_bundle, read_bundle_info
+from lookalike.models.registry import NONE
 from lookalike.runtimes.fit import compute_features
-from lookalike.runtimes.load import NONE, load_bundle, load_pretrained
+from lookalike.runtimes.load import load_bundle, load_pretrained
 from lookalike.training.config import TrainingOptions
 from lookalike.training.context import TrainingContext
 from lookalike.training.curves import write_curves

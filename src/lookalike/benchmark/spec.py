@@ -17,9 +17,9 @@ from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
 from lookalike.models.info import TRAINING_STATES, TrainingState
-from lookalike.models.registry import find_backbone
+from lookalike.models.registry import NONE, find_backbone
 from lookalike.progress import Progress
-from lookalike.runtimes.load import NONE, WeightsOption, load_bundle, weights_of
+from lookalike.runtimes.load import WeightsOption, load_bundle, weights_of
 from lookalike.training.config import TrainingOptions
 from lookalike.training.tracking import NO_TRACKER, RunTracker
 from lookalike.training.train import load_as

@@ -28,7 +28,6 @@ from lookalike.models.info import (
     WEIGHTS_FILE,
     BundleInfo,
     EncoderInfo,
-    GraphInfo,
 )
 from lookalike.types import Vectors
 
@@ -56,25 +55,17 @@ class WeightsFile:
 
 def describe(encoder: AnyEncoder, base: BundleInfo | None = None, **changes: Any) -> BundleInfo:
     """Return the record of a bundle with this encoder; the rest is from `base` and from `changes`, fields by name."""
-    info = BundleInfo(
-        name=encoder.name,
-        dim=encoder.dim,
-        fingerprint=encoder.fingerprint,
-        members=tuple(member.info for member in encoder.members),
-        combination=encoder.combination if isinstance(encoder, Ensemble) else None,
-        versions={"python": platform.python_version(), **installed_versions(*_PACKAGES)},
-    )
-    if base is not None:
-        info = replace(
-            base,
-            name=info.name,
-            dim=info.dim,
-            fingerprint=info.fingerprint,
-            members=info.members,
-            combination=info.combination,
-            versions={**base.versions, **info.versions},
-        )
-    return replace(info, **changes)
+    versions = {"python": platform.python_version(), **installed_versions(*_PACKAGES)}
+    content = {
+        "name": encoder.name,
+        "dim": encoder.dim,
+        "fingerprint": encoder.fingerprint,
+        "members": tuple(member.info for member in encoder.members),
+        "combination": encoder.combination if isinstance(encoder, Ensemble) else None,
+        "versions": versions if base is None else {**base.versions, **versions},
+        **changes,
+    }
+    return BundleInfo(**content) if base is None else replace(base, **content)
 
 
 def save_bundle(
@@ -109,8 +100,10 @@ def save_bundle(
         for number, member in enumerate(encoder.members):
             if member.head is None:
                 _copy_graph(member, folder)
-            else:
-                tensors |= _member_tensors(member, f"members.{number}.")
+                continue
+            prefix = f"members.{number}"
+            tensors |= {f"{prefix}.backbone.{name}": array for name, array in member.backbone.weights().items()}
+            tensors |= {f"{prefix}.head.weight": member.head.weight, f"{prefix}.head.bias": member.head.bias}
         if isinstance(encoder, Ensemble):
             rotations = enumerate(encoder.alignments)
             tensors |= {
@@ -122,12 +115,6 @@ def save_bundle(
         if write_extra is not None:
             write_extra(folder)
     return out
-
-
-def _member_tensors(member: Encoder, prefix: str) -> dict[str, np.ndarray]:
-    assert member.head is not None
-    tensors = {f"{prefix}backbone.{name}": array for name, array in member.backbone.weights().items()}
-    return {**tensors, f"{prefix}head.weight": member.head.weight, f"{prefix}head.bias": member.head.bias}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -143,16 +130,17 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _copy_graph(member: Encoder, folder: Path) -> None:
-    graph = _graph(member.info)
+    assert member.info.graph is not None
     source: Path = member.backbone.folder  # type: ignore[attr-defined]  # of a graph backbone
-    for name in graph.digests:
+    for name in member.info.graph.digests:
         with storage_errors(folder):
             shutil.copyfile(source / name, folder / name)
 
 
-def graph_files(folder: Path, info: EncoderInfo) -> Path:
+def checked_graph_file(folder: Path, info: EncoderInfo) -> Path:
     """Return the file to load of an exported member; raise `ModelError` if its files are not the exported ones."""
-    graph = _graph(info)
+    graph = info.graph
+    assert graph is not None
     for name, expected in graph.digests.items():
         if Path(name).name != name:
             raise ModelError(f"{folder} names a graph outside the bundle ({name}); export the model again.")
@@ -162,12 +150,6 @@ def graph_files(folder: Path, info: EncoderInfo) -> Path:
     if graph.backbone != info.backbone.fingerprint:
         raise ModelError(f"{folder} was changed after it was exported (its record differs); export the model again.")
     return folder / next(iter(graph.digests))
-
-
-def _graph(info: EncoderInfo) -> GraphInfo:
-    if info.graph is None:
-        raise ModelError(f"{info.backbone.name} is not an exported model.")
-    return info.graph
 
 
 def backbone_weights(bundle: Path, number: int) -> WeightsFile:

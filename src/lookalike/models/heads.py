@@ -48,7 +48,10 @@ def pca_head(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> H
 
 def random_head(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> Head:
     """Return a head with a random orthonormal projection, for use without images to fit one on."""
-    return Head(*random_projection(width, dim, seed=seed), "random orthonormal")
+    weight = np.zeros((dim, width))
+    rows = min(dim, width)
+    weight[:rows] = _complement(np.zeros((0, width)), rows, seed)
+    return Head(weight.astype(np.float32), np.zeros(dim, np.float32), "random orthonormal")
 
 
 def fit_pca(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tuple[Vectors, Vectors]:
@@ -124,14 +127,6 @@ class Whitening:
             matrix = matrix + (emphasis - 1) * (matrix @ between.T) @ between
         weight, bias = matrix.T @ self._weight.astype(np.float64), matrix.T @ self._bias.astype(np.float64)
         return weight.astype(np.float32), bias.astype(np.float32)
-
-
-def random_projection(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tuple[Vectors, Vectors]:
-    """Return a seeded orthonormal projection: weight `(dim, width)` and a bias of zeros."""
-    weight = np.zeros((dim, width))
-    rows = min(dim, width)
-    weight[:rows] = _complement(np.zeros((0, width)), rows, seed)
-    return weight.astype(np.float32), np.zeros(dim, np.float32)
 
 
 def _fixed_signs(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

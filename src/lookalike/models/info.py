@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -75,7 +75,7 @@ class BackboneInfo:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of everything that decides the pooled features."""
-        settings = json.dumps([self.preprocessing.to_dict(), asdict(self.adaptation)], sort_keys=True)
+        settings = json.dumps([asdict(self.preprocessing), asdict(self.adaptation)], sort_keys=True)
         return digest(self.timm_name, settings, self.weights_digest)
 
     @property
@@ -225,12 +225,7 @@ class BundleInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
-        reports = [report and report.to_dict() for report in self.training]
-        members = [
-            {**asdict(m), "backbone": {**asdict(m.backbone), "preprocessing": m.backbone.preprocessing.to_dict()}}
-            for m in self.members
-        ]
-        return {"format": FORMAT, **asdict(replace(self, training=())), "members": members, "training": reports}
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> BundleInfo:

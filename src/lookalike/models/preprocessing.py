@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -106,13 +106,9 @@ class Preprocessing:
         canvas[top : top + height, left : left + width] = pixels
         return canvas
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Preprocessing:
-        """Undo `to_dict`."""
+        """Undo `dataclasses.asdict`."""
         try:
             return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
         except (TypeError, KeyError) as error:

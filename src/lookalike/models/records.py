@@ -123,13 +123,9 @@ class TrainingReport:
         measures = [-math.inf if epoch.measure is None else epoch.measure for epoch in self.epochs]
         return measures.index(max(measures)) + 1 if any(map(math.isfinite, measures)) else 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> TrainingReport:
-        """Undo `to_dict`."""
+        """Undo `dataclasses.asdict`."""
         version = value.get("version")
         if version != REPORT_VERSION:
             raise ModelError(f"the training report has version {version}, expected {REPORT_VERSION}; train again.")

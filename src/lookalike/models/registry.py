@@ -12,6 +12,8 @@ from pathlib import Path
 
 from lookalike.errors import ModelError
 
+PRETRAINED = "pretrained"  # values of the option `weights`
+NONE = "none"  # random weights
 _HALF = (0.5, 0.5, 0.5)
 
 
@@ -71,13 +73,15 @@ class BackboneRow:
         """Whether the pretrained weights are on this machine: in an installed package, or in the hub's cache."""
         if self.package is not None:
             return self.package_file is not None
-        from huggingface_hub import try_to_load_from_cache
+        return cached_hub_file(_HUB_REPOSITORIES[self.name]) is not None
 
-        repository = _HUB_REPOSITORIES[self.name]
-        return any(
-            isinstance(try_to_load_from_cache(repository, file), str)
-            for file in ("model.safetensors", "pytorch_model.bin")
-        )
+
+def cached_hub_file(repository: str) -> str | None:
+    """Return the path of a repository's weights in the cache of the model hub; None where they are not cached."""
+    from huggingface_hub import try_to_load_from_cache
+
+    files = (try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin"))
+    return next((file for file in files if isinstance(file, str)), None)
 
 
 # repositories of timm's default weights, to look into the hub's cache without importing timm

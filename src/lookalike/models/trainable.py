@@ -18,16 +18,9 @@ from lookalike.models.encoder import Encoder
 from lookalike.models.heads import EMBEDDING_DIM, Head, random_head
 from lookalike.models.info import FROZEN, UNTRAINED, Adaptation, BackboneInfo, TrainingState
 from lookalike.models.preprocessing import Preprocessing
-from lookalike.models.registry import BackboneRow, find_backbone
+from lookalike.models.registry import NONE, PRETRAINED, BackboneRow, find_backbone
 from lookalike.models.torch_backbone import TorchBackbone, default_device, normalize_pixels
-from lookalike.models.weights import (
-    NONE,
-    PRETRAINED,
-    load_backbone,
-    seeded_weights,
-    state_difference,
-    uninitialized_backbone,
-)
+from lookalike.models.weights import load_backbone, seeded_weights, state_difference, uninitialized_backbone
 from lookalike.types import Pixels, Vectors
 
 State = dict[str, torch.Tensor]
@@ -174,42 +167,19 @@ def weights_digest(module: nn.Module) -> str:
 
 def load_torch_backbone(info: BackboneInfo, file: WeightsFile) -> TorchBackbone:
     """Load the backbone of a bundle on torch; raise `ModelError` if the file does not hold these weights."""
-    module = _module_of(info, {name: torch.from_numpy(array) for name, array in file.read().items()})
-    if weights_digest(module) != info.weights_digest:
-        raise ModelError(f"{file.path} was changed after it was saved (its fingerprint differs); make it again.")
-    device = default_device()
-    return TorchBackbone(info, module.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
-
-
-def _module_of(info: BackboneInfo, state: State) -> nn.Module:
-    """Build the network and load its weights."""
     module = uninitialized_backbone(BackboneRow(info.name, info.timm_name))
     repeat_adaptation(module, info.adaptation, info.preprocessing)
+    state = {name: torch.from_numpy(array) for name, array in file.read().items()}
     difference = state_difference(module.state_dict(), state)
     if difference:
         raise ModelError(
             f"the weights of {info.name} do not fit {info.timm_name}: {difference}; make the bundle again."
         )
     module.load_state_dict(state)
-    return module.eval()
-
-
-def load_trainable(encoder: Encoder) -> TrainableEncoder:
-    """Return a copy of an encoder that training can change."""
-    if encoder.head is None:
-        raise ModelError(f"{encoder.name} is an exported model; use the bundle that it was exported from.")
-    info = encoder.info.backbone
-    module = _module_of(info, {name: torch.from_numpy(array) for name, array in encoder.backbone.weights().items()})
-    return TrainableEncoder(
-        info.name,
-        info.timm_name,
-        module,
-        encoder.head,
-        info.preprocessing,
-        adaptation=info.adaptation,
-        weights=info.weights,
-        trained=encoder.state,
-    )
+    if weights_digest(module) != info.weights_digest:
+        raise ModelError(f"{file.path} was changed after it was saved (its fingerprint differs); make it again.")
+    device = default_device()
+    return TorchBackbone(info, module.eval().to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 def build_trainable(

@@ -21,11 +21,9 @@ from torch.overrides import TorchFunctionMode
 from lookalike._system import first_line
 from lookalike.errors import ModelError, WeightsUnavailable
 from lookalike.models.class_token import drop_unread_tokens
-from lookalike.models.registry import BackboneRow
+from lookalike.models.registry import NONE, PRETRAINED, BackboneRow, cached_hub_file
 
-PRETRAINED = "pretrained"
-NONE = "none"
-State = Mapping[str, torch.Tensor]
+Tensors = Mapping[str, torch.Tensor]
 _HUB_TIMEOUT_SECONDS = 5.0
 _READ_ERRORS = (
     *(SafetensorError, pickle.UnpicklingError, struct.error),
@@ -118,7 +116,7 @@ def _from_hub(row: BackboneRow) -> nn.Module:
         config = timm.get_pretrained_cfg(row.timm_name)
         if config is None or not config.hf_hub_id:  # a few come from plain addresses
             return _create(row, num_classes=0, pretrained=True)
-        cached = _file_in_hub_cache(config.hf_hub_id)
+        cached = cached_hub_file(config.hf_hub_id)
         if cached is not None:
             return _create(row, num_classes=0, pretrained=True, pretrained_cfg_overlay={"file": cached})
         cause = _hub_error()
@@ -130,13 +128,6 @@ def _from_hub(row: BackboneRow) -> nn.Module:
         f"the pretrained weights of {row.name} could not be fetched from the model hub ({cause}); {alternatives}.",
         argument="weights",
     )
-
-
-def _file_in_hub_cache(repository: str) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    files = (try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin"))
-    return next((file for file in files if isinstance(file, str)), None)
 
 
 def _hub_error() -> str:
@@ -172,7 +163,7 @@ def _from_file(row: BackboneRow, path: Path) -> nn.Module:
     return module
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> Tensors:
     """Read a state dict from a safetensors file, or from a torch file with `weights_only=True`: no code is ever run."""
     if path.is_dir():
         raise ModelError(f"{path} is a folder; `weights` takes a safetensors file.", argument="weights")
@@ -215,7 +206,7 @@ def _refusal(path: Path, error: Exception) -> str:
     return f"{path} is corrupt or not a weights file ({cause}); download it again."
 
 
-def state_difference(expected: State, state: State) -> str:
+def state_difference(expected: Tensors, state: Tensors) -> str:
     """Return in words how two state dicts differ in names or shapes; empty when they do not."""
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in expected]

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from lookalike._files import digest, file_digest, read_json, storage_errors, write_file, write_json
 from lookalike._system import cache_folder, cpu_count, cpu_flags, cpu_name, installed_versions
@@ -190,8 +189,7 @@ class PretrainedCache:
         """Remember a backbone; where the cache cannot be written, it is built again."""
         with contextlib.suppress(LookalikeError, OSError):
             write_file(self._weights(info), write_weights)
-            backbone: dict[str, Any] = {**asdict(info), "preprocessing": info.preprocessing.to_dict()}
-            write_json(self._file, {"backbone": backbone, "state": state})
+            write_json(self._file, {"backbone": asdict(info), "state": state})
             _evict(self._file.parent)
 
     @property

@@ -117,8 +117,7 @@ class ExportedBackbone(PreparedOnUse):
     """The graph of an exported encoder, head included, compiled when it is first used."""
 
     def __init__(self, info: EncoderInfo, file: Path) -> None:
-        if info.graph is None:
-            raise ModelError(f"{info.backbone.name} is not an exported model.")
+        assert info.graph is not None
         self.info = info.backbone
         self.runtime = info.graph.runtime
         self.precision = info.graph.precision

@@ -14,7 +14,7 @@ from lookalike.errors import LookalikeError, ModelError
 from lookalike.models.bundle import (
     WeightsFile,
     backbone_weights,
-    graph_files,
+    checked_graph_file,
     read_alignments,
     read_head,
     write_tensors,
@@ -22,7 +22,7 @@ from lookalike.models.bundle import (
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.heads import random_head
 from lookalike.models.info import BUNDLE_FILE, BackboneInfo, EncoderInfo, TrainingState, find_bundle, read_bundle_info
-from lookalike.models.registry import find_backbone
+from lookalike.models.registry import PRETRAINED, find_backbone
 from lookalike.runtimes.cache import PretrainedCache
 from lookalike.runtimes.graphs import ExportedBackbone
 from lookalike.runtimes.select import AUTO, AutoBackbone, TorchWeights, require_runtime, with_runtime
@@ -30,8 +30,6 @@ from lookalike.runtimes.select import AUTO, AutoBackbone, TorchWeights, require_
 if TYPE_CHECKING:
     from lookalike.models.torch_backbone import TorchBackbone
 
-PRETRAINED = "pretrained"
-NONE = "none"  # random weights
 WeightsOption = str | Path | Mapping[str, str | Path]
 
 
@@ -91,8 +89,7 @@ def _load_member(path: Path, number: int, info: EncoderInfo) -> Encoder:
     if info.graph is None:
         source = StoredWeights(info.backbone, backbone_weights(path, number))
         return Encoder(info, AutoBackbone(info.backbone, source), read_head(path, number, info))
-    file = graph_files(path, info)
-    return Encoder(info, ExportedBackbone(info, file), None)
+    return Encoder(info, ExportedBackbone(info, checked_graph_file(path, info)), None)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lookalike.models.bundle import describe, save_bundle
 from lookalike.models.encoder import AnyEncoder, require_combination
 from lookalike.models.info import BundleInfo, TrainingData, is_bundle, read_bundle_info
 from lookalike.models.records import TrainingReport
-from lookalike.models.weights import NONE, PRETRAINED
+from lookalike.models.registry import NONE, PRETRAINED
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes.fit import align
 from lookalike.runtimes.load import load_encoder
