@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookalike.api import embed as embed_module
 from lookalike.api.embed import embed, index
 from lookalike.api.search import load_index, search
 from lookalike.embeddings.embed_folder import embed_folder
@@ -40,7 +39,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_fit_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit heads on 7 images at most, so that others remain to be embedded."""
-    monkeypatch.setattr(embed_module, "FIT_IMAGES", 7)
+    monkeypatch.setattr("lookalike.runtimes.fit.FIT_IMAGES", 7)
 
 
 class TestPretrained:

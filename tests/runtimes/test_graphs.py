@@ -80,11 +80,6 @@ def test_an_exported_graph_has_no_weights(exported):
         exported.weights()
 
 
-def test_an_encoder_that_was_not_exported_has_no_exported_graph(encoder, tmp_path):
-    with pytest.raises(ModelError, match="is not an exported model"):
-        ExportedBackbone(encoder.info, tmp_path / "graph.xml")
-
-
 def test_a_missing_runtime_is_reported(encoder, graphs, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MissingExtra, match="onnx"):

@@ -18,7 +18,8 @@ from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.runtimes import cache, onnx, openvino, select
 from lookalike.runtimes.cache import GraphCache, Timing, load_timings, save_timings
-from lookalike.runtimes.select import MIN_IMAGES, AutoBackbone, TorchWeights, measure_rate, with_runtime, write_graph
+from lookalike.runtimes.graphs import write_graph
+from lookalike.runtimes.select import MIN_IMAGES, AutoBackbone, TorchWeights, measure_rate, with_runtime
 
 pytest.importorskip("openvino")
 

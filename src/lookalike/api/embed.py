@@ -10,7 +10,6 @@ from typing import Any
 
 from lookalike._files import file_digest, new_folder, require_free, require_writable
 from lookalike._strings import PackedStrings
-from lookalike.data.dataset import sample_evenly
 from lookalike.data.layouts import load_dataset, may_be_folder, require_folder, skipped_suffix, walk_images
 from lookalike.embeddings.embed_folder import embed_folder, require_same_model
 from lookalike.embeddings.store import (
@@ -25,17 +24,16 @@ from lookalike.index.autotune import Budget
 from lookalike.index.index import Index, remove_checkpoint
 from lookalike.index.storage import is_index
 from lookalike.models.bundle import describe
-from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
+from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import MODEL_FOLDER, BundleInfo, find_bundle, read_bundle_info
 from lookalike.models.pipeline import Files, Source
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
-from lookalike.runtimes.fit import FittedEncoder, fit_encoder
-from lookalike.runtimes.load import WeightsOption, load_encoder, load_pretrained, weights_of
+from lookalike.runtimes.fit import fit_pretrained
+from lookalike.runtimes.load import WeightsOption, load_encoder, weights_of
 from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
 
-FIT_IMAGES = 2000  # a head is fitted on at most this many images; more change its principal components little
 _CURVES = "curves.png"  # the only image in the folder of a trained model
 
 
@@ -94,8 +92,8 @@ def embed(
             f"{out} holds no model from an earlier run, so `model` is needed: a bundle or the name of a backbone.",
             argument="model",
         )
-    job = _EmbedJob(gallery, model, out, weights, runtime, precision, resolve_progress(progress))
-    return job.run()
+    progress = resolve_progress(progress)
+    return _embed_images(gallery, model, out, weights, runtime=runtime, precision=precision, progress=progress)
 
 
 def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
@@ -162,7 +160,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         )
     gallery = _find_gallery(images, progress)
     embeddings = out.with_name(out.name + ".embedding")
-    _EmbedJob(gallery, model, embeddings, weights, runtime, precision, progress).run()
+    _embed_images(gallery, model, embeddings, weights, runtime=runtime, precision=precision, progress=progress)
     built = _write_index(embeddings, gallery.metadata, out, budget, replace=replace, progress=progress)
     shutil.rmtree(embeddings, ignore_errors=True)
     return built
@@ -236,61 +234,43 @@ def _refuse_output(folder: Path) -> None:
     raise DataError(f"{folder} is {content}, not a folder of images; give the images.", argument="images")
 
 
-@dataclass(frozen=True)
-class _EmbedJob:
-    """One run of `embed`."""
-
-    gallery: Gallery
-    model: AnyEncoder | Path | str
-    out: Path
-    weights: WeightsOption
-    runtime: str
-    precision: str
-    progress: Progress
-
-    def run(self) -> Embeddings:
-        """Embed with the given model; a name means the model that it led to when the folder was started."""
-        precision = _precision_of_run(self.out, self.precision)
-        request = _request(self.model, self.weights)
-        if request is None:
-            encoder, info = _load(self.model)
-        else:
-            stored = _stored_model(self.out, str(self.model), request)
-            if stored is None:
-                fitted = self._fit(precision)
-                return self._embed(fitted.encoder, describe(fitted.encoder, request=request), fitted)
-            encoder, info = stored
-        require_same_model(self.out, encoder)  # before runtimes are timed
-        return self._embed(with_runtime(encoder, self.runtime, precision), info, None)
-
-    def _fit(self, precision: str) -> FittedEncoder:
-        """Fit the head of pretrained backbones; the features are returned too, so that no image is computed twice."""
-        sources, fit_on = self.gallery.sources, self.gallery.fit_on
-        sample = sample_evenly(sources, SAMPLE_SIZE)
-        backbones = []
-        for backbone, state in load_pretrained(str(self.model), self.weights):
-            auto = replace(backbone, runtime=self.runtime, precision=precision)
-            backbones.append((auto.prepare(sample, len(sources), self.progress), state))
-        subset = sample_evenly(fit_on, FIT_IMAGES, seed=0)
-        self.progress.info(
-            f"{self.model}: fitting its PCA head on {len(subset):,} of {len(fit_on):,} images (labels are not used)"
+def _embed_images(
+    gallery: Gallery,
+    model: AnyEncoder | Path | str,
+    out: Path,
+    weights: WeightsOption,
+    *,
+    runtime: str,
+    precision: str,
+    progress: Progress,
+) -> Embeddings:
+    """Embed with the given model; a name means the model that it led to when the folder was started."""
+    precision = _precision_of_run(out, precision)
+    request = _request(model, weights)
+    stored = _load(model) if request is None else _stored_model(out, str(model), request)
+    fitted = None
+    if stored is None:
+        # the features are reused below, so that no image is computed twice
+        fitted = fit_pretrained(
+            str(model),
+            weights,
+            gallery.sources,
+            gallery.fit_on,
+            count=len(gallery.sources),
+            runtime=runtime,
+            precision=precision,
+            progress=progress,
         )
-        return fit_encoder(backbones, subset, progress=self.progress)
-
-    def _embed(self, encoder: AnyEncoder, info: BundleInfo | None, fitted: FittedEncoder | None) -> Embeddings:
-        skipped = [*self.gallery.skipped, *(fitted.skipped if fitted else ())]
-        if skipped:
-            paths = {source.path for source in self.gallery.sources}  # embedding them reports which cannot be read
-            skipped = [file for file in skipped if file.path not in paths]
-        return embed_folder(
-            self.gallery.sources,
-            encoder,
-            self.out,
-            info=info,
-            skipped=skipped,
-            computed=fitted,
-            progress=self.progress,
-        )
+        stored = fitted.encoder, describe(fitted.encoder, request=request)
+    encoder, info = stored
+    if fitted is None:
+        require_same_model(out, encoder)  # before runtimes are timed
+        encoder = with_runtime(encoder, runtime, precision)
+    skipped = [*gallery.skipped, *(fitted.skipped if fitted else ())]
+    if skipped:
+        paths = {source.path for source in gallery.sources}  # embedding them reports which cannot be read
+        skipped = [file for file in skipped if file.path not in paths]
+    return embed_folder(gallery.sources, encoder, out, info=info, skipped=skipped, computed=fitted, progress=progress)
 
 
 def _precision_of_run(out: Path, precision: str) -> str:
@@ -325,7 +305,7 @@ def _load(model: AnyEncoder | Path | str) -> tuple[AnyEncoder, BundleInfo | None
     return load_encoder(bundle), replace(read_bundle_info(bundle), request={})
 
 
-def _stored_model(out: Path, name: str, request: Mapping[str, Any]) -> tuple[AnyEncoder, BundleInfo] | None:
+def _stored_model(out: Path, name: str, request: Mapping[str, Any]) -> tuple[AnyEncoder, BundleInfo | None] | None:
     """Load the model of `out` if the same request led to it: its head was fitted then and does not change."""
     run = read_run(out)
     if run is None:

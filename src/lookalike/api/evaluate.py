@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lookalike._files import require_free
-from lookalike.api.embed import FIT_IMAGES
 from lookalike.data.dataset import Dataset, Split, sample_evenly
 from lookalike.data.layouts import skipped_suffix
 from lookalike.errors import DataError, OptionError
@@ -20,9 +19,9 @@ from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.info import find_bundle, read_bundle_info
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
-from lookalike.runtimes.fit import fit_encoder
-from lookalike.runtimes.load import WeightsOption, load_encoder, load_pretrained
-from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
+from lookalike.runtimes.fit import FIT_IMAGES, fit_pretrained
+from lookalike.runtimes.load import WeightsOption, load_encoder
+from lookalike.runtimes.select import AUTO, is_exported, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
 
 _DEFAULT_K = (1, 3, 10)
@@ -183,29 +182,27 @@ def _embed_test_split(
     progress: Progress,
 ) -> _EmbeddedTestSplit:
     tested = (*data.query, *data.gallery)
-    sample, count = sample_evenly(tested, SAMPLE_SIZE), len(tested)
     skipped = list(data.skipped)
     if isinstance(model, str | Path) and find_bundle(model) is None:
-        if precision == AUTO:
-            precision = "float32"
-        fit_on = sample_evenly(data.training or data.gallery, FIT_IMAGES, seed=0)
-        backbones = [
-            (
-                replace(backbone, runtime=runtime, precision=precision).prepare(sample, count + len(fit_on), progress),
-                state,
-            )
-            for backbone, state in load_pretrained(str(model), weights)
-        ]
-        progress.info(f"{model}: fitting its PCA head on {len(fit_on):,} images (labels are not used)")
-        fitted = fit_encoder(backbones, fit_on, progress=progress)
+        images = data.training or data.gallery
+        fitted = fit_pretrained(
+            str(model),
+            weights,
+            tested,
+            images,
+            count=len(tested) + min(len(images), FIT_IMAGES),
+            runtime=runtime,
+            precision="float32" if precision == AUTO else precision,
+            progress=progress,
+        )
         encoder = fitted.encoder
         skipped += fitted.skipped
     else:
         encoder = load_encoder(model) if isinstance(model, str | Path) else model
-        exported = any(member.info.graph is not None for member in encoder.members)
-        if precision == AUTO and not exported:
+        if precision == AUTO and not is_exported(encoder):
             precision = "float32"
-        encoder = with_runtime(encoder, runtime, precision).prepare(sample, count, progress)
+        sample = sample_evenly(tested, SAMPLE_SIZE)
+        encoder = with_runtime(encoder, runtime, precision).prepare(sample, len(tested), progress)
     queries = encoder.embed(data.query, progress=progress, task="queries")
     gallery = encoder.embed(data.gallery, progress=progress, task="gallery")
     for split, embeddings in (("query", queries), ("gallery", gallery)):

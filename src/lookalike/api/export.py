@@ -6,23 +6,24 @@ import importlib.util
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from lookalike._files import digest, file_digest, require_free
-from lookalike._system import first_line, installed_versions
+from lookalike._system import installed_versions
 from lookalike.api.parity import Parity, compare_embeddings, compare_measures, generated_images
 from lookalike.data.dataset import Dataset, Item, sample_evenly
 from lookalike.data.split import with_validation
-from lookalike.errors import DataError, LookalikeError, MissingExtra, ModelError, OptionError
+from lookalike.errors import DataError, MissingExtra, OptionError
 from lookalike.models.bundle import describe, load_data_as_trained, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BundleInfo, GraphInfo, find_bundle, read_bundle_info
 from lookalike.models.pipeline import decode, map_ahead
-from lookalike.progress import Progress, resolve_progress
+from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes import onnx, openvino
-from lookalike.runtimes.graphs import ExportedBackbone
+from lookalike.runtimes.graphs import ExportedBackbone, write_graph
 from lookalike.runtimes.int8 import CALIBRATION_IMAGES, quantize
 from lookalike.runtimes.load import load_encoder
 from lookalike.types import Pixels, Skipped
@@ -170,28 +171,15 @@ def _export_member(
     """Write the graph of a member with its head, and return it as an encoder."""
     from lookalike.models.adapt import family_of
     from lookalike.models.torch_backbone import TorchBackbone
-    from lookalike.models.tracing import trace, write_onnx
 
-    backbone = member.backbone.prepare((), 1, resolve_progress(None))
+    backbone = member.backbone.prepare((), 1, SILENT)
     assert isinstance(backbone, TorchBackbone)
-    transformer = family_of(backbone.module) in ("transformer", "hybrid")
-    suffix = ".xml" if runtime == openvino.RUNTIME else ".onnx"
-    file = folder / f"member-{number}{suffix}"
-    try:
-        program = trace(backbone, member.head)
-        if runtime == openvino.RUNTIME:
-            graph = openvino.convert(program, member.preprocessing.height, member.preprocessing.width)
-            if images is not None:
-                graph = quantize(graph, runtime, images, transformer=transformer)
-            openvino.save_graph(graph, file, half=precision != "float32")
-        else:
-            write_onnx(program, file)
-            if images is not None:
-                onnx.rewrite(file, lambda graph: quantize(graph, runtime, images, transformer=transformer))
-    except (OSError, LookalikeError):
-        raise
-    except Exception as error:  # torch and the converters raise various errors for an unsupported operation
-        raise ModelError(f"{member.name} cannot be exported for {runtime} ({first_line(error)}).") from error
+    change = None
+    if images is not None:
+        transformer = family_of(backbone.module) in ("transformer", "hybrid")
+        change = partial(quantize, runtime=runtime, images=images, transformer=transformer)
+    file = folder / f"member-{number}{'.xml' if runtime == openvino.RUNTIME else '.onnx'}"
+    write_graph(backbone, runtime, file, member.head, half=precision != "float32", change=change)
     files = [file, file.with_suffix(".bin")] if runtime == openvino.RUNTIME else [file]
     digests = {part.name: file_digest(part) for part in files}
     fingerprint = member.fingerprint

@@ -60,8 +60,8 @@ class ComputedFeatures(Protocol):
 
 
 @dataclass(frozen=True)
-class EmbeddingRun:
-    """What `embed_folder` works with."""
+class _Run:
+    """The arguments of `embed_folder` that computing its shards needs."""
 
     sources: Sequence[Source]
     encoder: AnyEncoder
@@ -110,10 +110,10 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
         StorageError: `out` holds something else, is damaged, or cannot be written.
 
     """
-    _check(sources, shard_size)
+    _require_images(sources, shard_size)
     size = require_same_model(out, encoder) or shard_size
     finished = read_embeddings_info(out) if is_embeddings(out) else None
-    shards = _split(sources, size, {shard.first for shard in finished.shards} if finished else ())
+    shards = _split_into_shards(sources, size, {shard.first for shard in finished.shards} if finished else ())
     keys = [sources_digest(encoder.fingerprint, shard) for shard in shards]
     root = root_of(sources)
     unchanged = finished is not None and [shard.digest for shard in finished.shards] == keys
@@ -133,7 +133,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
         run = RunInfo(encoder.name, encoder.fingerprint, encoder.precision, size)
         write_json(out / SHARDS_FOLDER / RUN_FILE, asdict(run))
         _store_model(encoder, out / MODEL_FOLDER, info)
-        job = EmbeddingRun(sources, encoder, out, batch_size, computed, progress)
+        job = _Run(sources, encoder, out, batch_size, computed, progress)
         rows, unreadable = _compute_shards(job, shards, keys, reusable)
         count = sum(row.rows for row in rows)
         if not count:
@@ -174,18 +174,16 @@ def require_same_model(out: Path, encoder: AnyEncoder) -> int | None:
 
 def root_of(sources: Sequence[Source]) -> Path | None:
     """Return the one folder that all ids are relative to, or None where there is no such folder."""
-    folders = {_root_of(source) for source in sources}
+    folders: set[Path | None] = set()
+    for source in sources:
+        id_parts, path_parts = PurePath(source.id).parts, source.path.parts
+        ends_with_id = id_parts and path_parts[-len(id_parts) :] == id_parts
+        folders.add(Path(*path_parts[: -len(id_parts)]) if ends_with_id else None)
     folder = folders.pop() if len(folders) == 1 else None
     return None if folder is None else folder.resolve()
 
 
-def _root_of(source: Source) -> Path | None:
-    """Remove the id from the end of the path."""
-    id_parts, path_parts = PurePath(source.id).parts, source.path.parts
-    return Path(*path_parts[: -len(id_parts)]) if id_parts and path_parts[-len(id_parts) :] == id_parts else None
-
-
-def _check(sources: Sequence[Source], shard_size: int) -> None:
+def _require_images(sources: Sequence[Source], shard_size: int) -> None:
     if shard_size < 1:
         raise OptionError(f"`shard_size` must be at least 1, got {shard_size}.", argument="shard_size")
     if not sources:
@@ -195,7 +193,7 @@ def _check(sources: Sequence[Source], shard_size: int) -> None:
         raise DataError(f"duplicate image {duplicate!r}: give each image once.", argument="images")
 
 
-def _split(sources: Sequence[Source], size: int, first_ids: Collection[str]) -> list[Sequence[Source]]:
+def _split_into_shards(sources: Sequence[Source], size: int, first_ids: Collection[str]) -> list[Sequence[Source]]:
     """Split images into shards of at most `size`.
 
     A shard of the complete folder starts at the same image again, so that an added image changes one shard, not all
@@ -220,7 +218,7 @@ def _store_model(encoder: AnyEncoder, folder: Path, info: BundleInfo | None) -> 
 
 
 def _compute_shards(
-    run: EmbeddingRun, shards: Sequence[Sequence[Source]], keys: Sequence[str], reusable: FinishedShards
+    run: _Run, shards: Sequence[Sequence[Source]], keys: Sequence[str], reusable: FinishedShards
 ) -> tuple[list[ShardInfo], list[Skipped]]:
     """Write every shard, computing those that are missing; only counts and skipped files stay in memory."""
     done = 0
@@ -256,9 +254,7 @@ def _compute_shards(
     return infos, [file for _, skipped in ordered for file in skipped]
 
 
-def _embed_shards(
-    run: EmbeddingRun, shards: Sequence[Sequence[Source]], done: int
-) -> Generator[Embeddings, None, None]:
+def _embed_shards(run: _Run, shards: Sequence[Sequence[Source]], done: int) -> Generator[Embeddings, None, None]:
     """Yield the embeddings of each shard; only images whose features are not computed yet are decoded."""
     rows = {} if run.computed is None else run.computed.rows
     missing = [[source for source in shard if source.id not in rows] if rows else shard for shard in shards]
@@ -268,7 +264,7 @@ def _embed_shards(
         [member.backbone for member in run.encoder.members],
         [shard for shard in missing if shard],
         batch_size=run.batch_size,
-        progress=_Offset(run.progress, done, total),
+        progress=_OffsetProgress(run.progress, done, total),
         task=TASK,
     )
     with closing(batches):
@@ -298,7 +294,7 @@ def _merge(
     return tuple(order), merged
 
 
-class _Offset:
+class _OffsetProgress:
     """Reports the progress of some images as the progress of all."""
 
     def __init__(self, progress: Progress, done: int, total: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +21,15 @@ from lookalike.models.info import TrainingState
 from lookalike.models.pipeline import Source, sources_digest
 from lookalike.progress import Progress
 from lookalike.runtimes import openvino
+from lookalike.runtimes.load import WeightsOption, load_pretrained
 from lookalike.runtimes.select import MIN_IMAGES, AutoBackbone, TorchWeights
 from lookalike.types import Skipped, Vectors
 
 if TYPE_CHECKING:
     from lookalike.models.torch_backbone import TorchBackbone
+
+
+FIT_IMAGES = 2000  # a head is fitted on at most this many images; more change its principal components little
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,31 @@ def fit_encoder(
     )
     encoder = align(members, [m.project(f) for m, f in zip(members, batch.features, strict=True)], combination)
     return FittedEncoder(encoder, batch.ids, batch.features, batch.skipped)
+
+
+def fit_pretrained(
+    name: str,
+    weights: WeightsOption,
+    sources: Sequence[Source],
+    images: Sequence[Source],
+    *,
+    count: int,
+    runtime: str,
+    precision: str,
+    progress: Progress,
+) -> FittedEncoder:
+    """Load pretrained backbones by name, on the runtime that suits `count` images such as the sources, and fit heads.
+
+    The heads are fitted on at most `FIT_IMAGES` of `images`.
+    """
+    sample = sample_evenly(sources, SAMPLE_SIZE)
+    backbones = [
+        (replace(backbone, runtime=runtime, precision=precision).prepare(sample, count, progress), state)
+        for backbone, state in load_pretrained(name, weights)
+    ]
+    subset = sample_evenly(images, FIT_IMAGES, seed=0)
+    progress.info(f"{name}: fitting its PCA head on {len(subset):,} of {len(images):,} images (labels are not used)")
+    return fit_encoder(backbones, subset, progress=progress)
 
 
 def align(members: Sequence[Encoder], embeddings: Sequence[Vectors], combination: str = "aligned") -> AnyEncoder:

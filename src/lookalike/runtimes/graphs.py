@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from lookalike._files import digest
-from lookalike.errors import ModelError
+from lookalike._system import first_line
+from lookalike.errors import LookalikeError, ModelError
 from lookalike.models.encoder import Backbone
+from lookalike.models.heads import Head
 from lookalike.models.info import BackboneInfo, EncoderInfo
 from lookalike.models.pipeline import Source
 from lookalike.progress import SILENT, Progress
@@ -42,7 +44,7 @@ class GraphBackbone:
     """A backbone whose graph a runtime executes."""
 
     info: BackboneInfo
-    runner: openvino.OpenVINORunner | onnx.OnnxRunner
+    runner: GraphRunner
     runtime: str
     precision: str
     source: Weights | None = None  # None for an exported graph
@@ -83,8 +85,8 @@ class GraphBackbone:
         return self.source.arrays()
 
 
-class PreparedOnUse:
-    """A backbone that is executed by what `prepare` returns; used without it, it is prepared for single images."""
+class UnpreparedBackbone:
+    """A backbone that is executed by what `prepare` returns; used as it is, it is prepared for single images."""
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Backbone:
         """Return the backbone on the runtime that suits `count` images such as these."""
@@ -113,7 +115,7 @@ class PreparedOnUse:
         return self._for_single_images().submit(pixels)
 
 
-class ExportedBackbone(PreparedOnUse):
+class ExportedBackbone(UnpreparedBackbone):
     """The graph of an exported encoder, head included, compiled when it is first used."""
 
     def __init__(self, info: EncoderInfo, file: Path) -> None:
@@ -160,3 +162,34 @@ def open_graph(
     runner = openvino.compile_graph(file(), precision, throughput=throughput)
     cache.write_blob(name, runner.export())
     return runner
+
+
+def write_graph(
+    backbone: TorchBackbone,
+    runtime: str,
+    file: Path,
+    head: Head | None = None,
+    *,
+    half: bool = False,
+    change: Callable[[Any], Any] | None = None,
+) -> None:
+    """Write the graph of a backbone for a runtime, with its head if given; `change` returns the graph to write.
+
+    With `half`, OpenVINO stores the weights in 16 bits. A `ModelError` reports an operation that is not supported.
+    """
+    from lookalike.models.tracing import trace, write_onnx
+
+    preprocessing = backbone.info.preprocessing
+    try:
+        program = trace(backbone, head)
+        if runtime == onnx.RUNTIME:
+            write_onnx(program, file)
+            if change is not None:
+                onnx.rewrite(file, change)
+        else:
+            graph = openvino.convert(program, preprocessing.height, preprocessing.width)
+            openvino.save_graph(graph if change is None else change(graph), file, half=half)
+    except (OSError, LookalikeError):
+        raise
+    except Exception as error:  # torch and the converters raise various errors for an unsupported operation
+        raise ModelError(f"{backbone.info.name} cannot be converted for {runtime} ({first_line(error)}).") from error

@@ -94,82 +94,57 @@ def _load_member(path: Path, number: int, info: EncoderInfo) -> Encoder:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The weights of a backbone in a safetensors file."""
+    """The weights of a backbone in a safetensors file; `rebuild` is called where a file in the cache is damaged."""
 
     info: BackboneInfo
     file: WeightsFile
+    rebuild: Callable[[], TorchBackbone] | None = None
 
     def load(self) -> TorchBackbone:
         """Return the backbone on torch."""
         from lookalike.models.trainable import load_torch_backbone
 
-        return load_torch_backbone(self.info, self.file)
+        try:
+            return load_torch_backbone(self.info, self.file)
+        except ModelError:
+            if self.rebuild is None:
+                raise
+            return self.rebuild()
 
     def arrays(self) -> Mapping[str, np.ndarray]:
-        """Return the weights by name, without torch."""
-        return self.file.read()
-
-
-@dataclass(frozen=True)
-class CachedWeights:
-    """The weights of a pretrained backbone in the cache; a damaged file is replaced."""
-
-    stored: StoredWeights
-    build: Callable[[], TorchBackbone]
-
-    def load(self) -> TorchBackbone:
-        """Return the backbone on torch."""
+        """Return the weights by name, without torch unless a file in the cache is damaged."""
         try:
-            return self.stored.load()
+            return self.file.read()
         except ModelError:
-            return self.build()
-
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        """Return the weights by name, without torch unless the file is damaged."""
-        try:
-            return self.stored.arrays()
-        except ModelError:
-            return self.build().weights()
+            if self.rebuild is None:
+                raise
+            return self.rebuild().weights()
 
 
 def load_pretrained(
     name: str, weights: WeightsOption = PRETRAINED, *, seed: int = 0
 ) -> list[tuple[AutoBackbone, TrainingState]]:
     """Load backbones by name, joined by `+`, each with its state (untrained or frozen); without torch where cached."""
-    names = _backbone_names(name)
-    requests = [_Request(n, weights_of(weights, n), seed) for n in names]
-    return [request.load() for request in requests]
+    return [_load_backbone(n, weights_of(weights, n), seed) for n in _backbone_names(name)]
 
 
-@dataclass(frozen=True)
-class _Request:
-    """A pretrained backbone by name, weights and seed."""
+def _load_backbone(name: str, weights: str | Path, seed: int) -> tuple[AutoBackbone, TrainingState]:
+    cache = PretrainedCache.of(name, str(weights), seed)
 
-    name: str
-    weights: str | Path
-    seed: int
-
-    def load(self) -> tuple[AutoBackbone, TrainingState]:
-        cached = self._entry.load()
-        if cached is not None:
-            info, state, file = cached
-            source = CachedWeights(StoredWeights(info, WeightsFile(file, "")), lambda: self.build()[0])
-            return AutoBackbone(info, source), state
-        backbone, state = self.build()
-        return AutoBackbone(backbone.info, TorchWeights(backbone)), state
-
-    def build(self) -> tuple[TorchBackbone, TrainingState]:
-        """Build the backbone and cache it."""
+    def build() -> tuple[TorchBackbone, TrainingState]:
         from lookalike.models.trainable import build_trainable
 
-        trainable = build_trainable(self.name, self.weights, seed=self.seed)
+        trainable = build_trainable(name, weights, seed=seed)
         backbone = trainable.torch_backbone()
-        self._entry.save(backbone.info, trainable.trained, lambda path: write_tensors(path, backbone.weights()))
+        cache.save(backbone.info, trainable.trained, lambda path: write_tensors(path, backbone.weights()))
         return backbone, trainable.trained
 
-    @property
-    def _entry(self) -> PretrainedCache:
-        return PretrainedCache.of(self.name, str(self.weights), self.seed)
+    cached = cache.load()
+    if cached is None:
+        backbone, state = build()
+        return AutoBackbone(backbone.info, TorchWeights(backbone)), state
+    info, state, file = cached
+    return AutoBackbone(info, StoredWeights(info, WeightsFile(file, ""), lambda: build()[0])), state
 
 
 def weights_of(weights: WeightsOption, name: str) -> str | Path:

@@ -18,14 +18,22 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from lookalike._system import first_line
-from lookalike.errors import LookalikeError, MissingExtra, ModelError, OptionError, StorageError, UnreadableImage
+from lookalike.errors import MissingExtra, ModelError, OptionError, StorageError, UnreadableImage
 from lookalike.models.encoder import MIN_COSINE, AnyEncoder, Backbone, Encoder, Ensemble
 from lookalike.models.info import BackboneInfo
 from lookalike.models.pipeline import BatchRunner, Source, decode
 from lookalike.progress import Progress
 from lookalike.runtimes import onnx, openvino
 from lookalike.runtimes.cache import GraphCache, Timing, load_timings, save_timings
-from lookalike.runtimes.graphs import SINGLE_MAX, GraphBackbone, GraphRunner, PreparedOnUse, Weights, open_graph
+from lookalike.runtimes.graphs import (
+    SINGLE_MAX,
+    GraphBackbone,
+    GraphRunner,
+    UnpreparedBackbone,
+    Weights,
+    open_graph,
+    write_graph,
+)
 from lookalike.types import Pixels, Vectors
 
 if TYPE_CHECKING:
@@ -56,7 +64,7 @@ def require_runtime(runtime: str, precision: str = AUTO) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class AutoBackbone(PreparedOnUse):
+class AutoBackbone(UnpreparedBackbone):
     """A backbone whose runtime is selected when it computes images."""
 
     info: BackboneInfo
@@ -106,7 +114,7 @@ def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO
         OptionError: an unknown runtime or precision, or another one than an exported encoder has.
 
     """
-    require_runtime(runtime, precision if not _is_exported(encoder) else AUTO)
+    require_runtime(runtime, precision if not is_exported(encoder) else AUTO)
     precisions = precision.split("+")
     if len(precisions) not in (1, len(encoder.members)):
         raise OptionError(
@@ -118,7 +126,8 @@ def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO
     return replace(encoder, members=tuple(members)) if isinstance(encoder, Ensemble) else members[0]
 
 
-def _is_exported(encoder: AnyEncoder) -> bool:
+def is_exported(encoder: AnyEncoder) -> bool:
+    """Whether a member was exported, so that its runtime and precision cannot be changed."""
     return any(member.info.graph is not None for member in encoder.members)
 
 
@@ -294,24 +303,6 @@ def available_runtimes(backbone: TorchBackbone) -> list[tuple[str, str]]:
         if module.is_installed():
             options += [(runtime, precision) for precision in module.float_precisions()]
     return options
-
-
-def write_graph(backbone: TorchBackbone, runtime: str, file: Path) -> None:
-    """Write the graph of a backbone without head for a runtime."""
-    from lookalike.models.tracing import trace, write_onnx
-
-    preprocessing = backbone.info.preprocessing
-    try:
-        program = trace(backbone)
-        if runtime == onnx.RUNTIME:
-            write_onnx(program, file)
-        else:
-            graph = openvino.convert(program, preprocessing.height, preprocessing.width)
-            openvino.save_graph(graph, file, half=False)
-    except (OSError, LookalikeError):
-        raise
-    except Exception as error:  # torch and the converters raise various errors for an unsupported operation
-        raise ModelError(f"{backbone.info.name} cannot be converted for {runtime} ({first_line(error)}).") from error
 
 
 def _smallest_cosine(expected: Vectors, features: Vectors, *, exact: bool) -> float:
