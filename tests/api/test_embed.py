@@ -16,7 +16,7 @@ from lookalike.api.search import load_index, search
 from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.embeddings.store import is_unfinished, load_embeddings, read_embeddings_info
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
-from lookalike.models.bundle import describe, save_bundle
+from lookalike.models.bundle import describe_encoder, save_bundle
 from lookalike.models.info import TrainingData, read_bundle_info
 from lookalike.runtimes import fit as fit_module
 from lookalike.runtimes.load import load_encoder
@@ -354,7 +354,7 @@ class TestIndex:
 
     def test_a_name_does_not_mean_a_trained_model(self, images, encoder, tmp_path):
         data = TrainingData(fingerprint="some", images=1, validation_images=0, validation="")
-        save_bundle(encoder, tmp_path / "trained", describe(encoder, training_data=data))
+        save_bundle(encoder, tmp_path / "trained", describe_encoder(encoder, training_data=data))
         embed(images, tmp_path / "trained", out=tmp_path / "emb")
         with pytest.raises(FingerprintMismatch, match="test_efficientnet"):
             index(tmp_path / "emb", "test_efficientnet", out=tmp_path / "index")

@@ -15,7 +15,7 @@ from lookalike.errors import DataError, OptionError, StorageError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
 from lookalike.evaluation.submission import Submission
-from lookalike.models.bundle import describe, save_bundle
+from lookalike.models.bundle import describe_encoder, save_bundle
 from lookalike.types import Skipped
 
 CLOSED = "the folder cannot be listed (permission denied)"
@@ -116,7 +116,7 @@ class TestEvaluate:
     def test_class_folders_are_split_as_for_the_training(self, photo_folder, encoder, tmp_path, monkeypatch):
         """With another seed a model would be measured on images that it was trained on."""
         options = {"seed": 3, "class_disjoint": True}
-        save_bundle(encoder, tmp_path / "trained", describe(encoder, options=options))
+        save_bundle(encoder, tmp_path / "trained", describe_encoder(encoder, options=options))
         loaded = []
 
         def stop(data, *_):

@@ -20,7 +20,7 @@ from lookalike.api.search import load_index, search
 from lookalike.data.layouts import load_dataset
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, MissingExtra, ModelError, OptionError, StorageError
-from lookalike.models.bundle import describe, save_bundle
+from lookalike.models.bundle import describe_encoder, save_bundle
 from lookalike.models.info import TrainingData, read_bundle_info
 from lookalike.runtimes import openvino
 from lookalike.runtimes.load import load_encoder
@@ -144,7 +144,7 @@ def test_searching_with_an_exported_bundle_imports_no_torch(bundle, photo_folder
         pytest.importorskip("onnxscript")
     export(bundle, out=tmp_path / "fast", format=format)
     index(photo_folder_original / "test" / "gallery", tmp_path / "fast", out=tmp_path / "index")
-    assert load_index(tmp_path / "index").encoder.runtime == export_module.FORMATS[format]
+    assert load_index(tmp_path / "index").encoder.runtime == export_module.GRAPH_FORMATS[format]
     query = next((photo_folder_original / "test" / "query").iterdir())
     program = (
         "import sys\nimport lookalike as la\n"
@@ -227,7 +227,7 @@ def test_int8_is_calibrated_on_training_images(bundle, photo_folder_original, tm
 def test_other_data_than_that_of_the_training_is_refused(bundle, photo_folder, tmp_path):
     data = TrainingData(fingerprint="another", images=1, validation_images=0, validation="")
     encoder = load_encoder(bundle)
-    save_bundle(encoder, tmp_path / "trained", describe(encoder, training_data=data))
+    save_bundle(encoder, tmp_path / "trained", describe_encoder(encoder, training_data=data))
     index(photo_folder / "test" / "gallery", tmp_path / "trained", out=tmp_path / "index")
     for model in (tmp_path / "trained", tmp_path / "index"):
         assert refused(DataError, model, out=tmp_path / "fast", data=photo_folder).argument == "data"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lookalike.api.embed import embed, index
-from lookalike.runtimes.cache import Timing, save_timings
+from lookalike.runtimes.cache import RuntimeTiming, save_timings
 from lookalike.runtimes.load import load_pretrained
 
 pytest.importorskip("openvino")
@@ -27,7 +27,7 @@ def prepared(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFacto
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOOKALIKE_CACHE", str(folder / "cache"))
         ((backbone, _),) = load_pretrained(NAME)
-        save_timings(backbone.info, [Timing("openvino", "float32", 100.0)])  # as if it had been timed
+        save_timings(backbone.info, [RuntimeTiming("openvino", "float32", 100.0)])  # as if it had been timed
         embed(gallery, NAME, out=folder / "emb")
         index(folder / "emb", out=folder / "index")
     return folder

@@ -11,7 +11,7 @@ import pytest
 from lookalike import _strings
 from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.embeddings.store import (
-    FORMAT,
+    EMBEDDINGS_FORMAT,
     EmbeddingsInfo,
     is_embeddings,
     is_unfinished,
@@ -58,8 +58,8 @@ def test_not_a_folder_of_embeddings(tmp_path, folder, name):
 
 def test_another_format(out):
     record = json.loads((out / "embeddings.json").read_text())
-    (out / "embeddings.json").write_text(json.dumps({**record, "format": FORMAT + 1}))
-    assert f"format {FORMAT + 1}, this version reads {FORMAT}" in refusal(out)
+    (out / "embeddings.json").write_text(json.dumps({**record, "format": EMBEDDINGS_FORMAT + 1}))
+    assert f"format {EMBEDDINGS_FORMAT + 1}, this version reads {EMBEDDINGS_FORMAT}" in refusal(out)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_another_format(out):
     [
         ("[]", "format None"),
         ("7", "format None"),
-        (json.dumps({"format": FORMAT}), "damaged"),
-        (json.dumps({"format": FORMAT, "run": {}, "shards": 3}), "damaged"),
+        (json.dumps({"format": EMBEDDINGS_FORMAT}), "damaged"),
+        (json.dumps({"format": EMBEDDINGS_FORMAT, "run": {}, "shards": 3}), "damaged"),
         ('{"format": 1,', "cannot be read"),
     ],
 )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import ModelError, StorageError
 from lookalike.models import bundle as bundle_module
-from lookalike.models.bundle import backbone_weights, describe, load_data_as_trained, save_bundle
+from lookalike.models.bundle import backbone_weights, describe_encoder, load_data_as_trained, save_bundle
 from lookalike.models.encoder import Ensemble
 from lookalike.models.info import read_bundle_info
 from lookalike.models.trainable import build_trainable
@@ -78,10 +78,10 @@ def test_weights_from_a_package_are_saved_completely(image_files, tmp_path):
 
 def test_a_bundle_holds_the_weights_and_the_record(make_encoder, tmp_path):
     encoder = make_encoder("aligned")
-    out = save_bundle(encoder, tmp_path / "a" / "model", describe(encoder, classes=("cat", "dog")))
+    out = save_bundle(encoder, tmp_path / "a" / "model", describe_encoder(encoder, classes=("cat", "dog")))
     assert sorted(path.name for path in out.iterdir()) == ["bundle.json", "model.safetensors"]
     info = read_bundle_info(out)
-    assert info == describe(encoder, classes=("cat", "dog"))
+    assert info == describe_encoder(encoder, classes=("cat", "dog"))
     names = set(load_file(out / "model.safetensors"))
     assert {"members.0.head.weight", "members.1.head.bias", "members.1.alignment"} <= names
     assert "members.0.alignment" not in names
@@ -89,9 +89,9 @@ def test_a_bundle_holds_the_weights_and_the_record(make_encoder, tmp_path):
 
 
 def test_the_record_of_another_bundle_keeps_its_content(make_encoder):
-    base = describe(make_encoder("single"), classes=("cat",), options={"seed": 3})
+    base = describe_encoder(make_encoder("single"), classes=("cat",), options={"seed": 3})
     base = dataclasses.replace(base, versions={"torch": "0", "nncf": "1"})
-    info = describe(make_encoder("average"), base, refit_of="other")
+    info = describe_encoder(make_encoder("average"), base, refit_of="other")
     assert (info.classes, info.options, info.refit_of) == (("cat",), {"seed": 3}, "other")
     assert (info.combination, len(info.members)) == ("average", 2)
     assert info.versions["nncf"] == "1"
@@ -263,10 +263,10 @@ def test_class_folders_are_split_as_for_the_training(make_encoder, photo_folder)
     """With another seed, `evaluate` on class folders would meet training images."""
     class_folders = photo_folder / "training"
     options = {"seed": 3, "class_disjoint": True}
-    trained = describe(make_encoder("single"), options=options)
+    trained = describe_encoder(make_encoder("single"), options=options)
     split = load_data_as_trained(class_folders, trained)
     assert split.items == load_dataset(class_folders, **options).items
     assert split.items != load_dataset(class_folders).items
-    for info in (None, describe(make_encoder("single"))):
+    for info in (None, describe_encoder(make_encoder("single"))):
         assert load_data_as_trained(class_folders, info).items == load_dataset(class_folders).items
     assert load_data_as_trained(split, None) is split

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from lookalike.errors import ModelError
-from lookalike.models.bundle import describe
+from lookalike.models.bundle import describe_encoder
 from lookalike.models.info import (
-    FORMAT,
+    BUNDLE_FORMAT,
     Adaptation,
     BackboneInfo,
     BundleInfo,
@@ -29,7 +29,7 @@ ENCODER = EncoderInfo(BACKBONE, 512, "PCA of 9 images", "frozen", "def")
 
 
 def test_a_record_survives_json(make_ensemble):
-    info = describe(
+    info = describe_encoder(
         make_ensemble("aligned"),
         classes=("cat", "dog"),
         training_data=TrainingData("f", 24, 4, "v", ("aa", "bb")),
@@ -40,7 +40,7 @@ def test_a_record_survives_json(make_ensemble):
         refit_of="other",
     )
     assert BundleInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
-    assert info.to_dict()["format"] == FORMAT
+    assert info.to_dict()["format"] == BUNDLE_FORMAT
     assert (info.name, info.dim, info.combination) == ("test_efficientnet+test_resnet", 512, "aligned")
     assert {"python", "lookalike", "torch", "timm"} <= set(info.versions)
     assert not info.is_exported
@@ -121,7 +121,7 @@ def test_a_record_that_is_not_json_is_damaged(text, bundle):
 @pytest.mark.parametrize(("text", "version"), [('{"format": 1}', "1"), ("[]", "None"), ("{}", "None")])
 def test_another_format_is_refused(text, version, bundle):
     (bundle / "bundle.json").write_text(text)
-    with pytest.raises(ModelError, match=f"has bundle format {version}, this version reads {FORMAT}"):
+    with pytest.raises(ModelError, match=f"has bundle format {version}, this version reads {BUNDLE_FORMAT}"):
         read_bundle_info(bundle)
 
 

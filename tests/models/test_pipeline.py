@@ -13,8 +13,8 @@ from lookalike.data.images import read_image
 from lookalike.errors import OptionError, UnreadableImage
 from lookalike.models import pipeline
 from lookalike.models.pipeline import (
-    Batch,
     Bottleneck,
+    DecodedBatch,
     File,
     Files,
     InMemoryImage,
@@ -301,7 +301,7 @@ def generate_batches(count, runners=1, seconds=0.0):
     for n in range(count):
         time.sleep(seconds)
         pixels = np.full((2, 1, 1, 3), n, np.uint8)
-        yield Batch((f"{n}a", f"{n}b"), (pixels,) * runners, (), 2 * (n + 1))
+        yield DecodedBatch((f"{n}a", f"{n}b"), (pixels,) * runners, (), 2 * (n + 1))
 
 
 @pytest.mark.parametrize("in_flight", [1, 3, 99])
@@ -321,7 +321,7 @@ def test_the_smallest_number_in_flight_of_several_runners_counts():
 
 
 def test_a_batch_without_pixels_has_no_rows():
-    batches = iter([Batch((), (), (), 1), *generate_batches(1)])
+    batches = iter([DecodedBatch((), (), (), 1), *generate_batches(1)])
     results = list(run_batches(batches, [SumRunner(2)], Bottleneck()))
     assert [len(rows) for _, rows in results] == [0, 1]
 
@@ -361,7 +361,7 @@ def test_decoding_and_computing_overlap():
 
     def batches():
         for results in map_ahead(range(5), prepare, 1):
-            yield Batch(("a",), (np.stack([result for _, result in results]),), (), 1)
+            yield DecodedBatch(("a",), (np.stack([result for _, result in results]),), (), 1)
 
     results = list(run_batches(batches(), [WaitingRunner(1)], Bottleneck()))
     assert [rows[0][0, 0] for _, rows in results] == [0, 3, 6, 9, 12]

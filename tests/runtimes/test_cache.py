@@ -8,9 +8,9 @@ import pytest
 from lookalike.errors import StorageError
 from lookalike.models.bundle import write_tensors
 from lookalike.runtimes import cache
-from lookalike.runtimes.cache import GraphCache, PretrainedCache, Timing, load_timings, save_timings
+from lookalike.runtimes.cache import GraphCache, PretrainedCache, RuntimeTiming, load_timings, save_timings
 
-TIMINGS = (Timing("torch", "float32", 10.5), Timing("openvino", "bfloat16", 30.0))
+TIMINGS = (RuntimeTiming("torch", "float32", 10.5), RuntimeTiming("openvino", "bfloat16", 30.0))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from lookalike.models.encoder import Ensemble
 from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.runtimes import load
-from lookalike.runtimes.cache import Timing, save_timings
+from lookalike.runtimes.cache import RuntimeTiming, save_timings
 from lookalike.runtimes.load import load_encoder, load_pretrained, weights_of
 
 NAME = "test_efficientnet"
@@ -65,7 +65,7 @@ print(embeddings.vectors.shape, [m for m in ("torch", "timm", "openvino.tools.ov
 @pytest.mark.usefixtures("graph_cache")
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_embedding_on_a_selected_runtime_imports_neither_torch_nor_timm(encoder, bundle, image_files, runtime):
-    save_timings(encoder.info.backbone, [Timing(runtime, "float32", 30), Timing("torch", "float32", 10)])
+    save_timings(encoder.info.backbone, [RuntimeTiming(runtime, "float32", 30), RuntimeTiming("torch", "float32", 10)])
     assert run(EMBED, bundle, *image_files[:2]) == "(2, 512) []\n"
 
 
@@ -76,7 +76,7 @@ def test_an_ensemble_on_selected_runtimes_imports_neither_torch_nor_timm(
     members = (encoder, make_trainable(NAME).freeze())
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(512, 512)))[0].astype(np.float32)
     bundle = save_bundle(Ensemble(members, "aligned", (None, rotation)), tmp_path / "ensemble")
-    save_timings(encoder.info.backbone, [Timing("openvino", "float32", 30)])
+    save_timings(encoder.info.backbone, [RuntimeTiming("openvino", "float32", 30)])
     assert run(EMBED, bundle, *image_files[:2]) == "(2, 512) []\n"
 
 

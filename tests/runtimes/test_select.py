@@ -17,7 +17,7 @@ from lookalike.models.torch_backbone import TorchBackbone, has_bfloat16
 from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.runtimes import cache, onnx, openvino, select
-from lookalike.runtimes.cache import GraphCache, Timing, load_timings, save_timings
+from lookalike.runtimes.cache import GraphCache, RuntimeTiming, load_timings, save_timings
 from lookalike.runtimes.graphs import write_graph
 from lookalike.runtimes.select import MIN_IMAGES, AutoBackbone, TorchWeights, measure_rate, with_runtime
 
@@ -96,7 +96,9 @@ def test_torch_is_selected_where_it_is_fastest(encoder, sample, graph_cache, set
 
 @pytest.mark.usefixtures("graph_cache", "no_measuring")
 def test_rates_are_measured_once_per_architecture_and_machine(encoder, make_trainable, sample, monkeypatch):
-    save_timings(encoder.info.backbone, [Timing("torch", "float32", 10), Timing("openvino", "float32", 30)])
+    save_timings(
+        encoder.info.backbone, [RuntimeTiming("torch", "float32", 10), RuntimeTiming("openvino", "float32", 30)]
+    )
     assert chosen(prepare(encoder, sample, count=1)) == ("openvino", "float32")
     other_weights = make_trainable(seed=1).freeze()
     assert load_timings(other_weights.info.backbone) == load_timings(encoder.info.backbone)
@@ -233,7 +235,9 @@ def test_a_read_only_cache_leaves_torch(encoder, sample, tmp_path, set_rates, re
 
 
 def test_a_requested_runtime_is_used_even_if_it_is_slower(encoder, sample, graph_cache, no_measuring):
-    save_timings(encoder.info.backbone, [Timing("torch", "float32", 90), Timing("openvino", "float32", 30)])
+    save_timings(
+        encoder.info.backbone, [RuntimeTiming("torch", "float32", 90), RuntimeTiming("openvino", "float32", 30)]
+    )
     assert chosen(prepare(encoder, sample, runtime="openvino")) == ("openvino", "float32")
     assert chosen(prepare(encoder, sample, precision="float32")) == ("torch", "float32")
 
@@ -254,7 +258,9 @@ def test_bfloat16_is_used_where_it_is_requested(encoder, sample, graph_cache):
         pytest.skip("this processor has no bfloat16 arithmetic")
     for runtime in ("torch", "openvino"):
         assert chosen(prepare(encoder, sample, runtime=runtime, precision="bfloat16")) == (runtime, "bfloat16")
-    save_timings(encoder.info.backbone, [Timing("torch", "float32", 90), Timing("openvino", "bfloat16", 30)])
+    save_timings(
+        encoder.info.backbone, [RuntimeTiming("torch", "float32", 90), RuntimeTiming("openvino", "bfloat16", 30)]
+    )
     assert chosen(prepare(encoder, sample, precision="bfloat16")) == ("openvino", "bfloat16")
 
 
@@ -271,7 +277,7 @@ def test_bfloat16_is_used_where_it_is_requested(encoder, sample, graph_cache):
 def test_a_precision_without_hardware_is_refused(encoder, sample, monkeypatch, runtime, precision, argument):
     monkeypatch.setattr(torch_backbone, "has_bfloat16", lambda _: False)
     monkeypatch.setattr(openvino, "float_precisions", lambda: ("float32",))
-    save_timings(encoder.info.backbone, [Timing("torch", "float32", 90)])
+    save_timings(encoder.info.backbone, [RuntimeTiming("torch", "float32", 90)])
     with pytest.raises(OptionError, match="bfloat16") as raised:
         prepare(encoder, sample, runtime=runtime, precision=precision)
     assert raised.value.argument == argument

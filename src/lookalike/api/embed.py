@@ -23,7 +23,7 @@ from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, Opt
 from lookalike.index.autotune import Budget
 from lookalike.index.index import Index, remove_checkpoint
 from lookalike.index.storage import is_index
-from lookalike.models.bundle import describe
+from lookalike.models.bundle import describe_encoder
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import MODEL_FOLDER, BundleInfo, find_bundle, read_bundle_info
 from lookalike.models.pipeline import Files, Source
@@ -81,7 +81,7 @@ def embed(
         StorageError: `out` cannot be written or holds something else.
 
     """
-    gallery = find_images(_folder(images))
+    gallery = _all_images(_folder(images))
     out = Path(out)
     require_writable(out, "out")
     require_runtime(runtime, precision)
@@ -158,7 +158,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         raise OptionError(
             f"{images} holds no embeddings, so `model` is needed: a bundle or the name of a backbone.", argument="model"
         )
-    gallery = _find_gallery(images, progress)
+    gallery = _images_to_index(images, progress)
     embeddings = out.with_name(out.name + ".embedding")
     _embed_images(gallery, model, embeddings, weights, runtime=runtime, precision=precision, progress=progress)
     built = _write_index(embeddings, gallery.metadata, out, budget, replace=replace, progress=progress)
@@ -185,7 +185,7 @@ def _folder(images: Path | str) -> Path:
     return Path(images)
 
 
-def _find_gallery(folder: Path, progress: Progress) -> Gallery:
+def _images_to_index(folder: Path, progress: Progress) -> Gallery:
     """Find the images to index: the gallery of a data set, else every image in the folder."""
     has_manifest = any((folder / name).is_file() for name in ("manifest.csv", "manifest.parquet"))
     if has_manifest or (may_be_folder(folder / "training") and may_be_folder(folder / "test" / "gallery")):
@@ -201,10 +201,10 @@ def _find_gallery(folder: Path, progress: Progress) -> Gallery:
             return Gallery(data.gallery, data.training or data.gallery, metadata, data.skipped)
         if data.skipped:
             raise DataError(f"{folder} has no gallery image to index{skipped_suffix(data.skipped)}.", argument="images")
-    return find_images(folder)
+    return _all_images(folder)
 
 
-def find_images(folder: Path) -> Gallery:
+def _all_images(folder: Path) -> Gallery:
     """Find every image in a folder, recursively; ids are paths relative to it, with forward slashes."""
     require_folder(folder)
     skipped: list[Skipped] = []
@@ -247,7 +247,7 @@ def _embed_images(
     """Embed with the given model; a name means the model that it led to when the folder was started."""
     precision = _precision_of_run(out, precision)
     request = _request(model, weights)
-    stored = _load(model) if request is None else _stored_model(out, str(model), request)
+    stored = _load_with_info(model) if request is None else _stored_model(out, str(model), request)
     fitted = None
     if stored is None:
         # the features are reused below, so that no image is computed twice
@@ -261,7 +261,7 @@ def _embed_images(
             precision=precision,
             progress=progress,
         )
-        stored = fitted.encoder, describe(fitted.encoder, request=request)
+        stored = fitted.encoder, describe_encoder(fitted.encoder, request=request)
     encoder, info = stored
     if fitted is None:
         require_same_model(out, encoder)  # before runtimes are timed
@@ -296,8 +296,8 @@ def _request(model: AnyEncoder | Path | str, weights: WeightsOption) -> dict[str
     return {"backbones": list(files), "weights": list(files.values())}
 
 
-def _load(model: AnyEncoder | Path | str) -> tuple[AnyEncoder, BundleInfo | None]:
-    """Return an encoder, and what its bundle says of its training."""
+def _load_with_info(model: AnyEncoder | Path | str) -> tuple[AnyEncoder, BundleInfo | None]:
+    """Return an encoder, with the record of its bundle."""
     if not isinstance(model, str | Path):
         return model, None
     bundle = find_bundle(model)

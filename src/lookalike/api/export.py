@@ -17,7 +17,7 @@ from lookalike.api.parity import Parity, compare_embeddings, compare_measures, g
 from lookalike.data.dataset import Dataset, Item, sample_evenly
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, MissingExtra, OptionError
-from lookalike.models.bundle import describe, load_data_as_trained, save_bundle
+from lookalike.models.bundle import describe_encoder, load_data_as_trained, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BundleInfo, GraphInfo, find_bundle, read_bundle_info
 from lookalike.models.pipeline import decode, map_ahead
@@ -28,8 +28,8 @@ from lookalike.runtimes.int8 import CALIBRATION_IMAGES, quantize
 from lookalike.runtimes.load import load_encoder
 from lookalike.types import Pixels, Skipped
 
-FORMATS = {"openvino": openvino.RUNTIME, "onnx": onnx.RUNTIME}
-PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+GRAPH_FORMATS = {"openvino": openvino.RUNTIME, "onnx": onnx.RUNTIME}
+GRAPH_PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 TOLERANCE = 0.5
 GOLDEN_IMAGES = 64
 
@@ -47,8 +47,8 @@ def export(
 ) -> AnyEncoder:
     """Write a bundle's graphs for another runtime, and refuse them when they lose too much accuracy.
 
-    Normalisation, pooling, head and L2 norm are in the graph: it takes uint8 pixels. What it was compared by is stored
-    in its `bundle.json` under `parity`.
+    Normalisation, pooling, head and L2 norm are in the graph: it takes uint8 pixels. The comparison
+    with the bundle is stored in `bundle.json` under `parity`.
 
     Args:
         bundle: a bundle, or a folder that holds one: embeddings, an index.
@@ -88,23 +88,23 @@ def export(
         )
     _require_packages(runtime, precision)
     encoder = load_encoder(bundle, runtime="torch")
-    cut = None if data is None else _data_of(data, info)
+    split = None if data is None else _data_of(data, info)
     with tempfile.TemporaryDirectory(prefix="lookalike-export-") as folder:
         members = []
         for number, member in enumerate(encoder.members):
             progress.info(f"{member.name}: exporting to {format}, {precision}")
             images = None
-            if cut is not None and precision == "int8":
-                sample = sample_evenly(cut.training, CALIBRATION_IMAGES)
+            if split is not None and precision == "int8":
+                sample = sample_evenly(split.training, CALIBRATION_IMAGES)
                 images = [pixels[None] for pixels in _pixels(member, sample, progress, "calibration")]
             members.append(_export_member(member, Path(folder), number, runtime, precision, images))
         exported: AnyEncoder = members[0]
         if isinstance(encoder, Ensemble):
             exported = Ensemble(tuple(members), encoder.combination, encoder.alignments)
-        parity = _measure_parity(encoder, exported, cut, progress)
+        parity = _measure_parity(encoder, exported, split, progress)
         parity.require(precision, tolerance)
         progress.info(f"{encoder.name}: {parity}")
-        record = describe(
+        record = describe_encoder(
             exported,
             info,
             exported_from=encoder.fingerprint,
@@ -117,11 +117,11 @@ def export(
 
 def _target(format: str, precision: str) -> tuple[str, str]:
     """Return runtime and precision."""
-    if format not in FORMATS:
-        raise OptionError(f"`format` must be one of {', '.join(FORMATS)}, got {format!r}.", argument="format")
-    if precision not in PRECISIONS:
+    if format not in GRAPH_FORMATS:
+        raise OptionError(f"`format` must be one of {', '.join(GRAPH_FORMATS)}, got {format!r}.", argument="format")
+    if precision not in GRAPH_PRECISIONS:
         raise OptionError(
-            f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.", argument="precision"
+            f"`precision` must be one of {', '.join(GRAPH_PRECISIONS)}, got {precision!r}.", argument="precision"
         )
     if format == "onnx":
         if precision == "bfloat16":
@@ -129,15 +129,15 @@ def _target(format: str, precision: str) -> tuple[str, str]:
                 "`precision` must be float32 or int8 with onnx: its runtime has no bfloat16 on CPUs.",
                 argument="precision",
             )
-        return FORMATS[format], "float32" if precision == "auto" else precision
+        return GRAPH_FORMATS[format], "float32" if precision == "auto" else precision
     supported = openvino.float_precisions()
     if precision == "bfloat16" and precision not in supported:
         raise OptionError(
-            "this processor has no bfloat16 arithmetic, so the loss cannot be measured here; leave `precision` out, or "
+            "this processor has no bfloat16 arithmetic, so the loss cannot be measured here; omit `precision`, or "
             "export on the machine that runs the model.",
             argument="precision",
         )
-    return FORMATS[format], supported[0] if precision == "auto" else precision
+    return GRAPH_FORMATS[format], supported[0] if precision == "auto" else precision
 
 
 def _require_packages(runtime: str, precision: str) -> None:
@@ -154,15 +154,15 @@ def _require_packages(runtime: str, precision: str) -> None:
 def _data_of(data: Dataset | Path | str, info: BundleInfo) -> Dataset:
     """Split the data as for the training of the bundle."""
     disjoint = info.options.get("class_disjoint")
-    cut = with_validation(
+    split = with_validation(
         load_data_as_trained(data, info), seed=int(info.options.get("seed", 0)), class_disjoint=disjoint
     )
-    if info.training_data is not None and info.training_data.fingerprint != cut.fingerprint:
+    if info.training_data is not None and info.training_data.fingerprint != split.fingerprint:
         raise DataError(
-            f"the bundle was not trained on the images in {cut.root}; give the folder that it was trained on.",
+            f"the bundle was not trained on the images in {split.root}; give the folder that it was trained on.",
             argument="data",
         )
-    return cut
+    return split
 
 
 def _export_member(

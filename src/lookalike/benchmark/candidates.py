@@ -15,7 +15,7 @@ from lookalike.benchmark.spec import BenchmarkSpec, bundle_name
 from lookalike.benchmark.trial import Trial, TrialKind
 from lookalike.data.dataset import Dataset, content_hashes, sample_evenly
 from lookalike.errors import DataError, OptionError
-from lookalike.models.bundle import describe, save_bundle
+from lookalike.models.bundle import describe_encoder, save_bundle
 from lookalike.models.encoder import COMBINATIONS, SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble, combine
 from lookalike.models.heads import fit_alignment, pca_head
 from lookalike.models.info import BundleInfo, EncoderInfo, TrainingData, TrainingState, is_bundle, read_bundle_info
@@ -277,7 +277,7 @@ def save_winner(
     scores = {"validation": trial.validation, "test": trial.test}
     training = tuple(report for info in infos for report in info.training or (None,) * len(info.members))
     encoder = winner.load(embeddings)
-    record = describe(
+    record = describe_encoder(
         encoder,
         classes=infos[0].classes,
         options=infos[0].options,

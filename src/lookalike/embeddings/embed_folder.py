@@ -83,7 +83,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     batch_size: int | None = None,
     progress: Progress,
 ) -> Embeddings:
-    """Embed images into a folder that can be searched without anything else.
+    """Embed images into a folder, with the model beside the embeddings.
 
     Called again with the same model it resumes where it was stopped, returns what is complete, and computes only the
     shards of which a file was changed, added or removed.

@@ -21,7 +21,7 @@ from lookalike._strings import PackedStrings, read_json_lines
 from lookalike.errors import DataError, StorageError
 from lookalike.types import Embeddings, Skipped, Vectors
 
-FORMAT = 2
+EMBEDDINGS_FORMAT = 2
 INFO_FILE = "embeddings.json"
 IDS_FILE = "ids.json"
 VECTORS_FILE = "vectors.npy"
@@ -89,7 +89,7 @@ class EmbeddingsInfo:
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
         return {
-            "format": FORMAT,
+            "format": EMBEDDINGS_FORMAT,
             **asdict(self),
             "root": None if self.root is None else str(self.root),
             "skipped": skipped_to_json(self.skipped),
@@ -140,8 +140,10 @@ def read_embeddings_info(path: Path | str) -> EmbeddingsInfo:
         )
     value = read_json(path / INFO_FILE, "embeddings record")
     version = value.get("format") if isinstance(value, dict) else None
-    if version != FORMAT:
-        raise StorageError(f"{path} has embeddings format {version}, this version reads {FORMAT}; embed again.")
+    if version != EMBEDDINGS_FORMAT:
+        raise StorageError(
+            f"{path} has embeddings format {version}, this version reads {EMBEDDINGS_FORMAT}; embed again."
+        )
     try:
         return EmbeddingsInfo.from_dict(value)
     except (KeyError, TypeError, ValueError) as error:

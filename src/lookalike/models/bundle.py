@@ -53,7 +53,7 @@ class WeightsFile:
             raise ModelError(f"{self.path} is missing or damaged ({error}); make the bundle again.") from error
 
 
-def describe(encoder: AnyEncoder, base: BundleInfo | None = None, **changes: Any) -> BundleInfo:
+def describe_encoder(encoder: AnyEncoder, base: BundleInfo | None = None, **changes: Any) -> BundleInfo:
     """Return the record of a bundle with this encoder; the rest is from `base` and from `changes`, fields by name."""
     versions = {"python": platform.python_version(), **installed_versions(*_PACKAGES)}
     content = {
@@ -81,7 +81,7 @@ def save_bundle(
     Args:
         encoder: what to save: its weights, or if it was exported its graphs.
         out: the folder; must not exist unless `replace_existing`.
-        info: from `describe`; None for a record without further content.
+        info: from `describe_encoder`; None for a record without further content.
         replace_existing: take the place of an older bundle.
         write_extra: writes further files into the folder before it is put in place.
 
@@ -90,7 +90,7 @@ def save_bundle(
         ModelError: an ensemble of which some members were exported and others not.
 
     """
-    info = describe(encoder, info)
+    info = describe_encoder(encoder, info)
     exported = [member.info.graph is not None for member in encoder.members]
     if any(exported) and not all(exported):
         raise ModelError(f"of {encoder.name} some members were exported and others not; export all of them or none.")

@@ -64,7 +64,7 @@ class Backbone(BatchRunner, Protocol):
 
     @property
     def width(self) -> int:
-        """Numbers per image that it computes."""
+        """Length of the row that it computes per image."""
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Backbone:
         """Return the backbone on the runtime that suits `count` images such as these; a concrete one returns itself."""
@@ -78,7 +78,7 @@ class Encoder:
     """Maps images to unit-length embeddings.
 
     Attributes:
-        info: what a bundle says of it.
+        info: its record in a bundle.
         backbone: what executes the backbone.
         head: the projection; None where the backbone's graph includes it (an exported encoder).
 

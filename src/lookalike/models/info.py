@@ -1,4 +1,4 @@
-"""The typed records of a bundle: what `bundle.json` says of each encoder and of how it was made. Needs no torch.
+"""The typed records in `bundle.json`: each encoder, and how the bundle was made. Needs no torch.
 
 The format is described in docs/concepts.md.
 """
@@ -17,7 +17,7 @@ from lookalike.errors import LookalikeError, ModelError, StorageError
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.models.records import TrainingReport
 
-FORMAT = 2
+BUNDLE_FORMAT = 2
 BUNDLE_FILE = "bundle.json"
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FOLDER = "model"  # the bundle inside a folder of embeddings or an index
@@ -118,7 +118,7 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """What a bundle says of one encoder.
+    """The record of one encoder.
 
     Attributes:
         backbone: the backbone.
@@ -225,7 +225,7 @@ class BundleInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
-        return {"format": FORMAT, **asdict(self)}
+        return {"format": BUNDLE_FORMAT, **asdict(self)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> BundleInfo:
@@ -264,8 +264,10 @@ def read_bundle_info(path: Path | str) -> BundleInfo:
     except StorageError as error:
         raise ModelError(f"{file} is damaged; make the bundle again.") from error
     version = value.get("format") if isinstance(value, dict) else None
-    if version != FORMAT:
-        raise ModelError(f"{path} has bundle format {version}, this version reads {FORMAT}; make the bundle again.")
+    if version != BUNDLE_FORMAT:
+        raise ModelError(
+            f"{path} has bundle format {version}, this version reads {BUNDLE_FORMAT}; make the bundle again."
+        )
     try:
         info = BundleInfo.from_dict(value)
         if not info.members:

@@ -24,7 +24,7 @@ from lookalike.errors import OptionError, UnreadableImage
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.types import Pixels, Skipped, Vectors
 
-BATCH_SIZE = 16
+DEFAULT_BATCH_SIZE = 16
 _FILES_PER_TASK = 4  # handing one file over to a thread costs a tenth of decoding it
 _WARM_UP_BATCHES = 4  # the first batches wait for everything, so they say nothing about the bottleneck
 S = TypeVar("S")
@@ -141,7 +141,7 @@ def decode(source: Source, min_sides: Sequence[int]) -> list[Pixels]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class DecodedBatch:
     """Decoded images: `pixels[m]` is `(n, h, w, 3)` uint8 for preprocessing `m`."""
 
     ids: tuple[str, ...]
@@ -151,8 +151,8 @@ class Batch:
 
 
 def decode_batches(
-    groups: Sequence[Sequence[Source]], preprocessings: Sequence[Preprocessing], batch_size: int = BATCH_SIZE
-) -> Generator[Batch, None, None]:
+    groups: Sequence[Sequence[Source]], preprocessings: Sequence[Preprocessing], batch_size: int = DEFAULT_BATCH_SIZE
+) -> Generator[DecodedBatch, None, None]:
     """Decode each image once and prepare it for every preprocessing; a batch never spans two groups."""
     distinct = tuple(dict.fromkeys(preprocessings))
     slots = [distinct.index(p) for p in preprocessings]
@@ -167,7 +167,7 @@ def decode_batches(
             readable = [(source.id, pixels) for source, pixels in batch if not isinstance(pixels, Skipped)]
             stacks = [np.stack([pixels[i] for _, pixels in readable]) for i in range(len(distinct)) if readable]
             done += len(batch)
-            yield Batch(
+            yield DecodedBatch(
                 tuple(item_id for item_id, _ in readable),
                 tuple(stacks[slot] for slot in slots) if readable else (),
                 tuple(pixels for _, pixels in batch if isinstance(pixels, Skipped)),
@@ -188,7 +188,7 @@ def map_ahead(
 def map_groups_ahead(
     groups: Sequence[Sequence[S]], prepare: Callable[[S], T], batch_size: int
 ) -> Generator[list[tuple[S, T | Skipped]], None, None]:
-    """Do as `map_ahead` for several groups without a pause between them; a batch never spans two groups."""
+    """Map several groups as `map_ahead` does, without a pause between them; a batch never spans two groups."""
     if batch_size < 1:
         raise OptionError(f"`batch_size` must be at least 1, got {batch_size}.", argument="batch_size")
 
@@ -257,13 +257,13 @@ class Bottleneck:
 
 
 def run_batches(
-    batches: Iterator[Batch], runners: Sequence[BatchRunner], bottleneck: Bottleneck
-) -> Generator[tuple[Batch, list[Vectors]], None, None]:
+    batches: Iterator[DecodedBatch], runners: Sequence[BatchRunner], bottleneck: Bottleneck
+) -> Generator[tuple[DecodedBatch, list[Vectors]], None, None]:
     """Pair each batch with the results of the runners, one per preprocessing; they work a few batches ahead."""
     in_flight = min(runner.in_flight for runner in runners)
-    queue: deque[tuple[Batch, list[Callable[[], Vectors]]]] = deque()
+    queue: deque[tuple[DecodedBatch, list[Callable[[], Vectors]]]] = deque()
 
-    def next_result() -> tuple[Batch, list[Vectors]]:
+    def next_result() -> tuple[DecodedBatch, list[Vectors]]:
         batch, pending = queue[0]
         clock = time.perf_counter()
         results: list[Vectors] = []

@@ -12,7 +12,7 @@ from torch import nn
 from lookalike._system import cpu_flags
 from lookalike.errors import OptionError
 from lookalike.models.info import BackboneInfo
-from lookalike.models.pipeline import BATCH_SIZE, Source
+from lookalike.models.pipeline import DEFAULT_BATCH_SIZE, Source
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress
 from lookalike.types import Pixels, Vectors
@@ -36,7 +36,7 @@ class TorchBackbone:
         self.device_type = self.device.type
         self.width = info.features
         on_gpu = self.device.type == "cuda"
-        self.batch_size = _GPU_BATCH_SIZE if on_gpu and precision != "float32" else BATCH_SIZE
+        self.batch_size = _GPU_BATCH_SIZE if on_gpu and precision != "float32" else DEFAULT_BATCH_SIZE
         self.in_flight = 2 if on_gpu else 1  # on a GPU one batch is computed while one waits
         if precision == "bfloat16" and not has_bfloat16(self.device):
             raise OptionError(

@@ -61,13 +61,13 @@ def trace(backbone: TorchBackbone, head: Head | None = None) -> torch.export.Exp
     graph = Graph(backbone, head).eval()
     preprocessing = backbone.info.preprocessing
     example = torch.zeros(2, preprocessing.height, preprocessing.width, 3, dtype=torch.uint8)
-    with torch.no_grad(), _silence():
+    with torch.no_grad(), _silent_exporters():
         return torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     """Write a traced graph as an ONNX file; needs the packages onnx and onnxscript."""
-    with torch.no_grad(), _silence():
+    with torch.no_grad(), _silent_exporters():
         torch.onnx.export(
             program,
             f=str(path),
@@ -80,7 +80,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def _silent_exporters() -> Iterator[None]:
     """Hide what the exporters print."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

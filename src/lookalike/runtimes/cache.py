@@ -1,4 +1,4 @@
-"""What this machine remembers of backbones: how fast each runtime is, their graphs, compiled graphs, and weights.
+"""The cache of this machine: how fast each runtime is, graphs of backbones, compiled graphs, and weights.
 
     timings/<architecture>-<machine>.json       images per second by runtime and precision
     graphs/<backbone>-<versions>/               graph.xml + graph.bin, graph.onnx, compiled graphs (.blob)
@@ -30,7 +30,7 @@ _DIGEST_LENGTH = 32
 
 
 @dataclass(frozen=True)
-class Timing:
+class RuntimeTiming:
     """How fast a runtime computes an architecture in a precision, in images per second."""
 
     runtime: str
@@ -41,17 +41,17 @@ class Timing:
         return f"{self.runtime} {self.precision} {self.rate:.0f} images/s"
 
 
-def load_timings(backbone: BackboneInfo) -> tuple[Timing, ...]:
-    """Return what was measured on this machine for this architecture; empty where nothing was."""
+def load_timings(backbone: BackboneInfo) -> tuple[RuntimeTiming, ...]:
+    """Return the timings of this architecture on this machine; empty where it was not timed."""
     try:
         value = read_json(_timings_file(backbone), "timings")
-        return tuple(Timing(str(t["runtime"]), str(t["precision"]), float(t["rate"])) for t in value["timings"])
+        return tuple(RuntimeTiming(str(t["runtime"]), str(t["precision"]), float(t["rate"])) for t in value["timings"])
     except (StorageError, ValueError, KeyError, TypeError):
         return ()
 
 
-def save_timings(backbone: BackboneInfo, timings: Sequence[Timing]) -> None:
-    """Remember what was measured; where the cache cannot be written, it is measured again."""
+def save_timings(backbone: BackboneInfo, timings: Sequence[RuntimeTiming]) -> None:
+    """Store timings; where the cache cannot be written, runtimes are timed again."""
     with contextlib.suppress(LookalikeError):
         write_json(_timings_file(backbone), {"cpu": cpu_name(), "timings": [asdict(t) for t in timings]})
 
@@ -116,7 +116,7 @@ class GraphCache:
         return self._save(replace(self, digests={**self.digests, **digests}))
 
     def with_cosine(self, runtime: str, precision: str, cosine: float) -> GraphCache:
-        """Remember the smallest cosine to torch's features."""
+        """Store the smallest cosine to torch's features."""
         return self._save(replace(self, cosines={**self.cosines, f"{runtime} {precision}": cosine}))
 
     def _save(self, changed: GraphCache) -> GraphCache:
@@ -137,7 +137,7 @@ class GraphCache:
         return blob if digest(blob).encode() == data[:_DIGEST_LENGTH] else None
 
     def write_blob(self, name: str, blob: bytes) -> None:
-        """Remember a compiled graph; where the cache cannot be written, it is compiled again."""
+        """Store a compiled graph; where the cache cannot be written, it is compiled again."""
         with contextlib.suppress(LookalikeError, OSError):
             write_file(self._blob(name), lambda path: _write_parts(path, digest(blob).encode(), blob))
             _evict(self.folder.parent)
@@ -163,7 +163,7 @@ def _evict(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class PretrainedCache:
-    """A pretrained backbone, by the name and weights that were requested."""
+    """The cached backbone for a name and weights."""
 
     key: str
 
@@ -186,7 +186,7 @@ class PretrainedCache:
             return None
 
     def save(self, info: BackboneInfo, state: str, write_weights: Callable[[Path], None]) -> None:
-        """Remember a backbone; where the cache cannot be written, it is built again."""
+        """Store a backbone; where the cache cannot be written, it is built again."""
         with contextlib.suppress(LookalikeError, OSError):
             write_file(self._weights(info), write_weights)
             write_json(self._file, {"backbone": asdict(info), "state": state})

@@ -29,7 +29,7 @@ GraphRunner = openvino.OpenVINORunner | onnx.OnnxRunner
 SINGLE_MAX = 32  # up to this many images are computed one batch at a time, on all threads
 
 
-class Weights(Protocol):
+class WeightsSource(Protocol):
     """Where the weights of a backbone come from."""
 
     def load(self) -> TorchBackbone:
@@ -47,7 +47,7 @@ class GraphBackbone:
     runner: GraphRunner
     runtime: str
     precision: str
-    source: Weights | None = None  # None for an exported graph
+    source: WeightsSource | None = None  # None for an exported graph
     folder: Path | None = None  # of an exported graph, the bundle
 
     @property

@@ -24,7 +24,7 @@ def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer:
     except ImportError as error:
         raise MissingExtra("nncf", "int8", "int8") from error
     calibration = images if runtime == "openvino" else [{graph.graph.input[0].name: p} for p in images]
-    with _silence():
+    with _silent_nncf():
         return nncf.quantize(
             graph,
             nncf.Dataset(calibration),
@@ -39,7 +39,7 @@ def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def _silent_nncf() -> Iterator[None]:
     """Hide NNCF's bars and what it logs, which it writes to stdout."""
     logger = logging.getLogger("nncf")
     disabled, logger.disabled = logger.disabled, True
@@ -63,7 +63,7 @@ def _openvino_head(graph: Any) -> list[str]:
 
 
 def _onnx_head(graph: Any) -> list[str]:
-    """Do as `_openvino_head` for an ONNX graph."""
+    """Return the names of the head's layers in an ONNX graph."""
     makers = {name: node for node in graph.graph.node for name in node.output}
     names: list[str] = []
     waiting = [graph.graph.output[0].name]

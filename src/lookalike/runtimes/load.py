@@ -148,7 +148,7 @@ def _load_backbone(name: str, weights: str | Path, seed: int) -> tuple[AutoBackb
 
 
 def weights_of(weights: WeightsOption, name: str) -> str | Path:
-    """Return what the option `weights` says of one backbone."""
+    """Return the value of the option `weights` for one backbone."""
     return weights.get(name, PRETRAINED) if isinstance(weights, Mapping) else weights
 
 

@@ -46,7 +46,7 @@ def import_openvino() -> ModuleType:
 
 @contextlib.contextmanager
 def _blocked_imports(*names: str) -> Iterator[None]:
-    """Make these modules unavailable meanwhile, unless they were imported before.
+    """Make imports of these modules fail inside the `with` block, unless they were imported before.
 
     OpenVINO reports every import and conversion over the network, and has no setting that turns it off for a process.
     """

@@ -24,13 +24,13 @@ from lookalike.models.info import BackboneInfo
 from lookalike.models.pipeline import BatchRunner, Source, decode
 from lookalike.progress import Progress
 from lookalike.runtimes import onnx, openvino
-from lookalike.runtimes.cache import GraphCache, Timing, load_timings, save_timings
+from lookalike.runtimes.cache import GraphCache, RuntimeTiming, load_timings, save_timings
 from lookalike.runtimes.graphs import (
     SINGLE_MAX,
     GraphBackbone,
     GraphRunner,
     UnpreparedBackbone,
-    Weights,
+    WeightsSource,
     open_graph,
     write_graph,
 )
@@ -48,7 +48,7 @@ GRAPH_FILES = {openvino.RUNTIME: ("graph.xml", "graph.bin"), onnx.RUNTIME: ("gra
 MIN_IMAGES = 400  # converting and timing take ten to twenty seconds: not for fewer images
 _TRIAL_IMAGES = 24
 _TRIAL_SECONDS = 0.5
-_TRIAL_ROUNDS = 2  # the better of two counts: another process may disturb one
+_TRIAL_ROUNDS = 2  # the highest rate counts: another process may disturb a round
 _NORM_TOLERANCE = 1e-3  # how much the length of features may differ from torch's, in float32
 
 
@@ -68,7 +68,7 @@ class AutoBackbone(UnpreparedBackbone):
     """A backbone whose runtime is selected when it computes images."""
 
     info: BackboneInfo
-    source: Weights
+    source: WeightsSource
     runtime: str = AUTO
     precision: str = AUTO
     _prepared: dict[bool, Backbone] = field(default_factory=dict, repr=False)  # by whether it is for single images
@@ -136,8 +136,8 @@ def _member_with_runtime(encoder: Encoder, runtime: str, precision: str) -> Enco
     if graph is not None:
         if runtime not in (AUTO, graph.runtime) or precision not in (AUTO, graph.precision):
             raise OptionError(
-                f"{encoder.name} was exported for {graph.runtime} in {graph.precision}, which cannot be changed; leave "
-                "out `runtime` and `precision`, or use the bundle that it was exported from.",
+                f"{encoder.name} was exported for {graph.runtime} in {graph.precision}, which cannot be changed; omit "
+                "`runtime` and `precision`, or use the bundle that it was exported from.",
                 argument="runtime",
             )
         return encoder
@@ -151,7 +151,7 @@ def _member_with_runtime(encoder: Encoder, runtime: str, precision: str) -> Enco
 
 @dataclass(frozen=True)
 class TorchWeights:
-    """Weights that are in memory, in a torch module."""
+    """WeightsSource that are in memory, in a torch module."""
 
     backbone: TorchBackbone
 
@@ -201,7 +201,7 @@ class _Selection:
             timings = self.measure()
         candidates = [t for t in timings if self.runtime in (AUTO, t.runtime) and self.precision in (AUTO, t.precision)]
         if not candidates and self.runtime != AUTO:
-            candidates = [Timing(self.runtime, "float32" if self.precision == AUTO else self.precision, 0.0)]
+            candidates = [RuntimeTiming(self.runtime, "float32" if self.precision == AUTO else self.precision, 0.0)]
         errors: list[str] = []
         for timing in sorted(candidates, key=lambda t: -t.rate):
             try:
@@ -260,7 +260,7 @@ class _Selection:
         backbone = self.on_torch("float32")
         self.graphs = self.graphs.add(names, lambda folder: write_graph(backbone, runtime, folder / names[0]))
 
-    def measure(self) -> tuple[Timing, ...]:
+    def measure(self) -> tuple[RuntimeTiming, ...]:
         """Time every runtime on the sample and remember the rates for the architecture and this machine."""
         self.progress.info(f"{self.info.name}: timing the available runtimes (once per architecture and machine)")
         pixels, _ = self._reference()
@@ -277,7 +277,7 @@ class _Selection:
             for option, runner in runners.items():
                 rates[option] = max(rates[option], measure_rate(runner, pixels))
         self.progress.step("timing runtimes", len(options), len(options))
-        timings = tuple(Timing(runtime, precision, rate) for (runtime, precision), rate in rates.items())
+        timings = tuple(RuntimeTiming(runtime, precision, rate) for (runtime, precision), rate in rates.items())
         self.progress.info(f"{self.info.name}: {', '.join(map(str, timings))}")
         save_timings(self.info, timings)
         return timings
@@ -329,7 +329,7 @@ def _sample_pixels(info: BackboneInfo, sample: Sequence[Source]) -> Pixels:
 
 
 def measure_rate(runner: BatchRunner, pixels: Pixels, seconds: float = _TRIAL_SECONDS) -> float:
-    """Return images per second, with as many batches in flight as the runtime likes."""
+    """Return images per second, with as many batches in flight as the runtime allows."""
     size = runner.batch_size
     whole = max(1, len(pixels) // size) * size  # a partial batch takes as long as a full one
     batches = itertools.cycle(np.split(np.take(pixels, np.arange(whole), axis=0, mode="wrap"), whole // size))

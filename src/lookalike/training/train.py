@@ -17,7 +17,7 @@ from lookalike.data.split import with_validation
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
-from lookalike.models.bundle import describe, save_bundle
+from lookalike.models.bundle import describe_encoder, save_bundle
 from lookalike.models.encoder import AnyEncoder, require_combination
 from lookalike.models.info import BundleInfo, TrainingData, is_bundle, read_bundle_info
 from lookalike.models.records import TrainingReport
@@ -292,7 +292,7 @@ def training_info(
         validation=validation_fingerprint(data),
         contents=image_hashes(data),
     )
-    return describe(
+    return describe_encoder(
         encoder,
         classes=tuple(data.classes),
         training_data=training_data,
