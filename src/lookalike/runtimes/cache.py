@@ -107,9 +107,10 @@ class GraphCache:
     def add(self, names: Sequence[str], write: Callable[[Path], None]) -> GraphCache:
         """Let `write` make these files in a temporary folder, then put them in place."""
         with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=".") as temporary:
                 write(Path(temporary))
+                self.folder.mkdir(exist_ok=True)
                 for name in names:
                     (Path(temporary) / name).replace(self.folder / name)
         digests = {name: file_digest(self.folder / name) for name in names}
