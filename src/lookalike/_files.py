@@ -29,7 +29,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there in one step; an error keeps the old file."""
     path = Path(path)
     require_writable(path)
@@ -51,11 +51,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text in one step; file names in it that are not valid Unicode are written as their bytes."""
-
-    def fill(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-
-    write_file(path, fill)
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -35,15 +35,7 @@ _PADDING = (-1, 0)
 
 
 def epoch_order(targets: Indices, recipe: Recipe, *, seed: int, epoch: int) -> Indices:
-    """Return the order in which an epoch shows the images, as many indices as there are images.
-
-    Args:
-        targets: `(n,)` class index of each image.
-        recipe: its sampler, batch size and images per class decide.
-        seed: of the run.
-        epoch: counted from 0.
-
-    """
+    """Return the order in which an epoch, counted from 0, shows the images, as many indices as there are images."""
     generator = np.random.default_rng([seed, epoch])
     if recipe.resolved_sampler == "pk":
         return _pk_order(targets, recipe.batch_size, recipe.per_class, generator)
@@ -148,20 +140,12 @@ def _random_crop(
 
 @dataclass(frozen=True)
 class Batch:
-    """The share of a batch that this process trains on.
+    """The share of a batch that this process trains on."""
 
-    Attributes:
-        done: images of the epoch that all processes have seen, this batch included.
-        pixels: `(n, h, w, 3)` uint8.
-        indices: of the items.
-        valid: only the first `valid` images count.
-
-    """
-
-    done: int
-    pixels: npt.NDArray[np.uint8]
-    indices: Indices
-    valid: int
+    done: int  # images of the epoch that all processes have seen, this batch included
+    pixels: npt.NDArray[np.uint8]  # `(n, h, w, 3)`
+    indices: Indices  # of the items
+    valid: int  # only the first `valid` images count
 
 
 def iterate_batches(

@@ -17,29 +17,16 @@ _NAME = "checkpoint.pt"
 
 def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
     """Write the state of a run: tensors, numbers, strings, and lists and dictionaries of them."""
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # for a full disk torch raises no OSError
     torch.save(content, buffer)
-    write_file(folder / _NAME, lambda path: _write(path, buffer))
-
-
-def _write(path: Path, buffer: io.BytesIO) -> None:
-    path.write_bytes(buffer.getbuffer())
+    write_file(folder / _NAME, lambda path: path.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(folder: Path | None, key: str) -> dict[str, Any] | None:
-    """Read the state of a run, or None if there is no checkpoint.
-
-    Args:
-        folder: where `save_checkpoint` wrote; None for none.
-        key: of the run to resume; must be the stored one.
-
-    Raises:
-        StorageError: the file is damaged, or belongs to a run with other data or options.
-
-    """
-    path = folder / _NAME if folder is not None else None
-    if folder is None or path is None or not path.is_file():
+    """Read the state of the run with this key, or None if there is no checkpoint."""
+    if folder is None or not (folder / _NAME).is_file():
         return None
+    path = folder / _NAME
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol

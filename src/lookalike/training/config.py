@@ -163,17 +163,9 @@ _SGD_RATES_UNSEEN = {"lr": 2e-3, "head_lr": 3e-2}
 
 
 def make_recipe(name: str, family: str, *, unseen: bool = False, **overrides: Any) -> Recipe:
-    """Return a recipe by name with single fields overridden.
+    """Return a recipe by name with single fields overridden; `auto` uses that of the network's `family`.
 
-    Args:
-        name: a key of RECIPES; `auto` uses the recipe of the network's family.
-        family: of the network, from `family_of`.
-        unseen: whether the test classes do not occur in training.
-        overrides: recipe fields by name.
-
-    Raises:
-        OptionError: an unknown name, or a value outside its limits.
-
+    `unseen`: whether the test classes do not occur in training.
     """
     if name != AUTO and name not in RECIPES:
         raise OptionError(f"`recipe` must be one of {', '.join((AUTO, *RECIPES))}, got {name!r}.", argument="recipe")

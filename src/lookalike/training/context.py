@@ -25,33 +25,19 @@ from lookalike.types import Embeddings
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What stays constant while encoders are trained; `dataclasses.replace` makes the context of one backbone.
+    """What stays constant while encoders are trained; `dataclasses.replace` makes the context of one backbone."""
 
-    Attributes:
-        data: with its validation split.
-        options: of the run.
-        progress: reports steps and messages.
-        folder: for checkpoints; None for none.
-        cache: a folder that keeps the features of frozen backbones; None for none.
-        distributed: the processes that train together.
-        tracker: logs the recipe and each epoch.
-        recipe: of the backbone.
-        key: identifies the backbone's run in its checkpoint.
-        earlier_seconds: time that earlier sessions took until their last checkpoint.
-        started: `time.perf_counter()` at the start of this session of the backbone.
-
-    """
-
-    data: Dataset
+    data: Dataset  # with its validation split
     options: TrainingOptions
     progress: Progress = SILENT
-    folder: Path | None = None
-    cache: Path | None = None
+    folder: Path | None = None  # for checkpoints
+    cache: Path | None = None  # keeps the features of frozen backbones
     distributed: DistributedContext = SINGLE_PROCESS
     tracker: RunTracker = NO_TRACKER
     recipe: Recipe = field(default_factory=Recipe)
-    key: str = ""
-    earlier_seconds: float = 0.0
+    key: str = ""  # identifies the backbone's run in its checkpoint
+    earlier_seconds: float = 0.0  # time that earlier sessions took until their last checkpoint
+    # `time.perf_counter()` at the start of this session of the backbone
     started: float = field(default_factory=time.perf_counter)
 
     @property

@@ -15,31 +15,17 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  #
 
 
 def write_curves(folder: Path, reports: Sequence[TrainingReport], measure: str) -> bool:
-    """Write `curves.png` and `curves.html` into a folder, unless no backbone was fine-tuned.
-
-    Args:
-        folder: of the bundle.
-        reports: one per backbone.
-        measure: name of the validation measure.
-
-    Returns:
-        Whether there was anything to draw.
-
-    """
+    """Write `curves.png` and `curves.html` into a bundle; return False, with nothing written, without fine-tuning."""
     fine_tuned = [report for report in reports if report.epochs]
     if not fine_tuned:
         return False
     image = draw_curves(fine_tuned, measure)
-    write_file(folder / "curves.png", lambda path: _write(path, image))
+    write_file(folder / "curves.png", lambda path: path.write_bytes(image))
     page = page_environment().get_template("curves.html.j2")
     names = " + ".join(report.backbone for report in reports)
     encoded = base64.b64encode(image).decode()
     write_text(folder / "curves.html", page.render(names=names, measure=measure, image=encoded, reports=reports))
     return True
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def draw_curves(reports: Sequence[TrainingReport], measure: str) -> bytes:

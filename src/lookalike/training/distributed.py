@@ -180,12 +180,9 @@ class _AllGather(torch.autograd.Function):
 
 @contextlib.contextmanager
 def open_distributed() -> Iterator[DistributedContext]:
-    """Join the processes that a launcher started; a single process without a launcher.
+    """Join the processes that a launcher started; without one it is a single process.
 
-    Raises:
-        OptionError: accelerate is not installed.
-        ModelError: another process died.
-
+    Raises `ModelError` if another process dies.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield SINGLE_PROCESS

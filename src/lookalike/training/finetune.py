@@ -26,31 +26,20 @@ _DIVERGENCE_FACTOR = 4
 
 @dataclass
 class FinetuneState:
-    """The progress of fine-tuning: everything that a checkpoint holds besides the weights.
+    """The progress of fine-tuning: everything that a checkpoint holds besides the weights."""
 
-    Attributes:
-        planned_epochs, steps_per_epoch: the plan, which the learning-rate schedule follows.
-        epochs: report of each finished epoch.
-        best: weights of the encoder after the epoch with the best measure.
-        best_measure: its measure.
-        first_loss: the first loss of the run, or the loss of guessing if that is larger.
-        recent_losses: the last losses, over epochs.
-        last_epoch: the epoch to stop after, where it is known beforehand, whatever the time budget.
-        rates: peak learning rates; several where a resumed run changed them.
-        reserved_seconds: of the time budget, for the stages after fine-tuning.
-
-    """
-
+    # the plan, which the learning-rate schedule follows
     planned_epochs: int
     steps_per_epoch: int
     epochs: list[EpochReport] = field(default_factory=list)
-    best: dict[str, torch.Tensor] | None = None
+    best: dict[str, torch.Tensor] | None = None  # weights of the encoder after the epoch with the best measure
     best_measure: float = -math.inf
-    first_loss: float | None = None
-    recent_losses: list[float] = field(default_factory=list)
-    last_epoch: int | None = None
+    first_loss: float | None = None  # the first loss of the run, or the loss of guessing if that is larger
+    recent_losses: list[float] = field(default_factory=list)  # the last losses, over epochs
+    last_epoch: int | None = None  # the epoch to stop after, where it is known beforehand, whatever the time budget
+    # peak learning rates; several where a resumed run changed them
     rates: list[LearningRates] = field(default_factory=list)
-    reserved_seconds: float = 0.0
+    reserved_seconds: float = 0.0  # of the time budget, for the stages after fine-tuning
 
     @property
     def epoch(self) -> int:
@@ -64,12 +53,7 @@ class FinetuneState:
 
     @property
     def best_weights(self) -> dict[str, torch.Tensor]:
-        """Weights of the best epoch.
-
-        Raises:
-            ValueError: no epoch is finished.
-
-        """
+        """Weights of the best epoch."""
         if self.best is None:
             raise ValueError("no epoch is finished")
         return self.best
@@ -104,18 +88,11 @@ class FinetuneState:
 
 @dataclass(frozen=True)
 class Validation:
-    """What decides which epoch is kept and when to stop early.
-
-    Attributes:
-        name: of the measure.
-        measure: returns it for the encoder's current weights.
-        patience: epochs without improvement before stopping.
-
-    """
+    """What decides which epoch is kept and when to stop early."""
 
     name: str
-    measure: Callable[[], float]
-    patience: int
+    measure: Callable[[], float]  # returns it for the encoder's current weights
+    patience: int  # epochs without improvement before stopping
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
@@ -131,13 +108,7 @@ def plan_epochs(
 ) -> FinetuneState:
     """Plan epochs and steps; with a time budget, by timing two steps after a warm-up step, which change nothing.
 
-    Args:
-        state: fresh.
-        items: training items.
-        targets: their class indices `(n,)`.
-        seconds_left: of the budget; None without one.
-        overhead: seconds of validation per epoch.
-
+    `overhead` is the seconds of validation per epoch.
     """
     recipe = state.recipe
     steps = max(1, math.ceil(len(items) / recipe.batch_size))
@@ -176,19 +147,8 @@ def finetune(
 ) -> None:
     """Train until the plan, the patience or the time is exhausted; `run` and `state` are changed in place.
 
-    Args:
-        state: fresh, or restored from a checkpoint.
-        run: likewise.
-        items: training items.
-        targets: their class indices `(n,)`.
-        validation: decides what is kept and when to stop; None keeps the last epoch.
-        after_epoch: called with `run` after each epoch.
-        has_time: asked before each epoch but the first, unless the last epoch is known.
-        progress: reports each step with loss, best measure and rate.
-
-    Raises:
-        ModelError: training diverged.
-
+    Both are fresh or restored from a checkpoint. Without `validation` the last epoch is kept. `has_time` is called
+    before each epoch but the first, unless the last epoch is known.
     """
     while not run.is_over(validation.patience if validation else 0):
         number = f"{run.epoch + 1}/{run.end}"

@@ -41,35 +41,20 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class FrozenStage:
-    """The result of the stage with the backbone frozen.
+    """The result of the stage with the backbone frozen."""
 
-    Attributes:
-        items: the training items that can be read.
-        targets: `(n,)` class index of each item.
-        crop_mode: of the encoder's preprocessing.
-        state: weights of the encoder with its best head and the pretrained backbone.
-        initial_head: weights of its head before any gradient step, from which fine-tuning starts.
-        class_means: `(classes, dim)` float32, unit length: mean embedding of each class with that head.
-        head_origin: how that head was fitted, in words.
-        pca_measure, head_measure: validation measure with principal components as head, and with the best head.
-        shrinkage: of a whitening head; None for principal components.
-        head_epochs: epochs of the best head; 0 if training it did not help.
-        skipped: training and validation files that cannot be read, with their causes.
-
-    """
-
-    items: tuple[Item, ...]
-    targets: Indices
-    crop_mode: str
-    state: State
-    initial_head: State
-    class_means: torch.Tensor
-    head_origin: str
-    pca_measure: float
-    head_measure: float
-    shrinkage: float | None
-    head_epochs: int
-    skipped: tuple[str, ...]
+    items: tuple[Item, ...]  # the training items that can be read
+    targets: Indices  # `(n,)` class index of each item
+    crop_mode: str  # of the encoder's preprocessing
+    state: State  # weights of the encoder with its best head and the pretrained backbone
+    initial_head: State  # weights of its head before any gradient step, from which fine-tuning starts
+    class_means: torch.Tensor  # `(classes, dim)` float32, unit length: mean embedding of each class with that head
+    head_origin: str  # how that head was fitted, in words
+    pca_measure: float  # validation measure with principal components as head
+    head_measure: float  # validation measure with the best head
+    shrinkage: float | None  # of a whitening head; None for principal components
+    head_epochs: int  # epochs of the best head; 0 if training it did not help
+    skipped: tuple[str, ...]  # training and validation files that cannot be read, with their causes
 
     @property
     def classes(self) -> int:
@@ -110,10 +95,6 @@ def run_frozen_stage(context: TrainingContext, encoder: TrainableEncoder) -> Fro
     """Choose the crop mode, fit the head, then train head and classifier on cached features.
 
     The encoder is left with the best head.
-
-    Raises:
-        DataError: the readable training images are of one class, or validation cannot be measured.
-
     """
     options, recipe, name = context.options, context.recipe, encoder.name
     by_validation = options.frozen or context.unseen_classes
@@ -140,12 +121,7 @@ def run_frozen_stage(context: TrainingContext, encoder: TrainableEncoder) -> Fro
 
 
 def replay_frozen_stage(context: TrainingContext, encoder: TrainableEncoder, config: FrozenStageConfig) -> FrozenStage:
-    """Repeat the stage with the validation images as training images; nothing is measured, the choices are given.
-
-    Raises:
-        DataError: the readable images are of one class.
-
-    """
+    """Repeat the stage with the validation images as training images; nothing is measured, the choices are given."""
     set_crop_mode(encoder, config.crop_mode)
     splits = {"features": labelled(context.data.training), "validation": labelled(context.data.validation)}
     parts = [context.frozen_features(encoder, items, f"{encoder.name}: {task}") for task, items in splits.items()]
@@ -184,9 +160,7 @@ def _choose_crop_mode(
 ) -> tuple[str, Features, Features]:
     """Set the crop mode of the recipe, or the one that measures best with a PCA head.
 
-    Returns:
-        The crop mode, and the features of the training and validation images with it.
-
+    Returns it with the features of the training and of the validation images.
     """
     options, name, pretrained = context.options, encoder.name, encoder.preprocessing
 
@@ -262,22 +236,10 @@ def train_head(
     seed: int,
     epochs: int = HEAD_EPOCHS,
 ) -> tuple[float, int]:
-    """Train head and classifier with cross-entropy on cached features; keep the epoch with the best measure.
+    """Train head and classifier in place with cross-entropy on cached features; keep the epoch that measures best.
 
-    Args:
-        encoder: its head is changed in place.
-        classifier: changed in place.
-        features: of the training images.
-        targets: `(n,)` class indices of the same images.
-        measure: validation measure of the encoder with its current head; None keeps the last epoch.
-        label_smoothing: of the cross-entropy.
-        seed: decides the order.
-        epochs: over the cached features.
-
-    Returns:
-        The best measure and its epoch, counted from 1; the initial measure and 0 if training did not help; NaN and the
-        last epoch without a measure.
-
+    Returns the best measure and its epoch, counted from 1; the initial measure and 0 if training did not help; NaN and
+    the last epoch without a measure.
     """
     head, device = encoder.head.train(), encoder.device
     modules = nn.ModuleList([head, classifier.to(device)])

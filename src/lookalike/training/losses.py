@@ -14,25 +14,14 @@ CROSS_ENTROPY = "cross-entropy"
 
 @dataclass(frozen=True)
 class Loss:
-    """One row of the table of losses.
-
-    Attributes:
-        name: as written in a recipe.
-        description: what it is, with its source.
-        compares: whether it compares the images of a batch, so that a batch needs several images per class.
-        kind: its class in pytorch-metric-learning; empty for cross-entropy.
-        settings: arguments of that class.
-        miner: the class that selects pairs or triplets for it; empty for none.
-        miner_settings: arguments of that class.
-
-    """
+    """One row of the table of losses."""
 
     name: str
-    description: str
-    compares: bool = False
-    kind: str = ""
+    description: str  # what it is, with its source
+    compares: bool = False  # whether it compares the images of a batch, so that a batch needs several images per class
+    kind: str = ""  # its class in pytorch-metric-learning; empty for cross-entropy
     settings: Mapping[str, Any] = field(default_factory=dict)
-    miner: str = ""
+    miner: str = ""  # the class that selects pairs or triplets for it; empty for none
     miner_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -67,12 +56,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def parse_loss(text: object) -> tuple[tuple[float, Loss], ...]:
-    """Read `cross-entropy+0.5*multi-similarity` as weights and losses.
-
-    Raises:
-        OptionError: an unknown loss, a weight that is not a positive number, or a duplicate loss.
-
-    """
+    """Read `cross-entropy+0.5*multi-similarity` as weights and losses."""
     terms: list[tuple[float, Loss]] = []
     for part in str(text).split("+"):
         factor, _, name = part.strip().rpartition("*")

@@ -11,15 +11,7 @@ from lookalike.training.losses import Loss, parse_loss
 
 
 class Objective(nn.Module):
-    """A weighted sum of losses on the projections.
-
-    Args:
-        loss: as `parse_loss` reads it.
-        classes: number of classes.
-        dim: number of dimensions of a projection.
-        label_smoothing: of cross-entropy.
-
-    """
+    """A weighted sum of losses on the projections."""
 
     def __init__(self, loss: str, classes: int, dim: int, *, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -132,31 +132,16 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
 
 @dataclass(frozen=True)
 class _FirstTraining:
-    """The bundle to refit.
-
-    Attributes:
-        path: of the bundle.
-        encoder: as saved.
-        info: content of `bundle.json`.
-        reports: of each member; None for one that was not trained.
-        options: of each member.
-
-    """
+    """The bundle to refit."""
 
     path: Path
-    encoder: AnyEncoder
-    info: BundleInfo
-    reports: Sequence[TrainingReport | None]
+    encoder: AnyEncoder  # as saved
+    info: BundleInfo  # content of `bundle.json`
+    reports: Sequence[TrainingReport | None]  # of each member; None for one that was not trained
     options: Sequence[TrainingOptions]
 
     def split(self, data: Dataset | Path | str) -> Dataset:
-        """Return the data with the validation split of the first training.
-
-        Raises:
-            DataError: other data.
-            ModelError: the members have different validation splits.
-
-        """
+        """Return the data with the validation split of the first training."""
         if len({(o.seed, o.class_disjoint) for o in self.options}) > 1:
             raise ModelError(f"{self.path} has members trained with different validation splits; refit each by itself.")
         options, stored = self.options[0], self.info.training_data

@@ -161,14 +161,7 @@ class TrainState:
             self.distributed.all_reduce_mean(b for b in self.encoder.module.buffers() if b.is_floating_point())
 
     def loss(self, pixels: np.ndarray, targets: torch.Tensor, *, valid: int | None = None) -> torch.Tensor:
-        """Return the loss of one batch.
-
-        Args:
-            pixels: this process's share of the batch, `(n, h, w, 3)` uint8.
-            targets: class indices `(n,)`.
-            valid: only the first `valid` images count; None for all.
-
-        """
+        """Return the loss of this process's share of a batch `(n, h, w, 3)` uint8; the first `valid` images count."""
         x, targets = self.encoder.to_input(pixels), targets.to(self.encoder.device)
         if not self.recipe.channels_last:
             x = x.contiguous()
@@ -178,10 +171,8 @@ class TrainState:
     def step(self, pixels: np.ndarray, targets: torch.Tensor, *, valid: int | None = None, last: bool = True) -> float:
         """Add the gradients of a batch; update the weights once enough are added, or at the last batch of an epoch.
 
-        Returns:
-            The loss; NaN, with the weights unchanged, if a gradient is not finite. With a scaled loss, overflows are
-            expected at first: such updates are skipped until the scale is below one.
-
+        Returns the loss; NaN, with the weights unchanged, if a gradient is not finite. With a scaled loss, overflows
+        are expected at first: such updates are skipped until the scale is below one.
         """
         update = last or self._accumulated + 1 >= self.recipe.accumulate
         with contextlib.nullcontext() if update else self.distributed.no_sync(self.loss_module):

@@ -22,27 +22,13 @@ from lookalike.progress import SILENT, Progress
 
 
 class Tracker:
-    """One run in one tracker; this base class logs nothing.
+    """One run in one tracker; this base class logs nothing."""
 
-    Attributes:
-        default_location: folder or URI where it writes if the user gives none.
-        packages: what it imports.
-
-    """
-
-    default_location = ""
-    packages: tuple[str, ...] = ()
+    default_location = ""  # folder or URI
+    packages: tuple[str, ...] = ()  # what it imports
 
     def __init__(self, location: str, name: str, key: str, resume: bool) -> None:
-        """Start a run, or continue the unfinished one with the same key.
-
-        Args:
-            location: folder or URI.
-            name: of the run, for people.
-            key: identifies the run.
-            resume: continue an unfinished run.
-
-        """
+        """Start a run with a name for people, or with `resume` continue the unfinished one with the same key."""
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Log parameters of the run."""
@@ -176,13 +162,7 @@ class TrackerTarget:
 
     @classmethod
     def parse(cls, text: str) -> TrackerTarget:
-        """Read `mlflow` or `mlflow=URI`.
-
-        Raises:
-            OptionError: an unknown tracker, or nothing after the equals sign.
-            MissingExtra: its packages are not installed.
-
-        """
+        """Read `mlflow` or `mlflow=URI`."""
         name, separator, location = text.partition("=")
         if name not in TRACKERS or (separator and not location):
             raise OptionError(
@@ -200,13 +180,7 @@ class TrackerTarget:
 
 
 def parse_targets(texts: Sequence[str]) -> tuple[TrackerTarget, ...]:
-    """Read several targets; duplicates count once.
-
-    Raises:
-        OptionError: see `TrackerTarget.parse`; also for a single string instead of a list.
-        MissingExtra: the packages of one are not installed.
-
-    """
+    """Read several targets; duplicates count once."""
     if isinstance(texts, str):
         raise OptionError(f"`track` must be a list of trackers, got {texts!r}; write [{texts!r}].", argument="track")
     return tuple(dict.fromkeys(TrackerTarget.parse(text) for text in texts))
@@ -269,19 +243,7 @@ NO_TRACKER = RunTracker({}, SILENT)
 def start_tracking(
     targets: Sequence[TrackerTarget], name: str, key: str, *, resume: bool, progress: Progress
 ) -> RunTracker:
-    """Start a run in every tracker, or continue the unfinished one.
-
-    Args:
-        targets: where.
-        name: of the run, for people.
-        key: identifies the run when it is resumed.
-        resume: continue the unfinished run with that key if there is one.
-        progress: reports a tracker that fails later.
-
-    Raises:
-        ModelError: a tracker cannot be reached.
-
-    """
+    """Start a run in every tracker, or continue the unfinished one."""
     trackers: dict[TrackerTarget, Tracker] = {}
     for target in targets:
         try:

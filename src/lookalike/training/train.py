@@ -140,16 +140,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
 def train_into_bundle(
     context: TrainingContext, backbones: Backbones, bundle: Path, *, combination: str = "aligned", replace: bool = False
 ) -> AnyEncoder:
-    """Train the backbones and write the bundle; the caller removes the run folder.
-
-    Args:
-        context: with data that has a validation split and was checked for leaks, and the folder of the run.
-        backbones: names and weights.
-        bundle: the folder to write.
-        combination: as in `train`.
-        replace: as in `train`.
-
-    """
+    """Train the backbones and write the bundle; the caller checks for leaks and removes the run folder."""
     folder = context.folder
     cache = context.cache or (folder / "cache" if folder is not None else None)
     trained = [
@@ -196,12 +187,7 @@ def load_as(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
 
 
 def pair_weights(names: Sequence[str], weights: Weights | Mapping[str, Weights]) -> Backbones:
-    """Return each backbone with its weights.
-
-    Raises:
-        OptionError: weights for another backbone, or one file for several.
-
-    """
+    """Return each backbone with its weights."""
     if not isinstance(weights, Mapping):
         if len(names) > 1 and str(weights) not in (PRETRAINED, NONE):
             raise OptionError(

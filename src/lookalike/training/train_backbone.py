@@ -164,14 +164,7 @@ def run_full_stage(
 ) -> FinetuneState:
     """Fine-tune the whole network from the frozen stage, or from a checkpoint.
 
-    Args:
-        context: of the backbone.
-        encoder: changed in place.
-        stage: result of the frozen stage.
-        checkpoint: to resume from; None to start.
-        plan: plans a run that starts.
-        validate: measure after each epoch, for early stopping and to keep the best; otherwise the last one is kept.
-
+    With `validate`, each epoch is measured for early stopping and the best one is kept; otherwise the last one is.
     """
     name, options, recipe, distributed = encoder.name, context.options, context.recipe, context.distributed
     encoder.load_state({**stage.state, **stage.initial_head})

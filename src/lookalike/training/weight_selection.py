@@ -32,19 +32,12 @@ HEAD_FITS = tuple(HeadFit(shrinkage, emphasis) for shrinkage in (0.1, 0.3, 0.5, 
 
 @dataclass(frozen=True)
 class WeightSelection:
-    """What was selected.
+    """What was selected."""
 
-    Attributes:
-        share: of the fine-tuned weights in the interpolation with the pretrained ones.
-        measure: validation measure of the selection.
-        posthoc_head: the fit of a whitening head; None where the trained head is kept.
-        share_measures: validation measure of each share with the trained head; empty for random initial weights.
-
-    """
-
-    share: float
-    measure: float
-    posthoc_head: HeadFit | None = None
+    share: float  # of the fine-tuned weights in the interpolation with the pretrained ones
+    measure: float  # validation measure of the selection
+    posthoc_head: HeadFit | None = None  # the fit of a whitening head; None where the trained head is kept
+    # validation measure of each share with the trained head; empty for random initial weights
     share_measures: Mapping[float, float] = field(default_factory=dict)
 
 
@@ -116,12 +109,7 @@ def _measure_shares(
 def record_origin(encoder: TrainableEncoder, stage: FrozenStage, share: float | None, head: str | None) -> None:
     """Record in the encoder where its weights and its head come from.
 
-    Args:
-        encoder: with the selected weights.
-        stage: the frozen stage.
-        share: of the fine-tuned weights; None without fine-tuning.
-        head: what trained the head of fine-tuned weights; None leaves what is recorded.
-
+    `share` of fine-tuned weights is None without fine-tuning; `head` is what trained their head, None leaves it.
     """
     if share:
         encoder.trained = FINE_TUNED
@@ -145,17 +133,8 @@ def fit_posthoc_head(
 ) -> WeightSelection | None:
     """Set the interpolated weights and the whitening head fitted to them that measure best together.
 
-    Args:
-        context: measures.
-        encoder: left as it is when nothing measures above `at_least`.
-        stage: has the pretrained weights and the training images.
-        fine_tuned: weights.
-        shares: of the fine-tuned weights, in the order in which to try them while there is time.
-        at_least: measure of the trained head; minus infinity to use a new head in any case.
-
-    Returns:
-        The selection, or None.
-
+    Returns None, with the encoder unchanged, if nothing measures above `at_least`. The shares of the fine-tuned weights
+    are tried in their order while there is time.
     """
     initial, origin = encoder.state(), encoder.head_origin
     best: tuple[WeightSelection, HeadFit, State, Whitening, int] | None = None
