@@ -117,7 +117,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            check_field(name, value)
+            _check_field(name, value)
         classes = self.batch_size // self.per_class
         if self.resolved_sampler == "pk" and classes < 2:
             raise OptionError(
@@ -225,16 +225,16 @@ class TrainingOptions:
         **overrides: Any,
     ) -> None:
         for name, value in overrides.items():
-            check_field(name, value)
+            _check_field(name, value)
         make_recipe(recipe, "cnn", **overrides)  # overrides that exclude each other do so in every recipe
-        _check_int("patience", patience, {"low": 1})
-        _check_int("seed", seed, {"low": 0})
-        _check_bool("frozen", frozen)
-        _check_bool("allow_leaks", allow_leaks)
+        _check_value("patience", patience, "int", low=1)
+        _check_value("seed", seed, "int", low=0)
+        _check_value("frozen", frozen, "bool")
+        _check_value("allow_leaks", allow_leaks, "bool")
         if class_disjoint is not None:
-            _check_bool("class_disjoint", class_disjoint)
+            _check_value("class_disjoint", class_disjoint, "bool")
         if max_minutes is not None:
-            _check_float("max_minutes", max_minutes, {"above": 0})
+            _check_value("max_minutes", max_minutes, "float", above=0)
         from lookalike.evaluation.measures import Measure  # imports numpy, which a command's help does not need
 
         Measure.parse(stop_on)
@@ -270,41 +270,31 @@ def option_names() -> tuple[str, ...]:
     return (*RUN_OPTIONS, *FIELDS)
 
 
-def check_field(name: str, value: Any) -> None:
+def _check_field(name: str, value: Any) -> None:
     """Raise `OptionError` for an unknown recipe field, or a value outside its limits."""
     if name not in FIELDS:
         raise OptionError(f"unknown training option `{name}`; 'lookalike recipes' lists the fields of a recipe.")
     limits, kind = FIELDS[name].metadata, FIELDS[name].type
-    if kind == "bool":
-        _check_bool(name, value)
-    elif kind == "int":
-        _check_int(name, value, limits)
-    elif kind == "float":
-        _check_float(name, value, limits)
+    if kind in _KINDS:
+        _check_value(name, value, str(kind), **limits)
     elif name == "loss":
         parse_loss(value)
     elif value not in limits["choices"]:
         raise OptionError(f"`{name}` must be one of {', '.join(limits['choices'])}, got {value!r}.", argument=name)
 
 
-def _check_bool(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise OptionError(f"`{name}` must be true or false, got {value!r}.", argument=name)
+_KINDS: dict[str, tuple[Any, str]] = {
+    "bool": (bool, "true or false"),
+    "int": (int, "an integer"),
+    "float": (int | float, "a number"),
+}
 
 
-def _check_int(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise OptionError(f"`{name}` must be an integer, got {value!r}.", argument=name)
-    _check_limits(name, value, limits)
-
-
-def _check_float(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise OptionError(f"`{name}` must be a number, got {value!r}.", argument=name)
-    _check_limits(name, value, limits)
-
-
-def _check_limits(name: str, value: float, limits: Mapping[str, Any]) -> None:
+def _check_value(name: str, value: Any, kind: str, **limits: Any) -> None:
+    """Raise `OptionError` for a value of another kind, or outside the limits of a number (see `_field`)."""
+    types, text = _KINDS[kind]
+    if not isinstance(value, types) or (kind != "bool" and isinstance(value, bool)):
+        raise OptionError(f"`{name}` must be {text}, got {value!r}.", argument=name)
     inside = (
         math.isfinite(value)
         and value >= limits.get("low", -math.inf)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,14 @@ class TrainingContext:
     earlier_seconds: float = 0.0  # time that earlier sessions took until their last checkpoint
     # `time.perf_counter()` at the start of this session of the backbone
     started: float = field(default_factory=time.perf_counter)
+
+    def for_backbone(self, number: int) -> TrainingContext:
+        """Return the context of one of several backbones, with a folder and a clock of its own."""
+        clock = time.perf_counter()
+        if self.folder is None:
+            return replace(self, started=clock)
+        cache = self.cache or self.folder / "cache"
+        return replace(self, folder=self.folder / str(number), cache=cache, started=clock)
 
     @property
     def seconds(self) -> float:
@@ -86,7 +94,10 @@ class TrainingContext:
             task=f"{encoder.name}: {task}",
             min_count=0,
         )
-        return merge_features(self.distributed.all_gather_object(part), [i.id for i in items])
+        parts = self.distributed.all_gather_object(part)
+        rows = {i: row for part in parts for i, row in zip(part.ids, part.rows, strict=True)}
+        readable = tuple(i.id for i in items if i.id in rows)
+        return Features(readable, np.stack([rows[i] for i in readable]), tuple(s for p in parts for s in p.skipped))
 
     def measure_heads(self, encoder: TrainableEncoder, progress: Progress | None = None) -> Callable[[], float]:
         """Embed the validation images once; the returned function measures the encoder with its current head."""
@@ -100,16 +111,8 @@ class TrainingContext:
     def measure_head(self, encoder: TrainableEncoder, features: Features) -> float:
         """Return the leave-one-out measure within the validation split from its features and the current head."""
         embeddings = Embeddings(features.ids, encoder.project(features.rows), "")
-        labels = self.data.labels("validation")
-        stop_on = self.options.stop_on
+        labels, stop_on = self.data.labels("validation"), self.options.stop_on
         return evaluate_embeddings(embeddings, embeddings, labels, labels, [stop_on]).mean(stop_on)
-
-
-def merge_features(parts: Sequence[Features], ids: Sequence[str]) -> Features:
-    """Merge the features that several processes computed, in the order of the ids; unreadable files are skipped."""
-    rows = {i: row for part in parts for i, row in zip(part.ids, part.rows, strict=True)}
-    readable = tuple(i for i in ids if i in rows)
-    return Features(readable, np.stack([rows[i] for i in readable]), tuple(s for part in parts for s in part.skipped))
 
 
 def has_unseen_classes(data: Dataset) -> bool:

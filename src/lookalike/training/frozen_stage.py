@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,16 +57,6 @@ class FrozenStage:
     head_epochs: int  # epochs of the best head; 0 if training it did not help
     skipped: tuple[str, ...]  # training and validation files that cannot be read, with their causes
 
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return int(self.targets.max()) + 1
-
-    @property
-    def labels_helped(self) -> bool:
-        """Whether the best head is fitted with labels."""
-        return self.head_epochs > 0 or self.shrinkage is not None
-
     def dump(self) -> dict[str, Any]:
         """Return a plain structure for a checkpoint; without the backbone, which is loaded from its weights again."""
         stored = {**vars(self), "ids": [i.id for i in self.items], "state": _head_weights(self.state)}
@@ -102,9 +93,7 @@ def run_frozen_stage(context: TrainingContext, encoder: TrainableEncoder) -> Fro
     items = _readable(context, features, labelled(context.data.training))
     targets = class_indices(items)
 
-    def measure() -> float:
-        return context.measure_head(encoder, validation)
-
+    measure = partial(context.measure_head, encoder, validation)
     encoder.set_head(pca_head(features.rows, encoder.dim, seed=options.seed))
     pca_measure = measure()
     shrinkage = None
@@ -271,7 +260,7 @@ def _train_stage_head(
     *,
     measure: Callable[[], float] | None,
 ) -> FrozenStage:
-    """Train the fitted head for at most `config.head_epochs` and return the stage; its PCA measure is not set."""
+    """Train the fitted head for at most `config.head_epochs`; the PCA measure of the stage is not set."""
     smoothing = context.recipe.label_smoothing
     classifier = CosineClassifier(encoder.project(features.rows), targets, smoothing)
     class_means = classifier.weight.detach().to("cpu", copy=True)
@@ -306,18 +295,16 @@ def _choose_shrinkage(
     encoder: TrainableEncoder, whitening: Whitening, images: int, baseline: float, measure: Callable[[], float]
 ) -> float | None:
     """Set the whitening head that measures best; None, with the head unchanged, if none is above the baseline."""
-    initial, origin = encoder.state(), encoder.head_origin
-    measures: dict[float, float] = {}
+    best, best_state, best_origin = None, encoder.state(), encoder.head_origin
     for shrinkage in SHRINKAGES:
         _set_whitening(encoder, whitening, shrinkage, images)
-        measures[shrinkage] = measure()
-    best = max(measures, key=lambda shrinkage: measures[shrinkage])
-    if measures[best] > baseline:
-        _set_whitening(encoder, whitening, best, images)
-        return best
-    encoder.load_state(initial)
-    encoder.head_origin = origin
-    return None
+        value = measure()
+        if value > baseline:
+            best, baseline = shrinkage, value
+            best_state, best_origin = encoder.state(), encoder.head_origin
+    encoder.load_state(best_state)
+    encoder.head_origin = best_origin
+    return best
 
 
 def _set_whitening(encoder: TrainableEncoder, whitening: Whitening, shrinkage: float, images: int) -> None:

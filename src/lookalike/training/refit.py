@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
@@ -18,7 +17,7 @@ from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.split import with_validation
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.models.bundle import save_bundle
-from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
+from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.models.info import BundleInfo, is_bundle, read_bundle_info
 from lookalike.models.records import EpochReport, TrainingReport
 from lookalike.models.trainable import TrainableEncoder, build_trainable
@@ -112,18 +111,18 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         tracker.log_params({"refit_of": first.encoder.fingerprint, "data": split.fingerprint})
         for report in filter(None, first.reports):
             tracker.log_params({f"{report.backbone}/{field}": value for field, value in report.recipe.items()})
-        cache = cache or (folder / "cache" if folder is not None else None)
         context = TrainingContext(split, options, progress, folder, cache, tracker=tracker)
         trained = [
-            _refit_backbone(_context_of(context, n, first.options[n]), encoder, weights[encoder.name], first.reports[n])
-            for n, encoder in enumerate(first.encoder.members)
+            _refit_backbone(
+                changed(context.for_backbone(n), options=first.options[n]), m, weights[m.name], first.reports[n]
+            )
+            for n, m in enumerate(first.encoder.members)
         ]
-        combination = first.encoder.combination if isinstance(first.encoder, Ensemble) else "aligned"
-        encoder = build_ensemble(trained, combination, progress)
+        encoder = build_ensemble(trained, first.info.combination or "aligned", progress)
         reports = [t.report for t in trained]
-        info = changed(
-            training_info(encoder, _all_training(split), options, reports), refit_of=first.encoder.fingerprint
-        )
+        items = [changed(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in split.items]
+        info = training_info(encoder, split.replace_items(items), options, reports)
+        info = changed(info, refit_of=first.encoder.fingerprint)
         curves = partial(write_curves, reports=reports, measure=options.stop_on)
         save_bundle(encoder, bundle, info, replace_existing=replace, write_extra=curves)
         track_bundle(tracker, bundle, folder)
@@ -146,10 +145,8 @@ class _FirstTraining:
             raise ModelError(f"{self.path} has members trained with different validation splits; refit each by itself.")
         options, stored = self.options[0], self.info.training_data
         split = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
-        if stored is None or (split.fingerprint, validation_fingerprint(split)) != (
-            stored.fingerprint,
-            stored.validation,
-        ):
+        fingerprints = split.fingerprint, validation_fingerprint(split)
+        if stored is None or fingerprints != (stored.fingerprint, stored.validation):
             raise DataError(f"{self.path} was not trained on the images in {split.root}; pass its training data.")
         return split
 
@@ -173,17 +170,6 @@ def _read_first(path: Path) -> _FirstTraining:
             argument="model",
         ) from error
     return _FirstTraining(path, load_encoder(path), info, reports, options)
-
-
-def _context_of(context: TrainingContext, number: int, options: TrainingOptions) -> TrainingContext:
-    folder = context.folder / str(number) if context.folder is not None else None
-    return changed(context, options=options, folder=folder, started=time.perf_counter())
-
-
-def _all_training(data: Dataset) -> Dataset:
-    return data.replace_items(
-        [changed(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in data.items]
-    )
 
 
 def _refit_backbone(
@@ -220,9 +206,8 @@ def _refit_backbone(
         epochs = _repeat_fine_tuning(context, encoder, stage, checkpoint, fine_tuning)
     elif report is not None:
         record_origin(encoder, stage, None, head=None)
-    result = report or untrained_report(encoder, options, recipe)
     result = changed(
-        result,
+        report or untrained_report(encoder, options, recipe),
         run=key,
         images=len(stage.items),
         skipped=stage.skipped,

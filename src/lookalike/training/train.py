@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from dataclasses import replace as changed
 from functools import partial
 from pathlib import Path
@@ -30,13 +31,7 @@ from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, has_unseen_classes, labelled, require_classes
 from lookalike.training.curves import write_curves
 from lookalike.training.distributed import open_distributed
-from lookalike.training.tracking import (
-    NO_TRACKER,
-    RunTracker,
-    TrackerTarget,
-    parse_targets,
-    start_tracking,
-)
+from lookalike.training.tracking import NO_TRACKER, RunTracker, TrackerTarget, parse_targets, start_tracking
 from lookalike.training.train_backbone import (
     TrainedEncoder,
     Weights,
@@ -129,8 +124,8 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         with tracker.closing():
             tracker.log_params(options.to_dict() | {"backbone": backbone, "data": split.fingerprint})
             if bundle is None:
-                encoders = [train_backbone(context, name, given) for name, given in backbones]
-                return build_ensemble(encoders, combination, progress)
+                trained = [train_backbone(context.for_backbone(n), *pair) for n, pair in enumerate(backbones)]
+                return build_ensemble(trained, combination, progress)
             encoder = train_into_bundle(context, backbones, bundle, combination=combination, replace=replace)
             if distributed.is_main:
                 track_bundle(tracker, bundle, folder)
@@ -141,14 +136,7 @@ def train_into_bundle(
     context: TrainingContext, backbones: Backbones, bundle: Path, *, combination: str = "aligned", replace: bool = False
 ) -> AnyEncoder:
     """Train the backbones and write the bundle; the caller checks for leaks and removes the run folder."""
-    folder = context.folder
-    cache = context.cache or (folder / "cache" if folder is not None else None)
-    trained = [
-        train_backbone(
-            changed(context, cache=cache, folder=folder / str(n) if folder is not None else None), name, weights
-        )
-        for n, (name, weights) in enumerate(backbones)
-    ]
+    trained = [train_backbone(context.for_backbone(n), *pair) for n, pair in enumerate(backbones)]
     encoder = build_ensemble(trained, combination, context.progress)
 
     def save() -> None:
@@ -299,7 +287,5 @@ def _validation_measures(encoder: AnyEncoder, data: Dataset, progress: Progress)
     )
     labels = data.labels("validation")
     possible = [m for m in map(Measure.parse, DEFAULT_MEASURES) if m.min_gallery < len(embeddings)]
-    measures: dict[str, Any] = evaluate_embeddings(embeddings, embeddings, labels, labels, possible).to_dict()[
-        "measures"
-    ]
-    return measures
+    evaluation = evaluate_embeddings(embeddings, embeddings, labels, labels, possible)
+    return {name: asdict(estimate) for name, estimate in evaluation.measures.items()}

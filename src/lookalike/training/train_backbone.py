@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +38,7 @@ class TrainedEncoder:
 
 def train_backbone(context: TrainingContext, backbone: str, weights: Weights) -> TrainedEncoder:
     """Train one backbone; see `train`."""
-    started, data, options = time.perf_counter(), context.data, context.options
+    data, options = context.data, context.options
     training = labelled(data.training)
     require_classes(data, training)
     encoder, recipe = fresh_encoder(backbone, weights, options, unseen=has_unseen_classes(data))
@@ -54,7 +53,7 @@ def train_backbone(context: TrainingContext, backbone: str, weights: Weights) ->
             recipe = replace(recipe, lr=lr, head_lr=head_lr)
     fingerprint = run_key(encoder, data, options, recipe)  # of the encoder before any stage changes it
     seconds = checkpoint["seconds"] if checkpoint is not None else 0.0
-    context = replace(context, options=options, recipe=recipe, key=key, earlier_seconds=seconds, started=started)
+    context = replace(context, options=options, recipe=recipe, key=key, earlier_seconds=seconds)
     context.tracker.log_params({f"{backbone}/{field}": value for field, value in recipe.to_dict().items()})
 
     if checkpoint is None:
@@ -168,7 +167,7 @@ def run_full_stage(
     """
     name, options, recipe, distributed = encoder.name, context.options, context.recipe, context.distributed
     encoder.load_state({**stage.state, **stage.initial_head})
-    state = TrainState(encoder, stage.classes, recipe, seed=options.seed, distributed=distributed)
+    state = TrainState(encoder, len(stage.class_means), recipe, seed=options.seed, distributed=distributed)
     stored_stage = stage.dump()
     if checkpoint is None:
         state.objective.initialize_proxies(stage.class_means)

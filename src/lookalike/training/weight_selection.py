@@ -98,7 +98,7 @@ def interpolate_weights(pretrained: State, fine_tuned: State, share: float) -> S
 def _measure_shares(
     context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, run: FinetuneState
 ) -> dict[float, float]:
-    """Return the validation measure of each share of the fine-tuned weights; the encoder's weights are changed."""
+    """Return the validation measure of each share of the fine-tuned weights; the encoder's weights change."""
     measures = {0.0: stage.head_measure, 1.0: run.best_measure}
     for share in SHARES:
         encoder.load_state(interpolate_weights(stage.state, run.best_weights, share))
@@ -116,7 +116,7 @@ def record_origin(encoder: TrainableEncoder, stage: FrozenStage, share: float | 
         encoder.head_origin = head or encoder.head_origin
     else:
         encoder.head_origin = "cross-entropy, backbone frozen" if stage.head_epochs else stage.head_origin
-        if stage.labels_helped:
+        if stage.head_epochs or stage.shrinkage is not None:  # the head is fitted with labels
             encoder.trained = FINE_TUNED
 
 
@@ -136,13 +136,12 @@ def fit_posthoc_head(
     Returns None, with the encoder unchanged, if nothing measures above `at_least`. The shares of the fine-tuned weights
     are tried in their order while there is time.
     """
-    initial, origin = encoder.state(), encoder.head_origin
-    best: tuple[WeightSelection, HeadFit, State, Whitening, int] | None = None
+    best: WeightSelection | None = None
+    best_state, best_origin = encoder.state(), encoder.head_origin
     for number, share in enumerate(shares):
         if number and not context.has_time_for_more():
             break
-        weights = interpolate_weights(stage.state, fine_tuned, share)
-        encoder.load_state(weights)
+        encoder.load_state(interpolate_weights(stage.state, fine_tuned, share))
         task = f"post-hoc head at {share:.0%} of fine-tuning" if len(shares) > 1 else "post-hoc head"
         features, targets = _training_features(context, encoder, stage, task)
         whitening = Whitening(features.rows, targets, encoder.dim, seed=context.options.seed)
@@ -150,16 +149,12 @@ def fit_posthoc_head(
         for fit in HEAD_FITS:
             _set_head(encoder, whitening, fit, len(targets))
             value = measure()
-            if value > (at_least if best is None else best[0].measure):
-                best = WeightSelection(share, value, fit), fit, weights, whitening, len(targets)
-    if best is None:
-        encoder.load_state(initial)
-        encoder.head_origin = origin
-        return None
-    selection, fit, weights, whitening, images = best
-    encoder.load_state(weights)
-    _set_head(encoder, whitening, fit, images)
-    return selection
+            if value > at_least:
+                best, at_least = WeightSelection(share, value, fit), value
+                best_state, best_origin = encoder.state(), encoder.head_origin
+    encoder.load_state(best_state)
+    encoder.head_origin = best_origin
+    return best
 
 
 def replay_posthoc_head(context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, fit: HeadFit) -> None:
