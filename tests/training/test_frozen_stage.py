@@ -24,9 +24,7 @@ def classifier(member, features, data):
 
 
 def run(member, classifier, features, data, measure, epochs=4):
-    return train_head(
-        member, classifier, features, class_indices(data.training), measure, label_smoothing=0.1, seed=0, epochs=epochs
-    )
+    return train_head(member, classifier, features, class_indices(data.training), measure, seed=0, epochs=epochs)
 
 
 def scripted(values):

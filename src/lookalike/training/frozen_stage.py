@@ -178,7 +178,7 @@ def _choose_crop_mode(
     skipped = [candidate for candidate in CANDIDATE_CROP_MODES if candidate not in measures]
     text += f"; not enough time to try {' and '.join(skipped)}" if skipped else ""
     context.progress.info(f"{name}: validation {options.stop_on} by crop mode: {text}")
-    best = max(measures, key=lambda candidate: measures[candidate])
+    best = max(measures, key=measures.__getitem__)
     encoder.preprocessing = pretrained
     set_crop_mode(encoder, best)
     return best, *features[best]
@@ -208,6 +208,7 @@ class CosineClassifier(nn.Module):
         means = np.stack([embeddings[targets == c].mean(axis=0) for c in np.unique(targets)])
         self.weight = nn.Parameter(torch.from_numpy(l2_normalize(means)))
         self.scale = logit_scale(len(means), label_smoothing)
+        self.label_smoothing = label_smoothing
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return logits `(n, classes)`."""
@@ -221,9 +222,8 @@ def train_head(
     targets: Indices,
     measure: Callable[[], float] | None,
     *,
-    label_smoothing: float,
     seed: int,
-    epochs: int = HEAD_EPOCHS,
+    epochs: int,
 ) -> tuple[float, int]:
     """Train head and classifier in place with cross-entropy on cached features; keep the epoch that measures best.
 
@@ -238,7 +238,8 @@ def train_head(
     best, best_epoch, best_state = measure() if measure else math.nan, 0, copy.deepcopy(modules.state_dict())
     for epoch in range(1, epochs + 1):
         for rows in torch.randperm(len(x), generator=order).to(device).split(_HEAD_BATCH_SIZE):  # type: ignore[no-untyped-call]
-            loss = nn.functional.cross_entropy(classifier(head(x[rows])), y[rows], label_smoothing=label_smoothing)
+            logits = classifier(head(x[rows]))
+            loss = nn.functional.cross_entropy(logits, y[rows], label_smoothing=classifier.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -261,20 +262,11 @@ def _train_stage_head(
     measure: Callable[[], float] | None,
 ) -> FrozenStage:
     """Train the fitted head for at most `config.head_epochs`; the PCA measure of the stage is not set."""
-    smoothing = context.recipe.label_smoothing
-    classifier = CosineClassifier(encoder.project(features.rows), targets, smoothing)
+    classifier = CosineClassifier(encoder.project(features.rows), targets, context.recipe.label_smoothing)
     class_means = classifier.weight.detach().to("cpu", copy=True)
     initial_head, origin = _head_weights(encoder.state()), encoder.head_origin
-    head_measure, head_epochs = train_head(
-        encoder,
-        classifier,
-        features,
-        targets,
-        measure,
-        label_smoothing=smoothing,
-        seed=context.options.seed,
-        epochs=config.head_epochs,
-    )
+    seed, epochs = context.options.seed, config.head_epochs
+    head_measure, head_epochs = train_head(encoder, classifier, features, targets, measure, seed=seed, epochs=epochs)
     return FrozenStage(
         items=items,
         targets=targets,

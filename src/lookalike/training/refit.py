@@ -134,8 +134,8 @@ class _FirstTraining:
     """The bundle to refit."""
 
     path: Path
-    encoder: AnyEncoder  # as saved
-    info: BundleInfo  # content of `bundle.json`
+    encoder: AnyEncoder
+    info: BundleInfo
     reports: Sequence[TrainingReport | None]  # of each member; None for one that was not trained
     options: Sequence[TrainingOptions]
 

@@ -160,9 +160,16 @@ class TrackerTarget:
     tracker: str
     location: str
 
-    @classmethod
-    def parse(cls, text: str) -> TrackerTarget:
-        """Read `mlflow` or `mlflow=URI`."""
+    def __str__(self) -> str:
+        return f"{self.tracker} at {self.location}"
+
+
+def parse_targets(texts: Sequence[str]) -> tuple[TrackerTarget, ...]:
+    """Read targets, each `mlflow` or `mlflow=URI`; duplicates count once."""
+    if isinstance(texts, str):
+        raise OptionError(f"`track` must be a list of trackers, got {texts!r}; write [{texts!r}].", argument="track")
+    targets = []
+    for text in texts:
         name, separator, location = text.partition("=")
         if name not in TRACKERS or (separator and not location):
             raise OptionError(
@@ -172,18 +179,8 @@ class TrackerTarget:
         missing = [p for p in TRACKERS[name].packages if importlib.util.find_spec(p) is None]
         if missing:
             raise MissingExtra(missing[0], name, f"tracking with {name}")
-        return cls(name, location or TRACKERS[name].default_location)
-
-    def __str__(self) -> str:
-        """Return the words of a message: `mlflow at sqlite:///mlflow.db`."""
-        return f"{self.tracker} at {self.location}"
-
-
-def parse_targets(texts: Sequence[str]) -> tuple[TrackerTarget, ...]:
-    """Read several targets; duplicates count once."""
-    if isinstance(texts, str):
-        raise OptionError(f"`track` must be a list of trackers, got {texts!r}; write [{texts!r}].", argument="track")
-    return tuple(dict.fromkeys(TrackerTarget.parse(text) for text in texts))
+        targets.append(TrackerTarget(name, location or TRACKERS[name].default_location))
+    return tuple(dict.fromkeys(targets))
 
 
 class RunTracker:

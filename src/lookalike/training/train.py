@@ -226,7 +226,7 @@ def _is_bundle_of(
     runs = [report.run if report is not None else None for report in info.training]
     if len(runs) != len(backbones) or info.combination not in (None, combination):
         return False
-    fresh = [fresh_encoder(name, given, options, unseen=has_unseen_classes(data)) for name, given in backbones]
+    fresh = [fresh_encoder(*pair, options, unseen=has_unseen_classes(data)) for pair in backbones]
     return runs == [run_key(encoder, data, options, recipe) for encoder, recipe in fresh]
 
 
