@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lookalike.benchmark.selection import pareto_front, require_budget, select
+from lookalike.benchmark.selection import pareto_front, select
 from lookalike.errors import OptionError
 
 # Forty queries. Against GOOD, NEAR loses two and wins one: not significant. POOR loses twenty: significant.
@@ -226,13 +226,6 @@ def test_of_equal_ones_the_one_without_fine_tuned_members_wins(make_trial):
 def test_a_ratio_that_rounds_to_one_is_not_printed(make_trial):
     selection = select([make_trial("good", GOOD, 40), make_trial("near", NEAR, 39)])
     assert "is not significant, and the winner is faster." in selection.reason
-
-
-@pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf")])
-def test_a_budget_is_a_positive_number(budget):
-    with pytest.raises(OptionError, match=f"got {budget}") as caught:
-        require_budget(budget)
-    assert caught.value.argument == "budget_ms"
 
 
 def test_an_unknown_measure_is_refused(make_trial):
