@@ -99,7 +99,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     folder = prepare_run_folder(bundle, resume=resume, replace=replace, progress=progress)
     key = digest(first.encoder.fingerprint, str(bundle.absolute()))
     if resume and is_bundle(bundle) and read_bundle_info(bundle).refit_of == first.encoder.fingerprint:
-        finish_resumed_run(bundle, folder, targets, key, progress)
+        finish_resumed_run(bundle, targets, key, progress)
         return load_encoder(bundle)
     if not replace:
         require_free(bundle)
@@ -125,7 +125,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         info = changed(info, refit_of=first.encoder.fingerprint)
         curves = partial(write_curves, reports=reports, measure=options.stop_on)
         save_bundle(encoder, bundle, info, replace_existing=replace, write_extra=curves)
-        track_bundle(tracker, bundle, folder)
+        track_bundle(tracker, bundle)
     return encoder
 
 

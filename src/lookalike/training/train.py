@@ -110,7 +110,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         key = digest(split.fingerprint, repr(options.without_rates()), repr(backbones), str(location))
         if resume and bundle is not None and is_bundle(bundle):
             if _is_bundle_of(bundle, split, backbones, options, combination):
-                main(lambda: finish_resumed_run(bundle, folder, targets, key, progress))
+                main(lambda: finish_resumed_run(bundle, targets, key, progress))
                 return load_encoder(bundle)
             if not replace:
                 require_free(bundle)
@@ -128,7 +128,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
                 return build_ensemble(trained, combination, progress)
             encoder = train_into_bundle(context, backbones, bundle, combination=combination, replace=replace)
             if distributed.is_main:
-                track_bundle(tracker, bundle, folder)
+                track_bundle(tracker, bundle)
             return encoder
 
 
@@ -195,7 +195,7 @@ def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: P
     """Check that the bundle can be written, and return the folder beside it for checkpoints."""
     if bundle.name in ("", ".."):
         raise OptionError(f"`out` must be a folder with a name of its own, got {bundle}.", argument="out")
-    folder = bundle.with_name(f"{bundle.name}.training")
+    folder = _run_folder(bundle)
     if not replace and not (resume and is_bundle(bundle)):
         require_free(bundle)
     if folder.exists() and not resume:
@@ -206,6 +206,10 @@ def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: P
     if resume and not folder.exists() and not is_bundle(bundle):
         progress.info(f"nothing to resume beside {bundle}; starting a new run")
     return folder
+
+
+def _run_folder(bundle: Path) -> Path:
+    return bundle.with_name(f"{bundle.name}.training")
 
 
 def _require_trainable(data: Dataset, backbones: Backbones, options: TrainingOptions) -> None:
@@ -230,26 +234,23 @@ def _is_bundle_of(
     return runs == [run_key(encoder, data, options, recipe) for encoder, recipe in fresh]
 
 
-def finish_resumed_run(
-    bundle: Path, folder: Path | None, targets: Sequence[TrackerTarget], key: str, progress: Progress
-) -> None:
+def finish_resumed_run(bundle: Path, targets: Sequence[TrackerTarget], key: str, progress: Progress) -> None:
     """Report that a run is complete; if it was interrupted after its bundle was saved, track the bundle now."""
     progress.info(f"{bundle} is already complete; nothing to resume")
-    if folder is not None and folder.exists():
+    if _run_folder(bundle).exists():
         tracker = start_tracking(targets, bundle.name, key, resume=True, progress=progress)
         with tracker.closing():
-            track_bundle(tracker, bundle, folder)
+            track_bundle(tracker, bundle)
 
 
-def track_bundle(tracker: RunTracker, bundle: Path, folder: Path | None) -> None:
+def track_bundle(tracker: RunTracker, bundle: Path) -> None:
     """Log a finished bundle with its validation measures and curves, and remove the folder of its run."""
     measures = read_bundle_info(bundle).measures.get("validation", {})
     tracker.log_metrics({f"validation/{name}": value["mean"] for name, value in measures.items()}, 1)
     for name in ("curves.png", "curves.html"):
         tracker.log_file(bundle / name)
     tracker.log_model(bundle, bundle.name)
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(_run_folder(bundle), ignore_errors=True)
 
 
 # ---------------------------------------------------------------- what a bundle records
