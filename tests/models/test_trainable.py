@@ -103,7 +103,7 @@ def test_a_head_is_replaced(make_trainable, photos):
     np.testing.assert_allclose(trainable.project(features), encoder.project(features), atol=1e-6)
 
 
-def test_a_frozen_encoder_keeps_its_head_when_training_goes_on(make_trainable):
+def test_a_frozen_encoder_keeps_its_head_when_training_continues(make_trainable):
     trainable = make_trainable()
     encoder = trainable.freeze()
     with torch.no_grad():

@@ -123,7 +123,7 @@ def search(
 
     Args:
         index: a folder from `lookalike index`, or what `load_index` returned.
-        images: paths, bytes, PIL images or `(h, w, 3)` uint8 arrays; a path that is given twice is searched for once.
+        images: paths, bytes, PIL images or `(h, w, 3)` uint8 arrays; a path that occurs twice is searched for once.
         top_k: hits per image; by default 10, or fewer if the index has fewer items.
         html: also write this page with the images, replacing an older one.
         progress: receives the number of images embedded; None for a bar where a person watches, else the logger.

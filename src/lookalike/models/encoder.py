@@ -164,7 +164,7 @@ class Encoder:
         """Embed images on the fastest runtime.
 
         Args:
-            images: paths (ids are the paths as given), items, bytes, PIL images or `(h, w, 3)` uint8 arrays.
+            images: paths (the paths are the ids), items, bytes, PIL images or `(h, w, 3)` uint8 arrays.
             batch_size: images per forward pass; None for what suits the runtime.
             progress: receives the number of images done; None for a bar where a person watches, else the logger.
             task: how progress names the work.

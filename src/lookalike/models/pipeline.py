@@ -44,7 +44,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """An image file outside any data set; its id is its path as given."""
+    """An image file outside any data set; its path is its id."""
 
     id: str
     path: Path

@@ -69,11 +69,11 @@ class TrainingReport:
         backbone: the name that the user gave.
         options: the training options, as `TrainingOptions(**options)` takes them.
         recipe: the values of the whole recipe, by field.
-        recipe_name: the recipe's name; of `auto`, the one that was chosen.
+        recipe_name: the recipe's name; of `auto`, the selected one.
         family: kind of network: cnn, mobile-cnn, transformer or hybrid.
-        precision: the precision that was trained in; of `auto`, the one that was chosen.
-        sampler: how batches were made; of `auto`, the one that was chosen.
-        crop_mode: how an image becomes the network's input; of `auto`, the one that was chosen.
+        precision: the precision that was trained in; of `auto`, the selected one.
+        sampler: how batches were made; of `auto`, the selected one.
+        crop_mode: how an image becomes the network's input; of `auto`, the selected one.
         run: fingerprint of all that decided the run: weights, images, options, recipe.
         shrinkage: of the whitening head that fine-tuning started from; None for principal components.
         head_epochs: epochs of training the head on the frozen backbone; 0 if they did not help.
@@ -81,13 +81,13 @@ class TrainingReport:
         images: number of training images that could be read.
         skipped: files that could not be read, with their causes.
         epochs: of fine-tuning.
-        planned_epochs: the number of epochs that the learning-rate schedule was made for; 0 without fine-tuning.
+        planned_epochs: the number of epochs that the learning-rate schedule is for; 0 without fine-tuning.
         steps_per_epoch: the number of steps in each.
         rates: peak learning rates; several where a resumed run changed them.
         fine_tuned_share: share of the fine-tuned weights in the interpolation with the pretrained ones; None without
             fine-tuning.
         share_measures: validation measure of each share that was tried.
-        posthoc_head: the whitening head fitted after fine-tuning; None where the trained head was kept.
+        posthoc_head: the whitening head fitted after fine-tuning; None where the trained head is used.
         seconds: wall-clock time over all sessions.
         version: of this record.
 

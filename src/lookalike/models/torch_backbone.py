@@ -21,7 +21,7 @@ _GPU_BATCH_SIZE = 128  # fills a GPU
 
 
 class TorchBackbone:
-    """A backbone on torch; its module maps `(n, 3, h, w)` float32 to pooled features and must not change any more.
+    """A backbone on torch; its module maps `(n, 3, h, w)` float32 to pooled features and must not change afterwards.
 
     On a GPU a batch is copied and computed while the next one is decoded.
     """

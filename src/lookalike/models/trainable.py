@@ -140,7 +140,7 @@ class TrainableEncoder:
         return TorchBackbone(self._info(), self.module, precision)
 
     def freeze(self) -> Encoder:
-        """Return the encoder as it is now. It shares the backbone's weights: do not train on afterwards."""
+        """Return the encoder as it is now. It shares the backbone's weights, so do not continue training."""
         linear = self.head.linear
         weight, bias = (p.detach().cpu().numpy().copy() for p in (linear.weight, linear.bias))
         return Encoder.of(self.torch_backbone(), Head(weight, bias, self.head_origin), self.trained)

@@ -25,7 +25,7 @@ class BundleModel:
             params: unused.
 
         Raises:
-            OptionError: an image cannot be read, so that vectors and paths would not match.
+            OptionError: an image cannot be read: vectors and paths would not match.
 
         """
         column = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else model_input

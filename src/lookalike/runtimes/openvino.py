@@ -107,7 +107,7 @@ class OpenVINORunner:
     def _start(self, pixels: Pixels) -> Callable[[], Vectors]:
         try:
             request = self._free.popleft()
-        except IndexError:  # more at once than it works on, as several threads may submit
+        except IndexError:  # several threads submit more than it works on at once
             request = self._compiled.create_infer_request()
         try:
             request.start_async({0: np.ascontiguousarray(pixels)}, share_inputs=True)
