@@ -18,7 +18,6 @@ from lookalike.index.index import Index
 from lookalike.models.bundle import save_bundle
 from lookalike.models.encoder import Encoder
 from lookalike.models.pipeline import File
-from lookalike.models.torch_backbone import TorchBackbone
 from lookalike.progress import SILENT
 from lookalike.types import Embeddings
 
@@ -221,7 +220,7 @@ def test_queries_fall_back_to_a_precision_that_this_machine_has(bfloat16_index, 
     monkeypatch.setattr("lookalike.models.torch_backbone.has_bfloat16", lambda _: False)
     loaded = load_index(bfloat16_index)
     assert loaded.index.precision == "bfloat16"
-    assert (loaded.encoder.precision, loaded.encoder.runtime) == ("float32", TorchBackbone.runtime)
+    assert loaded.encoder.prepare((), 1, SILENT).precision == "float32"
     assert len(loaded.search([images / "more" / "cat2.jpg"], top_k=2)[0]) == 2
 
 

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from lookalike.errors import ModelError
-from lookalike.models.bundle import WeightsFile, write_tensors
+from lookalike.models.bundle import weights_digest
 from lookalike.models.heads import Head, random_head
 from lookalike.models.info import Adaptation
 from lookalike.models.registry import find_backbone
@@ -16,7 +16,6 @@ from lookalike.models.trainable import (
     build_trainable,
     load_torch_backbone,
     preprocessing_of,
-    weights_digest,
 )
 
 SMALL = "test_efficientnet"
@@ -111,15 +110,12 @@ def test_a_frozen_encoder_keeps_its_head_when_training_continues(make_trainable)
     assert encoder.head.fingerprint(encoder.info.backbone.fingerprint) == encoder.fingerprint
 
 
-def test_the_weights_file_of_another_backbone_is_refused(make_trainable, tmp_path):
+def test_weights_become_a_backbone_again(make_trainable):
     backbone = make_trainable().torch_backbone()
-    file = WeightsFile(tmp_path / "weights.safetensors", "")
-    write_tensors(file.path, backbone.weights())
-    assert weights_digest(load_torch_backbone(backbone.info, file).module) == backbone.info.weights_digest
-    with pytest.raises(ModelError, match="fingerprint differs"):
-        load_torch_backbone(make_trainable(seed=1).torch_backbone().info, file)
+    loaded = load_torch_backbone(backbone.info, backbone.weights())
+    assert weights_digest(loaded.weights()) == backbone.info.weights_digest
     with pytest.raises(ModelError, match="do not fit test_resnet"):
-        load_torch_backbone(make_trainable("test_resnet").torch_backbone().info, file)
+        load_torch_backbone(make_trainable("test_resnet").torch_backbone().info, backbone.weights())
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "efficientnet_b0", "coatnet_rmlp_2_rw_384.sw_in12k_ft_in1k"])

@@ -225,9 +225,15 @@ def test_what_is_neither_a_bundle_nor_a_name_is_refused(model, words, tmp_path):
 
 
 def test_every_name_is_checked_before_weights_are_loaded(monkeypatch):
-    monkeypatch.setattr(load, "PretrainedCache", None)
+    monkeypatch.setattr(load, "_load_backbone", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(ModelError, match="resnt50"):
         load_encoder(f"{NAME}+resnt50", weights="none")
+
+
+def test_weights_of_another_backbone_are_refused():
+    with pytest.raises(OptionError, match="resnet50") as raised:
+        load_encoder(NAME, weights={"resnet50": "none"})
+    assert raised.value.argument == "weights"
 
 
 def test_weights_that_are_not_available_are_reported():

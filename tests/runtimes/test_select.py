@@ -188,7 +188,8 @@ def test_a_runtime_with_other_features_is_skipped(
     progress = recording_progress()
     assert prepare(encoder, sample, progress=progress).runtime == "torch"
     assert any("openvino in float32 is skipped" in text and "cosine" in text for text in progress.messages)
-    assert "openvino" not in {timing.runtime for timing in load_timings(encoder.info.backbone)}
+    # the rate holds for other weights of the architecture
+    assert "openvino" in {timing.runtime for timing in load_timings(encoder.info.backbone)}
     with pytest.raises(OptionError, match="cosine") as raised:
         prepare(encoder, sample, runtime="openvino", precision="float32")
     assert raised.value.argument == "runtime"
@@ -311,7 +312,7 @@ def test_each_member_may_have_its_own_precision(make_ensemble, encoder):
     assert mixed.precision == "float32+bfloat16"
     assert (mixed.fingerprint, mixed.combination) == (ensemble.fingerprint, "average")
     assert with_runtime(ensemble, precision="float32").precision == "float32"
-    with pytest.raises(OptionError, match=r"2 encoders.*has 1") as raised:
+    with pytest.raises(OptionError, match="2 encoders, got 1") as raised:
         with_runtime(encoder, precision="float32+bfloat16")
     assert raised.value.argument == "precision"
 

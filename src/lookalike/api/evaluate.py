@@ -21,7 +21,7 @@ from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.fit import FIT_IMAGES, fit_pretrained
 from lookalike.runtimes.load import WeightsOption, load_encoder
-from lookalike.runtimes.select import AUTO, is_exported, require_runtime, with_runtime
+from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
 
 _DEFAULT_K = (1, 3, 10)
@@ -199,7 +199,7 @@ def _embed_test_split(
         skipped += fitted.skipped
     else:
         encoder = load_encoder(model) if isinstance(model, str | Path) else model
-        if precision == AUTO and not is_exported(encoder):
+        if precision == AUTO and encoder.precision in (AUTO, "float32"):
             precision = "float32"
         sample = sample_evenly(tested, SAMPLE_SIZE)
         encoder = with_runtime(encoder, runtime, precision).prepare(sample, len(tested), progress)

@@ -104,9 +104,11 @@ def load_index(path: Path | str) -> LoadedIndex:
 def _for_queries(encoder: AnyEncoder, precision: str) -> AnyEncoder:
     """Return the encoder in the precision of the index, or in another one if this machine does not support it."""
     try:
-        return with_runtime(encoder, precision=precision).prepare((), 1, SILENT)
+        queries = with_runtime(encoder, precision=precision)
+        queries.prepare((), 1, SILENT)
+        return queries
     except (OptionError, ModelError):  # no runtime here has this precision
-        return encoder.prepare((), 1, SILENT)
+        return encoder
 
 
 def search(

@@ -131,8 +131,8 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
             )
         encoder = encoder.prepare(sample_evenly(sources, SAMPLE_SIZE), len(sources), progress)
         run = RunInfo(encoder.name, encoder.fingerprint, encoder.precision, size)
+        _store_model(encoder, out / MODEL_FOLDER, info)  # first: a head that was fitted must not be fitted again
         write_json(out / SHARDS_FOLDER / RUN_FILE, asdict(run))
-        _store_model(encoder, out / MODEL_FOLDER, info)
         job = _Run(sources, encoder, out, batch_size, computed, progress)
         rows, unreadable = _compute_shards(job, shards, keys, reusable)
         count = sum(row.rows for row in rows)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lookalike._files import file_digest, new_folder, storage_errors, write_json
+from lookalike._files import digest, file_digest, new_folder, storage_errors, write_json
 from lookalike._system import installed_versions
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
@@ -115,6 +115,14 @@ def save_bundle(
         if write_extra is not None:
             write_extra(folder)
     return out
+
+
+def weights_digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the digest of all weights, by name."""
+    parts: list[bytes | str] = []
+    for name in sorted(tensors):
+        parts += [name, tensors[name].tobytes()]
+    return digest(*parts)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -41,6 +41,7 @@ COMBINATIONS = {
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
 
 SAMPLE_SIZE = 48  # images that a runtime is selected with
+_GROUP_SIZE = 512
 
 
 class Backbone(BatchRunner, Protocol):
@@ -375,9 +376,18 @@ def _embed(
     sources = as_sources(images)
     if not sources:
         return Embeddings((), np.zeros((0, encoder.dim), np.float32), encoder.fingerprint, (), encoder.precision)
-    groups = embed_groups(encoder, [sources], batch_size=batch_size, progress=resolve_progress(progress), task=task)
-    with closing(groups):
-        return next(groups)
+    # in groups, so that the features of a few images are in memory rather than those of all
+    groups = [sources[start : start + _GROUP_SIZE] for start in range(0, len(sources), _GROUP_SIZE)]
+    progress = resolve_progress(progress)
+    with closing(embed_groups(encoder, groups, batch_size=batch_size, progress=progress, task=task)) as results:
+        parts = list(results)
+    return Embeddings(
+        tuple(item_id for part in parts for item_id in part.ids),
+        np.concatenate([part.vectors for part in parts]),
+        encoder.fingerprint,
+        tuple(file for part in parts for file in part.skipped),
+        parts[0].precision,
+    )
 
 
 def _joined(words: Iterable[str]) -> str:

@@ -55,7 +55,7 @@ class TorchBackbone:
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """Return all weights by name."""
-        return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in self.module.state_dict().items()}
+        return arrays_of(self.module)
 
     @torch.inference_mode()
     def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
@@ -77,6 +77,11 @@ class TorchBackbone:
             return rows
 
         return wait
+
+
+def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:
+    """Return all weights by name as NumPy arrays."""
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in module.state_dict().items()}
 
 
 def normalize_pixels(pixels: Pixels, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:

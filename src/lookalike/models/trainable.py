@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from lookalike._files import digest
 from lookalike.errors import ModelError
 from lookalike.models.adapt import adapt_network, repeat_adaptation
-from lookalike.models.bundle import WeightsFile
+from lookalike.models.bundle import weights_digest
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import EMBEDDING_DIM, Head, random_head
 from lookalike.models.info import FROZEN, UNTRAINED, Adaptation, BackboneInfo, TrainingState
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.models.registry import NONE, PRETRAINED, BackboneRow, find_backbone
-from lookalike.models.torch_backbone import TorchBackbone, default_device, normalize_pixels
+from lookalike.models.torch_backbone import TorchBackbone, arrays_of, default_device, normalize_pixels
 from lookalike.models.weights import load_backbone, seeded_weights, state_difference, uninitialized_backbone
 from lookalike.types import Pixels, Vectors
 
@@ -153,31 +152,21 @@ class TrainableEncoder:
             self.preprocessing,
             self.adaptation,
             self.weights,
-            weights_digest(self.module),
+            weights_digest(arrays_of(self.module)),
         )
 
 
-def weights_digest(module: nn.Module) -> str:
-    """Return the digest of all weights, by name."""
-    parts: list[bytes | str] = []
-    for name, tensor in sorted(module.state_dict().items(), key=itemgetter(0)):
-        parts += [name, tensor.detach().cpu().contiguous().numpy().tobytes()]
-    return digest(*parts)
-
-
-def load_torch_backbone(info: BackboneInfo, file: WeightsFile) -> TorchBackbone:
-    """Load the backbone of a bundle on torch; raise `ModelError` if the file does not hold these weights."""
+def load_torch_backbone(info: BackboneInfo, weights: Mapping[str, np.ndarray]) -> TorchBackbone:
+    """Return a backbone with these weights on torch; raise `ModelError` if they do not fit the network."""
     module = uninitialized_backbone(BackboneRow(info.name, info.timm_name))
     repeat_adaptation(module, info.adaptation, info.preprocessing)
-    state = {name: torch.from_numpy(array) for name, array in file.read().items()}
+    state = {name: torch.from_numpy(array) for name, array in weights.items()}
     difference = state_difference(module.state_dict(), state)
     if difference:
         raise ModelError(
             f"the weights of {info.name} do not fit {info.timm_name}: {difference}; make the bundle again."
         )
     module.load_state_dict(state)
-    if weights_digest(module) != info.weights_digest:
-        raise ModelError(f"{file.path} was changed after it was saved (its fingerprint differs); make it again.")
     device = default_device()
     return TorchBackbone(info, module.eval().to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 

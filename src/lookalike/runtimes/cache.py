@@ -88,7 +88,10 @@ class GraphCache:
     @classmethod
     def open(cls, fingerprint: str) -> GraphCache:
         """Open the graphs of the backbone with this fingerprint."""
-        folder = cache_folder() / "graphs" / f"{fingerprint}-{digest(_versions())[:12]}"
+        return cls._load(cache_folder() / "graphs" / f"{fingerprint}-{digest(_versions())[:12]}")
+
+    @classmethod
+    def _load(cls, folder: Path) -> GraphCache:
         try:
             value = read_json(folder / "graphs.json", "graphs")
             return cls(folder, dict(value["digests"]), {k: float(v) for k, v in value["cosines"].items()})
@@ -121,9 +124,15 @@ class GraphCache:
         return self._save(replace(self, cosines={**self.cosines, f"{runtime} {precision}": cosine}))
 
     def _save(self, changed: GraphCache) -> GraphCache:
+        stored = self._load(self.folder)  # another process may have added graphs meanwhile
+        merged = replace(
+            changed,
+            digests={**stored.digests, **changed.digests},
+            cosines={**stored.cosines, **changed.cosines},
+        )
         with contextlib.suppress(LookalikeError):
-            write_json(self.folder / "graphs.json", {"digests": changed.digests, "cosines": changed.cosines})
-        return changed
+            write_json(self.folder / "graphs.json", {"digests": merged.digests, "cosines": merged.cosines})
+        return merged
 
     def read_blob(self, name: str) -> bytes | None:
         """Return a compiled graph; None where it is missing, damaged, or was compiled on another machine."""

@@ -22,7 +22,7 @@ from lookalike.models.pipeline import Source, sources_digest
 from lookalike.progress import Progress
 from lookalike.runtimes import openvino
 from lookalike.runtimes.load import WeightsOption, load_pretrained
-from lookalike.runtimes.select import MIN_IMAGES, AutoBackbone, TorchWeights
+from lookalike.runtimes.select import MIN_IMAGES, AutoBackbone, TorchWeights, split_precision
 from lookalike.types import Skipped, Vectors
 
 if TYPE_CHECKING:
@@ -132,9 +132,11 @@ def fit_encoder(
 ) -> FittedEncoder:
     """Fit heads to the principal components of at least two images, without labels; align several to an ensemble."""
     runners = [backbone for backbone, _ in backbones]
+    name = "+".join(backbone.info.name for backbone in runners)
+    _require_readable(len(images), len(images), 2, name)
     with closing(run_backbones(runners, [images], batch_size=None, progress=progress, task=task)) as batches:
         batch = next(batches)
-    _require_readable(len(batch.ids), len(images), 2, "+".join(backbone.info.name for backbone in runners))
+    _require_readable(len(batch.ids), len(images), 2, name)
     members = tuple(
         Encoder.of(backbone, pca_head(features, seed=seed), state)
         for (backbone, state), features in zip(backbones, batch.features, strict=True)
@@ -159,13 +161,15 @@ def fit_pretrained(
     The heads are fitted on at most `FIT_IMAGES` of `images`.
     """
     sample = sample_evenly(sources, SAMPLE_SIZE)
-    backbones = [
-        (replace(backbone, runtime=runtime, precision=precision).prepare(sample, count, progress), state)
-        for backbone, state in load_pretrained(name, weights)
+    backbones = load_pretrained(name, weights)
+    precisions = split_precision(precision, len(backbones))
+    prepared = [
+        (replace(backbone, runtime=runtime, precision=p).prepare(sample, count, progress), state)
+        for (backbone, state), p in zip(backbones, precisions, strict=True)
     ]
     subset = sample_evenly(images, FIT_IMAGES, seed=0)
     progress.info(f"{name}: fitting its PCA head on {len(subset):,} of {len(images):,} images (labels are not used)")
-    return fit_encoder(backbones, subset, progress=progress)
+    return fit_encoder(prepared, subset, progress=progress)
 
 
 def align(members: Sequence[Encoder], embeddings: Sequence[Vectors], combination: str = "aligned") -> AnyEncoder:

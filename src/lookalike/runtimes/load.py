@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lookalike.errors import LookalikeError, ModelError
+from lookalike.errors import LookalikeError, ModelError, OptionError
 from lookalike.models.bundle import (
     WeightsFile,
     backbone_weights,
     checked_graph_file,
     read_alignments,
     read_head,
+    weights_digest,
     write_tensors,
 )
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
@@ -104,17 +105,15 @@ class StoredWeights:
         """Return the backbone on torch."""
         from lookalike.models.trainable import load_torch_backbone
 
-        try:
-            return load_torch_backbone(self.info, self.file)
-        except ModelError:
-            if self.rebuild is None:
-                raise
-            return self.rebuild()
+        return load_torch_backbone(self.info, self.arrays())
 
     def arrays(self) -> Mapping[str, np.ndarray]:
-        """Return the weights by name, without torch unless a file in the cache is damaged."""
+        """Return the saved weights by name, without torch unless a file in the cache is damaged."""
         try:
-            return self.file.read()
+            arrays = self.file.read()
+            if weights_digest(arrays) != self.info.weights_digest:
+                raise ModelError(f"{self.file.path} was changed after it was saved (its weights differ).")
+            return arrays
         except ModelError:
             if self.rebuild is None:
                 raise
@@ -125,12 +124,20 @@ def load_pretrained(
     name: str, weights: WeightsOption = PRETRAINED, *, seed: int = 0
 ) -> list[tuple[AutoBackbone, TrainingState]]:
     """Load backbones by name, joined by `+`, each with its state (untrained or frozen); without torch where cached."""
-    return [_load_backbone(n, weights_of(weights, n), seed) for n in _backbone_names(name)]
+    names = _split_names(name)
+    unknown = [key for key in weights if key not in names] if isinstance(weights, Mapping) else []
+    if unknown:
+        raise OptionError(
+            f"`weights` names {unknown[0]!r}, which is not among the backbones {', '.join(names)}.", argument="weights"
+        )
+    caches = [PretrainedCache.of(n, str(weights_of(weights, n)), seed) for n in names]
+    _require_backbones(name, [n for n, cache in zip(names, caches, strict=True) if cache.load() is None])
+    return [_load_backbone(n, weights_of(weights, n), seed, cache) for n, cache in zip(names, caches, strict=True)]
 
 
-def _load_backbone(name: str, weights: str | Path, seed: int) -> tuple[AutoBackbone, TrainingState]:
-    cache = PretrainedCache.of(name, str(weights), seed)
-
+def _load_backbone(
+    name: str, weights: str | Path, seed: int, cache: PretrainedCache
+) -> tuple[AutoBackbone, TrainingState]:
     def build() -> tuple[TorchBackbone, TrainingState]:
         from lookalike.models.trainable import build_trainable
 
@@ -152,24 +159,25 @@ def weights_of(weights: WeightsOption, name: str) -> str | Path:
     return weights.get(name, PRETRAINED) if isinstance(weights, Mapping) else weights
 
 
-def _backbone_names(text: str) -> list[str]:
-    """Split names and check each before any weights are loaded; what looks like a path gets an error of its own."""
-    path = Path(text)
+def _split_names(text: str) -> list[str]:
+    """Split the names of backbones; what looks like a path gets an error of its own."""
     separators = (os.sep, os.altsep or os.sep)
     if text.startswith(("~", ".")) or any(separator in text for separator in separators):
-        problem = f"is not a bundle: it has no {BUNDLE_FILE}" if path.exists() else "does not exist"
+        problem = f"is not a bundle: it has no {BUNDLE_FILE}" if Path(text).exists() else "does not exist"
         raise ModelError(
             f"{text} {problem}, and no backbone has this name; give a bundle made by 'lookalike train'.",
             argument="model",
         )
-    names = text.split("+")
+    return text.split("+")
+
+
+def _require_backbones(text: str, names: Sequence[str]) -> None:
+    """Raise `ModelError` for a name that is not a backbone's, before any weights are loaded."""
     try:
         for name in names:
             find_backbone(name)
     except ModelError as error:
-        if len(names) == 1 or path.exists():  # it may be the misspelt name of a folder
-            raise ModelError(
-                f"{text} is neither a bundle nor the name of a backbone: {error}", argument="model"
-            ) from error
-        raise
-    return names
+        if "+" in text and not Path(text).exists():
+            raise
+        message = f"{text} is neither a bundle nor the name of a backbone: {error}"  # or a misspelt folder
+        raise ModelError(message, argument="model") from error

@@ -71,8 +71,9 @@ class AutoBackbone(UnpreparedBackbone):
     source: WeightsSource
     runtime: str = AUTO
     precision: str = AUTO
-    _prepared: dict[bool, Backbone] = field(default_factory=dict, repr=False)  # by whether it is for single images
-    _torch: list[TorchBackbone] = field(default_factory=list, repr=False)  # at most one, while torch is in use
+    # by whether it is for single images; and at most one on torch, while torch is in use
+    _prepared: dict[bool, Backbone] = field(default_factory=dict, init=False, repr=False)
+    _torch: list[TorchBackbone] = field(default_factory=list, init=False, repr=False)
 
     @property
     def width(self) -> int:
@@ -115,15 +116,19 @@ def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO
 
     """
     require_runtime(runtime, precision if not is_exported(encoder) else AUTO)
-    precisions = precision.split("+")
-    if len(precisions) not in (1, len(encoder.members)):
-        raise OptionError(
-            f"`precision` {precision!r} is for {len(precisions)} encoders, {encoder.name} has {len(encoder.members)}.",
-            argument="precision",
-        )
-    precisions = precisions * len(encoder.members) if len(precisions) == 1 else precisions
+    precisions = split_precision(precision, len(encoder.members))
     members = [_member_with_runtime(m, runtime, p) for m, p in zip(encoder.members, precisions, strict=True)]
     return replace(encoder, members=tuple(members)) if isinstance(encoder, Ensemble) else members[0]
+
+
+def split_precision(precision: str, count: int) -> list[str]:
+    """Return the precision of each of `count` encoders; one word stands for all."""
+    precisions = precision.split("+")
+    if len(precisions) not in (1, count):
+        raise OptionError(
+            f"`precision` {precision!r} is for {len(precisions)} encoders, got {count}.", argument="precision"
+        )
+    return precisions * count if len(precisions) == 1 else precisions
 
 
 def is_exported(encoder: AnyEncoder) -> bool:
@@ -142,9 +147,15 @@ def _member_with_runtime(encoder: Encoder, runtime: str, precision: str) -> Enco
             )
         return encoder
     backbone = encoder.backbone
-    if isinstance(backbone, AutoBackbone) and (backbone.runtime, backbone.precision) == (runtime, precision):
-        return encoder
-    source = backbone.source if isinstance(backbone, AutoBackbone | GraphBackbone) else TorchWeights.of(backbone)
+    source: WeightsSource | None
+    if isinstance(backbone, AutoBackbone | GraphBackbone):  # auto keeps what was selected before
+        runtime = backbone.runtime if runtime == AUTO else runtime
+        precision = backbone.precision if precision == AUTO else precision
+        if (backbone.runtime, backbone.precision) == (runtime, precision):
+            return encoder
+        source = backbone.source
+    else:
+        source = TorchWeights.of(backbone)
     assert source is not None, "an encoder that was not exported has weights"
     return replace(encoder, backbone=AutoBackbone(backbone.info, source, runtime, precision))
 
@@ -233,18 +244,22 @@ class _Selection:
         """Return the backbone on a runtime; raise `ModelError` if its features differ from torch's."""
         if runtime == TORCH:
             return self.on_torch(precision)
-        if precision not in _GRAPH_RUNTIMES[runtime].float_precisions():
-            raise ModelError(f"{runtime} has no {precision} arithmetic on this machine.")
-        runner = self._runner(runtime, precision)
-        backbone = GraphBackbone(self.info, runner, runtime, precision, self.source)
+        backbone = self._open_unchecked(runtime, precision)
         cosine = self.graphs.cosines.get(f"{runtime} {precision}")
         if cosine is None:
             pixels, expected = self._reference()
-            cosine = _smallest_cosine(expected, runner.submit(pixels)(), exact=precision == "float32")
+            cosine = _smallest_cosine(expected, backbone.submit(pixels)(), exact=precision == "float32")
             self.graphs = self.graphs.with_cosine(runtime, precision, cosine)
         if not cosine >= MIN_COSINE[precision]:
             raise ModelError(f"its features differ from torch's (cosine {cosine:.4f}).")
         return backbone
+
+    def _open_unchecked(self, runtime: str, precision: str) -> Backbone:
+        if runtime == TORCH:
+            return self.on_torch(precision)
+        if precision not in _GRAPH_RUNTIMES[runtime].float_precisions():
+            raise ModelError(f"{runtime} has no {precision} arithmetic on this machine.")
+        return GraphBackbone(self.info, self._runner(runtime, precision), runtime, precision, self.source)
 
     def _runner(self, runtime: str, precision: str) -> GraphRunner:
         def graph_file() -> Path:
@@ -265,12 +280,14 @@ class _Selection:
         self.progress.info(f"{self.info.name}: timing the available runtimes (once per architecture and machine)")
         pixels, _ = self._reference()
         runners: dict[tuple[str, str], Backbone] = {}
+        complete = True
         options = available_runtimes(self.on_torch("float32"))
         for number, (runtime, precision) in enumerate(options):
             self.progress.step("timing runtimes", number, len(options))
             try:
-                runners[runtime, precision] = self.open(runtime, precision)
+                runners[runtime, precision] = self._open_unchecked(runtime, precision)
             except (ModelError, MissingExtra, StorageError) as error:
+                complete &= not isinstance(error, StorageError)
                 self.progress.info(f"{self.info.name}: {runtime} in {precision} is skipped: {first_line(error)}")
         rates = dict.fromkeys(runners, 0.0)
         for _ in range(_TRIAL_ROUNDS):
@@ -279,7 +296,8 @@ class _Selection:
         self.progress.step("timing runtimes", len(options), len(options))
         timings = tuple(RuntimeTiming(runtime, precision, rate) for (runtime, precision), rate in rates.items())
         self.progress.info(f"{self.info.name}: {', '.join(map(str, timings))}")
-        save_timings(self.info, timings)
+        if complete:  # a full disk says nothing about the architecture
+            save_timings(self.info, timings)
         return timings
 
     def _reference(self) -> tuple[Pixels, Vectors]:
