@@ -50,7 +50,7 @@ def best_first(steps: Ints, rows: Ints, count: int) -> tuple[Ints, Ints]:
 
 
 def nearest_in_blocks(queries: Floats, blocks: Iterable[Floats], count: int) -> tuple[Floats, Ints]:
-    """Compare queries with every vector, given in consecutive blocks `(n, dim)`, in float32.
+    """Compare queries with every vector, in consecutive blocks `(n, dim)`, in float32.
 
     Returns inner products and rows `(n_query, count)`, best first; fewer columns where there are fewer vectors. The
     order of equal products is undefined.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
+import sys
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -45,6 +47,23 @@ def cache_folder() -> Path:
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "lookalike"
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory, which the kernel would otherwise have to map again for every layer of a network.
+
+    Training steps are 1.4 times as fast on a CPU (docs/log.md). It changes the whole process, so only commands call it,
+    never the library. On other C libraries it does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
+    mallopt(arena_max, 1)
 
 
 def installed_versions(*packages: str) -> dict[str, str]:

@@ -153,7 +153,7 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
 
 def _load_data(data: Dataset | Path | str, model: AnyEncoder | Path | str) -> Dataset:
     bundle = find_bundle(model) if isinstance(model, str | Path) else None
-    return load_data_as_trained(data, None if bundle is None else read_bundle_info(bundle))
+    return load_data_as_trained(data, {} if bundle is None else read_bundle_info(bundle).options)
 
 
 def _require_test_split(data: Dataset) -> None:

@@ -15,9 +15,8 @@ from lookalike._files import digest, file_digest, require_free
 from lookalike._system import installed_versions
 from lookalike.api.parity import Parity, compare_embeddings, compare_measures, generated_images
 from lookalike.data.dataset import Dataset, Item, sample_evenly
-from lookalike.data.split import with_validation
 from lookalike.errors import DataError, MissingExtra, OptionError
-from lookalike.models.bundle import describe_encoder, load_data_as_trained, save_bundle
+from lookalike.models.bundle import describe_encoder, load_training_splits, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BundleInfo, GraphInfo, find_bundle, read_bundle_info
 from lookalike.models.pipeline import decode, map_ahead
@@ -153,10 +152,7 @@ def _require_packages(runtime: str, precision: str) -> None:
 
 def _data_of(data: Dataset | Path | str, info: BundleInfo) -> Dataset:
     """Split the data as for the training of the bundle."""
-    disjoint = info.options.get("class_disjoint")
-    split = with_validation(
-        load_data_as_trained(data, info), seed=int(info.options.get("seed", 0)), class_disjoint=disjoint
-    )
+    split = load_training_splits(data, info.options)
     if info.training_data is not None and info.training_data.fingerprint != split.fingerprint:
         raise DataError(
             f"the bundle was not trained on the images in {split.root}; give the folder that it was trained on.",

@@ -125,7 +125,7 @@ def joint_state(states: Collection[TrainingState]) -> TrainingState:
 
 
 def make_candidates(spec: BenchmarkSpec) -> list[Candidate]:
-    """Describe all bundles, and make those of every backbone unless an earlier session made them."""
+    """Describe all bundles, and make those of every backbone unless they exist."""
     candidates = [bundle_candidate(spec.data, bundle) for bundle in spec.bundles]
     for backbone in spec.weights:
         candidates.append(_frozen_candidate(spec, backbone))
@@ -209,7 +209,7 @@ def _finetuned_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
 
 
 def _finetuning_note(info: BundleInfo) -> str:
-    """Return how much of the fine-tuning validation kept; "" for all of it."""
+    """Return which share of the fine-tuned weights validation selected; "" for all."""
     state, report = info.members[0].state, info.training[0]
     share = report.fine_tuned_share if report is not None else None
     if state == "untrained":

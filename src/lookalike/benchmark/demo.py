@@ -62,5 +62,5 @@ def _write_images(out: Path, folder: Path, progress: Progress) -> None:
     for path in partial:
         shutil.rmtree(path, ignore_errors=True)
     if not folder.exists():
-        progress.info("cutting the demo's views from scikit-image's images")
+        progress.info("creating the demo images from scikit-image's samples")
         write_demo_images(folder)

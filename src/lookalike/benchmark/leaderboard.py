@@ -121,7 +121,7 @@ class Leaderboard:
 
     @property
     def caption(self) -> str:
-        """What the numbers are, in words."""
+        """The caption of the table."""
         label = measure_label(self.measure).capitalize()
         meaning = f"{label} is {self.measure}" if label.lower() != self.measure else label
         if self.measure == "precision@1":

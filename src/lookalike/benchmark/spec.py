@@ -16,13 +16,13 @@ from lookalike.data.split import with_validation
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
+from lookalike.models.bundle import load_data_as_trained
 from lookalike.models.info import TRAINING_STATES, TrainingState
 from lookalike.models.registry import NONE, find_backbone
 from lookalike.progress import Progress
 from lookalike.runtimes.load import WeightsOption, load_bundle, weights_of
 from lookalike.training.config import TrainingOptions
 from lookalike.training.tracking import NO_TRACKER, RunTracker
-from lookalike.training.train import load_as
 
 _RECORD = "run.json"
 _VERSION = 1
@@ -35,7 +35,7 @@ def slug(name: str) -> str:
 
 @dataclass(frozen=True)
 class BenchmarkSpec:
-    """Everything that one benchmark was asked to do."""
+    """Everything that decides one benchmark."""
 
     data: Dataset
     out: Path
@@ -137,7 +137,7 @@ def _is_trained(bundle: Path) -> bool:
 
 def load_splits(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
     """Load a data set and cut its validation split; `DataError` if nothing is labelled."""
-    dataset = load_as(data, options)
+    dataset = load_data_as_trained(data, options.to_dict())
     if not any(i.label for i in dataset.training):
         raise DataError(
             f"{dataset.root} has no labelled training images, which a benchmark needs for training and selection; "

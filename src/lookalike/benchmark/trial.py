@@ -55,7 +55,7 @@ class Scores:
     def estimate(self, measure: str) -> Estimate:
         """Return mean and interval of a measure."""
         if measure not in self.measures:
-            raise OptionError(f"the measure {measure!r} was not taken; available: {', '.join(sorted(self.measures))}.")
+            raise OptionError(f"{measure!r} was not measured; available: {', '.join(sorted(self.measures))}.")
         return self.measures[measure]
 
     def mean(self, measure: str) -> float:

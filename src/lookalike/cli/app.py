@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
+from lookalike._system import keep_freed_memory
 from lookalike.errors import LookalikeError
 
 PROGRAM = "lookalike"
@@ -46,14 +47,17 @@ class CommandError(Exception):
 
 
 class Command(click.Command):
-    """A command of Lookalike; `interrupted` is the sentence after a signal has stopped it."""
+    """A command of Lookalike; `interrupted` is the sentence after a signal, `trains` whether it trains networks."""
 
-    def __init__(self, *args: Any, interrupted: str = RUN_AGAIN, **options: Any) -> None:
+    def __init__(self, *args: Any, interrupted: str = RUN_AGAIN, trains: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         self.interrupted = interrupted
+        self.trains = trains
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; `CommandError` if it fails as expected or is interrupted."""
+        if self.trains:
+            keep_freed_memory()
         try:
             return super().invoke(ctx)
         except LookalikeError as error:

@@ -114,7 +114,7 @@ def _usage_message(error: click.ClickException) -> str:
 
 
 def _accept_any_file_name() -> None:
-    """Let stdout pass on file names that are not valid Unicode byte for byte, and no stream fail at a character."""
+    """Write file names that are not valid Unicode as their bytes, and never fail to encode."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         unicode = sys.stdout.encoding.lower().startswith("utf")
         sys.stdout.reconfigure(errors="surrogateescape" if unicode else "replace")
@@ -123,7 +123,7 @@ def _accept_any_file_name() -> None:
 
 
 def _discard_stdout() -> None:
-    """Redirect stdout to nowhere: nobody reads it, and flushing it at exit would fail."""
+    """Redirect stdout to the null device: flushing a closed pipe at exit would fail."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -190,7 +190,7 @@ def _recipe_option(name: str, field: Any) -> Callable[[F], F]:
 
 
 def make_training_options(values: dict[str, Any]) -> TrainingOptions:
-    """Return the training options of a command; what is not passed is left to the recipe."""
+    """Return the training options of a command; the recipe decides the rest."""
     from lookalike.training.config import TrainingOptions, option_names
 
     options = {name: values[name] for name in option_names() if values.get(name) is not None}

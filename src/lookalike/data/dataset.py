@@ -76,7 +76,7 @@ class Dataset:
         if duplicates:
             raise DataError(
                 f"{self.root} has {len(duplicates)} duplicate image ids (first: {duplicates[0]!r}); "
-                "keep one row per image."
+                "list each image once."
             )
 
     def __len__(self) -> int:

@@ -315,4 +315,4 @@ def _is_loop(folder: Path) -> bool:
 
 
 def _refuse(skipped: Skipped) -> NoReturn:
-    raise DataError(f"{skipped}; fix that or use another folder.")
+    raise DataError(f"{skipped}; make it readable, or use another folder.")

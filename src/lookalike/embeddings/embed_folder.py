@@ -97,7 +97,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
         skipped: what is not among the images, such as folders that cannot be listed; stored with the skipped files.
         computed: features of some of the images by the encoder's backbones.
         shard_size: images per shard, the most that a killed run loses; a folder keeps the size it was started with.
-        batch_size: images per forward pass; None for what suits the runtime.
+        batch_size: images per forward pass; None lets the runtime choose.
         progress: receives the number of images done.
 
     Returns:

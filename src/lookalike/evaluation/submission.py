@@ -82,7 +82,9 @@ class Submission:
             causes = {file.path.name: file.cause for file in self.skipped}
             first = next((name for name in missing if name in causes), missing[0])
             cause = f", which could not be read ({causes[first]}); repair the file" if first in causes else ""
-            raise DataError(f"the submission lacks {len(missing)} of {len(queries)} queries, such as {first!r}{cause}.")
+            raise DataError(
+                f"{len(missing)} of {len(queries)} queries are missing from the submission, such as {first!r}{cause}."
+            )
         unknown = sorted(self.images.keys() - queries)
         if unknown:
             raise DataError(f"the submission has {len(unknown)} unknown queries, such as {unknown[0]!r}.")

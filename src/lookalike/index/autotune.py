@@ -69,7 +69,7 @@ class Budget:
 
     @classmethod
     def parse(cls, min_recall: float, max_memory: int | str | None, max_ms: float | None) -> Budget:
-        """Create a budget from what a user gives: `max_memory` in bytes, or as text such as 500MB."""
+        """Create a budget from option values: `max_memory` in bytes, or as text such as 500MB."""
         return cls(min_recall, None if max_memory is None else parse_size(max_memory), max_ms)
 
     def __post_init__(self) -> None:

@@ -231,7 +231,7 @@ def _build(
         excess = _excess(index, budget)
         if excess is None:
             if not budget.exact:
-                progress.info(f"{count} vectors are few enough for exact search with {budget}")
+                progress.info(f"using exact search: {count} vectors meet {budget}")
             return index, None
         cause, argument = excess
         if budget.exact or count < APPROXIMATE_MIN:

@@ -20,6 +20,7 @@ from lookalike._files import digest, file_digest, new_folder, storage_errors, wr
 from lookalike._system import installed_versions
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
+from lookalike.data.split import with_validation
 from lookalike.errors import ModelError, StorageError
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.heads import Head
@@ -187,12 +188,17 @@ def read_alignments(bundle: Path, count: int) -> tuple[Vectors | None, ...]:
     return tuple(tensors.get(f"{number}.alignment") for number in range(count))
 
 
-def load_data_as_trained(data: Dataset | Path | str, bundle: BundleInfo | None) -> Dataset:
-    """Load a data folder, class folders split as for the training of this bundle; a loaded data set is returned.
+def load_data_as_trained(data: Dataset | Path | str, options: Mapping[str, Any]) -> Dataset:
+    """Load a data folder, class folders split as these training options say; a loaded data set is returned.
 
     Class folders are split each time they are loaded: by another seed a model would meet its training images.
     """
     if isinstance(data, Dataset):
         return data
-    options = {} if bundle is None else bundle.options
     return load_dataset(data, seed=int(options.get("seed", 0)), class_disjoint=bool(options.get("class_disjoint")))
+
+
+def load_training_splits(data: Dataset | Path | str, options: Mapping[str, Any]) -> Dataset:
+    """Load data with the training and validation splits that these training options lead to."""
+    loaded = load_data_as_trained(data, options)
+    return with_validation(loaded, seed=int(options.get("seed", 0)), class_disjoint=options.get("class_disjoint"))

@@ -166,9 +166,9 @@ class Encoder:
 
         Args:
             images: paths (the paths are the ids), items, bytes, PIL images or `(h, w, 3)` uint8 arrays.
-            batch_size: images per forward pass; None for what suits the runtime.
+            batch_size: images per forward pass; None lets the runtime choose.
             progress: receives the number of images done; None for a bar where a person watches, else the logger.
-            task: how progress names the work.
+            task: name shown with the progress.
 
         Returns:
             The embeddings in the order of the images, without the unreadable files, which are listed in `.skipped`.

@@ -47,7 +47,7 @@ def pca_head(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> H
 
 
 def random_head(width: int, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> Head:
-    """Return a head with a random orthonormal projection, for use without images to fit one on."""
+    """Return a head with a random orthonormal projection, for use where there are no images."""
     weight = np.zeros((dim, width))
     rows = min(dim, width)
     weight[:rows] = _complement(np.zeros((0, width)), rows, seed)

@@ -5,7 +5,8 @@
                                  graphs.json    digests of the files; cosines to torch by runtime and precision
     pretrained/<request>.json, <backbone>.safetensors     pretrained backbones by name and weights
 
-Every file has a digest or is replaced in one step, so a damaged one is computed again. The folder may be removed.
+Files are replaced in one step. Graphs and weights are checked by their digests, and a damaged file is computed
+again. The folder may be removed.
 """
 
 from __future__ import annotations

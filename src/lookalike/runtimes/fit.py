@@ -183,7 +183,7 @@ def align(members: Sequence[Encoder], embeddings: Sequence[Vectors], combination
 
 
 def feature_backbone(backbone: TorchBackbone, images: Sequence[Source], progress: Progress) -> Backbone:
-    """Return a backbone that computes features for training: on OpenVINO in float32 where that is worth it.
+    """Return a backbone that computes features for training: on OpenVINO in float32 for many images.
 
     The torch backbone is returned for few images, on an accelerator, and where OpenVINO computes other features.
     """

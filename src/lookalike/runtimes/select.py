@@ -122,7 +122,7 @@ def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO
 
 
 def split_precision(precision: str, count: int) -> list[str]:
-    """Return the precision of each of `count` encoders; one word stands for all."""
+    """Return the precision of each of `count` encoders; one precision applies to all."""
     precisions = precision.split("+")
     if len(precisions) not in (1, count):
         raise OptionError(

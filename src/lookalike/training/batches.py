@@ -85,7 +85,7 @@ def turns(order: Indices) -> Indices:
 def training_preprocessing(encoder: TrainableEncoder, resolution: float) -> Preprocessing:
     """Return the preprocessing of training views: sides times `resolution`, in steps of 32, if the network allows it.
 
-    A random resized crop magnifies objects relative to the inference crop; training with fewer pixels compensates that
+    A random resized crop magnifies objects relative to the inference crop; training with fewer pixels offsets that
     and is faster (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
     """
     p = encoder.preprocessing

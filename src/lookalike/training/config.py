@@ -80,7 +80,7 @@ class Recipe:
     )
     resolution: float = _field(
         6 / 7,
-        "input side in training, relative to the side at inference time; less is faster and compensates that crops "
+        "input side in training, relative to the side at inference time; smaller is faster and offsets that crops "
         "magnify (Touvron et al. 2019). Networks with a fixed input size ignore it",
         low=0.25,
         high=1,

@@ -106,7 +106,7 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 def plan_epochs(
     state: TrainState, items: Sequence[Item], targets: Indices, seconds_left: float | None, overhead: float
 ) -> FinetuneState:
-    """Plan epochs and steps; with a time budget, by timing two steps after a warm-up step, which change nothing.
+    """Plan epochs and steps; with a time budget, by timing two steps that do not change the weights.
 
     `overhead` is the seconds of validation per epoch.
     """

@@ -26,10 +26,10 @@ from lookalike.training.config import AUTO
 from lookalike.training.context import TrainingContext, class_indices, labelled, require_classes
 from lookalike.types import Vectors, l2_normalize
 
-PRETRAINED = "pretrained"
+PRETRAINED_CROP = "pretrained"
 
-# crop modes that `auto` compares; `border` was behind on every data set tried (docs/log.md)
-CANDIDATE_CROP_MODES = (PRETRAINED, "center", "squash")
+# crop modes that `auto` compares; `border` was less accurate on every data set (docs/log.md)
+CANDIDATE_CROP_MODES = (PRETRAINED_CROP, "center", "squash")
 SHRINKAGES = (0.3, 0.5, 0.7, 0.9)
 HEAD_EPOCHS = 30
 _HEAD_BATCH_SIZE = 128
@@ -77,7 +77,7 @@ class FrozenStage:
 class FrozenStageConfig:
     """What an earlier frozen stage chose, for one that measures nothing."""
 
-    crop_mode: str = PRETRAINED
+    crop_mode: str = PRETRAINED_CROP
     shrinkage: float | None = None
     head_epochs: int = 0
 
@@ -110,7 +110,7 @@ def run_frozen_stage(context: TrainingContext, encoder: TrainableEncoder) -> Fro
 
 
 def replay_frozen_stage(context: TrainingContext, encoder: TrainableEncoder, config: FrozenStageConfig) -> FrozenStage:
-    """Repeat the stage with the validation images as training images; nothing is measured, the choices are given."""
+    """Repeat the stage, with the validation images as training images and the choices of the first training."""
     set_crop_mode(encoder, config.crop_mode)
     splits = {"features": labelled(context.data.training), "validation": labelled(context.data.validation)}
     parts = [context.frozen_features(encoder, items, f"{encoder.name}: {task}") for task, items in splits.items()]
@@ -140,7 +140,7 @@ def _readable(context: TrainingContext, features: Features, items: tuple[Item, .
 
 def set_crop_mode(encoder: TrainableEncoder, crop_mode: str) -> None:
     """Set the crop mode of an encoder that is fresh from its weights."""
-    if crop_mode != PRETRAINED:
+    if crop_mode != PRETRAINED_CROP:
         encoder.preprocessing = replace(encoder.preprocessing, crop_mode=crop_mode, crop_pct=1.0)
 
 

@@ -14,9 +14,8 @@ from typing import Any
 from lookalike._files import digest, require_free
 from lookalike.data.dataset import Dataset, Split
 from lookalike.data.duplicates import require_no_leaks
-from lookalike.data.split import with_validation
 from lookalike.errors import DataError, ModelError, OptionError
-from lookalike.models.bundle import save_bundle
+from lookalike.models.bundle import load_training_splits, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.models.info import BundleInfo, is_bundle, read_bundle_info
 from lookalike.models.records import EpochReport, TrainingReport
@@ -34,7 +33,6 @@ from lookalike.training.tracking import parse_targets, start_tracking
 from lookalike.training.train import (
     build_ensemble,
     finish_resumed_run,
-    load_as,
     pair_weights,
     prepare_run_folder,
     track_bundle,
@@ -144,7 +142,7 @@ class _FirstTraining:
         if len({(o.seed, o.class_disjoint) for o in self.options}) > 1:
             raise ModelError(f"{self.path} has members trained with different validation splits; refit each by itself.")
         options, stored = self.options[0], self.info.training_data
-        split = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
+        split = load_training_splits(data, options.to_dict())
         fingerprints = split.fingerprint, validation_fingerprint(split)
         if stored is None or fingerprints != (stored.fingerprint, stored.validation):
             raise DataError(f"{self.path} was not trained on the images in {split.root}; pass its training data.")
@@ -187,7 +185,7 @@ def _refit_backbone(
         config = FrozenStageConfig()
     if not same_weights:
         raise ModelError(
-            f"{name} was not trained from these weights with the options in its bundle; pass the original `weights`.",
+            f"these are not the weights that {name} was trained from; pass the original `weights`.",
             argument="weights",
         )
     fine_tuning = report if report is not None and report.fine_tuned_share else None

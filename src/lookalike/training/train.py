@@ -13,12 +13,10 @@ from typing import Any
 from lookalike._files import digest, require_free
 from lookalike.data.dataset import Dataset, content_hashes
 from lookalike.data.duplicates import require_no_leaks
-from lookalike.data.layouts import load_dataset
-from lookalike.data.split import with_validation
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
-from lookalike.models.bundle import describe_encoder, save_bundle
+from lookalike.models.bundle import describe_encoder, load_training_splits, save_bundle
 from lookalike.models.encoder import AnyEncoder, require_combination
 from lookalike.models.info import BundleInfo, TrainingData, is_bundle, read_bundle_info
 from lookalike.models.records import TrainingReport
@@ -105,7 +103,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         folder = None
         if bundle is not None:
             folder = main(partial(prepare_run_folder, bundle, resume=resume, replace=replace, progress=progress))
-        split = with_validation(load_as(data, options), seed=options.seed, class_disjoint=options.class_disjoint)
+        split = load_training_splits(data, options.to_dict())
         location = bundle.absolute() if bundle is not None else None
         key = digest(split.fingerprint, repr(options.without_rates()), repr(backbones), str(location))
         if resume and bundle is not None and is_bundle(bundle):
@@ -165,13 +163,6 @@ def build_ensemble(trained: Sequence[TrainedEncoder], combination: str, progress
 
 
 # ---------------------------------------------------------------- before training
-
-
-def load_as(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
-    """Load a data folder, with class folders split as the options say; a loaded data set is returned unchanged."""
-    if isinstance(data, Dataset):
-        return data
-    return load_dataset(data, seed=options.seed, class_disjoint=bool(options.class_disjoint))
 
 
 def pair_weights(names: Sequence[str], weights: Weights | Mapping[str, Weights]) -> Backbones:

@@ -45,7 +45,7 @@ def select_weights(
     context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, run: FinetuneState
 ) -> WeightSelection:
     """Set the encoder to the weights and the head that validation prefers."""
-    if encoder.trained == UNTRAINED:  # random weights are nothing to go back to
+    if encoder.trained == UNTRAINED:  # random weights are not a useful starting point
         measures, share = {}, 1.0
     else:
         measures = _measure_shares(context, encoder, stage, run)
@@ -109,7 +109,7 @@ def _measure_shares(
 def record_origin(encoder: TrainableEncoder, stage: FrozenStage, share: float | None, head: str | None) -> None:
     """Record in the encoder where its weights and its head come from.
 
-    `share` of fine-tuned weights is None without fine-tuning; `head` is what trained their head, None leaves it.
+    `share` is None without fine-tuning; `head` says how the head was trained, None keeps the record.
     """
     if share:
         encoder.trained = FINE_TUNED

@@ -36,7 +36,12 @@ _OPTIONAL_COLUMNS = (
 )  # fmt: skip
 
 
-@click.command(cls=Command, interrupted=RESUMES, short_help="Measure backbones and ensembles, and pick one.")
+@click.command(
+    cls=Command,
+    interrupted=RESUMES,
+    trains=True,
+    short_help="Measure backbones and ensembles, and pick one.",
+)
 @data_argument
 @click.option(
     "--backbone",
@@ -115,7 +120,12 @@ def benchmark(
     _suggest_search(progress, result.out, "images")
 
 
-@click.command(cls=Command, interrupted=RESUMES, short_help="Run the whole job, offline, on built-in images.")
+@click.command(
+    cls=Command,
+    interrupted=RESUMES,
+    trains=True,
+    short_help="Run the whole job, offline, on built-in images.",
+)
 @click.option(
     "--out", type=PATH, default=Path("lookalike-demo"), show_default=True, metavar="PATH", help="Folder of all results."
 )

@@ -56,7 +56,7 @@ def _one_precision(_: click.Context, __: click.Parameter, values: Sequence[str])
 )
 @out_option("The folder of the exported bundle; must not exist yet. Use it as --model like any bundle.")
 def export(bundle: Path, out: Path, **values: Any) -> None:
-    """Convert a model into a bundle for a faster runtime, or for other programs.
+    """Convert a model into a bundle for OpenVINO, ONNX Runtime or other programs.
 
     BUNDLE can also be an index or a folder of embeddings: its model is exported. The exported graph takes uint8 pixels
     and returns unit-length embeddings: normalisation, pooling and head are part of it. Before it is saved, its

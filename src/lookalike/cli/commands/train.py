@@ -34,7 +34,12 @@ _BACKBONE_FIELDS = (
 )  # fmt: skip
 
 
-@click.command(cls=Command, interrupted=RESUMES_WITH_FLAG, short_help="Fine-tune a backbone and save it as a bundle.")
+@click.command(
+    cls=Command,
+    interrupted=RESUMES_WITH_FLAG,
+    trains=True,
+    short_help="Fine-tune a backbone and save it as a bundle.",
+)
 @data_argument
 @click.option(
     "--backbone",
@@ -69,11 +74,11 @@ def train(
       lookalike train photos --resume --out model          after an interruption
     """  # noqa: D301
     weights_by_name = parse_weights(weights, tuple(backbone.split("+")))
-    from lookalike.training.train import load_as
+    from lookalike.models.bundle import load_data_as_trained
     from lookalike.training.train import train as run_train
 
     options = make_training_options(values)
-    dataset = load_as(data, options)
+    dataset = load_data_as_trained(data, options.to_dict())
     is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun or accelerate started
     with closing(make_progress()) as terminal:
         progress = terminal if is_main else SILENT
@@ -100,7 +105,10 @@ def train(
 
 
 @click.command(
-    cls=Command, interrupted=RESUMES_WITH_FLAG, short_help="Train a model again on training and validation images."
+    cls=Command,
+    interrupted=RESUMES_WITH_FLAG,
+    trains=True,
+    short_help="Train a model again on training and validation images.",
 )
 @data_argument
 @click.option("--model", required=True, type=PATH, metavar="BUNDLE", help="A bundle that 'train' or 'benchmark' wrote.")
@@ -111,8 +119,8 @@ def train(
 def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track: tuple[str, ...], out: Path) -> None:
     """Train a model again on all labelled training images of DATA, the validation images included.
 
-    The number of epochs and the share of fine-tuned weights are those that validation selected in the first training.
-    Nothing is measured: the validation accuracy is that of the first training. Pass the same --weights as there.
+    The number of epochs and the share of fine-tuned weights are taken from the first training.
+    Nothing is measured: the validation accuracy is that of the first training. Pass the same --weights as in it.
 
     \b
     Example:
@@ -124,7 +132,7 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
 
     info = read_bundle_info(model)
     weights_by_name = parse_weights(weights, tuple(member.backbone.name for member in info.members))
-    dataset = load_data_as_trained(data, info)
+    dataset = load_data_as_trained(data, info.options)
     with closing(make_progress()) as progress:
         run_refit(dataset, model, out=out, weights=weights_by_name, resume=resume, track=track, progress=progress)
         _report_training(progress, out, dataset)
@@ -185,7 +193,7 @@ def backbones(as_json: bool) -> None:
 @click.command(cls=Command, short_help="List the training recipes, their fields, and the losses.")
 @json_option
 def recipes(as_json: bool) -> None:
-    """List the recipes of 'train' and 'benchmark': their fields with meaning and values, and the losses.
+    """List the recipes of 'train' and 'benchmark': the meaning and values of their fields, and the losses.
 
     'auto' picks the recipe of the kind of backbone, and trains more gently if the test classes are not in training.
     Change single fields with --set FIELD=VALUE.
