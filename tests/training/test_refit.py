@@ -150,7 +150,7 @@ def test_other_data_is_refused(first, crops, weights, tmp_path):
 
 
 def test_other_weights_are_refused(first, crops_original, tmp_path):
-    with pytest.raises(ModelError, match=f"{SMALL} was not trained from these weights"):
+    with pytest.raises(ModelError, match=SMALL):
         refit(crops_original, first, out=tmp_path / "again", weights="none")
     with pytest.raises(OptionError, match="'resnet50'"):
         refit(crops_original, first, out=tmp_path / "again", weights={"resnet50": "none"})
