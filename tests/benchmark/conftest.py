@@ -185,3 +185,15 @@ def make_spec(data: Dataset, finished_copy: Path, tiny_weights: dict[str, Path])
         data, finished_copy, tiny_weights, (), names, OPTIONS, measures, None, "auto", "Photos", (), SILENT
     )  # fmt: skip
     return partial(replace, spec)
+
+
+@pytest.fixture
+def trials(make_trial: Callable[..., Trial]) -> list[Trial]:
+    """One trial of each kind: frozen, ensemble, fine-tuned and untrained."""
+    half, most = [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]
+    return [
+        make_trial("lite_0 frozen", half, 8, test=[0.0, 0.0, 1.0, 0.0], state="frozen"),
+        make_trial("lite_0 + lite_2 fine-tuned", most, 20, test=most, kind="ensemble", combination="aligned"),
+        make_trial("lite_2 fine-tuned", half, 12, test=half),
+        make_trial("random", half, 5, test=[1.0] * 4, state="untrained"),
+    ]

@@ -12,16 +12,6 @@ HALF = [1.0, 1.0, 0.0, 0.0]
 MOST = [1.0, 1.0, 1.0, 0.0]
 
 
-@pytest.fixture
-def trials(make_trial):
-    return [
-        make_trial("lite_0 frozen", HALF, 8, test=[0.0, 0.0, 1.0, 0.0], state="frozen"),
-        make_trial("lite_0 + lite_2 fine-tuned", MOST, 20, test=MOST, kind="ensemble", combination="aligned"),
-        make_trial("lite_2 fine-tuned", HALF, 12, test=HALF),
-        make_trial("random", HALF, 5, test=[1.0] * 4, state="untrained"),
-    ]
-
-
 def accuracies(board):
     return [(row.trial.name, board.scores(row.trial).mean(board.measure)) for row in board.rows]
 

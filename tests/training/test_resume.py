@@ -129,7 +129,7 @@ def test_a_diverged_run_can_be_resumed_with_a_lower_learning_rate(data, weights,
 
 def test_finished_epochs_keep_their_learning_rates(unbroken, data, weights, options, recorder, tmp_path):
     out = tmp_path / "model"
-    listener = recorder(lambda task, _: task.startswith(f"{SMALL}: post-hoc head"))
+    listener = recorder(lambda task, _: task.startswith(f"{SMALL}: closed-form head"))
     with pytest.raises(KeyboardInterrupt):
         train(data, SMALL, weights=weights, out=out, options=options, progress=listener)
     train(data, SMALL, weights=weights, out=out, options=override_options(options, {"lr": 2e-5}), resume=True)

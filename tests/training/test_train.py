@@ -93,9 +93,9 @@ def test_progress_names_each_stage(trained):
         f"{SMALL}: validation",
         "epoch 1/2",
         "epoch 2/2",
-        f"{SMALL}: post-hoc head at 75% of fine-tuning",
-        f"{SMALL}: post-hoc head, validation",
-        *(f"{SMALL}: post-hoc head at {share}% of fine-tuning" for share in (50, 100, 25)),
+        f"{SMALL}: closed-form head at 75% of fine-tuning",
+        f"{SMALL}: closed-form head, validation",
+        *(f"{SMALL}: closed-form head at {share}% of fine-tuning" for share in (50, 100, 25)),
         f"{SMALL}: measures",
     ]
     assert ("epoch 2/2", 24, 24) in listener.steps

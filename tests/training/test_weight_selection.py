@@ -1,4 +1,4 @@
-"""Interpolated weights and post-hoc heads: exact at the ends, and the best on validation is selected."""
+"""Interpolated weights and closed-form heads: exact at the ends, and the best on validation is selected."""
 
 from types import SimpleNamespace
 
@@ -122,7 +122,7 @@ def test_the_best_share_is_selected(measures, selected, member, stage, fine_tune
     assert member.trained == ("fine-tuned" if selected else "frozen")
 
 
-# ---------------------------------------------------------------- post-hoc head
+# ---------------------------------------------------------------- closed-form head
 
 
 def test_the_best_head_is_selected_and_of_equals_the_first(member, stage):
@@ -130,7 +130,7 @@ def test_the_best_head_is_selected_and_of_equals_the_first(member, stage):
     context = ScriptedContext([0.1, 0.5, 0.5, 0, 0, 0, 0, 0, 0.2, 0.3, 0.4, 0.5, 0, 0, 0, 0])
     selection = fit_posthoc_head(context, member, stage, other, [1.0, 0.5], 0.2)
     assert (selection.share, selection.posthoc_head, selection.measure) == (1.0, HEAD_FITS[1], 0.5)
-    assert context.tasks == ["post-hoc head at 100% of fine-tuning", "post-hoc head at 50% of fine-tuning"]
+    assert context.tasks == ["closed-form head at 100% of fine-tuning", "closed-form head at 50% of fine-tuning"]
     after = member.state()
     assert all(np.array_equal(after[k], other[k]) for k in other if k.startswith("backbone."))
     member.load_state(other)
@@ -152,7 +152,7 @@ def test_no_head_above_the_trained_one_changes_nothing(member, stage, fine_tuned
 def test_further_shares_are_tried_only_while_there_is_time(member, stage, fine_tuned):
     context = ScriptedContext([0.7] * 8, has_time=False)
     fit_posthoc_head(context, member, stage, fine_tuned, [0.75, 0.5], 0.2)
-    assert context.tasks == ["post-hoc head at 75% of fine-tuning"]
+    assert context.tasks == ["closed-form head at 75% of fine-tuning"]
 
 
 def test_a_whitened_head_is_in_the_bundle_and_refit_repeats_it(data, crops_original, quick, tmp_path):

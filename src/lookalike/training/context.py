@@ -101,7 +101,7 @@ class TrainingContext:
 
     def measure_heads(self, encoder: TrainableEncoder, progress: Progress | None = None) -> Callable[[], float]:
         """Embed the validation images once; the returned function measures the encoder with its current head."""
-        features = self.current_features(encoder, self.data.validation, "post-hoc head, validation", progress)
+        features = self.current_features(encoder, self.data.validation, "closed-form head, validation", progress)
         return lambda: self.distributed.broadcast_from_main(lambda: self.measure_head(encoder, features))
 
     def measure(self, encoder: TrainableEncoder) -> float:

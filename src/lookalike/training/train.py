@@ -191,7 +191,7 @@ def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: P
         require_free(bundle)
     if folder.exists() and not resume:
         raise StorageError(
-            f"{folder} has an unfinished run; set `resume` to continue it, or remove the folder to start again.",
+            f"{folder} has an unfinished run; use `resume` to continue it, or remove the folder to start again.",
             argument="resume",
         )
     if resume and not folder.exists() and not is_bundle(bundle):

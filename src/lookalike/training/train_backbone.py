@@ -213,7 +213,7 @@ def _plan(context: TrainingContext, stage: FrozenStage, state: TrainState) -> Fi
     before = context.seconds
     context.measure(state.encoder)
     overhead = context.seconds - before
-    # weight selection costs about five validations, and each post-hoc head reads all images once
+    # weight selection costs about five validations, and each closed-form head reads all images once
     passes = 0 if context.recipe.posthoc_head == "trained" else 1 + len(SHARES) if context.unseen_classes else 1
     heads = passes * overhead * (1 + len(stage.items) / max(1, len(context.data.validation)))
     reserved = 5 * overhead + min(heads, 0.3 * 60 * context.options.max_minutes)

@@ -142,7 +142,7 @@ def fit_posthoc_head(
         if number and not context.has_time_for_more():
             break
         encoder.load_state(interpolate_weights(stage.state, fine_tuned, share))
-        task = f"post-hoc head at {share:.0%} of fine-tuning" if len(shares) > 1 else "post-hoc head"
+        task = f"closed-form head at {share:.0%} of fine-tuning" if len(shares) > 1 else "closed-form head"
         features, targets = _training_features(context, encoder, stage, task)
         whitening = Whitening(features.rows, targets, encoder.dim, seed=context.options.seed)
         measure = context.measure_heads(encoder)
@@ -159,7 +159,7 @@ def fit_posthoc_head(
 
 def replay_posthoc_head(context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, fit: HeadFit) -> None:
     """Fit a whitening head with known parameters to the encoder's current backbone."""
-    features, targets = _training_features(context, encoder, stage, "post-hoc head")
+    features, targets = _training_features(context, encoder, stage, "closed-form head")
     whitening = Whitening(features.rows, targets, encoder.dim, seed=context.options.seed)
     _set_head(encoder, whitening, fit, len(features.ids))
 
