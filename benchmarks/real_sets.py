@@ -37,7 +37,7 @@ UNTRAINED = ("vit_b_16", "efficientnet_b0")
 REFIT = ("clothing", "trashnet")
 REFIT_BACKBONE = "efficientnet_lite0"
 BACKBONES = ("resnet50", "efficientnet_lite0", "efficientnet_lite2")
-# precision@3, hit@1 and map@r of the plainest code, by model
+# precision@3, hit@1 and map@r of a minimal script, by model
 _ROWS = (
     "efficientnet_lite0 frozen",
     "efficientnet_lite2 frozen",
@@ -60,7 +60,7 @@ _PLAIN = {
         (0.925, 0.939, 0.721), (0.902, 0.922, 0.666), (0.876, 0.899, 0.579),
     ),
 }  # fmt: skip
-YARDSTICK = {name: dict(zip(_ROWS, figures, strict=True)) for name, figures in _PLAIN.items()}
+BASELINE = {name: dict(zip(_ROWS, figures, strict=True)) for name, figures in _PLAIN.items()}
 RESULTS = Path(__file__).parent.parent / "docs" / "results.json"
 
 
@@ -81,7 +81,7 @@ def main() -> None:
         option_texts = " ".join(_without_folder(option) for option in options)
         refit = _refit(data, run, args.runs / f"{name}-refit", args.weights) if name in REFIT else None
         command = f"lookalike benchmark {data.name} {option_texts}"
-        save_results(name, run, YARDSTICK.get(name, {}), results, command=command, refit=refit)
+        save_results(name, run, BASELINE.get(name, {}), results, command=command, refit=refit)
 
 
 def _without_folder(option: str) -> str:
@@ -137,7 +137,7 @@ def _refit(data: Path, run: Path, out: Path, weights: list[str]) -> dict[str, An
 def save_results(
     name: str,
     out: Path,
-    yardstick: Mapping[str, tuple[float, ...]],
+    baseline: Mapping[str, tuple[float, ...]],
     results: Path = RESULTS,
     *,
     command: str = "",
@@ -154,7 +154,7 @@ def save_results(
         "comparisons": _comparisons(trials, board["measure"]),
         "against_frozen": _against_frozen(trials[board["selection"]["winner"]], trials, board["measure"]),
         "training": _training(out),
-        "yardstick": yardstick,
+        "baseline": baseline,
     }
     write_json(results, stored)
 

@@ -31,11 +31,11 @@ def script(path: str) -> ModuleType:
 def results(finished, tmp_path_factory):
     """Results stored from the finished benchmark."""
     path = tmp_path_factory.mktemp("results") / "results.json"
-    yardstick = {f"{EFFICIENTNET} fine-tuned": (0.5, 0.25, 0.125)}
+    baseline = {f"{EFFICIENTNET} fine-tuned": (0.5, 0.25, 0.125)}
     keep = script("benchmarks/real_sets.py").save_results
     interval = {"mean": 0.919, "low": 0.89, "high": 0.944}
     refit = {"model": EFFICIENTNET, "images": 1822, "seconds": 301.6, "measures": {"hit@1": interval}}
-    keep("photos", finished.out, yardstick, path, command="lookalike benchmark photos", refit=refit)
+    keep("photos", finished.out, baseline, path, command="lookalike benchmark photos", refit=refit)
     keep("again", finished.out, {}, path)
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -94,7 +94,7 @@ def test_a_section_has_singles_and_aligned_pairs_first_and_the_rest_folded(page)
     rows = re.search(r"(?:^\|.*\n)+", first, re.MULTILINE)[0].splitlines()[2:]
     ensembles = [row for row in rows if " + " in row]
     assert len(ensembles) == 6 and all(", aligned" in row for row in ensembles)
-    assert len(rows) == 4 + 6 + 1  # and the yardstick
+    assert len(rows) == 4 + 6 + 1  # and the baseline
     assert not re.search(", average|, concat", first)
     assert len(re.findall(", average|, concat", folded)) == 12
     assert "12 ensembles without alignment" in folded
@@ -107,12 +107,12 @@ def test_every_table_is_a_rectangle(page):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
-def test_the_yardstick_is_below_its_row(page):
+def test_the_baseline_is_below_its_row(page):
     lines = section(page, "photos").splitlines()
-    position = next(n for n, line in enumerate(lines) if line.startswith("| *yardstick for"))
+    position = next(n for n, line in enumerate(lines) if line.startswith("| *baseline for"))
     assert re.match(r"\| (\*\*)?test\\_efficientnet fine-tuned", lines[position - 1])
     assert lines[position].endswith("| *0.500* | – | *0.250* | *0.125* | – | – | – | – | – | – |")
-    assert "yardstick for" not in section(page, "again")
+    assert "baseline for" not in section(page, "again")
 
 
 def test_a_table_has_the_columns_of_the_leaderboard_that_fit_a_page(page, finished):
