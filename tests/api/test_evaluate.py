@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,26 @@ class TestPretrained:
         evaluation = evaluate(photo_folder, name, k=[1], weights="none")
         assert len(evaluation.query_ids) == 8
         assert sorted(decoded) == sorted(item.id for item in load_dataset(photo_folder).items)
+
+    @pytest.mark.parametrize("name", ["test_efficientnet", "test_efficientnet+test_resnet"])
+    def test_a_gallery_that_the_head_is_fitted_on_is_decoded_once(self, photo_folder, decoded, monkeypatch, name):
+        shutil.rmtree(photo_folder / "training")
+        monkeypatch.setattr("lookalike.runtimes.fit.FIT_IMAGES", 5)  # the other 7 are computed later
+        fit, encoders = evaluate_module.fit_pretrained, []
+
+        def fit_and_record(*arguments, **options):
+            fitted = fit(*arguments, **options)
+            encoders.append(fitted.encoder)
+            return fitted
+
+        monkeypatch.setattr(evaluate_module, "fit_pretrained", fit_and_record)
+        data = load_dataset(photo_folder)
+        evaluation = evaluate(data, name, k=[1, 3], weights="none")
+        assert sorted(decoded) == sorted(item.id for item in data.items)
+        (encoder,) = encoders
+        queries, gallery = encoder.embed(data.query), encoder.embed(data.gallery)
+        expected = evaluate_embeddings(queries, gallery, data.labels("query"), data.labels("gallery"), at(1, 3))
+        assert all((evaluation.values[measure] == expected.values[measure]).all() for measure in at(1, 3))
 
     def test_an_unreadable_training_image_is_listed_once(self, photo_folder, tmp_path):
         paths = [photo_folder / "training" / "cat" / "cat0.jpg", photo_folder / "test" / "gallery" / "cat0.jpg"]

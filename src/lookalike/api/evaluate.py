@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from lookalike._files import require_free
-from lookalike.data.dataset import Dataset, Split, sample_evenly
+from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
 from lookalike.data.layouts import skipped_suffix
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
@@ -19,7 +21,7 @@ from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.info import find_bundle, read_bundle_info
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
-from lookalike.runtimes.fit import FIT_IMAGES, fit_pretrained
+from lookalike.runtimes.fit import FIT_IMAGES, FittedEncoder, fit_pretrained
 from lookalike.runtimes.load import WeightsOption, load_encoder
 from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
@@ -69,13 +71,11 @@ def evaluate(
             f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'.",
             argument="data",
         )
-    embedded = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
-    default_k = [n for n in _DEFAULT_K if n == 1 or n <= len(embedded.gallery)]
+    queries, gallery, skipped = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
+    default_k = [n for n in _DEFAULT_K if n == 1 or n <= len(gallery)]
     selected = requested if k else _measures(default_k, measures)
-    evaluation = evaluate_embeddings(
-        embedded.queries, embedded.gallery, data.labels("query"), data.labels("gallery"), selected
-    )
-    return replace(evaluation, skipped=(*embedded.skipped, *evaluation.skipped))
+    evaluation = evaluate_embeddings(queries, gallery, data.labels("query"), data.labels("gallery"), selected)
+    return replace(evaluation, skipped=(*skipped, *evaluation.skipped))
 
 
 def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measure, ...]:
@@ -143,9 +143,9 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
             f"`top_k` must be from 1 to {len(data.gallery)}, the number of gallery images, got {top_k}.",
             argument="top_k",
         )
-    embedded = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
-    hits = Index.build(embedded.gallery).search(embedded.queries, top_k)
-    submission = Submission.from_hits(hits, group, (*embedded.skipped, *embedded.gallery.skipped))
+    queries, gallery, skipped = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
+    hits = Index.build(gallery).search(queries, top_k)
+    submission = Submission.from_hits(hits, group, (*skipped, *gallery.skipped))
     submission.check([i.id for i in data.query], [i.id for i in data.gallery], top_k)
     submission.write(out)
     return submission
@@ -166,13 +166,6 @@ def _require_test_split(data: Dataset) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _EmbeddedTestSplit:
-    queries: Embeddings
-    gallery: Embeddings
-    skipped: tuple[Skipped, ...]  # folders that cannot be listed, and unreadable images that a head was to be fitted on
-
-
 def _embed_test_split(
     data: Dataset,
     model: AnyEncoder | Path | str,
@@ -180,17 +173,18 @@ def _embed_test_split(
     runtime: str,
     precision: str,
     progress: Progress,
-) -> _EmbeddedTestSplit:
+) -> tuple[Embeddings, Embeddings, tuple[Skipped, ...]]:
+    """Return the embeddings of query and gallery, and other files that were skipped: folders, and images to fit on."""
     tested = (*data.query, *data.gallery)
     skipped = list(data.skipped)
+    fitted = None
     if isinstance(model, str | Path) and find_bundle(model) is None:
-        images = data.training or data.gallery
         fitted = fit_pretrained(
             str(model),
             weights,
             tested,
-            images,
-            count=len(tested) + min(len(images), FIT_IMAGES),
+            data.training or data.gallery,
+            count=len(tested) + min(len(data.training), FIT_IMAGES),
             runtime=runtime,
             precision="float32" if precision == AUTO else precision,
             progress=progress,
@@ -204,7 +198,7 @@ def _embed_test_split(
         sample = sample_evenly(tested, SAMPLE_SIZE)
         encoder = with_runtime(encoder, runtime, precision).prepare(sample, len(tested), progress)
     queries = encoder.embed(data.query, progress=progress, task="queries")
-    gallery = encoder.embed(data.gallery, progress=progress, task="gallery")
+    gallery = _embed_gallery(data.gallery, encoder, fitted, progress)
     for split, embeddings in (("query", queries), ("gallery", gallery)):
         if not len(embeddings):
             raise DataError(
@@ -213,4 +207,19 @@ def _embed_test_split(
                 argument="data",
             )
     paths = {item.path for item in tested}
-    return _EmbeddedTestSplit(queries, gallery, tuple(file for file in skipped if file.path not in paths))
+    return queries, gallery, tuple(file for file in skipped if file.path not in paths)
+
+
+def _embed_gallery(
+    items: Sequence[Item], encoder: AnyEncoder, fitted: FittedEncoder | None, progress: Progress
+) -> Embeddings:
+    """Embed the gallery; the images that the head was fitted on are not computed again."""
+    computed = {} if fitted is None else fitted.rows
+    gallery = encoder.embed([item for item in items if item.id not in computed], progress=progress, task="gallery")
+    ids = [item.id for item in items if item.id in computed]
+    if fitted is None or not ids:
+        return gallery
+    rows = [computed[item_id] for item_id in ids]
+    vectors = np.concatenate([gallery.vectors, encoder.combine([features[rows] for features in fitted.features])])
+    joined = replace(gallery, ids=(*gallery.ids, *ids), vectors=vectors)
+    return replace(joined.take(item.id for item in items if item.id in set(joined.ids)), skipped=gallery.skipped)
