@@ -62,10 +62,15 @@ def evaluate(
 
     """
     require_runtime(runtime, precision)
-    data = _load_data(data, model)
+    data = _load_test_data(data, model)
     requested = _measures(k, measures)
-    _require_test_split(data)
-    _require_hits(requested, data)
+    for measure in requested:
+        if measure.min_gallery > len(data.gallery):
+            raise OptionError(
+                f"{measure} needs {measure.min_gallery} hits, but {data.root} has only {len(data.gallery)} gallery "
+                "images; choose a smaller `k`.",
+                argument="k",
+            )
     if not data.test_is_labelled:
         raise DataError(
             f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'.",
@@ -84,17 +89,6 @@ def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measu
         raise OptionError(f"`k` must be at least 1, got {invalid}.", argument="k")
     names = [f"{name}@{value}" for name in ("precision", "hit", "recall") for value in k]
     return parse_measures([*names, "map@r", "mrr", *further])
-
-
-def _require_hits(measures: Sequence[Measure], data: Dataset) -> None:
-    """Raise `OptionError` before the work if a measure needs more hits than there are gallery images."""
-    for measure in measures:
-        if measure.min_gallery > len(data.gallery):
-            raise OptionError(
-                f"{measure} needs {measure.min_gallery} hits, but {data.root} has only {len(data.gallery)} gallery "
-                "images; choose a smaller `k`.",
-                argument="k",
-            )
 
 
 def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
@@ -132,12 +126,11 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     submission_format(out)
     require_runtime(runtime, precision)
     require_free(out)
-    data = _load_data(data, model)
+    data = _load_test_data(data, model)
     query_folder = data.root / "test" / Split.QUERY
     unlisted = next((s for s in data.skipped if s.path.is_relative_to(query_folder)), None)
     if unlisted is not None:
         raise DataError(f"a submission needs every query, but {unlisted}; make it readable.", argument="data")
-    _require_test_split(data)
     if not 1 <= top_k <= len(data.gallery):
         raise OptionError(
             f"`top_k` must be from 1 to {len(data.gallery)}, the number of gallery images, got {top_k}.",
@@ -151,12 +144,10 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     return submission
 
 
-def _load_data(data: Dataset | Path | str, model: AnyEncoder | Path | str) -> Dataset:
+def _load_test_data(data: Dataset | Path | str, model: AnyEncoder | Path | str) -> Dataset:
+    """Load the data as the model was trained on it; refuse data without query or gallery images."""
     bundle = find_bundle(model) if isinstance(model, str | Path) else None
-    return load_data_as_trained(data, {} if bundle is None else read_bundle_info(bundle).options)
-
-
-def _require_test_split(data: Dataset) -> None:
+    data = load_data_as_trained(data, {} if bundle is None else read_bundle_info(bundle).options)
     for split in ("query", "gallery"):
         if not data.split(split):
             raise DataError(
@@ -164,6 +155,7 @@ def _require_test_split(data: Dataset) -> None:
                 f"put them in test/{split}, or list them in a manifest.",
                 argument="data",
             )
+    return data
 
 
 def _embed_test_split(
