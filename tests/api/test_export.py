@@ -17,8 +17,8 @@ from lookalike.api.embed import embed, index
 from lookalike.api.evaluate import evaluate
 from lookalike.api.export import export
 from lookalike.api.search import load_index, search
+from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
-from lookalike.data.split import with_validation
 from lookalike.errors import DataError, MissingExtra, ModelError, OptionError, StorageError
 from lookalike.models.bundle import describe_encoder, save_bundle
 from lookalike.models.info import TrainingData, read_bundle_info

@@ -20,9 +20,8 @@ from lookalike.benchmark.benchmark import Benchmark, benchmark
 from lookalike.benchmark.spec import BenchmarkSpec, select_measures
 from lookalike.benchmark.timing import TimingRequest
 from lookalike.benchmark.trial import Scores, Timing, Trial
-from lookalike.data.dataset import Dataset
+from lookalike.data.dataset import Dataset, with_validation
 from lookalike.data.layouts import load_dataset
-from lookalike.data.split import with_validation
 from lookalike.evaluation.evaluation import Estimate
 from lookalike.progress import SILENT
 from lookalike.training.config import TrainingOptions

@@ -14,8 +14,8 @@ from lookalike.benchmark import benchmark as benchmark_module
 from lookalike.benchmark.benchmark import benchmark
 from lookalike.benchmark.candidates import make_candidates, make_ensembles, save_winner
 from lookalike.benchmark.run_trials import embed_candidate
+from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
-from lookalike.data.split import with_validation
 from lookalike.errors import DataError, OptionError, StorageError
 from lookalike.models.info import read_bundle_info
 from lookalike.runtimes.load import load_encoder

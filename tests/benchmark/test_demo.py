@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lookalike.benchmark.demo import DEMO_BACKBONES, DEMO_OPTIONS, demo
+from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
 from lookalike.data.samples import DESCRIPTION, SCENES, write_demo_images
-from lookalike.data.split import with_validation
 from lookalike.errors import StorageError
 
 

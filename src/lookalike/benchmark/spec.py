@@ -11,8 +11,7 @@ from typing import Any
 
 from lookalike._files import digest, file_digest, read_json, write_json
 from lookalike.benchmark.trial import matching_hit
-from lookalike.data.dataset import Dataset
-from lookalike.data.split import with_validation
+from lookalike.data.dataset import Dataset, with_validation
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lookalike.data.dataset import Dataset, Item, Split
+from lookalike.data.dataset import Dataset, Item, Split, split_classes
 from lookalike.data.images import is_image_name
-from lookalike.data.split import split_classes
 from lookalike.errors import DataError, MissingExtra
 from lookalike.types import Skipped
 

@@ -18,9 +18,8 @@ import numpy as np
 
 from lookalike._files import digest, file_digest, new_folder, storage_errors, write_json
 from lookalike._system import installed_versions
-from lookalike.data.dataset import Dataset
+from lookalike.data.dataset import Dataset, with_validation
 from lookalike.data.layouts import load_dataset
-from lookalike.data.split import with_validation
 from lookalike.errors import ModelError, StorageError
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.heads import Head
