@@ -149,6 +149,6 @@ def test_torch_computes_the_features_of_few_images_or_without_openvino(backbone,
 
 def test_torch_computes_the_features_where_openvino_cannot(backbone, many, monkeypatch):
     monkeypatch.setattr(
-        "lookalike.models.tracing.trace", lambda *_: (_ for _ in ()).throw(RuntimeError("no such operation"))
+        "lookalike.models.torch_backbone.trace", lambda *_: (_ for _ in ()).throw(RuntimeError("no such operation"))
     )
     assert feature_backbone(backbone, many, SILENT) is backbone

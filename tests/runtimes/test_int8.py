@@ -7,7 +7,7 @@ import pytest
 
 from lookalike.models.encoder import Encoder
 from lookalike.models.pipeline import as_sources
-from lookalike.models.tracing import trace, write_onnx
+from lookalike.models.torch_backbone import trace, write_onnx
 from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.runtimes import onnx, openvino

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lookalike.errors import ModelError
-from lookalike.models.tracing import trace
+from lookalike.models.torch_backbone import trace
 from lookalike.models.trainable import build_trainable
 from lookalike.runtimes import openvino
 from lookalike.runtimes.int8 import quantize

@@ -203,7 +203,7 @@ def test_an_unsupported_operation_is_skipped_and_not_tried_again(
     def refuse(*_):
         raise RuntimeError("no rule for\nthis operation")
 
-    monkeypatch.setattr("lookalike.models.tracing.trace", refuse)
+    monkeypatch.setattr("lookalike.models.torch_backbone.trace", refuse)
     progress = recording_progress()
     assert prepare(encoder, sample, progress=progress).runtime == "torch"
     assert any("openvino in float32 is skipped" in t and "no rule for" in t for t in progress.messages)

@@ -1,9 +1,14 @@
-"""Backbones executed by torch, in float32 or under autocast in bfloat16, on the CPU or an accelerator."""
+"""Backbones executed by torch, in float32 or under autocast in bfloat16, and as one graph for other runtimes."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,13 +16,13 @@ from torch import nn
 
 from lookalike._system import cpu_flags
 from lookalike.errors import OptionError
+from lookalike.models.adapt import ClassTokenBlock
+from lookalike.models.heads import Head
 from lookalike.models.info import BackboneInfo
 from lookalike.models.pipeline import DEFAULT_BATCH_SIZE, Source
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress
 from lookalike.types import Pixels, Vectors
-
-_GPU_BATCH_SIZE = 128  # fills a GPU
 
 
 class TorchBackbone:
@@ -36,7 +41,7 @@ class TorchBackbone:
         self.device_type = self.device.type
         self.width = info.features
         on_gpu = self.device.type == "cuda"
-        self.batch_size = _GPU_BATCH_SIZE if on_gpu and precision != "float32" else DEFAULT_BATCH_SIZE
+        self.batch_size = 128 if on_gpu and precision != "float32" else DEFAULT_BATCH_SIZE  # 128 fills a GPU
         self.in_flight = 2 if on_gpu else 1  # on a GPU one batch is computed while one waits
         if precision == "bfloat16" and not has_bfloat16(self.device):
             raise OptionError(
@@ -124,3 +129,66 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+class Graph(nn.Module):
+    """A copy of a backbone that takes `(n, h, w, 3)` uint8 pixels, with head and L2 norm unless `head` is None."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: TorchBackbone, head: Head | None) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(backbone.module).cpu().to(memory_format=torch.contiguous_format)
+        preprocessing = backbone.info.preprocessing
+        patches = getattr(self.module, "patch_embed", None)
+        if getattr(self.module, "dynamic_img_size", False) and patches is not None:
+            # resample the position embeddings once instead of for every image
+            self.module.set_input_size(img_size=(preprocessing.height, preprocessing.width))  # type: ignore[operator]
+            self.module.dynamic_img_size = False  # type: ignore[assignment]
+            patches.flatten = True
+        for block in self.module.modules():
+            if isinstance(block, ClassTokenBlock):
+                block.split()
+        self.linear: nn.Linear | None = None
+        if head is not None:
+            self.linear = nn.Linear(*head.weight.T.shape)
+            self.linear.weight.data, self.linear.bias.data = torch.from_numpy(head.weight), torch.from_numpy(head.bias)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).mul(255).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).mul(255).view(1, 3, 1, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return features `(n, features)` or embeddings `(n, dim)`, float32."""
+        x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        features: torch.Tensor = self.module(x)
+        return features if self.linear is None else nn.functional.normalize(self.linear(features), dim=1)
+
+
+def trace(backbone: TorchBackbone, head: Head | None = None) -> torch.export.ExportedProgram:
+    """Trace a backbone, with a head or without, for any number of images."""
+    graph = Graph(backbone, head).eval()
+    preprocessing = backbone.info.preprocessing
+    example = torch.zeros(2, preprocessing.height, preprocessing.width, 3, dtype=torch.uint8)
+    with _silent_exporters():
+        return torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+
+
+def write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a traced graph as an ONNX file; needs the packages onnx and onnxscript."""
+    with _silent_exporters():
+        torch.onnx.export(
+            program,
+            f=str(path),
+            dynamo=True,
+            input_names=["pixels"],
+            output_names=["embeddings"],
+            external_data=False,
+            verbose=False,
+        )
+
+
+@contextlib.contextmanager
+def _silent_exporters() -> Iterator[None]:
+    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from lookalike._system import first_line
 from lookalike.errors import ModelError, WeightsUnavailable
-from lookalike.models.class_token import drop_unread_tokens
+from lookalike.models.adapt import drop_unread_tokens
 from lookalike.models.registry import NONE, PRETRAINED, BackboneRow, cached_hub_file
 
 Tensors = Mapping[str, torch.Tensor]

@@ -177,7 +177,7 @@ def write_graph(
 
     With `half`, OpenVINO stores the weights in 16 bits. A `ModelError` reports an operation that is not supported.
     """
-    from lookalike.models.tracing import trace, write_onnx
+    from lookalike.models.torch_backbone import trace, write_onnx
 
     preprocessing = backbone.info.preprocessing
     try:
