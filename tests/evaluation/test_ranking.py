@@ -1,14 +1,15 @@
 """The judged ranking: each rule by hand, and a slow full-matrix oracle for the fast one."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from lookalike import _ranking
-from lookalike.errors import DataError, FingerprintMismatch, OptionError
+from lookalike.errors import DataError, FingerprintMismatch
 from lookalike.evaluation import ranking
-from lookalike.evaluation.ranking import JudgedQueries, find_relevance, iter_judged
+from lookalike.evaluation.ranking import find_relevance, iter_judged
 from lookalike.types import Embeddings, Hits, l2_normalize
 
 
@@ -21,19 +22,19 @@ def at(cosine):
     return (cosine, math.sqrt(1 - cosine * cosine))
 
 
+class Judged(NamedTuple):
+    relevant: np.ndarray
+    total: np.ndarray
+    hits: Hits
+
+
 def judge(queries, gallery, query_labels, gallery_labels, depth=None):
     """Return the relevance and the judged rankings of all queries at once."""
     relevance = find_relevance(queries, gallery, query_labels, gallery_labels)
     depth = relevance.max_depth if depth is None else depth
-    relevance.require_depth(depth, "the depth")
-    chunks = list(iter_judged(queries, gallery, relevance, depth))
-    hits = Hits(
-        relevance.query_ids,
-        np.concatenate([chunk.hits.ids for chunk in chunks]),
-        np.concatenate([chunk.hits.scores for chunk in chunks]),
-    )
-    relevant = np.concatenate([chunk.relevant for chunk in chunks])
-    return relevance, JudgedQueries(relevant, np.concatenate([chunk.total for chunk in chunks]), hits)
+    relevant, total, hits = zip(*iter_judged(queries, gallery, relevance, depth), strict=True)
+    joined = Hits(relevance.query_ids, np.concatenate([h.ids for h in hits]), np.concatenate([h.scores for h in hits]))
+    return relevance, Judged(np.concatenate(relevant), np.concatenate(total), joined)
 
 
 def ranked_ids(*case):
@@ -106,8 +107,8 @@ def test_at_full_depth_the_query_itself_is_last_and_not_relevant():
     everything = embeddings({"a": at(1.0), "b": at(0.8), "c": at(0.0)})
     labels = dict.fromkeys(everything.ids, "x")
     relevance = find_relevance(everything, everything, labels, labels)
-    (chunk,) = iter_judged(everything, everything, relevance, 3)
-    assert chunk.relevant.tolist() == [[True, True, False]] * 3
+    ((relevant, _, _),) = iter_judged(everything, everything, relevance, 3)
+    assert relevant.tolist() == [[True, True, False]] * 3
 
 
 def test_an_equal_image_under_another_id_is_a_hit():
@@ -137,16 +138,11 @@ def test_a_gallery_item_without_a_label_is_a_hit_but_never_relevant():
     assert judged.relevant.tolist() == [[False, False, True, False]]
 
 
-def test_k_larger_than_the_gallery_names_both():
-    with pytest.raises(OptionError, match=r"\b5 hits\b.*\b4 items;"):
-        judge(QUERY, GALLERY, {"q": "cat"}, LABELS, 5)
-
-
 def test_leave_one_out_has_one_item_less():
     labels = dict.fromkeys(GALLERY.ids, "x")
-    assert judge(GALLERY, GALLERY, labels, labels, 3)[1].relevant.all()
-    with pytest.raises(OptionError, match=r"\b4 hits\b.*\b3 items besides the query itself"):
-        judge(GALLERY, GALLERY, labels, labels, 4)
+    relevance, judged = judge(GALLERY, GALLERY, labels, labels)
+    assert relevance.max_depth == 3
+    assert judged.relevant.all()
 
 
 def test_other_models_are_refused():
@@ -164,8 +160,9 @@ def test_other_dimensions_are_refused():
     ("query_labels", "gallery_labels", "split"), [({}, LABELS, "1 query"), ({"q": "cat"}, {"zz": "cat"}, "4 gallery")]
 )
 def test_no_labels_are_an_error(query_labels, gallery_labels, split):
-    with pytest.raises(DataError, match=rf"none of the {split} images has a label"):
+    with pytest.raises(DataError, match=rf"none of the {split} images has a label") as caught:
         judge(QUERY, GALLERY, query_labels, gallery_labels)
+    assert caught.value.argument == "data"
 
 
 def test_an_empty_split_is_an_error():
@@ -231,7 +228,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     monkeypatch.setattr(_ranking, "_BLOCK", 4)
     chunks = list(iter_judged(case[0], case[1], find_relevance(*case), 5))
     assert len(chunks) > 2
-    assert max(len(chunk.total) for chunk in chunks) == 3
+    assert max(len(total) for _, total, _ in chunks) == 3
     _, joined = judge(*case)
     assert joined.relevant.tolist() == whole.relevant.tolist()
     assert joined.hits.ids.tolist() == whole.hits.ids.tolist()

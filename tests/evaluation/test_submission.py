@@ -38,22 +38,22 @@ def test_a_query_and_a_gallery_item_may_share_a_name():
 
 
 def test_two_items_of_one_name():
-    with refuse("query items", "'query/x/1.jpg'", "'query/y/1.jpg'"):
+    with refuse("query items", "'query/x/1.jpg'", "'query/y/1.jpg'", argument="data"):
         Submission.from_hits(hits(["query/x/1.jpg", "query/y/1.jpg"], [["a.jpg"], ["b.jpg"]]), "Us")
-    with refuse("gallery items", "'cat/1.jpg'", "'dog/1.jpg'"):
+    with refuse("gallery items", "'cat/1.jpg'", "'dog/1.jpg'", argument="data"):
         Submission.from_hits(hits(["q1.jpg", "q2.jpg"], [["cat/1.jpg"], ["dog/1.jpg"]]), "Us")
-    with refuse("gallery items", "'x/a.jpg'", "'y/a.jpg'"):
+    with refuse("gallery items", "'x/a.jpg'", "'y/a.jpg'", argument="data"):
         GOOD.check(QUERIES, ["x/a.jpg", "y/a.jpg"], 2)
 
 
 def test_impossible_submissions():
     with refuse("`group`", error=OptionError, argument="group"):
         Submission(" ", IMAGES)
-    with refuse("at least one query"):
+    with refuse("at least one query", argument="images"):
         Submission("Us", {})
-    with refuse("got 1 and 3", "'q2.jpg'"):
+    with refuse("got 1 and 3", "'q2.jpg'", argument="images"):
         Submission("Us", {"q1.jpg": ("a.jpg",), "q2.jpg": GALLERY})
-    with refuse("duplicate", "'q1.jpg'"):
+    with refuse("duplicate", "'q1.jpg'", argument="images"):
         Submission("Us", {"q1.jpg": ("a.jpg", "a.jpg")})
 
 
@@ -64,19 +64,19 @@ def test_a_good_submission_passes():
 
 def test_a_missing_query_is_named_with_its_cause():
     images = {"q1.jpg": ("a.jpg", "b.jpg")}
-    with refuse("1 of 2 queries", "'q2.jpg'"):
+    with refuse("1 of 2 queries", "'q2.jpg'", argument="data"):
         Submission("Us", images).check(QUERIES, GALLERY, 2)
     skipped = (Skipped(Path("data/test/query/q2.jpg"), "not an image"),)
-    with refuse("2 of 3 queries", "'q2.jpg'", "not an image"):
+    with refuse("2 of 3 queries", "'q2.jpg'", "not an image", argument="data"):
         Submission("Us", images, skipped).check(["q0.jpg", *QUERIES], GALLERY, 2)
 
 
 def test_unknown_names_and_another_k():
-    with refuse("1 unknown queries", "'q2.jpg'"):
+    with refuse("1 unknown queries", "'q2.jpg'", argument="data"):
         GOOD.check(["q1.jpg"], GALLERY, 2)
-    with refuse("1 unknown gallery images", "'c.jpg'"):
+    with refuse("1 unknown gallery images", "'c.jpg'", argument="data"):
         GOOD.check(QUERIES, ["a.jpg", "b.jpg"], 2)
-    with refuse("2 gallery images", "3"):
+    with refuse("2 gallery images", "3", argument="top_k"):
         GOOD.check(QUERIES, GALLERY, 3)
     for k in (0, 4):
         with refuse("`top_k`", "3 gallery images", f"got {k}", error=OptionError, argument="top_k"):

@@ -23,7 +23,13 @@ def bootstrap_interval(values: npt.ArrayLike) -> tuple[float, float]:
     """Return low and high of the 95 % percentile bootstrap interval of the mean of `(n_query,)` finite values."""
     array = _as_finite(values)
     offset = array[0]  # the mean of a constant is then the constant to the last bit
-    low, high = np.quantile(_resampled_means(array - offset), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]) + offset
+    random = np.random.default_rng(_SEED)
+    step = max(1, _CHUNK_CELLS // len(array))
+    means = []
+    for start in range(0, _RESAMPLES, step):  # chunks draw from one stream, so their size does not change the result
+        rows = random.integers(0, len(array), size=(min(step, _RESAMPLES - start), len(array)))
+        means.append((array - offset)[rows].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]) + offset
     return float(low), float(high)
 
 
@@ -62,14 +68,3 @@ def _as_finite(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     if n_bad:
         raise DataError(f"an interval needs finite values, but {n_bad} of {len(array)} are not.")
     return array
-
-
-def _resampled_means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return `(_RESAMPLES,)` means; chunks draw from one stream, so their size does not change the result."""
-    random = np.random.default_rng(_SEED)
-    step = max(1, _CHUNK_CELLS // len(values))
-    means = []
-    for start in range(0, _RESAMPLES, step):
-        drawn = random.integers(0, len(values), size=(min(step, _RESAMPLES - start), len(values)))
-        means.append(values[drawn].mean(axis=1))
-    return np.concatenate(means)

@@ -12,7 +12,7 @@ import numpy as np
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.bootstrap import Comparison, bootstrap_interval, paired_bootstrap
 from lookalike.evaluation.measures import Depth, Measure, Values, parse_measures
-from lookalike.evaluation.ranking import Relevance, find_relevance, iter_judged
+from lookalike.evaluation.ranking import find_relevance, iter_judged
 from lookalike.types import Embeddings, Hits, Skipped
 
 # The first is the report's top-3 accuracy.
@@ -29,10 +29,12 @@ class Estimate:
 
 
 class ClassMean(NamedTuple):
-    """The mean over the queries of one class."""
+    """The mean over the queries of one class, and its 95 % bootstrap interval."""
 
     mean: float
     queries: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,9 @@ class Evaluation:
             raise DataError(f"an evaluation needs queries and measures, got {n} and {len(self.values)}.")
         for name, values in self.values.items():
             if values.shape != (n,):
-                raise DataError(f"{name} needs one value for each of {n} queries, got shape {values.shape}.")
+                raise DataError(
+                    f"{name} needs one value for each of {n} queries, got shape {values.shape}.", argument="values"
+                )
         if len(self.query_labels) != n or self.hits.query_ids != self.query_ids:
             raise DataError(f"the labels and hits of an evaluation must be those of its {n} queries, in their order.")
 
@@ -91,7 +95,9 @@ class Evaluation:
     @cached_property
     def measures(self) -> Mapping[str, Estimate]:
         """Mean and interval of each measure by its name, in the requested order."""
-        return {name: Estimate(self.mean(name), *self.interval(name)) for name in self.values}
+        return {
+            name: Estimate(float(values.mean()), *bootstrap_interval(values)) for name, values in self.values.items()
+        }
 
     def per_query(self, measure: str | Measure) -> Values:
         """Return the `(n_query,)` values of a measure; raise `OptionError` if it was not measured."""
@@ -106,24 +112,24 @@ class Evaluation:
         """Return the mean over the queries that count."""
         return float(self.per_query(measure).mean())
 
-    def interval(self, measure: str | Measure) -> tuple[float, float]:
-        """Return low and high of the 95 % bootstrap interval of the mean."""
-        return bootstrap_interval(self.per_query(measure))
-
     def per_class(self, measure: str | Measure | None = None) -> dict[str, ClassMean]:
-        """Return mean and number of queries by query label, sorted by label; by default of the first measure."""
+        """Return mean, number of queries and interval by query label, sorted; by default of the first measure."""
         values = self.per_query(next(iter(self.values)) if measure is None else measure)
-        labels, codes, counts = np.unique(np.array(self.query_labels), return_inverse=True, return_counts=True)
-        sums = np.bincount(codes, weights=values)
-        means = zip(labels.tolist(), (sums / counts).tolist(), counts.tolist(), strict=True)
-        return {label: ClassMean(mean, queries) for label, mean, queries in means}
+        by_label: dict[str, list[float]] = {label: [] for label in sorted(set(self.query_labels))}
+        for label, value in zip(self.query_labels, values.tolist(), strict=True):
+            by_label[label].append(value)
+        return {
+            label: ClassMean(sum(values) / len(values), len(values), *bootstrap_interval(values))
+            for label, values in by_label.items()
+        }
 
     def compare(self, other: Evaluation, measure: str | Measure) -> Comparison:
         """Compare with another candidate, on the same queries, by paired bootstrap; above 0 this one is better."""
         differing = set(self.query_ids) ^ set(other.query_ids)
         if differing:
             raise DataError(
-                f"candidates are compared on the same queries, but only one of them measured {min(differing)!r}."
+                f"candidates are compared on the same queries, but only one of them measured {min(differing)!r}.",
+                argument="other",
             )
         rows = {query: row for row, query in enumerate(other.query_ids)}
         others = other.per_query(measure)[[rows[query] for query in self.query_ids]]
@@ -169,13 +175,22 @@ def evaluate_embeddings(
     """
     parsed = parse_measures(measures)
     relevance = find_relevance(queries, gallery, query_labels, gallery_labels)
-    depth = max(_depth(measure, relevance) for measure in parsed)
-    chunks = []
+    for measure in parsed:
+        if measure.min_gallery > relevance.max_depth:
+            without = " besides the query itself" if relevance.max_depth < relevance.gallery else ""
+            raise OptionError(
+                f"{measure} needs {measure.min_gallery} hits, but the gallery has only {relevance.max_depth} "
+                f"items{without}; choose a smaller k or a larger gallery.",
+                argument="measures",
+            )
+    depths = {Depth.RELEVANT: int(relevance.total.max()), Depth.GALLERY: relevance.gallery}
+    depth = max(depths[m.depth] if isinstance(m.depth, Depth) else m.depth for m in parsed)
     values: dict[str, list[Values]] = {str(measure): [] for measure in parsed}
-    for chunk in iter_judged(queries, gallery, relevance, depth):
+    chunks = []
+    for relevant, total, hits in iter_judged(queries, gallery, relevance, depth):
         for measure in parsed:
-            values[str(measure)].append(measure.values(chunk.relevant, chunk.total))
-        chunks.append(chunk.hits)
+            values[str(measure)].append(measure.values(relevant, total))
+        chunks.append(hits)
     return Evaluation(
         query_ids=relevance.query_ids,
         query_labels=relevance.query_labels,
@@ -190,11 +205,3 @@ def evaluate_embeddings(
         ),
         skipped=(*queries.skipped, *(file for file in gallery.skipped if file not in queries.skipped)),
     )
-
-
-def _depth(measure: Measure, relevance: Relevance) -> int:
-    depth = measure.depth
-    if isinstance(depth, Depth):
-        return {Depth.RELEVANT: int(relevance.total.max()), Depth.GALLERY: relevance.gallery}[depth]
-    relevance.require_depth(depth, str(measure))
-    return depth

@@ -89,11 +89,6 @@ class MeasureKind:
     depth: int | Depth | None = None  # number of hits that the ranking must have; None means k
     title: str | None = None  # its title in tables, a format string with `{k}`; None means the measure's text
 
-    @property
-    def takes_k(self) -> bool:
-        """Whether the pattern has a k."""
-        return self.pattern.endswith("@k")
-
 
 _ROWS = (
     MeasureKind(
@@ -151,8 +146,8 @@ class Measure:
     k: int | None = None
 
     def __post_init__(self) -> None:
-        row = REGISTRY.get(self.pattern)
-        if row is None or row.takes_k != (self.k is not None) or (self.k is not None and self.k < 1):
+        takes_k = self.pattern.endswith("@k")
+        if self.pattern not in REGISTRY or takes_k != (self.k is not None) or (self.k is not None and self.k < 1):
             raise _unknown(self.pattern if self.k is None else f"{self.pattern} with k = {self.k}")
 
     def __str__(self) -> str:
@@ -163,12 +158,10 @@ class Measure:
         """Parse the text of a measure, in any case, or raise `OptionError`; a `Measure` is returned unchanged."""
         if isinstance(text, Measure):
             return text
-        if not isinstance(text, str):
-            raise _unknown(text)
-        name = text.strip().lower()
-        if name in REGISTRY and not REGISTRY[name].takes_k:
-            return cls(name)
+        name = text.strip().lower() if isinstance(text, str) else ""
         stem, _, number = name.partition("@")
+        if name in REGISTRY and number != "k":
+            return cls(name)
         if f"{stem}@k" in REGISTRY and _NUMBER.fullmatch(number):
             return cls(f"{stem}@k", int(number))
         raise _unknown(text)
@@ -209,11 +202,15 @@ class Measure:
                 f"got {relevant.shape} and {total.shape}."
             )
         if total.size and total.min() < 1:
-            raise DataError(f"{self} is not defined for a query with nothing relevant in the gallery; exclude it.")
+            raise DataError(
+                f"{self} is not defined for a query with nothing relevant in the gallery; exclude it.", argument="total"
+            )
         needed = {Depth.RELEVANT: int(total.max(initial=1)), Depth.GALLERY: 1}
         depth = self.depth if isinstance(self.depth, int) else needed[self.depth]
         if relevant.shape[1] < depth:
-            raise DataError(f"{self} needs a ranking of {depth} hits, got one of {relevant.shape[1]}.")
+            raise DataError(
+                f"{self} needs a ranking of {depth} hits, got one of {relevant.shape[1]}.", argument="relevant"
+            )
         return REGISTRY[self.pattern].compute(relevant, total, self.k or 0)
 
 

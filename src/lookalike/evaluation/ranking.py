@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lookalike._ranking import LAST, STEPS, Ints, best_first, cosine_steps
-from lookalike.errors import DataError, FingerprintMismatch, OptionError
+from lookalike.errors import DataError, FingerprintMismatch
 from lookalike.evaluation.measures import Relevant, Total
 from lookalike.types import Embeddings, Hits
 
-# First hits of each query that are returned with their ids, for display.
-TOP_HITS = 10
-
+_TOP_HITS = 10  # first hits of each query that are returned with their ids
 _CHUNK_CELLS = 4_000_000  # query x gallery cells in memory at once, 8 bytes each
 _CHUNK_QUERIES = 1024
 
@@ -51,25 +49,6 @@ class Relevance:
         """Number of hits that every query can have: the gallery without the query itself."""
         return self.gallery - int((self.self_columns >= 0).any())
 
-    def require_depth(self, depth: int, name: str) -> None:
-        """Raise `OptionError` if the measure `name` needs more hits than the gallery has."""
-        if depth <= self.max_depth:
-            return
-        without = " besides the query itself" if self.max_depth < self.gallery else ""
-        raise OptionError(
-            f"{name} needs {depth} hits, but the gallery has only {self.max_depth} items{without}; "
-            "choose a smaller k or a larger gallery."
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class JudgedQueries:
-    """The ranking of the gallery for some queries, reduced to what measures need."""
-
-    relevant: Relevant  # `(n_query, depth)` bool, whether the hit at each rank is relevant
-    total: Total  # `(n_query,)` number of relevant gallery items
-    hits: Hits  # the first hits of each query, at most `TOP_HITS`
-
 
 def find_relevance(
     queries: Embeddings, gallery: Embeddings, query_labels: Mapping[str, str], gallery_labels: Mapping[str, str]
@@ -99,7 +78,8 @@ def find_relevance(
     if not ids:
         raise DataError(
             f"none of the {len(queries)} queries has an item of its label in the gallery of {len(gallery)}; "
-            "check that both splits use the same class names."
+            "check that both splits use the same class names.",
+            argument="data",
         )
     codes = {label: code for code, label in enumerate(sorted({*labels_by_query.values(), *class_sizes}))}
     rows = {q: row for row, q in enumerate(queries.ids)}
@@ -119,14 +99,19 @@ def find_relevance(
     )
 
 
-def iter_judged(queries: Embeddings, gallery: Embeddings, relevance: Relevance, depth: int) -> Iterator[JudgedQueries]:
+def iter_judged(
+    queries: Embeddings, gallery: Embeddings, relevance: Relevance, depth: int
+) -> Iterator[tuple[Relevant, Total, Hits]]:
     """Yield the judged rankings chunk by chunk, so that a deep ranking of many queries is never in memory at once.
+
+    Each chunk of queries has `(n_query, depth)` bool, whether the hit at each rank is relevant; `(n_query,)`, the
+    number of relevant gallery items; and the first hits of each query, at most ten, for display.
 
     Hits are ordered by cosine, rounded to 6 decimals so that ties are ties on every machine, then by item id. A query
     is never its own hit: where `depth` is the whole gallery, it has the last rank and is not relevant.
     """
     ids = np.array(gallery.ids, dtype=object)[relevance.gallery_rows]
-    n_top = min(TOP_HITS, relevance.max_depth)
+    n_top = min(_TOP_HITS, relevance.max_depth)
     columns = np.arange(relevance.gallery)
     step = max(1, min(_CHUNK_QUERIES, _CHUNK_CELLS // relevance.gallery))
     for start in range(0, len(relevance), step):
@@ -141,7 +126,7 @@ def iter_judged(queries: Embeddings, gallery: Embeddings, relevance: Relevance, 
         relevant &= ranked != self_columns[:, None]
         top_scores = (scores[:, :n_top] / STEPS).astype(np.float32)
         hits = Hits(relevance.query_ids[chunk], ids[ranked[:, :n_top]], top_scores)
-        yield JudgedQueries(relevant[:, :depth], relevance.total[chunk], hits)
+        yield relevant[:, :depth], relevance.total[chunk], hits
 
 
 def _ints(values: Iterable[int]) -> Ints:
@@ -151,11 +136,12 @@ def _ints(values: Iterable[int]) -> Ints:
 def _select_labels(ids: Sequence[str], labels: Mapping[str, str], split: str) -> dict[str, str]:
     """Return the labels of these ids; an empty label counts as none."""
     if not ids:
-        raise DataError(f"the {split} split has no embedding; nothing can be measured.")
+        raise DataError(f"the {split} split has no embedding; nothing can be measured.", argument="data")
     selected = {item: label for item in ids if (label := labels.get(item))}
     if not selected:
         raise DataError(
             f"none of the {len(ids)} {split} images has a label, so nothing can be measured; "
-            "add a labels.csv, class folders or a manifest."
+            "add a labels.csv, class folders or a manifest.",
+            argument="data",
         )
     return selected

@@ -37,15 +37,20 @@ class Submission:
         if not self.group.strip():
             raise OptionError("`group` must not be empty; pass the name of your group.", argument="group")
         if not self.images:
-            raise DataError("a submission needs at least one query; check that the query folder contains images.")
+            raise DataError(
+                "a submission needs at least one query; check that the query folder contains images.", argument="images"
+            )
         for query, names in self.images.items():
             if len(names) != self.top_k:
                 raise DataError(
                     f"a submission needs the same number of gallery images for every query, "
-                    f"got {self.top_k} and {len(names)} (for {query!r})."
+                    f"got {self.top_k} and {len(names)} (for {query!r}).",
+                    argument="images",
                 )
             if len(set(names)) < len(names):
-                raise DataError(f"the submission has duplicate gallery images for the query {query!r}.")
+                raise DataError(
+                    f"the submission has duplicate gallery images for the query {query!r}.", argument="images"
+                )
 
     def __repr__(self) -> str:
         return f"<Submission: group {self.group!r}, {len(self.images)} queries, {self.top_k} gallery images each>"
@@ -83,16 +88,19 @@ class Submission:
             first = next((name for name in missing if name in causes), missing[0])
             cause = f", which could not be read ({causes[first]}); repair the file" if first in causes else ""
             raise DataError(
-                f"{len(missing)} of {len(queries)} queries are missing from the submission, such as {first!r}{cause}."
+                f"{len(missing)} of {len(queries)} queries are missing from the submission, such as {first!r}{cause}.",
+                argument="data",
             )
-        unknown = sorted(self.images.keys() - queries)
-        if unknown:
-            raise DataError(f"the submission has {len(unknown)} unknown queries, such as {unknown[0]!r}.")
         if self.top_k != top_k:
-            raise DataError(f"the submission has {self.top_k} gallery images per query instead of {top_k}.")
-        unknown = sorted({name for names in self.images.values() for name in names} - gallery)
-        if unknown:
-            raise DataError(f"the submission has {len(unknown)} unknown gallery images, such as {unknown[0]!r}.")
+            raise DataError(
+                f"the submission has {self.top_k} gallery images per query instead of {top_k}.", argument="top_k"
+            )
+        named = {name for names in self.images.values() for name in names}
+        for kind, unknown in (("queries", self.images.keys() - queries), ("gallery images", named - gallery)):
+            if unknown:
+                raise DataError(
+                    f"the submission has {len(unknown)} unknown {kind}, such as {min(unknown)!r}.", argument="data"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return `{"groupname": ..., "images": {query: [gallery, ...]}}` for JSON."""
@@ -124,6 +132,7 @@ def _file_names(ids: Iterable[str], split: str) -> dict[str, str]:
         if other != item:
             raise DataError(
                 f"the {split} items {other!r} and {item!r} have the same file name, so a submission cannot distinguish "
-                "them; rename one."
+                "them; rename one.",
+                argument="data",
             )
     return {item: name for name, item in ids_by_name.items()}
