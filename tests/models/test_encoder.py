@@ -11,11 +11,11 @@ from scipy.stats import ortho_group
 from lookalike.data.dataset import Item, Split
 from lookalike.errors import DataError, ModelError, OptionError
 from lookalike.models import pipeline
-from lookalike.models.encoder import Encoder, Ensemble, combine, embed_groups
+from lookalike.models.encoder import Encoder, Ensemble, combine
 from lookalike.models.heads import fit_alignment, random_head
-from lookalike.models.pipeline import File, decode
+from lookalike.models.pipeline import decode
 from lookalike.models.trainable import build_trainable
-from lookalike.progress import SILENT, LineProgress
+from lookalike.progress import LineProgress
 from lookalike.types import l2_normalize
 
 COMBINATIONS = ("aligned", "average", "concat")
@@ -153,22 +153,6 @@ def test_fast_decoding_hardly_changes_an_embedding(photos, tmp_path, scale, monk
         pipeline, "read_scaled", lambda path, min_sides: [np.array(pipeline.Image.open(path))] * len(min_sides)
     )
     assert (encoder.embed(paths).vectors * embeddings).sum(1).min() > 0.999
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
-def test_groups_are_embedded_as_if_alone(encoder, image_files, tmp_path, batch_size):
-    (tmp_path / "text.jpg").write_text("no image")
-    files = [File(str(n), path) for n, path in enumerate([*image_files, tmp_path / "text.jpg"])]
-    groups = [files[:3], files[3:4], files[9:], files[4:9]]
-    results = list(embed_groups(encoder, groups, batch_size=batch_size, progress=SILENT, task="embedding"))
-    assert [tuple(e.ids) for e in results] == [tuple(f.id for f in group if f.id != "9") for group in groups]
-    assert [len(e.skipped) for e in results] == [0, 0, 1, 0]
-    for embeddings, group in zip(results, groups, strict=True):
-        np.testing.assert_allclose(embeddings.vectors, encoder.embed(group).vectors, atol=1e-6)
-
-
-def test_no_groups_give_no_embeddings(encoder):
-    assert list(embed_groups(encoder, [], progress=SILENT, task="embedding")) == []
 
 
 def test_an_encoder_cannot_be_changed(encoder):

@@ -22,11 +22,12 @@ from lookalike.models.pipeline import (
     decode,
     decode_batches,
     map_ahead,
-    map_groups_ahead,
+    run_backbones,
     run_batches,
     sources_digest,
 )
 from lookalike.models.preprocessing import Preprocessing
+from lookalike.progress import SILENT
 from lookalike.types import Skipped
 
 
@@ -174,7 +175,7 @@ def test_a_truncated_pil_image_is_unreadable(photos, tmp_path):
 
 
 def test_results_are_yielded_in_order_and_in_batches():
-    batches = list(map_ahead(range(10), SquareCounter(), 4))
+    batches = list(map_ahead([range(10)], SquareCounter(), 4))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert [pair for batch in batches for pair in batch] == [(n, n * n) for n in range(10)]
 
@@ -182,7 +183,7 @@ def test_results_are_yielded_in_order_and_in_batches():
 @pytest.mark.parametrize("batch_size", [1, 4, 50])
 def test_memory_is_bounded_by_a_few_batches_ahead(batch_size):
     prepare = SquareCounter()
-    results = map_ahead(range(10_000), prepare, batch_size)
+    results = map_ahead([range(10_000)], prepare, batch_size)
     for _ in range(4):
         next(results)
     time.sleep(0.1)  # enough for everything that was submitted
@@ -199,12 +200,12 @@ def test_there_is_a_thread_per_processor(monkeypatch):
     def prepare(_):
         all_threads.wait(60)
 
-    assert len(list(map_ahead(range(9), prepare, 3))) == 3
+    assert len(list(map_ahead([range(9)], prepare, 3))) == 3
 
 
 def test_nothing_starts_before_the_first_batch_is_requested():
     prepare = SquareCounter()
-    map_ahead(range(10), prepare, 2)
+    map_ahead([range(10)], prepare, 2)
     assert prepare.calls == 0
 
 
@@ -215,7 +216,7 @@ def test_an_error_is_raised_in_order_and_ends_the_threads():
         return value
 
     before = set(threading.enumerate())
-    results = map_ahead(range(1000), fail_at_seven, 4)
+    results = map_ahead([range(1000)], fail_at_seven, 4)
     assert next(results) == [(n, n) for n in range(4)]
     with pytest.raises(ZeroDivisionError, match="seven"):
         next(results)
@@ -228,21 +229,23 @@ def test_an_unreadable_image_becomes_a_skipped_result():
             raise UnreadableImage("b.jpg", "the file is empty")
         return value
 
-    assert list(map_ahead(range(3), prepare, 3)) == [[(0, 0), (1, Skipped(Path("b.jpg"), "the file is empty")), (2, 2)]]
+    assert list(map_ahead([range(3)], prepare, 3)) == [
+        [(0, 0), (1, Skipped(Path("b.jpg"), "the file is empty")), (2, 2)]
+    ]
 
 
 def test_no_sources_give_no_batches():
-    assert list(map_ahead([], SquareCounter(), 4)) == []
+    assert list(map_ahead([[]], SquareCounter(), 4)) == []
 
 
 def test_a_batch_size_of_zero_is_refused():
     with pytest.raises(OptionError, match="got 0") as raised:
-        next(map_ahead([1], SquareCounter(), 0))
+        next(map_ahead([[1]], SquareCounter(), 0))
     assert raised.value.argument == "batch_size"
 
 
 def test_a_batch_never_spans_two_groups():
-    batches = list(map_groups_ahead([[1, 2, 3], [4], [5, 6]], lambda n: -n, 2))
+    batches = list(map_ahead([[1, 2, 3], [4], [5, 6]], lambda n: -n, 2))
     assert batches == [[(1, -1), (2, -2)], [(3, -3)], [(4, -4)], [(5, -5), (6, -6)]]
 
 
@@ -360,7 +363,7 @@ def test_decoding_and_computing_overlap():
             return wait_for_decoding
 
     def batches():
-        for results in map_ahead(range(5), prepare, 1):
+        for results in map_ahead([range(5)], prepare, 1):
             yield DecodedBatch(("a",), (np.stack([result for _, result in results]),), (), 1)
 
     results = list(run_batches(batches(), [WaitingRunner(1)], Bottleneck()))
@@ -384,3 +387,23 @@ def test_an_error_waits_for_what_other_runners_started(failing):
         list(run_batches(generate_batches(6, runners=3), [first, FailingRunner(2), last], Bottleneck()))
     assert (first.pending, last.pending) == (0, 0)
     assert first.max_pending > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
+def test_groups_are_computed_as_if_alone(make_trainable, image_files, tmp_path, batch_size):
+    backbone = make_trainable().torch_backbone()
+    (tmp_path / "text.jpg").write_text("no image")
+    files = [File(str(n), path) for n, path in enumerate([*image_files, tmp_path / "text.jpg"])]
+    groups = [files[:3], files[3:4], files[9:], files[4:9]]
+    results = list(run_backbones([backbone], groups, batch_size=batch_size, progress=SILENT, task="features"))
+    assert [batch.ids for batch in results] == [tuple(f.id for f in group if f.id != "9") for group in groups]
+    assert [len(batch.skipped) for batch in results] == [0, 0, 1, 0]
+    for batch, group in zip(results, groups, strict=True):
+        (alone,) = run_backbones([backbone], [group], batch_size=None, progress=SILENT, task="features")
+        assert batch.features[0].shape == (len(batch.ids), backbone.width)
+        np.testing.assert_allclose(batch.features[0], alone.features[0], rtol=1e-4, atol=1e-4)
+
+
+def test_no_groups_give_no_features(make_trainable):
+    backbone = make_trainable().torch_backbone()
+    assert list(run_backbones([backbone], [], batch_size=None, progress=SILENT, task="features")) == []

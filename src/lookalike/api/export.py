@@ -193,7 +193,7 @@ def _pixels(member: Encoder, items: Sequence[Item], progress: Progress, task: st
     """Return what an encoder's backbone receives of the images that can be read."""
     preprocessing = member.preprocessing
     pixels: list[Pixels] = []
-    for batch in map_ahead(items, lambda i: preprocessing.pixels(decode(i, [preprocessing.min_side])[0]), 16):
+    for batch in map_ahead([items], lambda i: preprocessing.pixels(decode(i, [preprocessing.min_side])[0]), 16):
         pixels += [result for _, result in batch if not isinstance(result, Skipped)]
         progress.step(task, len(pixels), len(items))
     if not pixels:

@@ -37,9 +37,9 @@ from lookalike.embeddings.store import (
 )
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.models.bundle import save_bundle
-from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, run_backbones
+from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.info import MODEL_FOLDER, BundleInfo, is_bundle, read_bundle_info
-from lookalike.models.pipeline import Source, sources_digest
+from lookalike.models.pipeline import Source, run_backbones, sources_digest
 from lookalike.progress import Progress
 from lookalike.types import Embeddings, Skipped, Vectors
 

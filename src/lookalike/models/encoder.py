@@ -5,12 +5,10 @@ Needs no torch: what executes the backbone is behind the `Backbone` protocol.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 
@@ -18,16 +16,8 @@ from lookalike._files import digest
 from lookalike.data.dataset import sample_evenly
 from lookalike.errors import ModelError, OptionError
 from lookalike.models.heads import Head
-from lookalike.models.info import FINE_TUNED, BackboneInfo, EncoderInfo, TrainingState
-from lookalike.models.pipeline import (
-    BatchRunner,
-    Bottleneck,
-    ImageInput,
-    Source,
-    as_sources,
-    decode_batches,
-    run_batches,
-)
+from lookalike.models.info import FINE_TUNED, EncoderInfo, TrainingState
+from lookalike.models.pipeline import Backbone, ImageInput, Source, as_sources, run_backbones
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress, resolve_progress
 from lookalike.types import Embeddings, Pixels, Skipped, Vectors, l2_normalize
@@ -42,36 +32,6 @@ MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
 
 SAMPLE_SIZE = 48  # images that a runtime is selected with
 _GROUP_SIZE = 512
-
-
-class Backbone(BatchRunner, Protocol):
-    """A backbone on a runtime: uint8 pixels `(n, h, w, 3)` in, pooled features `(n, features)` out."""
-
-    @property
-    def info(self) -> BackboneInfo:
-        """Architecture, preprocessing, weights and fingerprint."""
-
-    @property
-    def runtime(self) -> str:
-        """The library that executes it: torch, openvino or onnxruntime; auto until one is selected."""
-
-    @property
-    def precision(self) -> str:
-        """float32, bfloat16 or int8; auto until one is selected."""
-
-    @property
-    def device_type(self) -> str:
-        """The type of device: cpu, cuda, ..."""
-
-    @property
-    def width(self) -> int:
-        """Length of the row that it computes per image."""
-
-    def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Backbone:
-        """Return the backbone on the runtime that suits `count` images such as these; a concrete one returns itself."""
-
-    def weights(self) -> Mapping[str, np.ndarray]:
-        """Return all weights by name, for a bundle."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -298,74 +258,6 @@ def combine(embeddings: Sequence[Vectors], combination: str, alignments: Sequenc
     return l2_normalize(np.mean(embeddings, axis=0, dtype=np.float32))
 
 
-@dataclass(frozen=True)
-class FeatureBatch:
-    """The features of a group of images, `(n, features)` float32 per backbone, without the unreadable files."""
-
-    ids: tuple[str, ...]
-    features: tuple[Vectors, ...]
-    skipped: tuple[Skipped, ...]
-
-
-def run_backbones(
-    backbones: Sequence[Backbone],
-    groups: Sequence[Sequence[Source]],
-    *,
-    batch_size: int | None,
-    progress: Progress,
-    task: str,
-) -> Generator[FeatureBatch, None, None]:
-    """Run backbones over groups of images without a pause between them, and yield each group when it is done.
-
-    Each image is decoded once for all backbones. A group has at least one image. Progress counts the images of all
-    groups.
-    """
-    ends = itertools.accumulate(map(len, groups))
-    total = sum(map(len, groups))
-    size = min(backbone.batch_size for backbone in backbones) if batch_size is None else batch_size
-    bottleneck = Bottleneck()
-    end = next(ends, 0)
-    ids: list[str] = []
-    skipped: list[Skipped] = []
-    rows: list[list[Vectors]] = [[] for _ in backbones]
-    with (  # threads and requests end with them, whatever happens
-        closing(decode_batches(groups, [b.info.preprocessing for b in backbones], size)) as batches,
-        closing(run_batches(batches, backbones, bottleneck)) as results,
-    ):
-        for batch, features in results:
-            ids += batch.ids
-            skipped += batch.skipped
-            for backbone_rows, batch_rows in zip(rows, features, strict=False):
-                backbone_rows.append(batch_rows)
-            progress.step(task, batch.done, total, str(bottleneck))
-            if batch.done == end:
-                yield FeatureBatch(tuple(ids), tuple(map(_stack, rows, backbones)), tuple(skipped))
-                ids, skipped, rows, end = [], [], [[] for _ in backbones], next(ends, 0)
-
-
-def _stack(rows: Sequence[Vectors], backbone: Backbone) -> Vectors:
-    return np.concatenate(rows) if rows else np.zeros((0, backbone.width), np.float32)
-
-
-def embed_groups(
-    encoder: AnyEncoder,
-    groups: Sequence[Sequence[Source]],
-    *,
-    batch_size: int | None = None,
-    progress: Progress,
-    task: str,
-) -> Generator[Embeddings, None, None]:
-    """Embed groups of images without a pause between them, and yield each group's embeddings when it is done."""
-    if not groups:
-        return
-    sample = [group[0] for group in sample_evenly(groups, SAMPLE_SIZE)] if len(groups) > 1 else groups[0][:SAMPLE_SIZE]
-    encoder = encoder.prepare(sample, sum(map(len, groups)), progress)
-    backbones = [member.backbone for member in encoder.members]
-    for batch in run_backbones(backbones, groups, batch_size=batch_size, progress=progress, task=task):
-        embeddings = encoder.combine(batch.features)
-        yield Embeddings(batch.ids, embeddings, encoder.fingerprint, batch.skipped, encoder.precision)
-
-
 def _embed(
     encoder: AnyEncoder,
     images: Iterable[Source | ImageInput],
@@ -376,18 +268,20 @@ def _embed(
     sources = as_sources(images)
     if not sources:
         return Embeddings((), np.zeros((0, encoder.dim), np.float32), encoder.fingerprint, (), encoder.precision)
+    progress = resolve_progress(progress)
+    encoder = encoder.prepare(sample_evenly(sources, SAMPLE_SIZE), len(sources), progress)
+    backbones = [member.backbone for member in encoder.members]
     # in groups, so that the features of a few images are in memory rather than those of all
     groups = [sources[start : start + _GROUP_SIZE] for start in range(0, len(sources), _GROUP_SIZE)]
-    progress = resolve_progress(progress)
-    with closing(embed_groups(encoder, groups, batch_size=batch_size, progress=progress, task=task)) as results:
-        parts = list(results)
-    return Embeddings(
-        tuple(item_id for part in parts for item_id in part.ids),
-        np.concatenate([part.vectors for part in parts]),
-        encoder.fingerprint,
-        tuple(file for part in parts for file in part.skipped),
-        parts[0].precision,
-    )
+    ids: list[str] = []
+    vectors: list[Vectors] = []
+    skipped: list[Skipped] = []
+    with closing(run_backbones(backbones, groups, batch_size=batch_size, progress=progress, task=task)) as batches:
+        for batch in batches:
+            ids += batch.ids
+            vectors.append(encoder.combine(batch.features))
+            skipped += batch.skipped
+    return Embeddings(tuple(ids), np.concatenate(vectors), encoder.fingerprint, tuple(skipped), encoder.precision)
 
 
 def _joined(words: Iterable[str]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from lookalike._strings import PackedStrings
 from lookalike._system import cpu_count
 from lookalike.data.images import read_in_memory, read_scaled
 from lookalike.errors import OptionError, UnreadableImage
+from lookalike.models.info import BackboneInfo
 from lookalike.models.preprocessing import Preprocessing
+from lookalike.progress import Progress
 from lookalike.types import Pixels, Skipped, Vectors
 
 DEFAULT_BATCH_SIZE = 16
@@ -162,7 +165,7 @@ def decode_batches(
         return tuple(p.pixels(image) for p, image in zip(distinct, decode(source, min_sides), strict=True))
 
     done = 0
-    with closing(map_groups_ahead(groups, prepare, batch_size)) as results:
+    with closing(map_ahead(groups, prepare, batch_size)) as results:
         for batch in results:
             readable = [(source.id, pixels) for source, pixels in batch if not isinstance(pixels, Skipped)]
             stacks = [np.stack([pixels[i] for _, pixels in readable]) for i in range(len(distinct)) if readable]
@@ -176,24 +179,23 @@ def decode_batches(
 
 
 def map_ahead(
-    sources: Sequence[S], prepare: Callable[[S], T], batch_size: int
+    groups: Sequence[Sequence[S]], prepare: Callable[[S], T], batch_size: int
 ) -> Generator[list[tuple[S, T | Skipped]], None, None]:
-    """Run `prepare` in threads, a few batches ahead, and yield the batches in order.
+    """Run `prepare` in threads, a few batches ahead, and yield the batches in order; a batch never spans two groups.
 
     An `UnreadableImage` becomes a `Skipped`; any other error is raised.
     """
-    return map_groups_ahead([sources], prepare, batch_size)
-
-
-def map_groups_ahead(
-    groups: Sequence[Sequence[S]], prepare: Callable[[S], T], batch_size: int
-) -> Generator[list[tuple[S, T | Skipped]], None, None]:
-    """Map several groups as `map_ahead` does, without a pause between them; a batch never spans two groups."""
     if batch_size < 1:
         raise OptionError(f"`batch_size` must be at least 1, got {batch_size}.", argument="batch_size")
 
     def prepare_all(sources: Sequence[S]) -> list[T | Skipped]:
-        return [_skip_unreadable(prepare, source) for source in sources]
+        results: list[T | Skipped] = []
+        for source in sources:
+            try:
+                results.append(prepare(source))
+            except UnreadableImage as error:
+                results.append(Skipped(error.path, error.cause))
+        return results
 
     batches = (group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size))
     workers = max(2, cpu_count())
@@ -220,15 +222,28 @@ def map_groups_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _skip_unreadable(prepare: Callable[[S], T], source: S) -> T | Skipped:
-    try:
-        return prepare(source)
-    except UnreadableImage as error:
-        return Skipped(error.path, error.cause)
+class Backbone(Protocol):
+    """A backbone on a runtime: uint8 pixels `(n, h, w, 3)` in, pooled features `(n, features)` out."""
 
+    @property
+    def info(self) -> BackboneInfo:
+        """Architecture, preprocessing, weights and fingerprint."""
 
-class BatchRunner(Protocol):
-    """Anything that turns batches of pixels into rows of numbers, several batches at once if it can."""
+    @property
+    def runtime(self) -> str:
+        """The library that executes it: torch, openvino or onnxruntime; auto until one is selected."""
+
+    @property
+    def precision(self) -> str:
+        """float32, bfloat16 or int8; auto until one is selected."""
+
+    @property
+    def device_type(self) -> str:
+        """The type of device: cpu, cuda, ..."""
+
+    @property
+    def width(self) -> int:
+        """Length of the row that it computes per image."""
 
     @property
     def batch_size(self) -> int:
@@ -238,17 +253,23 @@ class BatchRunner(Protocol):
     def in_flight(self) -> int:
         """How many batches may be submitted before the first result is awaited."""
 
+    def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Backbone:
+        """Return the backbone on the runtime that suits `count` images such as these; a concrete one returns itself."""
+
     def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
         """Start computing; the returned function waits for the result and is called once."""
 
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Return all weights by name, for a bundle."""
 
+
+@dataclass
 class Bottleneck:
     """Seconds spent waiting for decoded images and for the backbones; the longer wait limits the rate."""
 
-    def __init__(self) -> None:
-        self.decoding = 0.0
-        self.model = 0.0
-        self.batches = 0
+    decoding: float = 0.0
+    model: float = 0.0
+    batches: int = 0
 
     def __str__(self) -> str:
         if self.batches < _WARM_UP_BATCHES:
@@ -257,10 +278,10 @@ class Bottleneck:
 
 
 def run_batches(
-    batches: Iterator[DecodedBatch], runners: Sequence[BatchRunner], bottleneck: Bottleneck
+    batches: Iterator[DecodedBatch], backbones: Sequence[Backbone], bottleneck: Bottleneck
 ) -> Generator[tuple[DecodedBatch, list[Vectors]], None, None]:
-    """Pair each batch with the results of the runners, one per preprocessing; they work a few batches ahead."""
-    in_flight = min(runner.in_flight for runner in runners)
+    """Pair each batch with the results of the backbones, one per preprocessing; they work a few batches ahead."""
+    in_flight = min(backbone.in_flight for backbone in backbones)
     queue: deque[tuple[DecodedBatch, list[Callable[[], Vectors]]]] = deque()
 
     def next_result() -> tuple[DecodedBatch, list[Vectors]]:
@@ -286,7 +307,7 @@ def run_batches(
             clock = time.perf_counter()
             pending: list[Callable[[], Vectors]] = []
             queue.append((batch, pending))  # before submitting, so that an error still waits for what has started
-            pending.extend(runner.submit(pixels) for runner, pixels in zip(runners, batch.pixels, strict=False))
+            pending.extend(b.submit(pixels) for b, pixels in zip(backbones, batch.pixels, strict=False))
             bottleneck.model += time.perf_counter() - clock
         while queue:
             yield next_result()
@@ -295,3 +316,49 @@ def run_batches(
             for wait in pending:
                 with contextlib.suppress(Exception):
                     wait()
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """The features of a group of images, `(n, features)` float32 per backbone, without the unreadable files."""
+
+    ids: tuple[str, ...]
+    features: tuple[Vectors, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def run_backbones(
+    backbones: Sequence[Backbone],
+    groups: Sequence[Sequence[Source]],
+    *,
+    batch_size: int | None,
+    progress: Progress,
+    task: str,
+) -> Generator[FeatureBatch, None, None]:
+    """Run backbones over groups of images without a pause between them, and yield each group when it is done.
+
+    Each image is decoded once for all backbones. A group has at least one image. Progress counts the images of all
+    groups.
+    """
+    ends = itertools.accumulate(map(len, groups))
+    total = sum(map(len, groups))
+    size = min(backbone.batch_size for backbone in backbones) if batch_size is None else batch_size
+    bottleneck = Bottleneck()
+    end = next(ends, 0)
+    ids: list[str] = []
+    skipped: list[Skipped] = []
+    rows = [[np.zeros((0, backbone.width), np.float32)] for backbone in backbones]
+    with (  # threads and requests end with them, whatever happens
+        closing(decode_batches(groups, [b.info.preprocessing for b in backbones], size)) as batches,
+        closing(run_batches(batches, backbones, bottleneck)) as results,
+    ):
+        for batch, features in results:
+            ids += batch.ids
+            skipped += batch.skipped
+            for backbone_rows, batch_rows in zip(rows, features, strict=False):
+                backbone_rows.append(batch_rows)
+            progress.step(task, batch.done, total, str(bottleneck))
+            if batch.done == end:
+                yield FeatureBatch(tuple(ids), tuple(map(np.concatenate, rows)), tuple(skipped))
+                ids, skipped, end = [], [], next(ends, 0)
+                rows = [part[:1] for part in rows]

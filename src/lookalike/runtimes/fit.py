@@ -15,10 +15,10 @@ import numpy as np
 from lookalike._files import write_file
 from lookalike.data.dataset import sample_evenly
 from lookalike.errors import DataError, LookalikeError
-from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Backbone, Encoder, Ensemble, run_backbones
+from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble
 from lookalike.models.heads import fit_alignment, pca_head
 from lookalike.models.info import TrainingState
-from lookalike.models.pipeline import Source, sources_digest
+from lookalike.models.pipeline import Backbone, Source, run_backbones, sources_digest
 from lookalike.progress import Progress
 from lookalike.runtimes import openvino
 from lookalike.runtimes.load import WeightsOption, load_pretrained

@@ -13,10 +13,9 @@ import numpy as np
 from lookalike._files import digest
 from lookalike._system import first_line
 from lookalike.errors import LookalikeError, ModelError
-from lookalike.models.encoder import Backbone
 from lookalike.models.heads import Head
 from lookalike.models.info import BackboneInfo, EncoderInfo
-from lookalike.models.pipeline import Source
+from lookalike.models.pipeline import Backbone, Source
 from lookalike.progress import SILENT, Progress
 from lookalike.runtimes import onnx, openvino
 from lookalike.runtimes.cache import GraphCache

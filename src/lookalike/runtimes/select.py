@@ -19,9 +19,9 @@ import numpy as np
 
 from lookalike._system import first_line
 from lookalike.errors import MissingExtra, ModelError, OptionError, StorageError, UnreadableImage
-from lookalike.models.encoder import MIN_COSINE, AnyEncoder, Backbone, Encoder, Ensemble
+from lookalike.models.encoder import MIN_COSINE, AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BackboneInfo
-from lookalike.models.pipeline import BatchRunner, Source, decode
+from lookalike.models.pipeline import Backbone, Source, decode
 from lookalike.progress import Progress
 from lookalike.runtimes import onnx, openvino
 from lookalike.runtimes.cache import GraphCache, RuntimeTiming, load_timings, save_timings
@@ -346,7 +346,7 @@ def _sample_pixels(info: BackboneInfo, sample: Sequence[Source]) -> Pixels:
     return np.stack(pixels)
 
 
-def measure_rate(runner: BatchRunner, pixels: Pixels, seconds: float = _TRIAL_SECONDS) -> float:
+def measure_rate(runner: Backbone, pixels: Pixels, seconds: float = _TRIAL_SECONDS) -> float:
     """Return images per second, with as many batches in flight as the runtime allows."""
     size = runner.batch_size
     whole = max(1, len(pixels) // size) * size  # a partial batch takes as long as a full one

@@ -174,7 +174,7 @@ def iterate_batches(
         return random_view(image, preprocessing, recipe, seed=seed, epoch=epoch, item_id=item.id, turn=turn)
 
     shown = [(int(index), int(turn)) for shard in shards for index, turn in shard]
-    for number, results in enumerate(map_ahead(shown, prepare, max(map(len, shards)))):
+    for number, results in enumerate(map_ahead([shown], prepare, max(map(len, shards)))):
         readable = [(index, pixels) for (index, _), pixels in results if not isinstance(pixels, Skipped)]
         valid = sum(index >= 0 for index, _ in readable)
         if distributed.world_size > 1 and not readable:
