@@ -22,7 +22,6 @@ from lookalike.benchmark.timing import (
     time_members,
     timing_setup,
 )
-from lookalike.data.layouts import find_images
 from lookalike.errors import LookalikeError
 from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
@@ -32,7 +31,7 @@ NAMES = ("test_efficientnet", "test_resnet")
 
 @pytest.fixture
 def images(photo_folder_original):
-    return find_images(photo_folder_original / "test" / "gallery")
+    return sorted((photo_folder_original / "test" / "gallery").rglob("*.jpg"))
 
 
 def test_all_combinations_are_timed_in_a_process_with_its_own_memory(finished, images):

@@ -143,7 +143,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     require_runtime(runtime, precision)
     if not replace:
         require_free(out)
-    require_folder(images)
+    require_folder(images, "images")
     if is_embeddings(images) or is_unfinished(images):
         if (runtime, precision) != (AUTO, AUTO):
             raise OptionError(
@@ -206,7 +206,7 @@ def _images_to_index(folder: Path, progress: Progress) -> Gallery:
 
 def _all_images(folder: Path) -> Gallery:
     """Find every image in a folder, recursively; ids are paths relative to it, with forward slashes."""
-    require_folder(folder)
+    require_folder(folder, "images")
     skipped: list[Skipped] = []
     # sorted as in an index, which then takes the vectors without copying them
     names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped.append)))

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,16 +50,16 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
 
     """
     root = Path(data)
-    require_folder(root)
+    require_folder(root, "data")
     for name in ("manifest.csv", "manifest.parquet"):
         if _may_be_file(root / name):
             return _from_manifest(root, root / name)
     if may_be_folder(root / "training") or may_be_folder(root / "test"):
         return _from_split_folders(root)
+    folders, loose = _list_folder(root, _refuse)
     skipped: list[Skipped] = []
-    classes = {path.name: find_images(path, skip=skipped.append) for path in _list_folder(root, skipped.append)[0]}
-    classes = {name: images for name, images in classes.items() if images}
-    loose = find_images(root, recursive=False)
+    in_folders = {folder.name: sorted(walk_images(folder, skipped.append)) for folder in folders}
+    classes = {name: images for name, images in in_folders.items() if images}
     if len(classes) >= 2 and not loose:
         items = [_item(root, path, label, Split.GALLERY) for label, images in classes.items() for path in images]
         split = split_classes(items, seed=seed, class_disjoint=class_disjoint)
@@ -66,68 +68,72 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
     notes: tuple[str, ...] = ()
     if len(classes) >= 2:
         notes = (
-            f"{_count(len(loose), 'loose image')} next to {len(classes)} folders (first: {loose[0].name}), so the "
+            f"{_count(len(loose), 'loose image')} next to {len(classes)} folders (first: {min(loose).name}), so the "
             "folders are not used as classes; if they are classes, move the loose images elsewhere",
         )
-    return _from_images(root, notes)
-
-
-def _from_images(root: Path, notes: tuple[str, ...]) -> Dataset:
-    skipped: list[Skipped] = []
-    images = find_images(root, skip=skipped.append)
-    if not images:
-        raise DataError(
+    paths = sorted(chain(loose, *classes.values()))
+    if not paths:
+        raise _error(
             f"{root} contains no image{skipped_suffix(skipped)}; expected files such as .jpg, .png or .webp, or a "
             "manifest.csv."
         )
-    items = tuple(_item(root, path, None, Split.GALLERY) for path in images)
-    return Dataset(root, "images without labels", items, notes, tuple(skipped))
+    unlabelled = tuple(_item(root, path, None, Split.GALLERY) for path in paths)
+    return Dataset(root, "images without labels", unlabelled, notes, tuple(skipped))
+
+
+def _error(message: str) -> DataError:
+    return DataError(message, argument="data")
 
 
 def _from_split_folders(root: Path) -> Dataset:
-    items: list[Item] = []
     notes: list[str] = []
     skipped: list[Skipped] = []
-    training = root / "training"
-    if may_be_folder(training):
-        items.extend(_in_class_folders(root, training, Split.TRAINING, skipped.append))
-        loose = find_images(training, recursive=False, skip=skipped.append)
-        if loose:
-            notes.append(f"{_count(len(loose), 'image')} directly in training/, outside the class folders, skipped")
+    training, loose = _labelled_and_loose(root, root / "training", Split.TRAINING, skipped.append)
+    if loose:
+        notes.append(f"{_count(len(loose), 'image')} directly in training/, outside the class folders, skipped")
     labels = _read_labels(root)
     nested = False
+    test: list[Item] = []
     for split in (Split.QUERY, Split.GALLERY):
-        folder = root / "test" / split
-        if not may_be_folder(folder):
-            continue
-        in_classes = _in_class_folders(root, folder, split, skipped.append)
-        nested = nested or bool(in_classes)
-        items.extend(in_classes)
-        flat = [_item(root, path, None, split) for path in find_images(folder, recursive=False, skip=skipped.append)]
-        items.extend(Item(item.id, item.path, labels.get(item.id), split) for item in flat)
+        labelled, loose = _labelled_and_loose(root, root / "test" / split, split, skipped.append)
+        nested = nested or bool(labelled)
+        test.extend(labelled)
+        test.extend(replace(item, label=labels.get(item.id)) for item in loose)
+    items = (*training, *test)
     if not items:
-        raise DataError(
+        raise _error(
             f"{root} has a training or test folder, but no image in training/<class>/, test/query or test/gallery"
             f"{skipped_suffix(skipped)}."
         )
-    if labels:
-        notes.extend(_unmatched_labels(root, labels, items, skipped))
+    ids = {item.id for item in items}
+    unmatched = [name for name in labels if name not in ids]
+    if unmatched and len(unmatched) == len(labels) and not skipped:
+        raise _error(
+            f"none of the {len(labels)} paths in {root / 'labels.csv'} is an image of the test split "
+            f"(first: {unmatched[0]!r}); write paths such as 'test/query/1.jpg'."
+        )
+    if unmatched:
+        notes.append(f"labels.csv has {_count(len(unmatched), 'path')} without an image (first: {unmatched[0]})")
     if nested:
         layout = "training and test folders, class folders in the test split"
     elif labels:
         layout = "training and test folders, test split labelled by labels.csv"
     else:
         layout = "training and test folders, test split without labels"
-    once = dict.fromkeys(skipped)  # a folder is listed for its folders, then for its images
-    return Dataset(root, layout, tuple(items), tuple(notes), tuple(once))
+    return Dataset(root, layout, items, tuple(notes), tuple(skipped))
 
 
-def _in_class_folders(root: Path, folder: Path, split: Split, skip: Skip) -> list[Item]:
-    return [
+def _labelled_and_loose(root: Path, folder: Path, split: Split, skip: Skip) -> tuple[list[Item], list[Item]]:
+    """Return the items in class folders, then those directly in the folder, without a label; none if it is absent."""
+    if not may_be_folder(folder):
+        return [], []
+    classes, loose = _list_folder(folder, skip)
+    labelled = [
         _item(root, path, class_folder.name, split)
-        for class_folder in _list_folder(folder, skip)[0]
-        for path in find_images(class_folder, skip=skip)
+        for class_folder in classes
+        for path in sorted(walk_images(class_folder, skip))
     ]
+    return labelled, [_item(root, path, None, split) for path in sorted(loose)]
 
 
 def _item(root: Path, path: Path, label: str | None, split: Split) -> Item:
@@ -142,24 +148,10 @@ def _read_labels(root: Path) -> dict[str, str]:
     for line, row in _rows(path, ("path", "label")):
         name, label = row["path"], row["label"]
         if labels.get(name, label) != label:
-            raise DataError(f"{path} line {line}: the label of {name} is {label!r}, but {labels[name]!r} further up.")
+            raise _error(f"{path} line {line}: the label of {name} is {label!r}, but {labels[name]!r} further up.")
         if label:
             labels[name] = label
     return labels
-
-
-def _unmatched_labels(
-    root: Path, labels: Mapping[str, str], items: Sequence[Item], skipped: Sequence[Skipped]
-) -> Iterator[str]:
-    ids = {item.id for item in items}
-    unmatched = [name for name in labels if name not in ids]
-    if len(unmatched) == len(labels) and not skipped:
-        raise DataError(
-            f"none of the {len(labels)} paths in {root / 'labels.csv'} is an image of the test split "
-            f"(first: {unmatched[0]!r}); write paths such as 'test/query/1.jpg'."
-        )
-    if unmatched:
-        yield f"labels.csv has {_count(len(unmatched), 'path')} without an image (first: {unmatched[0]})"
 
 
 def _from_manifest(root: Path, path: Path) -> Dataset:
@@ -167,18 +159,18 @@ def _from_manifest(root: Path, path: Path) -> Dataset:
     for line, row in _rows(path, ("path", "label", "split")):
         name, label, split = row["path"], row["label"], row["split"].lower()
         if not name:
-            raise DataError(f"{path} line {line} has no path.")
+            raise _error(f"{path} line {line} has no path.")
         if split not in _SPLIT_NAMES:
-            raise DataError(
+            raise _error(
                 f"{path} line {line} has the split {split!r}; allowed are training, validation, query and gallery."
             )
         metadata = {key: value for key, value in row.items() if key not in ("path", "label", "split")}
         items.append(Item(name, root / name, label or None, _SPLIT_NAMES[split], metadata))
     if not items:
-        raise DataError(f"{path} has a header but no row.")
+        raise _error(f"{path} has a header but no row.")
     missing = [item for item in items if not _may_be_file(item.path)]
     if len(missing) == len(items):
-        raise DataError(f"none of the {len(items)} files in {path} exists (first: {missing[0].path}).")
+        raise _error(f"none of the {len(items)} files in {path} exists (first: {missing[0].path}).")
     notes: tuple[str, ...] = ()
     if missing:
         notes = (f"{path.name} names {_count(len(missing), 'missing file')} (first: {missing[0].id})",)
@@ -196,12 +188,12 @@ def _rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str
     table = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
     header = next(table)
     if any(name not in header for name in required):
-        raise DataError(f"{path} has the columns {', '.join(header) or '(none)'}, but needs {', '.join(required)}.")
+        raise _error(f"{path} has the columns {', '.join(header) or '(none)'}, but needs {', '.join(required)}.")
     for line, values in enumerate(table, start=2):
         if not values:
             continue
         if len(values) != len(header):
-            raise DataError(f"{path} line {line} has {len(values)} fields, the header has {len(header)}.")
+            raise _error(f"{path} line {line} has {len(values)} fields, the header has {len(header)}.")
         yield line, dict(zip(header, (value.strip() for value in values), strict=True))
 
 
@@ -212,7 +204,7 @@ def _csv_rows(path: Path) -> Iterator[list[str]]:
             yield [name.strip().lower() for name in next(reader, [])]
             yield from reader
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 CSV: {error}.") from error
+        raise _error(f"{path} cannot be read as UTF-8 CSV: {error}.") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[list[str]]:
@@ -223,38 +215,33 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
     try:
         table = parquet.read_table(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
+        raise _error(f"{path} cannot be read as Parquet: {error}.") from error
     yield [str(name).strip().lower() for name in table.column_names]
     for row in table.to_pylist():
         yield ["" if value is None else str(value) for value in row.values()]
 
 
-def find_images(folder: Path | str, *, recursive: bool = True, skip: Skip | None = None) -> list[Path]:
-    """List the image files in a folder, sorted by name, without hidden files and folders.
+def walk_images(folder: Path, skip: Skip) -> Iterator[Path]:
+    """Yield the image files in a folder in any order, without hidden files and folders.
 
-    `skip` is called with every folder that cannot be listed, `folder` included; without it that is a `DataError`.
+    One at a time: 100,000 paths take tens of megabytes. `skip` is called with every folder that cannot be listed.
     """
-    folder = Path(folder)
-    if skip is None:
-        require_folder(folder)
-    return sorted(walk_images(folder, skip or _refuse, recursive=recursive))
-
-
-def walk_images(folder: Path, skip: Skip, *, recursive: bool = True) -> Iterator[Path]:
-    """Yield the image files in any order, one at a time: 100,000 paths take tens of megabytes."""
     folders, images = _list_folder(folder, skip)
     yield from images
-    for subfolder in folders if recursive else ():
+    for subfolder in folders:
         yield from walk_images(subfolder, skip)
 
 
-def require_folder(folder: Path) -> None:
-    """Raise `DataError` for anything but a readable folder."""
+def require_folder(folder: Path, argument: str) -> None:
+    """Raise `DataError` for anything but a readable folder; `argument` is where it came from."""
     if not may_be_folder(folder):
         cause = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{folder} {cause}; pass a folder of images, with class folders or a manifest.csv if labelled.")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise DataError(f"{folder} cannot be read (permission denied); change its permissions or use another folder.")
+        cause += "; pass a folder of images, with class folders or a manifest.csv if labelled"
+    elif not os.access(folder, os.R_OK | os.X_OK):
+        cause = "cannot be read (permission denied); change its permissions or use another folder"
+    else:
+        return
+    raise DataError(f"{folder} {cause}.", argument=argument)
 
 
 def may_be_folder(path: Path) -> bool:
@@ -314,4 +301,4 @@ def _is_loop(folder: Path) -> bool:
 
 
 def _refuse(skipped: Skipped) -> NoReturn:
-    raise DataError(f"{skipped}; make it readable, or use another folder.")
+    raise _error(f"{skipped}; make it readable, or use another folder.")
