@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lookalike.benchmark.leaderboard import Leaderboard, Row
-from lookalike.benchmark.leaderboard_files import escape, table, table_line
-from lookalike.benchmark.trial import Trial, counted, format_difference, format_estimate, format_ms, measure_label
+from lookalike.benchmark.leaderboard import Leaderboard, Row, escape, table, table_line
+from lookalike.benchmark.trial import Trial, counted, format_difference, format_estimate, format_ms
 from lookalike.evaluation.evaluation import Estimate
 
 HERE = Path(__file__).parent
@@ -108,15 +107,14 @@ def _section(name: str, result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(board: Leaderboard, rows: Sequence[Row], baseline: Mapping[str, Sequence[float]]) -> Iterator[str]:
-    accuracy = measure_label(board.measure)
-    hidden = ("type", f"validation {accuracy}", "dimensions")
+    hidden = ("type", f"validation {board.label}", "dimensions")
     lines = table(board, rows, hidden=hidden)
     yield next(lines)
     yield next(lines)
     for row, line in zip(rows, lines, strict=True):
         yield line
         if row.trial.name in baseline:
-            means = dict(zip((accuracy, "hit@1", "map@r"), baseline[row.trial.name], strict=True))
+            means = dict(zip((board.label, "hit@1", "map@r"), baseline[row.trial.name], strict=True))
             columns = [name for name in board.columns[1:] if name not in hidden]
             cells = [f"*{means[name]:.3f}*" if name in means else _MISSING for name in columns]
             yield table_line([f"*baseline for {escape(row.trial.name)}*", *cells])

@@ -12,7 +12,6 @@ from lookalike.benchmark.trial import (
     format_estimate,
     format_ms,
     matching_hit,
-    measure_label,
 )
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluation import Estimate
@@ -44,8 +43,9 @@ def test_a_missing_or_unknown_field_is_refused(make_trial):
     stored = make_trial("a", [1.0]).to_dict()
     lacking = {key: value for key, value in stored.items() if key != "timing"}
     for broken in (lacking, stored | {"speed": 3}, stored | {"validation": None}, stored | {"timing": {"ms": 1}}):
-        with pytest.raises(StorageError, match="'a' is incomplete"):
+        with pytest.raises(StorageError, match="'a' is incomplete") as caught:
             Trial.from_dict(broken)
+        assert caught.value.argument == "stored"
 
 
 def test_a_summary_has_no_values_per_query(make_trial):
@@ -71,10 +71,7 @@ def test_only_trained_and_timed_trials_are_candidates(make_trial):
     assert not replace(make_trial("a", [1.0]), leaked=True).is_candidate
 
 
-def test_format_labels_and_milliseconds():
-    assert measure_label("precision@3") == "top-3 accuracy"
-    assert measure_label("precision@10") == "top-10 accuracy"
-    assert measure_label("hit@3") == "hit@3"
+def test_format_milliseconds():
     assert [format_ms(v) for v in (0.8437, 0.9951, 8.24, 41.26, 99.94, 99.96, 123.4)] == [
         "0.84", "1.0", "8.2", "41.3", "99.9", "100", "123",
     ]  # fmt: skip

@@ -17,9 +17,8 @@ from lookalike.benchmark.candidates import (
     require_winnable,
     save_winner,
 )
-from lookalike.benchmark.leaderboard import Leaderboard, build_leaderboard
-from lookalike.benchmark.leaderboard_files import markdown, write_leaderboard
-from lookalike.benchmark.report import class_scores, describe_run, find_examples, write_report
+from lookalike.benchmark.leaderboard import Leaderboard, build_leaderboard, markdown, write_leaderboard
+from lookalike.benchmark.report import describe_run, find_examples, write_report
 from lookalike.benchmark.run_trials import (
     add_timings,
     embed_candidate,
@@ -159,7 +158,7 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     examples = find_examples(evaluation, selection.measure, spec.data)
     skipped = (*spec.data.skipped, *skipped_files(embeddings))
     description = describe_run(spec, skipped)
-    per_class = class_scores(evaluation, selection.measure)
+    per_class = evaluation.per_class(selection.measure)
     write_report(spec.out / "report.html", leaderboard, selection, description, examples, per_class)
     write_leaderboard(spec.out, leaderboard, selection, description)
     return Benchmark(tuple(trials), selection, leaderboard, spec.out, skipped)

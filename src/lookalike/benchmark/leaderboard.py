@@ -1,14 +1,18 @@
-"""The table of all trials, as values and as text for terminals, Markdown and HTML."""
+"""The table of all trials, as values, as text, and as JSON, CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+from lookalike._files import write_csv, write_json, write_text
 from lookalike.benchmark.selection import Selection, pareto_front
-from lookalike.benchmark.trial import Scores, Trial, counted, format_estimate, format_ms, matching_hit, measure_label
+from lookalike.benchmark.trial import Scores, Trial, counted, format_estimate, format_ms, matching_hit
 from lookalike.evaluation.evaluation import Estimate
+from lookalike.evaluation.measures import Measure
 
 # Columns of time, and the field of `Timing` that each shows.
 TIMES = {
@@ -19,6 +23,24 @@ TIMES = {
     "ms batched": "batched_ms",
 }
 _MANY_ENSEMBLES = 12
+_VERSION = 3
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "+": "$+$",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "–": "--",
+        "†": r"$\dagger$",
+        "−": "$-$",
+        "×": r"$\times$",
+        "→": r"$\rightarrow$",
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    }
+)
 
 Value = Estimate | float | None
 
@@ -35,14 +57,6 @@ class Row:
     def name(self) -> str:
         """Its name in tables, with a mark if it was trained from random weights."""
         return f"{self.trial.name} †" if self.trial.trained_from_random else self.trial.name
-
-
-class Groups(NamedTuple):
-    """Rows by type, each group best first; `folded` are ensembles that tables hide at first."""
-
-    singles: list[Row]
-    ensembles: list[Row]
-    folded: list[Row]
 
 
 @dataclass(frozen=True)
@@ -63,19 +77,24 @@ class Leaderboard:
         return trial.test if self.measured_on == "test" and trial.test else trial.validation
 
     @property
+    def label(self) -> str:
+        """The name of the accuracy in tables, such as "top-3 accuracy"."""
+        return Measure.parse(self.measure).title
+
+    @property
     def measures(self) -> tuple[str, ...]:
         """The measures in the table, the accuracy first, none twice."""
         return tuple(dict.fromkeys((self.measure, matching_hit(self.measure), "hit@1", "map@r")))
 
     def values(self, row: Row) -> dict[str, Value]:
         """Return the values of a row by column, in the order of the columns; None where nothing was measured."""
-        label, trial, timing = measure_label(self.measure), row.trial, row.trial.timing
+        trial, timing = row.trial, row.trial.timing
         means = {name: self.scores(trial).measures.get(name) for name in self.measures}
         return {
-            label: means.pop(self.measure),
+            self.label: means.pop(self.measure),
             **means,
-            f"validation {label}": trial.validation.estimate(self.measure),
-            **{column: getattr(timing, field) if timing else None for column, field in TIMES.items()},
+            f"validation {self.label}": trial.validation.estimate(self.measure),
+            **{column: getattr(timing, name) if timing else None for column, name in TIMES.items()},
             "dimensions": trial.dim,
             "memory MB": timing.peak_memory_mb if timing else None,
         }
@@ -85,10 +104,13 @@ class Leaderboard:
         """Names of the columns of `cells`."""
         return ("model", "type", *self.values(self.rows[0]))
 
-    def cells(self, row: Row) -> tuple[str, ...]:
-        """Return a row as text, every mean with its interval."""
-        accuracy, *others = (format_value(column, value) for column, value in self.values(row).items())
-        return (row.name, row.trial.kind, _with_state(row, accuracy), *others)
+    def cells(self, row: Row, *, intervals: bool = True) -> tuple[str, ...]:
+        """Return a row as text, every mean with its interval or without."""
+        values = self.values(row).items()
+        accuracy, *others = (format_value(column, value, interval=intervals) for column, value in values)
+        if row.trial.state == "untrained":  # nobody should compare with the accuracy of random weights
+            accuracy = f"untrained: {accuracy}"
+        return (row.name, row.trial.kind, accuracy, *others)
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -98,32 +120,30 @@ class Leaderboard:
 
     def short_rows(self, limit: int) -> list[tuple[str, ...]]:
         """Return at most `limit` rows for a terminal: the best ones and always the winner, marked with a star."""
-        rows = list(self.rows[: max(limit, 1)])
+        rows = list(self.rows[:limit])
         if self.winner not in rows:
             rows[-1] = self.winner
-        return [self._short_cells(row) for row in rows]
+        lines = []
+        for row in rows:
+            name, kind, accuracy, *others = self.cells(row, intervals=False)
+            estimate = self.scores(row.trial).estimate(self.measure)
+            interval = f"{estimate.low:.3f}–{estimate.high:.3f}"
+            lines.append((f"★ {name}" if row.winner else name, kind, accuracy, interval, *others))
+        return lines
 
-    def _short_cells(self, row: Row) -> tuple[str, ...]:
-        accuracy, *others = (format_value(name, v, interval=False) for name, v in self.values(row).items())
-        interval = self.scores(row.trial).estimate(self.measure)
-        name = f"★ {row.name}" if row.winner else row.name
-        return (name, row.trial.kind, _with_state(row, accuracy), f"{interval.low:.3f}–{interval.high:.3f}", *others)
-
-    def groups(self) -> Groups:
-        """Group the rows; of many ensembles only the best, those on the front and the winner are not folded."""
-        singles = [r for r in self.rows if r.trial.kind == "single"]
-        ensembles = [r for r in self.rows if r.trial.kind == "ensemble"]
+    @property
+    def folded(self) -> list[Row]:
+        """The rows that tables hide at first: of many ensembles all but the best, those on the front and the winner."""
+        ensembles = [row for row in self.rows if row.trial.kind == "ensemble"]
         if len(ensembles) <= _MANY_ENSEMBLES:
-            return Groups(singles, ensembles, [])
-        best = ensembles[: _MANY_ENSEMBLES // 2]
-        shown = [r for r in ensembles if r in best or r.winner or r.on_front]
-        return Groups(singles, shown, [r for r in ensembles if r not in shown])
+            return []
+        return [row for row in ensembles[_MANY_ENSEMBLES // 2 :] if not (row.winner or row.on_front)]
 
     @property
     def caption(self) -> str:
         """The caption of the table."""
-        label = measure_label(self.measure).capitalize()
-        meaning = f"{label} is {self.measure}" if label.lower() != self.measure else label
+        label = self.label.capitalize()
+        meaning = f"{label} is {self.measure}" if self.label != self.measure else label
         if self.measure == "precision@1":
             meaning += ", whether the nearest gallery image has the query's class"
         elif self.measure.startswith("precision@"):
@@ -141,16 +161,16 @@ class Leaderboard:
 
 def build_leaderboard(trials: Sequence[Trial], selection: Selection) -> Leaderboard:
     """Build the table of these trials; accuracy is of query and gallery if all trials have it, else of validation."""
-    front = pareto_front(trials, selection.measure)
-    rows = tuple(Row(t.summary(), t.name == selection.winner, t.name in front) for t in trials)
+    front = [t.name for t in pareto_front(trials, selection.measure)]
+    rows = [Row(t.summary(), t.name == selection.winner, t.name in front) for t in trials]
     tested = all(t.test is not None for t in trials)
-    table = Leaderboard("test" if tested else "validation", selection.measure, rows)
+    unordered = Leaderboard("test" if tested else "validation", selection.measure, tuple(rows))
 
     def rank(row: Row) -> tuple[bool, float, float, str]:
         t = row.trial
-        return t.state == "untrained", -table.scores(t).mean(selection.measure), t.cost_ms, t.name
+        return t.state == "untrained", -unordered.scores(t).mean(selection.measure), t.cost_ms, t.name
 
-    return Leaderboard(table.measured_on, table.measure, tuple(sorted(rows, key=rank)))
+    return replace(unordered, rows=tuple(sorted(rows, key=rank)))
 
 
 def format_value(column: str, value: Value, *, interval: bool = True) -> str:
@@ -160,11 +180,6 @@ def format_value(column: str, value: Value, *, interval: bool = True) -> str:
     if isinstance(value, Estimate):
         return format_estimate(value) if interval else f"{value.mean:.3f}"
     return format_ms(value) if column in TIMES else f"{value:.0f}"
-
-
-def _with_state(row: Row, accuracy: str) -> str:
-    # nobody should compare with the accuracy of random weights
-    return f"untrained: {accuracy}" if row.trial.state == "untrained" else accuracy
 
 
 def describe_scores(scores: Scores) -> str:
@@ -178,3 +193,133 @@ def describe_scores(scores: Scores) -> str:
 def folded_summary(count: int) -> str:
     """Return how many ensembles a table hides."""
     return f"{counted(count, 'more ensemble', 'more ensembles')}, none on the Pareto front"
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """How a benchmark was measured, for report and leaderboard; without any path outside the data folder."""
+
+    title: str = "Which model finds it best?"
+    data: str = ""
+    machine: Mapping[str, Any] = field(default_factory=dict)  # processor, cores and versions
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()  # skipped files with their causes
+    notes: tuple[str, ...] = ()
+
+
+def write_leaderboard(out: Path, leaderboard: Leaderboard, selection: Selection, description: RunDescription) -> None:
+    """Write leaderboard.json, .csv, .md and .tex into the folder `out`.
+
+    The JSON holds everything but the values per query, which are in trials/*.json.
+    """
+    content = {
+        "version": _VERSION,
+        "measure": leaderboard.measure,
+        "measured_on": leaderboard.measured_on,
+        "caption": leaderboard.caption,
+        "selection": selection.to_dict(),
+        "description": asdict(description),
+        "rows": [{"winner": r.winner, "on_front": r.on_front, **r.trial.to_dict()} for r in leaderboard.rows],
+    }
+    write_json(out / "leaderboard.json", content)
+    records = [_csv_record(leaderboard, row) for row in leaderboard.rows]
+    write_csv(out / "leaderboard.csv", list(records[0]), (list(record.values()) for record in records))
+    write_text(out / "leaderboard.md", markdown(leaderboard, selection))
+    write_text(out / "leaderboard.tex", _latex(leaderboard))
+
+
+def _csv_record(leaderboard: Leaderboard, row: Row) -> dict[str, object]:
+    trial = row.trial
+    record: dict[str, object] = {"model": trial.name, "type": trial.kind, "state": trial.state}
+    flags = {"from_random": trial.from_random, "winner": row.winner, "on_front": row.on_front}
+    record |= {name: "yes" if flag else "no" for name, flag in flags.items()}
+    for column, value in leaderboard.values(row).items():
+        name = column.lower().replace(" ", "_").replace("-", "_")
+        if isinstance(value, Estimate):
+            record |= {
+                name: round(value.mean, 6),
+                f"{name}_low": round(value.low, 6),
+                f"{name}_high": round(value.high, 6),
+            }
+        elif value is None:
+            record |= dict.fromkeys((name, f"{name}_low", f"{name}_high") if "@" in name else (name,), "")
+        else:
+            record[name] = round(value, 6)
+    return record | {"note": trial.note}
+
+
+def markdown(leaderboard: Leaderboard, selection: Selection) -> str:
+    """Return the table in Markdown: the reason above; caption, folded ensembles and notes below."""
+    folded = leaderboard.folded
+    lines = [f"**Winner: {escape(selection.winner)}.** {escape(selection.reason)}", ""]
+    lines += table(leaderboard, (row for row in leaderboard.rows if row not in folded))
+    lines += ["", escape(leaderboard.caption)]
+    if folded:
+        lines += ["", f"<details><summary>{folded_summary(len(folded))}</summary>", ""]
+        lines += [*table(leaderboard, folded), "", "</details>"]
+    trials = [row.trial for row in leaderboard.rows]
+    notes = [f"- {escape(t.name)}: {escape(t.note)}" for t in trials if t.note]
+    return "\n".join([*lines, *([""] if notes else []), *notes, ""])
+
+
+def table(leaderboard: Leaderboard, rows: Iterable[Row], *, hidden: Collection[str] = ()) -> Iterator[str]:
+    """Yield the lines of a Markdown table: header, separator, then one line per row."""
+    columns = [(n, name) for n, name in enumerate(leaderboard.columns) if name not in hidden]
+    yield table_line(name for _, name in columns)
+    yield "|" + "|".join(":--" if name in ("model", "type") else "--:" for _, name in columns) + "|"
+    for row in rows:
+        cells = leaderboard.cells(row)
+        model, *others = (escape(cells[n]) for n, _ in columns)
+        yield table_line([f"**{model}** (winner)" if row.winner else model, *others])
+
+
+def table_line(cells: Iterable[str]) -> str:
+    """Return one line of a Markdown table; the cells are already escaped."""
+    return f"| {' | '.join(cells)} |"
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows literally, on one line."""
+    return " ".join(re.sub(r"[\\|*_`<]", r"\\\g<0>", text).split())
+
+
+def _latex(leaderboard: Leaderboard) -> str:
+    r"""Return a `table` for `\input`, in booktabs style, best first, the winner in bold, without folded ensembles.
+
+    Time is the mean per image in batches, decoding included, in seconds; that of an ensemble includes all members.
+    """
+    folded = leaderboard.folded
+    caption = leaderboard.caption
+    if folded:
+        caption += f" {folded_summary(len(folded))}, {'is' if len(folded) == 1 else 'are'} in leaderboard.csv."
+    timings = [row.trial.timing for row in leaderboard.rows if row.trial.timing]
+    if timings:
+        sizes = " or ".join(map(str, sorted({t.batch_size for t in timings})))
+        devices = " and ".join(sorted({t.device for t in timings}))
+        caption += f" Time is the mean in batches of {sizes} on {devices}, decoding included. Bold: the winner."
+    accuracy = latex_escape(leaderboard.label.capitalize())
+    lines = [
+        r"% \usepackage{booktabs} is needed; include with \input{leaderboard.tex}.",
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{latex_escape(caption)}}}",
+        r"\label{tab:leaderboard}",
+        r"\begin{tabular}{lrrl}",
+        r"\toprule",
+        rf"Model & {accuracy} & Avg.\ time per image (s) & Type \\",
+        r"\midrule",
+    ]
+    for row in leaderboard.rows:
+        if row not in folded:
+            timing = row.trial.timing
+            name, _, accuracy, *_ = leaderboard.cells(row)
+            cells = [latex_escape(name), latex_escape(accuracy), f"{timing.batched_ms / 1000:.4f}" if timing else "--"]
+            if row.winner:
+                cells = [rf"\textbf{{{cell}}}" for cell in cells]
+            lines.append(" & ".join([*cells, row.trial.kind.capitalize()]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def latex_escape(text: str) -> str:
+    """Return text that LaTeX prints literally."""
+    return text.translate(_LATEX)

@@ -11,7 +11,8 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from lookalike.benchmark.selection import Selection, pareto_front
-from lookalike.benchmark.trial import Trial, format_ms, measure_label
+from lookalike.benchmark.trial import Trial, format_ms
+from lookalike.evaluation.measures import Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,31 +36,39 @@ def pareto_svg(
     import matplotlib
     from matplotlib.figure import Figure
 
-    measure = selection.measure
-    candidates = {t.name: t for t in trials if t.is_candidate}
-    front = [candidates[name] for name in pareto_front(candidates.values(), measure)]
+    measure, label = selection.measure, Measure.parse(selection.measure).title
+    candidates = [t for t in trials if t.is_candidate]
+    front = pareto_front(candidates, measure)
     figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
     axes = figure.add_axes((54 / size[0], 46 / size[1], 1 - 70 / size[0], 1 - 62 / size[1]))
-    _scale(axes, list(candidates.values()), measure)
+    _scale(axes, candidates, measure)
+    axes.set_title(f"{label} on validation", color=_MUTED, fontsize=_FONT, loc="left", pad=6)
     # between two points of the front, the accuracy that a time allows is that of the left one
     steps = [(t.cost_ms, t.validation.mean(measure)) for t in front]
     steps.append((axes.get_xlim()[1], steps[-1][1]))
     axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", color=_ACCENT, linewidth=1.4, zorder=2)
     _draw_budget(axes, selection.budget_ms)
-    for trial in candidates.values():
+    for trial in candidates:
         _draw_point(axes, trial, selection, on_front=trial in front, number=numbers[trial.name])
-    ordered = sorted(candidates.values(), key=lambda t: (t.name != selection.winner, t not in front))
-    labels = {
-        t.name: [_wrap(f"{numbers[t.name]}  {t.name}")] * (names and (t.kind == "single" or t in front))
-        + [str(numbers[t.name])]
-        for t in ordered
-    }
+    ordered = sorted(candidates, key=lambda t: (t.name != selection.winner, t not in front))
+    labels: dict[str, list[str]] = {}
+    titles: dict[str, str] = {}
+    for trial in ordered:
+        number = str(numbers[trial.name])
+        labels[trial.name] = [number]
+        if names and (trial.kind == "single" or trial in front):
+            text = f"{number}  {trial.name}"
+            width = max(22, *(len(word) + 4 for word in text.split()))
+            lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+            labels[trial.name].insert(0, "\n".join(lines))
+        accuracy = trial.validation.estimate(measure)
+        interval = f"{accuracy.low:.3f} to {accuracy.high:.3f}"
+        titles[number] = f"{trial.name}: {accuracy.mean:.3f} ({interval}) at {format_ms(trial.cost_ms)} ms"
     _draw_labels(axes, ordered, labels, steps, selection)
     buffer = StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"lookalike-{size[0]}"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    titles = {numbers[t.name]: _title(t, measure) for t in ordered}
-    return _inline(buffer.getvalue(), f"{measure_label(measure)} against milliseconds per image", titles, size)
+    return _inline(buffer.getvalue(), f"{label} against milliseconds per image", titles, size)
 
 
 def _scale(axes: Axes, trials: Sequence[Trial], measure: str) -> None:
@@ -83,7 +92,6 @@ def _scale(axes: Axes, trials: Sequence[Trial], measure: str) -> None:
     axes.set_ylim(bottom - margin, top + margin)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("milliseconds per image, one at a time (median)", color=_MUTED, fontsize=_FONT, labelpad=8)
-    axes.set_title(f"{measure_label(measure)} on validation", color=_MUTED, fontsize=_FONT, loc="left", pad=6)
     axes.patch.set_visible(False)
     axes.figure.patch.set_visible(False)
     axes.grid(axis="y", color=_LINE, linewidth=0.8)
@@ -183,18 +191,7 @@ def _label_boxes(x: float, y: float, text: str, gap: float) -> list[Bbox]:
     return [Bbox.from_bounds(*corner, width, height) for corner in corners]
 
 
-def _wrap(label: str) -> str:
-    width = max(22, *(len(word) + 4 for word in label.split()))
-    return "\n".join(textwrap.wrap(label, width, break_long_words=False, break_on_hyphens=False))
-
-
-def _title(trial: Trial, measure: str) -> str:
-    interval = trial.validation.estimate(measure)
-    span = f"{interval.low:.3f} to {interval.high:.3f}"
-    return f"{trial.name}: {interval.mean:.3f} ({span}) at {format_ms(trial.cost_ms)} ms"
-
-
-def _inline(svg: str, label: str, titles: Mapping[int, str], size: tuple[int, int]) -> str:
+def _inline(svg: str, label: str, titles: Mapping[str, str], size: tuple[int, int]) -> str:
     """Reduce the SVG to what a page needs: no prologue, metadata or namespaces; titles, and the colours of the page."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     opening = f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}">'

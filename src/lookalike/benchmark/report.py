@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lookalike._files import write_text
 from lookalike._html import Thumbnails, page_environment
-from lookalike.benchmark.leaderboard import TIMES, Leaderboard, describe_scores, folded_summary, format_value
+from lookalike.benchmark.leaderboard import (
+    TIMES,
+    Leaderboard,
+    RunDescription,
+    describe_scores,
+    folded_summary,
+    format_value,
+)
 from lookalike.benchmark.pareto_plot import pareto_svg
 from lookalike.benchmark.selection import Selection
 from lookalike.benchmark.spec import BenchmarkSpec
 from lookalike.benchmark.timing import machine
-from lookalike.benchmark.trial import measure_label
 from lookalike.data.dataset import Dataset, Item
-from lookalike.evaluation.bootstrap import bootstrap_interval
-from lookalike.evaluation.evaluation import Estimate, Evaluation
+from lookalike.evaluation.evaluation import ClassMean, Evaluation
 from lookalike.types import Skipped
 
 _SKIPPED = 40
 _HITS = 8
 _EXAMPLES = 6
-
-
-@dataclass(frozen=True)
-class RunDescription:
-    """How a benchmark was measured, for report and leaderboard; without any path outside the data folder."""
-
-    title: str = "Which model finds it best?"
-    data: str = ""
-    machine: Mapping[str, Any] = field(default_factory=dict)  # processor, cores and versions
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()  # skipped files with their causes
-    notes: tuple[str, ...] = ()
 
 
 def describe_run(spec: BenchmarkSpec, skipped: Sequence[Skipped]) -> RunDescription:
@@ -48,18 +41,17 @@ def describe_run(spec: BenchmarkSpec, skipped: Sequence[Skipped]) -> RunDescript
         recipe = f"recipe {options.recipe}{limit}{changes}, early stopping on {options.stop_on}"
         settings["fine-tuning"] = "head only" if options.frozen else recipe
     times = "Times depend on the architecture: trials that differ only in their weights share one measurement."
+    paths = [
+        s.path.relative_to(data.root).as_posix() if s.path.is_relative_to(data.root) else s.path.name for s in skipped
+    ]
     return RunDescription(
         title=spec.title or RunDescription.title,
         data=data.summary(data.root.resolve().name or "data"),
         machine=machine(),
         settings=settings,
-        skipped=tuple(f"{_relative(s.path, data.root)}: {s.cause}" for s in skipped),
+        skipped=tuple(f"{path}: {s.cause}" for path, s in zip(paths, skipped, strict=True)),
         notes=(times, *spec.notes),
     )
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 @dataclass(frozen=True)
@@ -69,24 +61,6 @@ class Example:
     query: Item
     hits: Sequence[tuple[Item, float]]
     value: float
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """The accuracy of the winner on the queries of one class."""
-
-    label: str
-    queries: int
-    accuracy: Estimate
-
-
-def class_scores(evaluation: Evaluation, measure: str) -> list[ClassScore]:
-    """Return the accuracy by class of the queries, hardest class first."""
-    values = defaultdict(list)
-    for label, value in zip(evaluation.query_labels, evaluation.per_query(measure).tolist(), strict=True):
-        values[label].append(value)
-    scores = [ClassScore(c, len(v), Estimate(sum(v) / len(v), *bootstrap_interval(v))) for c, v in values.items()]
-    return sorted(scores, key=lambda s: (s.accuracy.mean, s.label))
 
 
 def best_and_worst(
@@ -127,14 +101,16 @@ def write_report(
     leaderboard: Leaderboard,
     selection: Selection,
     description: RunDescription,
-    examples: Sequence[Example] = (),
-    per_class: Sequence[ClassScore] = (),
+    examples: Sequence[Example],
+    per_class: Mapping[str, ClassMean],
 ) -> None:
     """Write the report as one HTML file that needs no other file, no network and no script.
 
     The better half of the examples by `value` is shown as the best queries, the others as the worst.
     """
-    singles, ensembles, folded = leaderboard.groups()
+    folded = leaderboard.folded
+    singles = [row for row in leaderboard.rows if row.trial.kind == "single"]
+    ensembles = [row for row in leaderboard.rows if row.trial.kind == "ensemble" and row not in folded]
     trials = [row.trial for row in (*singles, *ensembles, *folded)]
     numbers = {t.name: number for number, t in enumerate(trials, start=1)}
     ordered = sorted(examples, key=lambda e: -e.value)
@@ -144,7 +120,7 @@ def write_report(
         description=description,
         selection=selection,
         board=leaderboard,
-        label=measure_label(selection.measure),
+        label=leaderboard.label,
         groups=[("Single models", singles), ("Ensembles", ensembles)],
         folded=folded,
         folded_summary=folded_summary(len(folded)),
@@ -154,7 +130,7 @@ def write_report(
         wide=pareto_svg(trials, selection, numbers, size=(860, 460), names=True),
         narrow=pareto_svg(trials, selection, numbers, size=(360, 380), names=False),
         candidates=sum(t.is_candidate for t in trials),
-        per_class=per_class,
+        per_class=sorted(per_class.items(), key=lambda c: (c[1].mean, c[0])),  # the hardest class first
         best=[_search(e, queries, hits) for e in ordered[:middle]],
         worst=[_search(e, queries, hits) for e in reversed(ordered[middle:])],
         facts=_facts(leaderboard, description),

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lookalike.benchmark.trial import Trial, counted, format_difference, format_ms, measure_label
+from lookalike.benchmark.trial import Trial, counted, format_difference, format_ms
 from lookalike.errors import OptionError
 from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
+from lookalike.evaluation.measures import Measure
 
 DEFAULT_MEASURE = "precision@3"
 # Costs within 1 % of the cheapest are equal: combinations of the same members differ by less, as do repeated timings.
@@ -40,21 +41,21 @@ class Selection:
         return plain
 
 
-def pareto_front(trials: Iterable[Trial], measure: str = DEFAULT_MEASURE) -> tuple[str, ...]:
-    """Return the names of the candidates that no other one dominates in validation accuracy and time, cheapest first.
+def pareto_front(trials: Iterable[Trial], measure: str = DEFAULT_MEASURE) -> list[Trial]:
+    """Return the candidates that no other one dominates in validation accuracy and time, cheapest first.
 
     A candidate is dominated by another that is at least as accurate and at least as fast, and better in one of both.
     Equal ones are all on the front. O(n log n).
     """
-    front: list[str] = []
+    front: list[Trial] = []
     best, best_cost = -math.inf, -math.inf
     candidates = [t for t in trials if t.is_candidate]
     for trial in sorted(candidates, key=lambda t: (t.cost_ms, -t.validation.mean(measure), *_preference(t))):
         accuracy = trial.validation.mean(measure)
         if accuracy > best or (accuracy == best and trial.cost_ms == best_cost):
-            front.append(trial.name)
+            front.append(trial)
             best, best_cost = accuracy, trial.cost_ms
-    return tuple(front)
+    return front
 
 
 def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms: float | None = None) -> Selection:
@@ -65,12 +66,11 @@ def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms
     candidate before a fine-tuned one, then the first by name. Raises `OptionError` if no trial can win.
     """
     excluded = {t.name: cause for t in trials if (cause := _exclusion(t, budget_ms))}
-    allowed = {t.name: t for t in trials if t.name not in excluded}
+    allowed = [t for t in trials if t.name not in excluded]
     if not allowed:
         raise _no_winner(trials, budget_ms)
-    names_on_front = pareto_front(allowed.values(), measure)
-    front = [allowed[name] for name in names_on_front]
-    best = _most_accurate(allowed.values(), measure)
+    front = pareto_front(allowed, measure)
+    best = _most_accurate(allowed, measure)
     comparisons = {t.name: _compare(t, best, measure) for t in front if t is not best}
     worse = {name for name, c in comparisons.items() if c.significant and c.difference < 0}
     remaining = [t for t in front if t.name not in worse]
@@ -80,9 +80,8 @@ def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms
     if budget_ms is not None:
         over_budget = [t for t in trials if t.is_candidate and t.name in excluded]
         reason.append(_explain_budget(over_budget, budget_ms, measure))
-    return Selection(
-        winner.name, " ".join(reason), names_on_front, best.name, comparisons, excluded, measure, budget_ms
-    )
+    names = tuple(t.name for t in front)
+    return Selection(winner.name, " ".join(reason), names, best.name, comparisons, excluded, measure, budget_ms)
 
 
 def require_budget(budget_ms: float | None) -> None:
@@ -146,7 +145,7 @@ def _explain(
 ) -> Iterator[str]:
     interval = winner.validation.estimate(measure)
     yield (
-        f"{winner.name} has a {measure_label(measure)} of {interval.mean:.3f} on validation (95% interval "
+        f"{winner.name} has a {Measure.parse(measure).title} of {interval.mean:.3f} on validation (95% interval "
         f"{interval.low:.3f} to {interval.high:.3f}) at {format_ms(winner.cost_ms)} ms per image."
     )
     if winner is not best:

@@ -55,7 +55,9 @@ class Scores:
     def estimate(self, measure: str) -> Estimate:
         """Return mean and interval of a measure."""
         if measure not in self.measures:
-            raise OptionError(f"{measure!r} was not measured; available: {', '.join(sorted(self.measures))}.")
+            raise OptionError(
+                f"{measure!r} was not measured; available: {', '.join(sorted(self.measures))}.", argument="measure"
+            )
         return self.measures[measure]
 
     def mean(self, measure: str) -> float:
@@ -65,7 +67,7 @@ class Scores:
     def by_query(self, measure: str) -> dict[str, float]:
         """Return the values of a measure by query id; a summary has none."""
         if measure not in self.values:
-            raise OptionError(f"no values of {measure!r} per query; measure the candidate again.")
+            raise OptionError(f"no values of {measure!r} per query; measure the candidate again.", argument="measure")
         return dict(zip(self.query_ids, self.values[measure], strict=True))
 
 
@@ -135,7 +137,8 @@ class Trial:
         if version != VERSION:
             raise StorageError(
                 f"trial {name!r} has version {version!r}, but this lookalike reads version {VERSION}; "
-                "remove the file to measure it again."
+                "remove the file to measure it again.",
+                argument="stored",
             )
         try:
             fields["members"] = tuple(fields["members"])
@@ -145,13 +148,8 @@ class Trial:
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise StorageError(
-                f"trial {name!r} is incomplete ({error}); remove the file to measure it again."
+                f"trial {name!r} is incomplete ({error}); remove the file to measure it again.", argument="stored"
             ) from error
-
-
-def measure_label(measure: str) -> str:
-    """Return the name of a measure in tables: precision@k is called top-k accuracy."""
-    return Measure.parse(measure).title
 
 
 def matching_hit(measure: str | Measure) -> str:
