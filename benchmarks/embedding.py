@@ -217,7 +217,7 @@ def model_only(precision: str, args: argparse.Namespace, files: list[Path]) -> N
 
 
 def decoding_only(args: argparse.Namespace, files: list[Path]) -> None:
-    from lookalike.models.info import read_bundle_info
+    from lookalike.models.bundle import read_bundle_info
     from lookalike.models.pipeline import as_sources, decode_batches
 
     preprocessings = [member.backbone.preprocessing for member in read_bundle_info(args.work / "bundle").members]

@@ -61,7 +61,7 @@ def measure(folder: Path, backbone: str, weights: str, precisions: list[str]) ->
     from lookalike.api.export import TOLERANCE, export
     from lookalike.data.layouts import load_dataset
     from lookalike.evaluation.evaluation import evaluate_embeddings
-    from lookalike.models.info import read_bundle_info
+    from lookalike.models.bundle import read_bundle_info
     from lookalike.progress import SILENT
 
     data = load_dataset(folder)

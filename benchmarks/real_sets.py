@@ -26,7 +26,7 @@ from lookalike.benchmark.spec import slug
 from lookalike.benchmark.trial import Trial
 from lookalike.data.samples import write_demo_images
 from lookalike.evaluation.bootstrap import paired_bootstrap
-from lookalike.models.info import read_bundle_info
+from lookalike.models.bundle import read_bundle_info
 
 SETS = ("clothing", "trashnet", "caltech", "demo")
 # fine-tuning does not help on the unseen classes of caltech, so it gets less time there

@@ -42,8 +42,8 @@ from lookalike.benchmark.timing import machine
 from lookalike.data.dataset import Dataset, with_validation
 from lookalike.data.layouts import load_dataset
 from lookalike.evaluation.evaluation import evaluate_embeddings
+from lookalike.models.bundle import is_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
-from lookalike.models.info import is_bundle, read_bundle_info
 from lookalike.progress import SILENT
 from lookalike.runtimes.fit import align, fit_encoder
 from lookalike.runtimes.load import load_encoder, load_pretrained

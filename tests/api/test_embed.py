@@ -16,8 +16,8 @@ from lookalike.api.search import load_index, search
 from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.embeddings.store import is_unfinished, load_embeddings, read_embeddings_info
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
-from lookalike.models.bundle import describe_encoder, save_bundle
-from lookalike.models.info import TrainingData, read_bundle_info
+from lookalike.models.bundle import describe_encoder, read_bundle_info, save_bundle
+from lookalike.models.info import TrainingData
 from lookalike.runtimes import fit as fit_module
 from lookalike.runtimes.load import load_encoder
 from lookalike.types import Skipped

@@ -20,8 +20,8 @@ from lookalike.api.search import load_index, search
 from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, MissingExtra, ModelError, OptionError, StorageError
-from lookalike.models.bundle import describe_encoder, save_bundle
-from lookalike.models.info import TrainingData, read_bundle_info
+from lookalike.models.bundle import describe_encoder, read_bundle_info, save_bundle
+from lookalike.models.info import TrainingData
 from lookalike.runtimes import openvino
 from lookalike.runtimes.load import load_encoder
 

@@ -17,7 +17,7 @@ from lookalike.benchmark.run_trials import embed_candidate
 from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, OptionError, StorageError
-from lookalike.models.info import read_bundle_info
+from lookalike.models.bundle import read_bundle_info
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.config import TrainingOptions
 from lookalike.training.refit import refit

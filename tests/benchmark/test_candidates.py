@@ -9,7 +9,7 @@ import pytest
 
 from lookalike.benchmark.candidates import bundle_candidate, joint_state, make_candidates, make_ensembles
 from lookalike.errors import OptionError
-from lookalike.models.records import TrainingReport
+from lookalike.models.info import TrainingReport
 from lookalike.training.refit import refit
 
 NAME = "test_efficientnet"

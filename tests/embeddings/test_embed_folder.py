@@ -17,8 +17,9 @@ from lookalike.embeddings import shards as shards_module
 from lookalike.embeddings.embed_folder import embed_folder, root_of
 from lookalike.embeddings.store import is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
+from lookalike.models.bundle import read_bundle_info
 from lookalike.models.encoder import Ensemble
-from lookalike.models.info import BundleInfo, read_bundle_info
+from lookalike.models.info import BundleInfo
 from lookalike.models.pipeline import File, run_backbones
 from lookalike.progress import SILENT
 from lookalike.runtimes.load import load_encoder

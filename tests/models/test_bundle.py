@@ -12,9 +12,17 @@ from safetensors.torch import load_file, save_file
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import ModelError, StorageError
 from lookalike.models import bundle as bundle_module
-from lookalike.models.bundle import backbone_weights, describe_encoder, load_data_as_trained, save_bundle
+from lookalike.models.bundle import (
+    backbone_weights,
+    describe_encoder,
+    find_bundle,
+    is_bundle,
+    load_data_as_trained,
+    read_bundle_info,
+    save_bundle,
+)
 from lookalike.models.encoder import Ensemble
-from lookalike.models.info import read_bundle_info
+from lookalike.models.info import BUNDLE_FORMAT
 from lookalike.models.trainable import build_trainable
 from lookalike.runtimes.load import load_bundle
 
@@ -121,6 +129,62 @@ def test_further_files_are_written_in_the_same_step(make_encoder, tmp_path):
         make_encoder("single"), tmp_path / "model", write_extra=lambda folder: (folder / "note.txt").write_text("x")
     )
     assert (out / "note.txt").read_text() == "x"
+
+
+# ---------------------------------------------------------------- records
+
+
+def test_a_bundle_is_found_at_a_path_or_inside_an_index(bundle, tmp_path):
+    index = tmp_path / "index"
+    index.mkdir()
+    assert find_bundle(index) is None
+    bundle.rename(index / "model")
+    assert find_bundle(index) == find_bundle(str(index / "model")) == index / "model"
+    assert is_bundle(index / "model")
+    assert not is_bundle(tmp_path / "missing")
+
+
+def test_a_folder_without_a_record_is_not_a_bundle(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ModelError, match=r"is not a bundle: it has no bundle\.json"):
+            read_bundle_info(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\xff", "[" * 50_000])
+def test_a_record_that_is_not_json_is_damaged(text, bundle):
+    (bundle / "bundle.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ModelError, match=r"bundle\.json is damaged; make the bundle again\.$"):
+        read_bundle_info(bundle)
+
+
+@pytest.mark.parametrize(("text", "version"), [('{"format": 1}', "1"), ("[]", "None"), ("{}", "None")])
+def test_another_format_is_refused(text, version, bundle):
+    (bundle / "bundle.json").write_text(text)
+    with pytest.raises(ModelError, match=f"has bundle format {version}, this version reads {BUNDLE_FORMAT}"):
+        read_bundle_info(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda r: r.pop("fingerprint"), "KeyError: 'fingerprint'"),
+        (lambda r: r.pop("members"), "KeyError: 'members'"),
+        (lambda r: r.update(members=[]), "no members"),
+        (lambda r: r.update(members="two"), "TypeError"),
+        (lambda r: r.update(training=[{"version": 0}]), "has version 0"),
+        (lambda r: r["members"][0].pop("head"), "KeyError: 'head'"),
+        (lambda r: r["members"][0].update(dim="many"), "ValueError"),
+        (lambda r: r["members"][0]["backbone"].update(adaptation={"flip": 1}), "TypeError"),
+        (lambda r: r["members"][0]["backbone"]["preprocessing"].pop("mean"), "preprocessing is not valid"),
+        (lambda r: r["members"][0]["backbone"]["preprocessing"].update(crop_mode="corner"), "crop_mode must be"),
+    ],
+)
+def test_a_missing_or_misplaced_field_is_named(change, cause, bundle):
+    edit(bundle, change)
+    with pytest.raises(ModelError, match=r"bundle\.json is damaged \(.*\); make the bundle again\.$") as raised:
+        read_bundle_info(bundle)
+    assert cause in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 # ---------------------------------------------------------------- damaged bundles

@@ -1,7 +1,7 @@
-"""The record of a bundle: the way through JSON, fingerprints, and damaged records."""
+"""The records of a bundle: the way through JSON, fingerprints, and training reports."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -13,14 +13,15 @@ from lookalike.models.info import (
     BackboneInfo,
     BundleInfo,
     EncoderInfo,
+    EpochReport,
     GraphInfo,
+    HeadFit,
+    LearningRates,
+    StageMeasures,
     TrainingData,
-    find_bundle,
-    is_bundle,
-    read_bundle_info,
+    TrainingReport,
 )
 from lookalike.models.preprocessing import Preprocessing
-from lookalike.models.records import TrainingReport
 
 BACKBONE = BackboneInfo(
     "small", "test_resnet", 64, Preprocessing(96, 64, 1.0, "bilinear"), Adaptation("gem", 1.5), "model hub", "abc"
@@ -80,69 +81,52 @@ def test_two_sets_of_weights_share_the_architecture_that_runtimes_are_timed_for(
     assert replace(BACKBONE, adaptation=Adaptation()).architecture != BACKBONE.architecture
 
 
-def test_the_default_adaptation_changes_nothing():
-    assert Adaptation().changes_nothing
-    assert not BACKBONE.adaptation.changes_nothing
+# ---------------------------------------------------------------- training reports
 
 
-# ---------------------------------------------------------------- files
+@pytest.fixture
+def report():
+    return TrainingReport(
+        backbone="resnet50",
+        options={"seed": 0},
+        recipe={"lr": 1e-4},
+        recipe_name="cnn",
+        family="cnn",
+        precision="float32",
+        sampler="shuffled",
+        run="abc",
+        measures=StageMeasures(0.5, 0.6, 0.7, 0.75),
+        skipped=("a.jpg: cannot be decoded",),
+        epochs=(EpochReport(1.5, 2.0, 0.6), EpochReport(1.0, 2.0, 0.7), EpochReport(0.5, 2.0, 0.7)),
+        rates=(LearningRates(0, 1e-4, 1e-3),),
+        fine_tuned_share=0.75,
+        share_measures={"0": 0.6, "1": 0.7},
+        posthoc_head=HeadFit(0.3, 2.0),
+    )
 
 
-def edit(bundle, change):
-    file = bundle / "bundle.json"
-    value = json.loads(file.read_text())
-    change(value)
-    file.write_text(json.dumps(value))
+def test_a_training_report_survives_json(report):
+    assert TrainingReport.from_dict(json.loads(json.dumps(asdict(report)))) == report
 
 
-def test_a_bundle_is_found_at_a_path_or_inside_an_index(bundle, tmp_path):
-    index = tmp_path / "index"
-    index.mkdir()
-    assert find_bundle(index) is None
-    bundle.rename(index / "model")
-    assert find_bundle(index) == find_bundle(str(index / "model")) == index / "model"
-    assert is_bundle(index / "model")
-    assert not is_bundle(tmp_path / "missing")
+@pytest.mark.parametrize("change", [{"version": 2}, {"version": None}, {"speed": 1}])
+def test_another_version_or_field_of_a_report_is_refused(change, report):
+    with pytest.raises(ModelError):
+        TrainingReport.from_dict({**asdict(report), **change})
 
 
-def test_a_folder_without_a_record_is_not_a_bundle(tmp_path):
-    for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ModelError, match=r"is not a bundle: it has no bundle\.json"):
-            read_bundle_info(path)
+def test_a_missing_field_of_a_report_is_refused(report):
+    value = asdict(report)
+    del value["epochs"]
+    with pytest.raises(ModelError):
+        TrainingReport.from_dict(value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\xff", "[" * 50_000])
-def test_a_record_that_is_not_json_is_damaged(text, bundle):
-    (bundle / "bundle.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ModelError, match=r"bundle\.json is damaged; make the bundle again\.$"):
-        read_bundle_info(bundle)
+def test_best_epoch(report):
+    assert report.best_epoch == 2  # the first of two equal ones
+    assert TrainingReport.from_dict({**asdict(report), "epochs": [{"loss": 1.0, "seconds": 1.0}]}).best_epoch == 0
 
 
-@pytest.mark.parametrize(("text", "version"), [('{"format": 1}', "1"), ("[]", "None"), ("{}", "None")])
-def test_another_format_is_refused(text, version, bundle):
-    (bundle / "bundle.json").write_text(text)
-    with pytest.raises(ModelError, match=f"has bundle format {version}, this version reads {BUNDLE_FORMAT}"):
-        read_bundle_info(bundle)
-
-
-@pytest.mark.parametrize(
-    ("change", "cause"),
-    [
-        (lambda r: r.pop("fingerprint"), "KeyError: 'fingerprint'"),
-        (lambda r: r.pop("members"), "KeyError: 'members'"),
-        (lambda r: r.update(members=[]), "no members"),
-        (lambda r: r.update(members="two"), "TypeError"),
-        (lambda r: r.update(training=[{"version": 0}]), "has version 0"),
-        (lambda r: r["members"][0].pop("head"), "KeyError: 'head'"),
-        (lambda r: r["members"][0].update(dim="many"), "ValueError"),
-        (lambda r: r["members"][0]["backbone"].update(adaptation={"flip": 1}), "TypeError"),
-        (lambda r: r["members"][0]["backbone"]["preprocessing"].pop("mean"), "preprocessing is not valid"),
-        (lambda r: r["members"][0]["backbone"]["preprocessing"].update(crop_mode="corner"), "crop_mode must be"),
-    ],
-)
-def test_a_missing_or_misplaced_field_is_named(change, cause, bundle):
-    edit(bundle, change)
-    with pytest.raises(ModelError, match=r"bundle\.json is damaged \(.*\); make the bundle again\.$") as raised:
-        read_bundle_info(bundle)
-    assert cause in str(raised.value)
-    assert "\n" not in str(raised.value)
+def test_measures_as_text():
+    assert str(StageMeasures(0.5, 0.25)) == "frozen 0.5000, head 0.2500"
+    assert str(StageMeasures(0.5, 0.25, 1.0, 0.0)).endswith("fine-tuned 1.0000, selected 0.0000")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookalike.models.info import read_bundle_info
-from lookalike.models.records import EpochReport, HeadFit, LearningRates, StageMeasures, TrainingReport
+from lookalike.models.bundle import read_bundle_info
+from lookalike.models.info import EpochReport, HeadFit, LearningRates, StageMeasures, TrainingReport
 from lookalike.training.config import Recipe
 from lookalike.training.curves import draw_curves, write_curves
 from lookalike.training.train import train

@@ -10,7 +10,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from lookalike.models.info import read_bundle_info
+from lookalike.models.bundle import read_bundle_info
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.distributed import open_distributed
 from lookalike.training.train import train

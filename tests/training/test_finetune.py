@@ -9,7 +9,7 @@ import torch
 
 from lookalike.errors import ModelError
 from lookalike.models.adapt import family_of
-from lookalike.models.records import LearningRates
+from lookalike.models.info import LearningRates
 from lookalike.models.trainable import build_trainable
 from lookalike.training.batches import iterate_batches, training_preprocessing
 from lookalike.training.context import class_indices

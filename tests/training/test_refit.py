@@ -12,10 +12,9 @@ import pytest
 
 from lookalike._files import write_json
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
-from lookalike.models.bundle import save_bundle
+from lookalike.models.bundle import read_bundle_info, save_bundle
 from lookalike.models.heads import pca_head
-from lookalike.models.info import read_bundle_info
-from lookalike.models.records import EpochReport
+from lookalike.models.info import EpochReport
 from lookalike.progress import SILENT
 from lookalike.runtimes.fit import compute_features
 from lookalike.runtimes.load import load_encoder

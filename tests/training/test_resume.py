@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lookalike.errors import ModelError, StorageError
-from lookalike.models.info import read_bundle_info
-from lookalike.models.records import LearningRates
+from lookalike.models.bundle import read_bundle_info
+from lookalike.models.info import LearningRates
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.config import override_options
 from lookalike.training.train import train

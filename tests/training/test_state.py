@@ -10,7 +10,7 @@ import torch
 from lookalike.models import torch_backbone
 from lookalike.models.adapt import Adaptation, family_of
 from lookalike.models.heads import Head
-from lookalike.models.records import LearningRates
+from lookalike.models.info import LearningRates
 from lookalike.models.torch_backbone import has_bfloat16
 from lookalike.models.trainable import build_trainable
 from lookalike.training import state as state_module

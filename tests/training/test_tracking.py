@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lookalike.errors import MissingExtra, ModelError, OptionError
-from lookalike.models.info import read_bundle_info
+from lookalike.models.bundle import read_bundle_info
 from lookalike.progress import SILENT
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.refit import refit

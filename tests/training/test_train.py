@@ -12,8 +12,8 @@ from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import evaluate_embeddings
+from lookalike.models.bundle import read_bundle_info
 from lookalike.models.heads import fit_alignment
-from lookalike.models.info import read_bundle_info
 from lookalike.models.trainable import build_trainable
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.train import train, training_info

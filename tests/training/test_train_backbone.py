@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lookalike.models.records import StageMeasures
+from lookalike.models.info import StageMeasures
 from lookalike.progress import SILENT
 from lookalike.runtimes.fit import fit_encoder
 from lookalike.training.context import TrainingContext

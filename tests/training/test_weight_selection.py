@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from lookalike.models.bundle import read_bundle_info
 from lookalike.models.heads import Whitening
-from lookalike.models.info import read_bundle_info
-from lookalike.models.records import EpochReport
+from lookalike.models.info import EpochReport
 from lookalike.progress import SILENT
 from lookalike.runtimes.fit import compute_features
 from lookalike.runtimes.load import load_encoder

@@ -23,9 +23,9 @@ from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, Opt
 from lookalike.index.autotune import Budget
 from lookalike.index.index import Index, remove_checkpoint
 from lookalike.index.storage import is_index
-from lookalike.models.bundle import describe_encoder
+from lookalike.models.bundle import MODEL_FOLDER, describe_encoder, find_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
-from lookalike.models.info import MODEL_FOLDER, BundleInfo, find_bundle, read_bundle_info
+from lookalike.models.info import BundleInfo
 from lookalike.models.pipeline import Files, Source
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress

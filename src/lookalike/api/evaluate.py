@@ -16,9 +16,8 @@ from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure, parse_measures
 from lookalike.evaluation.submission import Submission, submission_format
 from lookalike.index.index import Index
-from lookalike.models.bundle import load_data_as_trained
+from lookalike.models.bundle import find_bundle, load_data_as_trained, read_bundle_info
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
-from lookalike.models.info import find_bundle, read_bundle_info
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.fit import FIT_IMAGES, FittedEncoder, fit_pretrained

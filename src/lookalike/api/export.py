@@ -16,9 +16,9 @@ from lookalike._system import installed_versions
 from lookalike.api.parity import Parity, compare_embeddings, compare_measures, generated_images
 from lookalike.data.dataset import Dataset, Item, sample_evenly
 from lookalike.errors import DataError, MissingExtra, OptionError
-from lookalike.models.bundle import describe_encoder, load_training_splits, save_bundle
+from lookalike.models.bundle import describe_encoder, find_bundle, load_training_splits, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
-from lookalike.models.info import BundleInfo, GraphInfo, find_bundle, read_bundle_info
+from lookalike.models.info import BundleInfo, GraphInfo
 from lookalike.models.pipeline import decode, map_ahead
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes import onnx, openvino

@@ -11,8 +11,8 @@ from typing import Any
 from lookalike._files import require_writable
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.index.index import Index
+from lookalike.models.bundle import MODEL_FOLDER, is_bundle
 from lookalike.models.encoder import AnyEncoder
-from lookalike.models.info import MODEL_FOLDER, is_bundle
 from lookalike.models.pipeline import ImageInput, InMemoryImage, Source, as_sources
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes.load import load_encoder

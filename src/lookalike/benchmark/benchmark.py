@@ -33,7 +33,7 @@ from lookalike.benchmark.trial import Trial
 from lookalike.data.dataset import Dataset
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.evaluation.measures import Measure
-from lookalike.models.info import is_bundle
+from lookalike.models.bundle import is_bundle
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.load import WeightsOption

@@ -15,10 +15,10 @@ from lookalike.benchmark.spec import BenchmarkSpec, bundle_name
 from lookalike.benchmark.trial import Trial, TrialKind
 from lookalike.data.dataset import Dataset, content_hashes, sample_evenly
 from lookalike.errors import DataError, OptionError
-from lookalike.models.bundle import describe_encoder, save_bundle
+from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import COMBINATIONS, SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble, combine
 from lookalike.models.heads import fit_alignment, pca_head
-from lookalike.models.info import BundleInfo, EncoderInfo, TrainingData, TrainingState, is_bundle, read_bundle_info
+from lookalike.models.info import Adaptation, BundleInfo, EncoderInfo, TrainingData, TrainingState
 from lookalike.models.registry import NONE
 from lookalike.runtimes.fit import compute_features
 from lookalike.runtimes.load import load_bundle, load_pretrained
@@ -264,7 +264,7 @@ def _candidate(bundle: Path, name: str, info: BundleInfo) -> Candidate:
 def _architecture(member: EncoderInfo) -> str:
     backbone, graph = member.backbone, member.graph
     size = backbone.preprocessing
-    changes = "" if backbone.adaptation.changes_nothing else f" changed {backbone.architecture[:8]}"
+    changes = "" if backbone.adaptation == Adaptation() else f" changed {backbone.architecture[:8]}"
     runtime = f" on {graph.runtime} in {graph.precision}" if graph is not None else ""
     return f"{backbone.timm_name}@{size.height}x{size.width}{changes}{runtime}"
 

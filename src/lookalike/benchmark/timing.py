@@ -25,8 +25,8 @@ from lookalike._system import cpu_count, cpu_name, installed_versions
 from lookalike.benchmark.trial import Timing
 from lookalike.data.images import read_scaled
 from lookalike.errors import LookalikeError
+from lookalike.models.bundle import read_bundle_info
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
-from lookalike.models.info import read_bundle_info
 from lookalike.models.pipeline import File, run_backbones
 from lookalike.progress import SILENT
 from lookalike.runtimes.load import load_bundle

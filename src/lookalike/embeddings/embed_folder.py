@@ -36,9 +36,9 @@ from lookalike.embeddings.store import (
     write_embeddings_info,
 )
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
-from lookalike.models.bundle import save_bundle
+from lookalike.models.bundle import MODEL_FOLDER, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
-from lookalike.models.info import MODEL_FOLDER, BundleInfo, is_bundle, read_bundle_info
+from lookalike.models.info import BundleInfo
 from lookalike.models.pipeline import Source, run_backbones, sources_digest
 from lookalike.progress import Progress
 from lookalike.types import Embeddings, Skipped, Vectors

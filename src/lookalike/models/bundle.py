@@ -16,22 +16,56 @@ from typing import Any
 
 import numpy as np
 
-from lookalike._files import digest, file_digest, new_folder, storage_errors, write_json
+from lookalike._files import digest, file_digest, new_folder, read_json, storage_errors, write_json
 from lookalike._system import installed_versions
 from lookalike.data.dataset import Dataset, with_validation
 from lookalike.data.layouts import load_dataset
-from lookalike.errors import ModelError, StorageError
+from lookalike.errors import LookalikeError, ModelError, StorageError
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.heads import Head
-from lookalike.models.info import (
-    BUNDLE_FILE,
-    WEIGHTS_FILE,
-    BundleInfo,
-    EncoderInfo,
-)
+from lookalike.models.info import BUNDLE_FORMAT, BundleInfo, EncoderInfo
 from lookalike.types import Vectors
 
+BUNDLE_FILE = "bundle.json"
+WEIGHTS_FILE = "model.safetensors"
+MODEL_FOLDER = "model"  # the bundle inside a folder of embeddings or an index
 _PACKAGES = ("lookalike", "torch", "timm", "numpy", "pillow", "pytorch-metric-learning")
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder holds a bundle."""
+    return (path / BUNDLE_FILE).is_file()
+
+
+def find_bundle(model: Path | str) -> Path | None:
+    """Return the bundle that a path means: the path, or the bundle inside a folder of embeddings or an index."""
+    path = Path(model)
+    return next((folder for folder in (path, path / MODEL_FOLDER) if is_bundle(folder)), None)
+
+
+def read_bundle_info(path: Path | str) -> BundleInfo:
+    """Read a bundle's record without loading its weights."""
+    path = Path(path)
+    file = path / BUNDLE_FILE
+    if not is_bundle(path):
+        raise ModelError(f"{path} is not a bundle: it has no {BUNDLE_FILE}; make one with 'lookalike train'.")
+    try:
+        value = read_json(file, "bundle record")
+    except StorageError as error:
+        raise ModelError(f"{file} is damaged; make the bundle again.") from error
+    version = value.get("format") if isinstance(value, dict) else None
+    if version != BUNDLE_FORMAT:
+        raise ModelError(
+            f"{path} has bundle format {version}, this version reads {BUNDLE_FORMAT}; make the bundle again."
+        )
+    try:
+        info = BundleInfo.from_dict(value)
+        if not info.members:
+            raise ValueError("no members")
+        return info
+    except (LookalikeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
+        raise ModelError(f"{file} is damaged ({cause}); make the bundle again.") from error
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The typed records in `bundle.json`: each encoder, and how the bundle was made. Needs no torch.
+"""The typed records in `bundle.json`: each encoder, how it was trained, and how the bundle was made. Needs no torch.
 
 The format is described in docs/concepts.md.
 """
@@ -6,21 +6,18 @@ The format is described in docs/concepts.md.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
-from lookalike._files import digest, read_json
-from lookalike.errors import LookalikeError, ModelError, StorageError
+from lookalike._files import digest
+from lookalike.errors import ModelError
 from lookalike.models.preprocessing import Preprocessing
-from lookalike.models.records import TrainingReport
 
 BUNDLE_FORMAT = 2
-BUNDLE_FILE = "bundle.json"
-WEIGHTS_FILE = "model.safetensors"
-MODEL_FOLDER = "model"  # the bundle inside a folder of embeddings or an index
+REPORT_VERSION = 1  # of a `TrainingReport`
 
 AS_PRETRAINED = "pretrained"  # the pooling that the weights were trained with
 TrainingState = Literal["untrained", "frozen", "fine-tuned"]
@@ -42,11 +39,6 @@ class Adaptation:
 
     pooling: str = AS_PRETRAINED
     side: float = 1.0
-
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether the network stays as timm builds it."""
-        return self == Adaptation()
 
 
 @dataclass(frozen=True)
@@ -86,16 +78,13 @@ class BackboneInfo:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> BackboneInfo:
-        """Undo `dataclasses.asdict`."""
-        return cls(
-            name=str(value["name"]),
-            timm_name=str(value["timm_name"]),
-            features=int(value["features"]),
-            preprocessing=Preprocessing.from_dict(value["preprocessing"]),
-            adaptation=Adaptation(**value["adaptation"]),
-            weights=str(value["weights"]),
-            weights_digest=str(value["weights_digest"]),
-        )
+        """Undo `dataclasses.asdict`; a missing or misplaced field raises what Python raises."""
+        nested = {
+            "features": int(value["features"]),
+            "preprocessing": Preprocessing.from_dict(value["preprocessing"]),
+            "adaptation": Adaptation(**value["adaptation"]),
+        }
+        return cls(**{f.name: value[f.name] for f in fields(cls)} | nested)
 
 
 @dataclass(frozen=True)
@@ -139,15 +128,14 @@ class EncoderInfo:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EncoderInfo:
-        """Undo `dataclasses.asdict`."""
-        return cls(
-            backbone=BackboneInfo.from_dict(value["backbone"]),
-            dim=int(value["dim"]),
-            head=str(value["head"]),
-            state=training_state(value["state"]),
-            fingerprint=str(value["fingerprint"]),
-            graph=GraphInfo(**value["graph"]) if value["graph"] else None,
-        )
+        """Undo `dataclasses.asdict`; a missing or misplaced field raises what Python raises."""
+        nested = {
+            "backbone": BackboneInfo.from_dict(value["backbone"]),
+            "dim": int(value["dim"]),
+            "state": training_state(value["state"]),
+            "graph": GraphInfo(**value["graph"]) if value["graph"] else None,
+        }
+        return cls(**{f.name: value[f.name] for f in fields(cls)} | nested)
 
 
 def training_state(value: object) -> TrainingState:
@@ -175,6 +163,137 @@ class TrainingData:
     validation_images: int
     validation: str
     contents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch of fine-tuning: mean training loss, wall-clock seconds, and the validation measure if one was taken."""
+
+    loss: float
+    seconds: float
+    measure: float | None = None
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Peak learning rates of the backbone and of the head, and the epoch from which they hold, counted from 0."""
+
+    epoch: int
+    lr: float
+    head_lr: float
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """Parameters of a whitening head: `Whitening.fit` takes them."""
+
+    shrinkage: float
+    emphasis: float
+
+
+@dataclass(frozen=True)
+class StageMeasures:
+    """The validation measure after each stage of a training; None for a stage that did not run.
+
+    Attributes:
+        frozen: the pretrained backbone with the principal components as head.
+        head: the pretrained backbone with its best head.
+        fine_tuned: the best epoch of fine-tuning.
+        selected: the weights and the head that were selected in the end.
+
+    """
+
+    frozen: float
+    head: float
+    fine_tuned: float | None = None
+    selected: float | None = None
+
+    def __str__(self) -> str:
+        """Return the measures in one line: `frozen 0.5102, head 0.6034`."""
+        values = {name.replace("_", "-"): value for name, value in asdict(self).items() if value is not None}
+        return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """How one encoder was trained.
+
+    Attributes:
+        backbone: the name that the user gave.
+        options: the training options, as `TrainingOptions(**options)` takes them.
+        recipe: the values of the whole recipe, by field.
+        recipe_name: the recipe's name; of `auto`, the selected one.
+        family: kind of network: cnn, mobile-cnn, transformer or hybrid.
+        precision: the precision that was trained in; of `auto`, the selected one.
+        sampler: how batches were made; of `auto`, the selected one.
+        crop_mode: how an image becomes the network's input; of `auto`, the selected one.
+        run: fingerprint of all that decided the run: weights, images, options, recipe.
+        shrinkage: of the whitening head that fine-tuning started from; None for principal components.
+        head_epochs: epochs of training the head on the frozen backbone; 0 if they did not help.
+        measures: the validation measure after each stage; for a refit, those of the first training.
+        images: number of training images that could be read.
+        skipped: files that could not be read, with their causes.
+        epochs: of fine-tuning.
+        planned_epochs: the number of epochs that the learning-rate schedule is for; 0 without fine-tuning.
+        steps_per_epoch: the number of steps in each.
+        rates: peak learning rates; several where a resumed run changed them.
+        fine_tuned_share: share of the fine-tuned weights in the interpolation with the pretrained ones; None without
+            fine-tuning.
+        share_measures: validation measure of each share that was tried.
+        posthoc_head: the whitening head fitted after fine-tuning; None where the trained head is used.
+        seconds: wall-clock time over all sessions.
+        version: of this record.
+
+    """
+
+    backbone: str
+    options: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    recipe_name: str
+    family: str
+    precision: str
+    sampler: str
+    crop_mode: str = "pretrained"
+    run: str = ""
+    shrinkage: float | None = None
+    head_epochs: int = 0
+    measures: StageMeasures | None = None
+    images: int = 0
+    skipped: tuple[str, ...] = ()
+    epochs: tuple[EpochReport, ...] = ()
+    planned_epochs: int = 0
+    steps_per_epoch: int = 0
+    rates: tuple[LearningRates, ...] = ()
+    fine_tuned_share: float | None = None
+    share_measures: Mapping[str, float] = field(default_factory=dict)
+    posthoc_head: HeadFit | None = None
+    seconds: float = 0.0
+    version: int = REPORT_VERSION
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the best validation measure, counted from 1; 0 if none was measured."""
+        measures = [-math.inf if epoch.measure is None else epoch.measure for epoch in self.epochs]
+        return measures.index(max(measures)) + 1 if any(map(math.isfinite, measures)) else 0
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TrainingReport:
+        """Undo `dataclasses.asdict`."""
+        version = value.get("version")
+        if version != REPORT_VERSION:
+            raise ModelError(f"the training report has version {version}, expected {REPORT_VERSION}; train again.")
+        try:
+            measures, fit = value["measures"], value["posthoc_head"]
+            nested = {
+                "measures": StageMeasures(**measures) if measures else None,
+                "skipped": tuple(value["skipped"]),
+                "epochs": tuple(EpochReport(**epoch) for epoch in value["epochs"]),
+                "rates": tuple(LearningRates(**rates) for rates in value["rates"]),
+                "posthoc_head": HeadFit(**fit) if fit else None,
+            }
+            return cls(**{**value, **nested})
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"the training report is damaged ({error}); train again.") from error
 
 
 @dataclass(frozen=True)
@@ -231,48 +350,10 @@ class BundleInfo:
     def from_dict(cls, value: Mapping[str, Any]) -> BundleInfo:
         """Undo `to_dict`; a missing or misplaced field raises what Python raises."""
         data = value["training_data"]
-        return cls(
-            **{f.name: value[f.name] for f in fields(cls)}
-            | {
-                "members": tuple(map(EncoderInfo.from_dict, value["members"])),
-                "classes": tuple(value["classes"]),
-                "training_data": TrainingData(**{**data, "contents": tuple(data["contents"])}) if data else None,
-                "training": tuple(report and TrainingReport.from_dict(report) for report in value["training"]),
-            }
-        )
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether a folder holds a bundle."""
-    return (path / BUNDLE_FILE).is_file()
-
-
-def find_bundle(model: Path | str) -> Path | None:
-    """Return the bundle that a path means: the path, or the bundle inside a folder of embeddings or an index."""
-    path = Path(model)
-    return next((folder for folder in (path, path / MODEL_FOLDER) if is_bundle(folder)), None)
-
-
-def read_bundle_info(path: Path | str) -> BundleInfo:
-    """Read a bundle's record without loading its weights."""
-    path = Path(path)
-    file = path / BUNDLE_FILE
-    if not is_bundle(path):
-        raise ModelError(f"{path} is not a bundle: it has no {BUNDLE_FILE}; make one with 'lookalike train'.")
-    try:
-        value = read_json(file, "bundle record")
-    except StorageError as error:
-        raise ModelError(f"{file} is damaged; make the bundle again.") from error
-    version = value.get("format") if isinstance(value, dict) else None
-    if version != BUNDLE_FORMAT:
-        raise ModelError(
-            f"{path} has bundle format {version}, this version reads {BUNDLE_FORMAT}; make the bundle again."
-        )
-    try:
-        info = BundleInfo.from_dict(value)
-        if not info.members:
-            raise ValueError("no members")
-        return info
-    except (LookalikeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
-        raise ModelError(f"{file} is damaged ({cause}); make the bundle again.") from error
+        nested = {
+            "members": tuple(map(EncoderInfo.from_dict, value["members"])),
+            "classes": tuple(value["classes"]),
+            "training_data": TrainingData(**{**data, "contents": tuple(data["contents"])}) if data else None,
+            "training": tuple(report and TrainingReport.from_dict(report) for report in value["training"]),
+        }
+        return cls(**{f.name: value[f.name] for f in fields(cls)} | nested)

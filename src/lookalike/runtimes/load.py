@@ -12,17 +12,20 @@ import numpy as np
 
 from lookalike.errors import LookalikeError, ModelError, OptionError
 from lookalike.models.bundle import (
+    BUNDLE_FILE,
     WeightsFile,
     backbone_weights,
     checked_graph_file,
+    find_bundle,
     read_alignments,
+    read_bundle_info,
     read_head,
     weights_digest,
     write_tensors,
 )
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.heads import random_head
-from lookalike.models.info import BUNDLE_FILE, BackboneInfo, EncoderInfo, TrainingState, find_bundle, read_bundle_info
+from lookalike.models.info import BackboneInfo, EncoderInfo, TrainingState
 from lookalike.models.registry import PRETRAINED, find_backbone
 from lookalike.runtimes.cache import PretrainedCache
 from lookalike.runtimes.graphs import ExportedBackbone

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lookalike._files import write_file, write_text
 from lookalike._html import page_environment
-from lookalike.models.records import TrainingReport
+from lookalike.models.info import TrainingReport
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito, colour-blind safe
 

@@ -13,7 +13,7 @@ import torch
 
 from lookalike.data.dataset import Item
 from lookalike.errors import ModelError
-from lookalike.models.records import EpochReport, LearningRates
+from lookalike.models.info import EpochReport, LearningRates
 from lookalike.progress import SILENT, Progress
 from lookalike.training.batches import Indices, epoch_order, iterate_batches, training_preprocessing
 from lookalike.training.state import TrainState

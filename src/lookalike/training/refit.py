@@ -15,10 +15,9 @@ from lookalike._files import digest, require_free
 from lookalike.data.dataset import Dataset, Split
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.errors import DataError, ModelError, OptionError
-from lookalike.models.bundle import load_training_splits, save_bundle
+from lookalike.models.bundle import is_bundle, load_training_splits, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder
-from lookalike.models.info import BundleInfo, is_bundle, read_bundle_info
-from lookalike.models.records import EpochReport, TrainingReport
+from lookalike.models.info import BundleInfo, EpochReport, TrainingReport
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.load import load_encoder

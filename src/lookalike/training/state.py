@@ -16,7 +16,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # ty
 from torch import nn
 
 from lookalike.errors import OptionError
-from lookalike.models.records import LearningRates
+from lookalike.models.info import LearningRates
 from lookalike.models.torch_backbone import has_bfloat16
 from lookalike.models.trainable import TrainableEncoder
 from lookalike.training.config import AUTO, Recipe

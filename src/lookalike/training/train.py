@@ -16,10 +16,9 @@ from lookalike.data.duplicates import require_no_leaks
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
-from lookalike.models.bundle import describe_encoder, load_training_splits, save_bundle
+from lookalike.models.bundle import describe_encoder, is_bundle, load_training_splits, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, require_combination
-from lookalike.models.info import BundleInfo, TrainingData, is_bundle, read_bundle_info
-from lookalike.models.records import TrainingReport
+from lookalike.models.info import BundleInfo, TrainingData, TrainingReport
 from lookalike.models.registry import NONE, PRETRAINED
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes.fit import align

@@ -13,8 +13,7 @@ from torch import nn
 from lookalike._files import digest
 from lookalike.data.dataset import Dataset, Item
 from lookalike.models.adapt import family_of
-from lookalike.models.info import Adaptation
-from lookalike.models.records import StageMeasures, TrainingReport
+from lookalike.models.info import Adaptation, StageMeasures, TrainingReport
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.training.checkpoint import load_checkpoint, save_checkpoint
 from lookalike.training.config import AUTO, Recipe, TrainingOptions, override_options

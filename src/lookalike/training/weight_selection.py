@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from lookalike.models.heads import Head, Whitening
-from lookalike.models.info import FINE_TUNED, UNTRAINED
-from lookalike.models.records import HeadFit
+from lookalike.models.info import FINE_TUNED, UNTRAINED, HeadFit
 from lookalike.models.trainable import TrainableEncoder
 from lookalike.runtimes.fit import Features
 from lookalike.training.batches import Indices

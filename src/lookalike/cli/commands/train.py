@@ -126,8 +126,7 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
     Example:
       lookalike refit photos --model runs/first/best --out final
     """  # noqa: D301
-    from lookalike.models.bundle import load_data_as_trained
-    from lookalike.models.info import read_bundle_info
+    from lookalike.models.bundle import load_data_as_trained, read_bundle_info
     from lookalike.training.refit import refit as run_refit
 
     info = read_bundle_info(model)
@@ -142,7 +141,7 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
 
 def _report_training(progress: Progress, bundle: Path, data: Dataset) -> None:
     """Report the skipped files and the validation measures of a finished bundle."""
-    from lookalike.models.info import read_bundle_info
+    from lookalike.models.bundle import read_bundle_info
 
     info = read_bundle_info(bundle)
     reports = [report for report in info.training if report is not None]
