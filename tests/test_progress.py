@@ -1,4 +1,4 @@
-"""Where progress goes: a bar in a terminal, one line in a notebook, the log elsewhere."""
+"""Where progress goes: a bar in a terminal or notebook, the log elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from lookalike.progress import (
     SILENT,
     BarProgress,
     LineProgress,
-    LoggingProgress,
     NotebookProgress,
     format_duration,
     format_rate,
@@ -37,13 +36,13 @@ def terminal(monkeypatch):
 
 @pytest.fixture
 def notebook(monkeypatch):
-    """Put an IPython with a kernel in place and return what its cell shows: one list of texts per display."""
+    """Put an IPython with a kernel in place and return what its cell shows: one list of contents per display."""
     displays = []
 
     def display(data, *, raw, display_id):
-        texts = [data["text/plain"]]
-        displays.append(texts)
-        return SimpleNamespace(update=lambda data, **_: texts.append(data["text/plain"]))
+        contents = [data]
+        displays.append(contents)
+        return SimpleNamespace(update=lambda data, **_: contents.append(data))
 
     ipython = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=object()))
     monkeypatch.setitem(sys.modules, "IPython", ipython)
@@ -63,9 +62,17 @@ def test_resolve_keeps_what_is_passed():
     assert resolve_progress(SILENT) is SILENT
 
 
-def test_resolve_in_a_log(monkeypatch):
+def test_resolve_in_a_log(monkeypatch, caplog):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert isinstance(resolve_progress(None), LoggingProgress)
+    with caplog.at_level(logging.INFO, logger="lookalike"):
+        progress = resolve_progress(None)
+        progress.info("100% of\nthe images")
+        progress.step("a", 1, 1)
+    assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("lookalike", "INFO", "100% of"),
+        ("lookalike", "INFO", "the images"),
+        ("lookalike", "INFO", "a: 1/1"),
+    ]
 
 
 def test_resolve_in_a_terminal(terminal):
@@ -99,18 +106,6 @@ def test_lines_of_a_new_task_start_a_new_interval(clock):
     assert lines == ["b: 1/3"]
 
 
-def test_logging_uses_the_lookalike_logger(caplog):
-    with caplog.at_level(logging.INFO, logger="lookalike"):
-        progress = LoggingProgress()
-        progress.info("100% of\nthe images")
-        progress.step("a", 1, 1)
-    assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [
-        ("lookalike", "INFO", "100% of"),
-        ("lookalike", "INFO", "the images"),
-        ("lookalike", "INFO", "a: 1/1"),
-    ]
-
-
 def test_bar_draws_task_count_and_detail(terminal, capsys):
     terminal()
     progress = BarProgress(interval_s=0)
@@ -134,13 +129,19 @@ def test_bar_of_another_task_ends_the_first(terminal, capsys):
     assert capsys.readouterr().err.endswith("after\n")
 
 
-def test_notebook_updates_one_line_per_task(notebook, capsys, clock):
+def test_notebook_updates_one_bar_per_task(notebook, capsys, clock):
     progress = NotebookProgress()
     for clock.s, done in ((0, 0), (2, 1), (4, 2)):
-        progress.step("m: a", done, 2)
+        progress.step("m: <a>", done, 2)
     progress.step("m: b", 2, 2)
     progress.info("next")
-    assert notebook == [["m: a: 1/2, 2.0 s each, 2 s left", "m: a: 2/2"], ["m: b: 2/2"]]
+    assert [[content["text/plain"] for content in bar] for bar in notebook] == [
+        ["m: <a>: 1/2, 2.0 s each, 2 s left", "m: <a>: 2/2"],
+        ["m: b: 2/2"],
+    ]
+    assert notebook[0][0]["text/html"] == (
+        '<progress value="1" max="2"></progress> m: &lt;a&gt;: 1/2, 2.0 s each, 2 s left'
+    )
     assert capsys.readouterr().out == "next\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import importlib
 import logging
 import re
@@ -72,19 +73,15 @@ class LineProgress:
         parts = [f"{task}: {done}/{total}"]
         if speed > 0 and done < total:
             parts += [format_rate(speed), f"{format_duration((total - done) / speed)} left"]
-        self._write(printable(", ".join([*parts, detail] if detail else parts)))
+        self._show(printable(", ".join([*parts, detail] if detail else parts)), done, total)
         if self._finished:
             self._task = ""
 
+    def _show(self, line: str, done: int, total: int) -> None:  # noqa: ARG002
+        self._write(line)
+
     def close(self) -> None:
         """Do nothing: a line needs no end."""
-
-
-class LoggingProgress(LineProgress):
-    """Reports through `logging.getLogger("lookalike")`, at level INFO."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.getLogger("lookalike").info)
 
 
 class BarProgress:
@@ -135,38 +132,45 @@ class BarProgress:
 
 
 class NotebookProgress(LineProgress):
-    """One line per task that is updated in place in the output of a notebook's cell."""
+    """One bar per task, updated in place in the output of a notebook's cell; its line of text where HTML is not shown.
 
-    def __init__(self) -> None:
-        super().__init__(self._show, interval_s=0.5)
-        self._display: Any = importlib.import_module("IPython.display")
+    An HTML `<progress>` element needs no widgets, which rich and tqdm would.
+    """
+
+    def __init__(self, *, interval_s: float = 0.5) -> None:
+        super().__init__(print, interval_s=interval_s)
         self._handle: Any = None
 
     def info(self, text: str) -> None:
-        """Print the text; the task that follows starts a new line."""
-        sys.stdout.write(f"{text}\n")
+        """Print the text; the task that follows starts a new bar."""
+        super().info(text)
         self._handle = None
 
     def step(self, task: str, done: int, total: int, detail: str = "") -> None:
-        """Update the line of the task; another task starts a new line."""
+        """Update the bar of the task; another task starts a new bar."""
         if task != self._task:
             self._handle = None
         super().step(task, done, total, detail)
 
-    def _show(self, line: str) -> None:
+    def _show(self, line: str, done: int, total: int) -> None:
+        bar = f'<progress value="{done}" max="{total}"></progress> {html.escape(line)}'
+        content = {"text/plain": line, "text/html": bar}
         if self._handle is None:
-            self._handle = self._display.display({"text/plain": line}, raw=True, display_id=True)
+            self._handle = importlib.import_module("IPython.display").display(content, raw=True, display_id=True)
         else:
-            self._handle.update({"text/plain": line}, raw=True)
+            self._handle.update(content, raw=True)
 
 
 def resolve_progress(progress: Progress | None) -> Progress:
-    """Return `progress`, or the default for None: a bar in a terminal or notebook, `LoggingProgress` elsewhere."""
+    """Return `progress`, or the default for None: a bar in a terminal or notebook, else the logger, at level INFO."""
     if progress is not None:
         return progress
-    if _in_notebook():
+    ipython = sys.modules.get("IPython")
+    if ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None:
         return NotebookProgress()
-    return BarProgress() if sys.stderr is not None and sys.stderr.isatty() else LoggingProgress()
+    if sys.stderr is not None and sys.stderr.isatty():
+        return BarProgress()
+    return LineProgress(logging.getLogger("lookalike").info)
 
 
 def format_duration(seconds: float) -> str:
@@ -196,12 +200,6 @@ def write_stderr(line: str) -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
 
 
 def _make_console() -> Console:
