@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from lookalike import _html
-from lookalike._html import Thumbnails, page_environment, thumbnail_data_uri
-from lookalike.errors import OptionError, UnreadableImage
+from lookalike._html import Thumbnails, page_environment
 
 
-def decode(uri: str) -> Image.Image:
+def decode(uri: str | None) -> Image.Image:
+    assert uri is not None
     head, _, data = uri.partition(",")
     assert head == "data:image/jpeg;base64"
     return Image.open(io.BytesIO(base64.b64decode(data)))
@@ -22,7 +22,7 @@ def decode(uri: str) -> Image.Image:
 
 def test_a_thumbnail_keeps_the_aspect_ratio(tmp_path: Path) -> None:
     Image.new("RGB", (400, 100), (200, 30, 30)).save(tmp_path / "wide.png")
-    thumbnail = decode(thumbnail_data_uri(tmp_path / "wide.png", 128))
+    thumbnail = decode(Thumbnails(128).uri(tmp_path / "wide.png"))
     assert thumbnail.size == (128, 32)
     red, green, blue = thumbnail.getpixel((60, 16))
     assert red > 180 and green < 60 and blue < 60
@@ -30,7 +30,7 @@ def test_a_thumbnail_keeps_the_aspect_ratio(tmp_path: Path) -> None:
 
 def test_a_small_image_is_not_enlarged(tmp_path: Path) -> None:
     Image.new("RGBA", (20, 10), (0, 0, 0, 0)).save(tmp_path / "small.png")
-    thumbnail = decode(thumbnail_data_uri(tmp_path / "small.png"))
+    thumbnail = decode(Thumbnails().uri(tmp_path / "small.png"))
     assert thumbnail.size == (20, 10)
     assert min(thumbnail.getpixel((5, 5))) > 250  # transparent is white, not black
 
@@ -38,17 +38,11 @@ def test_a_small_image_is_not_enlarged(tmp_path: Path) -> None:
 def test_an_image_in_memory_is_not_changed() -> None:
     image = Image.new("RGB", (400, 100))
     uri = Thumbnails(64).uri(image)
-    assert uri is not None
     assert decode(uri).size == (64, 16)
     assert image.size == (400, 100)
 
 
-def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImage):
-        thumbnail_data_uri(tmp_path / "missing.jpg")
-    with pytest.raises(OptionError, match="got 0") as caught:
-        thumbnail_data_uri(tmp_path / "missing.jpg", 0)
-    assert caught.value.argument == "size"
+def test_what_cannot_be_shown_has_no_thumbnail(tmp_path: Path) -> None:
     assert Thumbnails().uri(tmp_path / "missing.jpg") is None
     assert Thumbnails().uri(None) is None
 

@@ -8,8 +8,8 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,20 @@ from lookalike.errors import StorageError
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system while `path` is written into a `StorageError`."""
+def storage_errors(path: Path, argument: str | None = None) -> Iterator[None]:
+    """Turn an error of the operating system while `path` is written into `StorageError`; `argument` is its origin."""
     try:
         yield
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written ({(error.strerror or str(error)).lower()}); "
-            "free some space or choose another path."
+            f"free some space or choose another {_as_word(argument)}.",
+            argument=argument,
         ) from error
+
+
+def _as_word(argument: str | None) -> str:
+    return f"`{argument}`" if argument else "path"
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -35,18 +40,19 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     require_writable(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _temporary_path(path)
         try:
+            temporary.touch(exist_ok=False)
             write(temporary)
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _temporary_path(path: Path) -> Path:
+    """Return a new name beside `path`. Unlike `tempfile`, what is made there gets the user's permissions (umask)."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -106,10 +112,10 @@ def new_folder(path: Path, *, replace: bool = False, argument: str = "out") -> I
     if not replace:
         require_free(path, argument)
     require_writable(path, argument)
-    with storage_errors(path):
+    with storage_errors(path, argument):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary.chmod(0o755)
+        temporary = _temporary_path(path)
+        temporary.mkdir()
         try:
             yield temporary
             if path.exists():
@@ -123,7 +129,8 @@ def new_folder(path: Path, *, replace: bool = False, argument: str = "out") -> I
 
 def _exchange(new: Path, path: Path) -> None:
     """Move `new` to `path`; if that fails, `path` is unchanged."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    aside = _temporary_path(path)
+    aside.mkdir()
     try:
         path.replace(aside / "old")
         try:
@@ -146,13 +153,14 @@ def require_writable(path: Path, argument: str | None = None) -> None:
     elif not os.access(nearest, os.W_OK):
         cause = f"the folder {nearest} is read-only"
     if cause is not None:
-        another = f"another `{argument}`" if argument else "another path"
-        raise StorageError(f"{path} cannot be written: {cause}; choose {another}.", argument=argument)
+        raise StorageError(
+            f"{path} cannot be written: {cause}; choose another {_as_word(argument)}.", argument=argument
+        )
 
 
 def require_free(path: Path, argument: str = "out") -> None:
     """Raise `StorageError` if `path` exists, unless it is an empty folder, or cannot be written."""
-    with storage_errors(path):
+    with storage_errors(path, argument):
         if path.is_dir() and not any(path.iterdir()):
             return
     require_writable(path, argument)

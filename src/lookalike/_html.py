@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from lookalike.data.images import read_image
-from lookalike.errors import OptionError, UnreadableImage
+from lookalike.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-THUMBNAIL_PIXELS = 128
-_QUALITY = 80
 
 
 def page_environment() -> Environment:
@@ -32,36 +29,15 @@ def page_environment() -> Environment:
     )
 
 
-def thumbnail_data_uri(image: Path | str | Image.Image, size: int = THUMBNAIL_PIXELS) -> str:
-    """Return an image as a `data:image/jpeg` URI.
+class Thumbnails:
+    """The thumbnails of one page as `data:image/jpeg` URIs; each file is decoded once.
 
     Args:
-        image: a file, or an RGB image, which is not changed.
         size: pixels of the longer side; a smaller image is not enlarged.
 
-    Raises:
-        UnreadableImage: the file cannot be decoded.
-        OptionError: `size` is below 1.
-
-    """
-    if size < 1:
-        raise OptionError(f"`size` of a thumbnail must be at least 1 pixel, got {size}.", argument="size")
-    thumbnail = image.copy() if isinstance(image, Image.Image) else read_image(image)
-    thumbnail.thumbnail((size, size))
-    buffer = io.BytesIO()
-    thumbnail.save(buffer, format="JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-class Thumbnails:
-    """The thumbnails of one page; each file is decoded once.
-
-    Args:
-        size: pixels of the longer side.
-
     """
 
-    def __init__(self, size: int = THUMBNAIL_PIXELS) -> None:
+    def __init__(self, size: int = 128) -> None:
         self._size = size
         self._uris: dict[Path, str | None] = {}
 
@@ -70,10 +46,16 @@ class Thumbnails:
         if image is None:
             return None
         if isinstance(image, Image.Image):
-            return thumbnail_data_uri(image, self._size)
+            return self._encode(image.copy())
         if image not in self._uris:
             try:
-                self._uris[image] = thumbnail_data_uri(image, self._size)
+                self._uris[image] = self._encode(read_image(image))
             except UnreadableImage:
                 self._uris[image] = None
         return self._uris[image]
+
+    def _encode(self, image: Image.Image) -> str:
+        image.thumbnail((self._size, self._size))
+        buffer = io.BytesIO()
+        image.save(buffer, format="JPEG", quality=80, optimize=True)
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -357,8 +356,7 @@ def test_full_disk(line, path, workspace, fails, monkeypatch):
     def full(*args, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(tempfile, "mkstemp", full)
-    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    monkeypatch.setattr("lookalike._files._temporary_path", full)
     fails(line, path, "no space left on device")
 
 
