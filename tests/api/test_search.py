@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -147,10 +148,19 @@ def test_the_default_top_k(index_folder, images, tmp_path):
     assert search(tmp_path / "small", [tmp_path / "copy.jpg", query]).hits.ids.shape == (2, 7)  # one is in the index
 
 
-def test_a_page_of_the_hits(index_folder, images, tmp_path):
-    page = tmp_path / "hits.html"
-    search(index_folder, [images / "more" / "cat2.jpg"], top_k=3, html=str(page))
-    assert page.read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 1 + 3
+def test_a_page_shows_images_ids_and_scores_in_order(index_folder, images, tmp_path):
+    query = Path(shutil.copy(images / "more" / "cat2.jpg", tmp_path / "q<2>.jpg"))
+    (images / "more" / "cat2.jpg").unlink()  # its copy's first hit, which is then shown by its id
+    out = tmp_path / "hits.html"
+    result = search(index_folder, [images / "astronaut0.jpg", query], top_k=3, html=str(out))
+    page = out.read_text(encoding="utf-8")
+    assert re.findall(r'<li[^>]* title="(.*?)"', page) == result.hits.ids.ravel().tolist()
+    assert re.findall(r'class="score">(.*?)<', page) == [f"{score:.3f}" for score in result.hits.scores.ravel()]
+    assert result.hits.ids[1, 0] == "more/cat2.jpg"
+    shown = [item for item in result.hits.ids.ravel() if item != "more/cat2.jpg"]
+    assert page.count("data:image/jpeg;base64,") == 2 + len(shown)
+    assert "q&lt;2&gt;.jpg" in page and "q<2>" not in page
+    assert not re.search(r"https?:|@import|<script|<link", page)
 
 
 def test_a_duplicate_query_is_searched_once(index_folder, images):
@@ -189,8 +199,9 @@ def test_a_replaced_or_missing_model(index_folder, other_encoder):
     with pytest.raises(FingerprintMismatch, match=other_encoder.fingerprint):
         load_index(index_folder)
     shutil.rmtree(index_folder / "model")
-    with pytest.raises(StorageError, match="has no model folder"):
+    with pytest.raises(StorageError, match="has no model folder") as caught:
         load_index(index_folder)
+    assert caught.value.argument == "index"
     (index_folder / "model").mkdir()
     (index_folder / "model" / "bundle.json").write_text("{")
     with pytest.raises(ModelError, match="damaged"):

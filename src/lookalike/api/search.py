@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import require_writable
+from PIL import Image
+
+from lookalike._files import require_writable, write_text
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle
 from lookalike.models.encoder import AnyEncoder
-from lookalike.models.pipeline import ImageInput, InMemoryImage, Source, as_sources
+from lookalike.models.pipeline import File, ImageInput, InMemoryImage, Source, as_sources, decode
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
 from lookalike.types import Hits, QueryHits, Skipped
 
 _DEFAULT_TOP_K = 10
-_PAGE_SUFFIXES = (".html", ".htm")
+_QUERY_PIXELS = 256  # longer side of a query's thumbnail on the page
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,11 @@ class SearchResult:
         return {"queries": queries, "skipped": [{"path": str(s.path), "cause": s.cause} for s in self.skipped]}
 
 
-def load_index(path: Path | str) -> LoadedIndex:
+def load_index(index: Path | str) -> LoadedIndex:
     """Load an index and its encoder, for many searches.
 
     Args:
-        path: a folder from `lookalike index`.
+        index: a folder from `lookalike index`.
 
     Raises:
         StorageError: not an index, or a damaged one.
@@ -91,24 +93,21 @@ def load_index(path: Path | str) -> LoadedIndex:
         FingerprintMismatch: its model is not the one that made it.
 
     """
-    path = Path(path)
-    index = Index.load(path)
+    path = Path(index)
+    items = Index.load(path)
     model = path / MODEL_FOLDER
     if not is_bundle(model):
-        raise StorageError(f"{path} has no {MODEL_FOLDER} folder to embed queries with; make the index again.")
+        raise StorageError(
+            f"{path} has no {MODEL_FOLDER} folder to embed queries with; make the index again.", argument="index"
+        )
     encoder = load_encoder(model)
-    index.require_model(encoder.fingerprint, f"the model in {model}")
-    return LoadedIndex(index, _for_queries(encoder, index.precision))
-
-
-def _for_queries(encoder: AnyEncoder, precision: str) -> AnyEncoder:
-    """Return the encoder in the precision of the index, or in another one if this machine does not support it."""
+    items.require_model(encoder.fingerprint, f"the model in {model}")
     try:
-        queries = with_runtime(encoder, precision=precision)
-        queries.prepare((), 1, SILENT)
-        return queries
-    except (OptionError, ModelError):  # no runtime here has this precision
-        return encoder
+        with_precision = with_runtime(encoder, precision=items.precision)
+        with_precision.prepare((), 1, SILENT)
+    except (OptionError, ModelError):  # no runtime here has the precision of the index
+        return LoadedIndex(items, encoder)
+    return LoadedIndex(items, with_precision)
 
 
 def search(
@@ -151,10 +150,11 @@ def search(
     loaded = index if isinstance(index, LoadedIndex) else load_index(index)
     queries: dict[str, Source] = {}
     for source in sources:
-        name = source.id if isinstance(source, InMemoryImage) else query_id(source.path, loaded.index)
-        queries.setdefault(name, source if isinstance(source, InMemoryImage) else _Query(name, source.path))
-    if top_k is None:
-        top_k = _default_top_k(loaded.index, queries)
+        in_memory = isinstance(source, InMemoryImage)
+        query = source if in_memory else File(query_id(source.path, loaded.index), source.path)
+        queries.setdefault(query.id, query)
+    if top_k is None:  # or as many as every query can have
+        top_k = max(1, min(_DEFAULT_TOP_K, len(loaded.index) - any(query in loaded.index for query in queries)))
     loaded.index.require_top_k(top_k, queries)
     embeddings = loaded.encoder.embed(list(queries.values()), progress=resolve_progress(progress), task="queries")
     if not len(embeddings):
@@ -168,30 +168,47 @@ def search(
     item_paths = {item_id: loaded.index.path_of(item_id) or Path(item_id) for item_id in hits.ids.ravel()}
     query_paths = {name: queries[name].path for name in embeddings.ids}
     if page is not None:
-        from lookalike.api.page import write_search_page
-
-        write_search_page(page, hits, queries, item_paths)
+        _write_page(page, hits, queries, item_paths)
     return SearchResult(hits, query_paths, item_paths, embeddings.skipped)
-
-
-@dataclass(frozen=True, slots=True)
-class _Query:
-    id: str
-    path: Path
 
 
 def _page_path(html: Path | str) -> Path:
     page = Path(html)
-    if page.suffix.lower() not in _PAGE_SUFFIXES:
+    if page.suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"`html` must be named .html, got {page}; for example hits.html.", argument="html")
     require_writable(page, "html")
     return page
 
 
-def _default_top_k(index: Index, query_ids: Iterable[str]) -> int:
-    """Return ten, or as many hits as every query can have."""
-    excluded = any(query in index for query in query_ids)
-    return max(1, min(_DEFAULT_TOP_K, len(index) - excluded))
+def _write_page(path: Path, hits: Hits, queries: Mapping[str, Source], item_paths: Mapping[str, Path]) -> None:
+    """Write one HTML file with each query image and its hits; an image that cannot be read is shown by its id."""
+    from lookalike._html import Thumbnails, page_environment
+
+    query_thumbnails, item_thumbnails = Thumbnails(_QUERY_PIXELS), Thumbnails()
+
+    def query_image(query: Source) -> str | None:
+        in_memory = isinstance(query, InMemoryImage)
+        return query_thumbnails.uri(Image.fromarray(decode(query, [_QUERY_PIXELS])[0]) if in_memory else query.path)
+
+    results = [
+        {
+            "id": query.query_id,
+            "image": query_image(queries[query.query_id]),
+            "hits": [
+                {
+                    "id": hit.id,
+                    "score": hit.score,
+                    "image": item_thumbnails.uri(item_paths[hit.id]),
+                    "same": None,
+                    "caption": "",
+                }
+                for hit in query
+            ],
+        }
+        for query in hits
+    ]
+    page = page_environment().get_template("search.html.j2")
+    write_text(path, page.render(title="Search results", results=results, top_k=hits.ids.shape[1]))
 
 
 def query_id(path: Path, index: Index) -> str:
