@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lookalike.api.evaluate import evaluate as evaluate
     from lookalike.api.evaluate import submit as submit
     from lookalike.api.export import export as export
+    from lookalike.api.search import LoadedIndex as LoadedIndex
     from lookalike.api.search import load_index as load_index
     from lookalike.api.search import search as search
     from lookalike.benchmark.benchmark import Benchmark as Benchmark
@@ -54,42 +55,34 @@ if TYPE_CHECKING:
     from lookalike.types import Hits as Hits
     from lookalike.types import Skipped as Skipped
 
-_LAZY_IMPORTS = {
-    "Benchmark": "benchmark.benchmark",
-    "Dataset": "data.dataset",
-    "Embeddings": "types",
-    "Encoder": "models.encoder",
-    "Ensemble": "models.encoder",
-    "Evaluation": "evaluation.evaluation",
-    "Hits": "types",
-    "Index": "index.index",
-    "Item": "data.dataset",
-    "LookalikeError": "errors",
-    "Measure": "evaluation.measures",
-    "Recipe": "training.config",
-    "Selection": "benchmark.selection",
-    "Skipped": "types",
-    "TrainingOptions": "training.config",
-    "Trial": "benchmark.trial",
-    "backbones": "models.registry",
-    "benchmark": "benchmark.benchmark",
-    "check": "data.check",
-    "demo": "benchmark.demo",
-    "embed": "api.embed",
-    "evaluate": "api.evaluate",
-    "export": "api.export",
-    "index": "api.embed",
-    "load_dataset": "data.layouts",
-    "load_embeddings": "embeddings.store",
-    "load_encoder": "runtimes.load",
-    "load_index": "api.search",
-    "recipes": "training.config",
-    "refit": "training.refit",
-    "save_bundle": "models.bundle",
-    "search": "api.search",
-    "submit": "api.evaluate",
-    "train": "training.train",
+# module: its public names
+_NAMES = {
+    "api.embed": ("embed", "index"),
+    "api.evaluate": ("evaluate", "submit"),
+    "api.export": ("export",),
+    "api.search": ("LoadedIndex", "load_index", "search"),
+    "benchmark.benchmark": ("Benchmark", "benchmark"),
+    "benchmark.demo": ("demo",),
+    "benchmark.selection": ("Selection",),
+    "benchmark.trial": ("Trial",),
+    "data.check": ("check",),
+    "data.dataset": ("Dataset", "Item"),
+    "data.layouts": ("load_dataset",),
+    "embeddings.store": ("load_embeddings",),
+    "errors": ("LookalikeError",),
+    "evaluation.evaluation": ("Evaluation",),
+    "evaluation.measures": ("Measure",),
+    "index.index": ("Index",),
+    "models.bundle": ("save_bundle",),
+    "models.encoder": ("Encoder", "Ensemble"),
+    "models.registry": ("backbones",),
+    "runtimes.load": ("load_encoder",),
+    "training.config": ("Recipe", "TrainingOptions", "recipes"),
+    "training.refit": ("refit",),
+    "training.train": ("train",),
+    "types": ("Embeddings", "Hits", "Skipped"),
 }
+_MODULES = dict(sorted((name, module) for module, names in _NAMES.items() for name in names))
 
 
 class _Package(ModuleType):
@@ -100,19 +93,19 @@ class _Package(ModuleType):
     """
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _LAZY_IMPORTS and isinstance(value, ModuleType)):
+        if not (name in _MODULES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> object:
-        if name not in _LAZY_IMPORTS:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value: object = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"), name)
+        value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
         setattr(self, name, value)
         return value
 
     def __dir__(self) -> list[str]:
-        return sorted(_LAZY_IMPORTS)
+        return list(_MODULES)
 
 
-__all__ = list(_LAZY_IMPORTS)
+__all__ = list(_MODULES)
 sys.modules[__name__].__class__ = _Package
