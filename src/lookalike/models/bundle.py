@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from lookalike._files import digest, file_digest, new_folder, read_json, storage_errors, write_json
+from lookalike._files import digest, file_digest, new_folder, read_json, write_json
 from lookalike._system import installed_versions
 from lookalike.data.dataset import Dataset, with_validation
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import LookalikeError, ModelError, StorageError
-from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
+from lookalike.models.encoder import AnyEncoder, Ensemble
 from lookalike.models.heads import Head
 from lookalike.models.info import BUNDLE_FORMAT, BundleInfo, EncoderInfo
 from lookalike.types import Vectors
@@ -75,13 +75,13 @@ class WeightsFile:
     path: Path
     prefix: str
 
-    def read(self, suffix: str = "") -> dict[str, np.ndarray]:
-        """Return the tensors whose names end in `suffix`, by name without the prefix."""
+    def read(self) -> dict[str, np.ndarray]:
+        """Return the tensors by name without the prefix."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(str(self.path), framework="np") as file:
-                names = [n for n in file.keys() if n.startswith(self.prefix) and n.endswith(suffix)]  # noqa: SIM118
+                names = [name for name in file.keys() if name.startswith(self.prefix)]  # noqa: SIM118
                 return {name.removeprefix(self.prefix): file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{self.path} is missing or damaged ({error}); make the bundle again.") from error
@@ -133,16 +133,15 @@ def save_bundle(
         tensors: dict[str, np.ndarray] = {}
         for number, member in enumerate(encoder.members):
             if member.head is None:
-                _copy_graph(member, folder)
+                source: Path = member.backbone.folder  # type: ignore[attr-defined]  # of a graph backbone
+                for name in member.info.graph.digests if member.info.graph else ():
+                    shutil.copyfile(source / name, folder / name)
                 continue
             prefix = f"members.{number}"
             tensors |= {f"{prefix}.backbone.{name}": array for name, array in member.backbone.weights().items()}
             tensors |= {f"{prefix}.head.weight": member.head.weight, f"{prefix}.head.bias": member.head.bias}
         if isinstance(encoder, Ensemble):
-            rotations = enumerate(encoder.alignments)
-            tensors |= {
-                f"members.{number}.alignment": rotation for number, rotation in rotations if rotation is not None
-            }
+            tensors |= {f"members.{n}.alignment": r for n, r in enumerate(encoder.alignments) if r is not None}
         if tensors:
             write_tensors(folder / WEIGHTS_FILE, tensors)
         write_json(folder / BUNDLE_FILE, info.to_dict())
@@ -153,30 +152,19 @@ def save_bundle(
 
 def weights_digest(tensors: Mapping[str, np.ndarray]) -> str:
     """Return the digest of all weights, by name."""
-    parts: list[bytes | str] = []
-    for name in sorted(tensors):
-        parts += [name, tensors[name].tobytes()]
-    return digest(*parts)
+    return digest(*(part for name in sorted(tensors) for part in (name, tensors[name].tobytes())))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a safetensors file."""
+    """Write a safetensors file; an error is always an `OSError`."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
         save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, path)
-        path.chmod(0o644)
-    except (SafetensorError, OSError) as error:  # its writer wraps the operating system's errors
-        raise StorageError(f"{path.parent} cannot be written ({error}); free some space.") from error
-
-
-def _copy_graph(member: Encoder, folder: Path) -> None:
-    assert member.info.graph is not None
-    source: Path = member.backbone.folder  # type: ignore[attr-defined]  # of a graph backbone
-    for name in member.info.graph.digests:
-        with storage_errors(folder):
-            shutil.copyfile(source / name, folder / name)
+    except SafetensorError as error:  # its writer wraps the errors of the operating system
+        raise OSError(str(error)) from error
+    path.chmod(0o644)
 
 
 def checked_graph_file(folder: Path, info: EncoderInfo) -> Path:
@@ -217,8 +205,8 @@ def read_alignments(bundle: Path, count: int) -> tuple[Vectors | None, ...]:
     """Read the rotations of an ensemble of `count` members."""
     if not (bundle / WEIGHTS_FILE).is_file():
         return (None,) * count
-    tensors = WeightsFile(bundle / WEIGHTS_FILE, "members.").read(".alignment")
-    return tuple(tensors.get(f"{number}.alignment") for number in range(count))
+    files = [WeightsFile(bundle / WEIGHTS_FILE, f"members.{number}.alignment") for number in range(count)]
+    return tuple(file.read().get("") for file in files)
 
 
 def load_data_as_trained(data: Dataset | Path | str, options: Mapping[str, Any]) -> Dataset:

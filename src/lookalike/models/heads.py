@@ -69,7 +69,10 @@ def fit_pca(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tu
     centred = features.astype(np.float64) - centre
     _, singular, components = np.linalg.svd(centred, full_matrices=False)
     rank = int((singular > singular.max(initial=0.0) * 1e-6).sum())
-    rows = _fixed_signs(components[: min(rank, dim)])
+    rows = components[: min(rank, dim)]
+    # a decomposition does not determine the sign: the largest value of each row is positive
+    largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
+    rows = rows * np.where(largest < 0, -1.0, 1.0)
     missing = min(dim, width) - len(rows)
     if missing > 0:
         rows = np.vstack([rows, _complement(rows, missing, seed)])
@@ -127,13 +130,6 @@ class Whitening:
             matrix = matrix + (emphasis - 1) * (matrix @ between.T) @ between
         weight, bias = matrix.T @ self._weight.astype(np.float64), matrix.T @ self._bias.astype(np.float64)
         return weight.astype(np.float32), bias.astype(np.float32)
-
-
-def _fixed_signs(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Make the largest value of each row positive, because a decomposition does not determine the sign."""
-    largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
-    fixed: npt.NDArray[np.float64] = components * np.where(largest < 0, -1.0, 1.0)
-    return fixed
 
 
 def _complement(rows: npt.NDArray[np.float64], count: int, seed: int) -> npt.NDArray[np.float64]:

@@ -347,6 +347,7 @@ def run_backbones(
     end = next(ends, 0)
     ids: list[str] = []
     skipped: list[Skipped] = []
+    # the first part is empty, for a group without a readable image
     rows = [[np.zeros((0, backbone.width), np.float32)] for backbone in backbones]
     with (  # threads and requests end with them, whatever happens
         closing(decode_batches(groups, [b.info.preprocessing for b in backbones], size)) as batches,

@@ -47,8 +47,8 @@ class Preprocessing:
     width: int
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class Preprocessing:
     @property
     def min_side(self) -> int:
         """Pixels of a shorter side worth decoding: twice the resized side, so that resizing still averages."""
-        return 2 * max(self._resized_width, self._resized_height)
+        return 2 * max(self._resized)
 
     def pixels(self, image: Pixels | Image.Image) -> Pixels:
         """Resize and crop an image `(h, w, 3)` to `(height, width, 3)` uint8, as timm's evaluation transform does."""
@@ -74,19 +74,22 @@ class Preprocessing:
         width, height = min(self.width, size[0]), min(self.height, size[1])
         left, top = round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
         crop = resize(pixels, size, self.interpolation, (left, top, width, height))
-        return crop if (width, height) == (self.width, self.height) else self._add_border(crop)
+        if (width, height) == (self.width, self.height):
+            return crop
+        canvas = np.empty((self.height, self.width, 3), np.uint8)
+        canvas[:] = [round(255 * v) for v in self.mean]
+        top, left = (self.height - height) // 2, (self.width - width) // 2
+        canvas[top : top + height, left : left + width] = crop
+        return canvas
 
     @property
-    def _resized_width(self) -> int:
-        return math.floor(self.width / self.crop_pct)
-
-    @property
-    def _resized_height(self) -> int:
-        return math.floor(self.height / self.crop_pct)
+    def _resized(self) -> tuple[int, int]:
+        """Width and height that the image is resized to, before its aspect ratio counts."""
+        return math.floor(self.width / self.crop_pct), math.floor(self.height / self.crop_pct)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height before the crop; the rounding differs from mode to mode as it does in timm."""
-        target_width, target_height = self._resized_width, self._resized_height
+        target_width, target_height = self._resized
         if self.crop_mode == "squash":
             return target_width, target_height
         if self.crop_mode == "center" and target_width == target_height:
@@ -97,15 +100,6 @@ class Preprocessing:
         ratio = pick(width / target_width, height / target_height)
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
-    def _add_border(self, pixels: Pixels) -> Pixels:
-        """Centre an image on a canvas of the mean colour."""
-        height, width = pixels.shape[:2]
-        canvas = np.empty((self.height, self.width, 3), np.uint8)
-        canvas[:] = [round(255 * v) for v in self.mean]
-        top, left = (self.height - height) // 2, (self.width - width) // 2
-        canvas[top : top + height, left : left + width] = pixels
-        return canvas
-
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Preprocessing:
         """Undo `dataclasses.asdict`."""
@@ -115,9 +109,7 @@ class Preprocessing:
             raise ModelError(f"the bundle's preprocessing is not valid ({error}); make the bundle again.") from error
 
 
-def resize(
-    pixels: Pixels, size: tuple[int, int], interpolation: str, crop: tuple[int, int, int, int] | None = None
-) -> Pixels:
+def resize(pixels: Pixels, size: tuple[int, int], interpolation: str, crop: tuple[int, int, int, int]) -> Pixels:
     """Resize an image as Pillow does, with antialiasing, and compute only what a crop keeps.
 
     Columns first, then rows, each rounded to uint8 as in Pillow; results differ from Pillow's by rounding in about one
@@ -127,19 +119,23 @@ def resize(
         pixels: `(h, w, 3)` uint8.
         size: width and height of the resized image.
         interpolation: a key of `PILLOW_FILTERS`.
-        crop: left, top, width and height of the crop, in pixels of the resized image; None keeps all of it.
+        crop: left, top, width and height of the crop, in pixels of the resized image.
 
     Returns:
         `(height, width, 3)` uint8 of the crop.
 
     """
     source_height, source_width = pixels.shape[:2]
-    left, top, width, height = crop or (0, 0, *size)
+    left, top, width, height = crop
     if size == (source_width, source_height):
         return np.array(pixels[top : top + height, left : left + width])
     if interpolation not in _SIMD_KERNELS:
         image = Image.fromarray(pixels).resize(size, PILLOW_FILTERS[interpolation])
         return np.array(image.crop((left, top, left + width, top + height)))
+    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+
+    if not hasattr(_thread_local, "resizer"):
+        _thread_local.resizer = Resizer()  # reuses its buffers
     kernel, support = _SIMD_KERNELS[interpolation]
     x_scale, y_scale = source_width / size[0], source_height / size[1]
     # only the source rows that the crop's rows depend on
@@ -147,30 +143,12 @@ def resize(
     first = max(0, math.floor(top * y_scale) - margin)
     last = min(source_height, math.ceil((top + height) * y_scale) + margin)
     y_start = top * y_scale - first
-    return _resize_box(
-        pixels[first:last],
-        (width, height),
-        columns=(left * x_scale, min(width * x_scale, source_width - left * x_scale)),
-        rows=(y_start, min(height * y_scale, last - first - y_start)),
-        kernel=kernel,
-    )
-
-
-def _resize_box(
-    pixels: Pixels, size: tuple[int, int], *, columns: tuple[float, float], rows: tuple[float, float], kernel: str
-) -> Pixels:
-    """Resize the box given by start and length of its columns and rows."""
-    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
-
-    if not hasattr(_thread_local, "resizer"):
-        _thread_local.resizer = Resizer()  # reuses its buffers
-    height, width = pixels.shape[:2]
-    source = ImageData(width, height, PixelType.U8x3, pixels.tobytes())
-    narrowed, output = ImageData(size[0], height, PixelType.U8x3), ImageData(*size, PixelType.U8x3)
+    columns = CropBox(left * x_scale, 0, min(width * x_scale, source_width - left * x_scale), last - first)
+    rows = CropBox(0, y_start, width, min(height * y_scale, last - first - y_start))
+    source = ImageData(source_width, last - first, PixelType.U8x3, pixels[first:last].tobytes())
+    narrowed = ImageData(width, last - first, PixelType.U8x3)
+    output = ImageData(width, height, PixelType.U8x3)
     algorithm = ResizeAlg.convolution(FilterType[kernel])
-    for before, after, box in (
-        (source, narrowed, CropBox(columns[0], 0, columns[1], height)),
-        (narrowed, output, CropBox(0, rows[0], size[0], rows[1])),
-    ):
+    for before, after, box in ((source, narrowed, columns), (narrowed, output, rows)):
         _thread_local.resizer.resize(before, after, ResizeOptions(resize_alg=algorithm, use_alpha=False, crop_box=box))
-    return np.array(np.frombuffer(output.get_buffer(), np.uint8)).reshape(size[1], size[0], 3)
+    return np.array(np.frombuffer(output.get_buffer(), np.uint8)).reshape(height, width, 3)

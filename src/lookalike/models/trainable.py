@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,7 @@ class TrainableEncoder:
     """A backbone with its head, both open to change.
 
     Attributes:
-        name: the name that the user gave.
-        timm_name: the architecture.
+        name, timm_name: the name that the user gave, and the architecture.
         module: maps `(n, 3, h, w)` float32 to pooled features.
         head: the `ProjectionHead`.
         head_origin: how the head was made, in words.
@@ -55,27 +54,26 @@ class TrainableEncoder:
 
     def __init__(
         self,
-        name: str,
-        timm_name: str,
+        row: BackboneRow,
         module: nn.Module,
-        head: Head,
         preprocessing: Preprocessing,
-        *,
         adaptation: Adaptation,
         weights: str,
-        trained: TrainingState,
+        *,
+        seed: int = 0,
     ) -> None:
-        self.name = name
-        self.timm_name = timm_name
+        self.name = row.name
+        self.timm_name = row.timm_name
         device = default_device()
         self.module = module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with seeded_weights(0):
-            self.head = ProjectionHead(head.weight.shape[1], head.weight.shape[0]).eval().to(device)
+        width = int(getattr(module, "head_hidden_size", None) or module.num_features)  # type: ignore[arg-type]
+        with seeded_weights(0):  # the caller's random state is not used
+            self.head = ProjectionHead(width).eval().to(device)
         self.preprocessing = preprocessing
         self.adaptation = adaptation
         self.weights = weights
-        self.trained: TrainingState = trained
-        self.set_head(head)
+        self.trained: TrainingState = UNTRAINED if weights == NONE else FROZEN
+        self.set_head(random_head(width, seed=seed))
 
     @property
     def device(self) -> torch.device:
@@ -91,11 +89,6 @@ class TrainableEncoder:
     def dim(self) -> int:
         """Dimensions of an embedding."""
         return self.head.linear.out_features
-
-    @property
-    def backbone_fingerprint(self) -> str:
-        """Digest of everything that decides the pooled features, as it is now."""
-        return self._info().fingerprint
 
     @property
     def fingerprint(self) -> str:
@@ -136,16 +129,7 @@ class TrainableEncoder:
 
     def torch_backbone(self, precision: str = "float32") -> TorchBackbone:
         """Return the backbone as it is now, for inference; it shares its weights with the module."""
-        return TorchBackbone(self._info(), self.module, precision)
-
-    def freeze(self) -> Encoder:
-        """Return the encoder as it is now. It shares the backbone's weights, so do not continue training."""
-        linear = self.head.linear
-        weight, bias = (p.detach().cpu().numpy().copy() for p in (linear.weight, linear.bias))
-        return Encoder.of(self.torch_backbone(), Head(weight, bias, self.head_origin), self.trained)
-
-    def _info(self) -> BackboneInfo:
-        return BackboneInfo(
+        info = BackboneInfo(
             self.name,
             self.timm_name,
             self.features_width,
@@ -154,6 +138,13 @@ class TrainableEncoder:
             self.weights,
             weights_digest(arrays_of(self.module)),
         )
+        return TorchBackbone(info, self.module, precision)
+
+    def freeze(self) -> Encoder:
+        """Return the encoder as it is now. It shares the backbone's weights, so do not continue training."""
+        linear = self.head.linear
+        weight, bias = (p.detach().cpu().numpy().copy() for p in (linear.weight, linear.bias))
+        return Encoder.of(self.torch_backbone(), Head(weight, bias, self.head_origin), self.trained)
 
 
 def load_torch_backbone(info: BackboneInfo, weights: Mapping[str, np.ndarray]) -> TorchBackbone:
@@ -181,36 +172,21 @@ def build_trainable(
     """Build an encoder by the name of its backbone, with a random head; `adapt` returns the changes to the network."""
     row = find_backbone(name)
     module, source = load_backbone(row, weights, seed=seed)
-    width = int(getattr(module, "head_hidden_size", None) or module.num_features)  # type: ignore[arg-type]
     adaptation = adapt(module) if adapt is not None else Adaptation()
-    return TrainableEncoder(
-        row.name,
-        row.timm_name,
-        module,
-        random_head(width, seed=seed),
-        adapt_network(module, adaptation, preprocessing_of(row, module)),
-        adaptation=adaptation,
-        weights=source,
-        trained=UNTRAINED if source == NONE else FROZEN,
-    )
+    preprocessing = adapt_network(module, adaptation, preprocessing_of(row, module))
+    return TrainableEncoder(row, module, preprocessing, adaptation, source, seed=seed)
 
 
 def preprocessing_of(row: BackboneRow, module: nn.Module) -> Preprocessing:
     """Return the preprocessing in timm's record of the weights, with the row's own mean and standard deviation."""
     config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     _, height, width = config["input_size"]
-    interpolation = config["interpolation"] if config["interpolation"] != "random" else "bicubic"
     return Preprocessing(
         height=int(height),
         width=int(width),
         crop_pct=float(config["crop_pct"]),
-        interpolation=interpolation,
-        mean=row.mean or _channels(config["mean"]),
-        std=row.std or _channels(config["std"]),
+        interpolation=config["interpolation"] if config["interpolation"] != "random" else "bicubic",
+        mean=row.mean or tuple(map(float, config["mean"])),
+        std=row.std or tuple(map(float, config["std"])),
         crop_mode=str(config["crop_mode"]),
     )
-
-
-def _channels(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)

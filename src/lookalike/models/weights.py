@@ -25,10 +25,8 @@ from lookalike.models.registry import NONE, PRETRAINED, BackboneRow, cached_hub_
 
 Tensors = Mapping[str, torch.Tensor]
 _HUB_TIMEOUT_SECONDS = 5.0
-_READ_ERRORS = (
-    *(SafetensorError, pickle.UnpicklingError, struct.error),
-    *(RuntimeError, EOFError, ValueError, OSError, LookupError),
-)
+_PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, LookupError)
+_READ_ERRORS = (SafetensorError, struct.error, RuntimeError, ValueError, OSError, *_PICKLE_ERRORS)
 
 
 def load_backbone(row: BackboneRow, weights: str | Path = PRETRAINED, *, seed: int = 0) -> tuple[nn.Module, str]:
@@ -39,7 +37,7 @@ def load_backbone(row: BackboneRow, weights: str | Path = PRETRAINED, *, seed: i
     """
     with seeded_weights(seed):
         if str(weights) == NONE:
-            return _create(row, num_classes=0), NONE
+            return _create(row), NONE
         if str(weights) != PRETRAINED:
             return _from_file(row, Path(weights)), f"file {Path(weights).name}"
         if row.package is not None:
@@ -69,13 +67,11 @@ class _SkipInitialisation(TorchFunctionMode):
 def uninitialized_backbone(row: BackboneRow) -> nn.Module:
     """Create a backbone without classifier for a state dict that holds every one of its weights."""
     with _SkipInitialisation():
-        return _create(row, num_classes=0)
+        return _create(row)
 
 
-def _create(row: BackboneRow, *, num_classes: int | None, **options: Any) -> nn.Module:
-    if num_classes is not None:
-        options["num_classes"] = num_classes
-    module: nn.Module = timm.create_model(row.timm_name, **options)
+def _create(row: BackboneRow, *, num_classes: int | None = 0, **options: Any) -> nn.Module:
+    module: nn.Module = timm.create_model(row.timm_name, num_classes=num_classes, **options)
     drop_unread_tokens(module)
     return module.eval()
 
@@ -115,13 +111,13 @@ def _from_hub(row: BackboneRow) -> nn.Module:
     try:
         config = timm.get_pretrained_cfg(row.timm_name)
         if config is None or not config.hf_hub_id:  # a few come from plain addresses
-            return _create(row, num_classes=0, pretrained=True)
+            return _create(row, pretrained=True)
         cached = cached_hub_file(config.hf_hub_id)
         if cached is not None:
-            return _create(row, num_classes=0, pretrained=True, pretrained_cfg_overlay={"file": cached})
+            return _create(row, pretrained=True, pretrained_cfg_overlay={"file": cached})
         cause = _hub_error()
         if not cause:
-            return _create(row, num_classes=0, pretrained=True)
+            return _create(row, pretrained=True)
     except Exception as error:  # the hub's client raises a dozen kinds, by version
         cause = first_line(error)
     raise WeightsUnavailable(
@@ -147,12 +143,11 @@ def _hub_error() -> str:
 
 
 def _from_file(row: BackboneRow, path: Path) -> nn.Module:
-    state = dict(read_state(path))
-    module = _create(row, num_classes=0)
+    state = read_state(path)
+    module = _create(row)
     classifier = getattr(module, "default_cfg", {}).get("classifier") or ()
     for name in (classifier,) if isinstance(classifier, str) else classifier:
-        for key in [k for k in state if k == name or k.startswith(f"{name}.")]:
-            del state[key]
+        state = {key: tensor for key, tensor in state.items() if not f"{key}.".startswith(f"{name}.")}
     difference = state_difference(module.state_dict(), state)
     if difference:
         raise ModelError(
@@ -170,24 +165,21 @@ def read_state(path: Path) -> Tensors:
     if not path.is_file():
         raise ModelError(f"the weights file {path} does not exist; check the path.", argument="weights")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol; an unreadable file raises
+            is_safetensors = path.suffix == ".safetensors"
+            state: Any = load_file(path) if is_safetensors else torch.load(path, "cpu", weights_only=True)
     except _READ_ERRORS as error:
         raise ModelError(_refusal(path, error), argument="weights") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    valid = isinstance(state, Mapping) and bool(state)
+    valid = isinstance(state, Mapping) and state
     if not valid or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise ModelError(
             f"{path} holds no state dict (names to tensors); save the model's state_dict() as safetensors.",
             argument="weights",
         )
-    return state
-
-
-def _load_torch_file(path: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol; an unreadable file raises
-        return torch.load(path, map_location="cpu", weights_only=True)
+    return dict(state)
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -199,7 +191,7 @@ def _refusal(path: Path, error: Exception) -> str:
             f"{path} is a pickle that needs the Python object {needed_object.group(1)}; loading such a file can run "
             "any code, so it is refused; save the model's state_dict() as safetensors where you trust the file."
         )
-    if isinstance(error, pickle.UnpicklingError | EOFError | LookupError) or not text.strip():
+    if isinstance(error, _PICKLE_ERRORS) or not text.strip():
         cause = "not a torch file, or a truncated one"
     else:
         cause = text.strip().splitlines()[0].split(". ")[0].rstrip(".")[:160]

@@ -180,7 +180,7 @@ def _refit_backbone(
         config = FrozenStageConfig(report.crop_mode, report.shrinkage, report.head_epochs)
     else:
         encoder, recipe = build_trainable(name, weights, seed=options.seed), Recipe(precision="float32")
-        same_weights = encoder.backbone_fingerprint == first.info.backbone.fingerprint
+        same_weights = encoder.torch_backbone().info.fingerprint == first.info.backbone.fingerprint
         config = FrozenStageConfig()
     if not same_weights:
         raise ModelError(
