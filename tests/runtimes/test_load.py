@@ -14,7 +14,7 @@ from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.runtimes import load
 from lookalike.runtimes.cache import RuntimeTiming, save_timings
-from lookalike.runtimes.load import load_encoder, load_pretrained, weights_of
+from lookalike.runtimes.load import BundleModel, load_encoder, load_pretrained, weights_of
 
 NAME = "test_efficientnet"
 
@@ -240,3 +240,41 @@ def test_weights_that_are_not_available_are_reported():
     with pytest.raises(WeightsUnavailable) as raised:
         load_encoder("vit_small_patch16_18x2_224")
     assert raised.value.argument == "weights"
+
+
+# ---------------------------------------------------------------- MLflow
+
+
+@pytest.fixture
+def model(bundle):
+    return BundleModel(bundle)
+
+
+def test_paths_become_embeddings(model, encoder, image_files):
+    expected = encoder.embed(image_files).vectors
+    np.testing.assert_allclose(model.predict(image_files), expected, atol=1e-6)
+    np.testing.assert_allclose(model.predict([str(path) for path in image_files]), expected, atol=1e-6)
+    np.testing.assert_allclose(model.predict(str(image_files[0])), expected[:1], atol=1e-6)
+
+
+def test_a_path_may_be_given_twice(model, encoder, image_files):
+    first, second = image_files[:2]
+    vectors = model.predict([first, second, first])
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    np.testing.assert_allclose(vectors[:2], encoder.embed([first, second]).vectors, atol=1e-6)
+
+
+def test_the_first_column_of_a_table_holds_the_paths(model, image_files):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"path": map(str, image_files[:2]), "label": ["a", "b"]})
+    np.testing.assert_array_equal(model.predict(table), model.predict(image_files[:2]))
+
+
+def test_an_unreadable_image_is_refused(model, image_files, tmp_path):
+    with pytest.raises(OptionError, match=r"1 images.*missing\.png") as raised:
+        model.predict([image_files[0], tmp_path / "missing.png"])
+    assert raised.value.argument == "model_input"
+
+
+def test_mlflow_loads_a_model_with_this_function(bundle, encoder):
+    assert load._load_pyfunc(str(bundle)).encoder.fingerprint == encoder.fingerprint

@@ -19,7 +19,7 @@ pytest.importorskip("onnxruntime")
 
 @pytest.fixture
 def graph_file(encoder, graph_cache):
-    return GraphCache.open(encoder.info.backbone.fingerprint).folder / "graph.onnx"
+    return GraphCache(encoder.info.backbone.fingerprint).folder / "graph.onnx"
 
 
 def test_a_batch_of_any_size_is_computed(graph_file, encoder, pixels):

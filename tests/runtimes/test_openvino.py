@@ -10,7 +10,7 @@ from lookalike.errors import ModelError
 from lookalike.models.torch_backbone import trace
 from lookalike.models.trainable import build_trainable
 from lookalike.runtimes import openvino
-from lookalike.runtimes.int8 import quantize
+from lookalike.runtimes.graphs import quantize
 from lookalike.runtimes.openvino import OpenVINORunner, compile_graph, load_compiled
 
 pytest.importorskip("openvino")

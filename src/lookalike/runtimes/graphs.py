@@ -1,10 +1,12 @@
-"""Backbones executed as graphs by OpenVINO or ONNX Runtime: of a bundle's weights, or of an exported bundle."""
+"""Backbones as graphs of OpenVINO or ONNX Runtime: executed, and made from weights, also in int8."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from lookalike._files import digest
 from lookalike._system import first_line
-from lookalike.errors import LookalikeError, ModelError
+from lookalike.errors import LookalikeError, MissingExtra, ModelError
 from lookalike.models.heads import Head
 from lookalike.models.info import BackboneInfo, EncoderInfo
 from lookalike.models.pipeline import Backbone, Source
@@ -24,6 +26,7 @@ from lookalike.types import Pixels, Vectors
 if TYPE_CHECKING:
     from lookalike.models.torch_backbone import TorchBackbone
 
+GRAPH_RUNTIMES = {openvino.RUNTIME: openvino, onnx.RUNTIME: onnx}
 GraphRunner = openvino.OpenVINORunner | onnx.OnnxRunner
 SINGLE_MAX = 32  # up to this many images are computed one batch at a time, on all threads
 
@@ -38,40 +41,36 @@ class WeightsSource(Protocol):
         """Return the weights by name, without torch."""
 
 
-@dataclass(frozen=True, eq=False)
 class GraphBackbone:
-    """A backbone whose graph a runtime executes."""
+    """A backbone whose graph a runtime executes.
 
-    info: BackboneInfo
-    runner: GraphRunner
-    runtime: str
-    precision: str
-    source: WeightsSource | None = None  # None for an exported graph
-    folder: Path | None = None  # of an exported graph, the bundle
+    Attributes:
+        source: its weights; None for an exported graph.
+        folder: of an exported graph, the bundle.
 
-    @property
-    def device_type(self) -> str:
-        """The type of device."""
-        return "cpu"
+    """
 
-    @property
-    def width(self) -> int:
-        """Numbers per image."""
-        return self.runner.width
+    device_type = "cpu"
 
-    @property
-    def batch_size(self) -> int:
-        """Preferred number of images per batch."""
-        return self.runner.batch_size
-
-    @property
-    def in_flight(self) -> int:
-        """How many batches may be submitted before the first result is awaited."""
-        return self.runner.in_flight
-
-    def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
-        """Start computing `(n, h, w, 3)` uint8 pixels."""
-        return self.runner.submit(pixels)
+    def __init__(
+        self,
+        info: BackboneInfo,
+        runner: GraphRunner,
+        runtime: str,
+        precision: str,
+        *,
+        source: WeightsSource | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.info = info
+        self.runtime = runtime
+        self.precision = precision
+        self.source = source
+        self.folder = folder
+        self.width = runner.width
+        self.batch_size = runner.batch_size
+        self.in_flight = runner.in_flight
+        self.submit = runner.submit
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> GraphBackbone:  # noqa: ARG002
         """Return the backbone itself."""
@@ -125,7 +124,7 @@ class ExportedBackbone(UnpreparedBackbone):
         self.width = info.dim
         self.folder = file.parent
         self._file = file
-        self._cache = GraphCache.open(digest(*info.graph.digests.values()))
+        self._cache = GraphCache(digest(*info.graph.digests.values()))
         self._opened: dict[bool, GraphBackbone] = {}  # by whether it is compiled for many batches
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> GraphBackbone:  # noqa: ARG002
@@ -152,7 +151,7 @@ def open_graph(
     if runtime == onnx.RUNTIME:
         return onnx.OnnxRunner(file())
     if runtime != openvino.RUNTIME:
-        raise ModelError(f"there is no runtime named {runtime!r}; known are {openvino.RUNTIME} and {onnx.RUNTIME}.")
+        raise ModelError(f"there is no runtime named {runtime!r}; known are {' and '.join(GRAPH_RUNTIMES)}.")
     name = f"{precision}-{'throughput' if throughput else 'latency'}"
     blob = cache.read_blob(name)
     if blob is not None:
@@ -170,25 +169,81 @@ def write_graph(
     head: Head | None = None,
     *,
     half: bool = False,
-    change: Callable[[Any], Any] | None = None,
+    calibration: Sequence[Pixels] | None = None,
 ) -> None:
-    """Write the graph of a backbone for a runtime, with its head if given; `change` returns the graph to write.
+    """Write the graph of a backbone for a runtime, with its head if given.
 
-    With `half`, OpenVINO stores the weights in 16 bits. A `ModelError` reports an operation that is not supported.
+    Args:
+        backbone: on torch, in float32.
+        runtime: openvino or onnxruntime.
+        file: the file to write; OpenVINO writes a second one beside it.
+        head: it becomes part of the graph.
+        half: OpenVINO stores the weights in 16 bits.
+        calibration: images `(1, h, w, 3)` uint8; the graph is quantised to int8 with them.
+
+    Raises:
+        ModelError: an operation is not supported.
+
     """
+    from lookalike.models.adapt import family_of
     from lookalike.models.torch_backbone import trace, write_onnx
 
     preprocessing = backbone.info.preprocessing
+    change = None
+    if calibration is not None:
+        transformer = family_of(backbone.module) in ("transformer", "hybrid")
+        change = partial(quantize, runtime=runtime, images=calibration, transformer=transformer)
     try:
         program = trace(backbone, head)
-        if runtime == onnx.RUNTIME:
+        if runtime == openvino.RUNTIME:
+            graph = openvino.convert(program, preprocessing.height, preprocessing.width)
+            openvino.save_graph(graph if change is None else change(graph), file, half=half)
+        else:
             write_onnx(program, file)
             if change is not None:
                 onnx.rewrite(file, change)
-        else:
-            graph = openvino.convert(program, preprocessing.height, preprocessing.width)
-            openvino.save_graph(graph if change is None else change(graph), file, half=half)
     except (OSError, LookalikeError):
         raise
     except Exception as error:  # torch and the converters raise various errors for an unsupported operation
         raise ModelError(f"{backbone.info.name} cannot be converted for {runtime} ({first_line(error)}).") from error
+
+
+def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer: bool) -> Any:
+    """Return a graph with int8 layers where they are faster; calibration images are `(1, h, w, 3)` uint8 each.
+
+    The first and the last layers stay in floating point: rounding errors of the first grow in all that follow, and the
+    ranking of near neighbours needs the last bits of the head.
+    """
+    try:
+        import nncf
+    except ImportError as error:
+        raise MissingExtra("nncf", "int8", "int8") from error
+    module = GRAPH_RUNTIMES[runtime]
+    calibration = images if module is openvino else [{graph.graph.input[0].name: p} for p in images]
+    unquantized = nncf.IgnoredScope(
+        types=list(module.FLOAT_LAYERS),
+        names=[*module.first_layers(graph), *module.head_layers(graph)],
+        validate=False,
+    )
+    with _silent_nncf():
+        return nncf.quantize(
+            graph,
+            nncf.Dataset(calibration),
+            subset_size=len(images),
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            fast_bias_correction=False,
+            ignored_scope=unquantized,
+        )
+
+
+@contextlib.contextmanager
+def _silent_nncf() -> Iterator[None]:
+    """Hide NNCF's bars and what it logs, which it writes to stdout."""
+    logger = logging.getLogger("nncf")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.disabled = disabled

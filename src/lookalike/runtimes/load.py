@@ -1,4 +1,4 @@
-"""Load an encoder: from a bundle, an exported bundle, or by the name of a pretrained backbone."""
+"""Load an encoder: from a bundle, an exported bundle, or by the name of a pretrained backbone; also for MLflow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,11 +25,12 @@ from lookalike.models.bundle import (
 )
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.heads import random_head
-from lookalike.models.info import BackboneInfo, EncoderInfo, TrainingState
+from lookalike.models.info import BackboneInfo, TrainingState
 from lookalike.models.registry import PRETRAINED, find_backbone
 from lookalike.runtimes.cache import PretrainedCache
 from lookalike.runtimes.graphs import ExportedBackbone
 from lookalike.runtimes.select import AUTO, AutoBackbone, TorchWeights, require_runtime, with_runtime
+from lookalike.types import Vectors
 
 if TYPE_CHECKING:
     from lookalike.models.torch_backbone import TorchBackbone
@@ -76,24 +77,23 @@ def load_encoder(
 def load_bundle(path: Path) -> AnyEncoder:
     """Load the encoder of a bundle; its runtime is selected when it embeds images."""
     info = read_bundle_info(path)
-    members = tuple(_load_member(path, number, member) for number, member in enumerate(info.members))
+    members: list[Encoder] = []
+    for number, member in enumerate(info.members):
+        if member.graph is None:
+            backbone = AutoBackbone(member.backbone, StoredWeights(member.backbone, backbone_weights(path, number)))
+            members.append(Encoder(member, backbone, read_head(path, number, member)))
+        else:
+            members.append(Encoder(member, ExportedBackbone(member, checked_graph_file(path, member)), None))
     try:
         encoder: AnyEncoder = members[0]
         if info.combination is not None:
-            encoder = Ensemble(members, info.combination, read_alignments(path, len(members)))
+            encoder = Ensemble(tuple(members), info.combination, read_alignments(path, len(members)))
     except LookalikeError as error:
         cause = str(error).rstrip(".")
         raise ModelError(f"{path / BUNDLE_FILE} is damaged ({cause}); make the bundle again.") from error
     if encoder.fingerprint != info.fingerprint:
         raise ModelError(f"{path} was changed after it was saved (its fingerprint differs); make the bundle again.")
     return encoder
-
-
-def _load_member(path: Path, number: int, info: EncoderInfo) -> Encoder:
-    if info.graph is None:
-        source = StoredWeights(info.backbone, backbone_weights(path, number))
-        return Encoder(info, AutoBackbone(info.backbone, source), read_head(path, number, info))
-    return Encoder(info, ExportedBackbone(info, checked_graph_file(path, info)), None)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def load_pretrained(
         raise OptionError(
             f"`weights` names {unknown[0]!r}, which is not among the backbones {', '.join(names)}.", argument="weights"
         )
-    caches = [PretrainedCache.of(n, str(weights_of(weights, n)), seed) for n in names]
+    caches = [PretrainedCache(n, str(weights_of(weights, n)), seed) for n in names]
     _require_backbones(name, [n for n, cache in zip(names, caches, strict=True) if cache.load() is None])
     return [_load_backbone(n, weights_of(weights, n), seed, cache) for n, cache in zip(names, caches, strict=True)]
 
@@ -184,3 +184,36 @@ def _require_backbones(text: str, names: Sequence[str]) -> None:
             raise
         message = f"{text} is neither a bundle nor the name of a backbone: {error}"  # or a misspelt folder
         raise ModelError(message, argument="model") from error
+
+
+class BundleModel:
+    """A bundle as a model of MLflow: `mlflow.pyfunc.load_model(uri).predict(paths)` returns embeddings."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.encoder = load_encoder(bundle)
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Vectors:  # noqa: ARG002
+        """Return embeddings `(n, dim)` float32, unit length.
+
+        Args:
+            model_input: paths of n images: a list, or a table with the paths in its first column.
+            params: unused.
+
+        Raises:
+            OptionError: an image cannot be read: vectors and paths would not match.
+
+        """
+        column = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else model_input
+        paths: Sequence[str] = [str(path) for path in ([column] if isinstance(column, str | Path) else column)]
+        embeddings = self.encoder.embed(dict.fromkeys(paths))
+        if embeddings.skipped:
+            count, first = len(embeddings.skipped), embeddings.skipped[0]
+            raise OptionError(f"{count} images cannot be read, the first is {first}.", argument="model_input")
+        rows = {path: row for row, path in enumerate(embeddings.ids)}
+        vectors: Vectors = embeddings.vectors[[rows[path] for path in paths]]
+        return vectors
+
+
+def _load_pyfunc(data_path: str) -> BundleModel:
+    """Load the bundle that MLflow stored; MLflow looks for this name."""
+    return BundleModel(Path(data_path))

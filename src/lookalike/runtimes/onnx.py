@@ -14,6 +14,8 @@ from lookalike.types import Pixels, Vectors
 
 RUNTIME = "onnxruntime"
 BATCH_SIZE = 8
+SUFFIXES = (".onnx",)  # the file of a graph
+FLOAT_LAYERS = ()  # types of layers that are not quantised
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -69,3 +71,23 @@ def rewrite(file: Path, change: Callable[[Any], Any]) -> None:
     import onnx
 
     onnx.save(change(onnx.load(str(file))), str(file))
+
+
+def first_layers(graph: Any) -> list[str]:
+    """Return the name of the first dense layer."""
+    return [next(node.name for node in graph.graph.node if node.op_type in ("Conv", "Gemm", "MatMul"))]
+
+
+def head_layers(graph: Any) -> list[str]:
+    """Return the names of the layers from the last dense one to the output."""
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    names: list[str] = []
+    waiting = [graph.graph.output[0].name]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None:
+            continue
+        names.append(node.name)
+        if node.op_type not in ("Gemm", "MatMul"):
+            waiting += node.input
+    return names

@@ -22,10 +22,10 @@ from lookalike.types import Pixels, Vectors
 RUNTIME = "openvino"
 BATCH_SIZE = 4  # with more images per request the activations leave the processor's cache
 INPUT, OUTPUT = "pixels", "embeddings"
+SUFFIXES = (".xml", ".bin")  # the files of a graph
+FLOAT_LAYERS = ("GroupConvolution",)  # depthwise convolutions lose much accuracy and gain little speed in int8
 # what layers that are not quantised compute in
 _PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
-_TELEMETRY = "openvino_telemetry"
-_CONVERTER = "openvino.tools.ovc"
 
 
 def is_installed() -> bool:
@@ -34,9 +34,9 @@ def is_installed() -> bool:
 
 
 def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry, and without its converter, which takes as long again to import."""
+    """Import OpenVINO without its converter, whose import takes longer than that of the rest."""
     try:
-        with _blocked_imports(_TELEMETRY, _CONVERTER):
+        with _blocked_import("openvino.tools.ovc"):
             import openvino
     except ImportError as error:
         raise ModelError("OpenVINO is not installed; run: pip install openvino") from error
@@ -45,19 +45,20 @@ def import_openvino() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _blocked_imports(*names: str) -> Iterator[None]:
-    """Make imports of these modules fail inside the `with` block, unless they were imported before.
+def _blocked_import(name: str) -> Iterator[None]:
+    """Make the import of a module fail inside the `with` block, unless it was imported before.
 
-    OpenVINO reports every import and conversion over the network, and has no setting that turns it off for a process.
+    The converter of OpenVINO reports its import and every conversion over the network. Only a file in the home folder
+    or the variable CI turns that off.
     """
-    blocked = [name for name in names if name not in sys.modules]
-    for name in blocked:
-        sys.modules[name] = None  # type: ignore[assignment]  # None makes an import fail
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # None makes an import fail
     try:
         yield
     finally:
-        for name in blocked:
-            sys.modules.pop(name, None)
+        del sys.modules[name]
 
 
 @functools.cache
@@ -90,19 +91,18 @@ class OpenVINORunner:
         """Start computing `(n, h, w, 3)` uint8 pixels."""
         if not len(pixels):
             return lambda: np.zeros((0, self.width), np.float32)
-        size = self._fixed_size
-        if not size or len(pixels) == size:
+        size, count = self._fixed_size, len(pixels)
+        if not size or count == size:
             return self._start(pixels)
-        parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+        blank = np.zeros((-count % size, *pixels.shape[1:]), np.uint8)
+        pixels = np.concatenate([pixels, blank]) if len(blank) else pixels
         pending: list[Callable[[], Vectors]] = []
         try:
-            pending.extend(self._start(_pad(part, size)) for part in parts)
+            pending.extend(self._start(pixels[start : start + size]) for start in range(0, count, size))
         except BaseException:
             _wait_for_all(pending)
             raise
-        return lambda: np.concatenate(
-            [rows[: len(part)] for part, rows in zip(parts, _wait_for_all(pending), strict=True)]
-        )
+        return lambda: np.concatenate(_wait_for_all(pending))[:count]
 
     def _start(self, pixels: Pixels) -> Callable[[], Vectors]:
         try:
@@ -140,11 +140,6 @@ def _wait_for_all(pending: Sequence[Callable[[], Vectors]]) -> list[Vectors]:
     return results
 
 
-def _pad(pixels: Pixels, size: int) -> Pixels:
-    blank = np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)
-    return np.concatenate([pixels, blank]) if len(blank) else pixels
-
-
 def compile_graph(model: Path | Any, precision: str, *, throughput: bool) -> OpenVINORunner:
     """Compile a graph for this processor: for many batches, one thread each, or for one batch on all threads."""
     core = import_openvino().Core()
@@ -179,7 +174,7 @@ def _config(precision: str, *, throughput: bool) -> dict[str, Any]:
 def convert(program: Any, height: int, width: int) -> Any:
     """Convert a `torch.export.ExportedProgram`; an unsupported operation raises errors of many classes."""
     import_openvino()
-    with _blocked_imports(_TELEMETRY):
+    with _blocked_import("openvino_telemetry"):
         from openvino.tools.ovc import convert_model
     graph = convert_model(program)
     graph.reshape([-1, height, width, 3])
@@ -204,6 +199,18 @@ def first_layers(graph: Any) -> list[str]:
             break
         if node_type not in ("Parameter", "FakeQuantize"):
             names.append(name)
+    return names
+
+
+def head_layers(graph: Any) -> list[str]:
+    """Return the names of the layers from the last dense one to the output."""
+    names: list[str] = []
+    waiting = [graph.outputs[0].get_node()]
+    while waiting:
+        node = waiting.pop()
+        names.append(node.get_friendly_name())
+        if node.get_type_name() != "MatMul":
+            waiting += [i.get_source_output().get_node() for i in node.inputs()]
     return names
 
 

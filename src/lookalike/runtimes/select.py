@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -22,13 +23,14 @@ from lookalike.errors import MissingExtra, ModelError, OptionError, StorageError
 from lookalike.models.encoder import MIN_COSINE, AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BackboneInfo
 from lookalike.models.pipeline import Backbone, Source, decode
+from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress
-from lookalike.runtimes import onnx, openvino
+from lookalike.runtimes import onnx
 from lookalike.runtimes.cache import GraphCache, RuntimeTiming, load_timings, save_timings
 from lookalike.runtimes.graphs import (
+    GRAPH_RUNTIMES,
     SINGLE_MAX,
     GraphBackbone,
-    GraphRunner,
     UnpreparedBackbone,
     WeightsSource,
     open_graph,
@@ -41,10 +43,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 TORCH = "torch"
-RUNTIMES = (AUTO, TORCH, openvino.RUNTIME, onnx.RUNTIME)
+RUNTIMES = (AUTO, TORCH, *GRAPH_RUNTIMES)
 PRECISIONS = (AUTO, "float32", "bfloat16")
-_GRAPH_RUNTIMES = {openvino.RUNTIME: openvino, onnx.RUNTIME: onnx}
-GRAPH_FILES = {openvino.RUNTIME: ("graph.xml", "graph.bin"), onnx.RUNTIME: ("graph.onnx",)}
 MIN_IMAGES = 400  # converting and timing take ten to twenty seconds: not for fewer images
 _TRIAL_IMAGES = 24
 _TRIAL_SECONDS = 0.5
@@ -63,7 +63,7 @@ def require_runtime(runtime: str, precision: str = AUTO) -> None:
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class AutoBackbone(UnpreparedBackbone):
     """A backbone whose runtime is selected when it computes images."""
 
@@ -71,9 +71,8 @@ class AutoBackbone(UnpreparedBackbone):
     source: WeightsSource
     runtime: str = AUTO
     precision: str = AUTO
-    # by whether it is for single images; and at most one on torch, while torch is in use
-    _prepared: dict[bool, Backbone] = field(default_factory=dict, init=False, repr=False)
-    _torch: list[TorchBackbone] = field(default_factory=list, init=False, repr=False)
+    _prepared: dict[bool, Backbone] = field(default_factory=dict, init=False, repr=False)  # by whether for few images
+    _torch: TorchBackbone | None = field(default=None, init=False, repr=False)
 
     @property
     def width(self) -> int:
@@ -82,17 +81,21 @@ class AutoBackbone(UnpreparedBackbone):
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Backbone:
         """Return the backbone on the runtime that suits `count` images such as these."""
-        single = count <= SINGLE_MAX
-        backbone = self._prepared.get(single)
-        if backbone is None:
-            selection = _Selection(self, sample, count, progress)
-            backbone = selection.select()
-            if backbone.runtime == TORCH and self.runtime == AUTO:  # more images may be worth another runtime
-                self._torch[:] = [selection.on_torch("float32")]  # not to be loaded for each call
-            else:
-                self._prepared[single] = backbone
-                self._torch.clear()
-        return backbone
+        few = count <= SINGLE_MAX
+        if few not in self._prepared:
+            backbone = _Selection(self, sample, count, progress).select()
+            if backbone.runtime == TORCH and self.runtime == AUTO:
+                return backbone  # more images may be worth another runtime
+            self._prepared[few] = backbone
+            if backbone.runtime != TORCH:
+                self._torch = None  # not needed any more
+        return self._prepared[few]
+
+    def on_torch(self, precision: str) -> TorchBackbone:
+        """Return the backbone on torch, loaded once while torch is in use."""
+        if self._torch is None:
+            self._torch = self.source.load()
+        return self._torch if precision == "float32" else self._torch.with_precision(precision)
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """Return all weights by name."""
@@ -115,7 +118,8 @@ def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO
         OptionError: an unknown runtime or precision, or another one than an exported encoder has.
 
     """
-    require_runtime(runtime, precision if not is_exported(encoder) else AUTO)
+    exported = any(member.info.graph is not None for member in encoder.members)
+    require_runtime(runtime, AUTO if exported else precision)
     precisions = split_precision(precision, len(encoder.members))
     members = [_member_with_runtime(m, runtime, p) for m, p in zip(encoder.members, precisions, strict=True)]
     return replace(encoder, members=tuple(members)) if isinstance(encoder, Ensemble) else members[0]
@@ -131,13 +135,8 @@ def split_precision(precision: str, count: int) -> list[str]:
     return precisions * count if len(precisions) == 1 else precisions
 
 
-def is_exported(encoder: AnyEncoder) -> bool:
-    """Whether a member was exported, so that its runtime and precision cannot be changed."""
-    return any(member.info.graph is not None for member in encoder.members)
-
-
 def _member_with_runtime(encoder: Encoder, runtime: str, precision: str) -> Encoder:
-    graph = encoder.info.graph
+    graph, backbone = encoder.info.graph, encoder.backbone
     if graph is not None:
         if runtime not in (AUTO, graph.runtime) or precision not in (AUTO, graph.precision):
             raise OptionError(
@@ -146,33 +145,26 @@ def _member_with_runtime(encoder: Encoder, runtime: str, precision: str) -> Enco
                 argument="runtime",
             )
         return encoder
-    backbone = encoder.backbone
-    source: WeightsSource | None
     if isinstance(backbone, AutoBackbone | GraphBackbone):  # auto keeps what was selected before
         runtime = backbone.runtime if runtime == AUTO else runtime
         precision = backbone.precision if precision == AUTO else precision
         if (backbone.runtime, backbone.precision) == (runtime, precision):
             return encoder
         source = backbone.source
+        assert source is not None, "an encoder that was not exported has weights"
     else:
-        source = TorchWeights.of(backbone)
-    assert source is not None, "an encoder that was not exported has weights"
+        from lookalike.models.torch_backbone import TorchBackbone
+
+        assert isinstance(backbone, TorchBackbone)
+        source = TorchWeights(backbone)
     return replace(encoder, backbone=AutoBackbone(backbone.info, source, runtime, precision))
 
 
 @dataclass(frozen=True)
 class TorchWeights:
-    """WeightsSource that are in memory, in a torch module."""
+    """Weights that are in memory, in a torch module."""
 
     backbone: TorchBackbone
-
-    @classmethod
-    def of(cls, backbone: Backbone) -> TorchWeights:
-        """Return the weights of a backbone that torch executes."""
-        from lookalike.models.torch_backbone import TorchBackbone
-
-        assert isinstance(backbone, TorchBackbone)
-        return cls(backbone)
 
     def load(self) -> TorchBackbone:
         """Return the backbone."""
@@ -187,128 +179,112 @@ class _Selection:
     """The selection of a runtime for one backbone and some images."""
 
     def __init__(self, request: AutoBackbone, sample: Sequence[Source], count: int, progress: Progress) -> None:
+        self.request = request
         self.info = request.info
-        self.source = request.source
-        self.runtime = request.runtime
-        self.precision = request.precision
         self.sample = sample
         self.count = count
-        self.throughput = count > SINGLE_MAX
         self.progress = progress
-        self.graphs = GraphCache.open(self.info.fingerprint)
-        self._torch = next(iter(request._torch), None)
-        self._expected: tuple[Pixels, Vectors] | None = None
+        self.graphs = GraphCache(self.info.fingerprint)
 
     def select(self) -> Backbone:
         """Return the backbone on the requested runtime, else on the fastest."""
-        if self.runtime == TORCH:
-            return self.on_torch("float32" if self.precision == AUTO else self.precision)
-        if self.runtime == onnx.RUNTIME:
+        runtime, precision = self.request.runtime, self.request.precision
+        fixed_precision = "float32" if precision == AUTO else precision
+        if runtime == TORCH:
+            return self.request.on_torch(fixed_precision)
+        if runtime == onnx.RUNTIME:
             onnx.require_packages()
         timings = load_timings(self.info)
-        if not timings and AUTO in (self.runtime, self.precision):
-            if self.runtime == AUTO and self.count < MIN_IMAGES:
-                return self.on_torch("float32" if self.precision == AUTO else self.precision)
+        if not timings and AUTO in (runtime, precision):
+            if runtime == AUTO and self.count < MIN_IMAGES:
+                return self.request.on_torch(fixed_precision)
             timings = self.measure()
-        candidates = [t for t in timings if self.runtime in (AUTO, t.runtime) and self.precision in (AUTO, t.precision)]
-        if not candidates and self.runtime != AUTO:
-            candidates = [RuntimeTiming(self.runtime, "float32" if self.precision == AUTO else self.precision, 0.0)]
+        candidates = [t for t in timings if runtime in (AUTO, t.runtime) and precision in (AUTO, t.precision)]
+        if not candidates and runtime != AUTO:
+            candidates = [RuntimeTiming(runtime, fixed_precision, 0.0)]
         errors: list[str] = []
         for timing in sorted(candidates, key=lambda t: -t.rate):
             try:
-                backbone = self.open(timing.runtime, timing.precision)
+                backbone = self.open_checked(timing.runtime, timing.precision)
             except (ModelError, MissingExtra, StorageError) as error:
                 self.progress.info(f"{self.info.name}: {timing.runtime} in {timing.precision} is skipped: {error}")
-                errors.append(str(error))
+                errors.append(str(error).rstrip("."))
                 continue
             if timing.rate:
                 self.progress.info(f"{self.info.name}: running on {timing}")
             return backbone
         available = ", ".join(f"{t.runtime} in {t.precision}" for t in timings)
-        request = {"runtime": self.runtime, "precision": self.precision}
+        request = {"runtime": runtime, "precision": precision}
         request = {argument: value for argument, value in request.items() if value != AUTO}
         raise OptionError(
             f"{' with '.join(f'`{argument}` {value}' for argument, value in request.items())} is not available for "
-            f"{self.info.name} on this machine "
-            f"({'; '.join(error.rstrip('.') for error in errors) or f'available: {available}'}).",
+            f"{self.info.name} on this machine ({'; '.join(errors) or f'available: {available}'}).",
             argument=next(iter(request), "runtime"),
         )
 
-    def on_torch(self, precision: str) -> TorchBackbone:
-        """Return the backbone on torch."""
-        if self._torch is None:
-            self._torch = self.source.load()
-        return self._torch if precision == "float32" else self._torch.with_precision(precision)
-
-    def open(self, runtime: str, precision: str) -> Backbone:
+    def open_checked(self, runtime: str, precision: str) -> Backbone:
         """Return the backbone on a runtime; raise `ModelError` if its features differ from torch's."""
+        backbone = self.open(runtime, precision)
         if runtime == TORCH:
-            return self.on_torch(precision)
-        backbone = self._open_unchecked(runtime, precision)
-        cosine = self.graphs.cosines.get(f"{runtime} {precision}")
+            return backbone
+        cosine = self.graphs.cosine(runtime, precision)
         if cosine is None:
-            pixels, expected = self._reference()
+            pixels, expected = self.reference
             cosine = _smallest_cosine(expected, backbone.submit(pixels)(), exact=precision == "float32")
-            self.graphs = self.graphs.with_cosine(runtime, precision, cosine)
+            self.graphs.save_cosine(runtime, precision, cosine)
         if not cosine >= MIN_COSINE[precision]:
             raise ModelError(f"its features differ from torch's (cosine {cosine:.4f}).")
         return backbone
 
-    def _open_unchecked(self, runtime: str, precision: str) -> Backbone:
+    def open(self, runtime: str, precision: str) -> Backbone:
+        """Return the backbone on a runtime."""
         if runtime == TORCH:
-            return self.on_torch(precision)
-        if precision not in _GRAPH_RUNTIMES[runtime].float_precisions():
+            return self.request.on_torch(precision)
+        module = GRAPH_RUNTIMES[runtime]
+        if precision not in module.float_precisions():
             raise ModelError(f"{runtime} has no {precision} arithmetic on this machine.")
-        return GraphBackbone(self.info, self._runner(runtime, precision), runtime, precision, self.source)
 
-    def _runner(self, runtime: str, precision: str) -> GraphRunner:
         def graph_file() -> Path:
-            self._make_graph(runtime)
-            return self.graphs.folder / GRAPH_FILES[runtime][0]
+            names = [f"graph{suffix}" for suffix in module.SUFFIXES]
+            if not self.graphs.has(*names):
+                backbone = self.request.on_torch("float32")
+                self.graphs.add(names, lambda folder: write_graph(backbone, runtime, folder / names[0]))
+            return self.graphs.folder / names[0]
 
-        return open_graph(graph_file, runtime, precision, throughput=self.throughput, cache=self.graphs)
-
-    def _make_graph(self, runtime: str) -> None:
-        names = GRAPH_FILES[runtime]
-        if self.graphs.has(*names):
-            return
-        backbone = self.on_torch("float32")
-        self.graphs = self.graphs.add(names, lambda folder: write_graph(backbone, runtime, folder / names[0]))
+        runner = open_graph(graph_file, runtime, precision, throughput=self.count > SINGLE_MAX, cache=self.graphs)
+        return GraphBackbone(self.info, runner, runtime, precision, source=self.request.source)
 
     def measure(self) -> tuple[RuntimeTiming, ...]:
         """Time every runtime on the sample and remember the rates for the architecture and this machine."""
         self.progress.info(f"{self.info.name}: timing the available runtimes (once per architecture and machine)")
-        pixels, _ = self._reference()
-        runners: dict[tuple[str, str], Backbone] = {}
+        pixels, _ = self.reference
+        backbones: list[Backbone] = []
         complete = True
-        options = available_runtimes(self.on_torch("float32"))
+        options = _available_runtimes(self.request.on_torch("float32"))
         for number, (runtime, precision) in enumerate(options):
             self.progress.step("timing runtimes", number, len(options))
             try:
-                runners[runtime, precision] = self._open_unchecked(runtime, precision)
+                backbones.append(self.open(runtime, precision))
             except (ModelError, MissingExtra, StorageError) as error:
                 complete &= not isinstance(error, StorageError)
                 self.progress.info(f"{self.info.name}: {runtime} in {precision} is skipped: {first_line(error)}")
-        rates = dict.fromkeys(runners, 0.0)
-        for _ in range(_TRIAL_ROUNDS):
-            for option, runner in runners.items():
-                rates[option] = max(rates[option], measure_rate(runner, pixels))
+        rounds = [[measure_rate(backbone, pixels) for backbone in backbones] for _ in range(_TRIAL_ROUNDS)]
         self.progress.step("timing runtimes", len(options), len(options))
-        timings = tuple(RuntimeTiming(runtime, precision, rate) for (runtime, precision), rate in rates.items())
+        rates = map(max, zip(*rounds, strict=True))
+        timings = tuple(RuntimeTiming(b.runtime, b.precision, rate) for b, rate in zip(backbones, rates, strict=True))
         self.progress.info(f"{self.info.name}: {', '.join(map(str, timings))}")
         if complete:  # a full disk says nothing about the architecture
             save_timings(self.info, timings)
         return timings
 
-    def _reference(self) -> tuple[Pixels, Vectors]:
-        """Return pixels of the sample and torch's features of them."""
-        if self._expected is None:
-            pixels = _sample_pixels(self.info, self.sample)
-            self._expected = pixels, self.on_torch("float32").submit(pixels)()
-        return self._expected
+    @cached_property
+    def reference(self) -> tuple[Pixels, Vectors]:
+        """Pixels of the sample and torch's features of them."""
+        pixels = _sample_pixels(self.info.preprocessing, self.sample)
+        return pixels, self.request.on_torch("float32").submit(pixels)()
 
 
-def available_runtimes(backbone: TorchBackbone) -> list[tuple[str, str]]:
+def _available_runtimes(backbone: TorchBackbone) -> list[tuple[str, str]]:
     """Return the runtimes and precisions that this machine offers for a backbone."""
     from lookalike.models.torch_backbone import has_bfloat16
 
@@ -317,7 +293,7 @@ def available_runtimes(backbone: TorchBackbone) -> list[tuple[str, str]]:
         options.append((TORCH, "bfloat16"))
     if backbone.device.type != "cpu":
         return options
-    for runtime, module in _GRAPH_RUNTIMES.items():
+    for runtime, module in GRAPH_RUNTIMES.items():
         if module.is_installed():
             options += [(runtime, precision) for precision in module.float_precisions()]
     return options
@@ -331,9 +307,8 @@ def _smallest_cosine(expected: Vectors, features: Vectors, *, exact: bool) -> fl
     return float(((features * expected).sum(1) / np.maximum(norms * expected_norms, 1e-12)).min())
 
 
-def _sample_pixels(info: BackboneInfo, sample: Sequence[Source]) -> Pixels:
+def _sample_pixels(preprocessing: Preprocessing, sample: Sequence[Source]) -> Pixels:
     """Return the pixels of the first readable images, or noise where there is none."""
-    preprocessing = info.preprocessing
     pixels: list[Pixels] = []
     for source in sample:
         with contextlib.suppress(UnreadableImage):

@@ -83,7 +83,7 @@ class MLflow(Tracker):
 
     _EXPERIMENT = "lookalike"
     _KEY = "lookalike.key"
-    _LOADER = "lookalike.runtimes.mlflow_model"
+    _LOADER = "lookalike.runtimes.load"
     _LONGEST_PARAM = 6000  # characters
     _PARAMS_PER_REQUEST = 100
 
