@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lookalike.models import pipeline
-from lookalike.models.encoder import Ensemble
+from lookalike.models.encoder import Encoder, Ensemble
 from lookalike.models.heads import fit_alignment
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.types import Pixels
@@ -148,6 +148,18 @@ def make_trainable() -> Callable[..., TrainableEncoder]:
         return build_trainable(name, "none", seed=seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    """A small encoder on torch with seeded random weights; do not change it."""
+    return build_trainable(SMALL, "none").freeze()
+
+
+@pytest.fixture(scope="session")
+def other_encoder() -> Encoder:
+    """The same architecture with other weights."""
+    return build_trainable(SMALL, "none", seed=1).freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A small encoder with seeded random weights, bundles of it, and a folder of images."""
+"""Bundles of small encoders with seeded random weights, and a folder of images."""
 
 from __future__ import annotations
 
@@ -22,18 +22,6 @@ def fit(folder: Path, seeds: dict[str, int]) -> AnyEncoder:
         (build_trainable(name, "none", seed=seed).torch_backbone(), "untrained") for name, seed in seeds.items()
     ]
     return fit_encoder(backbones, load_dataset(folder).training, progress=SILENT).encoder
-
-
-@pytest.fixture(scope="session")
-def encoder() -> Encoder:
-    """0.1 million parameters, images of 160 × 160."""
-    return build_trainable("test_efficientnet", "none").freeze()
-
-
-@pytest.fixture(scope="session")
-def other_encoder() -> Encoder:
-    """The same architecture with other weights."""
-    return build_trainable("test_efficientnet", "none", seed=1).freeze()
 
 
 @pytest.fixture(scope="session")

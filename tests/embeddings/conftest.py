@@ -1,4 +1,4 @@
-"""A small encoder with seeded random weights, and a folder of images to embed."""
+"""A folder of images to embed."""
 
 from __future__ import annotations
 
@@ -7,21 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lookalike.models.encoder import Encoder
 from lookalike.models.pipeline import File
-from lookalike.models.trainable import build_trainable
-
-
-@pytest.fixture(scope="session")
-def encoder() -> Encoder:
-    """0.1 million parameters, images of 160 × 160."""
-    return build_trainable("test_efficientnet", "none").freeze()
-
-
-@pytest.fixture(scope="session")
-def other_encoder() -> Encoder:
-    """The same architecture with other weights."""
-    return build_trainable("test_efficientnet", "none", seed=1).freeze()
 
 
 @pytest.fixture

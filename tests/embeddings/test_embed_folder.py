@@ -6,14 +6,13 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import dataclass
-from functools import cached_property, partialmethod
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lookalike.embeddings import shards as shards_module
+from lookalike.embeddings import store
 from lookalike.embeddings.embed_folder import embed_folder, root_of
 from lookalike.embeddings.store import is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
@@ -22,6 +21,7 @@ from lookalike.models.encoder import Ensemble
 from lookalike.models.info import BundleInfo
 from lookalike.models.pipeline import File, run_backbones
 from lookalike.progress import SILENT
+from lookalike.runtimes.fit import FittedEncoder
 from lookalike.runtimes.load import load_encoder
 from lookalike.types import Skipped
 
@@ -86,7 +86,7 @@ def test_a_run_that_is_interrupted_before_its_last_file_computes_nothing_again(
 
     out = tmp_path / "emb"
     with monkeypatch.context() as patch:
-        patch.setattr(shards_module, "write_embeddings_info", interrupt)
+        patch.setattr(store, "write_embeddings_info", interrupt)
         with pytest.raises(KeyboardInterrupt):
             embed(sources, encoder, out, shard_size=4)
     assert is_unfinished(out)
@@ -375,22 +375,10 @@ def test_invalid_arguments(encoder, sources, tmp_path):
     assert not (tmp_path / "emb").exists()
 
 
-@dataclass(frozen=True)
-class Computed:
-    """Features that were computed before, such as those that a head was fitted on."""
-
-    ids: tuple[str, ...]
-    features: tuple[np.ndarray, ...]
-
-    @cached_property
-    def rows(self):
-        return {item_id: row for row, item_id in enumerate(self.ids)}
-
-
-def compute(encoder, sources) -> Computed:
+def compute(encoder, sources) -> FittedEncoder:
     backbones = [member.backbone for member in encoder.members]
     (batch,) = run_backbones(backbones, [sources], batch_size=None, progress=SILENT, task="features")
-    return Computed(batch.ids, batch.features)
+    return FittedEncoder(encoder, batch.ids, batch.features, batch.skipped)
 
 
 @pytest.mark.parametrize("positions", [[0, 2, 5], [4, 5, 6, 7], list(range(10))], ids=["some", "a shard", "all"])

@@ -1,4 +1,4 @@
-"""Reading a folder of embeddings: what is damaged is reported in one sentence."""
+"""Folders of embeddings and their shards: what is damaged is reported, or computed again."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.embeddings.store import (
     EMBEDDINGS_FORMAT,
     EmbeddingsInfo,
+    FinishedShards,
+    RunInfo,
+    ShardInfo,
     is_embeddings,
     is_unfinished,
+    join_shards,
     load_embeddings,
     read_embeddings_info,
     read_run,
+    read_shard,
+    shard_path,
+    write_shard,
 )
 from lookalike.errors import StorageError
 from lookalike.progress import SILENT
+from lookalike.types import Embeddings, Skipped
 
 
 @pytest.fixture
@@ -155,3 +163,69 @@ def test_the_record_of_an_unfinished_run(encoder, sources, tmp_path, recording_p
     (out / "shards" / "run.json").write_text("{}")
     with pytest.raises(StorageError, match="damaged"):
         read_run(out)
+
+
+# ---------------------------------------------------------------- shards
+
+
+FIRST = Embeddings(("a.jpg", "é\n.jpg"), np.eye(2, 3, dtype=np.float32), "model")
+SECOND = Embeddings(("c.jpg",), np.array([[0, 0, 1]], np.float32), "model", (Skipped("broken.jpg", "empty"),))
+INFO = EmbeddingsInfo(
+    run=RunInfo("resnet50", "model", "float32", 2),
+    dim=3,
+    count=3,
+    root=None,
+    shards=(ShardInfo("one", "a.jpg", 2, 0), ShardInfo("two", "broken.jpg", 1, 1)),
+    skipped=SECOND.skipped,
+)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    write_shard(shard_path(tmp_path, 0), "one", FIRST)
+    write_shard(shard_path(tmp_path, 1), "two", SECOND)
+    return tmp_path
+
+
+def test_a_shard_is_read_as_it_was_written(shards):
+    shard = read_shard(shard_path(shards, 1), "two", "model")
+    np.testing.assert_array_equal(shard.vectors, SECOND.vectors)
+    assert (shard.ids, shard.fingerprint) == (SECOND.ids, "model")
+    assert [(str(s.path), s.cause) for s in shard.skipped] == [("broken.jpg", "empty")]
+
+
+def test_a_shard_of_other_images_or_a_missing_one(shards):
+    assert read_shard(shard_path(shards, 0), "two", "model") is None
+    assert read_shard(shard_path(shards, 2), "two", "model") is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, -1])
+def test_a_truncated_shard(shards, size):
+    path = shard_path(shards, 0)
+    path.write_bytes(path.read_bytes()[:size])
+    assert read_shard(path, "one", "model") is None
+
+
+@pytest.mark.parametrize("record", [[], {"key": "one"}, {"key": "one", "ids": ["a"], "skipped": []}])
+def test_a_shard_whose_record_does_not_match(tmp_path, record):
+    text = np.frombuffer(json.dumps(record).encode(), dtype=np.uint8)
+    np.savez(tmp_path / "shard.npz", vectors=FIRST.vectors, record=text)
+    assert read_shard(tmp_path / "shard.npz", "one", "model") is None
+
+
+def test_joined_shards(shards):
+    join_shards(shards, INFO)
+    embeddings = load_embeddings(shards)
+    assert embeddings.ids == (*FIRST.ids, *SECOND.ids)
+    np.testing.assert_array_equal(embeddings.vectors, np.eye(3, dtype=np.float32))
+    finished = FinishedShards(shards, INFO)
+    shard = finished.get("two")
+    assert (tuple(shard.ids), len(shard.skipped)) == (("c.jpg",), 1)
+    assert finished.get("three") is None
+    assert FinishedShards(shards / "missing", None).get("one") is None
+
+
+def test_a_shard_that_is_damaged_before_it_is_joined(shards):
+    shard_path(shards, 1).write_bytes(b"")
+    with pytest.raises(StorageError, match=r"00001\.npz was damaged"):
+        join_shards(shards, INFO)

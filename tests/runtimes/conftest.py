@@ -1,4 +1,4 @@
-"""A small encoder whose graphs are cached, so that tests of selection convert nothing."""
+"""A cache with the graphs of `encoder`, so that tests of selection convert nothing."""
 
 from __future__ import annotations
 
@@ -10,22 +10,15 @@ import numpy as np
 import pytest
 
 from lookalike.data.images import read_image
-from lookalike.models.encoder import Encoder
 from lookalike.models.pipeline import Source, as_sources
 from lookalike.models.preprocessing import Preprocessing
-from lookalike.models.trainable import TrainableEncoder, build_trainable
+from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.runtimes import onnx, openvino
 from lookalike.runtimes.select import with_runtime
 from lookalike.types import Pixels
 
 SMALL = "test_efficientnet"
-
-
-@pytest.fixture
-def encoder(make_trainable: Callable[..., TrainableEncoder]) -> Encoder:
-    """A small encoder on torch."""
-    return make_trainable(SMALL).freeze()
 
 
 @pytest.fixture(scope="session")

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
-from typing import Protocol
 
 import numpy as np
 
 from lookalike._files import storage_errors, write_json
 from lookalike._strings import PackedStrings, first_duplicate
 from lookalike.data.dataset import sample_evenly
-from lookalike.embeddings.shards import (
-    FinishedShards,
-    join_shards,
-    read_shard,
-    shard_path,
-    write_shard,
-)
 from lookalike.embeddings.store import (
     RUN_FILE,
     SHARDS_FOLDER,
     EmbeddingsInfo,
+    FinishedShards,
     RunInfo,
     ShardInfo,
     is_embeddings,
+    join_shards,
     load_embeddings,
     read_embeddings_info,
     read_run,
+    read_shard,
+    shard_path,
     write_embeddings_info,
+    write_shard,
 )
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle, read_bundle_info, save_bundle
@@ -41,22 +38,11 @@ from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.info import BundleInfo
 from lookalike.models.pipeline import Source, run_backbones, sources_digest
 from lookalike.progress import Progress
+from lookalike.runtimes.fit import FittedEncoder
 from lookalike.types import Embeddings, Skipped, Vectors
 
 SHARD_SIZE = 512
 TASK = "embedding"
-
-
-class ComputedFeatures(Protocol):
-    """Features that were computed already, such as those that a head was fitted on."""
-
-    @property
-    def rows(self) -> Mapping[str, int]:
-        """Row by id."""
-
-    @property
-    def features(self) -> Sequence[Vectors]:
-        """Features `(n, features)` per member."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +53,7 @@ class _Run:
     encoder: AnyEncoder
     out: Path
     batch_size: int | None
-    computed: ComputedFeatures | None
+    computed: FittedEncoder | None
     progress: Progress
 
 
@@ -78,7 +64,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     *,
     info: BundleInfo | None = None,
     skipped: Sequence[Skipped] = (),
-    computed: ComputedFeatures | None = None,
+    computed: FittedEncoder | None = None,
     shard_size: int = SHARD_SIZE,
     batch_size: int | None = None,
     progress: Progress,
@@ -95,7 +81,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
         out: a new folder, or one that an earlier call made.
         info: further content of the bundle's record.
         skipped: what is not among the images, such as folders that cannot be listed; stored with the skipped files.
-        computed: features of some of the images by the encoder's backbones.
+        computed: the features that the encoder's heads were fitted on; these images are not computed again.
         shard_size: images per shard, the most that a killed run loses; a folder keeps the size it was started with.
         batch_size: images per forward pass; None lets the runtime choose.
         progress: receives the number of images done.
@@ -282,7 +268,7 @@ def _embed_shards(run: _Run, shards: Sequence[Sequence[Source]], done: int) -> G
 
 
 def _merge(
-    shard: Sequence[Source], ids: Sequence[str], features: Sequence[Vectors], earlier: ComputedFeatures
+    shard: Sequence[Source], ids: Sequence[str], features: Sequence[Vectors], earlier: FittedEncoder
 ) -> tuple[tuple[str, ...], list[Vectors]]:
     """Merge new features and those that were computed earlier, in the order of the shard."""
     rows = {item_id: row for row, item_id in enumerate(ids)}

@@ -4,20 +4,22 @@
 - `ids.json`: n ids in the order of the vectors, one per line
 - `embeddings.json`: an `EmbeddingsInfo`; written last, so its presence means that the folder is complete
 - `model/`: the bundle of the encoder
-- `shards/`: only while the folder is being made
+- `shards/`: only while the folder is being made; a run that is killed loses at most the shard it was computing
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lookalike._files import read_json, reading_errors, write_json
-from lookalike._strings import PackedStrings, read_json_lines
+from lookalike._files import read_json, reading_errors, storage_errors, write_file, write_json
+from lookalike._strings import PackedStrings, iter_json_lines, read_json_lines
 from lookalike.errors import DataError, StorageError
 from lookalike.types import Embeddings, Skipped, Vectors
 
@@ -147,7 +149,7 @@ def read_embeddings_info(path: Path | str) -> EmbeddingsInfo:
     try:
         return EmbeddingsInfo.from_dict(value)
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"{INFO_FILE}: {type(error).__name__} {error}") from error
+        raise _damaged(path, f"{INFO_FILE}: {type(error).__name__} {error}") from error
 
 
 def write_embeddings_info(folder: Path, info: EmbeddingsInfo) -> None:
@@ -166,7 +168,7 @@ def read_run(path: Path | str) -> RunInfo | None:
     try:
         return RunInfo(**value)
     except TypeError as error:
-        raise damaged(path, f"{SHARDS_FOLDER}/{RUN_FILE}") from error
+        raise _damaged(path, f"{SHARDS_FOLDER}/{RUN_FILE}") from error
 
 
 def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
@@ -184,14 +186,14 @@ def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
     info = read_embeddings_info(path)
     vectors = _read_vectors(path, mmap=mmap)
     if vectors.shape != (info.count, info.dim):
-        raise damaged(path, f"{VECTORS_FILE} has the shape {vectors.shape}, expected {(info.count, info.dim)}")
+        raise _damaged(path, f"{VECTORS_FILE} has the shape {vectors.shape}, expected {(info.count, info.dim)}")
     ids = _read_ids(path)
     if len(ids) != info.count:
-        raise damaged(path, f"{IDS_FILE} holds {len(ids)} ids for {info.count} vectors")
+        raise _damaged(path, f"{IDS_FILE} holds {len(ids)} ids for {info.count} vectors")
     try:
         return Embeddings(ids, vectors, info.run.fingerprint, info.skipped, info.run.precision)
     except DataError as error:
-        raise damaged(path, str(error).rstrip(".")) from error
+        raise _damaged(path, str(error).rstrip(".")) from error
 
 
 def _read_ids(path: Path) -> PackedStrings:
@@ -199,19 +201,106 @@ def _read_ids(path: Path) -> PackedStrings:
         try:
             return read_json_lines(file)
         except ValueError as error:
-            raise damaged(path, f"{IDS_FILE}: {error}") from error
+            raise _damaged(path, f"{IDS_FILE}: {error}") from error
 
 
 def _read_vectors(path: Path, *, mmap: bool) -> Vectors:
     try:
         vectors = np.load(path / VECTORS_FILE, mmap_mode="r" if mmap else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise damaged(path, f"{VECTORS_FILE}: {error}") from error
+        raise _damaged(path, f"{VECTORS_FILE}: {error}") from error
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
-        raise damaged(path, f"{VECTORS_FILE} is not a float32 array")
+        raise _damaged(path, f"{VECTORS_FILE} is not a float32 array")
     return vectors.view(np.ndarray)
 
 
-def damaged(path: Path, cause: str) -> StorageError:
+def _damaged(path: Path, cause: str) -> StorageError:
     """Return the error for a folder whose content does not fit together."""
     return StorageError(f"the embeddings in {path} are damaged ({cause}); remove the folder and embed again.")
+
+
+def shard_path(out: Path, number: int) -> Path:
+    """Return the file of a shard in a folder of embeddings."""
+    return out / SHARDS_FOLDER / f"{number:05}.npz"
+
+
+def write_shard(path: Path, key: str, shard: Embeddings) -> None:
+    """Write one shard in one step; `key` is the `sources_digest` of its images."""
+    record = {"key": key, "ids": list(shard.ids), "skipped": skipped_to_json(shard.skipped)}
+    text = np.frombuffer(json.dumps(record).encode("ascii"), dtype=np.uint8)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, vectors=shard.vectors, record=text)
+
+    write_file(path, write)
+
+
+def read_shard(path: Path, key: str, fingerprint: str) -> Embeddings | None:
+    """Read one shard; None where it is missing, damaged, or made from other images."""
+    try:
+        # opened here, since np.load leaves a damaged file open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            record = json.loads(stored["record"].tobytes())
+            if record["key"] != key:
+                return None
+            skipped = skipped_from_json(record["skipped"])
+            return Embeddings(tuple(record["ids"]), stored["vectors"], fingerprint, skipped)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, DataError):
+        return None  # a disk that lost power can leave such a file; it is computed again
+
+
+class FinishedShards:
+    """The shards of a complete folder, by digest, to be reused where the files are unchanged."""
+
+    def __init__(self, out: Path, info: EmbeddingsInfo | None) -> None:
+        self._slices: dict[str, tuple[slice, slice]] = {}
+        if info is None:
+            return
+        self._embeddings = load_embeddings(out)
+        row = skipped = 0
+        for shard in info.shards:
+            self._slices[shard.digest] = slice(row, row + shard.rows), slice(skipped, skipped + shard.skipped)
+            row, skipped = row + shard.rows, skipped + shard.skipped
+
+    def get(self, key: str) -> Embeddings | None:
+        """Return the shard with this digest, or None."""
+        if key not in self._slices:
+            return None
+        rows, skipped = self._slices[key]
+        every = self._embeddings
+        return Embeddings(every.ids[rows], every.vectors[rows], every.fingerprint, every.skipped[skipped])
+
+
+def join_shards(out: Path, info: EmbeddingsInfo) -> None:
+    """Join all shards into the complete folder.
+
+    All files are written beside the shards, then moved: a full disk leaves older ones as they were, and until the last
+    file is moved every shard is still there.
+    """
+    folder = out / SHARDS_FOLDER
+    with (
+        storage_errors(folder),
+        # not a memory map: on a full disk that ends the process with a bus error, while writing raises
+        (folder / VECTORS_FILE).open("wb") as vectors_file,
+        (folder / IDS_FILE).open("w", encoding="ascii") as ids_file,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (info.count, info.dim)}
+        np.lib.format.write_array_header_1_0(vectors_file, header)
+
+        def write_vectors() -> Iterator[str]:
+            """Write the vectors of a shard when the first of its ids is requested: one shard is in memory."""
+            for number, row in enumerate(info.shards):
+                shard = read_shard(shard_path(out, number), row.digest, info.run.fingerprint)
+                if shard is None or len(shard) != row.rows:
+                    raise StorageError(f"{shard_path(out, number)} was damaged; run the same command again.")
+                vectors_file.write(np.ascontiguousarray(shard.vectors, dtype="<f4").data)
+                yield from shard.ids
+
+        ids_file.writelines(iter_json_lines(write_vectors()))
+        ids_file.write("\n")
+    write_embeddings_info(folder, info)
+    with storage_errors(out):
+        (out / INFO_FILE).unlink(missing_ok=True)  # from here on the older vectors no longer count
+        for name in (VECTORS_FILE, IDS_FILE, INFO_FILE):
+            (folder / name).replace(out / name)

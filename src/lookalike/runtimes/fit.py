@@ -125,15 +125,14 @@ def fit_encoder(
     backbones: Sequence[tuple[Backbone, TrainingState]],
     images: Sequence[Source],
     *,
-    combination: str = "aligned",
     seed: int = 0,
     progress: Progress,
-    task: str = "fitting the head",
 ) -> FittedEncoder:
     """Fit heads to the principal components of at least two images, without labels; align several to an ensemble."""
     runners = [backbone for backbone, _ in backbones]
     name = "+".join(backbone.info.name for backbone in runners)
     _require_readable(len(images), len(images), 2, name)
+    task = "fitting the head"
     with closing(run_backbones(runners, [images], batch_size=None, progress=progress, task=task)) as batches:
         batch = next(batches)
     _require_readable(len(batch.ids), len(images), 2, name)
@@ -141,7 +140,7 @@ def fit_encoder(
         Encoder.of(backbone, pca_head(features, seed=seed), state)
         for (backbone, state), features in zip(backbones, batch.features, strict=True)
     )
-    encoder = align(members, [m.project(f) for m, f in zip(members, batch.features, strict=True)], combination)
+    encoder = align(members, [m.project(f) for m, f in zip(members, batch.features, strict=True)])
     return FittedEncoder(encoder, batch.ids, batch.features, batch.skipped)
 
 
