@@ -185,6 +185,23 @@ def test_data_without_training_labels_is_refused_before_the_work(photo_folder, t
     assert not (tmp_path / "run").exists()
 
 
+def test_one_class_cannot_be_fine_tuned_which_is_reported_before_the_work(photo_folder, tmp_path):
+    for folder in (photo_folder / "training").iterdir():
+        if folder.name != "cat":
+            shutil.rmtree(folder)
+    with pytest.raises(DataError, match="images of 1 class, but fine-tuning needs"):
+        benchmark(
+            photo_folder,
+            NAMES[:1],
+            out=tmp_path / "run",
+            weights="none",
+            class_disjoint=False,
+            measure="mrr",
+            stop_on="hit@1",
+        )
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # in mlflow
 def test_mlflow_receives_measures_table_and_winner(again, photo_folder_original, no_timing, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_nothing_to_measure():
 
 
 def test_bundles_must_exist_and_be_complete(random_bundle, tmp_path):
-    refused(ModelError, "lost does not exist", backbones=[NAME], bundles=[tmp_path / "lost"])
+    refused(ModelError, "lost does not exist", "bundles", backbones=[NAME], bundles=[tmp_path / "lost"])
     refused(ModelError, "is not a bundle", bundles=[tmp_path])
     weights = random_bundle / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -135,8 +135,9 @@ def lock(spec) -> Callable[..., None]:
 def test_a_folder_with_other_files_is_refused(spec, lock):
     spec.out.mkdir()
     (spec.out / "holiday.jpg").touch()
-    with pytest.raises(StorageError, match="not empty"):
+    with pytest.raises(StorageError, match="not empty") as caught:
         lock()
+    assert caught.value.argument == "out"
     assert [p.name for p in spec.out.iterdir()] == ["holiday.jpg"]
 
 

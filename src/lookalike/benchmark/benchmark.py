@@ -13,8 +13,7 @@ from lookalike.benchmark.candidates import (
     AnyCandidate,
     make_candidates,
     make_ensembles,
-    require_weights,
-    require_winnable,
+    require_candidates,
     save_winner,
 )
 from lookalike.benchmark.leaderboard import Leaderboard, build_leaderboard, markdown, write_leaderboard
@@ -28,17 +27,18 @@ from lookalike.benchmark.run_trials import (
     skipped_files,
 )
 from lookalike.benchmark.selection import DEFAULT_MEASURE, Selection, require_budget, select
-from lookalike.benchmark.spec import BenchmarkSpec, check_candidates, load_splits, lock_or_verify, select_measures, slug
+from lookalike.benchmark.spec import BenchmarkSpec, check_candidates, lock_or_verify, select_measures, slug
 from lookalike.benchmark.trial import Trial
 from lookalike.data.dataset import Dataset
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.evaluation.measures import Measure
-from lookalike.models.bundle import is_bundle
+from lookalike.models.bundle import is_bundle, load_training_splits
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.load import WeightsOption
 from lookalike.runtimes.select import require_runtime
 from lookalike.training.config import TrainingOptions, override_options
+from lookalike.training.context import labelled, require_classes
 from lookalike.training.tracking import RunTracker, parse_targets, start_tracking
 from lookalike.types import Skipped
 
@@ -110,7 +110,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     require_runtime(runtime)
     require_budget(budget_ms)
     weights, folders, finetuned = check_candidates(backbones, bundles, weights, finetune)
-    data = load_splits(data, options)
+    data = load_training_splits(data, options.to_dict())
     spec = BenchmarkSpec(
         data=data,
         out=Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-")),
@@ -126,9 +126,9 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         progress=progress,
     )
     targets = parse_targets(track)
-    require_winnable(spec)
-    require_weights(spec)
+    require_candidates(spec)
     if any(not is_bundle(spec.bundle_folder(name, "fine-tuned")) for name in spec.finetune):
+        require_classes(spec.data, labelled(spec.data.training))
         require_no_leaks(spec.data, allowed=spec.options.allow_leaks, progress=progress)
     lock_or_verify(spec)
     progress.info(str(spec.data))

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from lookalike._files import digest
 from lookalike.benchmark.selection import Selection
-from lookalike.benchmark.spec import BenchmarkSpec, bundle_name
+from lookalike.benchmark.spec import BenchmarkSpec
 from lookalike.benchmark.trial import Trial, TrialKind
 from lookalike.data.dataset import Dataset, content_hashes, sample_evenly
 from lookalike.errors import DataError, OptionError
 from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import COMBINATIONS, SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble, combine
 from lookalike.models.heads import fit_alignment, pca_head
-from lookalike.models.info import Adaptation, BundleInfo, EncoderInfo, TrainingData, TrainingState
+from lookalike.models.info import Adaptation, BundleInfo, EncoderInfo, TrainingState
 from lookalike.models.registry import NONE
 from lookalike.runtimes.fit import compute_features
 from lookalike.runtimes.load import load_bundle, load_pretrained
@@ -104,7 +104,8 @@ class EnsembleCandidate:
         first, second = self._shared(embeddings, "training")
         if len(first) < 2:
             raise DataError(
-                f"aligning {self.name} needs 2 training images that both members can read, got {len(first)}."
+                f"aligning {self.name} needs 2 training images that both members can read, got {len(first)}.",
+                argument="data",
             )
         return fit_alignment(second.vectors, first.vectors)
 
@@ -154,25 +155,20 @@ def make_ensembles(candidates: Sequence[Candidate]) -> list[EnsembleCandidate]:
     ]
 
 
-def require_weights(spec: BenchmarkSpec) -> None:
-    """Load every new backbone once, so that missing weights are an error before the work starts."""
+def require_candidates(spec: BenchmarkSpec) -> None:
+    """Raise before the work starts: `OptionError` if no candidate could win, `ModelError` if weights are missing."""
+    if not spec.finetune and all(str(weights) == NONE for weights in spec.weights.values()):
+        candidates = [bundle_candidate(spec.data, bundle) for bundle in spec.bundles]
+        leaked = [c for c in candidates if c.leaked]
+        if leaked and all(c.leaked or c.state == "untrained" for c in candidates):
+            raise OptionError(
+                f"bundle {leaked[0].bundle} cannot win, and there is no other candidate: it "
+                f"{leaked[0].note.removesuffix('.')}; add `backbones`, or pass the bundle that it was refitted from.",
+                argument="bundles",
+            )
     for backbone, weights in spec.weights.items():
         if not spec.bundle_folder(backbone, "frozen").exists():
             load_pretrained(backbone, weights, seed=spec.options.seed)
-
-
-def require_winnable(spec: BenchmarkSpec) -> None:
-    """Raise `OptionError` if no candidate could win, before the work starts."""
-    if spec.finetune or any(str(weights) != NONE for weights in spec.weights.values()):
-        return
-    candidates = [bundle_candidate(spec.data, bundle) for bundle in spec.bundles]
-    leaked = [c for c in candidates if c.leaked]
-    if leaked and all(c.leaked or c.state == "untrained" for c in candidates):
-        raise OptionError(
-            f"bundle {leaked[0].bundle} cannot win, and there is no other candidate: it "
-            f"{leaked[0].note.removesuffix('.')}; add `backbones`, or pass the bundle that it was refitted from.",
-            argument="bundles",
-        )
 
 
 def _frozen_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
@@ -230,7 +226,7 @@ def bundle_candidate(data: Dataset, bundle: Path) -> Candidate:
     Images of this training split do not count: every candidate has seen them.
     """
     info = read_bundle_info(bundle)
-    candidate = _candidate(bundle, bundle_name(bundle), info)
+    candidate = _candidate(bundle, bundle.resolve().name, info)
     if info.training_data is None:
         leaked = candidate.state == "fine-tuned"
         note = "does not record its training images, which may include some of these." if leaked else ""
@@ -274,6 +270,12 @@ def save_winner(
 ) -> None:
     """Save the winner as the bundle best/, with the training records of its members."""
     infos = [read_bundle_info(m.bundle) for m in winner.members]
+    records = [info.training_data for info in infos]
+    complete = [record for record in records if record is not None]
+    training_data = None
+    if len(complete) == len(records):
+        contents = sorted({image for record in complete for image in record.contents})
+        training_data = replace(complete[0], contents=tuple(contents))
     scores = {"validation": trial.validation, "test": trial.test}
     training = tuple(report for info in infos for report in info.training or (None,) * len(info.members))
     encoder = winner.load(embeddings)
@@ -281,7 +283,7 @@ def save_winner(
         encoder,
         classes=infos[0].classes,
         options=infos[0].options,
-        training_data=_joint_training_data([info.training_data for info in infos]),
+        training_data=training_data,
         training=training,
         measures={
             split: {name: vars(interval) for name, interval in s.measures.items()} for split, s in scores.items() if s
@@ -291,12 +293,3 @@ def save_winner(
     reports = [report for report in training if report is not None]
     curves = partial(write_curves, reports=reports, measure=spec.options.stop_on)
     save_bundle(encoder, spec.out / "best", record, replace_existing=True, write_extra=curves)
-
-
-def _joint_training_data(records: Sequence[TrainingData | None]) -> TrainingData | None:
-    """Return what several members were trained on together; None if one of them does not record it."""
-    complete = [record for record in records if record is not None]
-    if len(complete) < len(records):
-        return None
-    images = {image for record in complete for image in record.contents}
-    return replace(complete[0], contents=tuple(sorted(images)))

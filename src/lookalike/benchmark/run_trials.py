@@ -9,7 +9,7 @@ from pathlib import Path
 from lookalike._files import digest, read_json, write_json
 from lookalike.benchmark.candidates import AnyCandidate, Candidate, SplitEmbeddings
 from lookalike.benchmark.spec import BenchmarkSpec, slug
-from lookalike.benchmark.timing import TimingRequest, measure_timing, timing_setup
+from lookalike.benchmark.timing import TimingRequest, load_candidate, measure_timing, timing_setup
 from lookalike.benchmark.trial import VERSION, Scores, Timing, Trial
 from lookalike.data.dataset import Item, Split, sample_evenly
 from lookalike.embeddings.store import read_shard, write_shard
@@ -18,8 +18,6 @@ from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder
 from lookalike.models.pipeline import sources_digest
 from lookalike.runtimes.fit import feature_file, read_features
-from lookalike.runtimes.load import load_bundle
-from lookalike.runtimes.select import with_runtime
 from lookalike.types import Embeddings, Skipped
 
 _TIMED_IMAGES = 40
@@ -40,22 +38,16 @@ def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embe
         key = sources_digest(candidate.fingerprint, items)
         shard = read_shard(path, key, candidate.fingerprint)
         if shard is None:
-            encoder = encoder or _load(spec, candidate)
+            if encoder is None:
+                sample = sample_evenly(spec.data.items, SAMPLE_SIZE)
+                loaded = load_candidate(candidate.bundle, spec.runtime)
+                encoder = loaded.prepare(sample, len(spec.data.items), spec.progress)
             shard = _from_features(spec, encoder, items) if split == Split.TRAINING else None
             if shard is None:
                 shard = encoder.embed(items, progress=spec.progress, task=f"{candidate.name}: {split}")
             write_shard(path, key, shard)
         embeddings[split] = shard
     return embeddings
-
-
-def _load(spec: BenchmarkSpec, candidate: Candidate) -> AnyEncoder:
-    """Load an encoder on the requested runtime in float32, ready for all images; an exported one keeps its runtime."""
-    encoder = load_bundle(candidate.bundle)
-    if not candidate.export:
-        encoder = with_runtime(encoder, spec.runtime, "float32")
-    items = spec.data.items
-    return encoder.prepare(sample_evenly(items, SAMPLE_SIZE), len(items), spec.progress)
 
 
 def _from_features(spec: BenchmarkSpec, encoder: AnyEncoder, items: Sequence[Item]) -> Embeddings | None:
@@ -144,30 +136,26 @@ def add_timings(
     embeddings: SplitEmbeddings,
 ) -> list[Trial]:
     """Add the time of one image; candidates of the same architectures share one measurement."""
-    architectures = {c.name: "+".join(m.architecture for m in c.members) for c in candidates}
-    combinations: dict[str, set[str]] = {}
-    bundles: dict[str, list[Path]] = {}
-    for candidate in candidates:
-        architecture = architectures[candidate.name]
-        combinations.setdefault(architecture, set()).add(candidate.combination)
-        bundles.setdefault(architecture, [m.bundle.resolve() for m in candidate.members])
-    images = _timed_images(spec, embeddings)
-    timings: dict[str, Mapping[str, Timing]] = {}
-    for done, (architecture, needed) in enumerate(combinations.items(), start=1):
-        request = TimingRequest(bundles[architecture], sorted(needed), images, spec.runtime, len(spec.data.items))
-        timings[architecture] = _timing(spec.out / "timing" / f"{slug(architecture)}.json", request)
-        spec.progress.step("timing", done, len(combinations), architecture)
-    return [replace(t, timing=timings[architectures[t.name]][t.combination]) for t in trials]
-
-
-def _timed_images(spec: BenchmarkSpec, embeddings: SplitEmbeddings) -> list[Path]:
-    """Return images that every candidate can read, evenly spaced over gallery or validation."""
     split = Split.GALLERY if spec.data.gallery else Split.VALIDATION
     readable = set.intersection(*(set(by_split[split].ids) for by_split in embeddings.values()))
     items = [i for i in spec.data.split(split) if i.id in readable]
     if not items:
-        raise DataError(f"{spec.data.root} has no readable {split} image to time the candidates with; add some.")
-    return [item.path.resolve() for item in sample_evenly(items, _TIMED_IMAGES)]
+        raise DataError(
+            f"{spec.data.root} has no readable {split} image to time the candidates with; add some.", argument="data"
+        )
+    images = [item.path.resolve() for item in sample_evenly(items, _TIMED_IMAGES)]
+    groups: dict[str, list[AnyCandidate]] = {}
+    for candidate in candidates:
+        groups.setdefault("+".join(m.architecture for m in candidate.members), []).append(candidate)
+    timings: dict[str, Timing] = {}
+    for done, (architecture, group) in enumerate(groups.items(), start=1):
+        bundles = [m.bundle.resolve() for m in group[0].members]
+        needed = sorted({c.combination for c in group})
+        request = TimingRequest(bundles, needed, images, spec.runtime, len(spec.data.items))
+        by_combination = _timing(spec.out / "timing" / f"{slug(architecture)}.json", request)
+        timings |= {c.name: by_combination[c.combination] for c in group}
+        spec.progress.step("timing", done, len(groups), architecture)
+    return [replace(t, timing=timings[t.name]) for t in trials]
 
 
 def _timing(path: Path, request: TimingRequest) -> Mapping[str, Timing]:

@@ -11,11 +11,10 @@ from typing import Any
 
 from lookalike._files import digest, file_digest, read_json, write_json
 from lookalike.benchmark.trial import matching_hit
-from lookalike.data.dataset import Dataset, with_validation
-from lookalike.errors import DataError, ModelError, OptionError, StorageError
+from lookalike.data.dataset import Dataset
+from lookalike.errors import ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
-from lookalike.models.bundle import load_data_as_trained
 from lookalike.models.info import TRAINING_STATES, TrainingState
 from lookalike.models.registry import NONE, find_backbone
 from lookalike.progress import Progress
@@ -74,14 +73,8 @@ def check_candidates(
         raise OptionError(
             "a benchmark needs at least one of `backbones` and `bundles`, got none.", argument="backbones"
         )
-    ensemble = next((b for b in backbones if "+" in b), None)
-    if ensemble is not None:
-        raise OptionError(
-            f"`backbones` must be single names, got {ensemble!r}; pass its members one by one, every pair is measured.",
-            argument="backbones",
-        )
     folders = tuple(map(Path, bundles))
-    _require_unique_names(backbones, folders)
+    _require_names(backbones, folders)
     for argument, names in (("weights", weights), ("finetune", finetune)):
         unknown = () if isinstance(names, bool | str | Path) else [name for name in names if name not in backbones]
         if unknown:
@@ -93,7 +86,14 @@ def check_candidates(
         find_backbone(backbone)
     by_backbone = {b: weights_of(weights, b) for b in backbones}
     finetuned = frozenset(finetune if not isinstance(finetune, bool) else backbones if finetune else ())
-    trained = [_is_trained(folder) for folder in folders]  # every bundle is loaded, which verifies it
+    trained = []
+    for folder in folders:
+        if not folder.exists():
+            raise ModelError(
+                f"bundle {folder} does not exist; pass a folder written by 'lookalike train'.", argument="bundles"
+            )
+        encoder = load_bundle(folder)  # which verifies it
+        trained.append(all(member.state != "untrained" for member in encoder.members))
     if not any((*trained, *finetuned, *(str(w) != NONE for w in by_backbone.values()))):
         raise OptionError(
             "every candidate would have random weights, which can never win; "
@@ -103,14 +103,15 @@ def check_candidates(
     return by_backbone, folders, finetuned
 
 
-def bundle_name(bundle: Path) -> str:
-    """Return the name of a bundle in tables: that of its folder."""
-    return bundle.resolve().name
-
-
-def _require_unique_names(backbones: Sequence[str], bundles: Sequence[Path]) -> None:
-    """Raise `OptionError` if two candidates would have the same name or the same file names."""
-    bundle_names = [bundle_name(b) for b in bundles]
+def _require_names(backbones: Sequence[str], bundles: Sequence[Path]) -> None:
+    """Raise `OptionError` for an ensemble among the backbones, or for two candidates of the same name or file name."""
+    ensemble = next((b for b in backbones if "+" in b), None)
+    if ensemble is not None:
+        raise OptionError(
+            f"`backbones` must be single names, got {ensemble!r}; pass its members one by one, every pair is measured.",
+            argument="backbones",
+        )
+    bundle_names = [b.resolve().name for b in bundles]
     for argument, names in (("backbones", backbones), ("bundles", bundle_names)):
         name, count = next(iter(Counter(names).most_common(1)), ("", 0))
         if count > 1:
@@ -126,23 +127,6 @@ def _require_unique_names(backbones: Sequence[str], bundles: Sequence[Path]) -> 
                 argument="bundles",
             )
         by_file[slug(name)] = name
-
-
-def _is_trained(bundle: Path) -> bool:
-    if not bundle.exists():
-        raise ModelError(f"bundle {bundle} does not exist; pass a folder written by 'lookalike train'.")
-    return all(member.state != "untrained" for member in load_bundle(bundle).members)
-
-
-def load_splits(data: Dataset | Path | str, options: TrainingOptions) -> Dataset:
-    """Load a data set and cut its validation split; `DataError` if nothing is labelled."""
-    dataset = load_data_as_trained(data, options.to_dict())
-    if not any(i.label for i in dataset.training):
-        raise DataError(
-            f"{dataset.root} has no labelled training images, which a benchmark needs for training and selection; "
-            "add training/<class>/ folders or a manifest.csv."
-        )
-    return with_validation(dataset, seed=options.seed, class_disjoint=options.class_disjoint)
 
 
 def select_measures(
@@ -180,18 +164,6 @@ class RunRecord:
     weights: Mapping[str, str]  # by backbone, the source of its weights, for a file the digest of its content
 
     @classmethod
-    def of(cls, spec: BenchmarkSpec) -> RunRecord:
-        """Return the record of a benchmark."""
-        data = spec.data
-        return cls(
-            training_data=data.fingerprint,
-            validation_images=digest(*(i.id for i in data.validation)),
-            test_data=digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in (*data.query, *data.gallery))),
-            options=spec.options.to_dict(),
-            weights={b: file_digest(Path(w)) if Path(w).is_file() else str(w) for b, w in spec.weights.items()},
-        )
-
-    @classmethod
     def read(cls, path: Path) -> RunRecord:
         """Read run.json; `StorageError` if it is damaged or of another version."""
         stored = read_json(path, "the benchmark record")
@@ -200,38 +172,43 @@ class RunRecord:
             record = cls(**stored)
         except (AttributeError, KeyError, TypeError) as error:
             raise StorageError(
-                f"{path} is not the record of a benchmark; choose another `out` or remove it."
+                f"{path} is not the record of a benchmark; choose another `out` or remove it.", argument="out"
             ) from error
         if version != _VERSION:
             raise StorageError(
-                f"{path} has version {version}, but this lookalike reads version {_VERSION}; choose another `out`."
+                f"{path} has version {version}, but this lookalike reads version {_VERSION}; choose another `out`.",
+                argument="out",
             )
         return record
-
-    def differences(self, earlier: RunRecord) -> list[str]:
-        """Name what differs from an earlier record, which may lack backbones."""
-        names = ("training_data", "validation_images", "test_data", "options")
-        differences = [n.replace("_", " ") for n in names if getattr(self, n) != getattr(earlier, n)]
-        return differences + [f"weights of {b}" for b, w in self.weights.items() if earlier.weights.get(b, w) != w]
 
 
 def lock_or_verify(spec: BenchmarkSpec) -> None:
     """Lock the output folder for this benchmark, or verify that it already belongs to it; backbones may be added."""
-    path, record = spec.out / _RECORD, RunRecord.of(spec)
+    path, data = spec.out / _RECORD, spec.data
+    record = RunRecord(
+        training_data=data.fingerprint,
+        validation_images=digest(*(i.id for i in data.validation)),
+        test_data=digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in (*data.query, *data.gallery))),
+        options=spec.options.to_dict(),
+        weights={b: file_digest(Path(w)) if Path(w).is_file() else str(w) for b, w in spec.weights.items()},
+    )
     if path.is_file():
         earlier = RunRecord.read(path)
-        differences = record.differences(earlier)
+        names = ("training_data", "validation_images", "test_data", "options")
+        differences = [n.replace("_", " ") for n in names if getattr(record, n) != getattr(earlier, n)]
+        differences += [f"weights of {b}" for b, w in record.weights.items() if earlier.weights.get(b, w) != w]
         if differences:
             raise StorageError(
                 f"{spec.out} holds a benchmark with different {' and '.join(differences)}; "
-                "choose another `out` or remove it."
+                "choose another `out` or remove it.",
+                argument="out",
             )
         record = replace(earlier, weights={**earlier.weights, **record.weights})
         if record == earlier:
             return
     elif spec.out.exists() and not spec.out.is_dir():
-        raise StorageError(f"{spec.out} is a file; choose another `out`.")
+        raise StorageError(f"{spec.out} is a file; choose another `out`.", argument="out")
     # a killed run may leave a temporary file of the record
     elif spec.out.is_dir() and any(not p.name.startswith(f".{_RECORD}.") for p in spec.out.iterdir()):
-        raise StorageError(f"{spec.out} is not empty and not a benchmark folder; choose another `out`.")
+        raise StorageError(f"{spec.out} is not empty and not a benchmark folder; choose another `out`.", argument="out")
     write_json(path, {"version": _VERSION, **asdict(record)})

@@ -95,9 +95,14 @@ def main() -> None:
     """Answer the request on standard input."""
     request = TimingRequest(**json.load(sys.stdin))
     request = replace(request, bundles=list(map(Path, request.bundles)), images=list(map(Path, request.images)))
+    files = [File(str(path), path) for path in request.images]
     try:
         timings = time_members(
-            lambda count: [m for b in request.bundles for m in _load(b, request, count).members],
+            lambda count: [
+                member
+                for bundle in request.bundles
+                for member in load_candidate(bundle, request.runtime).prepare(files, count, SILENT).members
+            ],
             request.combinations,
             request.images,
             count=request.count,
@@ -107,11 +112,10 @@ def main() -> None:
     sys.stdout.write("\n" + json.dumps({c: asdict(timing) for c, timing in timings.items()}) + "\n")
 
 
-def _load(bundle: Path, request: TimingRequest, count: int) -> AnyEncoder:
+def load_candidate(bundle: Path, runtime: str) -> AnyEncoder:
+    """Load a bundle on a runtime in float32; an exported one keeps its own runtime and precision."""
     encoder = load_bundle(bundle)
-    if not read_bundle_info(bundle).is_exported:
-        encoder = with_runtime(encoder, request.runtime, "float32")
-    return encoder.prepare([File(str(i), i) for i in request.images], count, SILENT)
+    return encoder if read_bundle_info(bundle).is_exported else with_runtime(encoder, runtime, "float32")
 
 
 def time_members(
