@@ -15,7 +15,6 @@ from lookalike.data.dataset import Dataset, Item, Split, by_class, class_names
 from lookalike.data.duplicates import (
     TEST_SPLITS,
     TRAINING_SPLITS,
-    Rows,
     Scan,
     connected_groups,
     exact_groups,
@@ -132,7 +131,10 @@ class CheckReport:
         target = clean_manifest_path(path)
         items = self.clean_items()
         if not items:
-            raise DataError(f"no image of {self.data.root} remains after cleaning, so there is no manifest to write.")
+            raise DataError(
+                f"no image of {self.data.root} remains after cleaning, so there is no manifest to write.",
+                argument="data",
+            )
         folder = Path(os.path.abspath(target.parent))  # noqa: PTH100 - resolve() would follow links out of the folder
         columns = sorted({name for item in items for name in item.metadata})
         rows = [
@@ -150,7 +152,7 @@ def clean_manifest_path(path: Path | str) -> Path:
         target /= "manifest.csv"
     if target.name != "manifest.csv":
         raise OptionError(f"`clean_manifest` must be named manifest.csv, got {target.name}.", argument="clean_manifest")
-    require_free(target)
+    require_free(target, "clean_manifest")
     return target
 
 
@@ -159,7 +161,9 @@ def _manifest_path(item: Item, folder: Path) -> str:
         item.id.encode()
     except UnicodeEncodeError as error:
         name = os.fsencode(item.id).decode("utf-8", "backslashreplace")
-        raise DataError(f"{name} is not valid Unicode, so a manifest cannot name it; rename the file.") from error
+        raise DataError(
+            f"{name} is not valid Unicode, so a manifest cannot name it; rename the file.", argument="data"
+        ) from error
     path = Path(os.path.abspath(item.path))  # noqa: PTH100 - as above
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
 
@@ -258,16 +262,12 @@ def _near(scanned: Scan, items: Sequence[Item]) -> Iterator[Finding]:
         *(("near-duplicate", same & (sides[:, 0] == i), f"in {split}") for i, split in enumerate(order)),
     )
     for code, mask, where in kinds:
-        yield from _near_groups(code, pairs[mask], where, items)
-
-
-def _near_groups(code: str, pairs: Rows, where: str, items: Sequence[Item]) -> Iterator[Finding]:
-    for rows in connected_groups(pairs):
-        group = [items[row] for row in rows]
-        ids = tuple(item.id for item in group)
-        labels = class_names(group)
-        suffix = f", with the labels {_join(labels)}" if len(labels) > 1 else ""
-        yield Finding(code, "warning", f"{_join(ids)} look nearly identical, {where}{suffix}.", ids)
+        for rows in connected_groups(pairs[mask]):
+            group = [items[row] for row in rows]
+            ids = tuple(item.id for item in group)
+            labels = class_names(group)
+            suffix = f", with the labels {_join(labels)}" if len(labels) > 1 else ""
+            yield Finding(code, "warning", f"{_join(ids)} look nearly identical, {where}{suffix}.", ids)
 
 
 def _classes(dataset: Dataset, readable: Sequence[Item]) -> Iterator[Finding]:
@@ -287,17 +287,11 @@ def _classes(dataset: Dataset, readable: Sequence[Item]) -> Iterator[Finding]:
                 queries = "1 query" if len(members) == 1 else f"{len(members)} queries"
                 text = f"{queries} of the class {label!r} will be excluded: the gallery has no image of it."
                 yield Finding("query-without-match", "warning", text, tuple(item.id for item in members))
+    trained = training | classes[Split.VALIDATION]
     test = by_class(item for item in readable if item.split in TEST_SPLITS)
-    yield from _unseen_classes(training | classes[Split.VALIDATION], test)
-
-
-def _unseen_classes(training: dict[str, list[Item]], test: dict[str, list[Item]]) -> Iterator[Finding]:
-    """Yield the test classes that training lacks; if it lacks all, the test is class-disjoint on purpose."""
-    unseen = [label for label in test if label not in training]
-    if not training or not unseen:
-        return
-    if len(unseen) == len(test):
-        text = f"the test is class-disjoint: none of its {len(test)} classes is among the {len(training)} of training."
+    unseen = [label for label in test if trained and label not in trained]
+    if unseen and len(unseen) == len(test):  # on purpose
+        text = f"the test is class-disjoint: none of its {len(test)} classes is among the {len(trained)} of training."
         yield Finding("class-disjoint", "warning", text, ())
         return
     for label in unseen:
@@ -306,32 +300,26 @@ def _unseen_classes(training: dict[str, list[Item]], test: dict[str, list[Item]]
 
 
 def _dropped(scanned: Scan, groups: Sequence[Sequence[Item]]) -> dict[str, str]:
-    dropped = {name: skipped.cause for name, skipped in scanned.skipped.items()}
-    for group in groups:
-        if len(class_names(group)) > 1:
-            dropped.update({item.id: "identical images have different labels" for item in group})
-        else:
-            dropped.update(_dropped_copies(group))
-    return dropped
-
-
-def _dropped_copies(group: Sequence[Item]) -> dict[str, str]:
-    """Return which of identical images without a contradiction to drop, with the reasons.
+    """Return which images to drop, with the reasons; `groups` are of identical ones.
 
     Test keeps its copy before validation, and validation before training. Query and gallery may share an image.
     """
-    splits = {item.split for item in group}
-    dropped: dict[str, str] = {}
-    first: dict[tuple[Split, str | None], str] = {}
-    for item in group:
-        if item.split in TRAINING_SPLITS and splits & set(TEST_SPLITS):
-            dropped[item.id] = "an identical image is in test"
-        elif item.split == Split.TRAINING and Split.VALIDATION in splits:
-            dropped[item.id] = "an identical image is in validation"
-        elif (item.split, item.label) in first:
-            dropped[item.id] = f"identical to {first[item.split, item.label]}"
-        else:
-            first[item.split, item.label] = item.id
+    dropped = {name: skipped.cause for name, skipped in scanned.skipped.items()}
+    for group in groups:
+        splits = {item.split for item in group}
+        contradictory = len(class_names(group)) > 1
+        first: dict[tuple[Split, str | None], str] = {}
+        for item in group:
+            if contradictory:
+                dropped[item.id] = "identical images have different labels"
+            elif item.split in TRAINING_SPLITS and splits & set(TEST_SPLITS):
+                dropped[item.id] = "an identical image is in test"
+            elif item.split == Split.TRAINING and Split.VALIDATION in splits:
+                dropped[item.id] = "an identical image is in validation"
+            elif (item.split, item.label) in first:
+                dropped[item.id] = f"identical to {first[item.split, item.label]}"
+            else:
+                first[item.split, item.label] = item.id
     return dropped
 
 

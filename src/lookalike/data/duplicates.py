@@ -200,21 +200,13 @@ def _standardise(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def connected_groups(pairs: Rows) -> list[list[int]]:
     """Return the connected components of pairs of rows, each sorted, in the order of their first row."""
-    parent: dict[int, int] = {}
-
-    def root(row: int) -> int:
-        while parent.setdefault(row, row) != row:
-            parent[row] = parent[parent[row]]  # path halving
-            row = parent[row]
-        return row
-
-    for first, second in pairs.tolist():
-        low, high = sorted((root(first), root(second)))
-        parent[high] = low
-    groups: dict[int, list[int]] = {}
-    for row in sorted(parent):
-        groups.setdefault(root(row), []).append(row)
-    return list(groups.values())
+    groups: dict[int, list[int]] = {}  # of each row
+    for pair in pairs.tolist():
+        smaller, larger = sorted((groups.setdefault(row, [row]) for row in pair), key=len)
+        if smaller is not larger:
+            larger.extend(smaller)
+            groups.update(dict.fromkeys(smaller, larger))
+    return sorted(sorted(group) for row, group in groups.items() if row == group[0])
 
 
 def is_leak(splits: Collection[Split]) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lookalike.errors import UnreadableImage
@@ -30,6 +29,15 @@ _FORMATS = {
 }
 
 _WHITE_16_BIT = 65535  # white of integer samples above 8 bits
+
+# What an error of opening an image means; other errors are quoted.
+_CAUSES = {
+    FileNotFoundError: "the file does not exist",
+    IsADirectoryError: "it is a folder, not a file",
+    PermissionError: "permission denied",
+    UnidentifiedImageError: "not an image that Pillow can read",
+    Image.DecompressionBombError: f"it claims more than {MAX_PIXELS:,} pixels (a decompression bomb?)",
+}
 
 # libjpeg-turbo can decode at these fractions of the sides, much faster and as well as averaging does.
 _JPEG_SCALES = (8, 4, 2)
@@ -61,24 +69,26 @@ def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
         if (len(file.getbuffer()) if isinstance(file, io.BytesIO) else file.stat().st_size) == 0:
             raise UnreadableImage(path, "the file is empty")
         with Image.open(file) as image:
-            _check_header(path, image)
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                text = f"it claims {pixels:,} pixels, more than {MAX_PIXELS:,} (a decompression bomb?)"
+                raise UnreadableImage(path, text)
+            expected = _FORMATS.get(path.suffix.lower())
+            if expected is not None and image.format not in expected:
+                raise UnreadableImage(path, f"it is named {path.suffix} but contains {image.format}; rename it")
             image.seek(0)
             image.load()
             return to_rgb(image)
     except UnreadableImage:
         raise
-    except FileNotFoundError as error:
-        raise UnreadableImage(path, "the file does not exist") from error
-    except UnidentifiedImageError as error:
-        raise UnreadableImage(path, "not an image that Pillow can read") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(path, f"it claims more than {MAX_PIXELS:,} pixels (a decompression bomb?)") from error
-    except PermissionError as error:
-        raise UnreadableImage(path, "permission denied") from error
-    except IsADirectoryError as error:
-        raise UnreadableImage(path, "it is a folder, not a file") from error
     except Exception as error:  # decoders raise anything on damaged files: struct.error, RuntimeError, KeyError, ...
-        raise _undecodable(path, error) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UnreadableImage:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    causes = (cause for kind, cause in _CAUSES.items() if isinstance(error, kind))
+    return UnreadableImage(path, next(causes, f"it cannot be decoded ({lines[0]})"))
 
 
 def read_pixels(path: Path | str, min_side: int | None = None) -> Pixels:
@@ -110,7 +120,7 @@ def read_in_memory(name: str, image: bytes | Image.Image | Pixels, min_sides: Se
     try:
         return [np.array(to_rgb(image))] * len(min_sides)
     except Exception as error:  # PIL decodes late
-        raise _undecodable(Path(name), error) from error
+        raise _unreadable(Path(name), error) from error
 
 
 def decode_jpeg(data: bytes, min_sides: Sequence[int | None]) -> list[Pixels] | None:
@@ -127,7 +137,8 @@ def decode_jpeg(data: bytes, min_sides: Sequence[int | None]) -> list[Pixels] | 
             return None
         with Image.open(io.BytesIO(data)) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        scales = [_jpeg_scale(min(height, width), min_side) for min_side in min_sides]
+        side = min(height, width)
+        scales = [next((s for s in _JPEG_SCALES if min_side and side // s >= min_side), 1) for min_side in min_sides]
         decoded = {
             scale: simplejpeg.decode_jpeg(
                 data, "RGB", min_height=-(-height // scale), min_width=-(-width // scale), min_factor=scale
@@ -137,10 +148,6 @@ def decode_jpeg(data: bytes, min_sides: Sequence[int | None]) -> list[Pixels] | 
     except Exception:  # damaged files raise anything, such as KeyError for unknown chroma subsampling
         return None
     return [_upright(decoded[scale], orientation) for scale in scales]
-
-
-def _jpeg_scale(side: int, min_side: int | None) -> int:
-    return 1 if min_side is None else next((s for s in _JPEG_SCALES if side // s >= min_side), 1)
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -153,37 +160,20 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _undecodable(path: Path, error: Exception) -> UnreadableImage:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return UnreadableImage(path, f"it cannot be decoded ({lines[0]})")
-
-
-def _check_header(path: Path, image: Image.Image) -> None:
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise UnreadableImage(path, f"it claims {pixels:,} pixels, more than {MAX_PIXELS:,} (a decompression bomb?)")
-    expected = _FORMATS.get(path.suffix.lower())
-    if expected is not None and image.format not in expected:
-        raise UnreadableImage(path, f"it is named {path.suffix} but contains {image.format}; rename it")
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode and orientation to upright RGB, by the rules of `read_image`."""
     image = ImageOps.exif_transpose(image)
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
-        return _from_wide_samples(np.asarray(image)).convert("RGB")
+        samples = np.asarray(image)
+        values = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        white = _WHITE_16_BIT
+        if np.issubdtype(samples.dtype, np.floating):
+            white = 1 if values.size and values.max() <= 1.0 else 255
+        scaled = np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8)
+        return Image.fromarray(scaled).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        white_image = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white_image, rgba).convert("RGB")
     return image if mode == "RGB" else image.convert("RGB")
-
-
-def _from_wide_samples(samples: npt.NDArray[np.generic]) -> Image.Image:
-    values = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    if np.issubdtype(samples.dtype, np.floating):
-        white = 1 if values.size and values.max() <= 1.0 else 255
-    else:
-        white = _WHITE_16_BIT
-    return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
