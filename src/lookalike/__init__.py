@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lookalike.api.search import search as search
     from lookalike.benchmark.benchmark import Benchmark as Benchmark
     from lookalike.benchmark.benchmark import benchmark as benchmark
-    from lookalike.benchmark.demo import demo as demo
+    from lookalike.benchmark.benchmark import demo as demo
     from lookalike.benchmark.selection import Selection as Selection
     from lookalike.benchmark.trial import Trial as Trial
     from lookalike.data.check import check as check
@@ -61,8 +61,7 @@ _NAMES = {
     "api.evaluate": ("evaluate", "submit"),
     "api.export": ("export",),
     "api.search": ("LoadedIndex", "load_index", "search"),
-    "benchmark.benchmark": ("Benchmark", "benchmark"),
-    "benchmark.demo": ("demo",),
+    "benchmark.benchmark": ("Benchmark", "benchmark", "demo"),
     "benchmark.selection": ("Selection",),
     "benchmark.trial": ("Trial",),
     "data.check": ("check",),

@@ -141,7 +141,7 @@ def demo(out: Path, data: Path | None) -> None:
       lookalike demo
       lookalike demo --data photos --out photos-demo
     """  # noqa: D301
-    from lookalike.benchmark.demo import demo as run_demo
+    from lookalike.benchmark.benchmark import demo as run_demo
 
     with closing(make_progress()) as progress:
         result = run_demo(out, data=data, progress=progress)
