@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +153,11 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
             )
         _require_same_model(model, images)
         return _write_index(images, {}, out, budget, replace=replace, progress=progress)
+    gallery = _images_to_index(images, progress)
     if model is None:
-        if next(walk_images(images, lambda _: None), None) is None:
-            _refuse_output(images)
         raise OptionError(
             f"{images} holds no embeddings, so `model` is needed: a bundle or the name of a backbone.", argument="model"
         )
-    gallery = _images_to_index(images, progress)
     embeddings = out.with_name(out.name + ".embedding")
     _embed_images(gallery, model, embeddings, weights, runtime=runtime, precision=precision, progress=progress)
     built = _write_index(embeddings, gallery.metadata, out, budget, replace=replace, progress=progress)
@@ -246,23 +245,31 @@ def _embed_images(
 ) -> Embeddings:
     """Embed with the given model; a name means the model that it led to when the folder was started."""
     precision = _precision_of_run(out, precision)
-    request = _request(model, weights)
-    stored = _load_with_info(model) if request is None else _stored_model(out, str(model), request)
-    fitted = None
-    if stored is None:
-        # the features are reused below, so that no image is computed twice
-        fitted = fit_pretrained(
-            str(model),
-            weights,
-            gallery.sources,
-            gallery.fit_on,
-            count=len(gallery.sources),
-            runtime=runtime,
-            precision=precision,
-            progress=progress,
-        )
-        stored = fitted.encoder, describe_encoder(fitted.encoder, request=request)
-    encoder, info = stored
+    fitted, info = None, None
+    if not isinstance(model, str | Path):
+        encoder = model
+    elif (bundle := find_bundle(model)) is not None:
+        encoder, info = load_encoder(bundle), dataclasses.replace(read_bundle_info(bundle), request={})
+    else:
+        names = str(model).split("+")
+        files = [weights_of(weights, name) for name in names]
+        digests = [file_digest(Path(file)) if Path(file).is_file() else str(file) for file in files]
+        request = {"backbones": names, "weights": digests}
+        stored = _stored_model(out, str(model), request)
+        if stored is None:
+            # the features are reused below, so that no image is computed twice
+            fitted = fit_pretrained(
+                str(model),
+                weights,
+                gallery.sources,
+                gallery.fit_on,
+                count=len(gallery.sources),
+                runtime=runtime,
+                precision=precision,
+                progress=progress,
+            )
+            stored = fitted.encoder, describe_encoder(fitted.encoder, request=request)
+        encoder, info = stored
     if fitted is None:
         require_same_model(out, encoder)  # before runtimes are timed
         encoder = with_runtime(encoder, runtime, precision)
@@ -287,41 +294,26 @@ def _precision_of_run(out: Path, precision: str) -> str:
     return run.precision
 
 
-def _request(model: AnyEncoder | Path | str, weights: WeightsOption) -> dict[str, Any] | None:
-    """Return names and weights of a model that is given by name; None for one that is complete."""
-    if not isinstance(model, str | Path) or find_bundle(model) is not None:
-        return None
-    by_name = {name: weights_of(weights, name) for name in str(model).split("+")}
-    files = {name: file_digest(Path(w)) if Path(w).is_file() else str(w) for name, w in by_name.items()}
-    return {"backbones": list(files), "weights": list(files.values())}
-
-
-def _load_with_info(model: AnyEncoder | Path | str) -> tuple[AnyEncoder, BundleInfo | None]:
-    """Return an encoder, with the record of its bundle."""
-    if not isinstance(model, str | Path):
-        return model, None
-    bundle = find_bundle(model)
-    assert bundle is not None
-    return load_encoder(bundle), replace(read_bundle_info(bundle), request={})
-
-
-def _stored_model(out: Path, name: str, request: Mapping[str, Any]) -> tuple[AnyEncoder, BundleInfo | None] | None:
+def _stored_model(out: Path, name: str, request: Mapping[str, Any]) -> tuple[AnyEncoder, BundleInfo] | None:
     """Load the model of `out` if the same request led to it: its head was fitted then and does not change."""
     run = read_run(out)
     if run is None:
         return None
+    stored = None
     try:
         info = read_bundle_info(out / MODEL_FOLDER)
-        encoder = load_encoder(out / MODEL_FOLDER) if info.request == request else None
+        same = run.model == name and info.request == request
+        if same:
+            stored = load_encoder(out / MODEL_FOLDER), info
     except LookalikeError:  # missing or damaged: fitted again
-        info, encoder = None, None
-    if run.model != name or (info is not None and encoder is None):
+        same = run.model == name
+    if not same:
         raise FingerprintMismatch(
             f"{out} holds embeddings of another model, {run.model} ({run.fingerprint}), not of {name} with these "
             "weights; choose another `out`, or remove the folder.",
             argument="out",
         )
-    return None if info is None or encoder is None else (encoder, info)
+    return stored
 
 
 def _require_same_model(model: AnyEncoder | Path | str | None, folder: Path) -> None:
@@ -356,13 +348,14 @@ def _write_index(
 ) -> BuiltIndex:
     """Index complete embeddings and put index and model in place in one step."""
     if find_bundle(folder) is None:
-        raise StorageError(f"{folder} has no {MODEL_FOLDER} folder to embed queries with; embed again.")
-    info = read_embeddings_info(folder)
+        raise StorageError(
+            f"{folder} has no {MODEL_FOLDER} folder to embed queries with; embed again.", argument="images"
+        )
     embeddings = load_embeddings(folder)
     checkpoint = out.with_name(out.name + ".building")
     built = Index.build(
         embeddings,
-        root=info.root,
+        root=read_embeddings_info(folder).root,
         metadata=metadata,
         min_recall=budget.min_recall,
         max_memory=budget.max_memory,
