@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import stat
 from importlib.metadata import version
 
 import numpy as np
@@ -122,6 +124,15 @@ def test_the_preprocessing_is_saved(make_trainable, image_files, tmp_path):
 def test_scalars_keep_their_shape(bundle):
     weights = backbone_weights(bundle, 0).read()
     assert {array.shape for name, array in weights.items() if name.endswith("num_batches_tracked")} == {()}
+
+
+def test_the_weights_get_the_users_permissions(make_encoder, tmp_path):
+    before = os.umask(0o027)
+    try:
+        out = save_bundle(make_encoder("single"), tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((out / "model.safetensors").stat().st_mode) == 0o640
 
 
 def test_further_files_are_written_in_the_same_step(make_encoder, tmp_path):

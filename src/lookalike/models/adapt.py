@@ -77,11 +77,8 @@ def _replace_pooling(module: nn.Module, pooling: str) -> None:
         )
     name, old = pools[0]
     flatten = not isinstance(old.flatten, nn.Identity)
-    new: nn.Module
-    if pooling == "gem":
-        new = GeneralizedMean(flatten=flatten)
-    else:
-        new = SelectAdaptivePool2d(pool_type=pooling, flatten=flatten)
+    gem = pooling == "gem"
+    new = GeneralizedMean(flatten=flatten) if gem else SelectAdaptivePool2d(pool_type=pooling, flatten=flatten)
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, new)
 

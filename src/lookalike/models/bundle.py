@@ -160,11 +160,13 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    path.touch()
+    mode = path.stat().st_mode  # the user's permissions; safetensors writes a private file
     try:
         save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, path)
     except SafetensorError as error:  # its writer wraps the errors of the operating system
         raise OSError(str(error)) from error
-    path.chmod(0o644)
+    path.chmod(mode)
 
 
 def checked_graph_file(folder: Path, info: EncoderInfo) -> Path:
