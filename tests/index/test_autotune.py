@@ -258,8 +258,9 @@ def test_removing_a_checkpoint_leaves_other_files(small, embeddings, tmp_path):
     remove_checkpoint(folder)
     remove_checkpoint(folder)
     assert [p.name for p in folder.iterdir()] == ["mine.txt"]
-    with pytest.raises(StorageError, match="checkpoint already exists"):
+    with pytest.raises(StorageError, match="checkpoint already exists") as raised:
         Index.build(embeddings, min_recall=0.9, checkpoint=folder)
+    assert raised.value.argument == "checkpoint"
     Index.build(embeddings, checkpoint=folder)  # an exact index needs no such folder
     Index.build(embeddings, min_recall=0.9, checkpoint=str(tmp_path / "other"))
     remove_checkpoint(tmp_path / "other")

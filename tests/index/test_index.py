@@ -98,13 +98,15 @@ def test_queries_of_another_model_are_refused():
     index = Index.build(some(4))
     with pytest.raises(FingerprintMismatch, match=r"fingerprint other.* the model model;"):
         index.search(Embeddings(("q",), some(1).vectors, "other"), top_k=1)
-    with pytest.raises(DataError, match="the queries have 8 dimensions, the index has 16"):
+    with pytest.raises(DataError, match="the queries have 8 dimensions, the index has 16") as raised:
         index.search(some(1, 8, name="query"), top_k=1)
+    assert raised.value.argument == "queries"
 
 
 def test_what_an_index_is_not_built_of():
-    with pytest.raises(DataError, match="at least one embedding, got none"):
+    with pytest.raises(DataError, match="at least one embedding, got none") as raised:
         Index.build(Embeddings((), np.zeros((0, 16), np.float32), "model"))
+    assert raised.value.argument == "embeddings"
     for value in (0, -0.5, 1.01, float("nan")):
         with pytest.raises(OptionError, match=str(value)) as raised:
             Index.build(some(3), min_recall=value)

@@ -37,7 +37,7 @@ class Vectors:
 
     def __init__(self, vectors):
         self.vectors, self.taken = vectors, 0
-        self.prefilter = Prefilter(self.take, len(vectors), DIM)
+        self.prefilter = Prefilter(self.take, len(vectors))
         self.taken = 0
 
     def take(self, rows):

@@ -196,9 +196,10 @@ class RecallProbe:
         correct[query, hit] = scores >= self._lowest[query]
         return float(correct.mean())
 
-    def search(self, index: FaissIndex, queries: Vectors) -> Ints:
-        """Return positions `(n_query, RECALL_AT)`; searches as `ApproximateIndex` does."""
-        return index.nearest(queries, min(RECALL_AT + EXTRA_HITS, len(index)))[1][:, :RECALL_AT]
+
+def _nearest(index: FaissIndex, queries: Vectors) -> Ints:
+    """Return positions `(n_query, RECALL_AT)`; searches as `ApproximateIndex` does."""
+    return index.nearest(queries, min(RECALL_AT + EXTRA_HITS, len(index)))[1][:, :RECALL_AT]
 
 
 def autotune(
@@ -299,12 +300,12 @@ def tune(spec: IndexSpec, index: FaissIndex, probe: RecallProbe, budget: Budget)
 
         def reaches(value: int, name: str = name) -> bool:
             index.set_parameters({**index.parameters, name: value})
-            return probe.recall(probe.search(index, probe.queries)) >= required
+            return probe.recall(_nearest(index, probe.queries)) >= required
 
         smallest = bisect_left(grid, True, hi=len(grid) - 1, key=reaches)  # recall rises with the value
         index.set_parameters({**index.parameters, name: grid[smallest]})
     clock = time.perf_counter()
-    positions = probe.search(index, probe.queries)
+    positions = _nearest(index, probe.queries)
     seconds = time.perf_counter() - clock
     return OperatingPoint(
         spec=spec.name,
@@ -313,7 +314,7 @@ def tune(spec: IndexSpec, index: FaissIndex, probe: RecallProbe, budget: Budget)
         parameters=index.parameters,
         recall=probe.recall(positions),
         queries_per_second=len(probe.queries) / seconds,
-        single_ms=time_single(lambda query: probe.search(index, query), probe.queries),
+        single_ms=time_single(lambda query: _nearest(index, query), probe.queries),
         bytes=index.size + ROW_BYTES * len(index),
     )
 

@@ -25,11 +25,6 @@ _CELLS = 4_000_000  # query x candidate cells in memory at once
 _BLOCK = 65_536  # vectors copied at once
 
 
-def prefilter_bytes(dim: int) -> int:
-    """Return the memory that the prefilter takes per vector."""
-    return dim + 8
-
-
 class ExactIndex:
     """Unit-length vectors by row, compared exactly; `vectors` may be mapped from disk.
 
@@ -90,7 +85,14 @@ class ExactIndex:
         """Return float32 inner products and rows `(n_query, count)`, best first; `count` is at most the size."""
         if len(self) <= BRUTE_FORCE_MAX:
             return nearest_in_blocks(queries, [self._vectors], count)
-        prefilter = self._get_prefilter(len(queries))
+        if self._prefilter is None and self.prefilter and self._prefilter_pays:
+            with self._lock:
+                self._queries += len(queries)
+                if self._queries >= PREFILTER_AFTER_QUERIES and self._prefilter is None:
+                    from lookalike.index.prefilter import Prefilter
+
+                    self._prefilter = Prefilter(self.vectors, len(self))
+        prefilter = self._prefilter
         if prefilter is not None:
             nearest = prefilter.nearest(queries, count)
             if nearest is not None:
@@ -100,17 +102,6 @@ class ExactIndex:
 
         scores, rows = faiss.knn(np.ascontiguousarray(queries), self._vectors, count, faiss.METRIC_INNER_PRODUCT)
         return scores, rows
-
-    def _get_prefilter(self, queries: int) -> Prefilter | None:
-        """Return the prefilter, built once there were enough queries to pay for it."""
-        if self._prefilter is None and self.prefilter and self._prefilter_pays:
-            with self._lock:
-                self._queries += queries
-                if self._queries >= PREFILTER_AFTER_QUERIES and self._prefilter is None:
-                    from lookalike.index.prefilter import Prefilter
-
-                    self._prefilter = Prefilter(self.vectors, len(self), self.dim)
-        return self._prefilter
 
     def write(self, folder: Path) -> None:
         """Write the index into a folder."""

@@ -134,7 +134,7 @@ class FaissIndex:
             flags = 0 if writable else faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
             return cls(faiss.read_index(str(path), flags), key, parameters)
         except (RuntimeError, MemoryError, TypeError, ValueError, KeyError) as error:
-            raise StorageError(f"{path} is missing or damaged; build the index again.") from error
+            raise StorageError(f"{path} is missing or damaged; build the index again.", argument="path") from error
 
 
 class ApproximateIndex:
@@ -198,9 +198,13 @@ class ApproximateIndex:
             rows = np.asarray(mapped)  # an array of the base class is faster to index
             valid = len(rows) == len(index) and rows.min() >= 0 and rows.max() < len(index)
         except (OSError, EOFError, ValueError, TypeError) as error:
-            raise StorageError(f"the index in {folder} is missing or damaged; build the index again.") from error
+            raise StorageError(
+                f"the index in {folder} is missing or damaged; build the index again.", argument="path"
+            ) from error
         if not valid:
-            raise StorageError(f"the rows of the index in {folder} do not match its vectors; build the index again.")
+            raise StorageError(
+                f"the rows of the index in {folder} do not match its vectors; build the index again.", argument="path"
+            )
         return cls(index, rows)
 
 

@@ -12,7 +12,7 @@ from lookalike._ranking import Ints
 from lookalike._strings import PackedStrings
 from lookalike.errors import DataError, FingerprintMismatch, OptionError
 from lookalike.index.autotune import RECALL_AT, Budget, autotune, format_size, time_single
-from lookalike.index.exact import ExactIndex, prefilter_bytes
+from lookalike.index.exact import ExactIndex
 from lookalike.index.faiss_index import ApproximateIndex
 from lookalike.index.storage import (
     BuildCheckpoint,
@@ -95,7 +95,7 @@ class Index:
         """
         budget = Budget.parse(min_recall, max_memory, max_ms)
         if not len(embeddings):
-            raise DataError("an index needs at least one embedding, got none.")
+            raise DataError("an index needs at least one embedding, got none.", argument="embeddings")
         ids = embeddings.ids if isinstance(embeddings.ids, PackedStrings) else PackedStrings(embeddings.ids)
         order = np.arange(len(embeddings))
         if not ids.is_sorted:
@@ -152,7 +152,10 @@ class Index:
         """
         self.require_model(queries.fingerprint, "the model of the queries")
         if queries.dim != self.dim:
-            raise DataError(f"the queries have {queries.dim} dimensions, the index has {self.dim}; embed them again.")
+            raise DataError(
+                f"the queries have {queries.dim} dimensions, the index has {self.dim}; embed them again.",
+                argument="queries",
+            )
         query_rows = np.fromiter(map(self.ids.find, queries.ids), dtype=np.int64)
         self._require_enough(top_k, inside=bool((query_rows >= 0).any()))
         rows, scores = self._vector_index.search(queries.vectors, query_rows, top_k)
@@ -225,7 +228,8 @@ def _build(
 ) -> tuple[VectorIndex, TuningReport | None]:
     count, dim = vectors.shape
     if budget.exact or count < EXACT_UNTIL:
-        prefilter = budget.max_memory is None or (4 * dim + prefilter_bytes(dim)) * count <= budget.max_memory
+        # of a vector: float32, and in the prefilter 8 bits per dimension and two lengths
+        prefilter = budget.max_memory is None or (5 * dim + 8) * count <= budget.max_memory
         is_sorted = (order == np.arange(count)).all()
         index = ExactIndex(vectors if is_sorted else vectors[order], prefilter=prefilter)
         excess = _excess(index, budget)

@@ -61,12 +61,12 @@ class _Block:
 class Prefilter:
     """Rounded vectors that rule out most of what cannot be among the nearest; `take` returns the vectors of rows."""
 
-    def __init__(self, take: Callable[[Ints], Vectors], count: int, dim: int, *, seed: int = 0) -> None:
+    def __init__(self, take: Callable[[Ints], Vectors], count: int) -> None:
         import numkong
 
         self._take, self._count = take, count
         rows = np.arange(count, dtype=np.int64)
-        self._directions = _directions(take(spaced(rows, _SAMPLE)), dim, seed)
+        self._directions = _directions(take(spaced(rows, _SAMPLE)))
         self._blocks: list[_Block] = []
         self._max_length = 0.0
         for start in range(0, count, _BLOCK):
@@ -219,12 +219,13 @@ class _Scan:
         return query[near], rows[near], high[near]
 
 
-def _directions(sample: Vectors, dim: int, seed: int) -> Floats:
+def _directions(sample: Vectors) -> Floats:
     """Return randomly rotated directions `(dim, n)` that hold nearly all of the squared length of vectors."""
+    dim = sample.shape[1]
     energy, axes = np.linalg.eigh(np.asarray(sample.T @ sample, dtype=np.float64))
     outside = np.cumsum(energy) / max(energy.sum(), np.finfo(np.float64).tiny)  # of the smallest axes
     number = dim - int((outside <= _OUTSIDE).sum())
     number = min(dim, -(-max(1, number) // _DIRECTIONS_STEP) * _DIRECTIONS_STEP)
-    rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((number, number)))[0]
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((number, number)))[0]
     directions: Floats = (axes[:, dim - number :] @ rotation).astype(np.float32)
     return directions

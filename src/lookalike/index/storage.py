@@ -114,7 +114,7 @@ def is_index(path: Path | str) -> bool:
 
 def damaged_index(path: Path, cause: str) -> StorageError:
     """Return the error for an index folder with inconsistent content."""
-    return StorageError(f"the index in {path} is damaged ({cause}); build the index again.")
+    return StorageError(f"the index in {path} is damaged ({cause}); build the index again.", argument="path")
 
 
 def write_info(folder: Path, info: IndexInfo) -> None:
@@ -125,11 +125,15 @@ def write_info(folder: Path, info: IndexInfo) -> None:
 def read_info(path: Path) -> IndexInfo:
     """Read the description of an index."""
     if not is_index(path):
-        raise StorageError(f"{path} is not an index: it has no {_INFO_FILE}; make one with 'lookalike index'.")
+        raise StorageError(
+            f"{path} is not an index: it has no {_INFO_FILE}; make one with 'lookalike index'.", argument="path"
+        )
     values = read_json(path / _INFO_FILE, "the index's description")
     version = values.get("format") if isinstance(values, dict) else None
     if version != FORMAT:
-        raise StorageError(f"{path} has index format {version}, this version reads {FORMAT}; build the index again.")
+        raise StorageError(
+            f"{path} has index format {version}, this version reads {FORMAT}; build the index again.", argument="path"
+        )
     try:
         return IndexInfo.from_dict(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -183,7 +187,7 @@ def map_vectors(path: Path) -> Vectors:
             return np.zeros((0, dim), np.float32)
         return np.memmap(path, dtype="<f4", mode="r", offset=_HEADER.size, shape=(count, dim))
     except (OSError, ValueError, struct.error, OverflowError) as error:
-        raise StorageError(f"{path} is missing or damaged; build the index again.") from error
+        raise StorageError(f"{path} is missing or damaged; build the index again.", argument="path") from error
 
 
 class BuildCheckpoint:
@@ -194,7 +198,7 @@ class BuildCheckpoint:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._vectors = ""
-        self._tried: dict[str, list[dict[str, Any]]] = {}
+        self._tried: dict[str, list[OperatingPoint]] = {}  # by budget
 
     def open(self, hash_vectors: Callable[[], str]) -> None:
         """Use the folder for these vectors; what an earlier run saved for others is ignored."""
@@ -202,25 +206,29 @@ class BuildCheckpoint:
             return
         path = self._folder / self._STATE_FILE
         if self._folder.exists() and not path.is_file():
-            raise StorageError(f"{self._folder} already exists and is not a build folder; rename or remove it.")
+            raise StorageError(
+                f"{self._folder} already exists and is not a build folder; rename or remove it.", argument="checkpoint"
+            )
         self._vectors = digest(hash_vectors(), str(installed_versions("lookalike", "faiss-cpu")))
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged file is written again
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged: written again
             state = json.loads(path.read_text(encoding="utf-8"))
-            self._tried = dict(state["tried"]) if state["vectors"] == self._vectors else {}
-        write_json(path, {"vectors": self._vectors, "tried": self._tried})
+            if state["vectors"] == self._vectors:
+                self._tried = {budget: list(map(_point, points)) for budget, points in state["tried"].items()}
+        self._write_state(path)
+
+    def _write_state(self, path: Path) -> None:
+        tried = {budget: [asdict(point) for point in points] for budget, points in self._tried.items()}
+        write_json(path, {"vectors": self._vectors, "tried": tried})
 
     def load_tried(self, budget: str) -> list[OperatingPoint]:
         """Return the candidates that an earlier run tried for this budget."""
-        try:
-            return [_point(values) for values in self._tried.get(budget, ())]
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return []
+        return list(self._tried.get(budget, ()))
 
     def save_tried(self, budget: str, points: Iterable[OperatingPoint]) -> None:
         """Save the candidates that were tried for this budget."""
         if self._folder is not None:
-            self._tried[budget] = [asdict(point) for point in points]
-            write_json(self._folder / self._STATE_FILE, {"vectors": self._vectors, "tried": self._tried})
+            self._tried[budget] = list(points)
+            self._write_state(self._folder / self._STATE_FILE)
 
     def load_index(self, key: str) -> FaissIndex | None:
         """Return the unfinished index with this factory string, or None."""
