@@ -74,8 +74,9 @@ def test_the_description_survives(info, tmp_path):
 
 
 def test_a_folder_without_a_description(tmp_path):
-    with pytest.raises(StorageError, match=r"is not an index: it has no index\.json"):
+    with pytest.raises(StorageError, match=r"is not an index: it has no index\.json") as raised:
         read_info(tmp_path)
+    assert raised.value.argument == "path"
 
 
 @pytest.mark.parametrize(
