@@ -190,7 +190,9 @@ def _pixels(member: Encoder, items: Sequence[Item], progress: Progress, task: st
         pixels += [result for _, result in batch if not isinstance(result, Skipped)]
         progress.step(task, len(pixels), len(items))
     if not pixels:
-        raise DataError(f"none of the {len(items)} images for {task} can be read; run 'lookalike check'.")
+        raise DataError(
+            f"none of the {len(items)} images for {task} can be read; run 'lookalike check'.", argument="data"
+        )
     return pixels
 
 

@@ -18,7 +18,7 @@ SUCCESS, BAD_INPUT, INTERNAL_ERROR, INTERRUPTED = 0, 2, 3, 130
 # In the order of a job. The module of a command is imported when the command is used.
 COMMANDS = {
     "demo": "commands.benchmark",
-    "check": "commands.data",
+    "check": "commands.inspect",
     "train": "commands.train",
     "benchmark": "commands.benchmark",
     "refit": "commands.train",
@@ -27,9 +27,9 @@ COMMANDS = {
     "search": "commands.retrieve",
     "evaluate": "commands.retrieve",
     "submit": "commands.retrieve",
-    "export": "commands.export",
-    "backbones": "commands.train",
-    "recipes": "commands.train",
+    "export": "commands.train",
+    "backbones": "commands.inspect",
+    "recipes": "commands.inspect",
     "completion": "app",
 }
 

