@@ -42,7 +42,7 @@ from lookalike.runtimes.load import WeightsOption
 from lookalike.runtimes.select import require_runtime
 from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import labelled, require_classes
-from lookalike.training.tracking import RunTracker, parse_targets, start_tracking
+from lookalike.training.tracking import TrackerTarget, parse_targets, start_tracking
 from lookalike.types import Skipped
 
 DEMO_BACKBONES = ("efficientnet_lite0", "efficientnet_lite2")
@@ -139,12 +139,24 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         require_no_leaks(spec.data, allowed=spec.options.allow_leaks, progress=progress)
     lock_or_verify(spec)
     progress.info(str(spec.data))
+    return _run_tracked(spec, targets)
+
+
+def _run_tracked(spec: BenchmarkSpec, targets: Sequence[TrackerTarget]) -> Benchmark:
     key = digest(spec.data.fingerprint, str(spec.out.absolute()))
-    tracker = start_tracking(targets, spec.out.name, key, resume=True, progress=progress)
+    tracker = start_tracking(targets, spec.out.name, key, resume=True, progress=spec.progress)
     with tracker.closing():
         tracker.log_params(spec.options.to_dict() | {"data": spec.data.fingerprint, "measure": spec.measures[0]})
         result = _run(replace(spec, tracker=tracker))
-        _track(tracker, result)
+        for trial in result.trials:
+            for split, scores in (("validation", trial.validation), ("test", trial.test)):
+                if scores:
+                    prefix = f"{slug(trial.name)}/{split}"
+                    tracker.log_metrics({f"{prefix}/{name}": i.mean for name, i in scores.measures.items()}, 1)
+        for name in ("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html"):
+            tracker.log_file(result.out / name)
+        tracker.log_params({"winner": result.selection.winner})
+        tracker.log_model(result.out / "best", result.out.name)
     return result
 
 
@@ -169,18 +181,6 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     write_report(spec.out / "report.html", leaderboard, selection, description, examples, per_class)
     write_leaderboard(spec.out, leaderboard, selection, description)
     return Benchmark(tuple(trials), selection, leaderboard, spec.out, skipped)
-
-
-def _track(tracker: RunTracker, result: Benchmark) -> None:
-    for trial in result.trials:
-        for split, scores in (("validation", trial.validation), ("test", trial.test)):
-            if scores:
-                prefix = f"{slug(trial.name)}/{split}"
-                tracker.log_metrics({f"{prefix}/{name}": i.mean for name, i in scores.measures.items()}, 1)
-    for name in ("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html"):
-        tracker.log_file(result.out / name)
-    tracker.log_params({"winner": result.selection.winner})
-    tracker.log_model(result.out / "best", result.out.name)
 
 
 def demo(

@@ -64,7 +64,7 @@ class Example:
 
 
 def best_and_worst(
-    values: Mapping[str, float], labels: Mapping[str, str | None], count: int = _EXAMPLES
+    values: Mapping[str, float], labels: Mapping[str, str | None], count: int
 ) -> tuple[list[str], list[str]]:
     """Return the ids of the best and of the worst queries, spread over the classes, none in both.
 
@@ -92,7 +92,7 @@ def find_examples(evaluation: Evaluation, measure: str, data: Dataset) -> list[E
     items = {i.id: i for i in data.items}
     values = dict(zip(evaluation.query_ids, evaluation.per_query(measure).tolist(), strict=True))
     hits = {query.query_id: query[:_HITS] for query in evaluation.hits}
-    best, worst = best_and_worst(values, {q: items[q].label for q in values})
+    best, worst = best_and_worst(values, {q: items[q].label for q in values}, _EXAMPLES)
     return [Example(items[q], [(items[h.id], h.score) for h in hits[q]], values[q]) for q in (*best, *worst)]
 
 
