@@ -75,13 +75,13 @@ class WeightsFile:
     path: Path
     prefix: str
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Return the tensors by name without the prefix."""
+    def read(self, suffix: str = "") -> dict[str, np.ndarray]:
+        """Return the tensors whose names end in `suffix`, by name without the prefix."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(str(self.path), framework="np") as file:
-                names = [name for name in file.keys() if name.startswith(self.prefix)]  # noqa: SIM118
+                names = [n for n in file.keys() if n.startswith(self.prefix) and n.endswith(suffix)]  # noqa: SIM118
                 return {name.removeprefix(self.prefix): file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{self.path} is missing or damaged ({error}); make the bundle again.") from error
@@ -207,8 +207,8 @@ def read_alignments(bundle: Path, count: int) -> tuple[Vectors | None, ...]:
     """Read the rotations of an ensemble of `count` members."""
     if not (bundle / WEIGHTS_FILE).is_file():
         return (None,) * count
-    files = [WeightsFile(bundle / WEIGHTS_FILE, f"members.{number}.alignment") for number in range(count)]
-    return tuple(file.read().get("") for file in files)
+    tensors = WeightsFile(bundle / WEIGHTS_FILE, "members.").read(".alignment")
+    return tuple(tensors.get(f"{number}.alignment") for number in range(count))
 
 
 def load_data_as_trained(data: Dataset | Path | str, options: Mapping[str, Any]) -> Dataset:

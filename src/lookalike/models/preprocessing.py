@@ -47,8 +47,8 @@ class Preprocessing:
     width: int
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:

@@ -44,8 +44,8 @@ class BackboneRow:
     repository: str = ""
     package: str | None = None
     weights_file: str = ""
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
     @property
     def distribution(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +186,12 @@ def preprocessing_of(row: BackboneRow, module: nn.Module) -> Preprocessing:
         width=int(width),
         crop_pct=float(config["crop_pct"]),
         interpolation=config["interpolation"] if config["interpolation"] != "random" else "bicubic",
-        mean=row.mean or tuple(map(float, config["mean"])),
-        std=row.std or tuple(map(float, config["std"])),
+        mean=row.mean or _channels(config["mean"]),
+        std=row.std or _channels(config["std"]),
         crop_mode=str(config["crop_mode"]),
     )
+
+
+def _channels(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
