@@ -2,6 +2,7 @@ import itertools
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,9 @@ import pytest
 from PIL import Image
 
 from lookalike._files import file_digest
-from lookalike.data import samples
 from lookalike.data.dataset import Split
 from lookalike.data.layouts import load_dataset
-from lookalike.data.samples import DESCRIPTION, SCENES, _cut, is_demo_folder, write_demo_images
+from lookalike.data.samples import DESCRIPTION, DIFFICULTY, SCENES, _cut, is_demo_folder, write_demo_images
 from lookalike.errors import DataError, MissingExtra, OptionError, StorageError
 
 N_SCENES = 18
@@ -62,13 +62,11 @@ def test_the_seed_decides_the_bytes(folder, tmp_path):
     assert not set(other.values()) & set(digests(folder).values())
 
 
-def test_without_rotation_and_relighting_a_view_is_a_crop(tmp_path, monkeypatch):
+def test_without_rotation_and_relighting_a_view_is_a_crop(tmp_path):
     import skimage
 
-    for name, value in (("SCALE", (0.5, 0.5)), ("ROTATION_DEGREES", 0), ("LIGHT", 0), ("COLOUR_CAST", 0)):
-        monkeypatch.setattr(samples, f"_{name}", value)
-    monkeypatch.setattr(samples, "_QUALITY", (95, 95))
-    out = write_demo_images(tmp_path / "plain", n_training=1, n_query=1, n_gallery=1)
+    plain = replace(DIFFICULTY, scale=(0.5, 0.5), rotation_degrees=0.0, light=0.0, colour_cast=0.0, quality=(95, 95))
+    out = write_demo_images(tmp_path / "plain", n_training=1, n_query=1, n_gallery=1, difficulty=plain)
     with Image.open(out / "training/moon/00.jpg") as image:
         view = np.asarray(image.convert("L"), dtype=float)
     with Image.open(Path(skimage.__file__).parent / "data/moon.png") as image:
@@ -84,13 +82,11 @@ def test_without_rotation_and_relighting_a_view_is_a_crop(tmp_path, monkeypatch)
     assert np.median(errors) > 3 * difference.mean()  # elsewhere it fits several times worse
 
 
-def test_a_rotated_view_stays_inside_the_image(monkeypatch):
+def test_a_rotated_view_stays_inside_the_image():
     white = Image.new("RGB", (300, 180), "white")  # outside it a view would be black
     rng = random.Random(0)
-    for scale, degrees in ((samples._SCALE, samples._ROTATION_DEGREES), ((0.9, 1.5), 80.0)):
-        monkeypatch.setattr(samples, "_SCALE", scale)
-        monkeypatch.setattr(samples, "_ROTATION_DEGREES", degrees)
-        assert all(_cut(white, rng).getextrema() == ((255, 255),) * 3 for _ in range(40))
+    for limits in (DIFFICULTY, replace(DIFFICULTY, scale=(0.9, 1.5), rotation_degrees=80.0)):
+        assert all(_cut(white, rng, limits).getextrema() == ((255, 255),) * 3 for _ in range(40))
 
 
 def test_the_description_has_the_right_numbers():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,19 @@ DESCRIPTION = (
 )
 
 
-# Limits for the differences between two views of a scene, hard enough that a good network makes mistakes: small views,
-# many of which share no pixel.
-_SCALE = (0.18, 0.45)  # smallest and largest side of a view, as a fraction of the source image's shorter side
-_ROTATION_DEGREES = 30.0  # largest rotation in either direction
-_LIGHT = 0.35  # largest relative change of brightness, contrast and gamma
-_COLOUR_CAST = 0.15  # largest relative gain of one colour channel
-_QUALITY = (35, 92)  # lowest and highest JPEG quality
+@dataclass(frozen=True)
+class Difficulty:
+    """Limits for the differences between two views of a scene."""
+
+    scale: tuple[float, float]  # smallest and largest side of a view, as a fraction of the source image's shorter side
+    rotation_degrees: float  # largest rotation in either direction
+    light: float  # largest relative change of brightness, contrast and gamma
+    colour_cast: float  # largest relative gain of one colour channel
+    quality: tuple[int, int]  # lowest and highest JPEG quality
+
+
+# Hard enough that a good network makes mistakes: small views, many of which share no pixel.
+DIFFICULTY = Difficulty(scale=(0.18, 0.45), rotation_degrees=30.0, light=0.35, colour_cast=0.15, quality=(35, 92))
 
 _SHORT_SIDE = 256  # pixels of a view
 _SOURCE_SHORT_SIDE = 640  # larger source images are shrunk first, so that a view is never subsampled
@@ -60,7 +67,15 @@ def is_demo_folder(folder: Path) -> bool:
     return training.is_dir() and {p.name for p in training.iterdir()} == set(SCENES)
 
 
-def write_demo_images(out: Path, *, seed: int = 0, n_training: int = 16, n_query: int = 5, n_gallery: int = 10) -> Path:
+def write_demo_images(
+    out: Path,
+    *,
+    seed: int = 0,
+    n_training: int = 16,
+    n_query: int = 5,
+    n_gallery: int = 10,
+    difficulty: Difficulty = DIFFICULTY,
+) -> Path:
     """Write the demo's data set in layout 1: `training/<scene>/*`, flat query and gallery, `labels.csv`.
 
     The same arguments write the same bytes with the same version of Pillow. Counts are views per scene. Query and
@@ -74,13 +89,13 @@ def write_demo_images(out: Path, *, seed: int = 0, n_training: int = 16, n_query
     with new_folder(Path(out)) as folder:
         for scene in SCENES:
             for number in range(n_training):
-                _write_view(folder, f"training/{scene}/{number:02d}.jpg", scene, sources[scene], seed)
+                _write_view(folder, f"training/{scene}/{number:02d}.jpg", scene, sources[scene], seed, difficulty)
         for split, count in (("query", n_query), ("gallery", n_gallery)):
             scenes = [scene for scene in SCENES for _ in range(count)]
             random.Random(f"{seed}/{split}").shuffle(scenes)
             for number, scene in enumerate(scenes):
                 name = f"test/{split}/{number:03d}.jpg"
-                _write_view(folder, name, scene, sources[scene], seed)
+                _write_view(folder, name, scene, sources[scene], seed, difficulty)
                 labels.append((name, scene))
         write_csv(folder / "labels.csv", ("path", "label"), labels)
     return Path(out)
@@ -105,21 +120,23 @@ def _source_image(name: str) -> Image.Image:
     return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
 
 
-def _write_view(folder: Path, name: str, scene: str, sources: list[Image.Image], seed: int) -> None:
+def _write_view(
+    folder: Path, name: str, scene: str, sources: list[Image.Image], seed: int, difficulty: Difficulty
+) -> None:
     """Cut and write one view; its random generator is seeded by its name."""
     rng = random.Random(f"{seed}/{scene}/{name}")
-    view = _relight(_cut(rng.choice(sources), rng), rng)
+    view = _relight(_cut(rng.choice(sources), rng, difficulty), rng, difficulty)
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    view.save(path, "JPEG", quality=rng.randint(*_QUALITY))
+    view.save(path, "JPEG", quality=rng.randint(*difficulty.quality))
 
 
-def _cut(image: Image.Image, rng: random.Random) -> Image.Image:
+def _cut(image: Image.Image, rng: random.Random, difficulty: Difficulty) -> Image.Image:
     """Cut a rotated rectangle that lies inside the image, and scale its shorter side to `_SHORT_SIDE`."""
-    short = min(image.size) * math.exp(rng.uniform(*(math.log(limit) for limit in _SCALE)))
+    short = min(image.size) * math.exp(rng.uniform(*(math.log(limit) for limit in difficulty.scale)))
     aspect = rng.uniform(1.0, 4 / 3)
     width, height = (short * aspect, short) if rng.random() < 0.5 else (short, short * aspect)
-    angle = math.radians(rng.uniform(-1, 1) * _ROTATION_DEGREES)
+    angle = math.radians(rng.uniform(-1, 1) * difficulty.rotation_degrees)
     cos, sin = math.cos(angle), math.sin(angle)
     # Half the extent of the rotated rectangle along each axis; a rectangle that is too large for the image is shrunk.
     reach_x, reach_y = (width * cos + height * abs(sin)) / 2, (width * abs(sin) + height * cos) / 2
@@ -136,11 +153,11 @@ def _cut(image: Image.Image, rng: random.Random) -> Image.Image:
     return image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
 
 
-def _relight(image: Image.Image, rng: random.Random) -> Image.Image:
+def _relight(image: Image.Image, rng: random.Random, difficulty: Difficulty) -> Image.Image:
     """Change contrast, brightness, gamma and white balance by one table of 256 values per channel."""
-    contrast, brightness, gamma = (1 + rng.uniform(-1, 1) * _LIGHT for _ in range(3))
+    contrast, brightness, gamma = (1 + rng.uniform(-1, 1) * difficulty.light for _ in range(3))
     levels = np.linspace(0, 1, 256)
     curve = np.clip(((levels - 0.5) * contrast + 0.5) * brightness, 0, 1) ** gamma
-    gains = [1 + rng.uniform(-1, 1) * _COLOUR_CAST for _ in range(3)]
+    gains = [1 + rng.uniform(-1, 1) * difficulty.colour_cast for _ in range(3)]
     table = np.concatenate([np.rint(np.clip(curve * gain, 0, 1) * 255) for gain in gains]).astype(int)
     return image.point(table.tolist())
