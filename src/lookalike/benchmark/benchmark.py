@@ -33,7 +33,7 @@ from lookalike.benchmark.trial import Trial
 from lookalike.data.dataset import Dataset
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.samples import DESCRIPTION, is_demo_folder, write_demo_images
-from lookalike.errors import StorageError
+from lookalike.errors import DataError, StorageError
 from lookalike.evaluation.measures import Measure
 from lookalike.models.bundle import is_bundle, load_training_splits
 from lookalike.models.registry import PRETRAINED
@@ -118,6 +118,12 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     require_budget(budget_ms)
     weights, folders, finetuned = check_candidates(backbones, bundles, weights, finetune)
     data = load_training_splits(data, options.to_dict())
+    if not labelled(data.training):
+        raise DataError(
+            f"{data.root} has no labelled training images, which a benchmark needs for training and selection; "
+            "add training/<class>/ folders or a manifest.csv.",
+            argument="data",
+        )
     spec = BenchmarkSpec(
         data=data,
         out=Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-")),
