@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: one thread, real photographs, a small data folder of them, and the shared data sets."""
+"""Fixtures of the whole suite: one thread, real images, a small data folder of them, and the shared data sets."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lookalike.models.heads import fit_alignment
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.types import Pixels
 
-_PHOTOS = {"astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
+_FILES = {"astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 _SIDE = 160
 _VIEWS = {"training": 6, "test/query": 2, "test/gallery": 3}  # of each class
-SMALL = "test_efficientnet"  # 0.1 million parameters, pictures of 160 × 160
+SMALL = "test_efficientnet"  # 0.1 million parameters, images of 160 × 160
 OTHER = "test_resnet"
 
 
@@ -55,52 +55,50 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def photos() -> dict[str, Image.Image]:
-    """Four photographs that scikit-image ships, RGB, 160 pixels on the longer side; copy one before changing it."""
+def sample_images() -> dict[str, Image.Image]:
+    """Four images that scikit-image ships, RGB, 160 pixels on the longer side; copy one before changing it."""
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
-        pytest.skip(
-            "scikit-image, whose photographs the tests use, is not installed; run: pip install 'lookalike[test]'"
-        )
+        pytest.skip("scikit-image, whose images the tests use, is not installed; run: pip install 'lookalike[test]'")
     folder = Path(found.origin).parent / "data"
-    pictures = {}
-    for name, file in _PHOTOS.items():
+    images = {}
+    for name, file in _FILES.items():
         with Image.open(folder / file) as image:
-            pictures[name] = image.convert("RGB")
-        pictures[name].thumbnail((_SIDE, _SIDE))
-    return pictures
+            images[name] = image.convert("RGB")
+        images[name].thumbnail((_SIDE, _SIDE))
+    return images
 
 
 @pytest.fixture(scope="session")
-def photo_folder_original(photos: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the data folder of `photo_folder` once; never change it."""
+def data_folder_original(sample_images: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the data folder of `data_folder` once; never change it."""
     root = tmp_path_factory.mktemp("original") / "photos"
     labels = ["path,label"]
-    for name, photo in photos.items():
+    for name, image in sample_images.items():
         random_crop = random.Random(name)
         for part, count in _VIEWS.items():
             folder = root / part / name if part == "training" else root / part
             folder.mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 path = folder / f"{name}{number}.jpg"
-                _crop(photo, random_crop).save(path, quality=90)
+                _crop(image, random_crop).save(path, quality=90)
                 if part != "training":
                     labels.append(f"{part}/{path.name},{name}")
     (root / "labels.csv").write_text("\n".join(labels) + "\n")
     return root
 
 
-def _crop(photo: Image.Image, chance: random.Random) -> Image.Image:
+def _crop(image: Image.Image, chance: random.Random) -> Image.Image:
     """Cut out 50 to 80 % of each side."""
-    width, height = (round(side * chance.uniform(0.5, 0.8)) for side in photo.size)
-    left, top = chance.randint(0, photo.width - width), chance.randint(0, photo.height - height)
-    return photo.crop((left, top, left + width, top + height))
+    width, height = (round(side * chance.uniform(0.5, 0.8)) for side in image.size)
+    left, top = chance.randint(0, image.width - width), chance.randint(0, image.height - height)
+    return image.crop((left, top, left + width, top + height))
 
 
 @pytest.fixture
-def photo_folder(photo_folder_original: Path, tmp_path: Path) -> Path:
-    """Data folder of layout 1, yours to change: 4 classes with 6 training, 2 query and 3 gallery crops of one photo."""
-    return Path(shutil.copytree(photo_folder_original, tmp_path / "photos"))
+def data_folder(data_folder_original: Path, tmp_path: Path) -> Path:
+    """Data folder of layout 1, yours to change: 4 classes with 6 training, 2 query and 3 gallery crops of one image."""
+    return Path(shutil.copytree(data_folder_original, tmp_path / "photos"))
 
 
 @pytest.fixture
@@ -163,16 +161,16 @@ def other_encoder() -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def image_files(photos: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Nine images: each of the four photographs, mirrored too, and one of them on its side."""
+def image_files(sample_images: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Nine images: each of the four sample images, mirrored too, and one of them on its side."""
     folder = tmp_path_factory.mktemp("images")
     paths = []
-    for name, photo in photos.items():
-        for variant, image in (("plain", photo), ("mirrored", photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
+    for name, original in sample_images.items():
+        for variant, image in (("plain", original), ("mirrored", original.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
             paths.append(folder / f"{name}_{variant}.png")
             image.save(paths[-1])
     paths.append(folder / "rocket_turned.png")
-    photos["rocket"].transpose(Image.Transpose.ROTATE_90).save(paths[-1])
+    sample_images["rocket"].transpose(Image.Transpose.ROTATE_90).save(paths[-1])
     return paths
 
 

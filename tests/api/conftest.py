@@ -25,24 +25,24 @@ def fit(folder: Path, seeds: dict[str, int]) -> AnyEncoder:
 
 
 @pytest.fixture(scope="session")
-def bundle(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(data_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundle of one encoder; never change it."""
-    encoder = fit(photo_folder_original, {"test_efficientnet": 1})
+    encoder = fit(data_folder_original, {"test_efficientnet": 1})
     return save_bundle(encoder, tmp_path_factory.mktemp("bundles") / "single")
 
 
 @pytest.fixture(scope="session")
-def ensemble_bundle(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ensemble_bundle(data_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundle of two encoders of different architectures, aligned; never change it."""
-    ensemble = fit(photo_folder_original, {"test_efficientnet": 1, "test_resnet": 2})
+    ensemble = fit(data_folder_original, {"test_efficientnet": 1, "test_resnet": 2})
     return save_bundle(ensemble, tmp_path_factory.mktemp("bundles") / "pair")
 
 
 @pytest.fixture
-def images(photo_folder: Path, tmp_path: Path) -> Path:
+def images(data_folder: Path, tmp_path: Path) -> Path:
     """Twelve images of four scenes in a folder and its subfolder `more`; not a data set."""
     folder = tmp_path / "images"
-    shutil.copytree(photo_folder / "test" / "gallery", folder / "more")
+    shutil.copytree(data_folder / "test" / "gallery", folder / "more")
     for path in sorted((folder / "more").iterdir())[:4]:
         path.rename(folder / path.name)
     return folder

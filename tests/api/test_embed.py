@@ -264,42 +264,42 @@ class TestIndex:
         assert all(loaded.index.path_of(i).is_file() for i in loaded.index.ids)
         assert load_encoder(out).fingerprint == encoder.fingerprint
 
-    def test_only_the_gallery_of_a_data_set_is_indexed(self, photo_folder, encoder, tmp_path, recording_progress):
+    def test_only_the_gallery_of_a_data_set_is_indexed(self, data_folder, encoder, tmp_path, recording_progress):
         progress = recording_progress()
-        built = index(photo_folder, encoder, out=tmp_path / "index", progress=progress)
+        built = index(data_folder, encoder, out=tmp_path / "index", progress=progress)
         assert len(built.index) == 12
         assert all(i.startswith("test/gallery/") for i in built.index.ids)
         (message,) = progress.messages
         assert "its 12 gallery images are indexed, its 32 training and query images are not" in message
-        query = photo_folder / "test" / "query" / "cat0.jpg"
+        query = data_folder / "test" / "query" / "cat0.jpg"
         assert search(tmp_path / "index", [query], top_k=12).hits.query_ids == ("test/query/cat0.jpg",)
 
-    def test_the_head_of_a_name_is_fitted_on_the_training_split(self, photo_folder, tmp_path):
-        index(photo_folder, "test_efficientnet", weights="none", out=tmp_path / "index")
+    def test_the_head_of_a_name_is_fitted_on_the_training_split(self, data_folder, tmp_path):
+        index(data_folder, "test_efficientnet", weights="none", out=tmp_path / "index")
         assert read_bundle_info(tmp_path / "index" / "model").members[0].head == "PCA of 24 images"
 
-    def test_unreadable_training_images_are_listed(self, photo_folder, tmp_path):
-        paths = [photo_folder / "training" / "cat" / "cat0.jpg", photo_folder / "test" / "gallery" / "cat0.jpg"]
+    def test_unreadable_training_images_are_listed(self, data_folder, tmp_path):
+        paths = [data_folder / "training" / "cat" / "cat0.jpg", data_folder / "test" / "gallery" / "cat0.jpg"]
         for path in paths:
             path.write_text("not an image")
-        built = index(photo_folder, "test_efficientnet", weights="none", out=tmp_path / "index")
+        built = index(data_folder, "test_efficientnet", weights="none", out=tmp_path / "index")
         assert sorted(s.path for s in built.skipped) == sorted(paths)
 
-    def test_metadata_of_a_manifest(self, photo_folder, encoder, tmp_path):
+    def test_metadata_of_a_manifest(self, data_folder, encoder, tmp_path):
         rows = ["path,label,split,author"]
         rows += [f"test/gallery/cat{n}.jpg,cat,gallery,Ann{n}" for n in range(3)]
         rows.append("test/query/cat0.jpg,cat,query,Bob")
-        (photo_folder / "manifest.csv").write_text("\n".join(rows))
-        built = index(photo_folder, encoder, out=tmp_path / "index").index
+        (data_folder / "manifest.csv").write_text("\n".join(rows))
+        built = index(data_folder, encoder, out=tmp_path / "index").index
         assert tuple(built.ids) == tuple(f"test/gallery/cat{n}.jpg" for n in range(3))
         assert built.metadata["test/gallery/cat2.jpg"] == {"author": "Ann2"}
 
     def test_a_gallery_that_cannot_be_listed_is_not_replaced_by_other_images(
-        self, photo_folder, encoder, tmp_path, close_folder
+        self, data_folder, encoder, tmp_path, close_folder
     ):
-        close_folder(photo_folder / "test" / "gallery")
+        close_folder(data_folder / "test" / "gallery")
         with pytest.raises(DataError, match="has no gallery image"):
-            index(photo_folder, encoder, out=tmp_path / "index")
+            index(data_folder, encoder, out=tmp_path / "index")
 
     @pytest.mark.usefixtures("small_shards")
     def test_an_interrupted_index_resumes(self, images, encoder, tmp_path, recording_progress, decoded):

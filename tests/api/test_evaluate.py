@@ -37,13 +37,13 @@ class TestEvaluate:
         ],
         ids=["default", "k", "both", "measures"],
     )
-    def test_the_measures(self, photo_folder, encoder, options, names):
-        evaluation = evaluate(photo_folder, encoder, **options)
+    def test_the_measures(self, data_folder, encoder, options, names):
+        evaluation = evaluate(data_folder, encoder, **options)
         assert list(evaluation.to_dict()["measures"]) == names
         assert evaluation.skipped == ()
 
-    def test_the_values_are_those_of_the_embeddings(self, photo_folder, encoder):
-        data = load_dataset(photo_folder)
+    def test_the_values_are_those_of_the_embeddings(self, data_folder, encoder):
+        data = load_dataset(data_folder)
         queries, gallery = encoder.embed(data.query), encoder.embed(data.gallery)
         expected = evaluate_embeddings(queries, gallery, data.labels("query"), data.labels("gallery"), ["precision@3"])
         evaluation = evaluate(data, encoder)
@@ -51,18 +51,18 @@ class TestEvaluate:
         np.testing.assert_array_equal(evaluation.values["precision@3"], expected.values["precision@3"])
         assert "precision@3" in str(evaluation)
 
-    def test_a_default_k_larger_than_the_gallery_is_omitted(self, photo_folder, encoder):
-        for path in list((photo_folder / "test" / "gallery").glob("*.jpg"))[:3]:
+    def test_a_default_k_larger_than_the_gallery_is_omitted(self, data_folder, encoder):
+        for path in list((data_folder / "test" / "gallery").glob("*.jpg"))[:3]:
             path.unlink()
-        measures = evaluate(photo_folder, encoder).to_dict()["measures"]
+        measures = evaluate(data_folder, encoder).to_dict()["measures"]
         assert "hit@3" in measures and "hit@10" not in measures
 
-    def test_a_default_k_depends_on_the_images_that_can_be_read(self, photo_folder, encoder):
-        paths = sorted((photo_folder / "test" / "gallery").glob("*.jpg"))
+    def test_a_default_k_depends_on_the_images_that_can_be_read(self, data_folder, encoder):
+        paths = sorted((data_folder / "test" / "gallery").glob("*.jpg"))
         for path in paths[:2]:
             path.unlink()
         paths[2].write_text("not an image")
-        evaluation = evaluate(photo_folder, encoder)  # 10 files, 9 images
+        evaluation = evaluate(data_folder, encoder)  # 10 files, 9 images
         measures = evaluation.to_dict()["measures"]
         assert "hit@3" in measures and "hit@10" not in measures
         assert [file.path for file in evaluation.skipped] == [paths[2]]
@@ -78,43 +78,43 @@ class TestEvaluate:
         ],
     )
     def test_invalid_arguments_are_reported_before_the_work(
-        self, photo_folder, encoder, decoded, argument, options, fact
+        self, data_folder, encoder, decoded, argument, options, fact
     ):
         with pytest.raises(OptionError, match=fact) as caught:
-            evaluate(photo_folder, encoder, **options)
+            evaluate(data_folder, encoder, **options)
         assert caught.value.argument == argument
         assert decoded == []
 
-    def test_data_without_labels(self, photo_folder, encoder):
-        (photo_folder / "labels.csv").unlink()
+    def test_data_without_labels(self, data_folder, encoder):
+        (data_folder / "labels.csv").unlink()
         with pytest.raises(DataError, match="no labels") as caught:
-            evaluate(photo_folder, encoder)
+            evaluate(data_folder, encoder)
         assert caught.value.argument == "data"
 
-    def test_files_and_folders_that_cannot_be_read_are_listed(self, photo_folder, encoder, close_folder):
-        query = photo_folder / "test" / "query" / "cat0.jpg"
+    def test_files_and_folders_that_cannot_be_read_are_listed(self, data_folder, encoder, close_folder):
+        query = data_folder / "test" / "query" / "cat0.jpg"
         query.write_text("not an image")
-        close_folder(photo_folder / "training" / "cat")
-        evaluation = evaluate(photo_folder, encoder, k=[1])
+        close_folder(data_folder / "training" / "cat")
+        evaluation = evaluate(data_folder, encoder, k=[1])
         folder, file = evaluation.skipped
-        assert folder == Skipped(photo_folder / "training" / "cat", CLOSED)
+        assert folder == Skipped(data_folder / "training" / "cat", CLOSED)
         assert file.path == query and "not an image" in file.cause
         assert len(evaluation.query_ids) == 7
 
-    def test_a_query_folder_that_cannot_be_listed(self, photo_folder, encoder, close_folder):
-        close_folder(photo_folder / "test" / "query")
+    def test_a_query_folder_that_cannot_be_listed(self, data_folder, encoder, close_folder):
+        close_folder(data_folder / "test" / "query")
         with pytest.raises(DataError) as caught:
-            evaluate(photo_folder, encoder)
-        assert f"{photo_folder / 'test' / 'query'}: {CLOSED}" in str(caught.value)
+            evaluate(data_folder, encoder)
+        assert f"{data_folder / 'test' / 'query'}: {CLOSED}" in str(caught.value)
         assert caught.value.argument == "data"
 
-    def test_no_readable_query(self, photo_folder, encoder):
-        for path in (photo_folder / "test" / "query").iterdir():
+    def test_no_readable_query(self, data_folder, encoder):
+        for path in (data_folder / "test" / "query").iterdir():
             path.write_text("not an image")
         with pytest.raises(DataError, match="none of the 8 query images"):
-            evaluate(photo_folder, encoder)
+            evaluate(data_folder, encoder)
 
-    def test_class_folders_are_split_as_for_the_training(self, photo_folder, encoder, tmp_path, monkeypatch):
+    def test_class_folders_are_split_as_for_the_training(self, data_folder, encoder, tmp_path, monkeypatch):
         """With another seed a model would be measured on images that it was trained on."""
         options = {"seed": 3, "class_disjoint": True}
         save_bundle(encoder, tmp_path / "trained", describe_encoder(encoder, options=options))
@@ -126,10 +126,10 @@ class TestEvaluate:
 
         monkeypatch.setattr(evaluate_module, "_embed_test_split", stop)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(photo_folder / "training", tmp_path / "trained", k=[1])
-        assert loaded[0].items == load_dataset(photo_folder / "training", **options).items
+            evaluate(data_folder / "training", tmp_path / "trained", k=[1])
+        assert loaded[0].items == load_dataset(data_folder / "training", **options).items
 
-    def test_float32_is_the_default_precision(self, photo_folder, encoder, monkeypatch):
+    def test_float32_is_the_default_precision(self, data_folder, encoder, monkeypatch):
         precisions = []
         with_runtime = evaluate_module.with_runtime
 
@@ -138,7 +138,7 @@ class TestEvaluate:
             return with_runtime(encoder, runtime, precision)
 
         monkeypatch.setattr(evaluate_module, "with_runtime", recorded)
-        evaluate(photo_folder, encoder, k=[1])
+        evaluate(data_folder, encoder, k=[1])
         assert precisions == ["float32"]
 
 
@@ -146,14 +146,14 @@ class TestPretrained:
     """A model by the name of its backbone, whose head is fitted on the training split."""
 
     @pytest.mark.parametrize("name", ["test_efficientnet", "test_efficientnet+test_resnet"])
-    def test_each_image_is_decoded_once(self, photo_folder, decoded, name):
-        evaluation = evaluate(photo_folder, name, k=[1], weights="none")
+    def test_each_image_is_decoded_once(self, data_folder, decoded, name):
+        evaluation = evaluate(data_folder, name, k=[1], weights="none")
         assert len(evaluation.query_ids) == 8
-        assert sorted(decoded) == sorted(item.id for item in load_dataset(photo_folder).items)
+        assert sorted(decoded) == sorted(item.id for item in load_dataset(data_folder).items)
 
     @pytest.mark.parametrize("name", ["test_efficientnet", "test_efficientnet+test_resnet"])
-    def test_a_gallery_that_the_head_is_fitted_on_is_decoded_once(self, photo_folder, decoded, monkeypatch, name):
-        shutil.rmtree(photo_folder / "training")
+    def test_a_gallery_that_the_head_is_fitted_on_is_decoded_once(self, data_folder, decoded, monkeypatch, name):
+        shutil.rmtree(data_folder / "training")
         monkeypatch.setattr("lookalike.runtimes.fit.FIT_IMAGES", 5)  # the other 7 are computed later
         fit, encoders = evaluate_module.fit_pretrained, []
 
@@ -163,7 +163,7 @@ class TestPretrained:
             return fitted
 
         monkeypatch.setattr(evaluate_module, "fit_pretrained", fit_and_record)
-        data = load_dataset(photo_folder)
+        data = load_dataset(data_folder)
         evaluation = evaluate(data, name, k=[1, 3], weights="none")
         assert sorted(decoded) == sorted(item.id for item in data.items)
         (encoder,) = encoders
@@ -171,48 +171,48 @@ class TestPretrained:
         expected = evaluate_embeddings(queries, gallery, data.labels("query"), data.labels("gallery"), at(1, 3))
         assert all((evaluation.values[measure] == expected.values[measure]).all() for measure in at(1, 3))
 
-    def test_an_unreadable_training_image_is_listed_once(self, photo_folder, tmp_path):
-        paths = [photo_folder / "training" / "cat" / "cat0.jpg", photo_folder / "test" / "gallery" / "cat0.jpg"]
+    def test_an_unreadable_training_image_is_listed_once(self, data_folder, tmp_path):
+        paths = [data_folder / "training" / "cat" / "cat0.jpg", data_folder / "test" / "gallery" / "cat0.jpg"]
         for path in paths:
             path.write_text("not an image")
-        evaluation = evaluate(photo_folder, "test_efficientnet", k=[1], weights="none")
+        evaluation = evaluate(data_folder, "test_efficientnet", k=[1], weights="none")
         assert [file.path for file in evaluation.skipped] == paths
-        submission = submit(photo_folder, "test_efficientnet", top_k=1, weights="none", out=tmp_path / "s.json")
+        submission = submit(data_folder, "test_efficientnet", top_k=1, weights="none", out=tmp_path / "s.json")
         assert submission.skipped == evaluation.skipped
 
 
 class TestSubmit:
-    def test_the_submission_is_what_is_written(self, photo_folder, encoder, tmp_path):
-        broken = photo_folder / "test" / "gallery" / "cat0.jpg"
+    def test_the_submission_is_what_is_written(self, data_folder, encoder, tmp_path):
+        broken = data_folder / "test" / "gallery" / "cat0.jpg"
         broken.write_text("not an image")
         out = tmp_path / "s.json"
-        submission = submit(photo_folder, encoder, top_k=2, group="us", out=out)
+        submission = submit(data_folder, encoder, top_k=2, group="us", out=out)
         assert isinstance(submission, Submission)
         assert [file.path for file in submission.skipped] == [broken]
         assert json.loads(out.read_text()) == submission.to_dict()
         assert (submission.group, len(submission.images)) == ("us", 8)
         assert all(len(names) == 2 and "cat0.jpg" not in names for names in submission.images.values())
 
-    def test_every_query_must_be_readable(self, photo_folder, encoder, tmp_path, close_folder):
+    def test_every_query_must_be_readable(self, data_folder, encoder, tmp_path, close_folder):
         for split in ("gallery", "query"):
-            (photo_folder / "test" / split / "more").mkdir()
-        close_folder(photo_folder / "test" / "gallery" / "more")
-        submission = submit(load_dataset(photo_folder), encoder, top_k=1, out=tmp_path / "s.csv")
-        assert submission.skipped == (Skipped(photo_folder / "test" / "gallery" / "more", CLOSED),)
-        folder = photo_folder / "test" / "query" / "more"
+            (data_folder / "test" / split / "more").mkdir()
+        close_folder(data_folder / "test" / "gallery" / "more")
+        submission = submit(load_dataset(data_folder), encoder, top_k=1, out=tmp_path / "s.csv")
+        assert submission.skipped == (Skipped(data_folder / "test" / "gallery" / "more", CLOSED),)
+        folder = data_folder / "test" / "query" / "more"
         close_folder(folder)
         with pytest.raises(DataError) as caught:
-            submit(photo_folder, encoder, top_k=1, out=tmp_path / "t.csv")
+            submit(data_folder, encoder, top_k=1, out=tmp_path / "t.csv")
         assert f"{folder}: {CLOSED}" in str(caught.value)
         assert not (tmp_path / "t.csv").exists()
 
-    def test_an_unreadable_query(self, photo_folder, encoder, tmp_path):
-        (photo_folder / "test" / "query" / "cat0.jpg").write_text("not an image")
+    def test_an_unreadable_query(self, data_folder, encoder, tmp_path):
+        (data_folder / "test" / "query" / "cat0.jpg").write_text("not an image")
         with pytest.raises(DataError, match=r"cat0\.jpg"):
-            submit(photo_folder, encoder, top_k=1, out=tmp_path / "s.json")
+            submit(data_folder, encoder, top_k=1, out=tmp_path / "s.json")
         assert not (tmp_path / "s.json").exists()
 
-    def test_invalid_arguments_are_reported_before_the_work(self, photo_folder, encoder, tmp_path, decoded):
+    def test_invalid_arguments_are_reported_before_the_work(self, data_folder, encoder, tmp_path, decoded):
         (tmp_path / "taken.json").touch()
         calls: list[tuple[type[Exception], str, dict[str, int | Path]]] = [
             (OptionError, "top_k", {"top_k": 13}),
@@ -222,6 +222,6 @@ class TestSubmit:
         ]
         for error, argument, options in calls:
             with pytest.raises(error) as caught:
-                submit(photo_folder, encoder, **{"out": tmp_path / "s.json", **options})
+                submit(data_folder, encoder, **{"out": tmp_path / "s.json", **options})
             assert caught.value.argument == argument
         assert decoded == []

@@ -81,11 +81,11 @@ def test_an_ensemble_keeps_its_alignment(ensemble_bundle, image_files, tmp_path,
 @pytest.mark.parametrize(
     ("format", "kind"), [("openvino", "bundle"), ("onnx", "bundle"), ("openvino", "ensemble_bundle")]
 )
-def test_int8_is_another_model(request, photo_folder_original, image_files, tmp_path, format, kind):
+def test_int8_is_another_model(request, data_folder_original, image_files, tmp_path, format, kind):
     pytest.importorskip("nncf")
     bundle = request.getfixturevalue(kind)
     exported = export(
-        bundle, out=tmp_path / "fast", format=format, precision="int8", data=photo_folder_original, tolerance=50
+        bundle, out=tmp_path / "fast", format=format, precision="int8", data=data_folder_original, tolerance=50
     )
     expected = load_encoder(bundle, runtime="torch").embed(image_files)
     embeddings = exported.embed(image_files)
@@ -101,8 +101,8 @@ def test_int8_is_another_model(request, photo_folder_original, image_files, tmp_
     assert load_encoder(tmp_path / "fast").fingerprint == embeddings.fingerprint
 
 
-def test_the_record_of_the_comparison(bundle, exported_bundle, photo_folder_original, tmp_path):
-    export(bundle, out=tmp_path / "measured", precision="float32", data=load_dataset(photo_folder_original))
+def test_the_record_of_the_comparison(bundle, exported_bundle, data_folder_original, tmp_path):
+    export(bundle, out=tmp_path / "measured", precision="float32", data=load_dataset(data_folder_original))
     plain, measured = (read_bundle_info(path).parity for path in (exported_bundle, tmp_path / "measured"))
     assert (plain["images"], plain["count"], plain["measures"]) == ("generated images", 16, {})
     assert (measured["images"], measured["count"]) == ("validation images", 8)
@@ -111,13 +111,13 @@ def test_the_record_of_the_comparison(bundle, exported_bundle, photo_folder_orig
         assert before == after
 
 
-def test_an_exported_bundle_is_accepted_as_a_model(bundle, exported_bundle, photo_folder_original, tmp_path):
-    gallery = photo_folder_original / "test" / "gallery"
-    expected = evaluate(photo_folder_original, bundle, runtime="torch")
-    assert evaluate(photo_folder_original, exported_bundle).to_dict() == expected.to_dict()
+def test_an_exported_bundle_is_accepted_as_a_model(bundle, exported_bundle, data_folder_original, tmp_path):
+    gallery = data_folder_original / "test" / "gallery"
+    expected = evaluate(data_folder_original, bundle, runtime="torch")
+    assert evaluate(data_folder_original, exported_bundle).to_dict() == expected.to_dict()
     built = index(gallery, exported_bundle, out=tmp_path / "index")
     assert len(built.index) == 12
-    query = next((photo_folder_original / "test" / "query").iterdir())
+    query = next((data_folder_original / "test" / "query").iterdir())
     hits = search(tmp_path / "index", [query], top_k=3).hits
     torch_index = index(gallery, bundle, out=tmp_path / "other", runtime="torch").index
     queries = load_encoder(bundle, runtime="torch").embed([query])
@@ -131,21 +131,21 @@ def test_the_precision_of_an_exported_bundle_cannot_be_changed(exported_bundle, 
     assert load_encoder(exported_bundle, precision="float32").precision == "float32"
 
 
-def test_the_model_of_an_index_can_be_exported(bundle, photo_folder_original, tmp_path):
-    index(photo_folder_original / "test" / "gallery", bundle, out=tmp_path / "index")
+def test_the_model_of_an_index_can_be_exported(bundle, data_folder_original, tmp_path):
+    index(data_folder_original / "test" / "gallery", bundle, out=tmp_path / "index")
     exported = export(tmp_path / "index", out=tmp_path / "fast", precision="float32")
     assert read_bundle_info(tmp_path / "fast").exported_from == read_bundle_info(bundle).fingerprint
     assert exported.precision == "float32"
 
 
 @pytest.mark.parametrize(("format", "other"), [("openvino", "onnxruntime"), ("onnx", "openvino")])
-def test_searching_with_an_exported_bundle_imports_no_torch(bundle, photo_folder_original, tmp_path, format, other):
+def test_searching_with_an_exported_bundle_imports_no_torch(bundle, data_folder_original, tmp_path, format, other):
     if format == "onnx":
         pytest.importorskip("onnxscript")
     export(bundle, out=tmp_path / "fast", format=format)
-    index(photo_folder_original / "test" / "gallery", tmp_path / "fast", out=tmp_path / "index")
+    index(data_folder_original / "test" / "gallery", tmp_path / "fast", out=tmp_path / "index")
     assert load_index(tmp_path / "index").encoder.runtime == export_module.GRAPH_FORMATS[format]
-    query = next((photo_folder_original / "test" / "query").iterdir())
+    query = next((data_folder_original / "test" / "query").iterdir())
     program = (
         "import sys\nimport lookalike as la\n"
         f"assert len(la.search({str(tmp_path / 'index')!r}, [{str(query)!r}], top_k=2)[0]) == 2\n"
@@ -203,7 +203,7 @@ def test_a_graph_with_other_embeddings_is_refused(bundle, exported_copy, make_tr
     assert [p.name for p in tmp_path.iterdir()] == ["fast"]
 
 
-def test_int8_is_calibrated_on_training_images(bundle, photo_folder_original, tmp_path, monkeypatch):
+def test_int8_is_calibrated_on_training_images(bundle, data_folder_original, tmp_path, monkeypatch):
     pytest.importorskip("nncf")
     tasks = {}
     pixels_of = export_module._pixels
@@ -217,20 +217,20 @@ def test_int8_is_calibrated_on_training_images(bundle, photo_folder_original, tm
 
     monkeypatch.setattr(export_module, "_pixels", recorded)
     monkeypatch.setattr(export_module, "_export_member", stop)
-    refused(ModelError, bundle, out=tmp_path / "fast", precision="int8", data=photo_folder_original)
-    data = load_dataset(photo_folder_original)
+    refused(ModelError, bundle, out=tmp_path / "fast", precision="int8", data=data_folder_original)
+    data = load_dataset(data_folder_original)
     training = {item.id for item in with_validation(data, seed=0).training}
     assert tasks == {"calibration": training}
     assert 0 < len(training) < len(data.training)
 
 
-def test_other_data_than_that_of_the_training_is_refused(bundle, photo_folder, tmp_path):
+def test_other_data_than_that_of_the_training_is_refused(bundle, data_folder, tmp_path):
     data = TrainingData(fingerprint="another", images=1, validation_images=0, validation="")
     encoder = load_encoder(bundle)
     save_bundle(encoder, tmp_path / "trained", describe_encoder(encoder, training_data=data))
-    index(photo_folder / "test" / "gallery", tmp_path / "trained", out=tmp_path / "index")
+    index(data_folder / "test" / "gallery", tmp_path / "trained", out=tmp_path / "index")
     for model in (tmp_path / "trained", tmp_path / "index"):
-        assert refused(DataError, model, out=tmp_path / "fast", data=photo_folder).argument == "data"
+        assert refused(DataError, model, out=tmp_path / "fast", data=data_folder).argument == "data"
 
 
 def test_a_changed_graph_is_refused(exported_copy):

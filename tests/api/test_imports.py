@@ -20,10 +20,10 @@ NAME = "efficientnet_lite0"
 
 
 @pytest.fixture(scope="module")
-def prepared(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(data_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with a selected runtime and its graphs, a folder of embeddings as `emb`, and an index as `index`."""
     folder = tmp_path_factory.mktemp("prepared")
-    gallery = photo_folder_original / "test" / "gallery"
+    gallery = data_folder_original / "test" / "gallery"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOOKALIKE_CACHE", str(folder / "cache"))
         ((backbone, _),) = load_pretrained(NAME)
@@ -45,11 +45,11 @@ def prepared(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFacto
     ],
     ids=["embed", "index", "search", "evaluate", "submit"],
 )
-def test_no_torch(prepared: Path, photo_folder_original: Path, tmp_path: Path, call: str, model: str) -> None:
+def test_no_torch(prepared: Path, data_folder_original: Path, tmp_path: Path, call: str, model: str) -> None:
     value = NAME if model == "name" else str(prepared / "emb")
     program = (
         "import sys\nfrom pathlib import Path\nimport lookalike as la\n"
-        f"DATA, PREPARED, OUT = map(Path, {[str(photo_folder_original), str(prepared), str(tmp_path)]!r})\n"
+        f"DATA, PREPARED, OUT = map(Path, {[str(data_folder_original), str(prepared), str(tmp_path)]!r})\n"
         f"MODEL = {value!r}\n"
         f"la.{call}\n"
         "print(sorted({'torch', 'timm', 'torchvision', 'matplotlib', 'sklearn', 'onnxruntime'} & set(sys.modules)))"

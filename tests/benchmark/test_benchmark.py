@@ -56,7 +56,7 @@ def test_the_folder_has_all_results(finished):
         "test-resnet-160x160.json",
     ]
     report = (finished.out / "report.html").read_text(encoding="utf-8")
-    assert "<h1>Photos</h1>" in report
+    assert "<h1>Benchmark</h1>" in report
     assert str(finished) == (finished.out / "leaderboard.md").read_text(encoding="utf-8")
 
 
@@ -94,11 +94,11 @@ def test_best_embeds_exactly_as_the_winner_did(save, data, name):
 
 
 @pytest.mark.parametrize("name", [SINGLES[0], SINGLES[3], f"{SINGLES[0]} + {SINGLES[3]}, average"])
-def test_best_can_be_refitted_on_all_images(save, name, photo_folder_original, tiny_weights, tmp_path):
+def test_best_can_be_refitted_on_all_images(save, name, data_folder_original, tiny_weights, tmp_path):
     _, out = save(name)
     assert (out / "best" / "curves.html").exists() is ("fine-tuned" in name)
     weights = {b: w for b, w in tiny_weights.items() if b in name}
-    model = refit(photo_folder_original, out / "best", out=tmp_path / "final", weights=weights)
+    model = refit(data_folder_original, out / "best", out=tmp_path / "final", weights=weights)
     assert [m.name for m in model.members] == list(weights)
     reports = read_bundle_info(tmp_path / "final").training
     trained = {r.backbone: bool(r.epochs) or r.measures is not None for r in reports}
@@ -116,9 +116,9 @@ def test_best_has_the_record_of_the_benchmark(finished):
     assert info.training_data.validation_images == 8
 
 
-def test_the_description_has_no_path_of_this_machine(finished, photo_folder_original):
+def test_the_description_has_no_path_of_this_machine(finished, data_folder_original):
     stored = json.dumps(leaderboard_of(finished.out)["description"])
-    assert str(photo_folder_original.parent) not in stored
+    assert str(data_folder_original.parent) not in stored
     assert "photos: training and test folders" in stored
 
 
@@ -132,24 +132,24 @@ def damage(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("no_timing")
-def test_unreadable_files_are_skipped_by_all_and_reported_also_when_cached(again, photo_folder, tmp_path, listener):
-    ids = damage(photo_folder)
-    result = again(tmp_path / "run", data=photo_folder, finetune=False)
-    assert [s.path.relative_to(photo_folder).as_posix() for s in result.skipped] == ids
+def test_unreadable_files_are_skipped_by_all_and_reported_also_when_cached(again, data_folder, tmp_path, listener):
+    ids = damage(data_folder)
+    result = again(tmp_path / "run", data=data_folder, finetune=False)
+    assert [s.path.relative_to(data_folder).as_posix() for s in result.skipped] == ids
     assert {(t.validation.queries, t.validation.excluded, t.validation.gallery) for t in result.trials} == {(4, 2, 6)}
     assert {(t.test.queries, t.test.gallery) for t in result.trials} == {(7, 11)}
     assert len(result.trials) == 2 + 3
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "5 files skipped" in report and f"<li>{ids[0]}: " in report
     watcher = listener()
-    assert again(tmp_path / "run", data=photo_folder, finetune=False, progress=watcher).skipped == result.skipped
+    assert again(tmp_path / "run", data=data_folder, finetune=False, progress=watcher).skipped == result.skipped
     assert watcher.tasks == ["measuring", "timing"]
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
-def test_without_test_labels_the_table_shows_validation(again, photo_folder, tmp_path):
-    (photo_folder / "labels.csv").unlink()
-    result = again(tmp_path / "run", data=photo_folder, finetune=False)
+def test_without_test_labels_the_table_shows_validation(again, data_folder, tmp_path):
+    (data_folder / "labels.csv").unlink()
+    result = again(tmp_path / "run", data=data_folder, finetune=False)
     assert result.leaderboard.measured_on == "validation"
     assert all(t.test is None for t in result.trials)
 
@@ -181,20 +181,32 @@ def test_an_ensemble_bundle_is_measured_but_not_paired(again, save, finished, tm
     assert best.timing == pair.timing  # the same architectures
 
 
-def test_data_without_training_labels_is_refused_before_the_work(photo_folder, tmp_path):
-    flat = photo_folder / "test" / "gallery"
+def test_data_without_training_labels_is_refused_before_the_work(data_folder, tmp_path):
+    flat = data_folder / "test" / "gallery"
     with pytest.raises(DataError, match="has no labelled training images"):
         benchmark(flat, NAMES, out=tmp_path / "run", weights="none")
     assert not (tmp_path / "run").exists()
 
 
-def test_one_class_cannot_be_fine_tuned_which_is_reported_before_the_work(photo_folder, tmp_path):
-    for folder in (photo_folder / "training").iterdir():
+def test_a_validation_split_does_not_replace_training_labels(data_folder, tiny_weights, tmp_path):
+    lines = ["path,label,split"]
+    for path in sorted((data_folder / "training").rglob("*.jpg")):
+        split = "validation" if path.stem.endswith("0") else "training"
+        lines.append(f"{path.relative_to(data_folder)},{path.parent.name if split == 'validation' else ''},{split}")
+    (data_folder / "manifest.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="has no labelled training images") as caught:
+        benchmark(data_folder, NAMES, out=tmp_path / "run", weights=tiny_weights, finetune=False)
+    assert caught.value.argument == "data"
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_class_cannot_be_fine_tuned_which_is_reported_before_the_work(data_folder, tmp_path):
+    for folder in (data_folder / "training").iterdir():
         if folder.name != "cat":
             shutil.rmtree(folder)
     with pytest.raises(DataError, match="images of 1 class, but fine-tuning needs"):
         benchmark(
-            photo_folder,
+            data_folder,
             NAMES[:1],
             out=tmp_path / "run",
             weights="none",
@@ -207,7 +219,7 @@ def test_one_class_cannot_be_fine_tuned_which_is_reported_before_the_work(photo_
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # in mlflow
-def test_mlflow_receives_measures_table_and_winner(again, photo_folder_original, no_timing, tmp_path, monkeypatch):
+def test_mlflow_receives_measures_table_and_winner(again, data_folder_original, no_timing, tmp_path, monkeypatch):
     import mlflow
 
     monkeypatch.chdir(tmp_path)  # where mlflow keeps the files of a local database
@@ -219,14 +231,15 @@ def test_mlflow_receives_measures_table_and_winner(again, photo_folder_original,
     assert run.data.params["winner"] == result.selection.winner
     frozen = result.trials[0]
     expected = frozen.validation.mean("precision@3")
-    assert run.data.metrics["test-efficientnet-frozen/validation/precision_at_3"] == expected
-    assert f"{EFFICIENTNET}/loss" in run.data.metrics
+    (point,) = client.get_metric_history(run.info.run_id, "test-efficientnet-frozen/validation/precision_at_3")
+    assert point.value == expected
+    assert client.get_metric_history(run.info.run_id, f"{EFFICIENTNET}/loss")
     kept = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert kept >= {"leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html", "model"}
     mlflow.set_tracking_uri(uri)
     import mlflow.pyfunc
 
-    images = [str(item.path) for item in load_dataset(photo_folder_original).gallery][:2]
+    images = [str(item.path) for item in load_dataset(data_folder_original).gallery][:2]
     back = mlflow.pyfunc.load_model("models:/run/1").predict(images)
     np.testing.assert_array_equal(back, load_encoder(tmp_path / "run" / "best").embed(images).vectors)
 
@@ -345,29 +358,29 @@ def test_other_weights_of_a_used_backbone_are_refused(again, finished_copy, tiny
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
-def test_other_training_images_are_refused(again, finished_copy, photo_folder):
-    path = next((photo_folder / "training" / "cat").iterdir())
+def test_other_training_images_are_refused(again, finished_copy, data_folder):
+    path = next((data_folder / "training" / "cat").iterdir())
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(StorageError, match="different training data"):
-        again(finished_copy, data=photo_folder)
+        again(finished_copy, data=data_folder)
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
-def test_other_test_labels_are_refused(again, finished_copy, photo_folder):
-    labels = photo_folder / "labels.csv"
+def test_other_test_labels_are_refused(again, finished_copy, data_folder):
+    labels = data_folder / "labels.csv"
     labels.write_text(labels.read_text().replace("cat0.jpg,cat", "cat0.jpg,rocket"))
     with pytest.raises(StorageError, match="different test data"):
-        again(finished_copy, data=photo_folder)
+        again(finished_copy, data=data_folder)
 
 
 @pytest.fixture(scope="module")
 def views(tmp_path_factory):
-    """The built-in set with as many training views as the demo has, but a smaller test part."""
+    """The built-in set with as many training views as the demo has, but fewer test images."""
     return write_demo_images(tmp_path_factory.mktemp("views") / "views", n_query=1, n_gallery=3)
 
 
 class Bench:
-    """Stands in for the benchmark and keeps how it was called."""
+    """Replaces the benchmark and records its arguments."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Path, dict]] = []
@@ -380,12 +393,12 @@ class Bench:
 
 @pytest.fixture
 def bench(monkeypatch):
-    stand_in = Bench()
-    monkeypatch.setattr(benchmark_module, "benchmark", stand_in)
+    recorded = Bench()
+    monkeypatch.setattr(benchmark_module, "benchmark", recorded)
     monkeypatch.setattr(
         benchmark_module, "write_demo_images", partial(write_demo_images, n_training=1, n_query=1, n_gallery=1)
     )
-    return stand_in
+    return recorded
 
 
 def test_validation_can_reach_a_precision_at_3_of_one(views):
@@ -435,19 +448,19 @@ def test_a_folder_with_other_things_is_refused(bench, tmp_path):
     assert not bench.calls
 
 
-def test_other_images_are_not_taken_for_the_demos(bench, photo_folder, tmp_path):
+def test_other_images_are_not_taken_for_the_demos(bench, data_folder, tmp_path):
     (tmp_path / "demo").mkdir()
-    photo_folder.rename(tmp_path / "demo" / "images")
+    data_folder.rename(tmp_path / "demo" / "images")
     with pytest.raises(StorageError, match="images") as caught:
         demo(tmp_path / "demo")
     assert caught.value.argument == "out"
     assert not bench.calls
 
 
-def test_a_folder_of_the_user(bench, photo_folder, tmp_path):
-    demo(tmp_path / "demo", data=photo_folder)
+def test_a_folder_of_the_user(bench, data_folder, tmp_path):
+    demo(tmp_path / "demo", data=data_folder)
     ((folder, given),) = bench.calls
-    assert folder == photo_folder
+    assert folder == data_folder
     assert given["out"] == tmp_path / "demo" / "benchmark-photos"  # the built-in set's lies beside it
     assert given["title"] == "Which model finds best in photos?"
     assert given["notes"] == ()

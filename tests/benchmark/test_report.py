@@ -74,8 +74,8 @@ def item(name: str, path: Path, label: str | None) -> Item:
 
 
 @pytest.fixture
-def image(photo_folder):
-    return sorted((photo_folder / "test/gallery").iterdir())[0]
+def image(data_folder):
+    return sorted((data_folder / "test/gallery").iterdir())[0]
 
 
 def test_report_is_one_file_with_everything_in_it(trials, image, tmp_path):

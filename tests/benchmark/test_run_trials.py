@@ -46,12 +46,12 @@ def test_trials_on_disk_are_those_of_the_result_without_time(finished):
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
-def test_a_replaced_query_is_embedded_and_measured_again(again, finished_copy, photo_folder, listener):
-    again(finished_copy, data=photo_folder)
-    query = photo_folder / "test" / "query" / "cat0.jpg"
-    query.write_bytes((photo_folder / "test" / "gallery" / "rocket0.jpg").read_bytes())
+def test_a_replaced_query_is_embedded_and_measured_again(again, finished_copy, data_folder, listener):
+    again(finished_copy, data=data_folder)
+    query = data_folder / "test" / "query" / "cat0.jpg"
+    query.write_bytes((data_folder / "test" / "gallery" / "rocket0.jpg").read_bytes())
     recording_progress = listener()
-    result = again(finished_copy, data=photo_folder, progress=recording_progress)
+    result = again(finished_copy, data=data_folder, progress=recording_progress)
     assert {task.partition(": ")[2] for task in recording_progress.tasks if ": " in task} == {"query"}
     scores = result.trials[0].test
     values = dict(zip(scores.query_ids, scores.values["hit@1"], strict=True))

@@ -30,8 +30,8 @@ NAMES = ("test_efficientnet", "test_resnet")
 
 
 @pytest.fixture
-def images(photo_folder_original):
-    return sorted((photo_folder_original / "test" / "gallery").rglob("*.jpg"))
+def images(data_folder_original):
+    return sorted((data_folder_original / "test" / "gallery").rglob("*.jpg"))
 
 
 def test_all_combinations_are_timed_in_a_process_with_its_own_memory(finished, images):

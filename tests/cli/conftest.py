@@ -18,7 +18,7 @@ SMALL = "test_efficientnet"  # 0.1 million parameters, images of 160 × 160
 
 
 @pytest.fixture(scope="session")
-def original_workspace(photo_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original_workspace(data_folder_original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build once what `workspace` copies."""
     import timm
     import torch
@@ -28,14 +28,14 @@ def original_workspace(photo_folder_original: Path, tmp_path_factory: pytest.Tem
     from lookalike.models.trainable import build_trainable
 
     folder = tmp_path_factory.mktemp("workspace")
-    photos = Path(shutil.copytree(photo_folder_original, folder / "photos"))
+    sample_images = Path(shutil.copytree(data_folder_original, folder / "photos"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         save_file(timm.create_model(SMALL, num_classes=0).state_dict(), folder / "small.safetensors")
     for seed, name in enumerate(("model", "other")):  # they differ by their heads
         save_bundle(build_trainable(SMALL, folder / "small.safetensors", seed=seed).freeze(), folder / name)
-    embed(photos, folder / "model", out=folder / "photos.emb")
-    index(photos, folder / "model", out=folder / "photos.index")  # of the 12 gallery images
+    embed(sample_images, folder / "model", out=folder / "photos.emb")
+    index(sample_images, folder / "model", out=folder / "photos.index")  # of the 12 gallery images
     return folder
 
 

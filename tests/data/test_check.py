@@ -39,20 +39,20 @@ def clean_ids(report: CheckReport) -> set[str]:
     return {item.id for item in report.clean_items()}
 
 
-def test_a_good_folder_has_no_findings(photo_folder: Path, recording_progress) -> None:
+def test_a_good_folder_has_no_findings(data_folder: Path, recording_progress) -> None:
     recorder = recording_progress()
-    report = check(str(photo_folder), progress=recorder)
+    report = check(str(data_folder), progress=recorder)
     assert report.findings == ()
     assert (report.images, report.readable, report.exit_code) == (44, 44, 0)
     assert report.clean_items() == report.data.items
     assert report.table_rows() == []
     assert recorder.steps == [(done, 44) for done in range(1, 45)]
-    assert recorder.messages == [str(load_dataset(photo_folder))]
+    assert recorder.messages == [str(load_dataset(data_folder))]
 
 
-def test_unreadable(photo_folder: Path) -> None:
-    (photo_folder / "training/cat/cat0.jpg").write_bytes(b"")
-    report = check(load_dataset(photo_folder))
+def test_unreadable(data_folder: Path) -> None:
+    (data_folder / "training/cat/cat0.jpg").write_bytes(b"")
+    report = check(load_dataset(data_folder))
     name = "training/cat/cat0.jpg"
     assert only(report, "unreadable") == ("error", f"{name}: the file is empty.", (name,))
     assert (report.images, report.readable, report.exit_code) == (44, 43, 1)
@@ -60,11 +60,11 @@ def test_unreadable(photo_folder: Path) -> None:
     assert report.dropped == {name: "the file is empty"}
 
 
-def test_exact_duplicates_in_one_split(photo_folder: Path) -> None:
-    folder = photo_folder / "training/cat"
+def test_exact_duplicates_in_one_split(data_folder: Path) -> None:
+    folder = data_folder / "training/cat"
     for copy in ("cat8.jpg", "cat9.jpg"):
         shutil.copy(folder / "cat0.jpg", folder / copy)
-    report = check(photo_folder)
+    report = check(data_folder)
     ids = tuple(f"training/cat/cat{n}.jpg" for n in (0, 8, 9))
     text = f"{ids[0]}, {ids[1]} and {ids[2]} are identical, all in training."
     assert only(report, "duplicate") == ("warning", text, ids)
@@ -95,36 +95,36 @@ COPIES = [
 
 @pytest.mark.parametrize(("source", "target", "kind", "where", "reasons"), COPIES)
 def test_exact_copies(
-    photo_folder: Path, source: str, target: str, kind: tuple[str, str], where: str, reasons: list[str]
+    data_folder: Path, source: str, target: str, kind: tuple[str, str], where: str, reasons: list[str]
 ) -> None:
-    shutil.copy(photo_folder / source, photo_folder / target)
-    report = check(photo_folder)
+    shutil.copy(data_folder / source, data_folder / target)
+    report = check(data_folder)
     ids = (source, target)
     assert only(report, kind[1]) == (kind[0], f"{source} and {target} are identical, {where}.", ids)
     assert report.dropped == dict(zip(ids, reasons, strict=False))
 
 
-def test_the_same_pixels_in_another_format_leak_as_well(photo_folder: Path) -> None:
-    with Image.open(photo_folder / "training/cat/cat0.jpg") as image:
-        image.save(photo_folder / "test/query/cat9.png")
-    assert check(photo_folder, near=False).errors[0].ids == ("training/cat/cat0.jpg", "test/query/cat9.png")
+def test_the_same_pixels_in_another_format_leak_as_well(data_folder: Path) -> None:
+    with Image.open(data_folder / "training/cat/cat0.jpg") as image:
+        image.save(data_folder / "test/query/cat9.png")
+    assert check(data_folder, near=False).errors[0].ids == ("training/cat/cat0.jpg", "test/query/cat9.png")
 
 
-def test_exact_duplicate_in_validation(photo_folder: Path) -> None:
-    shutil.copy(photo_folder / "training/cat/cat0.jpg", photo_folder / "copy.jpg")
-    rows = [f"{item.id},{item.label},{item.split}" for item in load_dataset(photo_folder).items]
+def test_exact_duplicate_in_validation(data_folder: Path) -> None:
+    shutil.copy(data_folder / "training/cat/cat0.jpg", data_folder / "copy.jpg")
+    rows = [f"{item.id},{item.label},{item.split}" for item in load_dataset(data_folder).items]
     rows.append("copy.jpg,cat,validation")
-    (photo_folder / "manifest.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
-    report = check(photo_folder)
+    (data_folder / "manifest.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    report = check(data_folder)
     ids = ("training/cat/cat0.jpg", "copy.jpg")
     text = f"{ids[0]} and {ids[1]} are identical, in training and in validation."
     assert only(report, "validation-leak") == ("warning", text, ids)
     assert report.dropped == {ids[0]: "an identical image is in validation"}
 
 
-def test_a_contradiction_between_training_and_test_is_a_leak_too(photo_folder: Path) -> None:
-    shutil.copy(photo_folder / "test/query/cat0.jpg", photo_folder / "training/rocket/other.jpg")
-    report = check(photo_folder)
+def test_a_contradiction_between_training_and_test_is_a_leak_too(data_folder: Path) -> None:
+    shutil.copy(data_folder / "test/query/cat0.jpg", data_folder / "training/rocket/other.jpg")
+    report = check(data_folder)
     assert codes(report) == {"contradiction": 1, "leak": 1}
     assert set(report.dropped) == {"test/query/cat0.jpg", "training/rocket/other.jpg"}
 
@@ -144,47 +144,47 @@ NEAR = [
 
 @pytest.mark.parametrize(("source", "target", "code", "where"), NEAR)
 def test_near_duplicates_are_warnings_and_stay(
-    photo_folder: Path, source: str, target: str, code: str, where: str
+    data_folder: Path, source: str, target: str, code: str, where: str
 ) -> None:
-    smaller(photo_folder / source, photo_folder / target)
-    report = check(photo_folder)
+    smaller(data_folder / source, data_folder / target)
+    report = check(data_folder)
     assert only(report, code) == ("warning", f"{source} and {target} look nearly identical, {where}.", (source, target))
     assert report.exit_code == 0
     assert report.dropped == {}
-    assert check(photo_folder, near=False).findings == ()
+    assert check(data_folder, near=False).findings == ()
 
 
-def test_near_duplicates_come_in_groups(photo_folder: Path) -> None:
+def test_near_duplicates_come_in_groups(data_folder: Path) -> None:
     for number in (0, 8, 9):
-        smaller(photo_folder / "training/cat/cat5.jpg", photo_folder / f"training/cat/extra{number}.jpg")
-    smaller(photo_folder / "training/cat/extra0.jpg", photo_folder / "training/cat/extra7.jpg")
-    report = check(photo_folder)
+        smaller(data_folder / "training/cat/cat5.jpg", data_folder / f"training/cat/extra{number}.jpg")
+    smaller(data_folder / "training/cat/extra0.jpg", data_folder / "training/cat/extra7.jpg")
+    report = check(data_folder)
     near = next(finding for finding in report.findings if finding.code == "near-duplicate")
     assert codes(report) == {"duplicate": 1, "near-duplicate": 1}  # extra0, 8 and 9 are identical
     assert near.ids == tuple(f"training/cat/{name}.jpg" for name in ("cat5", "extra0", "extra7"))
 
 
-def test_a_class_with_one_training_image(photo_folder: Path) -> None:
+def test_a_class_with_one_training_image(data_folder: Path) -> None:
     for number in range(1, 6):
-        (photo_folder / f"training/cat/cat{number}.jpg").unlink()
+        (data_folder / f"training/cat/cat{number}.jpg").unlink()
     text = "the class 'cat' has 1 training image, too few for training and validation."
-    assert only(check(photo_folder), "single-image-class") == ("warning", text, ("training/cat/cat0.jpg",))
+    assert only(check(data_folder), "single-image-class") == ("warning", text, ("training/cat/cat0.jpg",))
 
 
-def test_training_of_one_class(photo_folder: Path) -> None:
-    for folder in (photo_folder / "training").iterdir():
+def test_training_of_one_class(data_folder: Path) -> None:
+    for folder in (data_folder / "training").iterdir():
         if folder.name != "cat":
             shutil.rmtree(folder)
     text = "training has 1 class, 'cat'; fine-tuning needs at least 2."
-    report = check(photo_folder)
+    report = check(data_folder)
     assert ("single-class", "warning", text) in [(f.code, f.severity, f.message) for f in report.findings]
-    assert "in 1 class\n" in str(load_dataset(photo_folder))
+    assert "in 1 class\n" in str(load_dataset(data_folder))
 
 
-def test_queries_without_a_relevant_gallery_image(photo_folder: Path) -> None:
+def test_queries_without_a_relevant_gallery_image(data_folder: Path) -> None:
     for number in range(3):
-        (photo_folder / f"test/gallery/cat{number}.jpg").unlink()
-    report = check(photo_folder)
+        (data_folder / f"test/gallery/cat{number}.jpg").unlink()
+    report = check(data_folder)
     assert codes(report) == {"query-without-match": 1, "note": 1}
     match, note = report.findings
     assert match.message == "2 queries of the class 'cat' will be excluded: the gallery has no image of it."
@@ -193,11 +193,11 @@ def test_queries_without_a_relevant_gallery_image(photo_folder: Path) -> None:
     assert note.message == "labels.csv has 3 paths without an image (first: test/gallery/cat0.jpg)."
 
 
-def test_an_unreadable_gallery_image_answers_no_query(photo_folder: Path) -> None:
-    (photo_folder / "test/query/cat1.jpg").unlink()
+def test_an_unreadable_gallery_image_answers_no_query(data_folder: Path) -> None:
+    (data_folder / "test/query/cat1.jpg").unlink()
     for number in range(3):
-        (photo_folder / f"test/gallery/cat{number}.jpg").write_bytes(b"x")
-    report = check(photo_folder)
+        (data_folder / f"test/gallery/cat{number}.jpg").write_bytes(b"x")
+    report = check(data_folder)
     assert codes(report) == {"unreadable": 3, "query-without-match": 1, "note": 1}
     assert report.table_rows() == [
         ("error", "unreadable", 3, report.errors[0].message),
@@ -211,41 +211,41 @@ def test_an_unreadable_gallery_image_answers_no_query(photo_folder: Path) -> Non
     ]
 
 
-def test_a_test_class_that_training_lacks(photo_folder: Path) -> None:
-    shutil.rmtree(photo_folder / "training/cat")
-    severity, text, ids = only(check(photo_folder), "unseen-class")
+def test_a_test_class_that_training_lacks(data_folder: Path) -> None:
+    shutil.rmtree(data_folder / "training/cat")
+    severity, text, ids = only(check(data_folder), "unseen-class")
     assert (severity, text) == ("warning", "the class 'cat' is in the test split (5 images), but not in training.")
     queries, gallery = (f"test/query/cat{n}.jpg" for n in range(2)), (f"test/gallery/cat{n}.jpg" for n in range(3))
     assert set(ids) == {*queries, *gallery}
 
 
-def test_a_class_disjoint_test_is_one_finding(photo_folder: Path) -> None:
+def test_a_class_disjoint_test_is_one_finding(data_folder: Path) -> None:
     for label in ("astronaut", "cat", "coffee", "rocket"):
-        (photo_folder / "training" / label).rename(photo_folder / "training" / f"other {label}")
+        (data_folder / "training" / label).rename(data_folder / "training" / f"other {label}")
     text = "the test is class-disjoint: none of its 4 classes is among the 4 of training."
-    assert only(check(photo_folder), "class-disjoint") == ("warning", text, ())
+    assert only(check(data_folder), "class-disjoint") == ("warning", text, ())
 
 
-def test_without_labels_the_label_checks_are_silent(photos: Images, tmp_path: Path) -> None:
-    for name, image in photos.items():
+def test_without_labels_the_label_checks_are_silent(sample_images: Images, tmp_path: Path) -> None:
+    for name, image in sample_images.items():
         image.save(tmp_path / f"{name}.png")
-    photos["cat"].save(tmp_path / "same.png", compress_level=0)
+    sample_images["cat"].save(tmp_path / "same.png", compress_level=0)
     report = check(tmp_path)
     assert only(report, "duplicate")[1] == "cat.png and same.png are identical, both in gallery."
     assert clean_ids(report) == {"astronaut.png", "cat.png", "coffee.png", "rocket.png"}
 
 
-def test_an_unlabelled_test_split_is_silent_too(photo_folder: Path) -> None:
-    (photo_folder / "labels.csv").unlink()
-    assert check(photo_folder).findings == ()
+def test_an_unlabelled_test_split_is_silent_too(data_folder: Path) -> None:
+    (data_folder / "labels.csv").unlink()
+    assert check(data_folder).findings == ()
 
 
-def test_to_dict_is_json(photo_folder: Path) -> None:
-    (photo_folder / "training/cat/cat0.jpg").write_bytes(b"")
-    value = json.loads(json.dumps(check(photo_folder).to_dict()))
+def test_to_dict_is_json(data_folder: Path) -> None:
+    (data_folder / "training/cat/cat0.jpg").write_bytes(b"")
+    value = json.loads(json.dumps(check(data_folder).to_dict()))
     name = "training/cat/cat0.jpg"
     assert value == {
-        "data": str(photo_folder),
+        "data": str(data_folder),
         "layout": "training and test folders, test split labelled by labels.csv",
         "images": 44,
         "readable": 43,
@@ -262,13 +262,13 @@ def test_to_dict_is_json(photo_folder: Path) -> None:
     }
 
 
-def check_spoiled(photo_folder: Path) -> CheckReport:
+def check_spoiled(data_folder: Path) -> CheckReport:
     """Check a folder with an unreadable image, a leak, a contradiction and a copy."""
-    (photo_folder / "training/cat/cat0.jpg").write_bytes(b"")
-    shutil.copy(photo_folder / "training/cat/cat1.jpg", photo_folder / "test/gallery/cat9.jpg")
-    shutil.copy(photo_folder / "training/cat/cat2.jpg", photo_folder / "training/rocket/other.jpg")
-    shutil.copy(photo_folder / "training/cat/cat3.jpg", photo_folder / "training/cat/cat7.jpg")
-    return check(photo_folder)
+    (data_folder / "training/cat/cat0.jpg").write_bytes(b"")
+    shutil.copy(data_folder / "training/cat/cat1.jpg", data_folder / "test/gallery/cat9.jpg")
+    shutil.copy(data_folder / "training/cat/cat2.jpg", data_folder / "training/rocket/other.jpg")
+    shutil.copy(data_folder / "training/cat/cat3.jpg", data_folder / "training/cat/cat7.jpg")
+    return check(data_folder)
 
 
 DROPPED = {
@@ -280,41 +280,41 @@ DROPPED = {
 }
 
 
-def test_clean_manifest_in_the_folder_itself(photo_folder: Path) -> None:
-    report = check_spoiled(photo_folder)
+def test_clean_manifest_in_the_folder_itself(data_folder: Path) -> None:
+    report = check_spoiled(data_folder)
     assert set(report.dropped) == DROPPED
-    written = report.write_clean_manifest(photo_folder)
-    assert written == photo_folder / "manifest.csv"
-    data = load_dataset(photo_folder)
+    written = report.write_clean_manifest(data_folder)
+    assert written == data_folder / "manifest.csv"
+    data = load_dataset(data_folder)
     assert [(i.id, i.path, i.label, i.split) for i in data.items] == [
         (i.id, i.path, i.label, i.split)
         for i in sorted(report.clean_items(), key=lambda i: (list("tqg").index(i.split[0]), i.id))
     ]
     assert len(data) == 44 + 3 - 5
-    assert check(photo_folder).findings == ()
+    assert check(data_folder).findings == ()
 
 
 def test_clean_manifest_elsewhere_names_absolute_paths(
-    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     report = check(Path("photos"))
     report.write_clean_manifest(Path("clean/manifest.csv"))
     data = load_dataset(tmp_path / "clean")
-    assert {item.id for item in data.items} == {str(photo_folder / item.id) for item in report.data.items}
+    assert {item.id for item in data.items} == {str(data_folder / item.id) for item in report.data.items}
 
 
-def test_clean_manifest_keeps_metadata_and_empty_labels(photo_folder: Path) -> None:
+def test_clean_manifest_keeps_metadata_and_empty_labels(data_folder: Path) -> None:
     rows = [
         "path,label,split,city,year",
         'training/cat/cat0.jpg,cat,training,"Rome, Italy",2020',
         "test/query/cat0.jpg,,query,,2021",
     ]
-    (photo_folder / "manifest.csv").write_text("\n".join(rows) + "\n")
-    report = check(photo_folder, near=False)
-    (photo_folder / "manifest.csv").unlink()
-    report.write_clean_manifest(photo_folder / "manifest.csv")
-    with (photo_folder / "manifest.csv").open(newline="") as handle:
+    (data_folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    report = check(data_folder, near=False)
+    (data_folder / "manifest.csv").unlink()
+    report.write_clean_manifest(data_folder / "manifest.csv")
+    with (data_folder / "manifest.csv").open(newline="") as handle:
         assert list(csv.reader(handle)) == [
             ["path", "label", "split", "city", "year"],
             ["training/cat/cat0.jpg", "cat", "training", "Rome, Italy", "2020"],
@@ -322,9 +322,9 @@ def test_clean_manifest_keeps_metadata_and_empty_labels(photo_folder: Path) -> N
         ]
 
 
-def test_clean_manifest_overwrites_nothing(photo_folder: Path) -> None:
-    report = check(photo_folder, near=False)
-    path = photo_folder / "manifest.csv"
+def test_clean_manifest_overwrites_nothing(data_folder: Path) -> None:
+    report = check(data_folder, near=False)
+    path = data_folder / "manifest.csv"
     path.write_text("existing")
     with pytest.raises(StorageError) as caught:
         report.write_clean_manifest(path)
@@ -332,9 +332,9 @@ def test_clean_manifest_overwrites_nothing(photo_folder: Path) -> None:
     assert path.read_text() == "existing"
 
 
-def test_clean_manifest_by_another_name(photo_folder: Path) -> None:
+def test_clean_manifest_by_another_name(data_folder: Path) -> None:
     with pytest.raises(OptionError) as caught:
-        check(photo_folder, near=False).write_clean_manifest(photo_folder / "clean.csv")
+        check(data_folder, near=False).write_clean_manifest(data_folder / "clean.csv")
     assert caught.value.argument == "clean_manifest"
     assert "clean.csv" in str(caught.value)
 
@@ -351,20 +351,20 @@ def test_a_folder_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
         check(tmp_path / "none")
 
 
-def test_a_closed_folder_is_an_error(photo_folder: Path, close_folder: Callable[[Path], None]) -> None:
-    folder = photo_folder / "training" / "cat" / "more"
+def test_a_closed_folder_is_an_error(data_folder: Path, close_folder: Callable[[Path], None]) -> None:
+    folder = data_folder / "training" / "cat" / "more"
     folder.mkdir()
     close_folder(folder)
-    report = check(photo_folder)
+    report = check(data_folder)
     text = f"{folder}: the folder cannot be listed (permission denied)."
     assert only(report, "unlisted") == ("error", text, ())
     assert (report.images, report.readable, report.exit_code) == (44, 44, 1)
     assert report.dropped == {}
 
 
-def test_findings_and_clean_manifest_are_written(photo_folder: Path, tmp_path: Path) -> None:
-    (photo_folder / "training/cat/cat0.jpg").write_bytes(b"")
-    report = check(photo_folder, near=False, out=tmp_path / "f.json", clean_manifest=str(tmp_path / "clean"))
+def test_findings_and_clean_manifest_are_written(data_folder: Path, tmp_path: Path) -> None:
+    (data_folder / "training/cat/cat0.jpg").write_bytes(b"")
+    report = check(data_folder, near=False, out=tmp_path / "f.json", clean_manifest=str(tmp_path / "clean"))
     assert json.loads((tmp_path / "f.json").read_text()) == json.loads(json.dumps(report.to_dict()))
     data = load_dataset(tmp_path / "clean")
     assert (data.layout, len(data)) == ("manifest (manifest.csv)", 43)
@@ -372,13 +372,13 @@ def test_findings_and_clean_manifest_are_written(photo_folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("option", ["out", "clean_manifest"])
 def test_an_existing_file_is_refused_before_the_work(
-    photo_folder: Path, tmp_path: Path, option: str, recording_progress
+    data_folder: Path, tmp_path: Path, option: str, recording_progress
 ) -> None:
     existing = tmp_path / "manifest.csv"
     existing.write_text("existing")
     recorder = recording_progress()
     with pytest.raises(StorageError, match="already exists"):
-        check(photo_folder, progress=recorder, **{option: existing})
+        check(data_folder, progress=recorder, **{option: existing})
     assert (recorder.steps, recorder.messages, existing.read_text()) == ([], [], "existing")
 
 

@@ -57,17 +57,17 @@ def test_test_classes_are_unseen_when_most_queries_say_so() -> None:
     assert not Dataset(Path(), "", (training,)).test_classes_unseen
 
 
-def test_fingerprint_covers_the_training_images_only(photo_folder: Path) -> None:
-    data = load_dataset(photo_folder)
+def test_fingerprint_covers_the_training_images_only(data_folder: Path) -> None:
+    data = load_dataset(data_folder)
     original = data.fingerprint
     assert with_validation(data).fingerprint == original
-    (photo_folder / "test/query/cat0.jpg").write_bytes(b"changed")
-    assert load_dataset(photo_folder).fingerprint == original
-    (photo_folder / "training/cat/cat0.jpg").write_bytes(b"changed")
-    assert load_dataset(photo_folder).fingerprint != original
+    (data_folder / "test/query/cat0.jpg").write_bytes(b"changed")
+    assert load_dataset(data_folder).fingerprint == original
+    (data_folder / "training/cat/cat0.jpg").write_bytes(b"changed")
+    assert load_dataset(data_folder).fingerprint != original
 
 
-def test_fingerprint_with_an_unreadable_file(photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_with_an_unreadable_file(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It counts as missing, since it is skipped in the same way."""
 
     def refuse(path: Path) -> str:
@@ -75,8 +75,8 @@ def test_fingerprint_with_an_unreadable_file(photo_folder: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr("lookalike.data.dataset.file_digest", refuse)
-        closed = load_dataset(photo_folder).fingerprint
-    data = load_dataset(photo_folder)
+        closed = load_dataset(data_folder).fingerprint
+    data = load_dataset(data_folder)
     for one in data.training:
         one.path.unlink()
     assert data.fingerprint == closed

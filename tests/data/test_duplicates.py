@@ -48,8 +48,8 @@ def named_pairs(scanned: Scan) -> set[tuple[str, str]]:
     return {(scanned.ids[first], scanned.ids[second]) for first, second in pairs}
 
 
-def test_scan_reports_unreadable_files(photos: Images, tmp_path: Path, recording_progress) -> None:
-    items = saved(tmp_path, cat=photos["cat"], empty=b"", rocket=photos["rocket"], text=b"x")
+def test_scan_reports_unreadable_files(sample_images: Images, tmp_path: Path, recording_progress) -> None:
+    items = saved(tmp_path, cat=sample_images["cat"], empty=b"", rocket=sample_images["rocket"], text=b"x")
     progress = recording_progress()
     scanned = scan(items, progress)
     assert scanned.ids == ("cat", "rocket")
@@ -71,14 +71,16 @@ def test_scan_of_nothing(tmp_path: Path) -> None:
     assert near_pairs(scanned, []).shape == (0, 2)
 
 
-def test_exact_is_the_same_pixels_whatever_the_bytes(photos: Images, tmp_path: Path) -> None:
-    cat = photos["cat"]
+def test_exact_is_the_same_pixels_whatever_the_bytes(sample_images: Images, tmp_path: Path) -> None:
+    cat = sample_images["cat"]
     other_bytes, bmp = io.BytesIO(), tmp_path / "bmp.bmp"
     cat.save(other_bytes, "PNG", compress_level=0)
     cat.save(bmp)
     changed = cat.copy()
     changed.putpixel((0, 0), (1, 2, 3))
-    items = saved(tmp_path, cat=cat, changed=changed, again=cat, stored=other_bytes.getvalue(), coffee=photos["coffee"])
+    items = saved(
+        tmp_path, cat=cat, changed=changed, again=cat, stored=other_bytes.getvalue(), coffee=sample_images["coffee"]
+    )
     scanned = scan([*items, Item("bmp", bmp, None, Split.GALLERY)], SILENT)
     assert [[scanned.ids[row] for row in group] for group in exact_groups(scanned)] == [
         ["cat", "again", "stored", "bmp"]
@@ -118,11 +120,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_slightly_changed_image_is_near(photos: Images, tmp_path: Path, change: str) -> None:
-    changed = {f"{name}-changed": CHANGES[change](image) for name, image in photos.items()}
-    scanned = scan(saved(tmp_path, **photos, **changed), SILENT)
+def test_a_slightly_changed_image_is_near(sample_images: Images, tmp_path: Path, change: str) -> None:
+    changed = {f"{name}-changed": CHANGES[change](image) for name, image in sample_images.items()}
+    scanned = scan(saved(tmp_path, **sample_images, **changed), SILENT)
     assert exact_groups(scanned) == []
-    assert named_pairs(scanned) == {(name, f"{name}-changed") for name in photos}
+    assert named_pairs(scanned) == {(name, f"{name}-changed") for name in sample_images}
 
 
 def test_another_colour_is_not_near(tmp_path: Path) -> None:
@@ -146,8 +148,8 @@ def test_blank_images_are_never_near(tmp_path: Path) -> None:
     assert named_pairs(scanned) == set()
 
 
-def test_only_the_requested_rows_are_compared(photos: Images, tmp_path: Path) -> None:
-    cat = photos["cat"]
+def test_only_the_requested_rows_are_compared(sample_images: Images, tmp_path: Path) -> None:
+    cat = sample_images["cat"]
     scanned = scan(saved(tmp_path, a=cat, b=cat.resize((80, 60)), c=cat.resize((90, 60))), SILENT)
     assert near_pairs(scanned, [2, 0]).tolist() == [[0, 2]]
     assert near_pairs(scanned, [0, 1, 2]).tolist() == [[0, 1], [0, 2], [1, 2]]
@@ -184,14 +186,14 @@ def test_connected_groups() -> None:
 
 
 @pytest.fixture
-def folder(photos, tmp_path):
+def folder(sample_images, tmp_path):
     """Two classes of two training crops, and other crops in query and gallery."""
     root = tmp_path / "photos"
     for label in ("cat", "coffee"):
         for split, number in (("training", 0), ("training", 1), ("test/query", 2), ("test/gallery", 3)):
             path = root / split / label / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            photos[label].crop((20 * number, 10, 20 * number + 64, 58)).save(path)
+            sample_images[label].crop((20 * number, 10, 20 * number + 64, 58)).save(path)
     return root
 
 

@@ -51,8 +51,8 @@ STORED = {
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation_is_undone(photos: Images, tmp_path: Path, orientation: int) -> None:
-    upright = np.asarray(photos["rocket"])
+def test_exif_orientation_is_undone(sample_images: Images, tmp_path: Path, orientation: int) -> None:
+    upright = np.asarray(sample_images["rocket"])
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
@@ -65,8 +65,8 @@ def test_exif_orientation_is_undone(photos: Images, tmp_path: Path, orientation:
 
 
 @pytest.mark.parametrize("name", ["p.png", "p.jpg", "p.bmp", "p.tif", "p.webp", "p.pgm", "P.PNG", "p.gif", "p.jp2"])
-def test_greyscale_becomes_three_equal_channels(photos: Images, tmp_path: Path, name: str) -> None:
-    grey = photos["cat"].convert("L")
+def test_greyscale_becomes_three_equal_channels(sample_images: Images, tmp_path: Path, name: str) -> None:
+    grey = sample_images["cat"].convert("L")
     options = {"lossless": True} if name.endswith("webp") else {"quality": 95} if name.endswith("jpg") else {}
     grey.save(tmp_path / name, **options)
     read = pixels(tmp_path / name).astype(int)
@@ -80,8 +80,8 @@ def test_bilevel_is_black_and_white(tmp_path: Path) -> None:
     assert pixels(tmp_path / "p.png").tolist() == [[[255] * 3, [0] * 3]]
 
 
-def test_palette_is_looked_up(photos: Images, tmp_path: Path) -> None:
-    palette = photos["coffee"].quantize(32)
+def test_palette_is_looked_up(sample_images: Images, tmp_path: Path) -> None:
+    palette = sample_images["coffee"].quantize(32)
     palette.save(tmp_path / "p.png")
     np.testing.assert_array_equal(pixels(tmp_path / "p.png"), np.asarray(palette.convert("RGB")))
 
@@ -179,14 +179,14 @@ def test_animation_gives_its_first_frame(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not read AVIF")
-def test_avif(photos: Images, tmp_path: Path) -> None:
-    photos["cat"].save(tmp_path / "p.avif", quality=90)
-    assert np.abs(pixels(tmp_path / "p.avif").astype(int) - np.asarray(photos["cat"])).mean() < 4
+def test_avif(sample_images: Images, tmp_path: Path) -> None:
+    sample_images["cat"].save(tmp_path / "p.avif", quality=90)
+    assert np.abs(pixels(tmp_path / "p.avif").astype(int) - np.asarray(sample_images["cat"])).mean() < 4
 
 
-def test_truncated_jpeg(photos: Images, tmp_path: Path) -> None:
+def test_truncated_jpeg(sample_images: Images, tmp_path: Path) -> None:
     path = tmp_path / "p.jpg"
-    photos["cat"].save(path)
+    sample_images["cat"].save(path)
     path.write_bytes(path.read_bytes()[:2000])
     assert cause(path).startswith("it cannot be decoded (image file is truncated")
 
@@ -201,14 +201,14 @@ def test_text_named_jpg(tmp_path: Path) -> None:
     assert cause(tmp_path / "p.jpg") == "not an image that Pillow can read"
 
 
-def test_png_named_jpg(photos: Images, tmp_path: Path) -> None:
-    photos["cat"].save(tmp_path / "p.jpg", format="PNG")
+def test_png_named_jpg(sample_images: Images, tmp_path: Path) -> None:
+    sample_images["cat"].save(tmp_path / "p.jpg", format="PNG")
     assert cause(tmp_path / "p.jpg") == "it is named .jpg but contains PNG; rename it"
 
 
-def test_unknown_suffix_is_read_by_content(photos: Images, tmp_path: Path) -> None:
-    photos["cat"].save(tmp_path / "upload", format="PNG")
-    np.testing.assert_array_equal(pixels(tmp_path / "upload"), np.asarray(photos["cat"]))
+def test_unknown_suffix_is_read_by_content(sample_images: Images, tmp_path: Path) -> None:
+    sample_images["cat"].save(tmp_path / "upload", format="PNG")
+    np.testing.assert_array_equal(pixels(tmp_path / "upload"), np.asarray(sample_images["cat"]))
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -221,14 +221,16 @@ def test_folder_named_jpg(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_file_without_permission(photos: Images, tmp_path: Path) -> None:
-    photos["cat"].save(tmp_path / "p.png")
+def test_file_without_permission(sample_images: Images, tmp_path: Path) -> None:
+    sample_images["cat"].save(tmp_path / "p.png")
     (tmp_path / "p.png").chmod(0)
     assert cause(tmp_path / "p.png") == "permission denied"
 
 
-def test_permission_refused_by_the_system(photos: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photos["cat"].save(tmp_path / "p.png")
+def test_permission_refused_by_the_system(
+    sample_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample_images["cat"].save(tmp_path / "p.png")
 
     def refuse(path: Path) -> Image.Image:
         raise PermissionError(13, "Permission denied", str(path))
@@ -261,9 +263,9 @@ def test_decompression_bomb_that_pillow_accepts(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("error", [RuntimeError, struct.error, KeyError, ZeroDivisionError, MemoryError])
 def test_whatever_a_decoder_raises_is_one_unreadable_image(
-    photos: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    sample_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    photos["cat"].save(tmp_path / "p.png")
+    sample_images["cat"].save(tmp_path / "p.png")
 
     def fail(path: Path) -> Image.Image:
         raise error("bad\nsecond line")
@@ -274,9 +276,9 @@ def test_whatever_a_decoder_raises_is_one_unreadable_image(
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp"])
-def test_damaged_bytes_end_in_pixels_or_one_error(photos: Images, tmp_path: Path, suffix: str) -> None:
+def test_damaged_bytes_end_in_pixels_or_one_error(sample_images: Images, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"p.{suffix}"
-    photos["rocket"].resize((40, 30)).save(path)
+    sample_images["rocket"].resize((40, 30)).save(path)
     good = np.frombuffer(path.read_bytes(), np.uint8)
     chance = np.random.default_rng(3)
     unreadable = 0
@@ -291,8 +293,8 @@ def test_damaged_bytes_end_in_pixels_or_one_error(photos: Images, tmp_path: Path
     assert unreadable > 0
 
 
-def test_many_threads_read_the_same(photos: Images, tmp_path: Path) -> None:
-    photos["cat"].quantize(8).save(tmp_path / "p.png", transparency=bytes(range(8)))
+def test_many_threads_read_the_same(sample_images: Images, tmp_path: Path) -> None:
+    sample_images["cat"].quantize(8).save(tmp_path / "p.png", transparency=bytes(range(8)))
     filters, threads = list(warnings.filters), threading.active_count()
     with ThreadPoolExecutor(4) as pool:
         read = [image.tobytes() for image in pool.map(read_image, [tmp_path / "p.png"] * 40)]
@@ -322,15 +324,15 @@ def rotated(image, orientation, endian="<"):
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2}, {"quality": 30}]
 )
-def test_jpeg_pixels_are_pillows(photos, options):
-    data = jpeg(photos["coffee"], **options)
+def test_jpeg_pixels_are_pillows(sample_images, options):
+    data = jpeg(sample_images["coffee"], **options)
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(decode(data), expected)
 
 
-def test_grey_jpegs_have_three_equal_channels(photos):
-    grey = photos["coffee"].convert("L")
+def test_grey_jpegs_have_three_equal_channels(sample_images):
+    grey = sample_images["coffee"].convert("L")
     decoded = decode(jpeg(grey))
     with Image.open(io.BytesIO(jpeg(grey))) as image:
         np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
@@ -338,33 +340,33 @@ def test_grey_jpegs_have_three_equal_channels(photos):
 
 @pytest.mark.parametrize("endian", ["<", ">"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_jpegs_are_upright(photos, orientation, endian):
-    data = rotated(photos["rocket"], orientation, endian)
+def test_jpegs_are_upright(sample_images, orientation, endian):
+    data = rotated(sample_images["rocket"], orientation, endian)
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
     np.testing.assert_array_equal(decode(data), expected)
 
 
-def test_an_orientation_that_does_not_exist_changes_nothing(photos):
-    data = rotated(photos["rocket"], 9)
-    assert decode(data).shape == (photos["rocket"].height, photos["rocket"].width, 3)
+def test_an_orientation_that_does_not_exist_changes_nothing(sample_images):
+    data = rotated(sample_images["rocket"], 9)
+    assert decode(data).shape == (sample_images["rocket"].height, sample_images["rocket"].width, 3)
 
 
 @pytest.mark.parametrize(
     ("min_side", "side"), [(None, 800), (401, 800), (400, 400), (201, 400), (200, 200), (100, 100), (1, 100)]
 )
-def test_a_jpeg_is_halved_while_its_shorter_side_stays_large_enough(photos, min_side, side):
-    square = photos["coffee"].resize((800, 800))
+def test_a_jpeg_is_halved_while_its_shorter_side_stays_large_enough(sample_images, min_side, side):
+    square = sample_images["coffee"].resize((800, 800))
     assert decode(jpeg(square), min_side).shape == (side, side, 3)
 
 
-def test_odd_sides_are_rounded_up(photos):
-    assert decode(jpeg(photos["coffee"].resize((803, 401))), 200).shape == (201, 402, 3)
+def test_odd_sides_are_rounded_up(sample_images):
+    assert decode(jpeg(sample_images["coffee"].resize((803, 401))), 200).shape == (201, 402, 3)
 
 
-def test_a_scaled_jpeg_is_averaged(photos):
+def test_a_scaled_jpeg_is_averaged(sample_images):
     """Half of the sides without frequencies above a half: a box filter, except for ringing."""
-    large = photos["coffee"].resize((1024, 768), Image.Resampling.BICUBIC)
+    large = sample_images["coffee"].resize((1024, 768), Image.Resampling.BICUBIC)
     decoded = decode(jpeg(large, quality=95), 384)
     expected = np.asarray(large.reduce(2))
     assert np.abs(decoded.astype(int) - expected).mean() < 1.0
@@ -378,9 +380,9 @@ def insert_segments(data, *segments):
     return data[:2] + b"".join(segments) + data[2:]
 
 
-def test_the_orientation_is_read_where_pillow_reads_it(photos, tmp_path):
+def test_the_orientation_is_read_where_pillow_reads_it(sample_images, tmp_path):
     """Behind other long segments, in XMP alone, and not in what merely looks like it."""
-    image = photos["rocket"]
+    image = sample_images["rocket"]
     other = segment(0xED, b"Photoshop 3.0\x00" + bytes(60_000))
     xmp = b"http://ns.adobe.com/xap/1.0/\x00<x:xmpmeta><r tiff:Orientation='6' tiff:X='1'/></x:xmpmeta>"
     exif = Image.Exif()
@@ -397,17 +399,17 @@ def test_the_orientation_is_read_where_pillow_reads_it(photos, tmp_path):
         np.testing.assert_array_equal(read_pixels(tmp_path / name), expected, err_msg=name)
 
 
-def test_several_sizes_are_decoded_as_each_alone(photos, tmp_path):
-    photos["coffee"].resize((1600, 1600)).save(tmp_path / "large.jpg")
+def test_several_sizes_are_decoded_as_each_alone(sample_images, tmp_path):
+    sample_images["coffee"].resize((1600, 1600)).save(tmp_path / "large.jpg")
     arrays = read_scaled(tmp_path / "large.jpg", [200, None, 700, 200])
     assert [a.shape for a in arrays] == [(200, 200, 3), (1600, 1600, 3), (800, 800, 3), (200, 200, 3)]
     for array, min_side in zip(arrays, [200, None, 700, 200], strict=True):
         np.testing.assert_array_equal(array, read_pixels(tmp_path / "large.jpg", min_side))
 
 
-def test_a_sampling_that_only_pillow_knows(photos, tmp_path):
+def test_a_sampling_that_only_pillow_knows(sample_images, tmp_path):
     """4:4:1, luma four times as high as colour, as in a 4:1:1 image that was rotated without loss."""
-    data = bytearray(jpeg(photos["coffee"].resize((64, 64)), subsampling=0))
+    data = bytearray(jpeg(sample_images["coffee"].resize((64, 64)), subsampling=0))
     start = data.index(b"\xff\xc0")
     data[start + 11] = 0x14
     (tmp_path / "odd.jpg").write_bytes(bytes(data))
@@ -422,8 +424,8 @@ def test_a_sampling_that_only_pillow_knows(photos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["CMYK", "PNG", "cut", "too large", "nothing"])
-def test_files_that_are_left_to_pillow(photos, monkeypatch, kind):
-    image = photos["coffee"]
+def test_files_that_are_left_to_pillow(sample_images, monkeypatch, kind):
+    image = sample_images["coffee"]
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     data = {
@@ -437,8 +439,8 @@ def test_files_that_are_left_to_pillow(photos, monkeypatch, kind):
     assert decode(data) is None
 
 
-def test_read_pixels_agrees_with_read_image(photos, tmp_path):
-    image = photos["astronaut"]
+def test_read_pixels_agrees_with_read_image(sample_images, tmp_path):
+    image = sample_images["astronaut"]
     saved = {
         "plain.jpg": image.save,
         "cmyk.jpg": lambda p: image.convert("CMYK").save(p),
@@ -453,8 +455,12 @@ def test_read_pixels_agrees_with_read_image(photos, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "disguised.png", "empty.jpg", "absent.jpg"])
-def test_read_pixels_has_the_causes_of_read_image(photos, tmp_path, name):
-    data = {"cut.jpg": jpeg(photos["coffee"])[:-900], "disguised.png": jpeg(photos["coffee"]), "empty.jpg": b""}
+def test_read_pixels_has_the_causes_of_read_image(sample_images, tmp_path, name):
+    data = {
+        "cut.jpg": jpeg(sample_images["coffee"])[:-900],
+        "disguised.png": jpeg(sample_images["coffee"]),
+        "empty.jpg": b"",
+    }
     if name in data:
         (tmp_path / name).write_bytes(data[name])
     causes = []

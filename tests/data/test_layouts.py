@@ -82,8 +82,8 @@ def test_layout_1_notes_what_it_skips(tmp_path: Path) -> None:
     )
 
 
-def test_layout_1_of_the_builder(photo_folder: Path) -> None:
-    data = load_dataset(photo_folder)
+def test_layout_1_of_the_builder(data_folder: Path) -> None:
+    data = load_dataset(data_folder)
     assert data.classes == ("astronaut", "cat", "coffee", "rocket")
     assert Counter((item.split, item.label) for item in data.items) == {
         (split, label): count

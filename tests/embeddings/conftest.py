@@ -11,11 +11,11 @@ from lookalike.models.pipeline import File
 
 
 @pytest.fixture
-def folder(photos: dict[str, Image.Image], tmp_path: Path) -> Path:
+def folder(sample_images: dict[str, Image.Image], tmp_path: Path) -> Path:
     """Ten images, crops of four, named 0.png to 9.png."""
     folder = tmp_path / "images"
     folder.mkdir()
-    originals = list(photos.values())
+    originals = list(sample_images.values())
     for n in range(10):
         original = originals[n % 4]
         original.crop((n * 4, n * 3, n * 4 + 70, n * 3 + 60)).save(folder / f"{n}.png")

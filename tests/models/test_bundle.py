@@ -333,9 +333,9 @@ def test_a_file_in_the_place_of_a_parent_folder(make_trainable, tmp_path):
 # ---------------------------------------------------------------- data
 
 
-def test_class_folders_are_split_as_for_the_training(photo_folder):
+def test_class_folders_are_split_as_for_the_training(data_folder):
     """With another seed, `evaluate` on class folders would meet training images."""
-    class_folders = photo_folder / "training"
+    class_folders = data_folder / "training"
     options = {"seed": 3, "class_disjoint": True}
     split = load_data_as_trained(class_folders, options)
     assert split.items == load_dataset(class_folders, **options).items

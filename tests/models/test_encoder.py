@@ -42,13 +42,15 @@ def test_ids_are_the_paths_in_their_order(encoder, image_files):
     np.testing.assert_allclose(embeddings.vectors[::-1], encoder.embed(image_files).vectors, atol=1e-6)
 
 
-def test_an_embedding_is_the_head_on_the_features_of_the_pixels(encoder, image_files, photos):
-    features = encoder.backbone.submit(encoder.preprocessing.pixels(photos["cat"])[None])()
+def test_an_embedding_is_the_head_on_the_features_of_the_pixels(encoder, image_files, sample_images):
+    features = encoder.backbone.submit(encoder.preprocessing.pixels(sample_images["cat"])[None])()
     expected = l2_normalize(features @ encoder.head.weight.T + encoder.head.bias)
     cat = next(path for path in image_files if path.name == "cat_plain.png")
     np.testing.assert_allclose(encoder.embed([cat]).vectors, expected, atol=1e-5)
     np.testing.assert_allclose(encoder.project(features), expected, atol=1e-5)
-    np.testing.assert_allclose(encoder.encode(encoder.preprocessing.pixels(photos["cat"])[None]), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.encode(encoder.preprocessing.pixels(sample_images["cat"])[None]), expected, atol=1e-5
+    )
 
 
 def test_items_keep_their_ids(encoder, image_files):
@@ -56,19 +58,19 @@ def test_items_keep_their_ids(encoder, image_files):
     assert tuple(encoder.embed(iter(items)).ids) == tuple(f"item {n}" for n in range(len(image_files)))
 
 
-def test_paths_pil_images_arrays_and_bytes_give_the_same_embedding(encoder, photos, tmp_path):
-    photo = photos["coffee"]
+def test_paths_pil_images_arrays_and_bytes_give_the_same_embedding(encoder, sample_images, tmp_path):
+    image = sample_images["coffee"]
     path = tmp_path / "coffee.png"
-    photo.save(path)
-    embeddings = encoder.embed([path, photo, np.array(photo), path.read_bytes()])
+    image.save(path)
+    embeddings = encoder.embed([path, image, np.array(image), path.read_bytes()])
     assert tuple(embeddings.ids) == (str(path), "image 1", "image 2", "image 3")
     np.testing.assert_allclose(embeddings.vectors, np.tile(embeddings.vectors[0], (4, 1)), atol=1e-6)
 
 
-def test_unreadable_images_in_memory_are_skipped(encoder, photos):
+def test_unreadable_images_in_memory_are_skipped(encoder, sample_images):
     buffer = io.BytesIO()
-    photos["cat"].save(buffer, "png")
-    embeddings = encoder.embed([buffer.getvalue(), b"no image", photos["cat"]])
+    sample_images["cat"].save(buffer, "png")
+    embeddings = encoder.embed([buffer.getvalue(), b"no image", sample_images["cat"]])
     assert tuple(embeddings.ids) == ("image 0", "image 2")
     assert [skipped.path for skipped in embeddings.skipped] == [Path("image 1")]
 
@@ -141,12 +143,12 @@ def test_the_last_line_names_the_bottleneck(encoder, image_files):
 
 
 @pytest.mark.parametrize("scale", [1, 6])
-def test_fast_decoding_hardly_changes_an_embedding(photos, tmp_path, scale, monkeypatch):
+def test_fast_decoding_hardly_changes_an_embedding(sample_images, tmp_path, scale, monkeypatch):
     """Compared with Pillow's decoding of all pixels, also where a large JPEG is decoded at a reduced scale."""
     paths = []
-    for name, photo in photos.items():
+    for name, image in sample_images.items():
         paths.append(tmp_path / f"{name}.jpg")
-        photo.resize((photo.width * scale, photo.height * scale)).save(paths[-1], quality=90)
+        image.resize((image.width * scale, image.height * scale)).save(paths[-1], quality=90)
     encoder = build_trainable("efficientnet_lite0").freeze()
     embeddings = encoder.embed(paths).vectors
     monkeypatch.setattr(

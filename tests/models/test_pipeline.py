@@ -48,10 +48,10 @@ class SquareCounter:
 # ---------------------------------------------------------------- sources
 
 
-def test_paths_and_images_get_ids_and_sources_keep_theirs(photos):
-    pixels = np.array(photos["cat"])
+def test_paths_and_images_get_ids_and_sources_keep_theirs(sample_images):
+    pixels = np.array(sample_images["cat"])
     file = File("mine", Path("c.png"))
-    sources = as_sources(["a.png", Path("b/b.png"), b"...", photos["cat"], pixels, file])
+    sources = as_sources(["a.png", Path("b/b.png"), b"...", sample_images["cat"], pixels, file])
     assert [source.id for source in sources] == ["a.png", "b/b.png", "image 2", "image 3", "image 4", "mine"]
     assert [source.path for source in sources[:3]] == [Path("a.png"), Path("b/b.png"), Path("image 2")]
     assert sources[4].image is pixels
@@ -112,33 +112,33 @@ def test_the_digest_of_files_changes_with_ids_sizes_times_and_the_model(tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_encoded_bytes_are_decoded_as_their_file(photos, tmp_path, suffix):
+def test_encoded_bytes_are_decoded_as_their_file(sample_images, tmp_path, suffix):
     path = tmp_path / f"coffee{suffix}"
-    photos["coffee"].resize((480, 320)).save(path)
+    sample_images["coffee"].resize((480, 320)).save(path)
     for min_sides in ([10_000], [100, 10_000]):
         expected = decode(File("file", path), min_sides)
         for pixels, reference in zip(decode(InMemoryImage("b", path.read_bytes()), min_sides), expected, strict=True):
             np.testing.assert_array_equal(pixels, reference)
 
 
-def modes(photo):
-    alpha = photo.convert("RGBA")
-    alpha.putalpha(photo.convert("L"))
+def modes(image):
+    alpha = image.convert("RGBA")
+    alpha.putalpha(image.convert("L"))
     exif = Image.Exif()
     exif[0x0112] = 6
     wide = Image.fromarray(np.arange(0, 60_000, 15, dtype=np.uint16).reshape(40, 100))
     return {
-        "grey": (photo.convert("L"), {}),
-        "palette": (photo.quantize(16), {}),
+        "grey": (image.convert("L"), {}),
+        "palette": (image.quantize(16), {}),
         "alpha": (alpha, {}),
         "16 bit": (wide, {}),
-        "turned": (photo, {"exif": exif}),
+        "turned": (image, {"exif": exif}),
     }
 
 
 @pytest.mark.parametrize("mode", ["grey", "palette", "alpha", "16 bit", "turned"])
-def test_a_pil_image_of_any_mode_is_decoded_as_its_file(photos, tmp_path, mode):
-    image, options = modes(photos["cat"])[mode]
+def test_a_pil_image_of_any_mode_is_decoded_as_its_file(sample_images, tmp_path, mode):
+    image, options = modes(sample_images["cat"])[mode]
     path = tmp_path / "image.png"
     image.save(path, **options)
     expected = np.asarray(read_image(path))
@@ -146,16 +146,16 @@ def test_a_pil_image_of_any_mode_is_decoded_as_its_file(photos, tmp_path, mode):
         np.testing.assert_array_equal(decode(InMemoryImage("i", opened), [10])[0], expected)
 
 
-def test_an_array_is_taken_as_it_is(photos):
-    pixels = np.array(photos["cat"])
+def test_an_array_is_taken_as_it_is(sample_images):
+    pixels = np.array(sample_images["cat"])
     assert decode(InMemoryImage("i", pixels), [10, 20])[1] is pixels
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", "truncated"])
-def test_unreadable_bytes_are_reported_by_their_id(photos, data):
+def test_unreadable_bytes_are_reported_by_their_id(sample_images, data):
     if data == "truncated":
         buffer = io.BytesIO()
-        photos["cat"].save(buffer, "png")
+        sample_images["cat"].save(buffer, "png")
         data = buffer.getvalue()[:2000]
     with pytest.raises(UnreadableImage) as raised:
         decode(InMemoryImage("image 3", data), [10])
@@ -163,9 +163,9 @@ def test_unreadable_bytes_are_reported_by_their_id(photos, data):
     assert "0x" not in raised.value.cause  # no address of an object
 
 
-def test_a_truncated_pil_image_is_unreadable(photos, tmp_path):
+def test_a_truncated_pil_image_is_unreadable(sample_images, tmp_path):
     path = tmp_path / "cut.jpg"
-    photos["cat"].save(path)
+    sample_images["cat"].save(path)
     path.write_bytes(path.read_bytes()[:2000])
     with Image.open(path) as opened, pytest.raises(UnreadableImage, match="truncated"):
         decode(InMemoryImage("image 3", opened), [10])

@@ -57,8 +57,8 @@ def to_input(p, image):
 
 @pytest.mark.parametrize("p", CONFIGURATIONS, ids=lambda p: f"{p.crop_mode}-{p.height}x{p.width}-{p.crop_pct}")
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_input_is_that_of_timms_evaluation_transform(p, shape, photos):
-    image = photos["coffee"].resize(SHAPES[shape], Image.Resampling.BOX)
+def test_the_input_is_that_of_timms_evaluation_transform(p, shape, sample_images):
+    image = sample_images["coffee"].resize(SHAPES[shape], Image.Resampling.BOX)
     expected = timm_transform(p)(image)
     x = to_input(p, image)
     assert x.shape == expected.shape == (3, p.height, p.width)
@@ -67,17 +67,17 @@ def test_the_input_is_that_of_timms_evaluation_transform(p, shape, photos):
     assert (x - expected).abs().mean() < 0.25 * grey_level
 
 
-def test_the_tolerance_notices_a_shift_by_one_pixel(photos):
+def test_the_tolerance_notices_a_shift_by_one_pixel(sample_images):
     p = CONFIGURATIONS[1]
-    image = photos["coffee"].resize(SHAPES["landscape"])
+    image = sample_images["coffee"].resize(SHAPES["landscape"])
     shifted = np.roll(p.pixels(image), 1, axis=1)[None]
     x = normalize_pixels(shifted, p, torch.device("cpu"))[0]
     assert (x - timm_transform(p)(image)).abs().max() > 0.1
 
 
-def test_pixels_and_pil_images_are_prepared_alike(photos):
+def test_pixels_and_pil_images_are_prepared_alike(sample_images):
     p = CONFIGURATIONS[1]
-    np.testing.assert_array_equal(p.pixels(photos["cat"]), p.pixels(np.array(photos["cat"])))
+    np.testing.assert_array_equal(p.pixels(sample_images["cat"]), p.pixels(np.array(sample_images["cat"])))
 
 
 def test_twice_the_size_before_the_crop_is_worth_decoding():
@@ -124,8 +124,8 @@ def differences(pixels, expected):
 
 @pytest.mark.parametrize("interpolation", PILLOW_FILTERS)
 @pytest.mark.parametrize("size", SIZES)
-def test_resizing_equals_pillows(photos, interpolation, size):
-    image = photos["coffee"]
+def test_resizing_equals_pillows(sample_images, interpolation, size):
+    image = sample_images["coffee"]
     expected = np.asarray(image.resize(size, PILLOW_FILTERS[interpolation]))
     difference = differences(resize(np.array(image), size, interpolation, (0, 0, *size)), expected)
     assert difference.max() <= 2
@@ -134,8 +134,8 @@ def test_resizing_equals_pillows(photos, interpolation, size):
 
 @pytest.mark.parametrize("interpolation", PILLOW_FILTERS)
 @pytest.mark.parametrize("size", SIZES)
-def test_a_crop_equals_that_part_of_the_resized_image(photos, interpolation, size):
-    image = photos["coffee"]
+def test_a_crop_equals_that_part_of_the_resized_image(sample_images, interpolation, size):
+    image = sample_images["coffee"]
     crop = (size[0] // 5, size[1] // 3, size[0] // 2, size[1] // 2)
     left, top, width, height = crop
     whole = np.asarray(image.resize(size, PILLOW_FILTERS[interpolation]))
@@ -147,8 +147,8 @@ def test_a_crop_equals_that_part_of_the_resized_image(photos, interpolation, siz
 
 
 @pytest.mark.parametrize("edge", ["left", "top", "right", "bottom"])
-def test_a_crop_at_the_edge(photos, edge):
-    image, size = photos["coffee"], (200, 150)
+def test_a_crop_at_the_edge(sample_images, edge):
+    image, size = sample_images["coffee"], (200, 150)
     crop = {"left": (0, 40, 50, 50), "top": (60, 0, 50, 50), "right": (150, 40, 50, 50), "bottom": (60, 100, 50, 50)}
     left, top, width, height = crop[edge]
     whole = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
@@ -156,14 +156,14 @@ def test_a_crop_at_the_edge(photos, edge):
     assert differences(cropped, whole[top : top + height, left : left + width]).max() <= 2
 
 
-def test_an_image_of_the_right_size_is_only_cropped(photos):
-    pixels = np.array(photos["coffee"])
+def test_an_image_of_the_right_size_is_only_cropped(sample_images):
+    pixels = np.array(sample_images["coffee"])
     height, width = pixels.shape[:2]
     np.testing.assert_array_equal(resize(pixels, (width, height), "bicubic", (7, 5, 30, 20)), pixels[5:25, 7:37])
 
 
-def test_the_memory_layout_does_not_matter(photos):
-    turned = np.array(photos["coffee"]).transpose(1, 0, 2)[::-1]
+def test_the_memory_layout_does_not_matter(sample_images):
+    turned = np.array(sample_images["coffee"]).transpose(1, 0, 2)[::-1]
     first, second = (
         resize(array, (50, 60), "bicubic", (0, 0, 50, 60)) for array in (turned, np.ascontiguousarray(turned))
     )

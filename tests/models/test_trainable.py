@@ -24,8 +24,8 @@ LARGE = ("vit_b_16", "efficientnet_b0", "vit_small_r26_s32_224", "coatnet_0_rw_2
 
 
 @pytest.mark.parametrize("name", [*SMALL_FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
-def test_every_architecture_gives_unit_length_embeddings_of_512_dimensions(name, photos):
-    embeddings = build_trainable(name, "none").freeze().embed([photos["cat"]])
+def test_every_architecture_gives_unit_length_embeddings_of_512_dimensions(name, sample_images):
+    embeddings = build_trainable(name, "none").freeze().embed([sample_images["cat"]])
     assert embeddings.vectors.shape == (1, 512)
     assert np.count_nonzero(embeddings.vectors) > 30  # not a constant
 
@@ -91,13 +91,13 @@ def test_the_fingerprint_depends_on_everything_that_decides_an_embedding(make_tr
     assert described.fingerprint == fingerprints[0]
 
 
-def test_a_head_is_replaced(make_trainable, photos):
+def test_a_head_is_replaced(make_trainable, sample_images):
     trainable = make_trainable()
     weight = np.eye(512, trainable.features_width, dtype=np.float32)
     trainable.set_head(Head(weight, np.zeros(512, np.float32), "by hand"))
     encoder = trainable.freeze()
     assert encoder.info.head == "by hand"
-    features = trainable.torch_backbone().submit(trainable.preprocessing.pixels(photos["cat"])[None])()
+    features = trainable.torch_backbone().submit(trainable.preprocessing.pixels(sample_images["cat"])[None])()
     expected = features[0] / np.linalg.norm(features[0])
     np.testing.assert_allclose(encoder.project(features)[0, : features.shape[1]], expected, atol=1e-6)
     np.testing.assert_allclose(trainable.project(features), encoder.project(features), atol=1e-6)

@@ -34,8 +34,8 @@ def whole_model():
 
 
 @pytest.fixture
-def image_pixels(photos):
-    return build_trainable(SMALL, "none").preprocessing.pixels(photos["cat"])[None]
+def image_pixels(sample_images):
+    return build_trainable(SMALL, "none").preprocessing.pixels(sample_images["cat"])[None]
 
 
 def features(trainable, pixels):

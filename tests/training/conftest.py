@@ -24,7 +24,7 @@ PARTS = {"training": 8, "test/query": 1, "test/gallery": 2}
 
 
 class Recorder:
-    """Keeps what it is told; may raise at a step."""
+    """Records what it receives; may raise at a step."""
 
     def __init__(self, stop_at: Callable[[str, int], bool] = lambda _task, _done: False) -> None:
         self.steps: list[tuple[str, int, int]] = []
@@ -51,20 +51,20 @@ def recorder() -> type[Recorder]:
 
 
 @pytest.fixture(scope="session")
-def crops_original(photos: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def crops_original(sample_images: dict[str, Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the folder of `crops` once; never change it."""
     root = tmp_path_factory.mktemp("original") / "crops"
     labels = ["path,label"]
-    for name, photo in photos.items():
+    for name, image in sample_images.items():
         chance = random.Random(f"crops of {name}")
         for part, count in PARTS.items():
             folder = root / part / name if part == "training" else root / part
             folder.mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 side = chance.randint(64, 96)
-                left, top = chance.randint(0, photo.width - side), chance.randint(0, photo.height - side)
+                left, top = chance.randint(0, image.width - side), chance.randint(0, image.height - side)
                 path = folder / f"{name}{number}.png"
-                photo.crop((left, top, left + side, top + side)).save(path)
+                image.crop((left, top, left + side, top + side)).save(path)
                 if part != "training":
                     labels.append(f"{part}/{path.name},{name}")
     (root / "labels.csv").write_text("\n".join(labels) + "\n")
@@ -73,13 +73,13 @@ def crops_original(photos: dict[str, Image.Image], tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def crops(crops_original: Path, tmp_path: Path) -> Path:
-    """Data folder of layout 1, yours to change: 4 classes of 8 training, 1 query and 2 gallery crops of one photo."""
+    """Data folder of layout 1, yours to change: 4 classes of 8 training, 1 query and 2 gallery crops of one image."""
     return Path(shutil.copytree(crops_original, tmp_path / "crops"))
 
 
 @pytest.fixture(scope="session")
 def data(crops_original: Path) -> Dataset:
-    """The crops with a validation part of two images a class, which leaves 24 for training."""
+    """The crops with a validation split of two images per class, so that 24 remain for training."""
     return with_validation(load_dataset(crops_original), seed=0)
 
 

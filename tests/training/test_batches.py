@@ -18,8 +18,8 @@ def view(image, seed=0, epoch=0, item="a", recipe=None):
     return random_view(image, P, recipe or Recipe(), seed=seed, epoch=epoch, item_id=item, turn=0)
 
 
-def test_view_depends_on_seed_epoch_and_item(photos):
-    cat = photos["cat"]
+def test_view_depends_on_seed_epoch_and_item(sample_images):
+    cat = sample_images["cat"]
     first = view(cat)
     assert first.shape == (48, 64, 3)
     assert first.dtype == np.uint8
@@ -30,15 +30,15 @@ def test_view_depends_on_seed_epoch_and_item(photos):
         assert not np.array_equal(other, first)
 
 
-def test_view_does_not_change_the_image(photos):
-    cat = photos["cat"].copy()
+def test_view_does_not_change_the_image(sample_images):
+    cat = sample_images["cat"].copy()
     view(cat)
-    assert cat.tobytes() == photos["cat"].tobytes()
+    assert cat.tobytes() == sample_images["cat"].tobytes()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (7, 5), (1000, 3), (3, 1000), (64, 48), (317, 211)])
-def test_view_of_any_image_shape(size, photos):
-    image = photos["coffee"].resize(size)
+def test_view_of_any_image_shape(size, sample_images):
+    image = sample_images["coffee"].resize(size)
     for item in range(20):
         assert view(image, item=str(item)).shape == (48, 64, 3)
 
@@ -75,7 +75,7 @@ def test_crop_is_clipped_at_the_edge():
     assert top + 70 > 100
 
 
-def test_half_of_the_views_are_flipped(photos):
+def test_half_of_the_views_are_flipped(sample_images):
     """An image that is dark on the left and light on the right shows its orientation."""
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 1, 3)))
     mirrored = [view(ramp, item=str(n))[:, 0].mean() > view(ramp, item=str(n))[:, -1].mean() for n in range(200)]

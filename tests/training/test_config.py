@@ -35,7 +35,7 @@ from lookalike.training.config import FIELDS, Recipe, TrainingOptions, make_reci
         ({"resolution": 0.2}, ("at least 0.25 and at most 1", "0.2")),
         ({"optimizer": "adam"}, ("adamw, sgd", "'adam'")),
         ({"precision": "half"}, ("auto, float32, bfloat16, float16", "'half'")),
-        ({"crop_mode": "as it came"}, ("auto, pretrained, center, squash, border", "'as it came'")),
+        ({"crop_mode": "unchanged"}, ("auto, pretrained, center, squash, border", "'unchanged'")),
         ({"frozen_statistics": 1}, ("true or false", "1")),
         ({"loss": "hinge"}, ("cross-entropy", "'hinge'")),
         ({"loss": 3}, ("cross-entropy", "'3'")),

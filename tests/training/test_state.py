@@ -254,8 +254,8 @@ def test_slow_layers_are_wrapped_inside_only(lite):
         assert tree(lite.module) == before
 
 
-def test_wrapped_layers_compute_the_same_in_float32_and_nearly_the_same_in_bfloat16(lite, photos):
-    x = lite.to_input(np.stack([lite.preprocessing.pixels(photos[n]) for n in ("cat", "coffee")]))
+def test_wrapped_layers_compute_the_same_in_float32_and_nearly_the_same_in_bfloat16(lite, sample_images):
+    x = lite.to_input(np.stack([lite.preprocessing.pixels(sample_images[n]) for n in ("cat", "coffee")]))
     with torch.inference_mode():
         plain = lite.module(x)
         with slow_layers_in_float32(lite.module, CPU):

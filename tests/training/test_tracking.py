@@ -54,7 +54,7 @@ def test_tensorboard_has_one_point_per_epoch(tracked_run):
 
 
 @pytest.mark.slow
-def test_mlflow_has_recipe_metrics_curves_and_a_model_that_loads_back(tracked_run, data):
+def test_mlflow_has_recipe_measures_curves_and_a_model_that_loads_back(tracked_run, data):
     import mlflow
 
     out, _, uri = tracked_run
@@ -69,7 +69,8 @@ def test_mlflow_has_recipe_metrics_curves_and_a_model_that_loads_back(tracked_ru
     assert [p.step for p in points] == [1, 2]
     assert [p.value for p in points] == [epoch.loss for epoch in info.training[0].epochs]
     measured = info.measures["validation"]["precision@3"]["mean"]
-    assert run.data.metrics["validation/precision_at_3"] == measured
+    (point,) = client.get_metric_history(run.info.run_id, "validation/precision_at_3")
+    assert point.value == measured
     assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"curves.png", "curves.html", "model"}
 
     mlflow.set_tracking_uri(uri)
