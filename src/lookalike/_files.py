@@ -84,21 +84,21 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     write_text(path, buffer.getvalue())
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read JSON, or raise a `StorageError` that names the file by `what`."""
-    with reading_errors(path, what):
+def read_json(path: Path, what: str, argument: str | None = None) -> Any:
+    """Read JSON, or raise a `StorageError` that names the file by `what`; `argument` is where its path came from."""
+    with reading_errors(path, what, argument):
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
-def reading_errors(path: Path, what: str) -> Iterator[None]:
+def reading_errors(path: Path, what: str, argument: str | None = None) -> Iterator[None]:
     """Turn an error while `path` is read or parsed into a `StorageError` that names it by `what`."""
     try:
         yield
     except FileNotFoundError as error:
-        raise StorageError(f"{what} {path} does not exist.") from error
+        raise StorageError(f"{what} {path} does not exist.", argument=argument) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise StorageError(f"{what} {path} cannot be read ({error}); create it again.") from error
+        raise StorageError(f"{what} {path} cannot be read ({error}); create it again.", argument=argument) from error
 
 
 @contextlib.contextmanager

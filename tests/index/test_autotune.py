@@ -19,8 +19,8 @@ from lookalike.index.autotune import (
     parse_size,
 )
 from lookalike.index.faiss_index import FaissIndex
-from lookalike.index.index import Index, remove_checkpoint
-from lookalike.index.storage import BuildCheckpoint
+from lookalike.index.index import Index
+from lookalike.index.storage import BuildCheckpoint, remove_checkpoint
 from lookalike.progress import SILENT
 from lookalike.types import Embeddings, l2_normalize
 
@@ -123,7 +123,7 @@ def small(monkeypatch):
     monkeypatch.setattr(index_module, "EXACT_UNTIL", 1000)
     monkeypatch.setattr(module, "SAMPLE", 1500)
     monkeypatch.setattr(module, "HELD_OUT", 200)
-    monkeypatch.setattr(module, "_BLOCK", 700)
+    monkeypatch.setattr(module, "BLOCK", 700)
     monkeypatch.setattr(module, "_CHECKPOINT_SECONDS", -1.0)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from lookalike._strings import PackedStrings
 from lookalike.errors import StorageError
+from lookalike.index import storage
 from lookalike.index.storage import (
     FORMAT,
     IndexInfo,
@@ -34,8 +35,9 @@ def vectors():
 
 
 @pytest.fixture
-def path(vectors, tmp_path):
-    write_vectors(tmp_path / "index.faiss", (vectors[:30], vectors[30:]), 40, 16)
+def path(vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "BLOCK", 30)
+    write_vectors(tmp_path / "index.faiss", vectors)
     return tmp_path / "index.faiss"
 
 

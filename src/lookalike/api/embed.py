@@ -22,8 +22,8 @@ from lookalike.embeddings.store import (
 )
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.index.autotune import Budget
-from lookalike.index.index import Index, remove_checkpoint
-from lookalike.index.storage import is_index
+from lookalike.index.index import Index
+from lookalike.index.storage import is_index, remove_checkpoint
 from lookalike.models.bundle import MODEL_FOLDER, describe_encoder, find_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import BundleInfo

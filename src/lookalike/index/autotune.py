@@ -17,7 +17,7 @@ import numpy as np
 from lookalike._ranking import Floats, Ints, nearest_in_blocks
 from lookalike.errors import OptionError
 from lookalike.index.faiss_index import EXTRA_HITS, ApproximateIndex, FaissIndex
-from lookalike.index.storage import BuildCheckpoint, OperatingPoint, TuningReport, spaced
+from lookalike.index.storage import BLOCK, BuildCheckpoint, OperatingPoint, TakeVectors, TuningReport, spaced
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Vectors
 
@@ -33,13 +33,10 @@ _IVF_BYTES = 8  # the number of each vector in its list
 _TRAINING_PER_LIST = 40  # FAISS warns below 39
 _TRAINING_MIN = 10_000
 _TIE = 1e-6  # vectors whose cosines differ by no more are equally near
-_BLOCK = 65_536  # vectors added at once
-_PROBE_BLOCK = 16_384  # vectors compared at once
+_COMPARED = 16_384  # vectors compared at once
 _CHECKPOINT_SECONDS = 60.0
 _TIMED_QUERIES = 100
 _SIZE_UNITS = ("", "k", "m", "g", "t")
-
-TakeVectors = Callable[[Ints], Vectors]  # returns the vectors `(n, dim)` of rows; they may be on disk
 
 
 def parse_size(size: str | int) -> int:
@@ -181,9 +178,9 @@ class RecallProbe:
 
         def block(start: int) -> Vectors:
             progress.step("exact neighbours of held-out vectors", start, len(rows))
-            return take(rows[start : start + _PROBE_BLOCK])
+            return take(rows[start : start + _COMPARED])
 
-        blocks = map(block, range(0, len(rows), _PROBE_BLOCK))
+        blocks = map(block, range(0, len(rows), _COMPARED))
         scores, self.neighbours = nearest_in_blocks(queries, blocks, RECALL_AT)
         progress.step("exact neighbours of held-out vectors", len(rows), len(rows))
         self._lowest = scores[:, -1] - _TIE
@@ -206,7 +203,7 @@ def autotune(
     take: TakeVectors, count: int, dim: int, budget: Budget, checkpoint: BuildCheckpoint, progress: Progress
 ) -> tuple[ApproximateIndex, TuningReport]:
     """Build the fastest index of `count` vectors within a budget whose recall is below 1, or raise `OptionError`."""
-    specs = [spec for spec in SPECS if budget.max_memory is None or spec.size(count, dim) <= budget.max_memory]
+    specs = {s.name: s for s in SPECS if budget.max_memory is None or s.size(count, dim) <= budget.max_memory}
     if not specs:
         raise OptionError(
             f"{count} vectors of {dim} dimensions take at least "
@@ -214,22 +211,29 @@ def autotune(
             f"{format_size(budget.max_memory or 0)}; allow more memory.",
             argument="max_memory",
         )
-    held_out = np.unique(np.linspace(0, count - 1, min(HELD_OUT, max(1, count // 10)), dtype=np.int64))
-    rest = np.setdiff1d(np.arange(count, dtype=np.int64), held_out)
+    rows = np.arange(count, dtype=np.int64)
+    held_out = spaced(rows, min(HELD_OUT, max(1, count // 10)))
+    rest = np.setdiff1d(rows, held_out)
     queries = take(held_out)
     sample = RecallProbe(take, spaced(rest, SAMPLE), queries, SILENT)
-    tried = _try(specs, sample, budget, checkpoint, progress)
-    promising = _promising(tried, budget)
-    if not promising:
+    tried = checkpoint.tried.setdefault(repr(budget), [])  # an interrupted run may have tried some
+    for spec in list(specs.values())[len(tried) :]:
+        tried.append(tune(spec, build(spec, sample, BuildCheckpoint(), SILENT), sample, budget))
+        progress.info(f"  tried on {len(sample.rows)} vectors: {describe(tried[-1])}")
+        checkpoint.save_tried()
+    # those that reach the recall, or the nearest if none does: held-out vectors and a sample only estimate it
+    able = [p for p in tried if p.recall >= budget.min_recall] or [max(tried, key=lambda p: p.recall)]
+    in_time = [p for p in able if budget.max_ms is None or p.single_ms <= budget.max_ms]
+    if not in_time:
         fastest = min(tried, key=lambda point: point.single_ms)
         raise OptionError(
             f"no index is within {budget}; the fastest is {describe(fastest)}. Allow more time.", argument="max_ms"
         )
     probe = RecallProbe(take, rest, queries, progress)
     rejected: list[OperatingPoint] = []
-    for spec in promising:
+    for candidate in sorted(in_time, key=lambda point: point.single_ms):
+        spec = specs[candidate.spec]
         index = build(spec, probe, checkpoint, progress)
-        checkpoint.save_index(index)
         point = tune(spec, index, probe, budget)
         complete = replace(point, bytes=round(point.bytes * count / len(rest)))
         if budget.allows(complete):
@@ -248,27 +252,6 @@ def autotune(
     )
 
 
-def _try(
-    specs: Sequence[IndexSpec], probe: RecallProbe, budget: Budget, checkpoint: BuildCheckpoint, progress: Progress
-) -> list[OperatingPoint]:
-    tried = checkpoint.load_tried(repr(budget))
-    tried_before = {point.spec for point in tried}
-    for spec in specs:
-        if spec.name not in tried_before:
-            tried.append(tune(spec, build(spec, probe, BuildCheckpoint(), SILENT), probe, budget))
-            progress.info(f"  tried on {len(probe.rows)} vectors: {describe(tried[-1])}")
-            checkpoint.save_tried(repr(budget), tried)
-    return tried
-
-
-def _promising(tried: Sequence[OperatingPoint], budget: Budget) -> list[IndexSpec]:
-    """Return the specs that reached the recall on the sample in time, or the nearest if none did; fastest first."""
-    able = [p for p in tried if p.recall >= budget.min_recall] or [max(tried, key=lambda p: p.recall)]
-    in_time = [p for p in able if budget.max_ms is None or p.single_ms <= budget.max_ms]
-    by_name = {spec.name: spec for spec in SPECS}
-    return [by_name[p.spec] for p in sorted(in_time, key=lambda p: p.single_ms)]
-
-
 def build(spec: IndexSpec, probe: RecallProbe, checkpoint: BuildCheckpoint, progress: Progress) -> FaissIndex:
     """Build an index of the probe's rows in order, block by block; resumes the checkpoint and saves it every minute."""
     take, rows, dim = probe.take, probe.rows, probe.queries.shape[1]
@@ -281,12 +264,13 @@ def build(spec: IndexSpec, probe: RecallProbe, checkpoint: BuildCheckpoint, prog
         index.train(np.ascontiguousarray(take(sample)))
         checkpoint.save_index(index)
     saved = time.monotonic()
-    for start in range(len(index), len(rows), _BLOCK):
-        index.add(take(rows[start : start + _BLOCK]))
+    for start in range(len(index), len(rows), BLOCK):
+        index.add(take(rows[start : start + BLOCK]))
         progress.step(f"building {key}", len(index), len(rows))
         if time.monotonic() - saved > _CHECKPOINT_SECONDS:
             checkpoint.save_index(index)
             saved = time.monotonic()
+    checkpoint.save_index(index)
     return index
 
 

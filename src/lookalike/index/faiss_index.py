@@ -92,28 +92,22 @@ class FaissIndex:
     def nearest(self, queries: Vectors, count: int) -> tuple[Floats, Ints]:
         """Return inner products and positions `(n_query, count)`, best first; `count` is at most the number of vectors.
 
-        Products are as exact as the index stores vectors. Where the search depth yields fewer than `count` vectors, the
-        search is repeated in all lists, then among all vectors.
+        Products are as exact as the index stores vectors. Where the search depth yields fewer than `count` vectors, all
+        inverted lists are searched; where that is not enough, or in a graph, all vectors are compared.
         """
+        faiss = _faiss()
         queries = np.ascontiguousarray(queries)
         scores, positions = self.index.search(queries, count, params=self._search_parameters)
-        for search in (self._search_all_lists, self._search_all_vectors):
-            short = positions[:, -1] < 0  # FAISS fills up with -1 at the end
-            if not short.any():
-                break
-            scores[short], positions[short] = search(queries[short], count)
+        short = positions[:, -1] < 0  # FAISS fills up with -1 at the end
+        if short.any() and (ivf := faiss.try_extract_index_ivf(self.index)) is not None:
+            all_lists = _search_parameters(self.index, {**self.parameters, "nprobe": int(ivf.nlist)})
+            scores[short], positions[short] = self.index.search(queries[short], count, params=all_lists)
+            short = positions[:, -1] < 0
+        if short.any():
+            sizes = ((start, min(_BLOCK, len(self) - start)) for start in range(0, len(self), _BLOCK))
+            blocks = (self.index.reconstruct_n(start, size) for start, size in sizes)
+            scores[short], positions[short] = nearest_in_blocks(queries[short], blocks, count)
         return scores, positions
-
-    def _search_all_lists(self, queries: Vectors, count: int) -> tuple[Floats, Ints]:
-        faiss = _faiss()
-        ivf = faiss.try_extract_index_ivf(self.index)
-        parameters = self.parameters if ivf is None else {**self.parameters, "nprobe": int(ivf.nlist)}
-        scores, positions = self.index.search(queries, count, params=_search_parameters(self.index, parameters))
-        return scores, positions
-
-    def _search_all_vectors(self, queries: Vectors, count: int) -> tuple[Floats, Ints]:
-        sizes = ((start, min(_BLOCK, len(self) - start)) for start in range(0, len(self), _BLOCK))
-        return nearest_in_blocks(queries, (self.index.reconstruct_n(start, size) for start, size in sizes), count)
 
     def write(self, path: Path) -> None:
         """Write the index to a file."""

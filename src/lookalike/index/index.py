@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lookalike._files import digest, new_folder, storage_errors
+from lookalike._files import new_folder, storage_errors
 from lookalike._ranking import Ints
 from lookalike._strings import PackedStrings
 from lookalike.errors import DataError, FingerprintMismatch, OptionError
@@ -31,7 +31,6 @@ from lookalike.types import Embeddings, Hits, Vectors
 EXACT_UNTIL = 20_000  # fewer vectors are compared in a millisecond or two; no approximate index pays
 APPROXIMATE_MIN = 1000  # fewer vectors are too few to tune an approximate index
 _TIMED_QUERIES = 20
-_BLOCK = 65_536  # vectors hashed at once
 
 VectorIndex = ExactIndex | ApproximateIndex
 
@@ -218,11 +217,6 @@ class Index:
         return cls(vector_index, ids, metadata, info)
 
 
-def remove_checkpoint(folder: Path | str) -> None:
-    """Remove what `Index.build` saved in its checkpoint folder, and the folder where nothing else is in it."""
-    BuildCheckpoint(Path(folder)).remove()
-
-
 def _build(
     vectors: Vectors, order: Ints, budget: Budget, checkpoint: BuildCheckpoint, progress: Progress
 ) -> tuple[VectorIndex, TuningReport | None]:
@@ -245,10 +239,12 @@ def _build(
                 argument=argument,
             )
     progress.info(f"selecting the fastest index of {count} vectors with {budget}")
-    checkpoint.open(lambda: _hash(vectors, order))
-    approximate, report = autotune(
-        lambda rows: np.asarray(vectors[order[rows]]), count, dim, budget, checkpoint, progress
-    )
+
+    def take(rows: Ints) -> Vectors:
+        return np.asarray(vectors[order[rows]])
+
+    checkpoint.open(take, count)
+    approximate, report = autotune(take, count, dim, budget, checkpoint, progress)
     progress.info(report.reason)
     return approximate, report
 
@@ -265,8 +261,3 @@ def _excess(index: ExactIndex, budget: Budget) -> tuple[str, str] | None:
         if single_ms > budget.max_ms:
             return f"{single_ms:.3g} ms per query, and `max_ms` is {budget.max_ms:g}", "max_ms"
     return None
-
-
-def _hash(vectors: Vectors, order: Ints) -> str:
-    blocks = (vectors[order[start : start + _BLOCK]].tobytes() for start in range(0, len(order), _BLOCK))
-    return digest(str(vectors.shape), *(digest(block) for block in blocks))

@@ -6,21 +6,14 @@ import contextlib
 import itertools
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lookalike._files import (
-    digest,
-    read_json,
-    reading_errors,
-    storage_errors,
-    write_file,
-    write_json,
-)
+from lookalike._files import digest, read_json, reading_errors, storage_errors, write_file, write_json
 from lookalike._ranking import Ints
 from lookalike._strings import PackedStrings, iter_json_lines, read_json_lines
 from lookalike._system import installed_versions
@@ -29,8 +22,10 @@ from lookalike.index.faiss_index import FaissIndex
 from lookalike.types import Vectors
 
 FORMAT = 2
+BLOCK = 65_536  # vectors read, hashed or written at once
 _INFO_FILE = "index.json"
 _ITEMS_FILE = "items.json"
+_STATE_FILE = "building.json"  # of an unfinished build
 _IDS_LINE = '{"ids": ['
 
 # a flat inner product index as `faiss.write_index` lays it out (faiss/impl/index_write.cpp), then all vectors: code,
@@ -41,6 +36,7 @@ _UNUSED = 1 << 20
 _INNER_PRODUCT = 0
 
 Metadata = Mapping[str, Mapping[str, str]]
+TakeVectors = Callable[[Ints], Vectors]  # returns the vectors `(n, dim)` of rows; they may be on disk
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def read_info(path: Path) -> IndexInfo:
         raise StorageError(
             f"{path} is not an index: it has no {_INFO_FILE}; make one with 'lookalike index'.", argument="path"
         )
-    values = read_json(path / _INFO_FILE, "the index's description")
+    values = read_json(path / _INFO_FILE, "the index's description", argument="path")
     version = values.get("format") if isinstance(values, dict) else None
     if version != FORMAT:
         raise StorageError(
@@ -155,7 +151,7 @@ def write_items(folder: Path, ids: PackedStrings, metadata: Metadata) -> None:
 def read_items(folder: Path) -> tuple[PackedStrings, dict[str, Any]]:
     """Read ids and metadata, some lines at a time: a million ids parsed at once would take several times the memory."""
     path = folder / _ITEMS_FILE
-    with reading_errors(path, "the index's items"), path.open(encoding="utf-8") as file:
+    with reading_errors(path, "the index's items", argument="path"), path.open(encoding="utf-8") as file:
         if file.readline() != f"{_IDS_LINE}\n":
             raise ValueError("it does not begin with the ids")
         ids = read_json_lines(itertools.takewhile(lambda line: line[0] != "]", file))
@@ -165,12 +161,13 @@ def read_items(folder: Path) -> tuple[PackedStrings, dict[str, Any]]:
         return ids, metadata
 
 
-def write_vectors(path: Path, blocks: Iterable[Vectors], count: int, dim: int) -> None:
+def write_vectors(path: Path, vectors: Vectors) -> None:
     """Write vectors as a flat FAISS index, without importing FAISS."""
+    count, dim = vectors.shape
     with storage_errors(path), path.open("wb") as file:
         file.write(_HEADER.pack(_FLAT_CODE, dim, count, _UNUSED, _UNUSED, True, _INNER_PRODUCT, count * dim))
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype="<f4").data)
+        for start in range(0, count, BLOCK):
+            file.write(np.ascontiguousarray(vectors[start : start + BLOCK], dtype="<f4").data)
 
 
 def map_vectors(path: Path) -> Vectors:
@@ -191,44 +188,41 @@ def map_vectors(path: Path) -> Vectors:
 
 
 class BuildCheckpoint:
-    """A folder for an unfinished build: candidates that were tried, and indexes being built; None saves nothing."""
+    """A folder for an unfinished build; None saves nothing.
 
-    _STATE_FILE = "building.json"
+    Attributes:
+        tried: the candidates that were tried, by budget.
+
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._vectors = ""
-        self._tried: dict[str, list[OperatingPoint]] = {}  # by budget
+        self.tried: dict[str, list[OperatingPoint]] = {}
 
-    def open(self, hash_vectors: Callable[[], str]) -> None:
+    def open(self, take: TakeVectors, count: int) -> None:
         """Use the folder for these vectors; what an earlier run saved for others is ignored."""
         if self._folder is None:
             return
-        path = self._folder / self._STATE_FILE
+        path = self._folder / _STATE_FILE
         if self._folder.exists() and not path.is_file():
             raise StorageError(
                 f"{self._folder} already exists and is not a build folder; rename or remove it.", argument="checkpoint"
             )
-        self._vectors = digest(hash_vectors(), str(installed_versions("lookalike", "faiss-cpu")))
+        rows = np.arange(count, dtype=np.int64)
+        blocks = (take(rows[start : start + BLOCK]).tobytes() for start in range(0, count, BLOCK))
+        self._vectors = digest(str(installed_versions("lookalike", "faiss-cpu")), str(count), *map(digest, blocks))
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged: written again
             state = json.loads(path.read_text(encoding="utf-8"))
             if state["vectors"] == self._vectors:
-                self._tried = {budget: list(map(_point, points)) for budget, points in state["tried"].items()}
-        self._write_state(path)
+                self.tried = {budget: list(map(_point, points)) for budget, points in state["tried"].items()}
+        self.save_tried()
 
-    def _write_state(self, path: Path) -> None:
-        tried = {budget: [asdict(point) for point in points] for budget, points in self._tried.items()}
-        write_json(path, {"vectors": self._vectors, "tried": tried})
-
-    def load_tried(self, budget: str) -> list[OperatingPoint]:
-        """Return the candidates that an earlier run tried for this budget."""
-        return list(self._tried.get(budget, ()))
-
-    def save_tried(self, budget: str, points: Iterable[OperatingPoint]) -> None:
-        """Save the candidates that were tried for this budget."""
+    def save_tried(self) -> None:
+        """Save the candidates that were tried."""
         if self._folder is not None:
-            self._tried[budget] = list(points)
-            self._write_state(self._folder / self._STATE_FILE)
+            tried = {budget: [asdict(point) for point in points] for budget, points in self.tried.items()}
+            write_json(self._folder / _STATE_FILE, {"vectors": self._vectors, "tried": tried})
 
     def load_index(self, key: str) -> FaissIndex | None:
         """Return the unfinished index with this factory string, or None."""
@@ -246,17 +240,19 @@ class BuildCheckpoint:
         if path is not None:
             write_file(path, index.write)
 
-    def remove(self) -> None:
-        """Remove the saved files, and the folder where nothing else is in it."""
-        if self._folder is None or not (self._folder / self._STATE_FILE).is_file():
-            return
-        with contextlib.suppress(OSError):  # a leftover does no harm
-            for file in [*self._folder.glob("*.faiss"), self._folder / self._STATE_FILE]:
-                file.unlink()
-            self._folder.rmdir()
-
     def _index_path(self, key: str) -> Path | None:
         return None if self._folder is None else self._folder / f"{digest(self._vectors, key)}.faiss"
+
+
+def remove_checkpoint(folder: Path | str) -> None:
+    """Remove what `Index.build` saved in its checkpoint folder, and the folder where nothing else is in it."""
+    folder = Path(folder)
+    if not (folder / _STATE_FILE).is_file():
+        return
+    with contextlib.suppress(OSError):  # a leftover does no harm
+        for file in [*folder.glob("*.faiss"), folder / _STATE_FILE]:
+            file.unlink()
+        folder.rmdir()
 
 
 def spaced(rows: Ints, limit: int) -> Ints:
