@@ -396,7 +396,7 @@ def test_shared_data_sets(shared_data: Path, name: str, layout: str, counts: tup
 def find_images(folder: Path) -> tuple[list[Path], list[Skipped]]:
     """Return the images in a folder, sorted, and the folders that were skipped."""
     skipped: list[Skipped] = []
-    return sorted(walk_images(folder, skipped.append)), skipped
+    return sorted(walk_images(folder, skipped)), skipped
 
 
 def test_hidden_files_and_folders_are_not_listed(tmp_path: Path) -> None:

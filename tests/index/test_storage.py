@@ -100,6 +100,13 @@ def test_a_description_that_does_not_fit(tmp_path, values, facts):
         read_info(tmp_path)
 
 
+def test_a_description_that_is_not_json(tmp_path):
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(StorageError, match="cannot be read") as raised:
+        read_info(tmp_path)
+    assert raised.value.argument == "path"
+
+
 def test_items_are_written_one_id_per_line(tmp_path):
     ids, metadata = PackedStrings(["a", "b/\udcff.jpg", "ö"]), {"a": {"photographer": "Ä"}}
     write_items(tmp_path, ids, metadata)
@@ -114,8 +121,9 @@ def test_items_are_written_one_id_per_line(tmp_path):
 )
 def test_damaged_items(tmp_path, text):
     (tmp_path / "items.json").write_text(text)
-    with pytest.raises(StorageError, match="again"):
+    with pytest.raises(StorageError, match="again") as raised:
         read_items(tmp_path)
+    assert raised.value.argument == "path"
 
 
 def test_spaced_rows_cover_the_whole_range():

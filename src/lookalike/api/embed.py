@@ -208,7 +208,7 @@ def _all_images(folder: Path) -> Gallery:
     require_folder(folder, "images")
     skipped: list[Skipped] = []
     # sorted as in an index, which then takes the vectors without copying them
-    names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped.append)))
+    names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped)))
     if not names or names == (_CURVES,):
         _refuse_output(folder)
     if not names:

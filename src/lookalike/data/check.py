@@ -200,15 +200,6 @@ def check(
     progress = resolve_progress(progress)
     dataset = data if isinstance(data, Dataset) else load_dataset(data)
     progress.info(str(dataset))
-    report = _report(dataset, near, progress)
-    if out is not None:
-        write_json(Path(out), report.to_dict())
-    if clean_manifest is not None:
-        report.write_clean_manifest(clean_manifest)
-    return report
-
-
-def _report(dataset: Dataset, near: bool, progress: Progress) -> CheckReport:
     scanned = scan(dataset.items, progress)
     by_id = {item.id: item for item in dataset.items}
     items = [by_id[name] for name in scanned.ids]  # row i of the scan
@@ -221,7 +212,12 @@ def _report(dataset: Dataset, near: bool, progress: Progress) -> CheckReport:
         *_classes(dataset, items),
         *(Finding("note", "warning", f"{note}.", ()) for note in dataset.notes),
     ]
-    return CheckReport(dataset, tuple(findings), len(items), _dropped(scanned, groups))
+    report = CheckReport(dataset, tuple(findings), len(items), _dropped(scanned, groups))
+    if out is not None:
+        write_json(Path(out), report.to_dict())
+    if clean_manifest is not None:
+        report.write_clean_manifest(clean_manifest)
+    return report
 
 
 def _exact(group: Sequence[Item]) -> Iterator[Finding]:

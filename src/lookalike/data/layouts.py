@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import NoReturn
 
 from lookalike.data.dataset import Dataset, Item, Split, split_classes
 from lookalike.data.images import is_image_name
 from lookalike.errors import DataError, MissingExtra
 from lookalike.types import Skipped
-
-# Called with each folder that is skipped.
-Skip = Callable[[Skipped], None]
 
 _SPLIT_NAMES = {
     "training": Split.TRAINING,
@@ -56,9 +52,11 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
             return _from_manifest(root, root / name)
     if may_be_folder(root / "training") or may_be_folder(root / "test"):
         return _from_split_folders(root)
-    folders, loose = _list_folder(root, _refuse)
     skipped: list[Skipped] = []
-    in_folders = {folder.name: sorted(walk_images(folder, skipped.append)) for folder in folders}
+    folders, loose = _list_folder(root, skipped)
+    if skipped:
+        raise _error(f"{skipped[0]}; make it readable, or use another folder.")
+    in_folders = {folder.name: sorted(walk_images(folder, skipped)) for folder in folders}
     classes = {name: images for name, images in in_folders.items() if images}
     if len(classes) >= 2 and not loose:
         items = [_item(root, path, label, Split.GALLERY) for label, images in classes.items() for path in images]
@@ -88,14 +86,14 @@ def _error(message: str) -> DataError:
 def _from_split_folders(root: Path) -> Dataset:
     notes: list[str] = []
     skipped: list[Skipped] = []
-    training, loose = _labelled_and_loose(root, root / "training", Split.TRAINING, skipped.append)
+    training, loose = _labelled_and_loose(root, root / "training", Split.TRAINING, skipped)
     if loose:
         notes.append(f"{_count(len(loose), 'image')} directly in training/, outside the class folders, skipped")
     labels = _read_labels(root)
     nested = False
     test: list[Item] = []
     for split in (Split.QUERY, Split.GALLERY):
-        labelled, loose = _labelled_and_loose(root, root / "test" / split, split, skipped.append)
+        labelled, loose = _labelled_and_loose(root, root / "test" / split, split, skipped)
         nested = nested or bool(labelled)
         test.extend(labelled)
         test.extend(replace(item, label=labels.get(item.id)) for item in loose)
@@ -123,15 +121,17 @@ def _from_split_folders(root: Path) -> Dataset:
     return Dataset(root, layout, items, tuple(notes), tuple(skipped))
 
 
-def _labelled_and_loose(root: Path, folder: Path, split: Split, skip: Skip) -> tuple[list[Item], list[Item]]:
+def _labelled_and_loose(
+    root: Path, folder: Path, split: Split, skipped: list[Skipped]
+) -> tuple[list[Item], list[Item]]:
     """Return the items in class folders, then those directly in the folder, without a label; none if it is absent."""
     if not may_be_folder(folder):
         return [], []
-    classes, loose = _list_folder(folder, skip)
+    classes, loose = _list_folder(folder, skipped)
     labelled = [
         _item(root, path, class_folder.name, split)
         for class_folder in classes
-        for path in sorted(walk_images(class_folder, skip))
+        for path in sorted(walk_images(class_folder, skipped))
     ]
     return labelled, [_item(root, path, None, split) for path in sorted(loose)]
 
@@ -221,15 +221,15 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
         yield ["" if value is None else str(value) for value in row.values()]
 
 
-def walk_images(folder: Path, skip: Skip) -> Iterator[Path]:
+def walk_images(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
     """Yield the image files in a folder in any order, without hidden files and folders.
 
-    One at a time: 100,000 paths take tens of megabytes. `skip` is called with every folder that cannot be listed.
+    One at a time: 100,000 paths take tens of megabytes. Folders that cannot be listed are appended to `skipped`.
     """
-    folders, images = _list_folder(folder, skip)
+    folders, images = _list_folder(folder, skipped)
     yield from images
     for subfolder in folders:
-        yield from walk_images(subfolder, skip)
+        yield from walk_images(subfolder, skipped)
 
 
 def require_folder(folder: Path, argument: str) -> None:
@@ -265,7 +265,7 @@ def _may_be_file(path: Path) -> bool:
         return True
 
 
-def _list_folder(folder: Path, skip: Skip) -> tuple[list[Path], list[Path]]:
+def _list_folder(folder: Path, skipped: list[Skipped]) -> tuple[list[Path], list[Path]]:
     """Return the folders, sorted, and the images in a folder, without hidden ones, as far as it can be listed."""
     folders: list[Path] = []
     images: list[Path] = []
@@ -281,7 +281,8 @@ def _list_folder(folder: Path, skip: Skip) -> tuple[list[Path], list[Path]]:
                 elif is_image_name(entry.name):
                     images.append(path)
     except OSError as error:
-        skip(Skipped(folder, f"the folder cannot be listed ({(error.strerror or str(error)).lower()})"))
+        cause = f"the folder cannot be listed ({(error.strerror or str(error)).lower()})"
+        skipped.append(Skipped(folder, cause))
     return sorted(folders), images
 
 
@@ -298,7 +299,3 @@ def _is_loop(folder: Path) -> bool:
         return folder.is_symlink() and any(folder.samefile(parent) for parent in folder.absolute().parents)
     except OSError:
         return False  # listing it gives the reason
-
-
-def _refuse(skipped: Skipped) -> NoReturn:
-    raise _error(f"{skipped}; make it readable, or use another folder.")

@@ -158,24 +158,21 @@ class ApproximateIndex:
 
         Where the last vector that was fetched ties with the last hit, more are fetched.
         """
-        inside = bool((query_rows >= 0).any())
-        fetch = min(top_k + inside + EXTRA_HITS, len(self))
-        rows, steps, undecided = self._ranked(queries, query_rows, top_k, fetch)
-        while fetch < len(self) and undecided.any():
-            fetch = min(fetch * _GROWTH, len(self))
-            part = np.flatnonzero(undecided)
-            rows[part], steps[part], undecided[part] = self._ranked(queries[part], query_rows[part], top_k, fetch)
+        rows = np.empty((len(queries), top_k), dtype=np.int64)
+        steps = np.empty((len(queries), top_k), dtype=np.int64)
+        pending = np.arange(len(queries))
+        fetch = top_k + bool((query_rows >= 0).any()) + EXTRA_HITS
+        while len(pending):
+            fetch = min(fetch, len(self))
+            scores, positions = self._index.nearest(queries[pending], fetch)
+            near = self._rows[positions]
+            near_steps = np.rint(np.multiply(scores, STEPS, dtype=np.float64)).astype(np.int64)
+            lowest = near_steps[:, -1].copy()
+            near_steps[near == query_rows[pending, None]] = LAST
+            rows[pending], steps[pending] = best_first(near_steps, near, top_k)
+            pending = pending[(lowest >= steps[pending, -1]) & (fetch < len(self))]
+            fetch *= _GROWTH
         return rows, (steps / STEPS).astype(np.float32)
-
-    def _ranked(self, queries: Vectors, query_rows: Ints, top_k: int, fetch: int) -> tuple[Ints, Ints, Any]:
-        """Return rows and steps `(n_query, top_k)`, and for which queries the last vector fetched is as near."""
-        scores, positions = self._index.nearest(queries, fetch)
-        rows = self._rows[positions]
-        steps = np.rint(np.multiply(scores, STEPS, dtype=np.float64)).astype(np.int64)
-        lowest = steps[:, -1].copy()
-        steps[rows == query_rows[:, None]] = LAST
-        best_rows, best_steps = best_first(steps, rows, top_k)
-        return best_rows, best_steps, lowest >= best_steps[:, -1]
 
     def write(self, folder: Path) -> None:
         """Write the index into a folder."""
