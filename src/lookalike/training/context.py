@@ -89,7 +89,7 @@ class TrainingContext:
         """Return the features of the backbone's current weights; the processes share the images."""
         part = compute_features(
             encoder.torch_backbone(resolve_precision(encoder.device, self.recipe.precision)),
-            self.distributed.stride(items),
+            items[self.distributed.rank :: self.distributed.world_size],
             progress=progress or self.progress,
             task=f"{encoder.name}: {task}",
             min_count=0,

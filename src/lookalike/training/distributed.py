@@ -10,29 +10,30 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from lookalike.errors import ModelError, OptionError
+from lookalike.errors import ModelError
 
 T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module)
 
 # `accelerate launch` sets this variable
 _ACCELERATE_VARIABLE = "ACCELERATE_MIXED_PRECISION"
 
 
+@dataclass(frozen=True)
 class DistributedContext:
-    """The group of processes that train together; this base class is a single process."""
+    """The group of processes that train together, seen from one of them."""
 
-    rank = 0
-    world_size = 1
+    rank: int = 0
+    world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -42,121 +43,71 @@ class DistributedContext:
     @property
     def description(self) -> str:
         """One sentence about the processes for the user; empty for an ordinary single process."""
-        if _ACCELERATE_VARIABLE not in os.environ:
-            return ""
-        return "accelerate started a single process; use torchrun to start several on CPUs"
+        if self.world_size > 1:
+            return f"{self.world_size} processes train together, each on its share of every batch"
+        if _ACCELERATE_VARIABLE in os.environ:
+            return "accelerate started a single process; use torchrun to start several on CPUs"
+        return ""
 
     def shard(self, rows: np.ndarray) -> np.ndarray:
         """Return this process's contiguous share of some rows; it may be empty."""
         return np.array_split(rows, self.world_size)[self.rank]
 
-    def stride(self, items: Sequence[T]) -> Sequence[T]:
-        """Return every n-th item, starting at this process's rank."""
-        return items[self.rank :: self.world_size]
-
-    def prepare(self, module: M) -> M:
+    def prepare(self, module: nn.Module) -> nn.Module:
         """Return the module so that its gradients are averaged over the processes."""
-        return module
+        if self.world_size == 1:
+            return module
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the option's new name is unknown to older torch
+            return DistributedDataParallel(module, broadcast_buffers=False)
 
     def all_reduce_mean(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in place."""
-
-    def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:  # noqa: ARG002
-        """Accumulate gradients inside without averaging them over the processes."""
-        return contextlib.nullcontext()
+        if self.world_size > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+                tensor.div_(self.world_size)
 
     def gather_batch(
         self, projections: torch.Tensor, targets: torch.Tensor, valid: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Concatenate the first `valid` rows of every process in the order of their ranks; gradients flow back."""
-        return projections[:valid], targets[:valid]
-
-    def broadcast_from_main(self, make: Callable[[], T]) -> T:
-        """Call `make` in the main process; return its result, or raise its exception, in every process."""
-        return make()
-
-    def all_gather_object(self, value: T) -> list[T]:
-        """Return the value of every process, in the order of their ranks."""
-        return [value]
-
-    def close(self) -> None:
-        """Leave the group."""
-
-
-SINGLE_PROCESS = DistributedContext()
-
-
-class _ProcessGroup(DistributedContext):
-    """Several processes, through accelerate."""
-
-    def __init__(self) -> None:
-        try:
-            from accelerate import Accelerator
-            from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-        except ImportError as error:
-            raise OptionError(
-                "training in several processes needs accelerate, which is not installed; "
-                "run: pip install 'lookalike[distributed]'."
-            ) from error
-        parallel = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
-        # the others wait while the main process embeds all images; a process that dies is noticed at once anyway
-        patient = InitProcessGroupKwargs(timeout=timedelta(days=7))
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel, patient])
-        self.rank = int(self._accelerator.process_index)
-        self.world_size = int(self._accelerator.num_processes)
-
-    @property
-    def description(self) -> str:
-        return f"{self.world_size} processes train together, each on its share of every batch"
-
-    def prepare(self, module: M) -> M:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # accelerate passes deprecated names on to torch
-            prepared: M = self._accelerator.prepare_model(module)
-        return prepared
-
-    def all_reduce_mean(self, tensors: Iterable[torch.Tensor]) -> None:
-        for tensor in tensors:
-            tensor.copy_(self._accelerator.reduce(tensor, reduction="mean"))
-
-    def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
-        context: AbstractContextManager[Any] = self._accelerator.no_sync(module)
-        return context
-
-    def gather_batch(
-        self, projections: torch.Tensor, targets: torch.Tensor, valid: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.world_size == 1:
+            return projections[:valid], targets[:valid]
         counts = self.all_gather_object(valid)
         rows = max(counts)
         missing = max(0, rows - len(projections))
         projections = nn.functional.pad(projections, (0, 0, 0, missing))[:rows].contiguous()
         targets = nn.functional.pad(targets, (0, missing))[:rows].contiguous()
-        parts = _AllGather.apply(projections), self._accelerator.gather(targets).chunk(self.world_size)
+        parts = (_AllGather.apply(tensor) for tensor in (projections, targets))
         first, second = (torch.cat([t[:n] for t, n in zip(part, counts, strict=True)]) for part in parts)
         return first, second
 
     def broadcast_from_main(self, make: Callable[[], T]) -> T:
-        from accelerate.utils import broadcast_object_list
-
+        """Call `make` in the main process; return its result, or raise its exception, in every process."""
+        if self.world_size == 1:
+            return make()
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
                 outcome[0] = make()
             except Exception as error:  # raised in every process below
                 outcome[1] = error
-        value, failure = broadcast_object_list(outcome)
+        distributed.broadcast_object_list(outcome)
+        value, failure = outcome
         if failure is not None:
             raise failure
         return value  # type: ignore[no-any-return]
 
     def all_gather_object(self, value: T) -> list[T]:
-        from accelerate.utils import gather_object
-
-        values: list[T] = gather_object([value])
+        """Return the value of every process, in the order of their ranks."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            distributed.all_gather_object(values, value)
         return values
 
-    def close(self) -> None:
-        self._accelerator.end_training()
+
+SINGLE_PROCESS = DistributedContext()
 
 
 class _AllGather(torch.autograd.Function):
@@ -167,15 +118,15 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def forward(_ctx: Any, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, tensor)
+        parts = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, tensor)
         return tuple(parts)
 
     @staticmethod
     def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         stacked = torch.stack(gradients)
-        torch.distributed.all_reduce(stacked)
-        return stacked[torch.distributed.get_rank()]
+        distributed.all_reduce(stacked)
+        return stacked[distributed.get_rank()]
 
 
 @contextlib.contextmanager
@@ -187,7 +138,11 @@ def open_distributed() -> Iterator[DistributedContext]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield SINGLE_PROCESS
         return
-    group = _ProcessGroup()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # the others wait while the main process embeds all images; a process that dies is noticed at once anyway
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=7))
+    group = DistributedContext(distributed.get_rank(), distributed.get_world_size())
     try:
         yield group
     except RuntimeError as error:
@@ -200,4 +155,4 @@ def open_distributed() -> Iterator[DistributedContext]:
         ) from error
     finally:
         with contextlib.suppress(RuntimeError):
-            group.close()
+            distributed.destroy_process_group()

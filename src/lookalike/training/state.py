@@ -14,6 +14,7 @@ import torch
 from timm.layers.drop import DropPath
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lookalike.errors import OptionError
 from lookalike.models.info import LearningRates
@@ -175,7 +176,9 @@ class TrainState:
         are expected at first: such updates are skipped until the scale is below one.
         """
         update = last or self._accumulated + 1 >= self.recipe.accumulate
-        with contextlib.nullcontext() if update else self.distributed.no_sync(self.loss_module):
+        with contextlib.ExitStack() as stack:
+            if not update and isinstance(self.loss_module, DistributedDataParallel):
+                stack.enter_context(self.loss_module.no_sync())  # the processes average gradients once per update
             loss = self.loss(pixels, targets, valid=valid)
             self.scaler.scale(loss / self.recipe.accumulate).backward()  # type: ignore[no-untyped-call]
         self._accumulated = 0 if update else self._accumulated + 1
