@@ -19,12 +19,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lookalike.api.embed import BuiltIndex as BuiltIndex
     from lookalike.api.embed import embed as embed
     from lookalike.api.embed import index as index
     from lookalike.api.evaluate import evaluate as evaluate
     from lookalike.api.evaluate import submit as submit
     from lookalike.api.export import export as export
     from lookalike.api.search import LoadedIndex as LoadedIndex
+    from lookalike.api.search import SearchResult as SearchResult
     from lookalike.api.search import load_index as load_index
     from lookalike.api.search import search as search
     from lookalike.benchmark.benchmark import Benchmark as Benchmark
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from lookalike.benchmark.benchmark import demo as demo
     from lookalike.benchmark.selection import Selection as Selection
     from lookalike.benchmark.trial import Trial as Trial
+    from lookalike.data.check import CheckReport as CheckReport
     from lookalike.data.check import check as check
     from lookalike.data.dataset import Dataset as Dataset
     from lookalike.data.dataset import Item as Item
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from lookalike.errors import LookalikeError as LookalikeError
     from lookalike.evaluation.evaluation import Evaluation as Evaluation
     from lookalike.evaluation.measures import Measure as Measure
+    from lookalike.evaluation.submission import Submission as Submission
     from lookalike.index.index import Index as Index
     from lookalike.models.bundle import save_bundle as save_bundle
     from lookalike.models.encoder import Encoder as Encoder
@@ -57,20 +61,21 @@ if TYPE_CHECKING:
 
 # module: its public names
 _NAMES = {
-    "api.embed": ("embed", "index"),
+    "api.embed": ("BuiltIndex", "embed", "index"),
     "api.evaluate": ("evaluate", "submit"),
     "api.export": ("export",),
-    "api.search": ("LoadedIndex", "load_index", "search"),
+    "api.search": ("LoadedIndex", "SearchResult", "load_index", "search"),
     "benchmark.benchmark": ("Benchmark", "benchmark", "demo"),
     "benchmark.selection": ("Selection",),
     "benchmark.trial": ("Trial",),
-    "data.check": ("check",),
+    "data.check": ("CheckReport", "check"),
     "data.dataset": ("Dataset", "Item"),
     "data.layouts": ("load_dataset",),
     "embeddings.store": ("load_embeddings",),
     "errors": ("LookalikeError",),
     "evaluation.evaluation": ("Evaluation",),
     "evaluation.measures": ("Measure",),
+    "evaluation.submission": ("Submission",),
     "index.index": ("Index",),
     "models.bundle": ("save_bundle",),
     "models.encoder": ("Encoder", "Ensemble"),
