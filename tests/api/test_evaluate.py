@@ -72,6 +72,8 @@ class TestEvaluate:
         [
             ("k", {"k": [13]}, "precision@13 needs 13 hits, .* has only 12"),
             ("k", {"k": [3, 0]}, "got 0"),
+            ("measures", {"measures": ["ndcg@1000"]}, "ndcg@1000 needs 1000 hits, .* has only 12"),
+            ("measures", {"k": [3], "measures": ["precision@13"]}, "precision@13 needs 13 hits"),
             ("measures", {"measures": ["accuracy@3"]}, "accuracy@3"),
             ("runtime", {"runtime": "tensorrt"}, "tensorrt"),
             ("precision", {"precision": "int4"}, "int4"),

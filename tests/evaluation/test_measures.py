@@ -103,6 +103,9 @@ def test_bad_text_lists_what_is_allowed(text):
     with pytest.raises(OptionError) as error:
         Measure.parse(text)
     assert error.value.argument == "measures"
+    with pytest.raises(OptionError) as error:
+        Measure.parse(text, argument="stop_on")
+    assert error.value.argument == "stop_on"
     assert "precision@k, hit@k, recall@k, map@k, map@r, mrr, ndcg@k, points@1,5,10" in str(error.value)
 
 

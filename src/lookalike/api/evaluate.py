@@ -26,6 +26,7 @@ from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
 
 _DEFAULT_K = (1, 3, 10)
+_AT_EACH_K = ("precision@k", "hit@k", "recall@k")
 
 
 def evaluate(
@@ -65,10 +66,11 @@ def evaluate(
     requested = _measures(k, measures)
     for measure in requested:
         if measure.min_gallery > len(data.gallery):
+            argument = "k" if measure.k in k and measure.pattern in _AT_EACH_K else "measures"
             raise OptionError(
                 f"{measure} needs {measure.min_gallery} hits, but {data.root} has only {len(data.gallery)} gallery "
-                "images; choose a smaller `k`.",
-                argument="k",
+                f"images; {'choose a smaller `k`' if argument == 'k' else 'remove it from `measures`'}.",
+                argument=argument,
             )
     if not data.test_is_labelled:
         raise DataError(
@@ -86,8 +88,9 @@ def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measu
     invalid = next((value for value in k if value < 1), None)
     if invalid is not None:
         raise OptionError(f"`k` must be at least 1, got {invalid}.", argument="k")
-    names = [f"{name}@{value}" for name in ("precision", "hit", "recall") for value in k]
-    return parse_measures([*names, "map@r", "mrr", *further])
+    return parse_measures(
+        [*(Measure(pattern, value) for pattern in _AT_EACH_K for value in k), "map@r", "mrr", *further]
+    )
 
 
 def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit

@@ -113,7 +113,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     """
     progress = resolve_progress(progress)
     options = override_options(options, overrides)
-    measure = str(Measure.parse(measure))
+    measure = str(Measure.parse(measure, argument="measure"))
     require_runtime(runtime)
     require_budget(budget_ms)
     weights, folders, finetuned = check_candidates(backbones, bundles, weights, finetune)

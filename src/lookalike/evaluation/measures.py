@@ -154,8 +154,11 @@ class Measure:
         return self.pattern if self.k is None else f"{self.pattern.removesuffix('k')}{self.k}"
 
     @classmethod
-    def parse(cls, text: str | Measure) -> Measure:
-        """Parse the text of a measure, in any case, or raise `OptionError`; a `Measure` is returned unchanged."""
+    def parse(cls, text: str | Measure, *, argument: str = "measures") -> Measure:
+        """Parse the text of a measure, in any case; a `Measure` is returned unchanged.
+
+        An unknown measure is an `OptionError` that concerns `argument`.
+        """
         if isinstance(text, Measure):
             return text
         name = text.strip().lower() if isinstance(text, str) else ""
@@ -164,7 +167,7 @@ class Measure:
             return cls(name)
         if f"{stem}@k" in REGISTRY and _NUMBER.fullmatch(number):
             return cls(f"{stem}@k", int(number))
-        raise _unknown(text)
+        raise _unknown(text, argument)
 
     @property
     def definition(self) -> str:
@@ -223,10 +226,10 @@ def parse_measures(measures: str | Measure | Sequence[str | Measure]) -> tuple[M
     return parsed
 
 
-def _unknown(text: object) -> OptionError:
+def _unknown(text: object, argument: str = "measures") -> OptionError:
     shown = text if isinstance(text, str) else repr(text)
     return OptionError(
         f"the measure {shown!r} is not known; allowed are {', '.join(REGISTRY)}, with a whole number from 1 "
         "in place of k, such as precision@3.",
-        argument="measures",
+        argument=argument,
     )

@@ -237,7 +237,7 @@ class TrainingOptions:
             _check_value("max_minutes", max_minutes, "float", above=0)
         from lookalike.evaluation.measures import Measure  # imports numpy, which a command's help does not need
 
-        Measure.parse(stop_on)
+        Measure.parse(stop_on, argument="stop_on")
         values = (recipe, overrides, frozen, max_minutes, patience, stop_on, class_disjoint, allow_leaks, seed)
         vars(self).update(zip((f.name for f in fields(self)), values, strict=True))
 
