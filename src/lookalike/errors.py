@@ -16,6 +16,8 @@ flag in their place.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -30,6 +32,18 @@ class LookalikeError(Exception):
     def __init__(self, message: str, *, argument: str | None = None) -> None:
         super().__init__(message)
         self.argument = argument
+
+
+@contextlib.contextmanager
+def renamed_argument(name: str, *inner: str) -> Iterator[None]:
+    """Give errors that concern one of the `inner` arguments the name that the caller's own argument has."""
+    try:
+        yield
+    except LookalikeError as error:
+        if error.argument in inner:
+            error.args = (str(error).replace(f"`{error.argument}`", f"`{name}`"),)
+            error.argument = name
+        raise
 
 
 class DataError(LookalikeError):

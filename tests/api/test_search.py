@@ -120,8 +120,10 @@ def test_invalid_arguments(index_folder, images):
         with pytest.raises(OptionError, match=fact) as caught:
             call()
         assert caught.value.argument == argument
-    with pytest.raises(StorageError, match="is not an index"):
-        search(images, [query])
+    for call in (lambda: search(images, [query]), lambda: load_index(images)):
+        with pytest.raises(StorageError, match="is not an index") as caught:
+            call()
+        assert caught.value.argument == "index"
 
 
 def test_invalid_arguments_are_reported_before_anything_is_embedded(
@@ -196,16 +198,18 @@ class TestQueryIds:
 
 def test_a_replaced_or_missing_model(index_folder, other_encoder):
     save_bundle(other_encoder, index_folder / "model", replace_existing=True)
-    with pytest.raises(FingerprintMismatch, match=other_encoder.fingerprint):
+    with pytest.raises(FingerprintMismatch, match=other_encoder.fingerprint) as caught:
         load_index(index_folder)
+    assert caught.value.argument == "index"
     shutil.rmtree(index_folder / "model")
     with pytest.raises(StorageError, match="has no model folder") as caught:
         load_index(index_folder)
     assert caught.value.argument == "index"
     (index_folder / "model").mkdir()
     (index_folder / "model" / "bundle.json").write_text("{")
-    with pytest.raises(ModelError, match="damaged"):
+    with pytest.raises(ModelError, match="damaged") as caught:
         load_index(index_folder)
+    assert caught.value.argument == "index"
 
 
 @pytest.fixture

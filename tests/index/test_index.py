@@ -89,6 +89,15 @@ def test_top_k_is_at_most_what_there_is():
         assert raised.value.argument == "top_k"
 
 
+def test_the_default_top_k_is_10_or_as_many_as_every_query_can_have():
+    other = some(1, seed=1, name="query")
+    assert Index.build(some(12)).search(other).ids.shape == (1, 10)
+    few = some(4)
+    assert Index.build(few).search(other).ids.shape == (1, 4)
+    assert Index.build(few).search(few).ids.shape == (4, 3)
+    assert Index.build(few).search(few.take(few.ids[:1])).ids.shape == (1, 3)
+
+
 def test_no_queries():
     none = Embeddings((), np.zeros((0, 16), np.float32), "model")
     assert Index.build(some(4)).search(none, top_k=2).ids.shape == (0, 2)
@@ -96,8 +105,9 @@ def test_no_queries():
 
 def test_queries_of_another_model_are_refused():
     index = Index.build(some(4))
-    with pytest.raises(FingerprintMismatch, match=r"fingerprint other.* the model model;"):
+    with pytest.raises(FingerprintMismatch, match=r"fingerprint other.* the model model;") as mismatch:
         index.search(Embeddings(("q",), some(1).vectors, "other"), top_k=1)
+    assert mismatch.value.argument == "queries"
     with pytest.raises(DataError, match="the queries have 8 dimensions, the index has 16") as raised:
         index.search(some(1, 8, name="query"), top_k=1)
     assert raised.value.argument == "queries"

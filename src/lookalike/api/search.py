@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from lookalike._files import require_writable, write_text
-from lookalike.errors import DataError, ModelError, OptionError, StorageError
+from lookalike.errors import DataError, ModelError, OptionError, StorageError, renamed_argument
 from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle
 from lookalike.models.encoder import AnyEncoder
@@ -21,7 +21,6 @@ from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
 from lookalike.types import Hits, QueryHits, Skipped
 
-_DEFAULT_TOP_K = 10
 _QUERY_PIXELS = 256  # longer side of a query's thumbnail on the page
 
 
@@ -94,14 +93,16 @@ def load_index(index: Path | str) -> LoadedIndex:
 
     """
     path = Path(index)
-    items = Index.load(path)
+    with renamed_argument("index", "path"):
+        items = Index.load(path)
     model = path / MODEL_FOLDER
     if not is_bundle(model):
         raise StorageError(
             f"{path} has no {MODEL_FOLDER} folder to embed queries with; make the index again.", argument="index"
         )
-    encoder = load_encoder(model)
-    items.require_model(encoder.fingerprint, f"the model in {model}")
+    with renamed_argument("index", "model"):
+        encoder = load_encoder(model)
+    items.require_model(encoder.fingerprint, f"the model in {model}", argument="index")
     try:
         with_precision = with_runtime(encoder, precision=items.precision)
         with_precision.prepare((), 1, SILENT)
@@ -153,9 +154,7 @@ def search(
         in_memory = isinstance(source, InMemoryImage)
         query = source if in_memory else File(query_id(source.path, loaded.index), source.path)
         queries.setdefault(query.id, query)
-    if top_k is None:  # or as many as every query can have
-        top_k = max(1, min(_DEFAULT_TOP_K, len(loaded.index) - any(query in loaded.index for query in queries)))
-    loaded.index.require_top_k(top_k, queries)
+    top_k = loaded.index.resolve_top_k(top_k, queries)
     embeddings = loaded.encoder.embed(list(queries.values()), progress=resolve_progress(progress), task="queries")
     if not len(embeddings):
         first = embeddings.skipped[0]

@@ -30,6 +30,7 @@ from lookalike.types import Embeddings, Hits, Vectors
 
 EXACT_UNTIL = 20_000  # fewer vectors are compared in a millisecond or two; no approximate index pays
 APPROXIMATE_MIN = 1000  # fewer vectors are too few to tune an approximate index
+_DEFAULT_TOP_K = 10
 _TIMED_QUERIES = 20
 
 VectorIndex = ExactIndex | ApproximateIndex
@@ -137,8 +138,10 @@ class Index:
         """Return the path of an item's file, or None for an index without a root."""
         return None if self.root is None else self.root / item
 
-    def search(self, queries: Embeddings, top_k: int = 10) -> Hits:
+    def search(self, queries: Embeddings, top_k: int | None = None) -> Hits:
         """Find the items nearest to each query, made by the model of the index.
+
+        `top_k` is the number of hits per query; None for 10, or as many as every query can have.
 
         Hits are ordered by cosine, rounded to 6 decimals so that ties are ties on every machine, then by item id. A
         query is never its own hit: the item with its id is skipped.
@@ -149,30 +152,36 @@ class Index:
             OptionError: `top_k` is below 1 or larger than the index.
 
         """
-        self.require_model(queries.fingerprint, "the model of the queries")
+        self.require_model(queries.fingerprint, "the model of the queries", argument="queries")
         if queries.dim != self.dim:
             raise DataError(
                 f"the queries have {queries.dim} dimensions, the index has {self.dim}; embed them again.",
                 argument="queries",
             )
         query_rows = np.fromiter(map(self.ids.find, queries.ids), dtype=np.int64)
-        self._require_enough(top_k, inside=bool((query_rows >= 0).any()))
+        top_k = self._resolve_top_k(top_k, inside=bool((query_rows >= 0).any()))
         rows, scores = self._vector_index.search(queries.vectors, query_rows, top_k)
         return Hits(tuple(queries.ids), self.ids.take(rows), scores)
 
-    def require_model(self, fingerprint: str, what: str = "the model") -> None:
+    def require_model(self, fingerprint: str, what: str = "the model", *, argument: str | None = None) -> None:
         """Raise `FingerprintMismatch` unless the model made the index; `what` begins the message."""
         if fingerprint != self.fingerprint:
             raise FingerprintMismatch(
                 f"{what} has the fingerprint {fingerprint}, the index was made by the model {self.fingerprint}; "
-                "embed both with one model."
+                "embed both with one model.",
+                argument=argument,
             )
 
-    def require_top_k(self, top_k: int, query_ids: Iterable[str] = ()) -> None:
-        """Raise `OptionError` unless every query can have `top_k` hits; one in the index has one less."""
-        self._require_enough(top_k, inside=any(query in self for query in query_ids))
+    def resolve_top_k(self, top_k: int | None, query_ids: Iterable[str] = ()) -> int:
+        """Return the number of hits of `search`, or raise `OptionError` unless every query can have `top_k` hits.
 
-    def _require_enough(self, top_k: int, *, inside: bool) -> None:
+        A query that is in the index can have one hit less.
+        """
+        return self._resolve_top_k(top_k, inside=any(query in self for query in query_ids))
+
+    def _resolve_top_k(self, top_k: int | None, *, inside: bool) -> int:
+        if top_k is None:
+            top_k = max(1, min(_DEFAULT_TOP_K, len(self) - inside))
         if top_k < 1:
             raise OptionError(f"`top_k` must be at least 1, got {top_k}.", argument="top_k")
         if top_k > len(self) - inside:
@@ -182,6 +191,7 @@ class Index:
                 "choose a smaller `top_k`.",
                 argument="top_k",
             )
+        return top_k
 
     def save(self, path: Path | str, *, replace: bool = False) -> None:
         """Write the index as a new folder in one step, or raise `StorageError`; `replace` overwrites an older one."""

@@ -1,0 +1,20 @@
+"""What errors say about arguments."""
+
+from __future__ import annotations
+
+import pytest
+
+from lookalike.errors import OptionError, renamed_argument
+
+
+def test_an_error_concerns_the_argument_of_the_caller():
+    with pytest.raises(OptionError) as caught, renamed_argument("index", "path", "model"):
+        raise OptionError("`path` must exist.", argument="path")
+    assert (str(caught.value), caught.value.argument) == ("`index` must exist.", "index")
+
+
+@pytest.mark.parametrize("argument", ["top_k", None])
+def test_an_error_that_concerns_something_else_is_unchanged(argument):
+    with pytest.raises(OptionError) as caught, renamed_argument("index", "path"):
+        raise OptionError("`path` and `top_k`.", argument=argument)
+    assert (str(caught.value), caught.value.argument) == ("`path` and `top_k`.", argument)
