@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from lookalike.api.embed import index as index
     from lookalike.api.evaluate import evaluate as evaluate
     from lookalike.api.evaluate import submit as submit
+    from lookalike.api.export import Exported as Exported
     from lookalike.api.export import export as export
+    from lookalike.api.parity import Parity as Parity
     from lookalike.api.search import LoadedIndex as LoadedIndex
     from lookalike.api.search import SearchResult as SearchResult
     from lookalike.api.search import load_index as load_index
@@ -63,7 +65,8 @@ if TYPE_CHECKING:
 _NAMES = {
     "api.embed": ("BuiltIndex", "embed", "index"),
     "api.evaluate": ("evaluate", "submit"),
-    "api.export": ("export",),
+    "api.export": ("Exported", "export"),
+    "api.parity": ("Parity",),
     "api.search": ("LoadedIndex", "SearchResult", "load_index", "search"),
     "benchmark.benchmark": ("Benchmark", "benchmark", "demo"),
     "benchmark.selection": ("Selection",),

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, MissingExtra, ModelError, OptionError, StorageError
 from lookalike.models.bundle import describe_encoder, read_bundle_info, save_bundle
 from lookalike.models.info import TrainingData
+from lookalike.progress import SILENT
 from lookalike.runtimes import openvino
 from lookalike.runtimes.load import load_encoder
 
@@ -52,7 +52,7 @@ def test_embeddings_equal_those_of_the_bundle(bundle, image_files, tmp_path, for
         pytest.importorskip("onnxscript")
     expected = load_encoder(bundle, runtime="torch").embed(image_files)
     exported = export(bundle, out=tmp_path / "fast", format=format, precision=precision)
-    for encoder in (exported, load_encoder(tmp_path / "fast")):
+    for encoder in (exported.encoder, load_encoder(tmp_path / "fast")):
         embeddings = encoder.embed(image_files)
         np.testing.assert_allclose(embeddings.vectors, expected.vectors, atol=atol)
         assert (embeddings.ids, embeddings.fingerprint) == (expected.ids, expected.fingerprint)
@@ -88,7 +88,7 @@ def test_int8_is_another_model(request, data_folder_original, image_files, tmp_p
         bundle, out=tmp_path / "fast", format=format, precision="int8", data=data_folder_original, tolerance=50
     )
     expected = load_encoder(bundle, runtime="torch").embed(image_files)
-    embeddings = exported.embed(image_files)
+    embeddings = exported.encoder.embed(image_files)
     assert embeddings.fingerprint != expected.fingerprint
     cosines = (embeddings.vectors * expected.vectors).sum(1)
     assert cosines.min() > 0.9
@@ -135,7 +135,7 @@ def test_the_model_of_an_index_can_be_exported(bundle, data_folder_original, tmp
     index(data_folder_original / "test" / "gallery", bundle, out=tmp_path / "index")
     exported = export(tmp_path / "index", out=tmp_path / "fast", precision="float32")
     assert read_bundle_info(tmp_path / "fast").exported_from == read_bundle_info(bundle).fingerprint
-    assert exported.precision == "float32"
+    assert exported.encoder.precision == "float32"
 
 
 @pytest.mark.parametrize(("format", "other"), [("openvino", "onnxruntime"), ("onnx", "openvino")])
@@ -173,7 +173,8 @@ def test_invalid_arguments(bundle, exported_bundle, tmp_path):
     ]
     for argument, options in cases:
         assert refused(OptionError, bundle, out=out, **options).argument == argument
-    assert "is not a bundle" in str(refused(ModelError, tmp_path, out=out))
+    error = refused(ModelError, tmp_path, out=out)
+    assert ("is not a bundle" in str(error), error.argument) == (True, "bundle")
     assert refused(OptionError, exported_bundle, out=out).argument == "bundle"
     assert refused(StorageError, bundle, out=exported_bundle).argument == "out"
 
@@ -182,21 +183,21 @@ def test_bfloat16_only_if_it_can_be_measured(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(openvino, "float_precisions", lambda: ("float32",))
     assert refused(OptionError, bundle, out=tmp_path / "fast", precision="bfloat16").argument == "precision"
 
-    def stop(*args):
-        raise ModelError(args[4])  # the precision
+    def stop(*_, half, **__):
+        raise ModelError(f"half: {half}")
 
-    monkeypatch.setattr(export_module, "_export_member", stop)
-    assert str(refused(ModelError, bundle, out=tmp_path / "fast")) == "float32"
+    monkeypatch.setattr(export_module, "write_graph", stop)
+    assert str(refused(ModelError, bundle, out=tmp_path / "fast")) == "half: False"
 
 
 def test_a_graph_with_other_embeddings_is_refused(bundle, exported_copy, make_trainable, tmp_path, monkeypatch):
     before = (exported_copy / "bundle.json").read_bytes()
-    export_member = export_module._export_member
+    other, write_graph = make_trainable(seed=9).freeze(), export_module.write_graph
 
-    def export_another(member, *args):
-        return export_member(replace(make_trainable(seed=9).freeze(), info=member.info), *args)
+    def write_another(backbone, runtime, file, head, **options):
+        write_graph(other.backbone.prepare((), 1, SILENT), runtime, file, other.head, **options)
 
-    monkeypatch.setattr(export_module, "_export_member", export_another)
+    monkeypatch.setattr(export_module, "write_graph", write_another)
     error = refused(ModelError, bundle, out=exported_copy, precision="float32", replace=True)
     assert "cosine to the bundle at least" in str(error)
     assert (exported_copy / "bundle.json").read_bytes() == before
@@ -205,23 +206,32 @@ def test_a_graph_with_other_embeddings_is_refused(bundle, exported_copy, make_tr
 
 def test_int8_is_calibrated_on_training_images(bundle, data_folder_original, tmp_path, monkeypatch):
     pytest.importorskip("nncf")
-    tasks = {}
-    pixels_of = export_module._pixels
+    decoded = set()
+    decode = export_module.decode
 
-    def recorded(member, items, progress, task):
-        tasks[task] = {item.id for item in items}
-        return pixels_of(member, items, progress, task)
+    def decode_and_record(item, *args):
+        decoded.add(item.id)
+        return decode(item, *args)
 
-    def stop(*_, **__):
-        raise ModelError("calibrated")
+    def stop(*_, calibration, **__):
+        raise ModelError(f"{len(calibration)} images")
 
-    monkeypatch.setattr(export_module, "_pixels", recorded)
-    monkeypatch.setattr(export_module, "_export_member", stop)
-    refused(ModelError, bundle, out=tmp_path / "fast", precision="int8", data=data_folder_original)
+    monkeypatch.setattr(export_module, "decode", decode_and_record)
+    monkeypatch.setattr(export_module, "write_graph", stop)
+    error = refused(ModelError, bundle, out=tmp_path / "fast", precision="int8", data=data_folder_original)
     data = load_dataset(data_folder_original)
     training = {item.id for item in with_validation(data, seed=0).training}
-    assert tasks == {"calibration": training}
+    assert (decoded, str(error)) == (training, f"{len(training)} images")
     assert 0 < len(training) < len(data.training)
+
+
+def test_images_that_cannot_be_read_are_listed_and_not_counted(bundle, data_folder, tmp_path):
+    validation = with_validation(load_dataset(data_folder), seed=0).validation
+    validation[3].path.write_text("not an image")
+    exported = export(bundle, out=tmp_path / "fast", precision="float32", data=data_folder)
+    assert [file.path for file in exported.skipped] == [validation[3].path]
+    assert (exported.parity.count, exported.parity.validation_images) == (7, 7)
+    assert read_bundle_info(tmp_path / "fast").parity["validation_images"] == 7
 
 
 def test_other_data_than_that_of_the_training_is_refused(bundle, data_folder, tmp_path):

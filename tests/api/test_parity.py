@@ -36,6 +36,7 @@ def test_a_bad_export_is_refused_with_its_figures(changes, precision, facts):
     with pytest.raises(ModelError) as caught:
         replace(GOOD, **changes).require(precision, 0.5)
     assert all(fact in str(caught.value) for fact in facts)
+    assert caught.value.argument in ("precision", "format", "data")
 
 
 def test_figures_in_words():

@@ -47,7 +47,7 @@ def exported(format: str) -> Callable[[Encoder, Path], AnyEncoder]:
         if not {"openvino": openvino, "onnx": onnx}[format].is_installed():
             pytest.skip(f"{format} is not installed")
         bundle = save_bundle(encoder, folder / "bundle")
-        return export(bundle, out=folder / "exported", format=format, precision="float32", progress=SILENT)
+        return export(bundle, out=folder / "exported", format=format, precision="float32", progress=SILENT).encoder
 
     return make
 

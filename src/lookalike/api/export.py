@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lookalike._files import digest, file_digest, require_free
 from lookalike._system import installed_versions
-from lookalike.api.parity import Parity, compare_embeddings, compare_measures, generated_images
+from lookalike.api.parity import ComparedMeasures, Parity, compare_embeddings, compare_measures, generated_images
 from lookalike.data.dataset import Dataset, Item, sample_evenly
 from lookalike.errors import DataError, MissingExtra, OptionError
 from lookalike.models.bundle import describe_encoder, find_bundle, load_training_splits, read_bundle_info, save_bundle
@@ -28,8 +28,24 @@ from lookalike.types import Pixels, Skipped
 GRAPH_FORMATS = {"openvino": openvino.RUNTIME, "onnx": onnx.RUNTIME}
 GRAPH_PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 TOLERANCE = 0.5
-GOLDEN_IMAGES = 64
+COMPARED_IMAGES = 64  # images whose embeddings by both models are compared
 CALIBRATION_IMAGES = 300  # the ranges of activations are measured on these
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model that was just exported.
+
+    Attributes:
+        encoder: the exported encoder, loaded from the new bundle.
+        parity: how far it differs from the bundle that it was exported from.
+        skipped: files and folders of the data that could not be read; nothing was calibrated or compared on them.
+
+    """
+
+    encoder: AnyEncoder
+    parity: Parity
+    skipped: tuple[Skipped, ...]
 
 
 def export(
@@ -42,7 +58,7 @@ def export(
     tolerance: float = TOLERANCE,
     replace: bool = False,
     progress: Progress | None = None,
-) -> AnyEncoder:
+) -> Exported:
     """Write a bundle's graphs for another runtime, and refuse them when they lose too much accuracy.
 
     Normalisation, pooling, head and L2 norm are in the graph: it takes uint8 pixels. The comparison
@@ -61,7 +77,7 @@ def export(
         progress: receives what happens; None for a bar where a person watches, else the logger.
 
     Returns:
-        The exported encoder, loaded.
+        The exported encoder, what it loses, and the files that could not be read.
 
     Raises:
         ModelError: not a bundle, one that was exported already, or the exported model loses too much.
@@ -88,18 +104,18 @@ def export(
     encoder = load_encoder(bundle, runtime="torch")
     split = None if data is None else _data_of(data, info)
     with tempfile.TemporaryDirectory(prefix="lookalike-export-") as folder:
-        members = []
+        members, skipped = [], [] if split is None else list(split.skipped)
         for number, member in enumerate(encoder.members):
             progress.info(f"{member.name}: exporting to {format}, {precision}")
             images = None
             if split is not None and precision == "int8":
                 sample = sample_evenly(split.training, CALIBRATION_IMAGES)
-                images = [pixels[None] for pixels in _pixels(member, sample, progress, "calibration")]
+                images = [pixels[None] for pixels in _read_images(member, sample, skipped, progress, "calibration")]
             members.append(_export_member(member, Path(folder), number, runtime, precision, images))
         exported: AnyEncoder = members[0]
         if isinstance(encoder, Ensemble):
             exported = Ensemble(tuple(members), encoder.combination, encoder.alignments)
-        parity = _measure_parity(encoder, exported, split, progress)
+        parity = _measure_parity(encoder, exported, split, skipped, progress)
         parity.require(precision, tolerance)
         progress.info(f"{encoder.name}: {parity}")
         record = describe_encoder(
@@ -110,7 +126,7 @@ def export(
             versions={**info.versions, **installed_versions("lookalike", "torch", "timm", runtime, "onnx", "nncf")},
         )
         save_bundle(exported, out, record, replace_existing=replace)
-    return load_encoder(out)
+    return Exported(load_encoder(out), parity, tuple(dict.fromkeys(skipped)))
 
 
 def _target(format: str, precision: str) -> tuple[str, str]:
@@ -182,12 +198,15 @@ def _export_member(
     return Encoder(info, ExportedBackbone(info, files[0]), None)
 
 
-def _pixels(member: Encoder, items: Sequence[Item], progress: Progress, task: str) -> list[Pixels]:
-    """Return what an encoder's backbone receives of the images that can be read."""
+def _read_images(
+    member: Encoder, items: Sequence[Item], skipped: list[Skipped], progress: Progress, task: str
+) -> list[Pixels]:
+    """Return what an encoder's backbone receives of the images that can be read; add the others to `skipped`."""
     preprocessing = member.preprocessing
     pixels: list[Pixels] = []
     for batch in map_ahead([items], lambda i: preprocessing.pixels(decode(i, [preprocessing.min_side])[0]), 16):
         pixels += [result for _, result in batch if not isinstance(result, Skipped)]
+        skipped += [result for _, result in batch if isinstance(result, Skipped)]
         progress.step(task, len(pixels), len(items))
     if not pixels:
         raise DataError(
@@ -196,24 +215,29 @@ def _pixels(member: Encoder, items: Sequence[Item], progress: Progress, task: st
     return pixels
 
 
-def _measure_parity(encoder: AnyEncoder, exported: AnyEncoder, data: Dataset | None, progress: Progress) -> Parity:
+def _measure_parity(
+    encoder: AnyEncoder, exported: AnyEncoder, data: Dataset | None, skipped: list[Skipped], progress: Progress
+) -> Parity:
+    """Compare a bundle and its exported model; add files that cannot be read to `skipped`."""
     cosines, batch_cosines = [], []
     for member, other in zip(encoder.members, exported.members, strict=True):
         if data is None:
-            golden = generated_images(member.preprocessing.height, member.preprocessing.width)
+            images = generated_images(member.preprocessing.height, member.preprocessing.width)
         else:
-            golden = np.stack(_pixels(member, sample_evenly(data.validation, GOLDEN_IMAGES), progress, "golden images"))
-        to_bundle, between_batches = compare_embeddings(member, other, golden)
+            sample = sample_evenly(data.validation, COMPARED_IMAGES)
+            images = np.stack(_read_images(member, sample, skipped, progress, "comparison"))
+        to_bundle, between_batches = compare_embeddings(member, other, images)
         cosines.append(to_bundle)
         batch_cosines.append(between_batches)
-    measures, loss = ({}, None) if data is None else compare_measures(encoder, exported, data, progress)
+    compared = ComparedMeasures() if data is None else compare_measures(encoder, exported, data, progress)
+    skipped += compared.skipped
     return Parity(
         images="generated images" if data is None else "validation images",
         count=len(cosines[0]),
         min_cosine=float(np.min(cosines)),
         mean_cosine=float(np.mean(cosines)),
         batch_cosine=min(batch_cosines),
-        validation_images=0 if data is None else len(data.validation),
-        measures=measures,
-        loss=loss,
+        validation_images=compared.images,
+        measures=compared.means,
+        loss=compared.loss,
     )

@@ -1,9 +1,9 @@
-"""What an exported model loses against its bundle: cosines on golden images, measures on the validation images."""
+"""What an exported model loses against its bundle: cosines of embeddings, measures on the validation images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from lookalike.evaluation.measures import Measure
 from lookalike.models.encoder import MIN_COSINE, AnyEncoder, Encoder
 from lookalike.progress import SILENT, Progress
 from lookalike.runtimes.graphs import SINGLE_MAX
-from lookalike.types import Pixels
+from lookalike.types import Pixels, Skipped
 
 MEASURES = ("precision@3", "hit@1", "map@r")
 DECISIVE = "precision@3"
@@ -28,11 +28,11 @@ class Parity:
     """How far an exported model differs from its bundle.
 
     Attributes:
-        images: which golden images were compared.
+        images: which images were compared.
         count: their number.
         min_cosine, mean_cosine: between an image's embeddings by the two, the lower of one by one and in batches.
         batch_cosine: the smallest between its embeddings one by one and in batches.
-        validation_images: that the measures were taken on; 0 without data.
+        validation_images: number that the measures were taken on; 0 without data.
         measures: by name, of the bundle and of the exported model.
         loss: points of precision@3 that the exported model is below the bundle, with the 95 % interval of the paired
             bootstrap; None without data.
@@ -69,7 +69,8 @@ class Parity:
         if not self.batch_cosine >= MIN_COSINE["bfloat16"]:  # nor where it is not a number
             raise ModelError(
                 "the exported model computes other embeddings in batches than one by one "
-                f"(cosine {self.batch_cosine:.4f}); choose another format."
+                f"(cosine {self.batch_cosine:.4f}); choose another `format`.",
+                argument="format",
             )
         if not self.min_cosine >= MIN_COSINE[precision]:
             raise ModelError(
@@ -101,13 +102,18 @@ def compare_embeddings(encoder: Encoder, exported: Encoder, pixels: Pixels) -> t
     return cosines, float((one_by_one * batched).sum(1).min())
 
 
-def compare_measures(
-    encoder: AnyEncoder, exported: AnyEncoder, data: Dataset, progress: Progress
-) -> tuple[dict[str, tuple[float, float]], Comparison | None]:
-    """Measure both within the validation split, each image a query and the others the gallery.
+@dataclass(frozen=True)
+class ComparedMeasures:
+    """Measures of a bundle and its exported model on the validation images."""
 
-    Returns both means by measure, and the loss of `DECISIVE` in points; None where there are too few images for it.
-    """
+    images: int = 0  # number that can be read
+    means: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # by measure, of both
+    loss: Comparison | None = None  # of `DECISIVE` in points; None where there are too few images for it
+    skipped: tuple[Skipped, ...] = ()
+
+
+def compare_measures(encoder: AnyEncoder, exported: AnyEncoder, data: Dataset, progress: Progress) -> ComparedMeasures:
+    """Measure both within the validation split, each image a query and the others the gallery."""
     labels = data.labels("validation")
     evaluations = []
     for model, task in ((encoder, "validation, bundle"), (exported, "validation, exported")):
@@ -116,9 +122,10 @@ def compare_measures(
         evaluations.append(evaluate_embeddings(embeddings, embeddings, labels, labels, measures))
     before, after = evaluations
     means = {name: (before.mean(name), after.mean(name)) for name in before.values}
-    if DECISIVE not in means:
-        return means, None
-    return means, paired_bootstrap(100 * before.values[DECISIVE], 100 * after.values[DECISIVE])
+    loss = None
+    if DECISIVE in means:
+        loss = paired_bootstrap(100 * before.values[DECISIVE], 100 * after.values[DECISIVE])
+    return ComparedMeasures(len(embeddings), means, loss, embeddings.skipped)
 
 
 def generated_images(height: int, width: int, count: int = 16) -> Pixels:

@@ -205,6 +205,7 @@ def export(bundle: Path, out: Path, **values: Any) -> None:
     from lookalike.api.export import export as run_export
 
     with closing(make_progress()) as progress:
-        run_export(bundle, out=out, progress=progress, **values)
+        exported = run_export(bundle, out=out, progress=progress, **values)
+        report_skipped(progress, exported.skipped)
         progress.info(f"next: lookalike index IMAGES --model {shell_path(out)} --out IMAGES.index")
     print_path(out)
