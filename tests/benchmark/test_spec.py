@@ -38,10 +38,10 @@ def test_nothing_to_measure():
 
 def test_bundles_must_exist_and_be_complete(random_bundle, tmp_path):
     refused(ModelError, "lost does not exist", "bundles", backbones=[NAME], bundles=[tmp_path / "lost"])
-    refused(ModelError, "is not a bundle", bundles=[tmp_path])
+    refused(ModelError, "is not a bundle", "bundles", bundles=[tmp_path])
     weights = random_bundle / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    refused(ModelError, "random", bundles=[random_bundle])
+    refused(ModelError, "random", "bundles", bundles=[random_bundle])
 
 
 def test_only_random_weights_are_refused(random_bundle):
@@ -89,7 +89,7 @@ def test_names_that_map_to_the_same_file(random_bundle):
 
 def test_backbones_must_be_known_single_names():
     refused(OptionError, "must be single names", "backbones", backbones=["resnet50+vit_b_16"])
-    refused(ModelError, "'resnet5O'", backbones=[NAME, "resnet5O"])
+    refused(ModelError, "'resnet5O'", "backbones", backbones=[NAME, "resnet5O"])
 
 
 def test_weights_and_fine_tuning_of_another_backbone():
@@ -103,8 +103,9 @@ def test_a_budget_must_be_positive(budget):
 
 
 def test_unknown_measure_and_runtime():
-    with pytest.raises(OptionError, match="'accuracy'"):
+    with pytest.raises(OptionError, match="'accuracy'") as caught:
         benchmark(Path("no-such-folder"), [NAME], measure="accuracy")
+    assert caught.value.argument == "measure"
     with pytest.raises(OptionError, match="'abacus'"):
         benchmark(Path("no-such-folder"), [NAME], runtime="abacus")
 

@@ -40,6 +40,7 @@ def out(encoder, sources, tmp_path):
 def refusal(path, **options) -> str:
     with pytest.raises(StorageError) as caught:
         load_embeddings(path, **options)
+    assert caught.value.argument == "path"
     return str(caught.value)
 
 

@@ -93,4 +93,5 @@ def test_a_name_is_a_short_name_or_any_name_of_timm(name, timm_name):
 def test_an_unknown_name_is_refused_with_suggestions(name, suggestions):
     with pytest.raises(ModelError) as raised:
         find_backbone(name)
+    assert raised.value.argument == "backbone"
     assert all(suggestion in str(raised.value) for suggestion in suggestions)

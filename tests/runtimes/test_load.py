@@ -225,9 +225,12 @@ def test_what_is_neither_a_bundle_nor_a_name_is_refused(model, words, tmp_path):
 
 
 def test_every_name_is_checked_before_weights_are_loaded(monkeypatch):
-    monkeypatch.setattr(load, "_load_backbone", lambda *_: pytest.fail("weights were loaded"))
-    with pytest.raises(ModelError, match="resnt50"):
+    monkeypatch.setattr(
+        "lookalike.models.trainable.build_trainable", lambda *_, **__: pytest.fail("weights were loaded")
+    )
+    with pytest.raises(ModelError, match="resnt50") as raised:
         load_encoder(f"{NAME}+resnt50", weights="none")
+    assert raised.value.argument == "model"
 
 
 def test_weights_of_another_backbone_are_refused():

@@ -20,7 +20,14 @@ from lookalike.embeddings.store import (
     read_embeddings_info,
     read_run,
 )
-from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
+from lookalike.errors import (
+    DataError,
+    FingerprintMismatch,
+    LookalikeError,
+    OptionError,
+    StorageError,
+    renamed_argument,
+)
 from lookalike.index.autotune import Budget
 from lookalike.index.index import Index
 from lookalike.index.storage import is_index, remove_checkpoint
@@ -94,7 +101,8 @@ def embed(
             argument="model",
         )
     progress = resolve_progress(progress)
-    return _embed_images(gallery, model, out, weights, runtime=runtime, precision=precision, progress=progress)
+    with renamed_argument("out", "path"):
+        return _embed_images(gallery, model, out, weights, runtime=runtime, precision=precision, progress=progress)
 
 
 def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
@@ -151,16 +159,18 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
                 f"`runtime` and `precision` are for embedding, but {images} holds embeddings already; omit them.",
                 argument="runtime",
             )
-        _require_same_model(model, images)
-        return _write_index(images, {}, out, budget, replace=replace, progress=progress)
+        with renamed_argument("images", "path"):
+            _require_same_model(model, images)
+            return _write_index(images, {}, out, budget, replace=replace, progress=progress)
     gallery = _images_to_index(images, progress)
     if model is None:
         raise OptionError(
             f"{images} holds no embeddings, so `model` is needed: a bundle or the name of a backbone.", argument="model"
         )
     embeddings = out.with_name(out.name + ".embedding")
-    _embed_images(gallery, model, embeddings, weights, runtime=runtime, precision=precision, progress=progress)
-    built = _write_index(embeddings, gallery.metadata, out, budget, replace=replace, progress=progress)
+    with renamed_argument("out", "path"):
+        _embed_images(gallery, model, embeddings, weights, runtime=runtime, precision=precision, progress=progress)
+        built = _write_index(embeddings, gallery.metadata, out, budget, replace=replace, progress=progress)
     shutil.rmtree(embeddings, ignore_errors=True)
     return built
 

@@ -14,7 +14,7 @@ from lookalike._files import digest, file_digest, require_free
 from lookalike._system import installed_versions
 from lookalike.api.parity import ComparedMeasures, Parity, compare_embeddings, compare_measures, generated_images
 from lookalike.data.dataset import Dataset, Item, sample_evenly
-from lookalike.errors import DataError, MissingExtra, OptionError
+from lookalike.errors import DataError, MissingExtra, OptionError, renamed_argument
 from lookalike.models.bundle import describe_encoder, find_bundle, load_training_splits, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BundleInfo, GraphInfo
@@ -95,13 +95,15 @@ def export(
         raise OptionError(f"`tolerance` must be at least 0, got {tolerance}.", argument="tolerance")
     if not replace:
         require_free(out)
-    info = read_bundle_info(bundle)
+    with renamed_argument("bundle", "model"):
+        info = read_bundle_info(bundle)
     if info.is_exported:
         raise OptionError(
             f"{bundle} is an exported model; give the bundle that it was exported from.", argument="bundle"
         )
     _require_packages(runtime, precision)
-    encoder = load_encoder(bundle, runtime="torch")
+    with renamed_argument("bundle", "model"):
+        encoder = load_encoder(bundle, runtime="torch")
     split = None if data is None else _data_of(data, info)
     with tempfile.TemporaryDirectory(prefix="lookalike-export-") as folder:
         members, skipped = [], [] if split is None else list(split.skipped)

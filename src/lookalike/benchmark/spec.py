@@ -12,7 +12,7 @@ from typing import Any
 from lookalike._files import digest, file_digest, read_json, write_json
 from lookalike.benchmark.trial import matching_hit
 from lookalike.data.dataset import Dataset
-from lookalike.errors import ModelError, OptionError, StorageError
+from lookalike.errors import ModelError, OptionError, StorageError, renamed_argument
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
 from lookalike.models.info import TRAINING_STATES, TrainingState
@@ -82,8 +82,9 @@ def check_candidates(
                 f"`{argument}` names {unknown[0]!r}, but the backbones of this benchmark are {list(backbones)}.",
                 argument=argument,
             )
-    for backbone in backbones:
-        find_backbone(backbone)
+    with renamed_argument("backbones", "backbone"):
+        for backbone in backbones:
+            find_backbone(backbone)
     by_backbone = {b: weights_of(weights, b) for b in backbones}
     finetuned = frozenset(finetune if not isinstance(finetune, bool) else backbones if finetune else ())
     trained = []
@@ -92,7 +93,8 @@ def check_candidates(
             raise ModelError(
                 f"bundle {folder} does not exist; pass a folder written by 'lookalike train'.", argument="bundles"
             )
-        encoder = load_bundle(folder)  # which verifies it
+        with renamed_argument("bundles", "model"):
+            encoder = load_bundle(folder)  # which verifies it
         trained.append(all(member.state != "untrained" for member in encoder.members))
     if not any((*trained, *finetuned, *(str(w) != NONE for w in by_backbone.values()))):
         raise OptionError(

@@ -134,17 +134,21 @@ def read_embeddings_info(path: Path | str) -> EmbeddingsInfo:
     """Read what made the embeddings in a folder."""
     path = Path(path)
     if is_unfinished(path):
-        raise StorageError(f"{path} holds unfinished embeddings; run the same 'lookalike embed' again to finish them.")
+        raise StorageError(
+            f"{path} holds unfinished embeddings; run the same 'lookalike embed' again to finish them.", argument="path"
+        )
     if not is_embeddings(path):
         raise StorageError(
             f"{path} is not a folder of embeddings: it has no {INFO_FILE}; "
-            "make one with 'lookalike embed IMAGES --out DIR'."
+            "make one with 'lookalike embed IMAGES --out DIR'.",
+            argument="path",
         )
-    value = read_json(path / INFO_FILE, "embeddings record")
+    value = read_json(path / INFO_FILE, "embeddings record", "path")
     version = value.get("format") if isinstance(value, dict) else None
     if version != EMBEDDINGS_FORMAT:
         raise StorageError(
-            f"{path} has embeddings format {version}, this version reads {EMBEDDINGS_FORMAT}; embed again."
+            f"{path} has embeddings format {version}, this version reads {EMBEDDINGS_FORMAT}; embed again.",
+            argument="path",
         )
     try:
         return EmbeddingsInfo.from_dict(value)
@@ -164,7 +168,7 @@ def read_run(path: Path | str) -> RunInfo | None:
         return read_embeddings_info(path).run
     if not is_unfinished(path):
         return None
-    value = read_json(path / SHARDS_FOLDER / RUN_FILE, "record of the unfinished run")
+    value = read_json(path / SHARDS_FOLDER / RUN_FILE, "record of the unfinished run", "path")
     try:
         return RunInfo(**value)
     except TypeError as error:
@@ -197,7 +201,10 @@ def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
 
 
 def _read_ids(path: Path) -> PackedStrings:
-    with reading_errors(path / IDS_FILE, "the ids of the embeddings"), (path / IDS_FILE).open(encoding="utf-8") as file:
+    with (
+        reading_errors(path / IDS_FILE, "the ids of the embeddings", "path"),
+        (path / IDS_FILE).open(encoding="utf-8") as file,
+    ):
         try:
             return read_json_lines(file)
         except ValueError as error:
@@ -216,7 +223,9 @@ def _read_vectors(path: Path, *, mmap: bool) -> Vectors:
 
 def _damaged(path: Path, cause: str) -> StorageError:
     """Return the error for a folder whose content does not fit together."""
-    return StorageError(f"the embeddings in {path} are damaged ({cause}); remove the folder and embed again.")
+    return StorageError(
+        f"the embeddings in {path} are damaged ({cause}); remove the folder and embed again.", argument="path"
+    )
 
 
 def shard_path(out: Path, number: int) -> Path:

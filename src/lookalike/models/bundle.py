@@ -48,15 +48,18 @@ def read_bundle_info(path: Path | str) -> BundleInfo:
     path = Path(path)
     file = path / BUNDLE_FILE
     if not is_bundle(path):
-        raise ModelError(f"{path} is not a bundle: it has no {BUNDLE_FILE}; make one with 'lookalike train'.")
+        raise ModelError(
+            f"{path} is not a bundle: it has no {BUNDLE_FILE}; make one with 'lookalike train'.", argument="model"
+        )
     try:
         value = read_json(file, "bundle record")
     except StorageError as error:
-        raise ModelError(f"{file} is damaged; make the bundle again.") from error
+        raise ModelError(f"{file} is damaged; make the bundle again.", argument="model") from error
     version = value.get("format") if isinstance(value, dict) else None
     if version != BUNDLE_FORMAT:
         raise ModelError(
-            f"{path} has bundle format {version}, this version reads {BUNDLE_FORMAT}; make the bundle again."
+            f"{path} has bundle format {version}, this version reads {BUNDLE_FORMAT}; make the bundle again.",
+            argument="model",
         )
     try:
         info = BundleInfo.from_dict(value)
@@ -65,7 +68,7 @@ def read_bundle_info(path: Path | str) -> BundleInfo:
         return info
     except (LookalikeError, KeyError, TypeError, ValueError, AttributeError) as error:
         cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
-        raise ModelError(f"{file} is damaged ({cause}); make the bundle again.") from error
+        raise ModelError(f"{file} is damaged ({cause}); make the bundle again.", argument="model") from error
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,9 @@ class WeightsFile:
                 names = [n for n in file.keys() if n.startswith(self.prefix) and n.endswith(suffix)]  # noqa: SIM118
                 return {name.removeprefix(self.prefix): file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{self.path} is missing or damaged ({error}); make the bundle again.") from error
+            raise ModelError(
+                f"{self.path} is missing or damaged ({error}); make the bundle again.", argument="model"
+            ) from error
 
 
 def describe_encoder(encoder: AnyEncoder, base: BundleInfo | None = None, **changes: Any) -> BundleInfo:

@@ -129,8 +129,8 @@ def find_backbone(name: str) -> BackboneRow:
         tags = [pretrained.partition(".")[2] for pretrained in timm.list_pretrained(f"{architecture}.*")]
         if tag and tag not in tags:
             allowed = f"use one of {', '.join(sorted(tags))}" if tags else f"write {architecture} alone"
-            raise ModelError(f"there are no weights tagged {tag!r} for {architecture}; {allowed}.")
+            raise ModelError(f"there are no weights tagged {tag!r} for {architecture}; {allowed}.", argument="backbone")
         return BackboneRow(name, name)
     near = difflib.get_close_matches(name, dict.fromkeys([*BACKBONES, *timm.list_models()]), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(BACKBONES)}, or any timm name."
-    raise ModelError(f"there is no backbone named {name!r}; {hint}")
+    raise ModelError(f"there is no backbone named {name!r}; {hint}", argument="backbone")

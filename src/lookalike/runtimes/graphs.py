@@ -151,7 +151,9 @@ def open_graph(
     if runtime == onnx.RUNTIME:
         return onnx.OnnxRunner(file())
     if runtime != openvino.RUNTIME:
-        raise ModelError(f"there is no runtime named {runtime!r}; known are {' and '.join(GRAPH_RUNTIMES)}.")
+        raise ModelError(
+            f"there is no runtime named {runtime!r}; known are {' and '.join(GRAPH_RUNTIMES)}.", argument="runtime"
+        )
     name = f"{precision}-{'throughput' if throughput else 'latency'}"
     blob = cache.read_blob(name)
     if blob is not None:

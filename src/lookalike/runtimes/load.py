@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lookalike.errors import LookalikeError, ModelError, OptionError
+from lookalike.errors import LookalikeError, ModelError, OptionError, renamed_argument
 from lookalike.models.bundle import (
     BUNDLE_FILE,
     WeightsFile,
@@ -90,9 +90,13 @@ def load_bundle(path: Path) -> AnyEncoder:
             encoder = Ensemble(tuple(members), info.combination, read_alignments(path, len(members)))
     except LookalikeError as error:
         cause = str(error).rstrip(".")
-        raise ModelError(f"{path / BUNDLE_FILE} is damaged ({cause}); make the bundle again.") from error
+        raise ModelError(
+            f"{path / BUNDLE_FILE} is damaged ({cause}); make the bundle again.", argument="model"
+        ) from error
     if encoder.fingerprint != info.fingerprint:
-        raise ModelError(f"{path} was changed after it was saved (its fingerprint differs); make the bundle again.")
+        raise ModelError(
+            f"{path} was changed after it was saved (its fingerprint differs); make the bundle again.", argument="model"
+        )
     return encoder
 
 
@@ -177,8 +181,9 @@ def _split_names(text: str) -> list[str]:
 def _require_backbones(text: str, names: Sequence[str]) -> None:
     """Raise `ModelError` for a name that is not a backbone's, before any weights are loaded."""
     try:
-        for name in names:
-            find_backbone(name)
+        with renamed_argument("model", "backbone"):
+            for name in names:
+                find_backbone(name)
     except ModelError as error:
         if "+" in text and not Path(text).exists():
             raise
