@@ -34,15 +34,19 @@ if TYPE_CHECKING:
     from lookalike.benchmark.benchmark import Benchmark as Benchmark
     from lookalike.benchmark.benchmark import benchmark as benchmark
     from lookalike.benchmark.benchmark import demo as demo
+    from lookalike.benchmark.leaderboard import Leaderboard as Leaderboard
     from lookalike.benchmark.selection import Selection as Selection
     from lookalike.benchmark.trial import Trial as Trial
     from lookalike.data.check import CheckReport as CheckReport
+    from lookalike.data.check import Finding as Finding
     from lookalike.data.check import check as check
     from lookalike.data.dataset import Dataset as Dataset
     from lookalike.data.dataset import Item as Item
     from lookalike.data.layouts import load_dataset as load_dataset
     from lookalike.embeddings.store import load_embeddings as load_embeddings
     from lookalike.errors import LookalikeError as LookalikeError
+    from lookalike.evaluation.bootstrap import Comparison as Comparison
+    from lookalike.evaluation.evaluation import Estimate as Estimate
     from lookalike.evaluation.evaluation import Evaluation as Evaluation
     from lookalike.evaluation.measures import Measure as Measure
     from lookalike.evaluation.submission import Submission as Submission
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from lookalike.models.bundle import save_bundle as save_bundle
     from lookalike.models.encoder import Encoder as Encoder
     from lookalike.models.encoder import Ensemble as Ensemble
+    from lookalike.models.registry import BackboneRow as BackboneRow
     from lookalike.models.registry import backbones as backbones
     from lookalike.runtimes.load import load_encoder as load_encoder
     from lookalike.training.config import Recipe as Recipe
@@ -58,7 +63,9 @@ if TYPE_CHECKING:
     from lookalike.training.refit import refit as refit
     from lookalike.training.train import train as train
     from lookalike.types import Embeddings as Embeddings
+    from lookalike.types import Hit as Hit
     from lookalike.types import Hits as Hits
+    from lookalike.types import QueryHits as QueryHits
     from lookalike.types import Skipped as Skipped
 
 # module: its public names
@@ -69,25 +76,27 @@ _NAMES = {
     "api.parity": ("Parity",),
     "api.search": ("LoadedIndex", "SearchResult", "load_index", "search"),
     "benchmark.benchmark": ("Benchmark", "benchmark", "demo"),
+    "benchmark.leaderboard": ("Leaderboard",),
     "benchmark.selection": ("Selection",),
     "benchmark.trial": ("Trial",),
-    "data.check": ("CheckReport", "check"),
+    "data.check": ("CheckReport", "Finding", "check"),
     "data.dataset": ("Dataset", "Item"),
     "data.layouts": ("load_dataset",),
     "embeddings.store": ("load_embeddings",),
     "errors": ("LookalikeError",),
-    "evaluation.evaluation": ("Evaluation",),
+    "evaluation.bootstrap": ("Comparison",),
+    "evaluation.evaluation": ("Estimate", "Evaluation"),
     "evaluation.measures": ("Measure",),
     "evaluation.submission": ("Submission",),
     "index.index": ("Index",),
     "models.bundle": ("save_bundle",),
     "models.encoder": ("Encoder", "Ensemble"),
-    "models.registry": ("backbones",),
+    "models.registry": ("BackboneRow", "backbones"),
     "runtimes.load": ("load_encoder",),
     "training.config": ("Recipe", "TrainingOptions", "recipes"),
     "training.refit": ("refit",),
     "training.train": ("train",),
-    "types": ("Embeddings", "Hits", "Skipped"),
+    "types": ("Embeddings", "Hit", "Hits", "QueryHits", "Skipped"),
 }
 _MODULES = dict(sorted((name, module) for module, names in _NAMES.items() for name in names))
 
