@@ -141,6 +141,17 @@ def test_the_least_recently_used_graphs_are_removed(monkeypatch):
     assert present == {"new", "oldest", "further"}
 
 
+def test_graphs_without_compiled_ones_are_removed_too(monkeypatch):
+    monkeypatch.setattr(cache, "_MAX_BYTES", 500)
+    for age, name in enumerate(("old", "oldest")):
+        graphs = GraphCache(name)
+        graphs.add(["a.onnx"], lambda folder: (folder / "a.onnx").write_bytes(bytes(100)))
+        for file in graphs.folder.iterdir():
+            os.utime(file, (1_000_000 - age, 1_000_000 - age))
+    GraphCache("new").add(["a.onnx"], lambda folder: (folder / "a.onnx").write_bytes(bytes(200)))
+    assert [GraphCache(name).has("a.onnx") for name in ("new", "old", "oldest")] == [True, True, False]
+
+
 # ---------------------------------------------------------------- pretrained backbones
 
 

@@ -107,6 +107,8 @@ class GraphCache:
                 for name in names:
                     (Path(temporary) / name).replace(self.folder / name)
         self._add_to_record("digests", {name: file_digest(self.folder / name) for name in names})
+        with contextlib.suppress(OSError):
+            _evict(self.folder.parent)
 
     def cosine(self, runtime: str, precision: str) -> float | None:
         """Return the smallest cosine to torch's features; None where they were not compared."""
