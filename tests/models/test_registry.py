@@ -18,7 +18,7 @@ def test_the_numbers_are_those_of_timms_model(name):
     with torch.device("meta"):
         module = timm.create_model(row.timm_name, num_classes=0)
     assert row.parameters == sum(parameter.numel() for parameter in module.parameters())
-    assert row.dim == module.num_features
+    assert row.features == module.num_features
     config = timm.get_pretrained_cfg(row.timm_name)
     assert config.input_size == (3, row.input_size, row.input_size)
     assert row.size_mb == pytest.approx(row.parameters * 4 / 1e6, abs=0.05)

@@ -25,6 +25,7 @@ from lookalike.data.duplicates import (
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, OptionError
 from lookalike.progress import Progress, resolve_progress
+from lookalike.types import Skipped
 
 Severity = Literal["error", "warning"]
 
@@ -48,6 +49,24 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class FindingKind:
+    """All findings of one kind.
+
+    Attributes:
+        code: as in `Finding`.
+        severity: as in `Finding`.
+        count: number of findings.
+        example: the message of the first one.
+
+    """
+
+    code: str
+    severity: Severity
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """The result of `check`.
 
@@ -56,6 +75,7 @@ class CheckReport:
         findings: all findings, in the order of the checks.
         readable: number of images that can be read.
         dropped: the ids that a clean data set excludes, with the reasons.
+        skipped: files and folders that could not be read; each is also among the findings.
 
     """
 
@@ -63,6 +83,7 @@ class CheckReport:
     findings: tuple[Finding, ...]
     readable: int
     dropped: Mapping[str, str]
+    skipped: tuple[Skipped, ...] = ()
 
     def __repr__(self) -> str:
         counts = f"{len(self.errors)} errors, {len(self.warnings)} warnings"
@@ -100,12 +121,13 @@ class CheckReport:
             "dropped": dict(self.dropped),
         }
 
-    def table_rows(self) -> list[tuple[str, str, int, str]]:
-        """Return `(severity, code, count, example)` for each kind of finding, errors first."""
-        kinds: dict[tuple[str, str], list[Finding]] = {}
+    @property
+    def kinds(self) -> tuple[FindingKind, ...]:
+        """The kinds of findings, errors first."""
+        groups: dict[tuple[str, Severity], list[Finding]] = {}
         for finding in (*self.errors, *self.warnings):
-            kinds.setdefault((finding.severity, finding.code), []).append(finding)
-        return [(severity, code, len(group), group[0].message) for (severity, code), group in kinds.items()]
+            groups.setdefault((finding.code, finding.severity), []).append(finding)
+        return tuple(FindingKind(*key, len(group), group[0].message) for key, group in groups.items())
 
     def clean_items(self) -> tuple[Item, ...]:
         """Return the items of the clean data set.
@@ -212,7 +234,8 @@ def check(
         *_classes(dataset, items),
         *(Finding("note", "warning", f"{note}.", ()) for note in dataset.notes),
     ]
-    report = CheckReport(dataset, tuple(findings), len(items), _dropped(scanned, groups))
+    skipped = (*dataset.skipped, *scanned.skipped.values())
+    report = CheckReport(dataset, tuple(findings), len(items), _dropped(scanned, groups), skipped)
     if out is not None:
         write_json(Path(out), report.to_dict())
     if clean_manifest is not None:

@@ -25,7 +25,7 @@ class BackboneRow:
         name: what the user types.
         timm_name: the architecture in timm.
         parameters: number of weights without classifier.
-        dim: number of pooled features.
+        features: number of pooled features.
         input_size: side of the input in pixels.
         licence: of the pretrained weights.
         repository: of timm's default weights on the model hub, to look into its cache without importing timm.
@@ -38,7 +38,7 @@ class BackboneRow:
     name: str
     timm_name: str
     parameters: int = 0
-    dim: int = 0
+    features: int = 0
     input_size: int = 0
     licence: str = ""
     repository: str = ""

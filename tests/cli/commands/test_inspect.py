@@ -90,5 +90,5 @@ def test_backbones_lists_name_size_and_weights(lookalike):
 def test_backbones_as_json(lookalike):
     rows = {row["name"]: row for row in lookalike("backbones --json").json["backbones"]}
     assert rows["vit_b_16"]["timm_name"] == "vit_base_patch16_224"
-    assert rows["vit_b_16"]["dim"] == 768
+    assert rows["vit_b_16"]["features"] == 768
     assert rows["efficientnet_lite0"]["available"] is True

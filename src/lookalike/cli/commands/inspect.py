@@ -12,7 +12,7 @@ from lookalike.cli.console import count_noun, display_path, make_progress, print
 from lookalike.cli.options import PATH, data_argument, json_option
 
 _BACKBONE_FIELDS = (
-    "name", "timm_name", "parameters", "dim", "input_size", "licence", "weights_source", "size_mb", "available",
+    "name", "timm_name", "parameters", "features", "input_size", "licence", "weights_source", "size_mb", "available",
 )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | No
     if as_json:
         print_json(report.to_dict())
     elif report.findings:
-        rows = [[severity, code, str(count), example] for severity, code, count, example in report.table_rows()]
+        rows = [[kind.severity, kind.code, str(kind.count), kind.example] for kind in report.kinds]
         print_table(["severity", "finding", "count", "example"], rows, right=["count"])
         if len(report.findings) > len(rows):
             progress.info(f"the table has one example per kind; --json lists all {len(report.findings)} findings")
@@ -89,12 +89,12 @@ def backbones(as_json: bool) -> None:
     if as_json:
         print_json({"backbones": [{field: getattr(row, field) for field in _BACKBONE_FIELDS} for row in rows]})
         return
-    header = ["name", "parameters", "dimensions", "input", "size", "licence", "weights", "available"]
+    header = ["name", "parameters", "features", "input", "size", "licence", "weights", "available"]
     cells = [
         [
             row.name,
             f"{row.parameters / 1e6:.1f} M",
-            str(row.dim),
+            str(row.features),
             f"{row.input_size} px",
             f"{row.size_mb:.0f} MB",
             row.licence,
@@ -103,7 +103,7 @@ def backbones(as_json: bool) -> None:
         ]
         for row in rows
     ]
-    print_table(header, cells, right=["parameters", "dimensions", "input", "size"], optional=["licence", "input"])
+    print_table(header, cells, right=["parameters", "features", "input", "size"], optional=["licence", "input"])
 
 
 @click.command(cls=Command, short_help="List the training recipes, their fields, and the losses.")
