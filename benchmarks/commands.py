@@ -59,7 +59,7 @@ def main() -> None:
         prepare(args, work, images)
         contenders = run_in_turn(embed_commands(args, work, selected), args.rounds)
         starts = run_in_turn(start_commands(work, images), args.rounds)
-        from lookalike.embeddings.store import (
+        from lookalike.embeddings.folder import (
             read_embeddings_info,
         )  # not earlier: a child's peak starts at its parent's
 

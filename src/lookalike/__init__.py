@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from lookalike.data.dataset import Dataset as Dataset
     from lookalike.data.dataset import Item as Item
     from lookalike.data.layouts import load_dataset as load_dataset
-    from lookalike.embeddings.store import load_embeddings as load_embeddings
+    from lookalike.embeddings.folder import load_embeddings as load_embeddings
     from lookalike.errors import LookalikeError as LookalikeError
     from lookalike.evaluation.bootstrap import Comparison as Comparison
     from lookalike.evaluation.evaluation import Estimate as Estimate
@@ -82,7 +82,7 @@ _NAMES = {
     "data.check": ("CheckReport", "Finding", "check"),
     "data.dataset": ("Dataset", "Item"),
     "data.layouts": ("load_dataset",),
-    "embeddings.store": ("load_embeddings",),
+    "embeddings.folder": ("load_embeddings",),
     "errors": ("LookalikeError",),
     "evaluation.bootstrap": ("Comparison",),
     "evaluation.evaluation": ("Estimate", "Evaluation"),

@@ -14,7 +14,7 @@ import pytest
 from lookalike.api.embed import embed, index
 from lookalike.api.search import load_index, search
 from lookalike.embeddings.embed_folder import embed_folder
-from lookalike.embeddings.store import is_unfinished, load_embeddings, read_embeddings_info
+from lookalike.embeddings.folder import is_unfinished, load_embeddings, read_embeddings_info
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
 from lookalike.models.bundle import describe_encoder, read_bundle_info, save_bundle
 from lookalike.models.info import TrainingData

@@ -14,7 +14,7 @@ import pytest
 
 from lookalike.embeddings import store
 from lookalike.embeddings.embed_folder import embed_folder, root_of
-from lookalike.embeddings.store import is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
+from lookalike.embeddings.folder import is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
 from lookalike.models.bundle import read_bundle_info
 from lookalike.models.encoder import Ensemble

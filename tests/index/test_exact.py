@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lookalike import _ranking
+from lookalike import _top_k
 from lookalike.index import exact, storage
 from lookalike.index.exact import ExactIndex, Prefilter
 from lookalike.types import l2_normalize
@@ -52,8 +52,8 @@ def test_few_distinct_cosines():
 def test_small_chunks(monkeypatch):
     vectors, queries = some(100), some(30, seed=1)
     monkeypatch.setattr(exact, "_CELLS", 60)
-    monkeypatch.setattr(_ranking, "_BLOCK", 3)
-    monkeypatch.setattr(_ranking, "_CELLS", 700)
+    monkeypatch.setattr(_top_k, "_BLOCK", 3)
+    monkeypatch.setattr(_top_k, "_CELLS", 700)
     rows, _ = ExactIndex(vectors).search(queries, OUTSIDE, 4)
     np.testing.assert_array_equal(rows, oracle(vectors, queries, OUTSIDE, 4))
 

@@ -13,7 +13,7 @@ from lookalike._files import file_digest, new_folder, require_free, require_writ
 from lookalike._strings import PackedStrings
 from lookalike.data.layouts import load_dataset, may_be_folder, require_folder, skipped_suffix, walk_images
 from lookalike.embeddings.embed_folder import embed_folder, require_same_model
-from lookalike.embeddings.store import (
+from lookalike.embeddings.folder import (
     is_embeddings,
     is_unfinished,
     load_embeddings,

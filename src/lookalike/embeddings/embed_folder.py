@@ -15,7 +15,7 @@ import numpy as np
 from lookalike._files import storage_errors, write_json
 from lookalike._strings import PackedStrings, first_duplicate
 from lookalike.data.dataset import sample_evenly
-from lookalike.embeddings.store import (
+from lookalike.embeddings.folder import (
     RUN_FILE,
     SHARDS_FOLDER,
     EmbeddingsInfo,

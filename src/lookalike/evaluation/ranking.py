@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lookalike._ranking import LAST, STEPS, Ints, best_first, cosine_steps
+from lookalike._top_k import LAST, STEPS, Ints, best_first, cosine_steps
 from lookalike.errors import DataError, FingerprintMismatch
 from lookalike.evaluation.measures import Relevant, Total
 from lookalike.types import Embeddings, Hits

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lookalike._ranking import Floats, Ints, nearest_in_blocks
+from lookalike._top_k import Floats, Ints, nearest_in_blocks
 from lookalike.errors import OptionError
 from lookalike.index.faiss_index import EXTRA_HITS, ApproximateIndex, FaissIndex
 from lookalike.index.storage import BLOCK, BuildCheckpoint, OperatingPoint, TakeVectors, TuningReport, spaced

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lookalike._ranking import STEPS, Floats, Ints, best_first, cosine_steps, nearest_in_blocks
 from lookalike._system import cpu_count
+from lookalike._top_k import STEPS, Floats, Ints, best_first, cosine_steps, nearest_in_blocks
 from lookalike.index.faiss_index import INDEX_FILE
 from lookalike.index.storage import map_vectors, spaced, write_vectors
 from lookalike.types import Vectors

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lookalike._files import storage_errors
-from lookalike._ranking import LAST, STEPS, Floats, Ints, best_first, nearest_in_blocks
+from lookalike._top_k import LAST, STEPS, Floats, Ints, best_first, nearest_in_blocks
 from lookalike.errors import StorageError
 from lookalike.types import Vectors
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lookalike._files import new_folder, storage_errors
-from lookalike._ranking import Ints
 from lookalike._strings import PackedStrings
+from lookalike._top_k import Ints
 from lookalike.errors import DataError, FingerprintMismatch, OptionError
 from lookalike.index.autotune import RECALL_AT, Budget, autotune, format_size, time_single
 from lookalike.index.exact import ExactIndex

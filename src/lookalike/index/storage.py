@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from lookalike._files import digest, read_json, reading_errors, storage_errors, write_file, write_json
-from lookalike._ranking import Ints
 from lookalike._strings import PackedStrings, iter_json_lines, read_json_lines
 from lookalike._system import installed_versions
+from lookalike._top_k import Ints
 from lookalike.errors import StorageError
 from lookalike.index.faiss_index import FaissIndex
 from lookalike.types import Vectors

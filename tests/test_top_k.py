@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lookalike import _ranking
-from lookalike._ranking import LAST, STEPS, best_first, cosine_steps, nearest_in_blocks
+from lookalike import _top_k
+from lookalike._top_k import LAST, STEPS, best_first, cosine_steps, nearest_in_blocks
 from lookalike.types import l2_normalize
 
 
@@ -29,7 +29,7 @@ def test_equal_cosines_are_ordered_by_row():
 @pytest.mark.parametrize("count", [1, 10, 300])
 @pytest.mark.parametrize("size", [7, 64, 1000])
 def test_blocks_do_not_change_the_nearest(count, size, monkeypatch):
-    monkeypatch.setattr(_ranking, "_CELLS", 500)
+    monkeypatch.setattr(_top_k, "_CELLS", 500)
     items, queries = vectors(300, 0), vectors(20, 1)
     scores, rows = nearest_in_blocks(queries, (items[n : n + size] for n in range(0, 300, size)), count)
     products = queries @ items.T

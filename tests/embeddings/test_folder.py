@@ -10,7 +10,7 @@ import pytest
 
 from lookalike import _strings
 from lookalike.embeddings.embed_folder import embed_folder
-from lookalike.embeddings.store import (
+from lookalike.embeddings.folder import (
     EMBEDDINGS_FORMAT,
     EmbeddingsInfo,
     FinishedShards,
