@@ -46,9 +46,9 @@ TORCH = "torch"
 RUNTIMES = (AUTO, TORCH, *GRAPH_RUNTIMES)
 PRECISIONS = (AUTO, "float32", "bfloat16")
 MIN_IMAGES = 400  # converting and timing take ten to twenty seconds: not for fewer images
-_TRIAL_IMAGES = 24
-_TRIAL_SECONDS = 0.5
-_TRIAL_ROUNDS = 2  # the highest rate counts: another process may disturb a round
+_TIMED_IMAGES = 24
+_TIMED_SECONDS = 0.5
+_TIMED_ROUNDS = 2  # the highest rate counts: another process may disturb a round
 _NORM_TOLERANCE = 1e-3  # how much the length of features may differ from torch's, in float32
 
 
@@ -268,7 +268,7 @@ class _Selection:
             except (ModelError, MissingExtra, StorageError) as error:
                 complete &= not isinstance(error, StorageError)
                 self.progress.info(f"{self.info.name}: {runtime} in {precision} is skipped: {first_line(error)}")
-        rounds = [[measure_rate(backbone, pixels) for backbone in backbones] for _ in range(_TRIAL_ROUNDS)]
+        rounds = [[measure_rate(backbone, pixels) for backbone in backbones] for _ in range(_TIMED_ROUNDS)]
         self.progress.step("timing runtimes", len(options), len(options))
         rates = map(max, zip(*rounds, strict=True))
         timings = tuple(RuntimeTiming(b.runtime, b.precision, rate) for b, rate in zip(backbones, rates, strict=True))
@@ -313,7 +313,7 @@ def _sample_pixels(preprocessing: Preprocessing, sample: Sequence[Source]) -> Pi
     for source in sample:
         with contextlib.suppress(UnreadableImage):
             pixels.append(preprocessing.pixels(decode(source, [preprocessing.min_side])[0]))
-        if len(pixels) == _TRIAL_IMAGES:
+        if len(pixels) == _TIMED_IMAGES:
             break
     if not pixels:
         shape = (4, preprocessing.height, preprocessing.width, 3)
@@ -321,19 +321,19 @@ def _sample_pixels(preprocessing: Preprocessing, sample: Sequence[Source]) -> Pi
     return np.stack(pixels)
 
 
-def measure_rate(runner: Backbone, pixels: Pixels, seconds: float = _TRIAL_SECONDS) -> float:
+def measure_rate(backbone: Backbone, pixels: Pixels, seconds: float = _TIMED_SECONDS) -> float:
     """Return images per second, with as many batches in flight as the runtime allows."""
-    size = runner.batch_size
+    size = backbone.batch_size
     whole = max(1, len(pixels) // size) * size  # a partial batch takes as long as a full one
     batches = itertools.cycle(np.split(np.take(pixels, np.arange(whole), axis=0, mode="wrap"), whole // size))
-    runner.submit(next(batches))()  # the first pass is slower
+    backbone.submit(next(batches))()  # the first pass is slower
     pending: deque[Callable[[], object]] = deque()
     done, clock = 0, time.perf_counter()
     while time.perf_counter() - clock < seconds:
-        if len(pending) == runner.in_flight:
+        if len(pending) == backbone.in_flight:
             pending.popleft()()
             done += size
-        pending.append(runner.submit(next(batches)))
+        pending.append(backbone.submit(next(batches)))
     for wait in pending:
         wait()
         done += size
