@@ -111,7 +111,7 @@ def _checked_ids(ids: Sequence[str], count: int) -> Sequence[str]:
         raise DataError(f"`ids` must be a sequence of strings, got the single string {ids!r}.", argument="ids")
     ids = ids if isinstance(ids, PackedStrings) else tuple(ids)
     if len(ids) != count:
-        raise DataError(f"embeddings need one id per row, got {len(ids)} ids for {count} rows.", argument="ids")
+        raise DataError(f"embeddings need one id per vector, got {len(ids)} ids for {count} vectors.", argument="ids")
     other = None if isinstance(ids, PackedStrings) else next((i for i in ids if not isinstance(i, str)), None)
     if other is not None:
         raise DataError(f"embedding ids must be strings, got {other!r}; convert them with str().", argument="ids")

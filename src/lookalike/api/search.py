@@ -189,7 +189,7 @@ def _write_page(path: Path, hits: Hits, queries: Mapping[str, Source], item_path
         in_memory = isinstance(query, InMemoryImage)
         return query_thumbnails.uri(Image.fromarray(decode(query, [_QUERY_PIXELS])[0]) if in_memory else query.path)
 
-    results = [
+    page_queries = [
         {
             "id": query.query_id,
             "image": query_image(queries[query.query_id]),
@@ -207,7 +207,7 @@ def _write_page(path: Path, hits: Hits, queries: Mapping[str, Source], item_path
         for query in hits
     ]
     page = page_environment().get_template("search.html.j2")
-    write_text(path, page.render(title="Search results", results=results, top_k=hits.ids.shape[1]))
+    write_text(path, page.render(title="Hits", queries=page_queries, top_k=hits.ids.shape[1]))
 
 
 def query_id(path: Path, index: Index) -> str:

@@ -12,10 +12,10 @@ import click
 from lookalike.errors import OptionError
 
 if TYPE_CHECKING:
+    from lookalike.runtimes.load import WeightsOption
     from lookalike.training.config import TrainingOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
-Weights = str | Path | dict[str, str | Path]
 
 # The fields of a recipe that have a flag of their own; all others are changed by --set.
 RECIPE_FLAGS = (
@@ -83,7 +83,7 @@ def precision_option(auto: str) -> Callable[[F], F]:
     return choice_option("--precision", ("auto", "float32", "bfloat16"), f"Precision of inference. 'auto' is {auto}.")
 
 
-def weights_for_model(values: Sequence[str], model: str | None) -> Weights:
+def weights_for_model(values: Sequence[str], model: str | None) -> WeightsOption:
     """Return the weights that go with `--model`, which must be the name of a backbone: a bundle has its own."""
     if values and model is None:
         raise OptionError(f"--weights {values[0]} needs the name of a backbone; pass it as --model.")
@@ -100,7 +100,7 @@ def _weights_value(text: str) -> str | Path:
     return text if text in ("none", "pretrained") else Path(text)
 
 
-def parse_weights(values: Sequence[str], backbones: Sequence[str]) -> Weights:
+def parse_weights(values: Sequence[str], backbones: Sequence[str]) -> WeightsOption:
     """Return the values of `--weights` as one for all backbones, or as a mapping by name."""
     by_name: dict[str, str | Path] = {}
     unnamed: list[str] = []

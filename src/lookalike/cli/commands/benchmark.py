@@ -131,7 +131,7 @@ def benchmark(
 )
 @click.option("--data", type=PATH, metavar="DIR", help="Use your own data folder instead.")
 def demo(out: Path, data: Path | None) -> None:
-    """Run the whole job, offline, on images from an installed package: train, measure, pick, search, report.
+    """Run the whole job, offline, on images from an installed package: train, measure, pick, report.
 
     Benchmarks EfficientNet-Lite0 and -Lite2 with their ImageNet weights: frozen, fine-tuned, and as ensembles. Takes a
     few minutes on two cores.
