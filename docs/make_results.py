@@ -53,7 +53,7 @@ def summary(results: Mapping[str, Any]) -> list[str]:
         winner = board.winner.trial
         trials = [row.trial for row in board.rows]
         frozen = max(_accuracy(board, t) for t in trials if t.kind == "single" and t.state == "frozen")
-        means = [f"{board.scores(winner).mean(m):.3f}" for m in (board.measure, "hit@1", "map@r")]
+        means = [f"{board.split_measures(winner).mean(m):.3f}" for m in (board.measure, "hit@1", "map@r")]
         lines.append(table_line([name, escape(winner.name), *means, format_ms(winner.cost_ms), f"{frozen:.3f}"]))
     return lines
 
@@ -68,7 +68,7 @@ def leaderboard_of(result: Mapping[str, Any]) -> Leaderboard:
 
 
 def _accuracy(board: Leaderboard, trial: Trial) -> float:
-    return board.scores(trial).mean(board.measure)
+    return board.split_measures(trial).mean(board.measure)
 
 
 def _section(name: str, result: Mapping[str, Any]) -> Iterator[str]:

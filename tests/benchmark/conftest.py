@@ -19,7 +19,7 @@ from lookalike.benchmark import run_trials
 from lookalike.benchmark.benchmark import Benchmark, benchmark
 from lookalike.benchmark.spec import BenchmarkSpec, select_measures
 from lookalike.benchmark.timing import TimingRequest
-from lookalike.benchmark.trial import Scores, Timing, Trial
+from lookalike.benchmark.trial import SplitMeasures, Timing, Trial
 from lookalike.data.dataset import Dataset, with_validation
 from lookalike.data.layouts import load_dataset
 from lookalike.evaluation.evaluation import Estimate
@@ -27,8 +27,8 @@ from lookalike.progress import SILENT
 from lookalike.training.config import TrainingOptions
 
 
-def scores_of(values: Sequence[float], *, prefix: str = "q") -> Scores:
-    """Return scores with these values of precision@3; its interval is 0.1 to both sides of the mean."""
+def measures_of(values: Sequence[float], *, prefix: str = "q") -> SplitMeasures:
+    """Return measures with these values of precision@3; its interval is 0.1 to both sides of the mean."""
     mean = sum(values) / len(values)
     hit = [float(v > 0) for v in values]
     share = sum(hit) / len(hit)
@@ -39,7 +39,7 @@ def scores_of(values: Sequence[float], *, prefix: str = "q") -> Scores:
         "map@r": Estimate(mean / 2, 0.0, 1.0),
     }
     ids = [f"{prefix}{n:03}" for n in range(len(values))]
-    return Scores(measures, len(values), 2, 50, {"precision@3": list(values), "hit@3": hit}, ids)
+    return SplitMeasures(measures, len(values), 2, 50, {"precision@3": list(values), "hit@3": hit}, ids)
 
 
 def timing_of(ms: float) -> Timing:
@@ -70,8 +70,8 @@ def make_trial() -> Callable[..., Trial]:
             combination=combination,
             state=state,  # type: ignore[arg-type]
             dim=512,
-            validation=scores_of(values),
-            test=None if test is None else scores_of(test, prefix="t"),
+            validation=measures_of(values),
+            test=None if test is None else measures_of(test, prefix="t"),
             timing=None if ms is None else timing_of(ms),
             note=note,
             from_random=from_random,

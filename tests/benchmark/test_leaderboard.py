@@ -19,15 +19,15 @@ MOST = [1.0, 1.0, 1.0, 0.0]
 
 
 def accuracies(board):
-    return [(row.trial.name, board.scores(row.trial).mean(board.measure)) for row in board.rows]
+    return [(row.trial.name, board.split_measures(row.trial).mean(board.measure)) for row in board.rows]
 
 
 def with_measures(trial, **shares):
     """Add measures to validation, each with an interval of 0.1 to both sides."""
     more = {name.replace("_", "@"): Estimate(share, share - 0.1, share + 0.1) for name, share in shares.items()}
-    scores = trial.validation
-    values = {**scores.values, **dict.fromkeys(more, scores.values["hit@3"])}
-    return replace(trial, validation=replace(scores, measures={**scores.measures, **more}, values=values))
+    measured = trial.validation
+    values = {**measured.values, **dict.fromkeys(more, measured.values["hit@3"])}
+    return replace(trial, validation=replace(measured, measures={**measured.measures, **more}, values=values))
 
 
 def test_rows_are_in_order_of_test_accuracy_with_untrained_ones_last(trials):

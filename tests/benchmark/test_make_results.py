@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from lookalike.benchmark.leaderboard import Leaderboard, Row
-from lookalike.benchmark.trial import Scores, Trial, format_estimate
+from lookalike.benchmark.trial import SplitMeasures, Trial, format_estimate
 from lookalike.evaluation.bootstrap import paired_bootstrap
 from lookalike.evaluation.evaluation import Estimate
 
@@ -122,8 +122,8 @@ def test_a_table_has_the_columns_of_the_leaderboard_that_fit_a_page(page, finish
         "memory MB |"
     )
     trials = [row.trial for row in finished.leaderboard.rows]
-    scores = next(t.test for t in trials if t.kind == "single" or t.combination == "aligned")
-    cells = [format_estimate(scores.estimate(measure)) for measure in ("precision@3", "hit@3")]
+    measured = next(t.test for t in trials if t.kind == "single" or t.combination == "aligned")
+    cells = [format_estimate(measured.estimate(measure)) for measure in ("precision@3", "hit@3")]
     assert f" | {cells[0]} | {cells[1]} | " in first
 
 
@@ -157,8 +157,8 @@ def row_of(name: str, accuracy: float, validation: float = 0.5, state: str | Non
             combination="aligned" if len(members) > 1 else "",
             state=state or ("fine-tuned" if "fine-tuned" in states else "frozen"),
             dim=512,
-            validation=Scores({"precision@3": Estimate(validation, 0.0, 1.0)}, 9, 0, 9),
-            test=Scores({"precision@3": Estimate(accuracy, 0.0, 1.0)}, 9, 0, 9),
+            validation=SplitMeasures({"precision@3": Estimate(validation, 0.0, 1.0)}, 9, 0, 9),
+            test=SplitMeasures({"precision@3": Estimate(accuracy, 0.0, 1.0)}, 9, 0, 9),
         ),
         winner=False,
         on_front=False,

@@ -53,8 +53,8 @@ def test_a_replaced_query_is_embedded_and_measured_again(again, finished_copy, d
     recording_progress = listener()
     result = again(finished_copy, data=data_folder, progress=recording_progress)
     assert {task.partition(": ")[2] for task in recording_progress.tasks if ": " in task} == {"query"}
-    scores = result.trials[0].test
-    values = dict(zip(scores.query_ids, scores.values["hit@1"], strict=True))
+    measured = result.trials[0].test
+    values = dict(zip(measured.query_ids, measured.values["hit@1"], strict=True))
     assert values["test/query/cat0.jpg"] == 0.0  # it is a rocket now
 
 

@@ -109,11 +109,11 @@ def test_a_single_candidate_wins(make_trial):
 def test_values_are_paired_by_query_not_by_position(make_trial):
     good = make_trial("good", GOOD, 40)
     near = make_trial("near", NEAR, 16)
-    scores = near.validation
+    measured = near.validation
     turned = replace(
-        scores,
-        values={name: values[::-1] for name, values in scores.values.items()},
-        query_ids=scores.query_ids[::-1],
+        measured,
+        values={name: values[::-1] for name, values in measured.values.items()},
+        query_ids=measured.query_ids[::-1],
     )
     straight = select([good, near]).comparisons["near"]
     assert select([good, replace(near, validation=turned)]).comparisons["near"] == straight
@@ -121,9 +121,9 @@ def test_values_are_paired_by_query_not_by_position(make_trial):
 
 def test_queries_of_only_one_trial_are_not_compared(make_trial):
     good, near = make_trial("good", GOOD, 40), make_trial("near", NEAR, 16)
-    scores = near.validation
+    measured = near.validation
     fewer = replace(
-        scores, values={n: v[2:] for n, v in scores.values.items()}, query_ids=scores.query_ids[2:], queries=38
+        measured, values={n: v[2:] for n, v in measured.values.items()}, query_ids=measured.query_ids[2:], queries=38
     )
     # Without its two losses, near wins one query of the 38 that both have.
     assert select([good, replace(near, validation=fewer)]).comparisons["near"].difference == pytest.approx(1 / 38)

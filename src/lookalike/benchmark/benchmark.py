@@ -155,10 +155,10 @@ def _run_tracked(spec: BenchmarkSpec, targets: Sequence[TrackerTarget]) -> Bench
         tracker.log_params(spec.options.to_dict() | {"data": spec.data.fingerprint, "measure": spec.measures[0]})
         result = _run(replace(spec, tracker=tracker))
         for trial in result.trials:
-            for split, scores in (("validation", trial.validation), ("test", trial.test)):
-                if scores:
+            for split, measures in (("validation", trial.validation), ("test", trial.test)):
+                if measures:
                     prefix = f"{slug(trial.name)}/{split}"
-                    tracker.log_metrics({f"{prefix}/{name}": i.mean for name, i in scores.measures.items()}, 1)
+                    tracker.log_metrics({f"{prefix}/{name}": i.mean for name, i in measures.measures.items()}, 1)
         for name in ("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html"):
             tracker.log_file(result.out / name)
         tracker.log_params({"winner": result.selection.winner})

@@ -235,7 +235,7 @@ def bundle_candidate(data: Dataset, bundle: Path) -> Candidate:
     for items, where in ((data.validation, "validation"), ((*data.query, *data.gallery), "query and gallery")):
         count = sum(content[:16] in seen for content in content_hashes(items).values())
         if count:
-            note = f"was trained on {count} of these {len(items)} {where} images, so its score is optimistic."
+            note = f"was trained on {count} of these {len(items)} {where} images, so its accuracy is optimistic."
             return replace(candidate, note=note, leaked=True)
     same = info.training_data.fingerprint == data.fingerprint
     return replace(candidate, note="" if same else "was trained on other data than this training split.")
@@ -276,7 +276,7 @@ def save_winner(
     if len(complete) == len(records):
         contents = sorted({image for record in complete for image in record.contents})
         training_data = replace(complete[0], contents=tuple(contents))
-    scores = {"validation": trial.validation, "test": trial.test}
+    measures = {"validation": trial.validation, "test": trial.test}
     training = tuple(report for info in infos for report in info.training or (None,) * len(info.members))
     encoder = winner.load(embeddings)
     record = describe_encoder(
@@ -286,7 +286,7 @@ def save_winner(
         training_data=training_data,
         training=training,
         measures={
-            split: {name: vars(interval) for name, interval in s.measures.items()} for split, s in scores.items() if s
+            split: {name: vars(interval) for name, interval in s.measures.items()} for split, s in measures.items() if s
         },
         benchmark={"candidate": selection.winner, "reason": selection.reason, "seed": spec.options.seed},
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from lookalike._files import write_csv, write_json, write_text
 from lookalike.benchmark.selection import Selection, pareto_front
-from lookalike.benchmark.trial import Scores, Trial, counted, format_estimate, format_ms, matching_hit
+from lookalike.benchmark.trial import SplitMeasures, Trial, counted, format_estimate, format_ms, matching_hit
 from lookalike.evaluation.evaluation import Estimate
 from lookalike.evaluation.measures import Measure
 
@@ -72,8 +72,8 @@ class Leaderboard:
         """The row of the winner."""
         return next(row for row in self.rows if row.winner)
 
-    def scores(self, trial: Trial) -> Scores:
-        """Return the scores of a trial that the table shows."""
+    def split_measures(self, trial: Trial) -> SplitMeasures:
+        """Return the measures of a trial that the table shows."""
         return trial.test if self.measured_on == "test" and trial.test else trial.validation
 
     @property
@@ -89,7 +89,7 @@ class Leaderboard:
     def values(self, row: Row) -> dict[str, Value]:
         """Return the values of a row by column, in the order of the columns; None where nothing was measured."""
         trial, timing = row.trial, row.trial.timing
-        means = {name: self.scores(trial).measures.get(name) for name in self.measures}
+        means = {name: self.split_measures(trial).measures.get(name) for name in self.measures}
         return {
             self.label: means.pop(self.measure),
             **means,
@@ -126,7 +126,7 @@ class Leaderboard:
         lines = []
         for row in rows:
             name, kind, accuracy, *others = self.cells(row, intervals=False)
-            estimate = self.scores(row.trial).estimate(self.measure)
+            estimate = self.split_measures(row.trial).estimate(self.measure)
             interval = f"{estimate.low:.3f}–{estimate.high:.3f}"
             lines.append((f"★ {name}" if row.winner else name, kind, accuracy, interval, *others))
         return lines
@@ -152,7 +152,7 @@ class Leaderboard:
         where = "labelled queries and gallery"
         if self.measured_on == "validation":
             where = "validation, since query and gallery have no labels"
-        counts = describe_scores(self.scores(self.rows[0].trial))
+        counts = describe_split(self.split_measures(self.rows[0].trial))
         caption = f"{meaning}; measured on {where} ({counts}), with 95% bootstrap intervals over queries."
         if any(row.trial.trained_from_random for row in self.rows):
             caption += " † trained from random weights (of an ensemble: at least one member)."
@@ -168,7 +168,7 @@ def build_leaderboard(trials: Sequence[Trial], selection: Selection) -> Leaderbo
 
     def rank(row: Row) -> tuple[bool, float, float, str]:
         t = row.trial
-        return t.state == "untrained", -unordered.scores(t).mean(selection.measure), t.cost_ms, t.name
+        return t.state == "untrained", -unordered.split_measures(t).mean(selection.measure), t.cost_ms, t.name
 
     return replace(unordered, rows=tuple(sorted(rows, key=rank)))
 
@@ -182,11 +182,11 @@ def format_value(column: str, value: Value, *, interval: bool = True) -> str:
     return format_ms(value) if column in TIMES else f"{value:.0f}"
 
 
-def describe_scores(scores: Scores) -> str:
+def describe_split(measures: SplitMeasures) -> str:
     """Return the numbers of queries and images in words."""
-    text = f"{counted(scores.queries, 'query', 'queries')} against {counted(scores.gallery, 'image', 'images')}"
-    if scores.excluded:
-        text += f"; {counted(scores.excluded, 'query', 'queries')} without a relevant image excluded"
+    text = f"{counted(measures.queries, 'query', 'queries')} against {counted(measures.gallery, 'image', 'images')}"
+    if measures.excluded:
+        text += f"; {counted(measures.excluded, 'query', 'queries')} without a relevant image excluded"
     return text
 
 

@@ -14,7 +14,7 @@ from lookalike.benchmark.leaderboard import (
     TIMES,
     Leaderboard,
     RunDescription,
-    describe_scores,
+    describe_split,
     folded_summary,
     format_value,
 )
@@ -162,7 +162,7 @@ def _search(example: Example, queries: Thumbnails, hits: Thumbnails) -> dict[str
 
 
 def _facts(leaderboard: Leaderboard, description: RunDescription) -> list[tuple[str, str]]:
-    validation = describe_scores(leaderboard.rows[0].trial.validation)
+    validation = describe_split(leaderboard.rows[0].trial.validation)
     facts = [
         ("Accuracy", leaderboard.caption),
         ("Selection", f"by validation only: {validation}; cost is the median time of one image"),

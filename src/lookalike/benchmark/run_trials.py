@@ -10,7 +10,7 @@ from lookalike._files import digest, read_json, write_json
 from lookalike.benchmark.candidates import AnyCandidate, Candidate, SplitEmbeddings
 from lookalike.benchmark.spec import BenchmarkSpec, slug
 from lookalike.benchmark.timing import TimingRequest, load_candidate, measure_timing, timing_setup
-from lookalike.benchmark.trial import VERSION, Scores, Timing, Trial
+from lookalike.benchmark.trial import VERSION, SplitMeasures, Timing, Trial
 from lookalike.data.dataset import Item, Split, sample_evenly
 from lookalike.embeddings.folder import read_shard, write_shard
 from lookalike.errors import DataError, LookalikeError
@@ -107,8 +107,8 @@ def _evaluate(spec: BenchmarkSpec, candidate: AnyCandidate, embeddings: Mapping[
         combination=candidate.combination,
         state=candidate.state,
         dim=candidate.dim,
-        validation=Scores.of(evaluate_validation(spec, embeddings)),
-        test=Scores.of(test) if test is not None else None,
+        validation=SplitMeasures.of(evaluate_validation(spec, embeddings)),
+        test=SplitMeasures.of(test) if test is not None else None,
         note=candidate.note,
         from_random=candidate.from_random,
         leaked=candidate.leaked,

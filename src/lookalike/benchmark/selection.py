@@ -1,6 +1,6 @@
 """Selection of the winner: the cheapest candidate that is not significantly less accurate than the most accurate one.
 
-Only validation scores are used. Selecting by query and gallery would make their accuracy optimistic.
+Only measures on validation are used. Selecting by query and gallery would make their accuracy optimistic.
 """
 
 from __future__ import annotations

@@ -19,20 +19,20 @@ TrialKind = Literal["single", "ensemble"]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Accuracy of one candidate on one set of queries and its gallery."""
+class SplitMeasures:
+    """Measures of one candidate on one split: a set of queries and its gallery."""
 
     measures: Mapping[str, Estimate]  # mean and interval by measure
     queries: int
     excluded: int  # number of queries without a relevant image in the gallery
     gallery: int
-    # by measure, one value per scored query, in the order of `query_ids`; empty in a summary
+    # by measure, one value per measured query, in the order of `query_ids`; empty in a summary
     values: Mapping[str, list[float]] = field(default_factory=dict)
-    query_ids: list[str] = field(default_factory=list)  # the scored queries; empty in a summary
+    query_ids: list[str] = field(default_factory=list)  # the measured queries; empty in a summary
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> Scores:
-        """Return the scores of an evaluation."""
+    def of(cls, evaluation: Evaluation) -> SplitMeasures:
+        """Return the measures of an evaluation."""
         return cls(
             measures=dict(evaluation.measures),
             queries=len(evaluation),
@@ -43,13 +43,13 @@ class Scores:
         )
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Scores:
-        """Build scores from their JSON structure; a missing or unknown field raises `TypeError` or `KeyError`."""
+    def from_dict(cls, stored: Mapping[str, Any]) -> SplitMeasures:
+        """Build the measures from their JSON structure; a missing or unknown field raises `TypeError` or `KeyError`."""
         measures = {name: Estimate(**interval) for name, interval in stored["measures"].items()}
         return cls(**{**stored, "measures": measures})
 
-    def summary(self) -> Scores:
-        """Return the scores without values per query."""
+    def summary(self) -> SplitMeasures:
+        """Return the measures without values per query."""
         return replace(self, values={}, query_ids=[])
 
     def estimate(self, measure: str) -> Estimate:
@@ -98,8 +98,8 @@ class Trial:
     combination: str  # how an ensemble combines its members, "" for a single encoder
     state: TrainingState
     dim: int
-    validation: Scores  # the selection uses these
-    test: Scores | None = None  # accuracy on query and gallery, None if they have no labels
+    validation: SplitMeasures  # the selection uses these
+    test: SplitMeasures | None = None  # accuracy on query and gallery, None if they have no labels
     timing: Timing | None = None  # None if it was not measured
     note: str = ""  # one sentence for the reader
     from_random: bool = False  # whether a member started from random weights
@@ -142,8 +142,8 @@ class Trial:
             )
         try:
             fields["members"] = tuple(fields["members"])
-            fields["validation"] = Scores.from_dict(fields["validation"])
-            fields["test"] = Scores.from_dict(fields["test"]) if fields["test"] else None
+            fields["validation"] = SplitMeasures.from_dict(fields["validation"])
+            fields["test"] = SplitMeasures.from_dict(fields["test"]) if fields["test"] else None
             fields["timing"] = Timing(**fields["timing"]) if fields["timing"] else None
             return cls(**fields)
         except (KeyError, TypeError) as error:
