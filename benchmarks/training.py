@@ -4,7 +4,7 @@
     python docs/make_training.py
 
 Reads the data folders `clothing`, `trashnet` and `caltech` from $LOOKALIKE_SHARED/data (default ../shared/data). Each
-result is added to docs/training.json at once; a run whose result is there is skipped, except with `--again`. All of
+result is added to docs/training-results.json at once; a run whose result is there is skipped, except with `--again`. All of
 them take many hours on two cores; select some with --only SET, --backbone NAME, --method METHOD and --seed N, which can
 be repeated. The methods:
 
@@ -256,7 +256,7 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     weights = dict(text.split("=", 1) for text in args.weights)
     methods = args.method or [*METHODS, "ensemble"]
-    results = (args.out or RESULTS) / "training.json"
+    results = (args.out or RESULTS) / "training-results.json"
     options = {} if args.max_minutes is None else {"max_minutes": args.max_minutes}
     for seed in args.seed or (0, 1, 2):
         for name in args.only or SETS:

@@ -80,6 +80,9 @@ WORDS = (
     Word(r"\bextractors?\b", "backbone"),
     Word(r"\bjoint models?\b", "ensemble"),
     Word(r"\bcorpus\b", "index"),
+    Word(r"\bdescriptors?\b", "embeddings"),
+    Word(r"\bmodel objects?\b", "encoder"),
+    Word(r"\bdatabase\b", "index", (r"local database",)),
     Word(r"\b(training|validation|query|gallery|test) parts?\b", "split"),
     Word(r"\bas (it|they) (came|comes?)\b", "pretrained, frozen or default"),
     # plain English

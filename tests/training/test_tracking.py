@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 @pytest.fixture(scope="module")
 def tracked_run(data, weights, quick, tmp_path_factory):
-    """One training logged by both trackers: the bundle, the folder of events, the URI of the database."""
+    """One training logged by both trackers: the bundle, the folder of events, the URI of the store of MLflow."""
     folder = tmp_path_factory.mktemp("tracked")
     uri = f"sqlite:///{folder}/mlflow.db"
     out = folder / "model"
