@@ -122,8 +122,9 @@ class IndexSpec:
 
     def fixed_bytes(self, count: int, dim: int) -> float:
         """Return the bytes that all vectors share: principal components with means and variances, or centroids."""
-        floats = 1.5 * dim * dim + 2.5 * dim if self.template.startswith("PCA") else dim * (dim + ivf_nlist(count))
-        return 4 * floats
+        if self.template.startswith("PCA"):
+            return 4 * (1.5 * dim * dim + 2.5 * dim)
+        return 4 * dim * (ivf_nlist(count) + (dim if self.template.startswith("RR") else 2))
 
     def size(self, count: int, dim: int) -> float:
         """Return the approximate bytes of an index and its rows."""
@@ -146,6 +147,7 @@ SPECS = (
         lambda dim: dim / 2 + _HNSW_BYTES,
         ("efSearch",),
     ),
+    IndexSpec("inverted lists with 8 bits per dimension", "IVF{nlist},SQ8", lambda dim: dim + _IVF_BYTES, ("nprobe",)),
     IndexSpec(
         "inverted lists with 1 bit per dimension, reranked by 8 bits",
         "RR{dim},IVF{nlist},RaBitQ,Refine(SQ8)",
