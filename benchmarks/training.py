@@ -4,9 +4,9 @@
     python docs/make_training.py
 
 Reads the data folders `clothing`, `trashnet` and `caltech` from $LOOKALIKE_SHARED/data (default ../shared/data). Each
-result is added to docs/training-results.json at once; a run whose result is there is skipped, except with `--again`. All of
-them take many hours on two cores; select some with --only SET, --backbone NAME, --method METHOD and --seed N, which can
-be repeated. The methods:
+result is added to docs/training-results.json at once; a run whose result is there is skipped, except with `--again`.
+All of them take many hours on two cores; select some with --only SET, --backbone NAME, --method METHOD and --seed N,
+which can be repeated. The methods:
 
   frozen      the pretrained backbone with principal components as head
   head        `lookalike train --frozen`
@@ -48,7 +48,7 @@ from lookalike.progress import SILENT
 from lookalike.runtimes.fit import align, fit_encoder
 from lookalike.runtimes.load import load_encoder, load_pretrained
 from lookalike.training.config import Recipe, TrainingOptions
-from lookalike.training.context import class_indices, has_unseen_classes, labelled
+from lookalike.training.context import class_indices, labelled
 from lookalike.training.losses import LOSSES
 from lookalike.training.refit import refit
 from lookalike.training.train import train
@@ -167,7 +167,7 @@ def train_with_other_trainer(case: Case) -> Trained:
     split = with_validation(case.data, seed=case.seed)
     items = labelled(split.training)
     options = TrainingOptions(seed=case.seed)
-    _, recipe = fresh_encoder(case.backbone, case.weights, options, unseen=has_unseen_classes(split))
+    _, recipe = fresh_encoder(case.backbone, case.weights, options, unseen=split.validation_classes_unseen)
     encoder = train_with_metric_learning(
         items,
         class_indices(items),

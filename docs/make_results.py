@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.benchmark.leaderboard import Leaderboard, Row, escape, table, table_line
-from lookalike.benchmark.trial import Trial, counted, format_difference, format_estimate, format_ms
+from lookalike.benchmark.trial import Trial, format_difference, format_estimate, format_ms
 from lookalike.evaluation.evaluation import Estimate
+from lookalike.progress import count_noun
 
 HERE = Path(__file__).parent
 _MISSING = "–"
@@ -97,7 +98,7 @@ def _section(name: str, result: Mapping[str, Any]) -> Iterator[str]:
         yield ""
     others = [r for r in board.rows if r not in first]
     if others:
-        count = counted(len(others), "ensemble", "ensembles")
+        count = count_noun(len(others), "ensemble")
         yield f"<details><summary>{count} without alignment: average and concat</summary>"
         yield ""
         yield from _table(board, others, {})
@@ -217,7 +218,7 @@ def _verdict(comparison: Mapping[str, Any]) -> str:
 
 def _evidence(comparison: Mapping[str, Any]) -> str:
     difference, low, high = (format_difference(comparison[key]) for key in ("difference", "low", "high"))
-    queries = counted(comparison["queries"], "query", "queries")
+    queries = count_noun(comparison["queries"], "query", "queries")
     return f"{difference} (95% interval of the paired bootstrap {low} to {high}, {queries})"
 
 

@@ -15,6 +15,7 @@ from lookalike.progress import (
     BarProgress,
     LineProgress,
     NotebookProgress,
+    count_noun,
     format_duration,
     format_rate,
     printable,
@@ -168,3 +169,8 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_count_noun():
+    assert [count_noun(n, "image") for n in (0, 1, 1234)] == ["0 images", "1 image", "1,234 images"]
+    assert [count_noun(n, "query", "queries") for n in (1, 2)] == ["1 query", "2 queries"]

@@ -14,7 +14,7 @@ import pytest
 
 import lookalike as la
 from lookalike.cli.app import COMMANDS, cli
-from lookalike.training.config import option_names
+from lookalike.training.config import OPTION_NAMES
 
 HEAVY = (
     "torch",
@@ -102,6 +102,6 @@ def test_every_command_is_a_function_with_the_same_name_and_arguments(name):
     signature = inspect.signature(function).parameters
     arguments = {n for n, p in signature.items() if p.kind is not p.VAR_KEYWORD}
     if "overrides" in signature:
-        arguments |= set(option_names())
+        arguments |= set(OPTION_NAMES)
     options = {ARGUMENTS.get(p.name, p.name) for p in cli.get_command(click.Context(cli), name).params}
     assert options - COMMAND_ONLY <= arguments

@@ -35,7 +35,7 @@ def _as_word(argument: str | None) -> str:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step; an error keeps the old file."""
+    """Let `write` fill a temporary file next to `path`, then move it there in one step; an error keeps the old file."""
     path = Path(path)
     require_writable(path)
     with storage_errors(path):
@@ -51,7 +51,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _temporary_path(path: Path) -> Path:
-    """Return a new name beside `path`. Unlike `tempfile`, what is made there gets the user's permissions (umask)."""
+    """Return a new name next to `path`. Unlike `tempfile`, what is made there gets the user's permissions (umask)."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
@@ -103,7 +103,7 @@ def reading_errors(path: Path, what: str, argument: str | None = None) -> Iterat
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, replace: bool = False, argument: str = "out") -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, which is moved to `path` if the block raises nothing.
+    """Yield a temporary folder next to `path`, which is moved to `path` if the block raises nothing.
 
     `replace` allows an older file or folder at `path`; without it only an empty folder is replaced. `argument` is where
     `path` came from, for errors.

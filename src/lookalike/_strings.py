@@ -17,7 +17,7 @@ _STRIDE = 8  # `find` bisects every eighth string, and then compares the strings
 
 
 class PackedStrings(Sequence[str]):
-    """An immutable sequence of strings in one UTF-8 buffer: 8 bytes per string beside its text, where a `str` takes 50.
+    """An immutable sequence of strings in one UTF-8 buffer: 8 bytes per string and its text; a `str` takes 50.
 
     Equal to any sequence of the same strings. Slices share the buffer.
     """

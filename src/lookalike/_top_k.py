@@ -34,7 +34,7 @@ def cosine_steps(queries: Floats, take: Callable[[Ints], Floats], rows: Ints) ->
 
 
 def best_first(steps: Ints, rows: Ints, count: int) -> tuple[Ints, Ints]:
-    """Return the rows and steps `(n_query, count)` with the highest steps, ordered by falling step, then row.
+    """Return the rows and steps `(n_query, count)` with the highest steps, ordered by descending step, then row.
 
     Step and row are packed in one integer, so that a single sort orders by both and no two are equal. `steps` come from
     `cosine_steps` and are overwritten; `rows`, `(n,)` or `(n_query, n)`, are distinct within a query.
@@ -72,7 +72,7 @@ def nearest_in_blocks(queries: Floats, blocks: Iterable[Floats], count: int) -> 
 
 
 def _largest(values: Floats, count: int) -> tuple[Floats, Ints]:
-    """Return the largest values of each row of a matrix and their columns, falling."""
+    """Return the largest values of each row of a matrix and their columns, descending."""
     lines = np.arange(len(values))[:, None]
     columns = np.argpartition(values, -min(count, values.shape[1]), axis=1)[:, -count:]
     values = values[lines, columns]

@@ -244,3 +244,8 @@ def _make_bar(console: Console) -> RichProgress:
     bar.start()
     console.show_cursor(True)
     return bar
+
+
+def count_noun(number: int, noun: str, plural: str = "") -> str:
+    """Format a number with its noun: 1 query, 1,200 queries."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -9,7 +9,6 @@ import click
 import pytest
 
 from lookalike.cli.console import (
-    count_noun,
     display_path,
     make_progress,
     print_prose,
@@ -27,10 +26,6 @@ def test_progress_is_a_bar_in_a_terminal_only(monkeypatch):
     assert type(make_progress()) is LineProgress
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert type(make_progress()) is BarProgress
-
-
-def test_count_noun():
-    assert [count_noun(n, "image") for n in (0, 1, 1234)] == ["0 images", "1 image", "1,234 images"]
 
 
 def test_paths(tmp_path, monkeypatch):

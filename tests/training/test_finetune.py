@@ -22,7 +22,7 @@ from lookalike.training.finetune import (
     learning_rate_factor,
     plan_epochs,
 )
-from lookalike.training.state import TrainState
+from lookalike.training.state import Trainer
 
 SMALL = "test_efficientnet"
 
@@ -38,7 +38,7 @@ def make_state(member, quick):
 
     def make(encoder=None, **overrides):
         encoder = encoder or member
-        return TrainState(encoder, 4, quick(**overrides).recipe_for(family_of(encoder.module)))
+        return Trainer(encoder, 4, quick(**overrides).recipe_for(family_of(encoder.module)))
 
     return make
 

@@ -15,7 +15,7 @@ from lookalike.models.torch_backbone import has_bfloat16
 from lookalike.models.trainable import build_trainable
 from lookalike.training import state as state_module
 from lookalike.training.config import Recipe, make_recipe
-from lookalike.training.state import TrainState, add_stochastic_depth, autocast, slow_layers_in_float32
+from lookalike.training.state import Trainer, add_stochastic_depth, autocast, slow_layers_in_float32
 
 SMALL = "test_efficientnet"
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ TARGETS = torch.arange(8) % 4
 
 def make_state(encoder, **overrides):
     """Make a state whose first step has a gradient for the backbone, which cross-entropy's does not."""
-    return TrainState(encoder, 4, Recipe(**{"precision": "float32", "loss": "subcenter-arcface", **overrides}))
+    return Trainer(encoder, 4, Recipe(**{"precision": "float32", "loss": "subcenter-arcface", **overrides}))
 
 
 def weights_of(encoder):
@@ -323,7 +323,7 @@ def test_three_steps_update_every_layer(name, loss):
     weight = generator.normal(0, 0.05, (512, encoder.features_width)).astype(np.float32)
     encoder.set_head(Head(weight, np.zeros(512, np.float32), "random"))
     recipe = make_recipe("auto", family_of(encoder.module), drop_path=0.0, warmup=0.0, loss=loss)
-    state = TrainState(encoder, 2, recipe)
+    state = Trainer(encoder, 2, recipe)
     p = encoder.preprocessing
     pixels = generator.integers(0, 256, (2, p.height, p.width, 3), dtype=np.uint8)
     before = {n: w.detach().clone() for n, w in encoder.module.named_parameters()}

@@ -79,7 +79,7 @@ def embed(
         weights: of a backbone by name, as in `load_encoder`.
         runtime: auto (the fastest on this machine), torch, openvino or onnxruntime.
         precision: auto (the fastest, or what the folder was started with), float32 or bfloat16.
-        progress: receives what happens; None for a bar where a person watches, else the logger.
+        progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Raises:
         DataError: not a folder, or no readable image in it.
@@ -135,7 +135,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         max_ms: as in `Index.build`.
         runtime: as in `embed`.
         precision: as in `embed`.
-        replace: take the place of an older index.
+        replace: overwrite an existing index.
         progress: as in `embed`.
 
     Raises:
@@ -240,7 +240,7 @@ def _refuse_output(folder: Path) -> None:
         content = "a model"
     else:
         return
-    raise DataError(f"{folder} is {content}, not a folder of images; give the images.", argument="images")
+    raise DataError(f"{folder} is {content}, not a folder of images; pass the images.", argument="images")
 
 
 def _embed_images(

@@ -73,8 +73,8 @@ def export(
         data: what the bundle was trained on. int8 is calibrated on its training images; the loss is measured on its
             validation images. Without it, float models are compared on generated images alone.
         tolerance: points of precision@3 that may be lost on the validation images.
-        replace: take the place of an older folder.
-        progress: receives what happens; None for a bar where a person watches, else the logger.
+        replace: overwrite an existing folder.
+        progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Returns:
         The exported encoder, what it loses, and the files that could not be read.
@@ -99,7 +99,7 @@ def export(
         info = read_bundle_info(bundle)
     if info.is_exported:
         raise OptionError(
-            f"{bundle} is an exported model; give the bundle that it was exported from.", argument="bundle"
+            f"{bundle} is an exported model; pass the bundle that it was exported from.", argument="bundle"
         )
     _require_packages(runtime, precision)
     with renamed_argument("bundle", "model"):
@@ -172,7 +172,7 @@ def _data_of(data: Dataset | Path | str, info: BundleInfo) -> Dataset:
     split = load_training_splits(data, info.options)
     if info.training_data is not None and info.training_data.fingerprint != split.fingerprint:
         raise DataError(
-            f"the bundle was not trained on the images in {split.root}; give the folder that it was trained on.",
+            f"the bundle was not trained on the images in {split.root}; pass the folder that it was trained on.",
             argument="data",
         )
     return split

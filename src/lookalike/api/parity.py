@@ -108,7 +108,7 @@ class ComparedMeasures:
 
     images: int = 0  # number that can be read
     means: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # by measure, of both
-    loss: Comparison | None = None  # of `DECISIVE` in points; None where there are too few images for it
+    loss: Comparison | None = None  # of `DECISIVE` in points; None if there are too few images for it
     skipped: tuple[Skipped, ...] = ()
 
 

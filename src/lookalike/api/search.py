@@ -98,7 +98,7 @@ def load_index(index: Path | str) -> LoadedIndex:
     model = path / MODEL_FOLDER
     if not is_bundle(model):
         raise StorageError(
-            f"{path} has no {MODEL_FOLDER} folder to embed queries with; make the index again.", argument="index"
+            f"{path} has no {MODEL_FOLDER} folder to embed queries with; build the index again.", argument="index"
         )
     with renamed_argument("index", "model"):
         encoder = load_encoder(model)
@@ -128,7 +128,7 @@ def search(
         images: paths, bytes, PIL images or `(h, w, 3)` uint8 arrays; a path that occurs twice is searched for once.
         top_k: hits per image; by default 10, or fewer if the index has fewer items.
         html: also write this page with the images, replacing an older one.
-        progress: receives the number of images embedded; None for a bar where a person watches, else the logger.
+        progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Raises:
         DataError: none of the images can be read.
@@ -160,9 +160,9 @@ def search(
         first = embeddings.skipped[0]
         if len(queries) == 1:
             raise DataError(
-                f"{first.path} cannot be searched for: {first.cause}; give another image.", argument="images"
+                f"the query {first.path} cannot be read: {first.cause}; pass another image.", argument="images"
             )
-        raise DataError(f"none of the {len(queries)} images can be read, the first is {first}.", argument="images")
+        raise DataError(f"none of the {len(queries)} images can be read (first: {first}).", argument="images")
     hits = loaded.index.search(embeddings, top_k)
     item_paths = {item_id: loaded.index.path_of(item_id) or Path(item_id) for item_id in hits.ids.ravel()}
     query_paths = {name: queries[name].path for name in embeddings.ids}

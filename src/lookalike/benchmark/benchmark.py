@@ -101,7 +101,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         title: heading of the report.
         notes: further sentences for the report.
         track: trackers as in `train`; they receive the leaderboard, and the winner as a model.
-        progress: receives progress and messages; default: a bar in a terminal or notebook, else the log.
+        progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
         overrides: training options by name, which override `options`.
 
     Raises:
@@ -197,7 +197,7 @@ def demo(
     Args:
         out: folder for the images and all results; an interrupted demo resumes there.
         data: a data folder; by default the demo's own images.
-        progress: receives progress and messages; default: a bar in a terminal or notebook, else the log.
+        progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Raises:
         MissingExtra: the packages with the images or the weights are not installed.
@@ -231,7 +231,7 @@ def _write_images(out: Path, folder: Path, progress: Progress) -> None:
         require_free(out)
     if folder.exists() and not is_demo_folder(folder):
         raise StorageError(
-            f"{folder} contains other images than the demo's; choose another `out` or remove it.", argument="out"
+            f"{folder} contains images that are not the demo's; choose another `out` or remove it.", argument="out"
         )
     for path in partial:
         shutil.rmtree(path, ignore_errors=True)

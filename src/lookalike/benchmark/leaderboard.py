@@ -10,9 +10,10 @@ from typing import Any
 
 from lookalike._files import write_csv, write_json, write_text
 from lookalike.benchmark.selection import Selection, pareto_front
-from lookalike.benchmark.trial import SplitMeasures, Trial, counted, format_estimate, format_ms, matching_hit
+from lookalike.benchmark.trial import SplitMeasures, Trial, format_estimate, format_ms, matching_hit
 from lookalike.evaluation.evaluation import Estimate
 from lookalike.evaluation.measures import Measure
+from lookalike.progress import count_noun
 
 # Columns of time, and the field of `Timing` that each shows.
 TIMES = {
@@ -87,7 +88,7 @@ class Leaderboard:
         return tuple(dict.fromkeys((self.measure, matching_hit(self.measure), "hit@1", "map@r")))
 
     def values(self, row: Row) -> dict[str, Value]:
-        """Return the values of a row by column, in the order of the columns; None where nothing was measured."""
+        """Return the values of a row by column, in the order of the columns; None if nothing was measured."""
         trial, timing = row.trial, row.trial.timing
         means = {name: self.split_measures(trial).measures.get(name) for name in self.measures}
         return {
@@ -184,15 +185,15 @@ def format_value(column: str, value: Value, *, interval: bool = True) -> str:
 
 def describe_split(measures: SplitMeasures) -> str:
     """Return the numbers of queries and images in words."""
-    text = f"{counted(measures.queries, 'query', 'queries')} against {counted(measures.gallery, 'image', 'images')}"
+    text = f"{count_noun(measures.queries, 'query', 'queries')} against {count_noun(measures.gallery, 'image')}"
     if measures.excluded:
-        text += f"; {counted(measures.excluded, 'query', 'queries')} without a relevant image excluded"
+        text += f"; {count_noun(measures.excluded, 'query', 'queries')} without a relevant image excluded"
     return text
 
 
 def folded_summary(count: int) -> str:
     """Return how many ensembles a table hides."""
-    return f"{counted(count, 'more ensemble', 'more ensembles')}, none on the Pareto front"
+    return f"{count_noun(count, 'more ensemble')}, none on the Pareto front"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lookalike.benchmark.trial import Trial, counted, format_difference, format_ms
+from lookalike.benchmark.trial import Trial, format_difference, format_ms
 from lookalike.errors import OptionError
 from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
 from lookalike.evaluation.measures import Measure
+from lookalike.progress import count_noun
 
 DEFAULT_MEASURE = "precision@3"
 # Costs within 1 % of the cheapest are equal: combinations of the same members differ by less, as do repeated timings.
@@ -76,7 +77,7 @@ def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms
     remaining = [t for t in front if t.name not in worse]
     cheapest = [t for t in remaining if t.cost_ms <= remaining[0].cost_ms * _SAME_COST]
     winner = max(cheapest, key=lambda t: t.validation.mean(measure))
-    reason = [*_explain(winner, best, front, comparisons, measure)]
+    reason = list(_explain(winner, best, front, comparisons, measure))
     if budget_ms is not None:
         over_budget = [t for t in trials if t.is_candidate and t.name in excluded]
         reason.append(_explain_budget(over_budget, budget_ms, measure))
@@ -106,23 +107,17 @@ def _most_accurate(trials: Iterable[Trial], measure: str) -> Trial:
 
 def _exclusion(trial: Trial, budget_ms: float | None) -> str:
     """Return why a trial cannot win; "" if it can."""
-    if trial.state == "untrained":
-        return "untrained: its weights are random"
-    if trial.leaked:
-        return "it may have been trained on images that it is evaluated on"
-    if trial.timing is None:
-        return "its time was not measured"
-    if budget_ms is not None and trial.cost_ms > budget_ms:
-        return f"over the budget: {format_ms(trial.cost_ms)} ms per image, allowed are {format_ms(budget_ms)}"
-    return ""
+    if not trial.exclusion and budget_ms is not None and trial.cost_ms > budget_ms:
+        return f"over the budget: {format_ms(trial.cost_ms)} ms per image, the limit is {format_ms(budget_ms)}"
+    return trial.exclusion
 
 
 def _no_winner(trials: Sequence[Trial], budget_ms: float | None) -> OptionError:
     candidates = sorted((t for t in trials if t.is_candidate), key=lambda t: (t.cost_ms, t.name))
     if budget_ms is None or not candidates:
-        causes = "; ".join(f"{t.name}: {_exclusion(t, None)}" for t in trials[:3])
+        causes = "; ".join(f"{t.name}: {t.exclusion}" for t in trials[:3])
         return OptionError(
-            f"none of {counted(len(trials), 'trial', 'trials')} can win{f' ({causes})' if causes else ''}; "
+            f"none of {count_noun(len(trials), 'trial')} can win{f' ({causes})' if causes else ''}; "
             "benchmark at least one backbone with trained weights."
         )
     fastest = candidates[0]
@@ -179,6 +174,6 @@ def _explain_budget(over_budget: Sequence[Trial], budget_ms: float, measure: str
     best = _most_accurate(over_budget, measure)
     which = "" if len(over_budget) == 1 else "the most accurate of them "
     return (
-        f"The budget of {budget_ms:g} ms excluded {counted(len(over_budget), 'candidate', 'candidates')}, "
+        f"The budget of {budget_ms:g} ms excluded {count_noun(len(over_budget), 'candidate')}, "
         f"{which}{best.name} ({best.validation.mean(measure):.3f} at {format_ms(best.cost_ms)} ms)."
     )

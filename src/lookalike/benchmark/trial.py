@@ -106,9 +106,18 @@ class Trial:
     leaked: bool = False  # whether a member may have been trained on images that it is evaluated on
 
     @property
+    def exclusion(self) -> str:
+        """Why it cannot win, whatever the budget; empty if it can."""
+        if self.state == "untrained":
+            return "untrained: its weights are random"
+        if self.leaked:
+            return "it may have been trained on images that it is evaluated on"
+        return "" if self.timing else "its time was not measured"
+
+    @property
     def is_candidate(self) -> bool:
-        """Whether it can win: trained, timed, and not trained on images that it is evaluated on."""
-        return self.state != "untrained" and not self.leaked and self.timing is not None
+        """Whether it can win."""
+        return not self.exclusion
 
     @property
     def trained_from_random(self) -> bool:
@@ -171,8 +180,3 @@ def format_difference(value: float) -> str:
     """Format a difference with its sign: +0.025, −0.500; 0.000 if it rounds to zero."""
     text = f"{abs(value):.3f}"
     return text if float(text) == 0 else f"{'−' if value < 0 else '+'}{text}"
-
-
-def counted(number: int, singular: str, plural: str) -> str:
-    """Format a number with its noun: 1 query, 1,200 queries."""
-    return f"{number:,} {singular if number == 1 else plural}"

@@ -112,8 +112,3 @@ def display_path(path: Path) -> str:
 def shell_path(path: Path) -> str:
     """Return a path as it is typed in a shell."""
     return shlex.quote(display_path(path))
-
-
-def count_noun(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 error`, `2 errors`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -141,7 +141,7 @@ def training_options(command: F) -> F:
             metavar="FIELD=VALUE",
             help="Change one field of the recipe, such as pooling=gem. Can be repeated.",
         ),
-        *(_recipe_option(name, FIELDS[name]) for name in RECIPE_FLAGS if name in FIELDS),
+        *(_recipe_option(name, FIELDS[name]) for name in RECIPE_FLAGS),
         click.option(
             "--max-minutes", type=float, help="Time budget per backbone; the number of epochs is planned to fit."
         ),
@@ -191,9 +191,9 @@ def _recipe_option(name: str, field: Any) -> Callable[[F], F]:
 
 def make_training_options(values: dict[str, Any]) -> TrainingOptions:
     """Return the training options of a command; the recipe decides the rest."""
-    from lookalike.training.config import TrainingOptions, option_names
+    from lookalike.training.config import OPTION_NAMES, TrainingOptions
 
-    options = {name: values[name] for name in option_names() if values.get(name) is not None}
+    options = {name: values[name] for name in OPTION_NAMES if values.get(name) is not None}
     for text in values.get("settings", ()):
         name, value = _parse_setting(text)
         if name in options:

@@ -206,7 +206,7 @@ def check(
         clean_manifest: a new `manifest.csv`, or the folder for it, with the images to keep; see
             `CheckReport.write_clean_manifest`.
         near: also look for near duplicates.
-        progress: receives progress; by default a bar where a person watches, else the `lookalike` logger.
+        progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Raises:
         DataError: the folder cannot be loaded, or no image remains for the clean manifest. Problems of single images

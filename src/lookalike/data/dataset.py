@@ -60,7 +60,7 @@ class Dataset:
     Attributes:
         root: the data folder.
         layout: the detected layout, in words.
-        items: all items, sorted by id inside each split.
+        items: all items, in a fixed order inside each split.
         notes: remarks from loading, one sentence each.
         skipped: folders that could not be listed, so images may be missing.
 
@@ -138,6 +138,11 @@ class Dataset:
         trained = {item.label for item in (*self.training, *self.validation)}
         labels = [item.label for item in self.query if item.label]
         return bool(labels) and sum(label not in trained for label in labels) * 2 > len(labels)
+
+    @property
+    def validation_classes_unseen(self) -> bool:
+        """Whether no validation class occurs in training."""
+        return bool(self.validation) and not set(class_names(self.validation)) & set(class_names(self.training))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -289,8 +294,9 @@ def _whole_classes(groups: dict[str, list[Item]], seed: int) -> set[str]:
 def split_classes(items: Iterable[Item], *, seed: int, class_disjoint: bool) -> tuple[Item, ...]:
     """Split class folders into training, query and gallery.
 
-    Stratified: 12 % of each class are queries and 36 % gallery, the rest is training; a class under 3 images is
-    training. Class-disjoint: half of the classes are training; of each other class a quarter are queries.
+    Stratified: 12 % of each class are queries and 36 % gallery, the rest is training; a class with fewer than 3
+    images stays in training. Class-disjoint: half of the classes are training; a quarter of each other class are
+    queries.
     """
     groups = by_class(items)
     test_classes = _shuffled(groups, f"{seed}/classes")[: len(groups) // 2]  # where they are class-disjoint
@@ -309,5 +315,10 @@ def split_classes(items: Iterable[Item], *, seed: int, class_disjoint: bool) -> 
         splits += [Split.TRAINING] * (n - len(splits))
         shuffled = _shuffled(members, f"{seed}/{label}")
         result.extend(replace(item, split=split) for item, split in zip(shuffled, splits, strict=True))
+    return sort_items(result)
+
+
+def sort_items(items: Iterable[Item]) -> tuple[Item, ...]:
+    """Return the items by split, then by id."""
     order = list(Split)
-    return tuple(sorted(result, key=lambda item: (order.index(item.split), item.id)))
+    return tuple(sorted(items, key=lambda item: (order.index(item.split), item.id)))

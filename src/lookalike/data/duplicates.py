@@ -8,7 +8,6 @@ fast; the thumbnails reject images that only resemble each other, such as differ
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lookalike._files import digest
 from lookalike._system import cpu_count
 from lookalike.data.dataset import Dataset, Item, Split
 from lookalike.data.images import read_image
@@ -111,8 +111,7 @@ def _trace(item: Item) -> _Trace | Skipped:
 
 
 def _pixel_hash(image: Image.Image) -> str:
-    size = f"{image.width}x{image.height}:".encode()
-    return hashlib.blake2b(size + image.tobytes(), digest_size=16).hexdigest()
+    return digest(f"{image.width}x{image.height}", image.tobytes())
 
 
 def perceptual_hashes(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import csv
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from lookalike.data.dataset import Dataset, Item, Split, split_classes
+from lookalike.data.dataset import Dataset, Item, Split, sort_items, split_classes
 from lookalike.data.images import is_image_name
 from lookalike.errors import DataError, MissingExtra
+from lookalike.progress import count_noun
 from lookalike.types import Skipped
 
 _SPLIT_NAMES = {
@@ -26,6 +28,7 @@ _SPLIT_NAMES = {
     "train": Split.TRAINING,
     "validation": Split.VALIDATION,
     "val": Split.VALIDATION,
+    "valid": Split.VALIDATION,
     "query": Split.QUERY,
     "gallery": Split.GALLERY,
 }
@@ -66,8 +69,8 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
     notes: tuple[str, ...] = ()
     if len(classes) >= 2:
         notes = (
-            f"{_count(len(loose), 'loose image')} next to {len(classes)} folders (first: {min(loose).name}), so the "
-            "folders are not used as classes; if they are classes, move the loose images elsewhere",
+            f"{count_noun(len(loose), 'loose image')} next to {len(classes)} folders (first: {min(loose).name}), so "
+            "the folders are not used as classes; if they are classes, move the loose images elsewhere",
         )
     paths = sorted(chain(loose, *classes.values()))
     if not paths:
@@ -88,7 +91,7 @@ def _from_split_folders(root: Path) -> Dataset:
     skipped: list[Skipped] = []
     training, loose = _labelled_and_loose(root, root / "training", Split.TRAINING, skipped)
     if loose:
-        notes.append(f"{_count(len(loose), 'image')} directly in training/, outside the class folders, skipped")
+        notes.append(f"{count_noun(len(loose), 'image')} directly in training/, outside the class folders, skipped")
     labels = _read_labels(root)
     nested = False
     test: list[Item] = []
@@ -96,14 +99,14 @@ def _from_split_folders(root: Path) -> Dataset:
         labelled, loose = _labelled_and_loose(root, root / "test" / split, split, skipped)
         nested = nested or bool(labelled)
         test.extend(labelled)
-        test.extend(replace(item, label=labels.get(item.id)) for item in loose)
+        test.extend(replace(item, label=labels.get(_nfc(item.id))) for item in loose)
     items = (*training, *test)
     if not items:
         raise _error(
             f"{root} has a training or test folder, but no image in training/<class>/, test/query or test/gallery"
             f"{skipped_suffix(skipped)}."
         )
-    ids = {item.id for item in items}
+    ids = {_nfc(item.id) for item in items}
     unmatched = [name for name in labels if name not in ids]
     if unmatched and len(unmatched) == len(labels) and not skipped:
         raise _error(
@@ -111,7 +114,7 @@ def _from_split_folders(root: Path) -> Dataset:
             f"(first: {unmatched[0]!r}); write paths such as 'test/query/1.jpg'."
         )
     if unmatched:
-        notes.append(f"labels.csv has {_count(len(unmatched), 'path')} without an image (first: {unmatched[0]})")
+        notes.append(f"labels.csv has {count_noun(len(unmatched), 'path')} without an image (first: {unmatched[0]})")
     if nested:
         layout = "training and test folders, class folders in the test split"
     elif labels:
@@ -137,7 +140,12 @@ def _labelled_and_loose(
 
 
 def _item(root: Path, path: Path, label: str | None, split: Split) -> Item:
-    return Item(path.relative_to(root).as_posix(), path, label, split)
+    return Item(path.relative_to(root).as_posix(), path, None if label is None else _nfc(label), split)
+
+
+def _nfc(text: str) -> str:
+    """Return the normal form in which names and labels are compared: macOS stores file names in another one."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _read_labels(root: Path) -> dict[str, str]:
@@ -146,7 +154,7 @@ def _read_labels(root: Path) -> dict[str, str]:
         return {}
     labels: dict[str, str] = {}
     for line, row in _rows(path, ("path", "label")):
-        name, label = row["path"], row["label"]
+        name, label = _nfc(row["path"]), _nfc(row["label"])
         if labels.get(name, label) != label:
             raise _error(f"{path} line {line}: the label of {name} is {label!r}, but {labels[name]!r} further up.")
         if label:
@@ -161,11 +169,9 @@ def _from_manifest(root: Path, path: Path) -> Dataset:
         if not name:
             raise _error(f"{path} line {line} has no path.")
         if split not in _SPLIT_NAMES:
-            raise _error(
-                f"{path} line {line} has the split {split!r}; allowed are training, validation, query and gallery."
-            )
+            raise _error(f"{path} line {line} has the split {split!r}; use training, validation, query or gallery.")
         metadata = {key: value for key, value in row.items() if key not in ("path", "label", "split")}
-        items.append(Item(name, root / name, label or None, _SPLIT_NAMES[split], metadata))
+        items.append(Item(name, root / name, _nfc(label) or None, _SPLIT_NAMES[split], metadata))
     if not items:
         raise _error(f"{path} has a header but no row.")
     missing = [item for item in items if not _may_be_file(item.path)]
@@ -173,14 +179,8 @@ def _from_manifest(root: Path, path: Path) -> Dataset:
         raise _error(f"none of the {len(items)} files in {path} exists (first: {missing[0].path}).")
     notes: tuple[str, ...] = ()
     if missing:
-        notes = (f"{path.name} names {_count(len(missing), 'missing file')} (first: {missing[0].id})",)
-    order = list(Split)
-    items.sort(key=lambda item: (order.index(item.split), item.id))
-    return Dataset(root, f"manifest ({path.name})", tuple(items), notes)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+        notes = (f"{path.name} names {count_noun(len(missing), 'missing file')} (first: {missing[0].id})",)
+    return Dataset(root, f"manifest ({path.name})", sort_items(items), notes)
 
 
 def _rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -69,14 +69,14 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     batch_size: int | None = None,
     progress: Progress,
 ) -> Embeddings:
-    """Embed images into a folder, with the model beside the embeddings.
+    """Embed images into a folder, with the model next to the embeddings.
 
     Called again with the same model it resumes where it was stopped, returns what is complete, and computes only the
     shards of which a file was changed, added or removed.
 
     Args:
         sources: the images.
-        encoder: it is stored beside the embeddings as a bundle; its runtime is selected only if there is an image to
+        encoder: it is stored next to the embeddings as a bundle; its runtime is selected only if there is an image to
             compute.
         out: a new folder, or one that an earlier call made.
         info: further content of the bundle's record.
@@ -124,7 +124,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
         count = sum(row.rows for row in rows)
         if not count:
             raise DataError(
-                f"none of the {len(sources)} images can be read, the first is {unreadable[0]}.", argument="images"
+                f"none of the {len(sources)} images can be read (first: {unreadable[0]}).", argument="images"
             )
         join_shards(out, EmbeddingsInfo(run, encoder.dim, count, root, tuple(rows), (*unreadable, *skipped)))
     shutil.rmtree(out / SHARDS_FOLDER, ignore_errors=True)
@@ -159,7 +159,7 @@ def require_same_model(out: Path, encoder: AnyEncoder) -> int | None:
 
 
 def root_of(sources: Sequence[Source]) -> Path | None:
-    """Return the one folder that all ids are relative to, or None where there is no such folder."""
+    """Return the one folder that all ids are relative to, or None if there is no such folder."""
     folders: set[Path | None] = set()
     for source in sources:
         id_parts, path_parts = PurePath(source.id).parts, source.path.parts
@@ -173,10 +173,10 @@ def _require_images(sources: Sequence[Source], shard_size: int) -> None:
     if shard_size < 1:
         raise OptionError(f"`shard_size` must be at least 1, got {shard_size}.", argument="shard_size")
     if not sources:
-        raise DataError("there are no images to embed; give at least one.", argument="images")
+        raise DataError("there are no images to embed; pass at least one.", argument="images")
     duplicate = first_duplicate(PackedStrings(source.id for source in sources))
     if duplicate is not None:
-        raise DataError(f"duplicate image {duplicate!r}: give each image once.", argument="images")
+        raise DataError(f"duplicate image {duplicate!r}; pass each image once.", argument="images")
 
 
 def _split_into_shards(sources: Sequence[Source], size: int, first_ids: Collection[str]) -> list[Sequence[Source]]:
@@ -246,12 +246,15 @@ def _embed_shards(run: _Run, shards: Sequence[Sequence[Source]], done: int) -> G
     missing = [[source for source in shard if source.id not in rows] if rows else shard for shard in shards]
     total = len(run.sources)
     done += sum(map(len, shards)) - sum(map(len, missing))
+    run.progress.step(TASK, done, total)
     batches = run_backbones(
         [member.backbone for member in run.encoder.members],
         [shard for shard in missing if shard],
         batch_size=run.batch_size,
-        progress=_OffsetProgress(run.progress, done, total),
+        progress=run.progress,
         task=TASK,
+        done=done,
+        total=total,
     )
     with closing(batches):
         for shard, rest in zip(shards, missing, strict=True):
@@ -278,17 +281,3 @@ def _merge(
         for new, old in zip(features, earlier.features, strict=True)
     ]
     return tuple(order), merged
-
-
-class _OffsetProgress:
-    """Reports the progress of some images as the progress of all."""
-
-    def __init__(self, progress: Progress, done: int, total: int) -> None:
-        self._progress, self._done, self._total = progress, done, total
-        progress.step(TASK, done, total)
-
-    def step(self, task: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
-        self._progress.step(task, self._done + done, self._total, detail)
-
-    def info(self, text: str) -> None:
-        self._progress.info(text)

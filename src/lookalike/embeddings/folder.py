@@ -75,7 +75,7 @@ class EmbeddingsInfo:
         run: the encoder and the shard size.
         dim: dimensions of a vector.
         count: number of vectors.
-        root: the folder that every id is relative to; None where there is no such folder.
+        root: the folder that every id is relative to; None if there is no such folder.
         shards: in the order of the vectors.
         skipped: files that could not be read, in the order of the shards, then folders that could not be listed.
 
@@ -99,7 +99,7 @@ class EmbeddingsInfo:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EmbeddingsInfo:
-        """Undo `to_dict`; a missing or misplaced field raises what Python raises."""
+        """Undo `to_dict`; a missing or wrong field raises KeyError, TypeError or ValueError."""
         return cls(
             run=RunInfo(**value["run"]),
             dim=int(value["dim"]),
@@ -140,7 +140,7 @@ def read_embeddings_info(path: Path | str) -> EmbeddingsInfo:
     if not is_embeddings(path):
         raise StorageError(
             f"{path} is not a folder of embeddings: it has no {INFO_FILE}; "
-            "make one with 'lookalike embed IMAGES --out DIR'.",
+            "create one with 'lookalike embed IMAGES --out DIR'.",
             argument="path",
         )
     value = read_json(path / INFO_FILE, "embeddings record", "path")
@@ -162,7 +162,7 @@ def write_embeddings_info(folder: Path, info: EmbeddingsInfo) -> None:
 
 
 def read_run(path: Path | str) -> RunInfo | None:
-    """Return what decides the shards in a folder, complete or not; None where there are no embeddings."""
+    """Return what decides the shards in a folder, complete or not; None if there are no embeddings."""
     path = Path(path)
     if is_embeddings(path):
         return read_embeddings_info(path).run
@@ -246,7 +246,7 @@ def write_shard(path: Path, key: str, shard: Embeddings) -> None:
 
 
 def read_shard(path: Path, key: str, fingerprint: str) -> Embeddings | None:
-    """Read one shard; None where it is missing, damaged, or made from other images."""
+    """Read one shard; None if it is missing, damaged, or made from other images."""
     try:
         # opened here, since np.load leaves a damaged file open
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -284,7 +284,7 @@ class FinishedShards:
 def join_shards(out: Path, info: EmbeddingsInfo) -> None:
     """Join all shards into the complete folder.
 
-    All files are written beside the shards, then moved: a full disk leaves older ones as they were, and until the last
+    All files are written next to the shards, then moved: a full disk leaves older ones as they were, and until the last
     file is moved every shard is still there.
     """
     folder = out / SHARDS_FOLDER

@@ -103,9 +103,7 @@ class Evaluation:
         """Return the `(n_query,)` values of a measure; raise `OptionError` if it was not measured."""
         name = str(Measure.parse(measure))
         if name not in self.values:
-            raise OptionError(
-                f"{name} was not measured here; measured are {', '.join(self.values)}.", argument="measure"
-            )
+            raise OptionError(f"{name} was not measured; available: {', '.join(self.values)}.", argument="measure")
         return self.values[name]
 
     def mean(self, measure: str | Measure) -> float:

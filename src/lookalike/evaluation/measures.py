@@ -229,7 +229,7 @@ def parse_measures(measures: str | Measure | Sequence[str | Measure]) -> tuple[M
 def _unknown(text: object, argument: str = "measures") -> OptionError:
     shown = text if isinstance(text, str) else repr(text)
     return OptionError(
-        f"the measure {shown!r} is not known; allowed are {', '.join(REGISTRY)}, with a whole number from 1 "
+        f"the measure {shown!r} is not known; use one of {', '.join(REGISTRY)}, with a whole number from 1 "
         "in place of k, such as precision@3.",
         argument=argument,
     )

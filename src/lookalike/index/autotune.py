@@ -22,7 +22,7 @@ from lookalike.progress import SILENT, Progress
 from lookalike.types import Vectors
 
 RECALL_AT = 10
-ROW_BYTES = 8  # the row of each vector, beside the index
+ROW_BYTES = 8  # the row of each vector, next to the index
 HELD_OUT = 1000  # vectors used as queries
 SAMPLE = 50_000  # vectors that candidates are tried on
 RECALL_MARGIN = 0.003  # added to the requested recall, as the held-out vectors are a sample
@@ -49,7 +49,7 @@ def parse_size(size: str | int) -> int:
 
 
 def format_size(size: float) -> str:
-    """Return a number of bytes for people: 1.2 GB."""
+    """Format a number of bytes: 1.2 GB."""
     for exponent, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if size >= 10**exponent:
             return f"{size / 10**exponent:.3g} {unit}"
@@ -111,7 +111,7 @@ def ivf_nlist(count: int) -> int:
 class IndexSpec:
     """A type of FAISS index, for vectors of any number and dimension."""
 
-    name: str  # for people
+    name: str  # shown to users
     template: str  # of the FAISS factory string, with {dim}, {half} of the dimensions and {nlist} inverted lists
     bytes_per_vector: Callable[[int], float]  # for a number of dimensions
     search_params: tuple[str, ...]  # FAISS parameters that set the search depth
@@ -322,7 +322,7 @@ def time_single(search: Callable[[Floats], object], queries: Vectors) -> float:
 
 
 def describe(point: OperatingPoint) -> str:
-    """Return an operating point for people."""
+    """Format an operating point."""
     return (
         f"{point.key}, {point.spec}: recall@{RECALL_AT} {point.recall:.3f}, {point.single_ms:.2f} ms per query, "
         f"{point.queries_per_second:.0f} queries/s in a batch, {format_size(point.bytes)}"

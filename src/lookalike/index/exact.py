@@ -75,7 +75,7 @@ class ExactIndex:
         return np.asarray(self._vectors[rows])
 
     def search(self, queries: Vectors, query_rows: Ints, top_k: int) -> tuple[Ints, Floats]:
-        """Return rows and cosines `(n_query, top_k)`, ordered by falling cosine in millionths, then row.
+        """Return rows and cosines `(n_query, top_k)`, ordered by descending cosine in millionths, then row.
 
         `query_rows` are the rows of the queries, which are never their own hits; -1 outside the index. Candidates are
         fetched in float32 and compared again in float64. Where a vector that was not fetched could tie with the last
@@ -183,7 +183,7 @@ class Prefilter:
     def nearest(self, queries: Vectors, count: int) -> tuple[Floats, Ints] | None:
         """Return float32 inner products and rows `(n_query, count)`, best first; `count` is at most the size.
 
-        None where too few vectors can be ruled out to save time, as where nearly all are alike.
+        None if too few vectors can be ruled out to save time, as where nearly all are alike.
         """
         scores = np.empty((len(queries), count), dtype=np.float32)
         rows = np.empty((len(queries), count), dtype=np.int64)

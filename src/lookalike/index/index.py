@@ -44,7 +44,7 @@ class Index:
         metadata: further facts by item id.
         info: what is stored about the index.
         fingerprint: of the model that made the embeddings; queries by another one are refused.
-        precision: in which the embeddings were computed, as `Encoder.precision`; auto where it is unknown.
+        precision: in which the embeddings were computed, as `Encoder.precision`; auto if it is unknown.
         root: the folder that ids are relative to, or None.
 
     """
@@ -85,7 +85,7 @@ class Index:
             max_ms: limit for the median milliseconds of one query.
             checkpoint: a folder for the unfinished index, from which an interrupted run resumes. Call
                 `remove_checkpoint` once the index is saved.
-            progress: receives steps and messages; None shows a bar in a terminal or notebook, else logs.
+            progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
         Raises:
             DataError: no embeddings.

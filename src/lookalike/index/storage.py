@@ -69,7 +69,7 @@ class IndexInfo:
 
     key: str  # FAISS factory string; Flat for exact search
     fingerprint: str  # of the model that made the embeddings
-    precision: str  # in which the embeddings were computed, as `Encoder.precision`; auto where it is unknown
+    precision: str  # in which the embeddings were computed, as `Encoder.precision`; auto if it is unknown
     dim: int  # dimensions of a vector
     count: int  # number of items
     root: str | None = None  # the folder that ids are relative to, or None
@@ -122,7 +122,7 @@ def read_info(path: Path) -> IndexInfo:
     """Read the description of an index."""
     if not is_index(path):
         raise StorageError(
-            f"{path} is not an index: it has no {_INFO_FILE}; make one with 'lookalike index'.", argument="path"
+            f"{path} is not an index: it has no {_INFO_FILE}; create one with 'lookalike index'.", argument="path"
         )
     values = read_json(path / _INFO_FILE, "the index's description", argument="path")
     version = values.get("format") if isinstance(values, dict) else None

@@ -49,16 +49,16 @@ def read_bundle_info(path: Path | str) -> BundleInfo:
     file = path / BUNDLE_FILE
     if not is_bundle(path):
         raise ModelError(
-            f"{path} is not a bundle: it has no {BUNDLE_FILE}; make one with 'lookalike train'.", argument="model"
+            f"{path} is not a bundle: it has no {BUNDLE_FILE}; create one with 'lookalike train'.", argument="model"
         )
     try:
         value = read_json(file, "bundle record")
     except StorageError as error:
-        raise ModelError(f"{file} is damaged; make the bundle again.", argument="model") from error
+        raise ModelError(f"{file} is damaged; create the bundle again.", argument="model") from error
     version = value.get("format") if isinstance(value, dict) else None
     if version != BUNDLE_FORMAT:
         raise ModelError(
-            f"{path} has bundle format {version}, this version reads {BUNDLE_FORMAT}; make the bundle again.",
+            f"{path} has bundle format {version}, this version reads {BUNDLE_FORMAT}; create the bundle again.",
             argument="model",
         )
     try:
@@ -68,7 +68,7 @@ def read_bundle_info(path: Path | str) -> BundleInfo:
         return info
     except (LookalikeError, KeyError, TypeError, ValueError, AttributeError) as error:
         cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
-        raise ModelError(f"{file} is damaged ({cause}); make the bundle again.", argument="model") from error
+        raise ModelError(f"{file} is damaged ({cause}); create the bundle again.", argument="model") from error
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class WeightsFile:
                 return {name.removeprefix(self.prefix): file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise ModelError(
-                f"{self.path} is missing or damaged ({error}); make the bundle again.", argument="model"
+                f"{self.path} is missing or damaged ({error}); create the bundle again.", argument="model"
             ) from error
 
 
@@ -121,7 +121,7 @@ def save_bundle(
         encoder: what to save: its weights, or if it was exported its graphs.
         out: the folder; must not exist unless `replace_existing`.
         info: from `describe_encoder`; None for a record without further content.
-        replace_existing: take the place of an older bundle.
+        replace_existing: overwrite an existing bundle.
         write_extra: writes further files into the folder before it is put in place.
 
     Raises:
@@ -204,7 +204,7 @@ def read_head(bundle: Path, number: int, info: EncoderInfo) -> Head:
     except KeyError as error:
         raise ModelError(f"{bundle / WEIGHTS_FILE} lacks the head of {info.backbone.name}.") from error
     if not valid or head.fingerprint(info.backbone.fingerprint) != info.fingerprint:
-        raise ModelError(f"{bundle} was changed after it was saved (its fingerprint differs); make the bundle again.")
+        raise ModelError(f"{bundle} was changed after it was saved (its fingerprint differs); create the bundle again.")
     return head
 
 

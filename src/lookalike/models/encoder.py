@@ -41,7 +41,7 @@ class Encoder:
     Attributes:
         info: its record in a bundle.
         backbone: what executes the backbone.
-        head: the projection; None where the backbone's graph includes it (an exported encoder).
+        head: the projection; None if the backbone's graph includes it (an exported encoder).
 
     """
 
@@ -127,7 +127,7 @@ class Encoder:
         Args:
             images: paths (the paths are the ids), items, bytes, PIL images or `(h, w, 3)` uint8 arrays.
             batch_size: images per forward pass; None lets the runtime choose.
-            progress: receives the number of images done; None for a bar where a person watches, else the logger.
+            progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
             task: name shown with the progress.
 
         Returns:

@@ -78,7 +78,7 @@ class BackboneInfo:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> BackboneInfo:
-        """Undo `dataclasses.asdict`; a missing or misplaced field raises what Python raises."""
+        """Undo `dataclasses.asdict`; a missing or wrong field raises KeyError, TypeError or ValueError."""
         nested = {
             "features": int(value["features"]),
             "preprocessing": Preprocessing.from_dict(value["preprocessing"]),
@@ -128,7 +128,7 @@ class EncoderInfo:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EncoderInfo:
-        """Undo `dataclasses.asdict`; a missing or misplaced field raises what Python raises."""
+        """Undo `dataclasses.asdict`; a missing or wrong field raises KeyError, TypeError or ValueError."""
         nested = {
             "backbone": BackboneInfo.from_dict(value["backbone"]),
             "dim": int(value["dim"]),
@@ -222,11 +222,11 @@ class TrainingReport:
         backbone: the name that the user gave.
         options: the training options, as `TrainingOptions(**options)` takes them.
         recipe: the values of the whole recipe, by field.
-        recipe_name: the recipe's name; of `auto`, the selected one.
+        recipe_name: the recipe's name; for `auto`, the selected one.
         family: kind of network: cnn, mobile-cnn, transformer or hybrid.
-        precision: the precision that was trained in; of `auto`, the selected one.
-        sampler: how batches were made; of `auto`, the selected one.
-        crop_mode: how an image becomes the network's input; of `auto`, the selected one.
+        precision: the precision that was trained in; for `auto`, the selected one.
+        sampler: how batches were made; for `auto`, the selected one.
+        crop_mode: how an image becomes the network's input; for `auto`, the selected one.
         run: fingerprint of all that decided the run: weights, images, options, recipe.
         shrinkage: of the whitening head that fine-tuning started from; None for principal components.
         head_epochs: epochs of training the head on the frozen backbone; 0 if they did not help.
@@ -240,7 +240,7 @@ class TrainingReport:
         fine_tuned_share: share of the fine-tuned weights in the interpolation with the pretrained ones; None without
             fine-tuning.
         share_measures: validation measure of each share that was tried.
-        posthoc_head: the whitening head fitted after fine-tuning; None where the trained head is used.
+        posthoc_head: the whitening head fitted after fine-tuning; None if the trained head is used.
         seconds: wall-clock time over all sessions.
         version: of this record.
 
@@ -307,7 +307,7 @@ class BundleInfo:
         members: one encoder, or those of an ensemble.
         combination: of an ensemble; None for a single encoder.
         classes: class names that it was trained on.
-        training_data: what it was trained on; None where it was not trained.
+        training_data: what it was trained on; None if it was not trained.
         options: the training options.
         training: a report per trained member.
         measures: by split, by measure: `{"mean", "low", "high"}`.
@@ -348,7 +348,7 @@ class BundleInfo:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> BundleInfo:
-        """Undo `to_dict`; a missing or misplaced field raises what Python raises."""
+        """Undo `to_dict`; a missing or wrong field raises KeyError, TypeError or ValueError."""
         data = value["training_data"]
         nested = {
             "members": tuple(map(EncoderInfo.from_dict, value["members"])),

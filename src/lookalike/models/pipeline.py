@@ -334,14 +334,16 @@ def run_backbones(
     batch_size: int | None,
     progress: Progress,
     task: str,
+    done: int = 0,
+    total: int | None = None,
 ) -> Generator[FeatureBatch, None, None]:
     """Run backbones over groups of images without a pause between them, and yield each group when it is done.
 
     Each image is decoded once for all backbones. A group has at least one image. Progress counts the images of all
-    groups.
+    groups, after `done` earlier ones, of `total`.
     """
     ends = itertools.accumulate(map(len, groups))
-    total = sum(map(len, groups))
+    total = sum(map(len, groups)) if total is None else total
     size = min(backbone.batch_size for backbone in backbones) if batch_size is None else batch_size
     bottleneck = Bottleneck()
     end = next(ends, 0)
@@ -358,7 +360,7 @@ def run_backbones(
             skipped += batch.skipped
             for backbone_rows, batch_rows in zip(rows, features, strict=False):
                 backbone_rows.append(batch_rows)
-            progress.step(task, batch.done, total, str(bottleneck))
+            progress.step(task, done + batch.done, total, str(bottleneck))
             if batch.done == end:
                 yield FeatureBatch(tuple(ids), tuple(map(np.concatenate, rows)), tuple(skipped))
                 ids, skipped, end = [], [], next(ends, 0)

@@ -106,7 +106,7 @@ class Preprocessing:
         try:
             return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
         except (TypeError, KeyError) as error:
-            raise ModelError(f"the bundle's preprocessing is not valid ({error}); make the bundle again.") from error
+            raise ModelError(f"the bundle's preprocessing is not valid ({error}); create the bundle again.") from error
 
 
 def resize(pixels: Pixels, size: tuple[int, int], interpolation: str, crop: tuple[int, int, int, int]) -> Pixels:

@@ -29,7 +29,7 @@ class BackboneRow:
         input_size: side of the input in pixels.
         licence: of the pretrained weights.
         repository: of timm's default weights on the model hub, to look into its cache without importing timm.
-        package: import name of the package that ships ImageNet weights; None where they come from the model hub.
+        package: import name of the package that ships ImageNet weights; None if they come from the model hub.
         weights_file: the file in that package's `models` folder.
         mean, std: per channel, of inputs in 0..1; None keeps timm's.
 
@@ -64,7 +64,7 @@ class BackboneRow:
 
     @property
     def package_file(self) -> Path | None:
-        """The weights file of an installed package; None where it is not installed."""
+        """The weights file of an installed package; None if it is not installed."""
         spec = importlib.util.find_spec(self.package) if self.package else None
         if spec is None or not spec.submodule_search_locations:
             return None
@@ -79,7 +79,7 @@ class BackboneRow:
 
 
 def cached_hub_file(repository: str) -> str | None:
-    """Return the path of a repository's weights in the cache of the model hub; None where they are not cached."""
+    """Return the path of a repository's weights in the cache of the model hub; None if they are not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     files = (try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin"))

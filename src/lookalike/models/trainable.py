@@ -155,7 +155,7 @@ def load_torch_backbone(info: BackboneInfo, weights: Mapping[str, np.ndarray]) -
     difference = state_difference(module.state_dict(), state)
     if difference:
         raise ModelError(
-            f"the weights of {info.name} do not fit {info.timm_name}: {difference}; make the bundle again."
+            f"the weights of {info.name} do not fit {info.timm_name}: {difference}; create the bundle again."
         )
     module.load_state_dict(state)
     device = default_device()

@@ -43,7 +43,7 @@ class RuntimeTiming:
 
 
 def load_timings(backbone: BackboneInfo) -> tuple[RuntimeTiming, ...]:
-    """Return the timings of this architecture on this machine; empty where it was not timed."""
+    """Return the timings of this architecture on this machine; empty if it was not timed."""
     try:
         value = read_json(_timings_file(backbone), "timings")
         return tuple(RuntimeTiming(str(t["runtime"]), str(t["precision"]), float(t["rate"])) for t in value["timings"])
@@ -111,7 +111,7 @@ class GraphCache:
             _evict(self.folder.parent)
 
     def cosine(self, runtime: str, precision: str) -> float | None:
-        """Return the smallest cosine to torch's features; None where they were not compared."""
+        """Return the smallest cosine to torch's features; None if they were not compared."""
         cosine: float | None = self._read_record()["cosines"].get(f"{runtime} {precision}")
         return cosine
 
@@ -120,7 +120,7 @@ class GraphCache:
         self._add_to_record("cosines", {f"{runtime} {precision}": cosine})
 
     def read_blob(self, name: str) -> bytes | None:
-        """Return a compiled graph; None where it is missing, damaged, or was compiled on another machine."""
+        """Return a compiled graph; None if it is missing, damaged, or was compiled on another machine."""
         file = self._blob_file(name)
         try:
             data = file.read_bytes()
@@ -152,7 +152,7 @@ class PretrainedCache:
         self.file = cache_folder() / "pretrained" / f"{key}.json"
 
     def load(self) -> tuple[BackboneInfo, TrainingState, Path] | None:
-        """Return the backbone's info, its state, and the file of its weights; None where it is not cached."""
+        """Return the backbone's info, its state, and the file of its weights; None if it is not cached."""
         try:
             record = read_json(self.file, "pretrained backbone")
             info = BackboneInfo.from_dict(record["backbone"])
@@ -173,7 +173,7 @@ class PretrainedCache:
 
 
 def _evict(folder: Path) -> None:
-    """Remove the files that were used least recently where all of them take more than `_MAX_BYTES`."""
+    """Remove the least recently used files until the rest takes at most `_MAX_BYTES`."""
     files = sorted((f for f in folder.rglob("*") if f.is_file()), key=lambda f: -f.stat().st_mtime)
     total = 0
     for file in files:

@@ -73,7 +73,7 @@ def feature_file(cache: Path, backbone: Backbone, images: Sequence[Source]) -> P
 
 
 def read_features(file: Path) -> Features | None:
-    """Read features that `compute_features` stored; None where they are missing or damaged."""
+    """Read features that `compute_features` stored; None if they are missing or damaged."""
     try:
         # opened here, since np.load leaves a damaged file open
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:

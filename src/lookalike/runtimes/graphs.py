@@ -151,9 +151,7 @@ def open_graph(
     if runtime == onnx.RUNTIME:
         return onnx.OnnxRunner(file())
     if runtime != openvino.RUNTIME:
-        raise ModelError(
-            f"there is no runtime named {runtime!r}; known are {' and '.join(GRAPH_RUNTIMES)}.", argument="runtime"
-        )
+        raise ModelError(f"unknown runtime {runtime!r}; use {' or '.join(GRAPH_RUNTIMES)}.", argument="runtime")
     name = f"{precision}-{'throughput' if throughput else 'latency'}"
     blob = cache.read_blob(name)
     if blob is not None:
@@ -178,7 +176,7 @@ def write_graph(
     Args:
         backbone: on torch, in float32.
         runtime: openvino or onnxruntime.
-        file: the file to write; OpenVINO writes a second one beside it.
+        file: the file to write; OpenVINO writes a second one next to it.
         head: it becomes part of the graph.
         half: OpenVINO stores the weights in 16 bits.
         calibration: images `(1, h, w, 3)` uint8; the graph is quantised to int8 with them.

@@ -91,11 +91,12 @@ def load_bundle(path: Path) -> AnyEncoder:
     except LookalikeError as error:
         cause = str(error).rstrip(".")
         raise ModelError(
-            f"{path / BUNDLE_FILE} is damaged ({cause}); make the bundle again.", argument="model"
+            f"{path / BUNDLE_FILE} is damaged ({cause}); create the bundle again.", argument="model"
         ) from error
     if encoder.fingerprint != info.fingerprint:
         raise ModelError(
-            f"{path} was changed after it was saved (its fingerprint differs); make the bundle again.", argument="model"
+            f"{path} was changed after it was saved (its fingerprint differs); create the bundle again.",
+            argument="model",
         )
     return encoder
 
@@ -172,7 +173,7 @@ def _split_names(text: str) -> list[str]:
     if text.startswith(("~", ".")) or any(separator in text for separator in separators):
         problem = f"is not a bundle: it has no {BUNDLE_FILE}" if Path(text).exists() else "does not exist"
         raise ModelError(
-            f"{text} {problem}, and no backbone has this name; give a bundle made by 'lookalike train'.",
+            f"{text} {problem}, and no backbone has this name; pass a bundle made by 'lookalike train'.",
             argument="model",
         )
     return text.split("+")

@@ -215,7 +215,7 @@ def head_layers(graph: Any) -> list[str]:
 
 
 def save_graph(graph: Any, path: Path, *, half: bool) -> None:
-    """Write a graph as `.xml` with a `.bin` beside it; its first layers always compute in float32."""
+    """Write a graph as `.xml` with a `.bin` next to it; its first layers always compute in float32."""
     import_openvino().save_model(graph, str(path), compress_to_fp16=half)
     names = set(first_layers(graph))
     tree = ElementTree.parse(path)

@@ -133,10 +133,6 @@ class Recipe:
             return self.sampler
         return "pk" if any(loss.compares for _, loss in parse_loss(self.loss)) else "shuffled"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for JSON."""
-        return asdict(self)
-
 
 FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(Recipe)}
 
@@ -255,6 +251,7 @@ class TrainingOptions:
 
 
 RUN_OPTIONS = tuple(f.name for f in fields(TrainingOptions) if f.name != "overrides")
+OPTION_NAMES = (*RUN_OPTIONS, *FIELDS)
 
 # learning rates, which a resumed run may change
 RATES = ("lr", "head_lr")
@@ -265,15 +262,12 @@ def override_options(options: TrainingOptions | None, overrides: Mapping[str, An
     return TrainingOptions(**{**(options or TrainingOptions()).to_dict(), **overrides})
 
 
-def option_names() -> tuple[str, ...]:
-    """Return the names of all options: those of a run, then those of a recipe."""
-    return (*RUN_OPTIONS, *FIELDS)
-
-
 def _check_field(name: str, value: Any) -> None:
     """Raise `OptionError` for an unknown recipe field, or a value outside its limits."""
     if name not in FIELDS:
-        raise OptionError(f"unknown training option `{name}`; 'lookalike recipes' lists the fields of a recipe.")
+        raise OptionError(
+            f"unknown training option `{name}`; 'lookalike recipes' lists the fields of a recipe.", argument=name
+        )
     limits, kind = FIELDS[name].metadata, FIELDS[name].type
     if kind in _KINDS:
         _check_value(name, value, str(kind), **limits)

@@ -54,11 +54,6 @@ class TrainingContext:
         return self.earlier_seconds + time.perf_counter() - self.started
 
     @property
-    def unseen_classes(self) -> bool:
-        """Whether validation has classes of its own."""
-        return has_unseen_classes(self.data)
-
-    @property
     def seconds_left(self) -> float | None:
         """Seconds of the time budget that are left in this session; None without a budget."""
         if self.options.max_minutes is None:
@@ -115,12 +110,6 @@ class TrainingContext:
         return evaluate_embeddings(embeddings, embeddings, labels, labels, [stop_on]).mean(stop_on)
 
 
-def has_unseen_classes(data: Dataset) -> bool:
-    """Whether the classes of the validation split do not occur in training, as where the test classes are unseen."""
-    training, validation = ({i.label for i in part if i.label is not None} for part in (data.training, data.validation))
-    return bool(validation) and training.isdisjoint(validation)
-
-
 def labelled(items: Sequence[Item]) -> tuple[Item, ...]:
     """Return the items that have a label."""
     return tuple(i for i in items if i.label is not None)
@@ -138,5 +127,6 @@ def require_classes(data: Dataset, items: Sequence[Item], kind: str = "training"
     if count < 2:
         raise DataError(
             f"{data.root} has {kind} images of {count} {'class' if count == 1 else 'classes'}, but fine-tuning needs "
-            "at least 2; add a class folder."
+            "at least 2; add a class folder.",
+            argument="data",
         )

@@ -16,7 +16,7 @@ from lookalike.errors import ModelError
 from lookalike.models.info import EpochReport, LearningRates
 from lookalike.progress import SILENT, Progress
 from lookalike.training.batches import Indices, epoch_order, iterate_batches, training_preprocessing
-from lookalike.training.state import TrainState
+from lookalike.training.state import Trainer
 
 # number of steps over which the loss is averaged
 _WINDOW = 20
@@ -36,8 +36,8 @@ class FinetuneState:
     best_measure: float = -math.inf
     first_loss: float | None = None  # the first loss of the run, or the loss of guessing if that is larger
     recent_losses: list[float] = field(default_factory=list)  # the last losses, over epochs
-    last_epoch: int | None = None  # the epoch to stop after, where it is known beforehand, whatever the time budget
-    # peak learning rates; several where a resumed run changed them
+    last_epoch: int | None = None  # the epoch to stop after if it is known, regardless of the time budget
+    # peak learning rates; several if a resumed run changed them
     rates: list[LearningRates] = field(default_factory=list)
     reserved_seconds: float = 0.0  # of the time budget, for the stages after fine-tuning
 
@@ -104,7 +104,7 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def plan_epochs(
-    state: TrainState, items: Sequence[Item], targets: Indices, seconds_left: float | None, overhead: float
+    state: Trainer, items: Sequence[Item], targets: Indices, seconds_left: float | None, overhead: float
 ) -> FinetuneState:
     """Plan epochs and steps; with a time budget, by timing two steps that do not change the weights.
 
@@ -135,7 +135,7 @@ def plan_epochs(
 
 
 def finetune(
-    state: TrainState,
+    state: Trainer,
     run: FinetuneState,
     items: Sequence[Item],
     targets: Indices,
@@ -156,7 +156,8 @@ def finetune(
             progress.info(f"  stopping before epoch {number}: the remaining time is reserved for model selection")
             return
         started = time.perf_counter()
-        with state.training():
+        devices = [state.encoder.device] if state.encoder.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), state.training():  # the caller's random state is restored
             loss = _train_epoch(state, run, items, targets, progress)
         state.synchronize_statistics()
         measure = validation.measure() if validation else None
@@ -170,7 +171,7 @@ def finetune(
 
 
 def _train_epoch(
-    state: TrainState, run: FinetuneState, items: Sequence[Item], targets: Indices, progress: Progress
+    state: Trainer, run: FinetuneState, items: Sequence[Item], targets: Indices, progress: Progress
 ) -> float:
     """Train one epoch and return its mean loss; order, augmentation and dropout depend on seed and epoch alone."""
     recipe, seed, epoch = state.recipe, state.seed, run.epoch

@@ -1,4 +1,4 @@
-"""The first stage: crop mode and head are chosen, and the head is trained, while the backbone stays frozen.
+"""The first stage: crop mode and head are selected, and the head is trained, while the backbone stays frozen.
 
 Fine-tuning starts from its result, and the interpolation of weights goes back to it.
 """
@@ -19,7 +19,7 @@ from torch import nn
 
 from lookalike.data.dataset import Item
 from lookalike.models.heads import Head, Whitening, pca_head
-from lookalike.models.trainable import TrainableEncoder
+from lookalike.models.trainable import State, TrainableEncoder
 from lookalike.runtimes.fit import Features
 from lookalike.training.batches import Indices
 from lookalike.training.config import AUTO
@@ -36,8 +36,6 @@ _HEAD_BATCH_SIZE = 128
 
 # share of the time budget for comparing crop modes: a frozen training does little else
 _CROP_SHARE_FROZEN, _CROP_SHARE = 0.7, 0.25
-
-State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -88,19 +86,20 @@ def run_frozen_stage(context: TrainingContext, encoder: TrainableEncoder) -> Fro
     The encoder is left with the best head.
     """
     options, recipe, name = context.options, context.recipe, encoder.name
-    by_validation = options.frozen or context.unseen_classes
+    by_validation = options.frozen or context.data.validation_classes_unseen
     crop_mode, features, validation = _choose_crop_mode(context, encoder, by_validation)
     items = _readable(context, features, labelled(context.data.training))
     targets = class_indices(items)
 
     measure = partial(context.measure_head, encoder, validation)
-    encoder.set_head(pca_head(features.rows, encoder.dim, seed=options.seed))
+    initial = pca_head(features.rows, encoder.dim, seed=options.seed)
+    encoder.set_head(initial)
     pca_measure = measure()
     shrinkage = None
     if recipe.head == "whitened" or (recipe.head == AUTO and by_validation):
         whitening = Whitening(features.rows, targets, encoder.dim, seed=options.seed)
         baseline = pca_measure if recipe.head == AUTO else -math.inf
-        shrinkage = _choose_shrinkage(encoder, whitening, len(items), baseline, measure)
+        shrinkage = _choose_shrinkage(encoder, whitening, len(items), initial, baseline, measure)
     config = FrozenStageConfig(crop_mode, shrinkage, HEAD_EPOCHS)
     stage = _train_stage_head(context, encoder, features, items, targets, config, measure=measure)
     context.progress.info(
@@ -124,7 +123,7 @@ def replay_frozen_stage(context: TrainingContext, encoder: TrainableEncoder, con
     encoder.set_head(pca_head(features.rows, encoder.dim, seed=seed))
     if config.shrinkage is not None:
         whitening = Whitening(features.rows, targets, encoder.dim, seed=seed)
-        _set_whitening(encoder, whitening, config.shrinkage, len(items))
+        encoder.set_head(_whitened_head(whitening, config.shrinkage, len(items)))
     return _train_stage_head(context, encoder, features, items, targets, config, measure=None)
 
 
@@ -284,24 +283,28 @@ def _train_stage_head(
 
 
 def _choose_shrinkage(
-    encoder: TrainableEncoder, whitening: Whitening, images: int, baseline: float, measure: Callable[[], float]
+    encoder: TrainableEncoder,
+    whitening: Whitening,
+    images: int,
+    initial: Head,
+    baseline: float,
+    measure: Callable[[], float],
 ) -> float | None:
-    """Set the whitening head that measures best; None, with the head unchanged, if none is above the baseline."""
-    best, best_state, best_origin = None, encoder.state(), encoder.head_origin
+    """Set the head that measures best, and return its shrinkage; None if no whitening is above the baseline."""
+    best, best_head = None, initial
     for shrinkage in SHRINKAGES:
-        _set_whitening(encoder, whitening, shrinkage, images)
+        head = _whitened_head(whitening, shrinkage, images)
+        encoder.set_head(head)
         value = measure()
         if value > baseline:
-            best, baseline = shrinkage, value
-            best_state, best_origin = encoder.state(), encoder.head_origin
-    encoder.load_state(best_state)
-    encoder.head_origin = best_origin
+            best, best_head, baseline = shrinkage, head, value
+    encoder.set_head(best_head)
     return best
 
 
-def _set_whitening(encoder: TrainableEncoder, whitening: Whitening, shrinkage: float, images: int) -> None:
+def _whitened_head(whitening: Whitening, shrinkage: float, images: int) -> Head:
     origin = f"whitened within the classes of {images} images, shrinkage {shrinkage:g}"
-    encoder.set_head(Head(*whitening.fit(shrinkage), origin))
+    return Head(*whitening.fit(shrinkage), origin)
 
 
 def _head_weights(state: State) -> State:

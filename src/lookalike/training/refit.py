@@ -23,11 +23,11 @@ from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.checkpoint import load_checkpoint
 from lookalike.training.config import Recipe, TrainingOptions
-from lookalike.training.context import TrainingContext, has_unseen_classes
+from lookalike.training.context import TrainingContext
 from lookalike.training.curves import write_curves
 from lookalike.training.finetune import FinetuneState
 from lookalike.training.frozen_stage import FrozenStage, FrozenStageConfig, replay_frozen_stage
-from lookalike.training.state import TrainState
+from lookalike.training.state import Trainer
 from lookalike.training.tracking import parse_targets, start_tracking
 from lookalike.training.train import (
     build_ensemble,
@@ -71,11 +71,11 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         model: a bundle made by `train` or `benchmark`.
         out: folder of the new bundle.
         weights: the weights that the bundle was trained from, as in `train`.
-        resume: continue the unfinished run beside `out`.
+        resume: continue the unfinished run next to `out`.
         replace: overwrite an existing bundle.
         cache: as in `train`.
         track: as in `train`.
-        progress: reports steps and messages; None for a bar in a terminal or notebook, else the logger.
+        progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Returns:
         The encoder, as saved.
@@ -88,7 +88,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
 
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise OptionError("refit runs in one process; start it without a launcher.")
+        raise OptionError("refit runs in one process; start it without torchrun or accelerate.")
     progress = resolve_progress(progress)
     first, bundle, targets = _read_first(Path(model)), Path(out), parse_targets(track)
     names = [encoder.name for encoder in first.encoder.members]
@@ -139,12 +139,17 @@ class _FirstTraining:
     def split(self, data: Dataset | Path | str) -> Dataset:
         """Return the data with the validation split of the first training."""
         if len({(o.seed, o.class_disjoint) for o in self.options}) > 1:
-            raise ModelError(f"{self.path} has members trained with different validation splits; refit each by itself.")
+            raise ModelError(
+                f"{self.path} has members trained with different validation splits; refit each one separately.",
+                argument="model",
+            )
         options, stored = self.options[0], self.info.training_data
         split = load_training_splits(data, options.to_dict())
         fingerprints = split.fingerprint, validation_fingerprint(split)
         if stored is None or fingerprints != (stored.fingerprint, stored.validation):
-            raise DataError(f"{self.path} was not trained on the images in {split.root}; pass its training data.")
+            raise DataError(
+                f"{self.path} was not trained on the images in {split.root}; pass its training data.", argument="data"
+            )
         return split
 
 
@@ -175,7 +180,7 @@ def _refit_backbone(
     """Train one backbone again; without a report, only its head is fitted again."""
     name, data, options = first.name, context.data, context.options
     if report is not None:
-        encoder, recipe = fresh_encoder(name, weights, options, unseen=has_unseen_classes(data))
+        encoder, recipe = fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
         same_weights = run_key(encoder, data, options, recipe) == report.run
         config = FrozenStageConfig(report.crop_mode, report.shrinkage, report.head_epochs)
     else:
@@ -223,7 +228,7 @@ def _repeat_fine_tuning(
 ) -> tuple[EpochReport, ...]:
     """Fine-tune until the epoch that was best the first time, and set the same share of weights and kind of head."""
 
-    def plan(state: TrainState) -> FinetuneState:
+    def plan(state: Trainer) -> FinetuneState:
         size, steps = state.recipe.batch_size, report.steps_per_epoch
         training = sum(i.split is Split.TRAINING for i in stage.items)
         if steps >= math.ceil(training / size):  # not shortened by a time budget

@@ -20,6 +20,7 @@ from lookalike.errors import OptionError
 from lookalike.models.info import LearningRates
 from lookalike.models.torch_backbone import has_bfloat16
 from lookalike.models.trainable import TrainableEncoder
+from lookalike.models.weights import seeded_weights
 from lookalike.training.config import AUTO, Recipe
 from lookalike.training.distributed import SINGLE_PROCESS, DistributedContext
 from lookalike.training.objective import Objective
@@ -108,7 +109,7 @@ class LossModule(nn.Module):
         return loss
 
 
-class TrainState:
+class Trainer:
     """An encoder with the objective and the optimizer that train it; when to stop is decided elsewhere."""
 
     def __init__(
@@ -125,8 +126,7 @@ class TrainState:
         self.recipe = recipe
         self.seed = seed
         self.distributed = distributed
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # for random proxies
+        with seeded_weights(seed):  # for random proxies
             objective = Objective(recipe.loss, classes, encoder.dim, label_smoothing=recipe.label_smoothing)
         self.objective = objective.to(encoder.device)
         self.keep_statistics = recipe.frozen_statistics and encoder.trained != "untrained"

@@ -28,7 +28,7 @@ class Tracker:
     packages: tuple[str, ...] = ()  # what it imports
 
     def __init__(self, location: str, name: str, key: str, resume: bool) -> None:
-        """Start a run with a name for people, or with `resume` continue the unfinished one with the same key."""
+        """Start a run with a display name, or with `resume` continue the unfinished one with the same key."""
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Log parameters of the run."""

@@ -25,7 +25,7 @@ from lookalike.runtimes.fit import align
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
 from lookalike.training.config import TrainingOptions, override_options
-from lookalike.training.context import TrainingContext, has_unseen_classes, labelled, require_classes
+from lookalike.training.context import TrainingContext, labelled, require_classes
 from lookalike.training.curves import write_curves
 from lookalike.training.distributed import open_distributed
 from lookalike.training.tracking import NO_TRACKER, RunTracker, TrackerTarget, parse_targets, start_tracking
@@ -65,16 +65,16 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
     Args:
         data: a data folder or a loaded data set; a validation split is taken from its training split.
         backbone: a name; several joined by `+` are trained one after the other and become an ensemble.
-        weights: as in `build_trainable`; for several backbones a mapping by name.
+        weights: as in `load_encoder`.
         out: folder of the bundle to write; without it nothing is written and the run cannot be resumed.
         options: training options; single ones can also be passed by name, as in `epochs=3`.
         combination: how several backbones are combined: aligned, average or concat.
-        resume: continue the unfinished run beside `out`, also with other learning rates; a finished run is loaded.
+        resume: continue the unfinished run next to `out`, also with other learning rates; a finished run is loaded.
         replace: overwrite an existing bundle.
         cache: a folder that keeps the features of the frozen backbone for other runs on the same images.
         track: trackers that receive each epoch and the bundle: `tensorboard`, `mlflow`, or with a location, as in
             `mlflow=http://host:5000`.
-        progress: reports steps and messages; None for a bar in a terminal or notebook, else the logger.
+        progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
         overrides: options by name that replace those in `options`.
 
     Returns:
@@ -182,7 +182,7 @@ def pair_weights(names: Sequence[str], weights: Weights | Mapping[str, Weights])
 
 
 def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: Progress = SILENT) -> Path:
-    """Check that the bundle can be written, and return the folder beside it for checkpoints."""
+    """Check that the bundle can be written, and return the folder next to it for checkpoints."""
     if bundle.name in ("", ".."):
         raise OptionError(f"`out` must be a folder with a name of its own, got {bundle}.", argument="out")
     folder = _run_folder(bundle)
@@ -194,7 +194,7 @@ def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: P
             argument="resume",
         )
     if resume and not folder.exists() and not is_bundle(bundle):
-        progress.info(f"nothing to resume beside {bundle}; starting a new run")
+        progress.info(f"no unfinished run next to {bundle}; starting a new one")
     return folder
 
 
@@ -206,7 +206,7 @@ def _require_trainable(data: Dataset, backbones: Backbones, options: TrainingOpt
     """Raise what would end the training before its first epoch: too few classes, an unknown backbone, no weights."""
     require_classes(data, labelled(data.training))
     for name, weights in backbones:
-        fresh_encoder(name, weights, options, unseen=has_unseen_classes(data))
+        fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
 
 
 # ---------------------------------------------------------------- resuming a finished run
@@ -220,7 +220,7 @@ def _is_bundle_of(
     runs = [report.run if report is not None else None for report in info.training]
     if len(runs) != len(backbones) or info.combination not in (None, combination):
         return False
-    fresh = [fresh_encoder(*pair, options, unseen=has_unseen_classes(data)) for pair in backbones]
+    fresh = [fresh_encoder(*pair, options, unseen=data.validation_classes_unseen) for pair in backbones]
     return runs == [run_key(encoder, data, options, recipe) for encoder, recipe in fresh]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from lookalike.models.info import Adaptation, StageMeasures, TrainingReport
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.training.checkpoint import load_checkpoint, save_checkpoint
 from lookalike.training.config import AUTO, Recipe, TrainingOptions, override_options
-from lookalike.training.context import TrainingContext, has_unseen_classes, labelled, require_classes
+from lookalike.training.context import TrainingContext, labelled, require_classes
 from lookalike.training.finetune import FinetuneState, Validation, finetune, plan_epochs
 from lookalike.training.frozen_stage import FrozenStage, run_frozen_stage
-from lookalike.training.state import TrainState, resolve_precision
+from lookalike.training.state import Trainer, resolve_precision
 from lookalike.training.weight_selection import SHARES, record_origin, select_weights
 
 Weights = str | Path
@@ -40,7 +40,7 @@ def train_backbone(context: TrainingContext, backbone: str, weights: Weights) ->
     data, options = context.data, context.options
     training = labelled(data.training)
     require_classes(data, training)
-    encoder, recipe = fresh_encoder(backbone, weights, options, unseen=has_unseen_classes(data))
+    encoder, recipe = fresh_encoder(backbone, weights, options, unseen=data.validation_classes_unseen)
     key = run_key(encoder, data, options, recipe, with_rates=False)
     checkpoint = load_checkpoint(context.folder, key)
     run = FinetuneState.restore(checkpoint["run"]) if checkpoint is not None else None
@@ -53,7 +53,7 @@ def train_backbone(context: TrainingContext, backbone: str, weights: Weights) ->
     fingerprint = run_key(encoder, data, options, recipe)  # of the encoder before any stage changes it
     seconds = checkpoint["seconds"] if checkpoint is not None else 0.0
     context = replace(context, options=options, recipe=recipe, key=key, earlier_seconds=seconds)
-    context.tracker.log_params({f"{backbone}/{field}": value for field, value in recipe.to_dict().items()})
+    context.tracker.log_params({f"{backbone}/{field}": value for field, value in asdict(recipe).items()})
 
     if checkpoint is None:
         stage = _run_frozen_stage_once(context, encoder)
@@ -109,7 +109,7 @@ def untrained_report(encoder: TrainableEncoder, options: TrainingOptions, recipe
     return TrainingReport(
         backbone=encoder.name,
         options=options.to_dict(),
-        recipe=recipe.to_dict(),
+        recipe=asdict(recipe),
         recipe_name=family if options.recipe == AUTO else options.recipe,
         family=family,
         precision=resolve_precision(encoder.device, recipe.precision),
@@ -156,7 +156,7 @@ def run_full_stage(
     encoder: TrainableEncoder,
     stage: FrozenStage,
     checkpoint: dict[str, Any] | None,
-    plan: Callable[[TrainState], FinetuneState],
+    plan: Callable[[Trainer], FinetuneState],
     *,
     validate: bool = True,
 ) -> FinetuneState:
@@ -166,7 +166,7 @@ def run_full_stage(
     """
     name, options, recipe, distributed = encoder.name, context.options, context.recipe, context.distributed
     encoder.load_state({**stage.state, **stage.initial_head})
-    state = TrainState(encoder, len(stage.class_means), recipe, seed=options.seed, distributed=distributed)
+    state = Trainer(encoder, len(stage.class_means), recipe, seed=options.seed, distributed=distributed)
     stored_stage = stage.dump()
     if checkpoint is None:
         state.objective.initialize_proxies(stage.class_means)
@@ -205,7 +205,7 @@ def run_full_stage(
     return run
 
 
-def _plan(context: TrainingContext, stage: FrozenStage, state: TrainState) -> FinetuneState:
+def _plan(context: TrainingContext, stage: FrozenStage, state: Trainer) -> FinetuneState:
     """Plan the epochs; with a time budget, from the time of one validation and what is left of the budget."""
     if context.options.max_minutes is None:
         return plan_epochs(state, stage.items, stage.targets, None, 0.0)
@@ -213,7 +213,8 @@ def _plan(context: TrainingContext, stage: FrozenStage, state: TrainState) -> Fi
     context.measure(state.encoder)
     overhead = context.seconds - before
     # weight selection costs about five validations, and each closed-form head reads all images once
-    passes = 0 if context.recipe.posthoc_head == "trained" else 1 + len(SHARES) if context.unseen_classes else 1
+    passes = 1 + len(SHARES) * context.data.validation_classes_unseen
+    passes = 0 if context.recipe.posthoc_head == "trained" else passes
     heads = passes * overhead * (1 + len(stage.items) / max(1, len(context.data.validation)))
     reserved = 5 * overhead + min(heads, 0.3 * 60 * context.options.max_minutes)
     left = context.seconds_left

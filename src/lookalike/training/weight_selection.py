@@ -3,8 +3,7 @@
 Between the pretrained and the fine-tuned weights there is often something better than both (WiSE-FT; Wortsman et al.
 2022, "Robust fine-tuning of zero-shot models"). The head is the trained one, or a whitening fitted to the fine-tuned
 backbone in closed form: fine-tuning makes the training classes compact in some directions more than in others, and
-whitening evens that out, at no cost at search time. It helps most where the test
-classes are unseen (docs/log.md).
+whitening evens that out, at no cost at search time. It helps most if the test classes are unseen (docs/log.md).
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ import torch
 
 from lookalike.models.heads import Head, Whitening
 from lookalike.models.info import FINE_TUNED, UNTRAINED, HeadFit
-from lookalike.models.trainable import TrainableEncoder
+from lookalike.models.trainable import State, TrainableEncoder
 from lookalike.runtimes.fit import Features
 from lookalike.training.batches import Indices
 from lookalike.training.context import TrainingContext
 from lookalike.training.finetune import FinetuneState
-from lookalike.training.frozen_stage import FrozenStage, State
+from lookalike.training.frozen_stage import FrozenStage
 
 SHARES = (0.25, 0.5, 0.75)
 HEAD_FITS = tuple(HeadFit(shrinkage, emphasis) for shrinkage in (0.1, 0.3, 0.5, 0.7) for emphasis in (1.0, 2.0))
@@ -35,7 +34,7 @@ class WeightSelection:
 
     share: float  # of the fine-tuned weights in the interpolation with the pretrained ones
     measure: float  # validation measure of the selection
-    posthoc_head: HeadFit | None = None  # the fit of a whitening head; None where the trained head is kept
+    posthoc_head: HeadFit | None = None  # the fit of a whitening head; None if the trained head is kept
     # validation measure of each share with the trained head; empty for random initial weights
     share_measures: Mapping[float, float] = field(default_factory=dict)
 
@@ -55,7 +54,7 @@ def select_weights(
     policy = context.recipe.posthoc_head
     if policy != "trained" and run.epoch:
         # for unseen classes, or where fine-tuning did not help, another share may be best with another head
-        several = bool(measures) and (context.unseen_classes or share == 0)
+        several = bool(measures) and (context.data.validation_classes_unseen or share == 0)
         shares = sorted((1.0, *SHARES), key=lambda s: abs(s - 0.7)) if several else (share,)
         at_least = -math.inf if policy == "whitened" and share > 0 else selection.measure
         selection = fit_posthoc_head(context, encoder, stage, run.best_weights, shares, at_least) or selection

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from lookalike.cli.app import Command
-from lookalike.cli.console import count_noun, display_path, make_progress, print_json, print_table, shell_path
+from lookalike.cli.console import display_path, make_progress, print_json, print_table, shell_path
 from lookalike.cli.options import PATH, data_argument, json_option
+from lookalike.progress import count_noun
 
 _BACKBONE_FIELDS = (
     "name", "timm_name", "parameters", "features", "input_size", "licence", "weights_source", "size_mb", "available",
@@ -123,7 +125,7 @@ def recipes(as_json: bool) -> None:
     from lookalike.training.config import recipes as all_recipes
     from lookalike.training.losses import LOSSES
 
-    values = {name: recipe.to_dict() for name, recipe in all_recipes().items()}
+    values = {name: asdict(recipe) for name, recipe in all_recipes().items()}
     if as_json:
         fields = {name: field.metadata["help"] for name, field in FIELDS.items()}
         losses = {loss.name: loss.description for loss in LOSSES.values()}

@@ -10,7 +10,6 @@ import click
 
 from lookalike.cli.app import RESUMES, Command
 from lookalike.cli.console import (
-    count_noun,
     display_path,
     make_progress,
     print_json,
@@ -30,6 +29,7 @@ from lookalike.cli.options import (
     weights_for_model,
     weights_option,
 )
+from lookalike.progress import count_noun
 
 
 @click.command(cls=Command, interrupted=RESUMES, short_help="Embed every image in a folder.")
