@@ -18,6 +18,8 @@ from lookalike.models.heads import fit_alignment
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.types import Pixels
 
+pytest_plugins = ["small_benchmark"]  # its fixtures are for tests/benchmark and tests/docs
+
 _FILES = {"astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 _SIDE = 160
 _VIEWS = {"training": 6, "test/query": 2, "test/gallery": 3}  # of each class
