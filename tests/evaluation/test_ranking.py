@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from lookalike import _ranking
+from lookalike import _top_k
 from lookalike.errors import DataError, FingerprintMismatch
 from lookalike.evaluation import ranking
 from lookalike.evaluation.ranking import find_relevance, iter_judged
@@ -83,7 +83,7 @@ def test_a_difference_below_the_sixth_decimal_is_a_tie():
 
 
 def test_equal_vectors_tie_in_every_block(monkeypatch):
-    monkeypatch.setattr(_ranking, "_BLOCK", 199)  # the last item alone: another routine of the BLAS
+    monkeypatch.setattr(_top_k, "_BLOCK", 199)  # the last item alone: another routine of the BLAS
     random = np.random.default_rng(0)
     vector = random.normal(size=384)
     gallery = embeddings({f"g{n:03}": vector for n in random.permutation(200)})
@@ -225,7 +225,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     case = random_case(3)
     _, whole = judge(*case)
     monkeypatch.setattr(ranking, "_CHUNK_CELLS", 3 * len(case[1]))
-    monkeypatch.setattr(_ranking, "_BLOCK", 4)
+    monkeypatch.setattr(_top_k, "_BLOCK", 4)
     chunks = list(iter_judged(case[0], case[1], find_relevance(*case), 5))
     assert len(chunks) > 2
     assert max(len(total) for _, total, _ in chunks) == 3
