@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from lookalike.api.parity import Parity, compare_embeddings, generated_images
 from lookalike.errors import ModelError
 from lookalike.evaluation.bootstrap import Comparison
+from lookalike.types import Skipped
 
 GOOD = Parity("validation images", 64, 0.99, 0.995, 1.0, 200, {"precision@3": (0.9, 0.896)}, Comparison(0.4, 0.1, 0.7))
 
@@ -37,6 +39,12 @@ def test_a_bad_export_is_refused_with_its_figures(changes, precision, facts):
         replace(GOOD, **changes).require(precision, 0.5)
     assert all(fact in str(caught.value) for fact in facts)
     assert caught.value.argument in ("precision", "format", "data")
+
+
+def test_too_few_images_that_can_be_read():
+    skipped = Skipped(Path("a.jpg"), "the file is empty")
+    with pytest.raises(ModelError, match=r"on 3 validation images.*a\.jpg: the file is empty"):
+        replace(GOOD, validation_images=3, loss=None).require("int8", 0.5, [skipped])
 
 
 def test_figures_in_words():

@@ -352,7 +352,7 @@ def test_images_without_labels_and_a_closed_folder(tmp_path: Path, close_folder:
 def test_nothing_but_closed_folders(tmp_path: Path, close_folder: CloseFolder, name: str, fact: str) -> None:
     make(tmp_path, name)
     close_folder((tmp_path / name).parent)
-    assert_facts(refusal(tmp_path), fact, "skipped folders: 1", f"{(tmp_path / name).parent}: {CLOSED}")
+    assert_facts(refusal(tmp_path), fact, "skipped: 1", f"{(tmp_path / name).parent}: {CLOSED}")
 
 
 def test_a_root_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

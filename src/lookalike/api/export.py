@@ -106,7 +106,8 @@ def export(
         encoder = load_encoder(bundle, runtime="torch")
     split = None if data is None else _data_of(data, info)
     with tempfile.TemporaryDirectory(prefix="lookalike-export-") as folder:
-        members, skipped = [], [] if split is None else list(split.skipped)
+        members: list[Encoder] = []
+        skipped = [] if split is None else list(split.skipped)
         for number, member in enumerate(encoder.members):
             progress.info(f"{member.name}: exporting to {format}, {precision}")
             images = None
@@ -118,7 +119,8 @@ def export(
         if isinstance(encoder, Ensemble):
             exported = Ensemble(tuple(members), encoder.combination, encoder.alignments)
         parity = _measure_parity(encoder, exported, split, skipped, progress)
-        parity.require(precision, tolerance)
+        skipped = list(dict.fromkeys(skipped))
+        parity.require(precision, tolerance, skipped)
         progress.info(f"{encoder.name}: {parity}")
         record = describe_encoder(
             exported,
@@ -128,7 +130,7 @@ def export(
             versions={**info.versions, **installed_versions("lookalike", "torch", "timm", runtime, "onnx", "nncf")},
         )
         save_bundle(exported, out, record, replace_existing=replace)
-    return Exported(load_encoder(out), parity, tuple(dict.fromkeys(skipped)))
+    return Exported(load_encoder(out), parity, tuple(skipped))
 
 
 def _target(format: str, precision: str) -> tuple[str, str]:

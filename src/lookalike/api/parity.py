@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from lookalike.data.dataset import Dataset
+from lookalike.data.layouts import skipped_suffix
 from lookalike.errors import ModelError
 from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
 from lookalike.evaluation.evaluation import evaluate_embeddings
@@ -64,8 +65,11 @@ class Parity:
             text += f" ({self.loss.difference:.2f} points lost, from {self.loss.low:.2f} to {self.loss.high:.2f})"
         return text
 
-    def require(self, precision: str, tolerance: float) -> None:
-        """Raise `ModelError` if the model differs too much, or loses more than `tolerance` points of precision@3."""
+    def require(self, precision: str, tolerance: float, skipped: Sequence[Skipped] = ()) -> None:
+        """Raise `ModelError` if the model differs too much, or loses more than `tolerance` points of precision@3.
+
+        `skipped` are the files that could not be read; the error for too few images names the first.
+        """
         if not self.batch_cosine >= MIN_COSINE["bfloat16"]:  # nor where it is not a number
             raise ModelError(
                 "the exported model computes other embeddings in batches than one by one "
@@ -80,7 +84,8 @@ class Parity:
             )
         if precision == "int8" and self.loss is None:
             raise ModelError(
-                f"the loss of int8 cannot be measured on {self.validation_images} validation images; more are needed.",
+                f"the loss of int8 cannot be measured on {self.validation_images} validation images"
+                f"{skipped_suffix(skipped)}; more are needed.",
                 argument="data",
             )
         if self.loss is not None and self.loss.difference > tolerance:

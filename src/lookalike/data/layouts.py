@@ -253,8 +253,8 @@ def may_be_folder(path: Path) -> bool:
 
 
 def skipped_suffix(skipped: Sequence[Skipped]) -> str:
-    """Return the part of a sentence that reports skipped folders, empty if there are none."""
-    return f" (skipped folders: {len(skipped)}, first: {skipped[0]})" if skipped else ""
+    """Return the part of a sentence that reports skipped files and folders, empty if there are none."""
+    return f" (skipped: {len(skipped)}, first: {skipped[0]})" if skipped else ""
 
 
 def _may_be_file(path: Path) -> bool:
