@@ -134,8 +134,8 @@ def test_the_budget_excludes_and_the_reason_names_what(make_trial):
     selection = select(trials, budget_ms=10)
     assert selection.winner == selection.most_accurate == "poor"
     assert selection.excluded == {
-        "good": "over the budget: 40.0 ms per image, allowed are 10.0",
-        "near": "over the budget: 16.0 ms per image, allowed are 10.0",
+        "good": "over the budget: 40.0 ms per image, the limit is 10.0",
+        "near": "over the budget: 16.0 ms per image, the limit is 10.0",
     }
     assert (
         "The budget of 10 ms excluded 2 candidates, the most accurate of them good (0.750 at 40.0 ms)."

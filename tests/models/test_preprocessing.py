@@ -107,7 +107,7 @@ def test_invalid_values_are_refused(options, value):
 
 @pytest.mark.parametrize("value", [{"height": 8}, {**asdict(Preprocessing(8, 8)), "rotation": 3}])
 def test_a_damaged_stored_preprocessing_is_refused(value):
-    with pytest.raises(ModelError, match="make the bundle again"):
+    with pytest.raises(ModelError, match="create the bundle again"):
         Preprocessing.from_dict(value)
 
 

@@ -1,6 +1,6 @@
 """Training curves: drawn where there is something to draw, complete, in one file each."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import BytesIO
 
 import numpy as np
@@ -16,7 +16,7 @@ from lookalike.training.train import train
 REPORT = TrainingReport(
     backbone="resnet50",
     options={},
-    recipe=Recipe(loss="arcface").to_dict(),
+    recipe=asdict(Recipe(loss="arcface")),
     recipe_name="transformer",
     family="cnn",
     precision="bfloat16",
