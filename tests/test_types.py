@@ -46,7 +46,7 @@ def test_empty_embeddings_have_a_dimension() -> None:
         (("a", "b"), ROWS.astype(np.float64), "vectors", ("float32", "(n, dim)", "float64", "(2, 2)")),
         (("a",), ROWS[0], "vectors", ("float32", "(2,)")),
         (("a", "b"), ROWS.tolist(), "vectors", ("float32", "list")),
-        (("a",), ROWS, "ids", ("1 ids", "2 rows")),
+        (("a",), ROWS, "ids", ("1 ids", "2 vectors")),
         ("ab", ROWS, "ids", ("'ab'",)),
         ((1, 2), ROWS, "ids", ("strings", "1")),
         (("a", "a"), ROWS, "ids", ("duplicate", "'a'")),
