@@ -35,7 +35,7 @@ COMMANDS = {
 
 RUN_AGAIN = "interrupted; run the same command again."
 RESUMES = "interrupted; run the same command again to resume."
-RESUMES_WITH_FLAG = "interrupted; run the same command again with --resume to resume."
+RESUMES_WITH_FLAG = "interrupted; run the same command again with --resume to continue."
 
 
 class CommandError(Exception):
