@@ -19,6 +19,7 @@ from lookalike.api.search import load_index, search
 from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, MissingExtra, ModelError, OptionError, StorageError
+from lookalike.models import pipeline
 from lookalike.models.bundle import describe_encoder, read_bundle_info, save_bundle
 from lookalike.models.info import TrainingData
 from lookalike.progress import SILENT
@@ -207,7 +208,7 @@ def test_a_graph_with_other_embeddings_is_refused(bundle, exported_copy, make_tr
 def test_int8_is_calibrated_on_training_images(bundle, data_folder_original, tmp_path, monkeypatch):
     pytest.importorskip("nncf")
     decoded = set()
-    decode = export_module.decode
+    decode = pipeline.decode
 
     def decode_and_record(item, *args):
         decoded.add(item.id)
@@ -216,7 +217,7 @@ def test_int8_is_calibrated_on_training_images(bundle, data_folder_original, tmp
     def stop(*_, calibration, **__):
         raise ModelError(f"{len(calibration)} images")
 
-    monkeypatch.setattr(export_module, "decode", decode_and_record)
+    monkeypatch.setattr(pipeline, "decode", decode_and_record)
     monkeypatch.setattr(export_module, "write_graph", stop)
     error = refused(ModelError, bundle, out=tmp_path / "fast", precision="int8", data=data_folder_original)
     data = load_dataset(data_folder_original)

@@ -18,7 +18,7 @@ from lookalike.errors import DataError, MissingExtra, OptionError, renamed_argum
 from lookalike.models.bundle import describe_encoder, find_bundle, load_training_splits, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BundleInfo, GraphInfo
-from lookalike.models.pipeline import decode, map_ahead
+from lookalike.models.pipeline import decode_batches
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes import onnx, openvino
 from lookalike.runtimes.graphs import GRAPH_RUNTIMES, ExportedBackbone, write_graph
@@ -206,12 +206,11 @@ def _read_images(
     member: Encoder, items: Sequence[Item], skipped: list[Skipped], progress: Progress, task: str
 ) -> list[Pixels]:
     """Return what an encoder's backbone receives of the images that can be read; add the others to `skipped`."""
-    preprocessing = member.preprocessing
     pixels: list[Pixels] = []
-    for batch in map_ahead([items], lambda i: preprocessing.pixels(decode(i, [preprocessing.min_side])[0]), 16):
-        pixels += [result for _, result in batch if not isinstance(result, Skipped)]
-        skipped += [result for _, result in batch if isinstance(result, Skipped)]
-        progress.step(task, len(pixels), len(items))
+    for batch in decode_batches([items], [member.preprocessing]):
+        pixels.extend(batch.pixels[0] if batch.pixels else ())
+        skipped += batch.skipped
+        progress.step(task, batch.done, len(items))
     if not pixels:
         raise DataError(
             f"none of the {len(items)} images for {task} can be read; run 'lookalike check'.", argument="data"
