@@ -127,8 +127,8 @@ def ours(options: dict[str, Any], backbone: str, batch_size: int) -> Training:
     from lookalike.models.heads import random_head
     from lookalike.training.config import TrainingOptions
     from lookalike.training.distributed import SINGLE_PROCESS
-    from lookalike.training.state import LossModule, Trainer, resolve_precision
     from lookalike.training.train_backbone import fresh_encoder
+    from lookalike.training.trainer import LossModule, Trainer, resolve_precision
 
     encoder, recipe = fresh_encoder(backbone, "none", TrainingOptions(batch_size=batch_size, **options), unseen=False)
     encoder.set_head(random_head(encoder.features_width))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lookalike import _system
-from lookalike._system import cache_folder, cpu_count, cpu_flags, cpu_name, first_line, installed_versions
+from lookalike._system import cache_folder, cpu_count, cpu_flags, cpu_name, installed_versions
 
 CPUINFO = """processor : 0
 model name : Example CPU 9000
@@ -68,9 +68,3 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_installed_versions_skip_missing_packages() -> None:
     assert installed_versions("numpy", "not-a-package") == {"numpy": importlib.metadata.version("numpy")}
-
-
-def test_the_first_line_of_an_error() -> None:
-    assert first_line(ValueError("one.\ntwo")) == "ValueError: one"
-    assert first_line(KeyError()) == "KeyError"
-    assert len(first_line(ValueError("x" * 500))) == len("ValueError: ") + 160

@@ -77,9 +77,3 @@ def installed_versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def first_line(error: BaseException) -> str:
-    """Return the type of an error and the first line of its text, without a full stop."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')[:160]}" if lines else type(error).__name__

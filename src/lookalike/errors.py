@@ -34,6 +34,12 @@ class LookalikeError(Exception):
         self.argument = argument
 
 
+def describe_error(error: BaseException) -> str:
+    """Return the type of an error and the first line of its text, without a full stop."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')[:160]}" if lines else type(error).__name__
+
+
 @contextlib.contextmanager
 def renamed_argument(name: str, *inner: str) -> Iterator[None]:
     """Give errors that concern one of the `inner` arguments the name that the caller's own argument has."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from lookalike.benchmark.candidates import bundle_candidate, joint_state, make_candidates, make_ensembles
+from lookalike.benchmark.candidates import bundle_candidate, make_candidates, make_ensembles
 from lookalike.errors import OptionError
 from lookalike.models.info import TrainingReport
 from lookalike.training.refit import refit
@@ -132,9 +132,3 @@ def test_candidates_and_ensembles_of_a_spec(make_spec, finished_copy):
     assert make_ensembles(exported) == []  # no bundle can hold both
     wider = [others[0], replace(others[1], dim=768)]
     assert [(e.combination, e.dim) for e in make_ensembles(wider)] == [("concat", 512 + 768)]
-
-
-def test_joint_state_of_several_members():
-    assert joint_state({"frozen"}) == "frozen"
-    assert joint_state({"frozen", "fine-tuned"}) == "fine-tuned"
-    assert joint_state({"frozen", "fine-tuned", "untrained"}) == "untrained"

@@ -15,14 +15,14 @@ from lookalike.api.export import export
 from lookalike.data.images import read_image
 from lookalike.errors import ModelError
 from lookalike.models.bundle import save_bundle
-from lookalike.models.encoder import MIN_COSINE, AnyEncoder, Encoder
+from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.models.pipeline import File, as_sources
 from lookalike.models.torch_backbone import has_bfloat16
 from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.runtimes import onnx, openvino
 from lookalike.runtimes.fit import fit_encoder
-from lookalike.runtimes.select import with_runtime
+from lookalike.runtimes.select import MIN_COSINE, with_runtime
 from lookalike.types import Pixels
 
 MANY = 40  # images: more than are computed one batch at a time

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lookalike.data.dataset import Dataset, Split
-from lookalike.data.layouts import load_dataset, walk_images
+from lookalike.data.layouts import load_data_as_trained, load_dataset, walk_images
 from lookalike.errors import DataError, MissingExtra
 from lookalike.types import Skipped
 
@@ -455,3 +455,14 @@ def test_a_link_to_another_folder_is_followed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "link").symlink_to(tmp_path / "other")
     assert find_images(tmp_path / "images") == ([tmp_path / "images/link/1.jpg"], [])
+
+
+def test_class_folders_are_split_as_for_the_training(data_folder):
+    """With another seed, `evaluate` on class folders would meet training images."""
+    class_folders = data_folder / "training"
+    options = {"seed": 3, "class_disjoint": True}
+    split = load_data_as_trained(class_folders, options)
+    assert split.items == load_dataset(class_folders, **options).items
+    assert split.items != load_dataset(class_folders).items
+    assert load_data_as_trained(class_folders, {}).items == load_dataset(class_folders).items
+    assert load_data_as_trained(split, {}) is split

@@ -11,15 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lookalike.data.layouts import load_dataset
 from lookalike.errors import ModelError, StorageError
 from lookalike.models import bundle as bundle_module
 from lookalike.models.bundle import (
-    backbone_weights,
+    WEIGHTS_FILE,
+    WeightsFile,
     describe_encoder,
     find_bundle,
     is_bundle,
-    load_data_as_trained,
     read_bundle_info,
     save_bundle,
 )
@@ -122,7 +121,7 @@ def test_the_preprocessing_is_saved(make_trainable, image_files, tmp_path):
 
 
 def test_scalars_keep_their_shape(bundle):
-    weights = backbone_weights(bundle, 0).read()
+    weights = WeightsFile(bundle / WEIGHTS_FILE, "members.0.backbone.").read()
     assert {array.shape for name, array in weights.items() if name.endswith("num_batches_tracked")} == {()}
 
 
@@ -332,17 +331,3 @@ def test_a_file_in_the_place_of_a_parent_folder(make_trainable, tmp_path):
     with pytest.raises(StorageError, match="file is not a folder"):
         save_bundle(make_trainable().freeze(), tmp_path / "file" / "model")
     assert (tmp_path / "file").read_text() == "mine"
-
-
-# ---------------------------------------------------------------- data
-
-
-def test_class_folders_are_split_as_for_the_training(data_folder):
-    """With another seed, `evaluate` on class folders would meet training images."""
-    class_folders = data_folder / "training"
-    options = {"seed": 3, "class_disjoint": True}
-    split = load_data_as_trained(class_folders, options)
-    assert split.items == load_dataset(class_folders, **options).items
-    assert split.items != load_dataset(class_folders).items
-    assert load_data_as_trained(class_folders, {}).items == load_dataset(class_folders).items
-    assert load_data_as_trained(split, {}) is split

@@ -20,6 +20,7 @@ from lookalike.models.info import (
     StageMeasures,
     TrainingData,
     TrainingReport,
+    joint_state,
 )
 from lookalike.models.preprocessing import Preprocessing
 
@@ -130,3 +131,9 @@ def test_best_epoch(report):
 def test_measures_as_text():
     assert str(StageMeasures(0.5, 0.25)) == "frozen 0.5000, head 0.2500"
     assert str(StageMeasures(0.5, 0.25, 1.0, 0.0)).endswith("fine-tuned 1.0000, selected 0.0000")
+
+
+def test_joint_state_of_several_members():
+    assert joint_state({"frozen"}) == "frozen"
+    assert joint_state({"frozen", "fine-tuned"}) == "fine-tuned"
+    assert joint_state({"frozen", "fine-tuned", "untrained"}) == "untrained"

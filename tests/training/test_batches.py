@@ -8,7 +8,7 @@ from PIL import Image
 
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.models.trainable import build_trainable
-from lookalike.training.batches import _random_crop, epoch_order, random_view, training_preprocessing, turns
+from lookalike.training.batches import _random_crop, epoch_order, random_view, repetitions, training_preprocessing
 from lookalike.training.config import Recipe
 
 P = Preprocessing(48, 64)
@@ -131,8 +131,8 @@ def test_shuffled_order_contains_every_image_once():
     assert sorted(epoch_order(LONG_TAIL, Recipe(sampler="shuffled"), seed=0, epoch=0)) == list(range(100))
 
 
-def test_turns_count_earlier_occurrences():
-    assert turns(np.array([4, 2, 4, 4, 0, 2])).tolist() == [0, 0, 1, 2, 0, 1]
+def test_repetitions_count_earlier_occurrences():
+    assert repetitions(np.array([4, 2, 4, 4, 0, 2])).tolist() == [0, 0, 1, 2, 0, 1]
 
 
 def test_pk_batches_have_p_classes_with_k_images():

@@ -8,8 +8,8 @@ from lookalike.models.info import StageMeasures
 from lookalike.progress import SILENT
 from lookalike.runtimes.fit import fit_encoder
 from lookalike.training.context import TrainingContext
-from lookalike.training.state import resolve_precision
 from lookalike.training.train_backbone import train_backbone
+from lookalike.training.trainer import resolve_precision
 
 SMALL = "test_efficientnet"
 

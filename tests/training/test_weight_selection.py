@@ -90,7 +90,7 @@ class ScriptedContext:
         self.weights.append(encoder.state()["head.linear.bias"][0].item())
         return next(self.values)
 
-    def measure_heads(self, _encoder):
+    def make_head_measure(self, _encoder):
         return lambda: next(self.values)
 
     def current_features(self, encoder, items, task):

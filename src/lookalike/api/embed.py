@@ -12,7 +12,7 @@ from typing import Any
 from lookalike._files import file_digest, new_folder, require_free, require_writable
 from lookalike._strings import PackedStrings
 from lookalike.data.layouts import load_dataset, may_be_folder, require_folder, skipped_suffix, walk_images
-from lookalike.embeddings.embed_folder import embed_folder, require_same_model
+from lookalike.embeddings.embed_folder import embed_folder, started_shard_size
 from lookalike.embeddings.folder import (
     is_embeddings,
     is_unfinished,
@@ -38,7 +38,7 @@ from lookalike.models.pipeline import Files, Source
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.fit import fit_pretrained
-from lookalike.runtimes.load import WeightsOption, load_encoder, weights_of
+from lookalike.runtimes.load import WeightsOption, load_encoder, pair_weights
 from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
 
@@ -160,7 +160,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
                 argument="runtime",
             )
         with renamed_argument("images", "path"):
-            _require_same_model(model, images)
+            _require_model_of(model, images)
             return _write_index(images, {}, out, budget, replace=replace, progress=progress)
     gallery = _images_to_index(images, progress)
     if model is None:
@@ -176,7 +176,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
 
 
 @dataclass(frozen=True)
-class Gallery:
+class _Images:
     """The images of a folder that are embedded."""
 
     sources: Sequence[Source]
@@ -194,7 +194,7 @@ def _folder(images: Path | str) -> Path:
     return Path(images)
 
 
-def _images_to_index(folder: Path, progress: Progress) -> Gallery:
+def _images_to_index(folder: Path, progress: Progress) -> _Images:
     """Find the images to index: the gallery of a data set, else every image in the folder."""
     has_manifest = any((folder / name).is_file() for name in ("manifest.csv", "manifest.parquet"))
     if has_manifest or (may_be_folder(folder / "training") and may_be_folder(folder / "test" / "gallery")):
@@ -207,13 +207,13 @@ def _images_to_index(folder: Path, progress: Progress) -> Gallery:
                     f"its {others} training and query images are not"
                 )
             metadata = {item.id: item.metadata for item in data.gallery if item.metadata}
-            return Gallery(data.gallery, data.training or data.gallery, metadata, data.skipped)
+            return _Images(data.gallery, data.training or data.gallery, metadata, data.skipped)
         if data.skipped:
             raise DataError(f"{folder} has no gallery image to index{skipped_suffix(data.skipped)}.", argument="images")
     return _all_images(folder)
 
 
-def _all_images(folder: Path) -> Gallery:
+def _all_images(folder: Path) -> _Images:
     """Find every image in a folder, recursively; ids are paths relative to it, with forward slashes."""
     require_folder(folder, "images")
     skipped: list[Skipped] = []
@@ -227,7 +227,7 @@ def _all_images(folder: Path) -> Gallery:
             argument="images",
         )
     sources = Files(folder, names)
-    return Gallery(sources, sources, {}, tuple(skipped))
+    return _Images(sources, sources, {}, tuple(skipped))
 
 
 def _refuse_output(folder: Path) -> None:
@@ -244,7 +244,7 @@ def _refuse_output(folder: Path) -> None:
 
 
 def _embed_images(
-    gallery: Gallery,
+    gallery: _Images,
     model: AnyEncoder | Path | str,
     out: Path,
     weights: WeightsOption,
@@ -262,7 +262,7 @@ def _embed_images(
         encoder, info = load_encoder(bundle), dataclasses.replace(read_bundle_info(bundle), request={})
     else:
         names = str(model).split("+")
-        files = [weights_of(weights, name) for name in names]
+        files = [file for _, file in pair_weights(names, weights)]
         digests = [file_digest(Path(file)) if Path(file).is_file() else str(file) for file in files]
         request = {"backbones": names, "weights": digests}
         stored = _stored_model(out, str(model), request)
@@ -281,7 +281,7 @@ def _embed_images(
             stored = fitted.encoder, describe_encoder(fitted.encoder, request=request)
         encoder, info = stored
     if fitted is None:
-        require_same_model(out, encoder)  # before runtimes are timed
+        started_shard_size(out, encoder)  # before runtimes are timed
         encoder = with_runtime(encoder, runtime, precision)
     skipped = [*gallery.skipped, *(fitted.skipped if fitted else ())]
     if skipped:
@@ -326,7 +326,7 @@ def _stored_model(out: Path, name: str, request: Mapping[str, Any]) -> tuple[Any
     return stored
 
 
-def _require_same_model(model: AnyEncoder | Path | str | None, folder: Path) -> None:
+def _require_model_of(model: AnyEncoder | Path | str | None, folder: Path) -> None:
     """Refuse embeddings of another model; a backbone's name means the model that it led to then."""
     if model is None:
         return

@@ -10,13 +10,13 @@ import numpy as np
 
 from lookalike._files import require_free
 from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
-from lookalike.data.layouts import skipped_suffix
+from lookalike.data.layouts import load_data_as_trained, skipped_suffix
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure, parse_measures
 from lookalike.evaluation.submission import Submission, submission_format
 from lookalike.index.index import Index
-from lookalike.models.bundle import find_bundle, load_data_as_trained, read_bundle_info
+from lookalike.models.bundle import find_bundle, read_bundle_info
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress

@@ -14,8 +14,9 @@ from lookalike._files import digest, file_digest, require_free
 from lookalike._system import installed_versions
 from lookalike.api.parity import ComparedMeasures, Parity, compare_embeddings, compare_measures, generated_images
 from lookalike.data.dataset import Dataset, Item, sample_evenly
+from lookalike.data.layouts import load_training_splits
 from lookalike.errors import DataError, MissingExtra, OptionError, renamed_argument
-from lookalike.models.bundle import describe_encoder, find_bundle, load_training_splits, read_bundle_info, save_bundle
+from lookalike.models.bundle import describe_encoder, find_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BundleInfo, GraphInfo
 from lookalike.models.pipeline import decode_batches

@@ -14,9 +14,10 @@ from lookalike.errors import ModelError
 from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
 from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.evaluation.measures import Measure
-from lookalike.models.encoder import MIN_COSINE, AnyEncoder, Encoder
+from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.progress import SILENT, Progress
 from lookalike.runtimes.graphs import SINGLE_MAX
+from lookalike.runtimes.select import MIN_COSINE
 from lookalike.types import Pixels, Skipped
 
 MEASURES = ("precision@3", "hit@1", "map@r")
@@ -62,7 +63,8 @@ class Parity:
         if changes:
             text += f"; on {self.validation_images} validation images {', '.join(changes)}"
         if self.loss is not None:
-            text += f" ({self.loss.difference:.2f} points lost, from {self.loss.low:.2f} to {self.loss.high:.2f})"
+            loss = self.loss
+            text += f" (a loss of {loss.difference:.2f} points, 95 % interval {loss.low:.2f} to {loss.high:.2f})"
         return text
 
     def require(self, precision: str, tolerance: float, skipped: Sequence[Skipped] = ()) -> None:

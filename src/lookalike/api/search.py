@@ -207,7 +207,7 @@ def _write_page(path: Path, hits: Hits, queries: Mapping[str, Source], item_path
         for query in hits
     ]
     page = page_environment().get_template("search.html.j2")
-    write_text(path, page.render(title="Hits", queries=page_queries, top_k=hits.ids.shape[1]))
+    write_text(path, page.render(title="Search results", queries=page_queries, top_k=hits.ids.shape[1]))
 
 
 def query_id(path: Path, index: Index) -> str:

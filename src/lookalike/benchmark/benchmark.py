@@ -32,10 +32,11 @@ from lookalike.benchmark.spec import BenchmarkSpec, check_candidates, lock_or_ve
 from lookalike.benchmark.trial import Trial
 from lookalike.data.dataset import Dataset
 from lookalike.data.duplicates import require_no_leaks
+from lookalike.data.layouts import load_training_splits
 from lookalike.data.samples import DESCRIPTION, is_demo_folder, write_demo_images
 from lookalike.errors import DataError, StorageError
 from lookalike.evaluation.measures import Measure
-from lookalike.models.bundle import is_bundle, load_training_splits
+from lookalike.models.bundle import is_bundle
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.load import WeightsOption

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -18,7 +18,7 @@ from lookalike.errors import DataError, OptionError
 from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import COMBINATIONS, SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble, combine
 from lookalike.models.heads import fit_alignment, pca_head
-from lookalike.models.info import Adaptation, BundleInfo, EncoderInfo, TrainingState
+from lookalike.models.info import Adaptation, BundleInfo, EncoderInfo, TrainingState, joint_state
 from lookalike.models.registry import NONE
 from lookalike.runtimes.fit import compute_features
 from lookalike.runtimes.load import load_bundle, load_pretrained
@@ -118,11 +118,6 @@ class EnsembleCandidate:
 
 
 AnyCandidate = Candidate | EnsembleCandidate
-
-
-def joint_state(states: Collection[TrainingState]) -> TrainingState:
-    """Return the state of an ensemble of members with these states."""
-    return "untrained" if "untrained" in states else "fine-tuned" if "fine-tuned" in states else "frozen"
 
 
 def make_candidates(spec: BenchmarkSpec) -> list[Candidate]:

@@ -18,7 +18,7 @@ from lookalike.evaluation.measures import Measure
 from lookalike.models.info import TRAINING_STATES, TrainingState
 from lookalike.models.registry import NONE, find_backbone
 from lookalike.progress import Progress
-from lookalike.runtimes.load import WeightsOption, load_bundle, weights_of
+from lookalike.runtimes.load import WeightsOption, load_bundle, pair_weights
 from lookalike.training.config import TrainingOptions
 from lookalike.training.tracking import NO_TRACKER, RunTracker
 
@@ -85,7 +85,7 @@ def check_candidates(
     with renamed_argument("backbones", "backbone"):
         for backbone in backbones:
             find_backbone(backbone)
-    by_backbone = {b: weights_of(weights, b) for b in backbones}
+    by_backbone = dict(pair_weights(backbones, weights))
     finetuned = frozenset(finetune if not isinstance(finetune, bool) else backbones if finetune else ())
     trained = []
     for folder in folders:

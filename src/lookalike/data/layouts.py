@@ -12,12 +12,13 @@ from __future__ import annotations
 import csv
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from lookalike.data.dataset import Dataset, Item, Split, sort_items, split_classes
+from lookalike.data.dataset import Dataset, Item, Split, sort_items, split_classes, with_validation
 from lookalike.data.images import is_image_name
 from lookalike.errors import DataError, MissingExtra
 from lookalike.progress import count_noun
@@ -80,6 +81,22 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
         )
     unlabelled = tuple(_item(root, path, None, Split.GALLERY) for path in paths)
     return Dataset(root, "images without labels", unlabelled, notes, tuple(skipped))
+
+
+def load_data_as_trained(data: Dataset | Path | str, options: Mapping[str, Any]) -> Dataset:
+    """Load a data folder, class folders split as these training options say; a loaded data set is returned.
+
+    Class folders are split each time they are loaded: by another seed a model would meet its training images.
+    """
+    if isinstance(data, Dataset):
+        return data
+    return load_dataset(data, seed=int(options.get("seed", 0)), class_disjoint=bool(options.get("class_disjoint")))
+
+
+def load_training_splits(data: Dataset | Path | str, options: Mapping[str, Any]) -> Dataset:
+    """Load data with the training and validation splits that these training options lead to."""
+    loaded = load_data_as_trained(data, options)
+    return with_validation(loaded, seed=int(options.get("seed", 0)), class_disjoint=options.get("class_disjoint"))
 
 
 def _error(message: str) -> DataError:

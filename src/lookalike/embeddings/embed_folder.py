@@ -97,7 +97,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
 
     """
     _require_images(sources, shard_size)
-    size = require_same_model(out, encoder) or shard_size
+    size = started_shard_size(out, encoder) or shard_size
     finished = read_embeddings_info(out) if is_embeddings(out) else None
     shards = _split_into_shards(sources, size, {shard.first for shard in finished.shards} if finished else ())
     keys = [sources_digest(encoder.fingerprint, shard) for shard in shards]
@@ -135,7 +135,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     return embeddings
 
 
-def require_same_model(out: Path, encoder: AnyEncoder) -> int | None:
+def started_shard_size(out: Path, encoder: AnyEncoder) -> int | None:
     """Refuse a folder that holds something else; return the shard size that it was started with, if it was."""
     run = read_run(out)
     if run is None:

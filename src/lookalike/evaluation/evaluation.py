@@ -137,8 +137,8 @@ class Evaluation:
         """Return a sentence about the excluded queries, empty if there are none."""
         if not self.excluded:
             return ""
-        lonely = len(self.excluded) - len(self.unlabelled)
-        reasons = [f"{lonely} with nothing relevant in the gallery"] if lonely else []
+        unmatched = len(self.excluded) - len(self.unlabelled)
+        reasons = [f"{unmatched} with nothing relevant in the gallery"] if unmatched else []
         reasons += [f"{len(self.unlabelled)} without a label"] if self.unlabelled else []
         total = len(self.excluded) + len(self)
         return f"{len(self.excluded)} of {total} queries excluded: {', '.join(reasons)} (first: {self.excluded[0]})."

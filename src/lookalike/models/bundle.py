@@ -18,8 +18,6 @@ import numpy as np
 
 from lookalike._files import digest, file_digest, new_folder, read_json, write_json
 from lookalike._system import installed_versions
-from lookalike.data.dataset import Dataset, with_validation
-from lookalike.data.layouts import load_dataset
 from lookalike.errors import LookalikeError, ModelError, StorageError
 from lookalike.models.encoder import AnyEncoder, Ensemble
 from lookalike.models.heads import Head
@@ -189,11 +187,6 @@ def checked_graph_file(folder: Path, info: EncoderInfo) -> Path:
     return folder / next(iter(graph.digests))
 
 
-def backbone_weights(bundle: Path, number: int) -> WeightsFile:
-    """Return where a bundle keeps the weights of a member's backbone."""
-    return WeightsFile(bundle / WEIGHTS_FILE, f"members.{number}.backbone.")
-
-
 def read_head(bundle: Path, number: int, info: EncoderInfo) -> Head:
     """Read the head of a member; raise `ModelError` if it was changed after it was saved."""
     tensors = WeightsFile(bundle / WEIGHTS_FILE, f"members.{number}.head.").read()
@@ -214,19 +207,3 @@ def read_alignments(bundle: Path, count: int) -> tuple[Vectors | None, ...]:
         return (None,) * count
     tensors = WeightsFile(bundle / WEIGHTS_FILE, "members.").read(".alignment")
     return tuple(tensors.get(f"{number}.alignment") for number in range(count))
-
-
-def load_data_as_trained(data: Dataset | Path | str, options: Mapping[str, Any]) -> Dataset:
-    """Load a data folder, class folders split as these training options say; a loaded data set is returned.
-
-    Class folders are split each time they are loaded: by another seed a model would meet its training images.
-    """
-    if isinstance(data, Dataset):
-        return data
-    return load_dataset(data, seed=int(options.get("seed", 0)), class_disjoint=bool(options.get("class_disjoint")))
-
-
-def load_training_splits(data: Dataset | Path | str, options: Mapping[str, Any]) -> Dataset:
-    """Load data with the training and validation splits that these training options lead to."""
-    loaded = load_data_as_trained(data, options)
-    return with_validation(loaded, seed=int(options.get("seed", 0)), class_disjoint=options.get("class_disjoint"))

@@ -16,7 +16,7 @@ from lookalike._files import digest
 from lookalike.data.dataset import sample_evenly
 from lookalike.errors import ModelError, OptionError
 from lookalike.models.heads import Head
-from lookalike.models.info import FINE_TUNED, EncoderInfo, TrainingState
+from lookalike.models.info import EncoderInfo, TrainingState, joint_state
 from lookalike.models.pipeline import Backbone, ImageInput, Source, as_sources, run_backbones
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress, resolve_progress
@@ -27,9 +27,6 @@ COMBINATIONS = {
     "average": "average, normalise",
     "concat": "concatenate, normalise; the dimensions add up",
 }
-# the smallest cosine to torch's float32 embedding of the same image that a precision may have
-MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
-
 SAMPLE_SIZE = 48  # images that a runtime is selected with
 _GROUP_SIZE = 512
 
@@ -202,9 +199,8 @@ class Ensemble:
 
     @property
     def state(self) -> TrainingState:
-        """Fine-tuned if any member is, else the state of the first."""
-        states = [member.state for member in self.members]
-        return FINE_TUNED if FINE_TUNED in states else states[0]
+        """Untrained if any member is, else fine-tuned if any is, else frozen."""
+        return joint_state({member.state for member in self.members})
 
     @property
     def runtime(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
@@ -25,6 +25,11 @@ UNTRAINED: TrainingState = "untrained"
 FROZEN: TrainingState = "frozen"
 FINE_TUNED: TrainingState = "fine-tuned"
 TRAINING_STATES = (UNTRAINED, FROZEN, FINE_TUNED)
+
+
+def joint_state(states: Collection[TrainingState]) -> TrainingState:
+    """Return the state of an ensemble of members with these states."""
+    return UNTRAINED if UNTRAINED in states else FINE_TUNED if FINE_TUNED in states else FROZEN
 
 
 @dataclass(frozen=True)

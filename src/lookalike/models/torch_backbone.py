@@ -111,11 +111,8 @@ def _mean_and_std(
 
 def default_device() -> torch.device:
     """Return the first accelerator, else the CPU."""
-    if torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
-        if device is not None:
-            return device
-    return torch.device("cpu")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device or torch.device("cpu")
 
 
 def device_name() -> str:

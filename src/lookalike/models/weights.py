@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lookalike._system import first_line
-from lookalike.errors import ModelError, WeightsUnavailable
+from lookalike.errors import ModelError, WeightsUnavailable, describe_error
 from lookalike.models.adapt import drop_unread_tokens
 from lookalike.models.registry import NONE, PRETRAINED, BackboneRow, cached_hub_file
 
@@ -119,7 +118,7 @@ def _from_hub(row: BackboneRow) -> nn.Module:
         if not cause:
             return _create(row, pretrained=True)
     except Exception as error:  # the hub's client raises a dozen kinds, by version
-        cause = first_line(error)
+        cause = describe_error(error)
     raise WeightsUnavailable(
         f"the pretrained weights of {row.name} could not be fetched from the model hub ({cause}); {alternatives}.",
         argument="weights",
@@ -138,7 +137,7 @@ def _hub_error() -> str:
     try:
         get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_SECONDS)
     except Exception as error:  # the client's and its transport's kinds, by version
-        return first_line(error)
+        return describe_error(error)
     return ""
 
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from lookalike._files import digest
-from lookalike._system import first_line
-from lookalike.errors import LookalikeError, MissingExtra, ModelError
+from lookalike.errors import LookalikeError, MissingExtra, ModelError, describe_error
 from lookalike.models.heads import Head
 from lookalike.models.info import BackboneInfo, EncoderInfo
 from lookalike.models.pipeline import Backbone, Source
@@ -205,7 +204,9 @@ def write_graph(
     except (OSError, LookalikeError):
         raise
     except Exception as error:  # torch and the converters raise various errors for an unsupported operation
-        raise ModelError(f"{backbone.info.name} cannot be converted for {runtime} ({first_line(error)}).") from error
+        raise ModelError(
+            f"{backbone.info.name} cannot be converted for {runtime} ({describe_error(error)})."
+        ) from error
 
 
 def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer: bool) -> Any:

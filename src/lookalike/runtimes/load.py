@@ -13,8 +13,8 @@ import numpy as np
 from lookalike.errors import LookalikeError, ModelError, OptionError, renamed_argument
 from lookalike.models.bundle import (
     BUNDLE_FILE,
+    WEIGHTS_FILE,
     WeightsFile,
-    backbone_weights,
     checked_graph_file,
     find_bundle,
     read_alignments,
@@ -80,7 +80,8 @@ def load_bundle(path: Path) -> AnyEncoder:
     members: list[Encoder] = []
     for number, member in enumerate(info.members):
         if member.graph is None:
-            backbone = AutoBackbone(member.backbone, StoredWeights(member.backbone, backbone_weights(path, number)))
+            weights = WeightsFile(path / WEIGHTS_FILE, f"members.{number}.backbone.")
+            backbone = AutoBackbone(member.backbone, StoredWeights(member.backbone, weights))
             members.append(Encoder(member, backbone, read_head(path, number, member)))
         else:
             members.append(Encoder(member, ExportedBackbone(member, checked_graph_file(path, member)), None))
@@ -132,15 +133,10 @@ def load_pretrained(
     name: str, weights: WeightsOption = PRETRAINED, *, seed: int = 0
 ) -> list[tuple[AutoBackbone, TrainingState]]:
     """Load backbones by name, joined by `+`, each with its state (untrained or frozen); without torch where cached."""
-    names = _split_names(name)
-    unknown = [key for key in weights if key not in names] if isinstance(weights, Mapping) else []
-    if unknown:
-        raise OptionError(
-            f"`weights` names {unknown[0]!r}, which is not among the backbones {', '.join(names)}.", argument="weights"
-        )
-    caches = [PretrainedCache(n, str(weights_of(weights, n)), seed) for n in names]
-    _require_backbones(name, [n for n, cache in zip(names, caches, strict=True) if cache.load() is None])
-    return [_load_backbone(n, weights_of(weights, n), seed, cache) for n, cache in zip(names, caches, strict=True)]
+    pairs = pair_weights(_split_names(name), weights)
+    caches = [PretrainedCache(n, str(source), seed) for n, source in pairs]
+    _require_backbones(name, [n for (n, _), cache in zip(pairs, caches, strict=True) if cache.load() is None])
+    return [_load_backbone(n, source, seed, cache) for (n, source), cache in zip(pairs, caches, strict=True)]
 
 
 def _load_backbone(
@@ -162,9 +158,15 @@ def _load_backbone(
     return AutoBackbone(info, StoredWeights(info, WeightsFile(file, ""), lambda: build()[0])), state
 
 
-def weights_of(weights: WeightsOption, name: str) -> str | Path:
-    """Return the value of the option `weights` for one backbone."""
-    return weights.get(name, PRETRAINED) if isinstance(weights, Mapping) else weights
+def pair_weights(names: Sequence[str], weights: WeightsOption) -> list[tuple[str, str | Path]]:
+    """Return each backbone with its weights; raise `OptionError` if `weights` names another one."""
+    by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
+    unknown = [name for name in by_name if name not in names]
+    if unknown:
+        raise OptionError(
+            f"`weights` names {unknown[0]!r}, which is not among the backbones {', '.join(names)}.", argument="weights"
+        )
+    return [(name, by_name.get(name, PRETRAINED)) for name in names]
 
 
 def _split_names(text: str) -> list[str]:

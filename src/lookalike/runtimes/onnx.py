@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lookalike._system import cpu_count, first_line
-from lookalike.errors import MissingExtra, ModelError
+from lookalike._system import cpu_count
+from lookalike.errors import MissingExtra, ModelError, describe_error
 from lookalike.types import Pixels, Vectors
 
 RUNTIME = "onnxruntime"
@@ -53,7 +53,9 @@ class OnnxRunner:
             options.intra_op_num_threads = cpu_count()
             self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no other common base
-            raise ModelError(f"{file} is missing or damaged ({first_line(error)}); export the model again.") from error
+            raise ModelError(
+                f"{file} is missing or damaged ({describe_error(error)}); export the model again."
+            ) from error
         self._input = self._session.get_inputs()[0].name
         self.width = int(self._session.get_outputs()[0].shape[1])
 
@@ -62,7 +64,7 @@ class OnnxRunner:
         try:
             rows: Vectors = self._session.run(None, {self._input: pixels})[0]
         except Exception as error:  # as above
-            raise ModelError(f"ONNX Runtime cannot compute these images ({first_line(error)}).") from error
+            raise ModelError(f"ONNX Runtime cannot compute these images ({describe_error(error)}).") from error
         return lambda: rows
 
 

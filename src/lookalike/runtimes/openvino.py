@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from lookalike._system import cpu_count, first_line
-from lookalike.errors import ModelError
+from lookalike._system import cpu_count
+from lookalike.errors import ModelError, describe_error
 from lookalike.types import Pixels, Vectors
 
 RUNTIME = "openvino"
@@ -149,7 +149,7 @@ def compile_graph(model: Path | Any, precision: str, *, throughput: bool) -> Ope
             graph.reshape([BATCH_SIZE, *graph.inputs[0].partial_shape[1:]])
         compiled = core.compile_model(graph, "CPU", _config(precision, throughput=throughput))
     except RuntimeError as error:
-        raise ModelError(f"{model} is missing or damaged ({first_line(error)}); export the model again.") from error
+        raise ModelError(f"{model} is missing or damaged ({describe_error(error)}); export the model again.") from error
     return OpenVINORunner(compiled, throughput=throughput)
 
 
@@ -158,7 +158,7 @@ def load_compiled(blob: bytes, precision: str, *, throughput: bool) -> OpenVINOR
     try:
         compiled = import_openvino().Core().import_model(blob, "CPU", _config(precision, throughput=throughput))
     except RuntimeError as error:
-        raise ModelError(f"the compiled graph cannot be loaded ({first_line(error)}).") from error
+        raise ModelError(f"the compiled graph cannot be loaded ({describe_error(error)}).") from error
     return OpenVINORunner(compiled, throughput=throughput)
 
 

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from lookalike._system import first_line
-from lookalike.errors import MissingExtra, ModelError, OptionError, StorageError, UnreadableImage
-from lookalike.models.encoder import MIN_COSINE, AnyEncoder, Encoder, Ensemble
+from lookalike.errors import MissingExtra, ModelError, OptionError, StorageError, UnreadableImage, describe_error
+from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BackboneInfo
 from lookalike.models.pipeline import Backbone, Source, decode
 from lookalike.models.preprocessing import Preprocessing
@@ -45,6 +44,10 @@ AUTO = "auto"
 TORCH = "torch"
 RUNTIMES = (AUTO, TORCH, *GRAPH_RUNTIMES)
 PRECISIONS = (AUTO, "float32", "bfloat16")
+# the smallest cosine to torch's float32 embedding of the same image that a precision may have
+MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
+# the smallest cosine to torch's float32 embedding of the same image that a precision may have
+MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
 MIN_IMAGES = 400  # converting and timing take ten to twenty seconds: not for fewer images
 _TIMED_IMAGES = 24
 _TIMED_SECONDS = 0.5
@@ -267,7 +270,7 @@ class _Selection:
                 backbones.append(self.open(runtime, precision))
             except (ModelError, MissingExtra, StorageError) as error:
                 complete &= not isinstance(error, StorageError)
-                self.progress.info(f"{self.info.name}: {runtime} in {precision} is skipped: {first_line(error)}")
+                self.progress.info(f"{self.info.name}: {runtime} in {precision} is skipped: {describe_error(error)}")
         rounds = [[measure_rate(backbone, pixels) for backbone in backbones] for _ in range(_TIMED_ROUNDS)]
         self.progress.step("timing runtimes", len(options), len(options))
         rates = map(max, zip(*rounds, strict=True))

@@ -69,7 +69,7 @@ def _pk_order(targets: Indices, batch_size: int, per_class: int, generator: np.r
     return np.array(order[: len(targets)], dtype=np.int64)
 
 
-def turns(order: Indices) -> Indices:
+def repetitions(order: Indices) -> Indices:
     """Return for each position of an order how often its index occurred before."""
     counts: dict[int, int] = {}
     result = np.zeros(len(order), np.int64)
@@ -159,7 +159,7 @@ def iterate_batches(
     epoch: int,
 ) -> Iterator[Batch]:
     """Yield the batches of an epoch; a single process skips a batch with fewer than two readable images."""
-    positions = np.stack([order, turns(order)], axis=1)
+    positions = np.stack([order, repetitions(order)], axis=1)
     starts = range(0, len(order), recipe.batch_size)
     shards = [distributed.shard(positions[start : start + recipe.batch_size]) for start in starts]
     # a process without an image of the last batch takes part with a blank image that does not count

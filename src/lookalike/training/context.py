@@ -18,8 +18,8 @@ from lookalike.runtimes.fit import Features, compute_features, feature_backbone
 from lookalike.training.batches import Indices
 from lookalike.training.config import Recipe, TrainingOptions
 from lookalike.training.distributed import SINGLE_PROCESS, DistributedContext
-from lookalike.training.state import resolve_precision
 from lookalike.training.tracking import NO_TRACKER, RunTracker
+from lookalike.training.trainer import resolve_precision
 from lookalike.types import Embeddings
 
 
@@ -94,14 +94,14 @@ class TrainingContext:
         readable = tuple(i.id for i in items if i.id in rows)
         return Features(readable, np.stack([rows[i] for i in readable]), tuple(s for p in parts for s in p.skipped))
 
-    def measure_heads(self, encoder: TrainableEncoder, progress: Progress | None = None) -> Callable[[], float]:
+    def make_head_measure(self, encoder: TrainableEncoder, progress: Progress | None = None) -> Callable[[], float]:
         """Embed the validation images once; the returned function measures the encoder with its current head."""
         features = self.current_features(encoder, self.data.validation, "closed-form head, validation", progress)
         return lambda: self.distributed.broadcast_from_main(lambda: self.measure_head(encoder, features))
 
     def measure(self, encoder: TrainableEncoder) -> float:
         """Return the validation measure of the encoder's current weights."""
-        return self.measure_heads(encoder, SILENT)()
+        return self.make_head_measure(encoder, SILENT)()
 
     def measure_head(self, encoder: TrainableEncoder, features: Features) -> float:
         """Return the leave-one-out measure within the validation split from its features and the current head."""

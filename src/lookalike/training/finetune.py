@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from lookalike._files import write_file
 from lookalike.data.dataset import Item
-from lookalike.errors import ModelError
+from lookalike.errors import ModelError, StorageError
 from lookalike.models.info import EpochReport, LearningRates
 from lookalike.progress import SILENT, Progress
 from lookalike.training.batches import Indices, epoch_order, iterate_batches, training_preprocessing
-from lookalike.training.state import Trainer
+from lookalike.training.trainer import Trainer
 
+_CHECKPOINT = "checkpoint.pt"
 # number of steps over which the loss is averaged
 _WINDOW = 20
 # training has diverged when the average loss exceeds the first loss, or that of guessing, by this factor
@@ -84,6 +89,41 @@ class FinetuneState:
             return True
         measures = [e.measure for e in self.epochs if e.measure is not None]
         return bool(measures) and len(measures) - 1 - int(np.argmax(measures)) >= patience
+
+
+# ---------------------------------------------------------------- checkpoint
+
+
+def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
+    """Write the state of a run: tensors, numbers, strings, and lists and dictionaries of them.
+
+    It is one file, replaced in one step, and read without running pickled code.
+    """
+    buffer = io.BytesIO()  # for a full disk torch raises no OSError
+    torch.save(content, buffer)
+    write_file(folder / _CHECKPOINT, lambda path: path.write_bytes(buffer.getbuffer()))
+
+
+def load_checkpoint(folder: Path | None, key: str) -> dict[str, Any] | None:
+    """Read the state of the run with this key, or None if there is no checkpoint."""
+    if folder is None or not (folder / _CHECKPOINT).is_file():
+        return None
+    path = folder / _CHECKPOINT
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # garbage makes an unpickler raise anything: KeyError, struct.error, ...
+        raise StorageError(f"the checkpoint {path} is damaged; remove {folder} and start again.") from error
+    if not isinstance(content, dict) or content.get("key") != key:
+        raise StorageError(
+            f"the checkpoint in {folder} belongs to a run with other data, weights or options; resume with the "
+            "original options (only `lr` and `head_lr` may differ), or remove the folder."
+        )
+    return content
+
+
+# ---------------------------------------------------------------- epochs
 
 
 @dataclass(frozen=True)

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lookalike._files import digest, require_free
 from lookalike.data.dataset import Dataset, Split
 from lookalike.data.duplicates import require_no_leaks
+from lookalike.data.layouts import load_training_splits
 from lookalike.errors import DataError, ModelError, OptionError
-from lookalike.models.bundle import is_bundle, load_training_splits, read_bundle_info, save_bundle
+from lookalike.models.bundle import is_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.models.info import BundleInfo, EpochReport, TrainingReport
+from lookalike.models.registry import PRETRAINED
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.progress import Progress, resolve_progress
-from lookalike.runtimes.load import load_encoder
-from lookalike.training.checkpoint import load_checkpoint
+from lookalike.runtimes.load import WeightsOption, load_encoder
 from lookalike.training.config import Recipe, TrainingOptions
 from lookalike.training.context import TrainingContext
-from lookalike.training.curves import write_curves
-from lookalike.training.finetune import FinetuneState
+from lookalike.training.finetune import FinetuneState, load_checkpoint
 from lookalike.training.frozen_stage import FrozenStage, FrozenStageConfig, replay_frozen_stage
-from lookalike.training.state import Trainer
 from lookalike.training.tracking import parse_targets, start_tracking
 from lookalike.training.train import (
     build_ensemble,
     finish_resumed_run,
-    pair_weights,
+    pair_initial_weights,
     prepare_run_folder,
+    save_trained,
     track_bundle,
-    training_info,
 )
 from lookalike.training.train_backbone import (
     TrainedEncoder,
@@ -46,6 +44,7 @@ from lookalike.training.train_backbone import (
     untrained_report,
     validation_fingerprint,
 )
+from lookalike.training.trainer import Trainer
 from lookalike.training.weight_selection import interpolate_weights, record_origin, replay_posthoc_head
 
 
@@ -54,7 +53,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     model: Path | str,
     *,
     out: Path | str,
-    weights: Weights | Mapping[str, Weights] = "pretrained",
+    weights: WeightsOption = PRETRAINED,
     resume: bool = False,
     replace: bool = False,
     cache: Path | None = None,
@@ -92,7 +91,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     progress = resolve_progress(progress)
     first, bundle, targets = _read_first(Path(model)), Path(out), parse_targets(track)
     names = [encoder.name for encoder in first.encoder.members]
-    weights = dict(pair_weights(names, weights))
+    initial = dict(pair_initial_weights(names, weights))
     folder = prepare_run_folder(bundle, resume=resume, replace=replace, progress=progress)
     key = digest(first.encoder.fingerprint, str(bundle.absolute()))
     if resume and is_bundle(bundle) and read_bundle_info(bundle).refit_of == first.encoder.fingerprint:
@@ -111,17 +110,14 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         context = TrainingContext(split, options, progress, folder, cache, tracker=tracker)
         trained = [
             _refit_backbone(
-                changed(context.for_backbone(n), options=first.options[n]), m, weights[m.name], first.reports[n]
+                changed(context.for_backbone(n), options=first.options[n]), m, initial[m.name], first.reports[n]
             )
             for n, m in enumerate(first.encoder.members)
         ]
         encoder = build_ensemble(trained, first.info.combination or "aligned", progress)
-        reports = [t.report for t in trained]
         items = [changed(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in split.items]
-        info = training_info(encoder, split.replace_items(items), options, reports)
-        info = changed(info, refit_of=first.encoder.fingerprint)
-        curves = partial(write_curves, reports=reports, measure=options.stop_on)
-        save_bundle(encoder, bundle, info, replace_existing=replace, write_extra=curves)
+        data, reports = split.replace_items(items), [t.report for t in trained]
+        save_trained(encoder, bundle, data, options, reports, replace=replace, refit_of=first.encoder.fingerprint)
         track_bundle(tracker, bundle)
     return encoder
 

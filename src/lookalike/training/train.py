@@ -13,16 +13,17 @@ from typing import Any
 from lookalike._files import digest, require_free
 from lookalike.data.dataset import Dataset, content_hashes
 from lookalike.data.duplicates import require_no_leaks
+from lookalike.data.layouts import load_training_splits
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
-from lookalike.models.bundle import describe_encoder, is_bundle, load_training_splits, read_bundle_info, save_bundle
+from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, require_combination
 from lookalike.models.info import BundleInfo, TrainingData, TrainingReport
 from lookalike.models.registry import NONE, PRETRAINED
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes.fit import align
-from lookalike.runtimes.load import load_encoder
+from lookalike.runtimes.load import WeightsOption, load_encoder, pair_weights
 from lookalike.runtimes.select import with_runtime
 from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, labelled, require_classes
@@ -45,7 +46,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
     data: Dataset | Path | str,
     backbone: str = "efficientnet_lite0",
     *,
-    weights: Weights | Mapping[str, Weights] = PRETRAINED,
+    weights: WeightsOption = PRETRAINED,
     out: Path | str | None = None,
     options: TrainingOptions | None = None,
     combination: str = "aligned",
@@ -91,7 +92,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
     """
     options = override_options(options, overrides)
     require_combination(combination)
-    backbones = pair_weights(backbone.split("+"), weights)
+    backbones = pair_initial_weights(backbone.split("+"), weights)
     targets = parse_targets(track)
     bundle = Path(out) if out is not None else None
     with open_distributed() as distributed:
@@ -137,11 +138,9 @@ def train_into_bundle(
     encoder = build_ensemble(trained, combination, context.progress)
 
     def save() -> None:
-        reports = [t.report for t in trained]
         measures = {"validation": _validation_measures(encoder, context.data, context.progress)}
-        info = changed(training_info(encoder, context.data, context.options, reports), measures=measures)
-        curves = partial(write_curves, reports=reports, measure=context.options.stop_on)
-        save_bundle(encoder, bundle, info, replace_existing=replace, write_extra=curves)
+        reports = [t.report for t in trained]
+        save_trained(encoder, bundle, context.data, context.options, reports, replace=replace, measures=measures)
 
     context.distributed.broadcast_from_main(save)
     return encoder
@@ -164,21 +163,14 @@ def build_ensemble(trained: Sequence[TrainedEncoder], combination: str, progress
 # ---------------------------------------------------------------- before training
 
 
-def pair_weights(names: Sequence[str], weights: Weights | Mapping[str, Weights]) -> Backbones:
-    """Return each backbone with its weights."""
-    if not isinstance(weights, Mapping):
-        if len(names) > 1 and str(weights) not in (PRETRAINED, NONE):
-            raise OptionError(
-                f"`weights` for {' and '.join(names)} must be a mapping by name, got the single file {weights}.",
-                argument="weights",
-            )
-        return [(name, weights) for name in names]
-    unknown = [name for name in weights if name not in names]
-    if unknown:
+def pair_initial_weights(names: Sequence[str], weights: WeightsOption) -> Backbones:
+    """Return each backbone with its weights; one file cannot be that of several."""
+    if len(names) > 1 and not isinstance(weights, Mapping) and str(weights) not in (PRETRAINED, NONE):
         raise OptionError(
-            f"`weights` names {unknown[0]!r}, which is not among the backbones {', '.join(names)}.", argument="weights"
+            f"`weights` for {' and '.join(names)} must be a mapping by name, got the single file {weights}.",
+            argument="weights",
         )
-    return [(name, weights.get(name, PRETRAINED)) for name in names]
+    return pair_weights(names, weights)
 
 
 def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: Progress = SILENT) -> Path:
@@ -244,6 +236,22 @@ def track_bundle(tracker: RunTracker, bundle: Path) -> None:
 
 
 # ---------------------------------------------------------------- what a bundle records
+
+
+def save_trained(
+    encoder: AnyEncoder,
+    bundle: Path,
+    data: Dataset,
+    options: TrainingOptions,
+    reports: Sequence[TrainingReport],
+    *,
+    replace: bool,
+    **record: Any,
+) -> None:
+    """Save a trained encoder with its curves; `record` is what else its record says, fields by name."""
+    info = changed(training_info(encoder, data, options, reports), **record)
+    curves = partial(write_curves, reports=reports, measure=options.stop_on)
+    save_bundle(encoder, bundle, info, replace_existing=replace, write_extra=curves)
 
 
 def training_info(

@@ -15,12 +15,18 @@ from lookalike.data.dataset import Dataset, Item
 from lookalike.models.adapt import family_of
 from lookalike.models.info import Adaptation, StageMeasures, TrainingReport
 from lookalike.models.trainable import TrainableEncoder, build_trainable
-from lookalike.training.checkpoint import load_checkpoint, save_checkpoint
 from lookalike.training.config import AUTO, Recipe, TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, labelled, require_classes
-from lookalike.training.finetune import FinetuneState, Validation, finetune, plan_epochs
+from lookalike.training.finetune import (
+    FinetuneState,
+    Validation,
+    finetune,
+    load_checkpoint,
+    plan_epochs,
+    save_checkpoint,
+)
 from lookalike.training.frozen_stage import FrozenStage, run_frozen_stage
-from lookalike.training.state import Trainer, resolve_precision
+from lookalike.training.trainer import Trainer, resolve_precision
 from lookalike.training.weight_selection import SHARES, record_origin, select_weights
 
 Weights = str | Path

@@ -143,7 +143,7 @@ def fit_posthoc_head(
         task = f"closed-form head at {share:.0%} of fine-tuning" if len(shares) > 1 else "closed-form head"
         features, targets = _training_features(context, encoder, stage, task)
         whitening = Whitening(features.rows, targets, encoder.dim, seed=context.options.seed)
-        measure = context.measure_heads(encoder)
+        measure = context.make_head_measure(encoder)
         for fit in HEAD_FITS:
             _set_head(encoder, whitening, fit, len(targets))
             value = measure()

@@ -71,7 +71,7 @@ def train(
       lookalike train photos --resume --out model          after an interruption
     """  # noqa: D301
     weights_by_name = parse_weights(weights, tuple(backbone.split("+")))
-    from lookalike.models.bundle import load_data_as_trained
+    from lookalike.data.layouts import load_data_as_trained
     from lookalike.training.train import train as run_train
 
     options = make_training_options(values)
@@ -123,7 +123,8 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
     Example:
       lookalike refit photos --model runs/first/best --out final
     """  # noqa: D301
-    from lookalike.models.bundle import load_data_as_trained, read_bundle_info
+    from lookalike.data.layouts import load_data_as_trained
+    from lookalike.models.bundle import read_bundle_info
     from lookalike.training.refit import refit as run_refit
 
     info = read_bundle_info(model)

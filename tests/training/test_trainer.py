@@ -15,7 +15,7 @@ from lookalike.models.torch_backbone import has_bfloat16
 from lookalike.models.trainable import build_trainable
 from lookalike.training import state as state_module
 from lookalike.training.config import Recipe, make_recipe
-from lookalike.training.state import Trainer, add_stochastic_depth, autocast, slow_layers_in_float32
+from lookalike.training.trainer import Trainer, add_stochastic_depth, autocast, slow_layers_in_float32
 
 SMALL = "test_efficientnet"
 CPU = torch.device("cpu")
