@@ -14,7 +14,7 @@ from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 from lookalike.runtimes import load
 from lookalike.runtimes.cache import RuntimeTiming, save_timings
-from lookalike.runtimes.load import BundleModel, load_encoder, load_pretrained, weights_of
+from lookalike.runtimes.load import BundleModel, load_encoder, load_pretrained, pair_weights
 
 NAME = "test_efficientnet"
 
@@ -204,9 +204,8 @@ def test_a_file_of_weights_is_cached_by_its_content(tmp_path, make_trainable):
 
 
 def test_weights_by_name():
-    assert weights_of("none", "a") == "none"
-    assert weights_of({"a": "none"}, "a") == "none"
-    assert weights_of({"a": "none"}, "b") == "pretrained"
+    assert pair_weights(["a", "b"], "none") == [("a", "none"), ("b", "none")]
+    assert pair_weights(["a", "b"], {"a": "none"}) == [("a", "none"), ("b", "pretrained")]
 
 
 @pytest.mark.parametrize(

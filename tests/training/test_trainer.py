@@ -1,4 +1,4 @@
-"""The training state: layers and rates, precision, one step, accumulation, and what a checkpoint restores."""
+"""The trainer: layers and rates, precision, one step, accumulation, and what a checkpoint restores."""
 
 import shutil
 
@@ -13,7 +13,7 @@ from lookalike.models.heads import Head
 from lookalike.models.info import LearningRates
 from lookalike.models.torch_backbone import has_bfloat16
 from lookalike.models.trainable import build_trainable
-from lookalike.training import state as state_module
+from lookalike.training import trainer as trainer_module
 from lookalike.training.config import Recipe, make_recipe
 from lookalike.training.trainer import Trainer, add_stochastic_depth, autocast, slow_layers_in_float32
 
@@ -23,8 +23,8 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint
 TARGETS = torch.arange(8) % 4
 
 
-def make_state(encoder, **overrides):
-    """Make a state whose first step has a gradient for the backbone, which cross-entropy's does not."""
+def make_trainer(encoder, **overrides):
+    """Make a trainer whose first step has a gradient for the backbone, which cross-entropy's does not."""
     return Trainer(encoder, 4, Recipe(**{"precision": "float32", "loss": "subcenter-arcface", **overrides}))
 
 
@@ -32,42 +32,42 @@ def weights_of(encoder):
     return {k: v.clone() for k, v in encoder.state().items()}
 
 
-def peak(state):
-    return LearningRates(0, state.recipe.lr, state.recipe.head_lr)
+def peak(trainer):
+    return LearningRates(0, trainer.recipe.lr, trainer.recipe.head_lr)
 
 
-def train_step(state, pixels=PIXELS, targets=TARGETS, **options):
-    with state.training():
-        state.set_learning_rates(1.0, peak(state))
-        return state.step(pixels, targets, **options)
+def train_step(trainer, pixels=PIXELS, targets=TARGETS, **options):
+    with trainer.training():
+        trainer.set_learning_rates(1.0, peak(trainer))
+        return trainer.step(pixels, targets, **options)
 
 
 # ---------------------------------------------------------------- layers and rates
 
 
 def test_learning_rates_decay_from_layer_to_layer():
-    state = make_state(build_trainable("test_vit", "none"), layer_decay=0.5, lr=1e-3, head_lr=1e-2)
-    state.set_learning_rates(0.5, peak(state))
-    rates = sorted({g["lr"] for g in state.optimizer.param_groups if not g["is_head"]}, reverse=True)
+    trainer = make_trainer(build_trainable("test_vit", "none"), layer_decay=0.5, lr=1e-3, head_lr=1e-2)
+    trainer.set_learning_rates(0.5, peak(trainer))
+    rates = sorted({g["lr"] for g in trainer.optimizer.param_groups if not g["is_head"]}, reverse=True)
     assert rates == pytest.approx([5e-4 * 0.5**n for n in range(len(rates))])
     assert len(rates) > 4
-    assert {g["lr"] for g in state.optimizer.param_groups if g["is_head"]} == {5e-3}
+    assert {g["lr"] for g in trainer.optimizer.param_groups if g["is_head"]} == {5e-3}
 
 
 def test_without_layer_decay_there_are_two_learning_rates(member):
-    state = make_state(member, lr=1e-4, head_lr=1e-2)
-    state.set_learning_rates(0.5, peak(state))
-    assert sorted({g["lr"] for g in state.optimizer.param_groups}) == pytest.approx([5e-5, 5e-3])
+    trainer = make_trainer(member, lr=1e-4, head_lr=1e-2)
+    trainer.set_learning_rates(0.5, peak(trainer))
+    assert sorted({g["lr"] for g in trainer.optimizer.param_groups}) == pytest.approx([5e-5, 5e-3])
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.8])
 def test_biases_and_normalisation_have_no_weight_decay_and_every_weight_is_trained(layer_decay, member):
-    state = make_state(member, weight_decay=0.03, layer_decay=layer_decay)
-    groups = state.optimizer.param_groups
+    trainer = make_trainer(member, weight_decay=0.03, layer_decay=layer_decay)
+    groups = trainer.optimizer.param_groups
     for group in groups:
         assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] == 0.03}
     count = sum(len(g["params"]) for g in groups)
-    assert count == sum(len(list(m.parameters())) for m in (member.module, member.head, state.objective))
+    assert count == sum(len(list(m.parameters())) for m in (member.module, member.head, trainer.objective))
 
 
 @pytest.mark.parametrize("name", ["test_vit", "resnet10t", "mobilenetv3_small_050"])
@@ -102,17 +102,17 @@ def test_stochastic_depth_leaves_networks_without_residual_blocks_unchanged():
 
 def test_a_restored_checkpoint_continues_exactly(weights):
     encoders = [build_trainable(SMALL, weights) for _ in range(2)]
-    first, second = (make_state(e, lr=0.01) for e in encoders)
+    first, second = (make_trainer(e, lr=0.01) for e in encoders)
     train_step(first)
     second.load(first.dump())
-    for state in (first, second):
-        train_step(state)
+    for trainer in (first, second):
+        train_step(trainer)
     assert all(torch.equal(v, encoders[1].state()[k]) for k, v in encoders[0].state().items())
 
 
 def test_two_accumulated_halves_update_the_weights_like_the_whole_batch(weights):
     encoders = [build_trainable(SMALL, weights) for _ in range(2)]
-    whole, halves = make_state(encoders[0]), make_state(encoders[1], accumulate=2)
+    whole, halves = make_trainer(encoders[0]), make_trainer(encoders[1], accumulate=2)
     train_step(whole)
     before = weights_of(encoders[1])
     train_step(halves, PIXELS[:4], TARGETS[:4], last=False)
@@ -137,8 +137,8 @@ def test_two_accumulated_halves_update_the_weights_like_the_whole_batch(weights)
 )
 def test_the_loss_decreases_with(overrides, weights):
     adaptation = Adaptation(pooling=overrides.get("pooling", "pretrained"))
-    state = make_state(build_trainable(SMALL, weights, adapt=lambda _: adaptation), **overrides)
-    losses = [train_step(state) for _ in range(8)]
+    trainer = make_trainer(build_trainable(SMALL, weights, adapt=lambda _: adaptation), **overrides)
+    losses = [train_step(trainer) for _ in range(8)]
     assert losses[-1] < losses[0]
     assert np.isfinite(losses).all()
 
@@ -146,15 +146,15 @@ def test_the_loss_decreases_with(overrides, weights):
 @pytest.mark.parametrize("clip", [0.01, 0.0], ids=["clipped", "not clipped"])
 def test_the_first_step_of_sgd_by_hand(clip, member):
     """Nesterov's first step is 1 + 0.9 times the gradient, which has the maximum norm if it is clipped."""
-    state = make_state(member, optimizer="sgd", clip=clip, lr=0.1, head_lr=0.1, weight_decay=0.0, layer_decay=1.0)
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    trainer = make_trainer(member, optimizer="sgd", clip=clip, lr=0.1, head_lr=0.1, weight_decay=0.0, layer_decay=1.0)
+    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     before = [p.detach().clone() for p in parameters]
-    with state.training():
-        state.set_learning_rates(0.5, peak(state))
-        state.loss(PIXELS, TARGETS).backward()
+    with trainer.training():
+        trainer.set_learning_rates(0.5, peak(trainer))
+        trainer.loss(PIXELS, TARGETS).backward()
         gradient = torch.cat([p.grad.flatten() for p in parameters]).norm().item()
-        state.optimizer.zero_grad()
-        assert np.isfinite(state.step(PIXELS, TARGETS))
+        trainer.optimizer.zero_grad()
+        assert np.isfinite(trainer.step(PIXELS, TARGETS))
     moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(parameters, before, strict=True)]).norm().item()
     assert gradient > 0.1
     assert moved == pytest.approx(0.5 * 0.1 * 1.9 * (clip or gradient), rel=1e-3)
@@ -164,12 +164,12 @@ def test_loss_scaling_keeps_small_float16_gradients(weights):
     moved = {}
     for scaled in (True, False):
         overrides = {"loss": "1e-7*arcface", "optimizer": "sgd", "lr": 10.0, "clip": 0.0, "weight_decay": 0.0}
-        state = make_state(build_trainable(SMALL, weights), precision="float16", **overrides)
-        assert state.scaler.is_enabled()
+        trainer = make_trainer(build_trainable(SMALL, weights), precision="float16", **overrides)
+        assert trainer.scaler.is_enabled()
         if not scaled:
-            state.scaler = torch.amp.GradScaler("cpu", enabled=False)
-        train_step(state)
-        changes = state.encoder.module.conv_stem.weight - build_trainable(SMALL, weights).module.conv_stem.weight
+            trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        train_step(trainer)
+        changes = trainer.encoder.module.conv_stem.weight - build_trainable(SMALL, weights).module.conv_stem.weight
         moved[scaled] = (changes != 0).float().mean().item()
     assert moved[True] > 0.9
     assert moved[False] < 0.1
@@ -182,10 +182,10 @@ def test_loss_scaling_keeps_small_float16_gradients(weights):
 )
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(overrides, steps, member):
     """A scale of 2 to the power of 16 is one after 16 steps that overflow, and below one after 17."""
-    state = make_state(member, **overrides)
+    trainer = make_trainer(member, **overrides)
     member.head.linear.weight.register_hook(lambda gradient: gradient * float("nan"))
     before = weights_of(member)
-    losses = [train_step(state) for _ in range(steps)]
+    losses = [train_step(trainer) for _ in range(steps)]
     assert list(np.isnan(losses)) == [False] * (steps - 1) + [True]
     assert all(torch.equal(v, before[k]) for k, v in weights_of(member).items())
 
@@ -193,23 +193,23 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(overrides, step
 def test_checkpointing_computes_blocks_twice(weights):
     passes = {}
     for enabled in (False, True):
-        state = make_state(build_trainable(SMALL, weights), checkpointing=enabled)
+        trainer = make_trainer(build_trainable(SMALL, weights), checkpointing=enabled)
         calls = []
-        state.encoder.module.blocks[1][0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        with state.training():
-            state.loss(PIXELS, TARGETS).backward()
+        trainer.encoder.module.blocks[1][0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        with trainer.training():
+            trainer.loss(PIXELS, TARGETS).backward()
         passes[enabled] = len(calls)
     assert passes == {False: 1, True: 2}
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_memory_layout(enabled, member):
-    state, outputs = make_state(member, channels_last=enabled), []
+    trainer, outputs = make_trainer(member, channels_last=enabled), []
     for layer in member.module.modules():
         if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(lambda _layer, _inputs, out: outputs.append(out))
-    with state.training():
-        state.loss(PIXELS, TARGETS)
+    with trainer.training():
+        trainer.loss(PIXELS, TARGETS)
     maps = [out for out in outputs if out.shape[1] > 1 and out.shape[2] > 1]  # for others both layouts are the same
     assert len(maps) > 5
     assert {out.is_contiguous(memory_format=torch.channels_last) for out in maps} == {enabled}
@@ -229,7 +229,7 @@ def tree(module):
 
 
 def wrapped_layers(module):
-    return [m for m in module.modules() if isinstance(m, state_module._Float32)]
+    return [m for m in module.modules() if isinstance(m, trainer_module._Float32)]
 
 
 def slow_layers(module):
@@ -323,12 +323,12 @@ def test_three_steps_update_every_layer(name, loss):
     weight = generator.normal(0, 0.05, (512, encoder.features_width)).astype(np.float32)
     encoder.set_head(Head(weight, np.zeros(512, np.float32), "random"))
     recipe = make_recipe("auto", family_of(encoder.module), drop_path=0.0, warmup=0.0, loss=loss)
-    state = Trainer(encoder, 2, recipe)
+    trainer = Trainer(encoder, 2, recipe)
     p = encoder.preprocessing
     pixels = generator.integers(0, 256, (2, p.height, p.width, 3), dtype=np.uint8)
     before = {n: w.detach().clone() for n, w in encoder.module.named_parameters()}
     # the classifier of cross-entropy starts at zero, so that the first step has no gradient for the backbone
-    losses = [train_step(state, pixels, torch.tensor([0, 1])) for _ in range(3)]
+    losses = [train_step(trainer, pixels, torch.tensor([0, 1])) for _ in range(3)]
     assert loss != "cross-entropy" or losses[0] == pytest.approx(np.log(2), abs=1e-4)
     assert all(np.isfinite(losses))
     assert [n for n, w in encoder.module.named_parameters() if torch.equal(w, before[n])] == []
@@ -342,15 +342,15 @@ def test_a_compiled_network_has_nearly_the_same_loss_and_gradients():
     states = {}
     for compiled in (False, True):
         encoder = build_trainable("test_vit", "none", seed=0)
-        states[compiled] = make_state(encoder, compile=compiled, loss="cross-entropy")
+        states[compiled] = make_trainer(encoder, compile=compiled, loss="cross-entropy")
         states[compiled].objective.losses[0].classifier.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     p = states[True].encoder.preprocessing
     pixels = np.random.default_rng(0).integers(0, 256, (8, p.height, p.width, 3), dtype=np.uint8)
     gradients = {}
-    for compiled, state in states.items():
-        with state.training():
-            loss = state.loss(pixels, TARGETS)
+    for compiled, trainer in states.items():
+        with trainer.training():
+            loss = trainer.loss(pixels, TARGETS)
             loss.backward()
         assert float(loss.detach()) == pytest.approx(float(states[False].loss(pixels, TARGETS).detach()), rel=1e-4)
-        gradients[compiled] = torch.cat([w.grad.flatten() for w in state.encoder.module.parameters()])
+        gradients[compiled] = torch.cat([w.grad.flatten() for w in trainer.encoder.module.parameters()])
     assert torch.nn.functional.cosine_similarity(gradients[False], gradients[True], dim=0) > 0.9999

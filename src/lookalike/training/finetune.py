@@ -144,29 +144,31 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def plan_epochs(
-    state: Trainer, items: Sequence[Item], targets: Indices, seconds_left: float | None, overhead: float
+    trainer: Trainer, items: Sequence[Item], targets: Indices, seconds_left: float | None, overhead: float
 ) -> FinetuneState:
     """Plan epochs and steps; with a time budget, by timing two steps that do not change the weights.
 
     `overhead` is the seconds of validation per epoch.
     """
-    recipe = state.recipe
+    recipe = trainer.recipe
     steps = max(1, math.ceil(len(items) / recipe.batch_size))
     if seconds_left is None:
         return FinetuneState(recipe.epochs, steps)
-    before = state.dump()
+    before = trainer.dump()
     times = [time.perf_counter()]
-    preprocessing = training_preprocessing(state.encoder, recipe.resolution)
+    preprocessing = training_preprocessing(trainer.encoder, recipe.resolution)
     order = np.arange(min(len(items), 3 * recipe.batch_size))
-    with state.training():
-        for batch in iterate_batches(items, order, preprocessing, recipe, state.distributed, seed=state.seed, epoch=0):
-            loss = state.loss(batch.pixels, torch.from_numpy(targets[batch.indices]), valid=batch.valid)
+    with trainer.training():
+        for batch in iterate_batches(
+            items, order, preprocessing, recipe, trainer.distributed, seed=trainer.seed, epoch=0
+        ):
+            loss = trainer.loss(batch.pixels, torch.from_numpy(targets[batch.indices]), valid=batch.valid)
             loss.backward()  # type: ignore[no-untyped-call]
             times.append(time.perf_counter())
     warm = times[1:] if len(times) > 2 else times
     per_step = (warm[-1] - warm[0]) / max(1, len(warm) - 1)
-    state.optimizer.zero_grad(set_to_none=True)
-    state.load(before)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.load(before)
 
     epochs = min(recipe.epochs, math.floor(seconds_left / (steps * per_step + overhead)))
     if epochs > 0:
@@ -175,7 +177,7 @@ def plan_epochs(
 
 
 def finetune(
-    state: Trainer,
+    trainer: Trainer,
     run: FinetuneState,
     items: Sequence[Item],
     targets: Indices,
@@ -185,7 +187,7 @@ def finetune(
     has_time: Callable[[], bool] = lambda: True,
     progress: Progress = SILENT,
 ) -> None:
-    """Train until the plan, the patience or the time is exhausted; `run` and `state` are changed in place.
+    """Train until the plan, the patience or the time is exhausted; `run` and `trainer` are changed in place.
 
     Both are fresh or restored from a checkpoint. Without `validation` the last epoch is kept. `has_time` is called
     before each epoch but the first, unless the last epoch is known.
@@ -196,13 +198,13 @@ def finetune(
             progress.info(f"  stopping before epoch {number}: the remaining time is reserved for model selection")
             return
         started = time.perf_counter()
-        devices = [state.encoder.device] if state.encoder.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), state.training():  # the caller's random state is restored
-            loss = _train_epoch(state, run, items, targets, progress)
-        state.synchronize_statistics()
+        devices = [trainer.encoder.device] if trainer.encoder.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), trainer.training():  # the caller's random state is restored
+            loss = _train_epoch(trainer, run, items, targets, progress)
+        trainer.synchronize_statistics()
         measure = validation.measure() if validation else None
         if measure is None or measure > run.best_measure:
-            run.best_measure, run.best = -math.inf if measure is None else measure, state.encoder.state()
+            run.best_measure, run.best = -math.inf if measure is None else measure, trainer.encoder.state()
         seconds = time.perf_counter() - started
         run.epochs.append(EpochReport(loss, round(seconds, 1), measure))
         text = f", validation {validation.name} {measure:.4f}" if validation else ""
@@ -211,26 +213,26 @@ def finetune(
 
 
 def _train_epoch(
-    state: Trainer, run: FinetuneState, items: Sequence[Item], targets: Indices, progress: Progress
+    trainer: Trainer, run: FinetuneState, items: Sequence[Item], targets: Indices, progress: Progress
 ) -> float:
     """Train one epoch and return its mean loss; order, augmentation and dropout depend on seed and epoch alone."""
-    recipe, seed, epoch = state.recipe, state.seed, run.epoch
+    recipe, seed, epoch = trainer.recipe, trainer.seed, run.epoch
     torch.manual_seed(seed * 100_003 + epoch)
     order = epoch_order(targets, recipe, seed=seed, epoch=epoch)[: run.steps_per_epoch * recipe.batch_size]
     if len(order) % recipe.batch_size == 1:
         order = order[:-1]  # a batch of one image has no batch statistics
     losses: list[float] = []
     best = f", best {run.best_measure:.3f}" if math.isfinite(run.best_measure) else ""
-    preprocessing = training_preprocessing(state.encoder, recipe.resolution)
+    preprocessing = training_preprocessing(trainer.encoder, recipe.resolution)
     default = LearningRates(0, recipe.lr, recipe.head_lr)
     peak = next((r for r in reversed(run.rates) if r.epoch <= epoch), default)
     total = run.planned_epochs * run.steps_per_epoch
-    for batch in iterate_batches(items, order, preprocessing, recipe, state.distributed, seed=seed, epoch=epoch):
+    for batch in iterate_batches(items, order, preprocessing, recipe, trainer.distributed, seed=seed, epoch=epoch):
         step = epoch * run.steps_per_epoch + len(losses)
-        state.set_learning_rates(learning_rate_factor(step, total, recipe.warmup), peak)
+        trainer.set_learning_rates(learning_rate_factor(step, total, recipe.warmup), peak)
         batch_targets = torch.from_numpy(targets[batch.indices])
-        losses.append(state.step(batch.pixels, batch_targets, valid=batch.valid, last=batch.done == len(order)))
-        _require_convergence(run, losses[-1], state.classes)
+        losses.append(trainer.step(batch.pixels, batch_targets, valid=batch.valid, last=batch.done == len(order)))
+        _require_convergence(run, losses[-1], trainer.classes)
         detail = f"loss {np.mean(losses[-_WINDOW:]):.3f}{best}"
         progress.step(f"epoch {epoch + 1}/{run.end}", batch.done, len(order), detail)
     return float(np.mean(losses))

@@ -224,8 +224,8 @@ def _repeat_fine_tuning(
 ) -> tuple[EpochReport, ...]:
     """Fine-tune until the epoch that was best the first time, and set the same share of weights and kind of head."""
 
-    def plan(state: Trainer) -> FinetuneState:
-        size, steps = state.recipe.batch_size, report.steps_per_epoch
+    def plan(trainer: Trainer) -> FinetuneState:
+        size, steps = trainer.recipe.batch_size, report.steps_per_epoch
         training = sum(i.split is Split.TRAINING for i in stage.items)
         if steps >= math.ceil(training / size):  # not shortened by a time budget
             steps = math.ceil(len(stage.items) / size)

@@ -79,7 +79,7 @@ def train_backbone(context: TrainingContext, backbone: str, weights: Weights) ->
     if options.frozen:
         record_origin(encoder, stage, None, head=None)
     else:
-        run = run_full_stage(context, encoder, stage, checkpoint, lambda state: _plan(context, stage, state))
+        run = run_full_stage(context, encoder, stage, checkpoint, lambda trainer: _plan(context, stage, trainer))
         selection = select_weights(context, encoder, stage, run)
         report = replace(
             report,
@@ -172,15 +172,15 @@ def run_full_stage(
     """
     name, options, recipe, distributed = encoder.name, context.options, context.recipe, context.distributed
     encoder.load_state({**stage.state, **stage.initial_head})
-    state = Trainer(encoder, len(stage.class_means), recipe, seed=options.seed, distributed=distributed)
+    trainer = Trainer(encoder, len(stage.class_means), recipe, seed=options.seed, distributed=distributed)
     stored_stage = stage.dump()
     if checkpoint is None:
-        state.objective.initialize_proxies(stage.class_means)
-        planned = plan(state)
+        trainer.objective.initialize_proxies(stage.class_means)
+        planned = plan(trainer)
         run = distributed.broadcast_from_main(lambda: planned)
     else:
         run = FinetuneState.restore(checkpoint["run"])
-        state.load(checkpoint["state"])
+        trainer.load(checkpoint["state"])
     if run.set_rates(recipe.lr, recipe.head_lr):
         context.progress.info(f"{name}: new learning rates, lr {recipe.lr:g} and head_lr {recipe.head_lr:g}")
         changed = {"lr": recipe.lr, "head_lr": recipe.head_lr}
@@ -194,11 +194,11 @@ def run_full_stage(
         logged = {f"{name}/{key}": value for key, value in values.items() if value is not None}
         context.tracker.log_metrics(logged, run.epoch)
         if context.folder is not None and distributed.is_main:
-            parts = {"frozen_stage": stored_stage, "state": state.dump(), "run": run.dump()}
+            parts = {"frozen_stage": stored_stage, "state": trainer.dump(), "run": run.dump()}
             save_checkpoint(context.folder, {"key": context.key, "seconds": context.seconds, **parts})
 
     finetune(
-        state,
+        trainer,
         run,
         stage.items,
         stage.targets,
@@ -211,12 +211,12 @@ def run_full_stage(
     return run
 
 
-def _plan(context: TrainingContext, stage: FrozenStage, state: Trainer) -> FinetuneState:
+def _plan(context: TrainingContext, stage: FrozenStage, trainer: Trainer) -> FinetuneState:
     """Plan the epochs; with a time budget, from the time of one validation and what is left of the budget."""
     if context.options.max_minutes is None:
-        return plan_epochs(state, stage.items, stage.targets, None, 0.0)
+        return plan_epochs(trainer, stage.items, stage.targets, None, 0.0)
     before = context.seconds
-    context.measure(state.encoder)
+    context.measure(trainer.encoder)
     overhead = context.seconds - before
     # weight selection costs about five validations, and each closed-form head reads all images once
     passes = 1 + len(SHARES) * context.data.validation_classes_unseen
@@ -224,6 +224,6 @@ def _plan(context: TrainingContext, stage: FrozenStage, state: Trainer) -> Finet
     heads = passes * overhead * (1 + len(stage.items) / max(1, len(context.data.validation)))
     reserved = 5 * overhead + min(heads, 0.3 * 60 * context.options.max_minutes)
     left = context.seconds_left
-    run = plan_epochs(state, stage.items, stage.targets, None if left is None else left - reserved, overhead)
+    run = plan_epochs(trainer, stage.items, stage.targets, None if left is None else left - reserved, overhead)
     run.reserved_seconds = reserved
     return run

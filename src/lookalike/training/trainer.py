@@ -1,4 +1,4 @@
-"""The mutable state of fine-tuning: network, objective, optimizer and loss scaler, and one training step."""
+"""The trainer: network, objective, optimizer and loss scaler, which one training step changes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def slow_layers_in_float32(module: nn.Module, device: torch.device) -> Iterator[
             setattr(parent, name, layer)
 
 
-# ---------------------------------------------------------------- state
+# ---------------------------------------------------------------- trainer
 
 
 class LossModule(nn.Module):
