@@ -95,7 +95,7 @@ def measure(folder: Path, backbone: str, weights: str, precisions: list[str]) ->
             row |= {"min_cosine": float(cosines.min()), "mean_cosine": float(cosines.mean())}
             loss = read_bundle_info(Path(work) / precision).parity["loss"]
             if loss is not None:
-                row["gate"] = {**loss, "passes": loss["difference"] <= TOLERANCE}
+                row["export_check"] = {**loss, "passes": loss["difference"] <= TOLERANCE}
             row["lost"] = {name: (rows[0] if rows else row)[name] - means[name] for name in MEASURES}
             rows.append(row)
             print(row, flush=True)

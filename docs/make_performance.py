@@ -41,8 +41,9 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
     (
         "precision-",
         "Accuracy of bfloat16 and int8",
-        "`benchmarks/precision.py`; queries against gallery, a head on the frozen backbone. The gate is that of "
-        "`lookalike export`: points of precision@3 lost on the validation split, with their 95 % interval.",
+        "`benchmarks/precision.py`; queries against gallery, a head on the frozen backbone. The last column "
+        "is what `lookalike export` measures before it accepts a model: points of precision@3 lost on the validation "
+        "split, with their 95 % interval.",
     ),
     (
         "decoding",
@@ -113,8 +114,10 @@ def _precisions(result: Mapping[str, Any]) -> Iterator[str]:
     rows = []
     for row in result["rows"]:
         cosines = f"{row['mean_cosine']:.4f}", f"{row['min_cosine']:.3f}"
-        rows.append([row["data"], row["precision"], *(f"{row[name]:.3f}" for name in measures), *cosines, _gate(row)])
-    yield _table(["data", "precision", *measures, "mean cosine", "smallest", "points lost at the gate"], rows)
+        rows.append(
+            [row["data"], row["precision"], *(f"{row[name]:.3f}" for name in measures), *cosines, _export_check(row)]
+        )
+    yield _table(["data", "precision", *measures, "mean cosine", "smallest", "points lost, validation"], rows)
     lost_points = [
         f"{precision} {', '.join(f'{points:.2f} of {name}' for name, points in lost.items())}"
         for precision, lost in result["lost_points"].items()
@@ -123,13 +126,13 @@ def _precisions(result: Mapping[str, Any]) -> Iterator[str]:
     yield _machine(result)
 
 
-def _gate(row: Mapping[str, Any]) -> str:
+def _export_check(row: Mapping[str, Any]) -> str:
     """Return what `export` measured on the validation split, and whether it refuses the model."""
-    gate = row.get("gate")
-    if gate is None:
+    check = row.get("export_check")
+    if check is None:
         return "–"
-    verdict = "passes" if gate["passes"] else "refused"
-    return f"{gate['difference']:.2f} ({gate['low']:.2f} to {gate['high']:.2f}), {verdict}"
+    verdict = "passes" if check["passes"] else "refused"
+    return f"{check['difference']:.2f} ({check['low']:.2f} to {check['high']:.2f}), {verdict}"
 
 
 def _contest(name: str, result: Mapping[str, Any], limits: Mapping[str, Any] | None) -> Iterator[str]:

@@ -30,8 +30,8 @@ def test_a_good_export_passes():
         ({"min_cosine": float("nan")}, "float32", ("float32", "nan")),
         ({"batch_cosine": float("nan")}, "float32", ("in batches", "nan")),
         ({"loss": None}, "int8", ("cannot be measured", "200 validation images")),
-        ({"loss": Comparison(0.6, 0.1, 1.1)}, "int8", ("0.5 points of precision@3", "0.60 points lost")),
-        ({"loss": Comparison(0.6, -0.3, 1.5)}, "int8", ("0.5 points of precision@3", "0.60 points lost")),
+        ({"loss": Comparison(0.6, 0.1, 1.1)}, "int8", ("0.5 points of precision@3", "a loss of 0.60 points")),
+        ({"loss": Comparison(0.6, -0.3, 1.5)}, "int8", ("0.5 points of precision@3", "a loss of 0.60 points")),
     ],
 )
 def test_a_bad_export_is_refused_with_its_figures(changes, precision, facts):
@@ -50,7 +50,7 @@ def test_too_few_images_that_can_be_read():
 def test_figures_in_words():
     assert str(GOOD) == (
         "cosine to the bundle at least 0.9900, mean 0.9950, on 64 validation images; "
-        "on 200 validation images precision@3 0.9000 to 0.8960 (0.40 points lost, from 0.10 to 0.70)"
+        "on 200 validation images precision@3 0.9000 to 0.8960 (a loss of 0.40 points, 95 % interval 0.10 to 0.70)"
     )
 
 
