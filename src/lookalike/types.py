@@ -30,6 +30,7 @@ class Skipped:
 
     path: Path
     cause: str
+    temporary: bool = False  # not the file's fault, such as too many open files: reading it is tried again
 
     def __str__(self) -> str:
         return f"{self.path}: {self.cause}"
@@ -152,14 +153,12 @@ class Hit:
         id: the item's id.
         score: its cosine similarity to the query; higher is better.
         path: its file, if known.
-        label: its label, if known.
 
     """
 
     id: str
     score: float
     path: Path | None = None
-    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -195,12 +194,14 @@ class Hits(Sequence[QueryHits]):
         query_ids: n_query ids.
         ids: `(n_query, k)` item ids, an object array of str.
         scores: `(n_query, k)` float32 cosine similarities; higher is better.
+        root: the folder that the item ids are relative to, if known.
 
     """
 
     query_ids: tuple[str, ...]
     ids: npt.NDArray[np.object_]
     scores: npt.NDArray[np.float32]
+    root: Path | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape != self.scores.shape or len(self.ids) != len(self.query_ids):
@@ -220,8 +221,11 @@ class Hits(Sequence[QueryHits]):
         """Return the hits of the query at a position, or those of a slice of the queries."""
         if isinstance(query, slice):
             return tuple(self[position] for position in range(*query.indices(len(self))))
-        pairs = zip(self.ids[query], self.scores[query], strict=True)
-        return QueryHits(self.query_ids[query], tuple(Hit(str(item), float(score)) for item, score in pairs))
+        hits = [
+            Hit(str(item), float(score), None if self.root is None else self.root / str(item))
+            for item, score in zip(self.ids[query], self.scores[query], strict=True)
+        ]
+        return QueryHits(self.query_ids[query], tuple(hits))
 
     def __repr__(self) -> str:
         return f"<Hits: {len(self)} queries, {self.ids.shape[1]} hits each>"
