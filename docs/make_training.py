@@ -103,7 +103,9 @@ def _losses(by_set: Mapping[str, Mapping[str, Mapping[str, Rows]]]) -> Iterator[
                 recipe, loss = _recipe_and_loss(method)
                 if recipe:
                     columns.setdefault(backbone, {}).setdefault((data, recipe), {})[loss] = rows
-    columns = {backbone: own for backbone, own in columns.items() if any(len(column) > 1 for column in own.values())}
+    columns = {
+        backbone: tables for backbone, tables in columns.items() if any(len(column) > 1 for column in tables.values())
+    }
     if columns:
         yield _LOSSES
     for backbone, tables in columns.items():

@@ -157,6 +157,13 @@ def _from_file(row: BackboneRow, path: Path) -> nn.Module:
     return module
 
 
+def read_torch_file(path: Path) -> Any:
+    """Read a torch file into the CPU's memory without running code; one that cannot be read raises anything."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol
+        return torch.load(path, "cpu", weights_only=True)
+
+
 def read_state(path: Path) -> Tensors:
     """Read a state dict from a safetensors file, or from a torch file with `weights_only=True`: no code is ever run."""
     if path.is_dir():
@@ -164,10 +171,7 @@ def read_state(path: Path) -> Tensors:
     if not path.is_file():
         raise ModelError(f"the weights file {path} does not exist; check the path.", argument="weights")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol; an unreadable file raises
-            is_safetensors = path.suffix == ".safetensors"
-            state: Any = load_file(path) if is_safetensors else torch.load(path, "cpu", weights_only=True)
+        state: Any = load_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
     except _READ_ERRORS as error:
         raise ModelError(_refusal(path, error), argument="weights") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):

@@ -34,7 +34,7 @@ def is_installed() -> bool:
 
 
 def import_openvino() -> ModuleType:
-    """Import OpenVINO without its converter, whose import takes longer than that of the rest."""
+    """Import OpenVINO without its converter, which reports its import over the network."""
     try:
         with _blocked_import("openvino.tools.ovc"):
             import openvino

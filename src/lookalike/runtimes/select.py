@@ -46,8 +46,6 @@ RUNTIMES = (AUTO, TORCH, *GRAPH_RUNTIMES)
 PRECISIONS = (AUTO, "float32", "bfloat16")
 # the smallest cosine to torch's float32 embedding of the same image that a precision may have
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
-# the smallest cosine to torch's float32 embedding of the same image that a precision may have
-MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
 MIN_IMAGES = 400  # converting and timing take ten to twenty seconds: not for fewer images
 _TIMED_IMAGES = 24
 _TIMED_SECONDS = 0.5

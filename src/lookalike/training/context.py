@@ -62,8 +62,8 @@ class TrainingContext:
 
     def has_time_for(self, seconds: float) -> bool:
         """Whether more than `seconds` of the budget are left, by the clock of the main process."""
-        left = self.seconds_left
-        return left is None or self.distributed.broadcast_from_main(lambda: left > seconds)
+        seconds_left = self.seconds_left
+        return seconds_left is None or self.distributed.broadcast_from_main(lambda: seconds_left > seconds)
 
     def has_time_for_more(self) -> bool:
         """Whether a tenth of the budget is left: enough for steps that are optional."""

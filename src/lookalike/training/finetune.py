@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from lookalike._files import write_file
 from lookalike.data.dataset import Item
 from lookalike.errors import ModelError, StorageError
 from lookalike.models.info import EpochReport, LearningRates
+from lookalike.models.weights import read_torch_file
 from lookalike.progress import SILENT, Progress
 from lookalike.training.batches import Indices, epoch_order, iterate_batches, training_preprocessing
 from lookalike.training.trainer import Trainer
@@ -110,9 +110,7 @@ def load_checkpoint(folder: Path | None, key: str) -> dict[str, Any] | None:
         return None
     path = folder / _CHECKPOINT
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch_file(path)
     except Exception as error:  # garbage makes an unpickler raise anything: KeyError, struct.error, ...
         raise StorageError(f"the checkpoint {path} is damaged; remove {folder} and start again.") from error
     if not isinstance(content, dict) or content.get("key") != key:

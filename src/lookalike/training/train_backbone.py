@@ -223,7 +223,7 @@ def _plan(context: TrainingContext, stage: FrozenStage, trainer: Trainer) -> Fin
     passes = 0 if context.recipe.posthoc_head == "trained" else passes
     heads = passes * overhead * (1 + len(stage.items) / max(1, len(context.data.validation)))
     reserved = 5 * overhead + min(heads, 0.3 * 60 * context.options.max_minutes)
-    left = context.seconds_left
-    run = plan_epochs(trainer, stage.items, stage.targets, None if left is None else left - reserved, overhead)
+    seconds_left = None if context.seconds_left is None else context.seconds_left - reserved
+    run = plan_epochs(trainer, stage.items, stage.targets, seconds_left, overhead)
     run.reserved_seconds = reserved
     return run
