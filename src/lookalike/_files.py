@@ -76,9 +76,10 @@ def json_text(value: Any) -> str:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file with a header in one step."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    """Write a CSV file with a header in one step; all cells are quoted if one begins with a blank, to keep it."""
+    buffer, rows = io.StringIO(), list(rows)
+    blank = any(str(cell).startswith(" ") for row in rows for cell in row)
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL if blank else csv.QUOTE_MINIMAL)
     writer.writerow(header)
     writer.writerows(rows)
     write_text(path, buffer.getvalue())

@@ -412,3 +412,35 @@ class TestIndex:
         decoded.clear()
         assert len(index(images, encoder, out=tmp_path / "index").index) == COUNT
         assert decoded == []
+
+
+def test_images_of_other_formats_and_results_are_reported(images, encoder, tmp_path, recording_progress):
+    (images / "a.heic").write_bytes(b"x")
+    save_bundle(encoder, images / "model")
+    (images / "model" / "curves.png").write_bytes(b"x")
+    recorder = recording_progress()
+    assert len(embed(images, encoder, out=tmp_path / "emb", progress=recorder)) == COUNT
+    assert any("1 .heic" in message for message in recorder.messages)
+    assert any("results of Lookalike are not used: model" in message for message in recorder.messages)
+
+
+def test_the_folder_of_a_leave_one_out_data_set(data_folder, encoder, tmp_path):
+    shutil.rmtree(data_folder / "test")
+    shutil.copytree(data_folder / "training", data_folder / "test")
+    built = index(data_folder, encoder, out=tmp_path / "index")
+    assert {name.split("/")[0] for name in built.index.ids} == {"test"}
+
+
+def test_images_inside_and_outside_of_the_folder_of_a_manifest(images, encoder, tmp_path):
+    """Both are found again, and neither is its own hit."""
+    inside, outside = sorted(images.rglob("*.jpg"))[:2]
+    other = tmp_path / "elsewhere" / outside.name
+    other.parent.mkdir()
+    shutil.copy(outside, other)
+    rows = f"./{inside.relative_to(images)},,gallery\n../elsewhere/{other.name},,gallery\n"
+    (images / "manifest.csv").write_text(f"path,label,split\n{rows}")
+    built = index(images, encoder, out=tmp_path / "index").index
+    assert all(built.path_of(item).is_file() for item in built.ids)
+    for query in (inside, other):
+        (hits,) = search(tmp_path / "index", [query], top_k=1)
+        assert [hit.path.resolve() for hit in hits] == [({inside, other} - {query}).pop().resolve()]

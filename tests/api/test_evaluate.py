@@ -51,6 +51,25 @@ class TestEvaluate:
         np.testing.assert_array_equal(evaluation.values["precision@3"], expected.values["precision@3"])
         assert "precision@3" in str(evaluation)
 
+    def test_class_folders_in_test_are_evaluated_leave_one_out(self, data_folder, encoder, decoded):
+        shutil.rmtree(data_folder / "test")
+        shutil.copytree(data_folder / "training", data_folder / "test")
+        test = load_dataset(data_folder).test
+        decoded.clear()
+        evaluation = evaluate(data_folder, encoder)
+        assert len(decoded) == len(test)  # each image once
+        embeddings, labels = encoder.embed(test), {item.id: item.label for item in test}
+        expected = evaluate_embeddings(embeddings, embeddings, labels, labels, ["precision@3"])
+        np.testing.assert_array_equal(evaluation.values["precision@3"], expected.values["precision@3"])
+        assert all(query not in hits for query, hits in zip(evaluation.query_ids, evaluation.hits.ids, strict=True))
+
+    def test_classes_that_are_too_small_for_a_test_split(self, data_folder, tmp_path, encoder):
+        for number, path in enumerate(sorted((data_folder / "training").rglob("*.jpg"))[:4]):
+            (tmp_path / "small" / str(number)).mkdir(parents=True)
+            shutil.copy(path, tmp_path / "small" / str(number))
+        with pytest.raises(DataError, match="none of its classes has the 3 images"):
+            evaluate(tmp_path / "small", encoder)
+
     def test_a_default_k_larger_than_the_gallery_is_omitted(self, data_folder, encoder):
         for path in list((data_folder / "test" / "gallery").glob("*.jpg"))[:3]:
             path.unlink()

@@ -397,3 +397,32 @@ def test_trashnet(shared_data: Path, tmp_path: Path) -> None:
     assert all(len({labels[name] for name in finding.ids}) == 1 for finding in near)
     report.write_clean_manifest(tmp_path)
     assert len(load_dataset(tmp_path)) == 2521
+
+
+def test_a_clean_manifest_keeps_blanks_in_names(data_folder: Path, tmp_path: Path) -> None:
+    for split in ("training",):
+        (data_folder / split / "cat").rename(data_folder / split / " cat ")
+    report = check(data_folder, clean_manifest=tmp_path / "clean")
+    clean = load_dataset(tmp_path / "clean")
+    assert {item.label for item in clean.training} == {item.label for item in report.data.training}
+    assert [item.path for item in clean.training] == [item.path.absolute() for item in report.data.training]
+
+
+def test_a_leave_one_out_data_set(data_folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(data_folder / "test")
+    (data_folder / "training" / "rocket").rename(tmp_path / "rocket")
+    (data_folder / "test").mkdir()
+    (tmp_path / "rocket").rename(data_folder / "test" / "rocket")
+    single = data_folder / "test" / "single" / "1.jpg"
+    single.parent.mkdir()
+    shutil.copy(next((data_folder / "training" / "cat").iterdir()), single)
+    report = check(data_folder, near=False, clean_manifest=tmp_path / "clean")
+    assert codes(report) == {"leak": 1, "query-without-match": 1, "class-disjoint": 1}
+    assert {item.split.value for item in load_dataset(tmp_path / "clean").items} == {"training", "test"}
+
+
+def test_what_is_not_used_is_a_finding(data_folder: Path) -> None:
+    (data_folder / "IMG_1.HEIC").write_bytes(b"x")
+    severity, message, _ = only(check(data_folder, near=False), "note")
+    assert severity == "warning"
+    assert message.startswith("1 image of formats that are not read: 1 .heic")

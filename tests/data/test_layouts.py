@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from lookalike.data.dataset import Dataset, Split
-from lookalike.data.layouts import load_data_as_trained, load_dataset, walk_images
+from lookalike.data.layouts import load_data_as_trained, load_dataset
 from lookalike.errors import DataError, MissingExtra
-from lookalike.types import Skipped
 
 
 def make(root: Path, *names: str) -> None:
@@ -111,7 +108,7 @@ def test_layout_3(tmp_path: Path) -> None:
     outside = tmp_path / "d.jpg"
     manifest(
         tmp_path,
-        "sub/c.jpg, cat ,train,Rome",
+        "sub/c.jpg, cat,train,Rome",
         "b.jpg,,Gallery,",
         "",
         f"{outside},dog,val,Oslo",
@@ -124,7 +121,7 @@ def test_layout_3(tmp_path: Path) -> None:
     assert rows(data) == [
         ("a.jpg", "dog", "training"),
         ("sub/c.jpg", "cat", "training"),
-        (str(outside), "dog", "validation"),
+        ("d.jpg", "dog", "validation"),
         ("e.jpg", "dog", "query"),
         ("b.jpg", None, "gallery"),
     ]
@@ -251,13 +248,14 @@ def test_wrong_labels(tmp_path: Path, text: str, facts: tuple[str, ...]) -> None
     ("lines", "facts"),
     [
         ([",cat,query"], ("manifest.csv line 2", "no path")),
-        (["a.jpg,cat,query", "b.jpg,cat,test"], ("manifest.csv line 3", "'test'", "training, validation, query")),
+        (["a.jpg,cat,query", "b.jpg,cat,dev"], ("manifest.csv line 3", "'dev'", "training, validation, query")),
         ([], ("manifest.csv", "no row")),
         (["y.jpg,,query", "z.jpg,,query"], ("none of the 2 files", "manifest.csv", "y.jpg")),
         (["a.jpg,cat"], ("manifest.csv line 2", "2 fields", "3")),
-        (["a.jpg,cat,query", "a.jpg,cat,gallery"], ("1 duplicate image ids", "'a.jpg'")),
+        (["a.jpg,cat,query", "./a.jpg,dog,gallery"], ("line 3", "a.jpg is listed twice, as query and as gallery")),
+        (["a.jpg,cat,query", "b.jpg,cat,gallery", "x/../a.jpg,cat,query"], ("line 4", "a.jpg is listed twice")),
     ],
-    ids=["no path", "split", "no row", "no file", "fields", "duplicate"],
+    ids=["no path", "split", "no row", "no file", "fields", "labels", "duplicate"],
 )
 def test_wrong_manifest(tmp_path: Path, lines: list[str], facts: tuple[str, ...]) -> None:
     make(tmp_path, "a.jpg", "b.jpg")
@@ -393,70 +391,6 @@ def test_shared_data_sets(shared_data: Path, name: str, layout: str, counts: tup
     assert data.test_classes_unseen == (name == "caltech")
 
 
-def find_images(folder: Path) -> tuple[list[Path], list[Skipped]]:
-    """Return the images in a folder, sorted, and the folders that were skipped."""
-    skipped: list[Skipped] = []
-    return sorted(walk_images(folder, skipped)), skipped
-
-
-def test_hidden_files_and_folders_are_not_listed(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "sub/c.webp", ".hidden.jpg", ".trash/d.jpg", "notes.txt", "sub/labels.csv"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert find_images(tmp_path) == ([tmp_path / "a.png", tmp_path / "b.JPG", tmp_path / "sub/c.webp"], [])
-
-
-def test_a_closed_folder_is_skipped(tmp_path: Path, close_folder: CloseFolder) -> None:
-    for name in ("a/1.jpg", "b/2.jpg", "c/3.jpg", "c/d/4.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    for name in ("b", "c/d"):
-        close_folder(tmp_path / name)
-    images, skipped = find_images(tmp_path)
-    assert images == [tmp_path / "a/1.jpg", tmp_path / "c/3.jpg"]
-    assert sorted(map(str, skipped)) == [f"{tmp_path / name}: {CLOSED}" for name in ("b", "c/d")]
-
-
-def test_a_folder_whose_listing_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / name).touch()
-    scandir = os.scandir
-
-    @contextlib.contextmanager
-    def failing(path: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
-        def first_only() -> Iterator[os.DirEntry[str]]:
-            with scandir(path) as entries:
-                yield next(entries)
-            raise OSError(5, "Input/output error", str(path))
-
-        yield first_only()
-
-    monkeypatch.setattr(os, "scandir", failing)
-    images, skipped = find_images(tmp_path)
-    assert len(images) == 1
-    assert skipped == [Skipped(tmp_path, "the folder cannot be listed (input/output error)")]
-    assert_facts(refusal(tmp_path), f"{tmp_path}: the folder cannot be listed", "make it readable")
-
-
-def test_links_in_a_circle(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "1.jpg").touch()
-    (tmp_path / "deep" / "back").symlink_to(tmp_path)
-    (tmp_path / "itself").symlink_to("itself")
-    images, skipped = find_images(tmp_path)
-    assert images == [tmp_path / "deep/1.jpg"]
-    cause = f"the folder cannot be listed ({os.strerror(errno.ELOOP).lower()})"
-    assert skipped == [Skipped(tmp_path / "itself", cause)]
-
-
-def test_a_link_to_another_folder_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "1.jpg").touch()
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "link").symlink_to(tmp_path / "other")
-    assert find_images(tmp_path / "images") == ([tmp_path / "images/link/1.jpg"], [])
-
-
 def test_class_folders_are_split_as_for_the_training(data_folder):
     """With another seed, `evaluate` on class folders would meet training images."""
     class_folders = data_folder / "training"
@@ -466,3 +400,117 @@ def test_class_folders_are_split_as_for_the_training(data_folder):
     assert split.items != load_dataset(class_folders).items
     assert load_data_as_trained(class_folders, {}).items == load_dataset(class_folders).items
     assert load_data_as_trained(split, {}) is split
+
+
+# ---------------------------------------------------------------- names of splits
+
+
+def test_splits_have_their_names_in_any_case(tmp_path: Path) -> None:
+    make(tmp_path, "Train/cat/1.jpg", "VAL/cat/2.jpg", "Test/Query/3.jpg", "Test/Gallery/4.jpg")
+    data = load_dataset(tmp_path)
+    assert data.layout == "training, validation and test folders, test split without labels"
+    assert rows(data) == [
+        ("Train/cat/1.jpg", "cat", "training"),
+        ("VAL/cat/2.jpg", "cat", "validation"),
+        ("Test/Query/3.jpg", None, "query"),
+        ("Test/Gallery/4.jpg", None, "gallery"),
+    ]
+
+
+def test_training_and_validation_without_a_test(tmp_path: Path) -> None:
+    make(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg")
+    data = load_dataset(tmp_path)
+    assert data.layout == "training and validation folders, no test split"
+    assert [item.split.value for item in data.items] == ["training", "training", "validation"]
+    assert data.classes == ("cat", "dog")
+
+
+def test_class_folders_in_test_are_searched_leave_one_out(tmp_path: Path) -> None:
+    make(tmp_path, "train/cat/1.jpg", "test/owl/2.jpg", "test/owl/3.jpg")
+    data = load_dataset(tmp_path)
+    assert [item.id for item in data.query] == ["test/owl/2.jpg", "test/owl/3.jpg"]
+    assert data.query == data.gallery == data.test
+    assert data.labels("gallery") == {"test/owl/2.jpg": "owl", "test/owl/3.jpg": "owl"}
+    assert str(data).splitlines()[2:4] == [
+        "  test            2 images in 1 class",
+        "  leave-one-out: each test image is searched in the other test images",
+    ]
+
+
+def test_query_and_gallery_without_a_test_folder(tmp_path: Path) -> None:
+    make(tmp_path, "query/1.jpg", "gallery/2.jpg", "train/cat/3.jpg")
+    assert [item.split.value for item in load_dataset(tmp_path).items] == ["training", "query", "gallery"]
+
+
+def test_a_class_with_the_name_of_a_split(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{label}/{n}.jpg" for label in ("train", "bus", "Query") for n in range(4)))
+    data = load_dataset(tmp_path)
+    assert data.layout.startswith("class folders")
+    assert {item.label for item in data.items} == {"train", "bus", "Query"}
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "train/cat/1.jpg", "Training/cat/2.jpg")
+    assert_facts(refusal(tmp_path), "two folders of the training split", "Training and train", "merge them")
+
+
+def test_images_next_to_the_splits_are_noted(tmp_path: Path) -> None:
+    make(tmp_path, *SPLITS, "extra/deep/1.jpg", "loose.jpg", "docs/notes.txt", "test/other/2.jpg", "IMG_1.HEIC")
+    assert load_dataset(tmp_path).notes == (
+        "1 folder with images next to those of the splits, not used (first: extra)",
+        "1 image next to the folders of the splits, not used (first: loose.jpg)",
+        "1 folder with images next to those of the splits, not used (first: test/other)",
+        "1 image of formats that are not read: 1 .heic; convert them to JPEG or PNG",
+    )
+
+
+# ---------------------------------------------------------------- the identity of an image
+
+
+@pytest.mark.parametrize(
+    "name", ["./sub/c.jpg", "sub//c.jpg", "sub/x/../c.jpg", "sub\\c.jpg", " sub/c.jpg ", "{}/sub/c.jpg"]
+)
+def test_a_manifest_path_is_normalised(tmp_path: Path, name: str) -> None:
+    make(tmp_path, "sub/c.jpg")
+    manifest(tmp_path, f"{name.format(tmp_path)},cat,gallery")
+    (item,) = load_dataset(tmp_path).items
+    assert (item.id, item.path) == ("sub/c.jpg", tmp_path / "sub/c.jpg")
+
+
+def test_a_manifest_path_outside_the_folder_is_absolute(tmp_path: Path) -> None:
+    make(tmp_path, "data/a.jpg", "other/b.jpg")
+    manifest(tmp_path / "data", "a.jpg,cat,query", "../other/b.jpg,cat,gallery")
+    assert [item.id for item in load_dataset(tmp_path / "data").items] == [
+        "a.jpg",
+        (tmp_path / "other/b.jpg").as_posix(),
+    ]
+
+
+def test_blanks_of_a_path_that_exists_are_kept(tmp_path: Path) -> None:
+    make(tmp_path, " hat/a.jpg", " hat/b.jpg", " hat/c.jpg", "cap/d.jpg")
+    manifest(tmp_path, '" hat/a.jpg"," hat",gallery', "cap/d.jpg, cap,gallery")
+    assert rows(load_dataset(tmp_path)) == [(" hat/a.jpg", " hat", "gallery"), ("cap/d.jpg", "cap", "gallery")]
+
+
+def test_an_image_listed_as_query_and_as_gallery_is_both(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    manifest(tmp_path, "a.jpg,cat,query", "./a.jpg,cat,gallery", "b.jpg,cat,gallery", "c.jpg,cat,Test")
+    data = load_dataset(tmp_path)
+    assert rows(data) == [("b.jpg", "cat", "gallery"), ("a.jpg", "cat", "test"), ("c.jpg", "cat", "test")]
+    assert [item.id for item in data.query] == ["a.jpg", "c.jpg"]
+    assert [item.id for item in data.gallery] == ["b.jpg", "a.jpg", "c.jpg"]
+
+
+def test_a_manifest_with_a_column_twice(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg")
+    manifest(tmp_path, "a.jpg,cat,dog,gallery", header="path,label,Label,split")
+    assert_facts(refusal(tmp_path), "manifest.csv", "2 columns called 'label'")
+
+
+def test_nan_in_parquet_means_no_label(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    make(tmp_path, "a.jpg", "b.jpg")
+    columns = {"path": ["a.jpg", "b.jpg"], "label": [float("nan"), 2.5], "split": ["gallery", "gallery"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "manifest.parquet")
+    assert [item.label for item in load_dataset(tmp_path).items] == [None, "2.5"]

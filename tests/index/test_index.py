@@ -138,6 +138,7 @@ def test_saved_and_loaded_it_finds_the_same(tmp_path):
     assert loaded.ids == items.ids
     assert loaded.metadata == {"item0001": {"photographer": "Ä"}}
     assert loaded.path_of("a/b.jpg") == tmp_path.resolve() / "photos" / "a" / "b.jpg"
+    assert loaded.path_of("/a/b.jpg") == Index.build(items).path_of("/a/b.jpg") == Path("/a/b.jpg")
     assert Index.build(items).path_of("a") is None
     assert is_index(tmp_path / "index")
     assert not is_index(tmp_path)

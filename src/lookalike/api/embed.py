@@ -11,7 +11,9 @@ from typing import Any
 
 from lookalike._files import file_digest, new_folder, require_free, require_writable
 from lookalike._strings import PackedStrings
-from lookalike.data.layouts import load_dataset, may_be_folder, require_folder, skipped_suffix, walk_images
+from lookalike.data.dataset import TEST_SPLITS, Split
+from lookalike.data.folders import ImageFinder, require_folder, skipped_suffix
+from lookalike.data.layouts import find_manifest, find_split_folders, load_dataset
 from lookalike.embeddings.embed_folder import embed_folder, started_shard_size
 from lookalike.embeddings.folder import (
     is_embeddings,
@@ -89,7 +91,8 @@ def embed(
         StorageError: `out` cannot be written or holds something else.
 
     """
-    gallery = _all_images(_folder(images))
+    progress = resolve_progress(progress)
+    gallery = _all_images(_folder(images), progress)
     out = Path(out)
     require_writable(out, "out")
     require_runtime(runtime, precision)
@@ -196,9 +199,11 @@ def _folder(images: Path | str) -> Path:
 
 def _images_to_index(folder: Path, progress: Progress) -> _Images:
     """Find the images to index: the gallery of a data set, else every image in the folder."""
-    has_manifest = any((folder / name).is_file() for name in ("manifest.csv", "manifest.parquet"))
-    if has_manifest or (may_be_folder(folder / "training") and may_be_folder(folder / "test" / "gallery")):
+    splits = set(find_split_folders(folder))
+    if find_manifest(folder) is not None or (Split.TRAINING in splits and splits & set(TEST_SPLITS)):
         data = load_dataset(folder)
+        for note in data.notes:
+            progress.info(note)
         if data.gallery:
             others = len(data) - len(data.gallery)
             if others:
@@ -210,15 +215,16 @@ def _images_to_index(folder: Path, progress: Progress) -> _Images:
             return _Images(data.gallery, data.training or data.gallery, metadata, data.skipped)
         if data.skipped:
             raise DataError(f"{folder} has no gallery image to index{skipped_suffix(data.skipped)}.", argument="images")
-    return _all_images(folder)
+    return _all_images(folder, progress)
 
 
-def _all_images(folder: Path) -> _Images:
+def _all_images(folder: Path, progress: Progress) -> _Images:
     """Find every image in a folder, recursively; ids are paths relative to it, with forward slashes."""
     require_folder(folder, "images")
-    skipped: list[Skipped] = []
+    finder = ImageFinder()
     # sorted as in an index, which then takes the vectors without copying them
-    names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in walk_images(folder, skipped)))
+    names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in finder.walk(folder)))
+    skipped = finder.skipped
     if not names or names == (_CURVES,):
         _refuse_output(folder)
     if not names:
@@ -226,6 +232,8 @@ def _all_images(folder: Path) -> _Images:
             f"{folder} holds no image{skipped_suffix(skipped)}; expected files such as .jpg, .png or .webp.",
             argument="images",
         )
+    for note in finder.notes():
+        progress.info(note)
     sources = Files(folder, names)
     return _Images(sources, sources, {}, tuple(skipped))
 

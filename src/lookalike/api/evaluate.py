@@ -10,7 +10,8 @@ import numpy as np
 
 from lookalike._files import require_free
 from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
-from lookalike.data.layouts import load_data_as_trained, skipped_suffix
+from lookalike.data.folders import skipped_suffix
+from lookalike.data.layouts import load_data_as_trained
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure, parse_measures
@@ -152,10 +153,11 @@ def _load_test_data(data: Dataset | Path | str, model: AnyEncoder | Path | str) 
     data = load_data_as_trained(data, {} if bundle is None else read_bundle_info(bundle).options)
     for split in ("query", "gallery"):
         if not data.split(split):
+            advice = f"put them in test/{split}, or list them in a manifest"
+            if data.layout.startswith("class folders"):
+                advice = "none of its classes has the 3 images that a split into training, query and gallery needs"
             raise DataError(
-                f"{data.root} has no {split} images{skipped_suffix(data.skipped)}; "
-                f"put them in test/{split}, or list them in a manifest.",
-                argument="data",
+                f"{data.root} has no {split} images{skipped_suffix(data.skipped)}; {advice}.", argument="data"
             )
     return data
 
@@ -169,7 +171,7 @@ def _embed_test_split(
     progress: Progress,
 ) -> tuple[Embeddings, Embeddings, tuple[Skipped, ...]]:
     """Return the embeddings of query and gallery, and other files that were skipped: folders, and images to fit on."""
-    tested = (*data.query, *data.gallery)
+    tested = data.test
     skipped = list(data.skipped)
     fitted = None
     if isinstance(model, str | Path) and find_bundle(model) is None:
@@ -191,8 +193,10 @@ def _embed_test_split(
             precision = "float32"
         sample = sample_evenly(tested, SAMPLE_SIZE)
         encoder = with_runtime(encoder, runtime, precision).prepare(sample, len(tested), progress)
-    queries = encoder.embed(data.query, progress=progress, task="queries")
     gallery = _embed_gallery(data.gallery, encoder, fitted, progress)
+    queries = gallery  # leave-one-out
+    if data.query != data.gallery:
+        queries = encoder.embed(data.query, progress=progress, task="queries")
     for split, embeddings in (("query", queries), ("gallery", gallery)):
         if not len(embeddings):
             raise DataError(

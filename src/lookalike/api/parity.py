@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lookalike.data.dataset import Dataset
-from lookalike.data.layouts import skipped_suffix
+from lookalike.data.folders import skipped_suffix
 from lookalike.errors import ModelError
 from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
 from lookalike.evaluation.evaluation import evaluate_embeddings

@@ -227,7 +227,7 @@ def bundle_candidate(data: Dataset, bundle: Path) -> Candidate:
         note = "does not record its training images, which may include some of these." if leaked else ""
         return replace(candidate, note=note, leaked=leaked)
     seen = set(info.training_data.contents) - set(image_hashes(data))
-    for items, where in ((data.validation, "validation"), ((*data.query, *data.gallery), "query and gallery")):
+    for items, where in ((data.validation, "validation"), (data.test, "query and gallery")):
         count = sum(content[:16] in seen for content in content_hashes(items).values())
         if count:
             note = f"was trained on {count} of these {len(items)} {where} images, so its accuracy is optimistic."

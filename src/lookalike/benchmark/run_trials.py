@@ -20,6 +20,7 @@ from lookalike.models.pipeline import sources_digest
 from lookalike.runtimes.fit import feature_file, read_features
 from lookalike.types import Embeddings, Skipped
 
+SPLITS = (Split.TRAINING, Split.VALIDATION, Split.QUERY, Split.GALLERY)
 _TIMED_IMAGES = 40
 
 
@@ -30,13 +31,14 @@ def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embe
     """
     encoder: AnyEncoder | None = None
     embeddings: dict[str, Embeddings] = {}
-    for split in Split:
+    by_key: dict[str, Embeddings] = {}
+    for split in SPLITS:
         items = spec.data.split(split)
         # by fingerprint: a fine-tuned model that validation reset is the frozen one, and is not embedded again
         name = "-".join(filter(None, (split, candidate.fingerprint, candidate.export)))
         path = spec.cache / f"{name}.npz"
         key = sources_digest(candidate.fingerprint, items)
-        shard = read_shard(path, key, candidate.fingerprint)
+        shard = by_key.get(key) or read_shard(path, key, candidate.fingerprint)  # leave-one-out: of both splits
         if shard is None:
             if encoder is None:
                 sample = sample_evenly(spec.data.items, SAMPLE_SIZE)
@@ -46,7 +48,7 @@ def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embe
             if shard is None:
                 shard = encoder.embed(items, progress=spec.progress, task=f"{candidate.name}: {split}")
             write_shard(path, key, shard)
-        embeddings[split] = shard
+        embeddings[split] = by_key[key] = shard
     return embeddings
 
 
@@ -65,7 +67,7 @@ def _from_features(spec: BenchmarkSpec, encoder: AnyEncoder, items: Sequence[Ite
 
 def skipped_files(embeddings: SplitEmbeddings) -> tuple[Skipped, ...]:
     """Return the files that a candidate could not read, each once, in the order of the splits."""
-    by_path = {s.path: s for split in Split for by_split in embeddings.values() for s in by_split[split].skipped}
+    by_path = {s.path: s for split in SPLITS for by_split in embeddings.values() for s in by_split[split].skipped}
     return tuple(by_path.values())
 
 

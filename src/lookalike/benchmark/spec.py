@@ -190,7 +190,7 @@ def lock_or_verify(spec: BenchmarkSpec) -> None:
     record = RunRecord(
         training_data=data.fingerprint,
         validation_images=digest(*(i.id for i in data.validation)),
-        test_data=digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in (*data.query, *data.gallery))),
+        test_data=digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in data.test)),
         options=spec.options.to_dict(),
         weights={b: file_digest(Path(w)) if Path(w).is_file() else str(w) for b, w in spec.weights.items()},
     )

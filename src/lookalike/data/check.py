@@ -11,10 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lookalike._files import require_free, write_csv, write_json
-from lookalike.data.dataset import Dataset, Item, Split, by_class, class_names
+from lookalike.data.dataset import TEST_SPLITS, TRAINING_SPLITS, Dataset, Item, Split, by_class, class_names
 from lookalike.data.duplicates import (
-    TEST_SPLITS,
-    TRAINING_SPLITS,
     Scan,
     connected_groups,
     exact_groups,
@@ -252,7 +250,7 @@ def _exact(group: Sequence[Item]) -> Iterator[Finding]:
     if len(labels) > 1:
         yield Finding("contradiction", "error", f"{_join(ids)} are identical, with the labels {_join(labels)}.", ids)
         return  # none of them is kept, so that they are also copies does not matter
-    for code, pair in (("validation-leak", TRAINING_SPLITS), ("query-in-gallery", TEST_SPLITS)):
+    for code, pair in (("validation-leak", TRAINING_SPLITS), ("query-in-gallery", TEST_SPLITS[:2])):
         if splits.issuperset(pair):
             shared = tuple(item.id for item in group if item.split in pair)
             yield Finding(code, "warning", f"{_join(shared)} are identical, in {pair[0]} and in {pair[1]}.", shared)
@@ -301,8 +299,9 @@ def _classes(dataset: Dataset, readable: Sequence[Item]) -> Iterator[Finding]:
         text = f"training has 1 class, {next(iter(training))!r}; fine-tuning needs at least 2."
         yield Finding("single-class", "warning", text, ())
     if dataset.test_is_labelled:
-        for label, members in classes[Split.QUERY].items():
-            if label not in classes[Split.GALLERY]:
+        alone = {label: members for label, members in classes[Split.TEST].items() if len(members) == 1}
+        for label, members in (classes[Split.QUERY] | alone).items():
+            if label not in classes[Split.GALLERY] and (label in alone or label not in classes[Split.TEST]):
                 queries = "1 query" if len(members) == 1 else f"{len(members)} queries"
                 text = f"{queries} of the class {label!r} will be excluded: the gallery has no image of it."
                 yield Finding("query-without-match", "warning", text, tuple(item.id for item in members))

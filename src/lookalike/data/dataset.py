@@ -25,12 +25,17 @@ _QUERY_FRACTION, _GALLERY_FRACTION = 0.12, 0.36  # of a class; the rest is train
 
 
 class Split(StrEnum):
-    """The use of an item: training, validation, query or gallery."""
+    """The use of an item; an image of `test` is both query and gallery, and never its own hit (leave-one-out)."""
 
     TRAINING = "training"
     VALIDATION = "validation"
     QUERY = "query"
     GALLERY = "gallery"
+    TEST = "test"
+
+
+TRAINING_SPLITS = (Split.TRAINING, Split.VALIDATION)
+TEST_SPLITS = (Split.QUERY, Split.GALLERY, Split.TEST)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Item:
     """An image of a data set.
 
     Attributes:
-        id: its path relative to the data folder, with forward slashes; in a manifest, the path as written there.
+        id: its path relative to the data folder, with forward slashes; outside that folder, its absolute path.
         path: its file.
         label: its class, or None.
         split: its use.
@@ -91,12 +96,13 @@ class Dataset:
         return self.summary()
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{len(self.split(split))} {split}" for split in Split if self.split(split))
+        counts = ", ".join(f"{count} {split}" for split, count in Counter(item.split for item in self.items).items())
         return f"<Dataset: {str(self.root)!r}, {self.layout}: {counts}>"
 
     def split(self, split: Split | str) -> tuple[Item, ...]:
-        """Return the items of one split."""
-        return tuple(item for item in self.items if item.split == split)
+        """Return the items of one split; query and gallery include those of `test`."""
+        splits = (split, Split.TEST) if split in (Split.QUERY, Split.GALLERY) else (split,)
+        return tuple(item for item in self.items if item.split in splits)
 
     def labels(self, split: Split | str) -> dict[str, str]:
         """Return the labels of one split by item id; items without a label are absent."""
@@ -121,6 +127,11 @@ class Dataset:
     def gallery(self) -> tuple[Item, ...]:
         """Items to search in."""
         return self.split(Split.GALLERY)
+
+    @cached_property
+    def test(self) -> tuple[Item, ...]:
+        """Items of query and gallery, each once."""
+        return tuple(item for item in self.items if item.split in TEST_SPLITS)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -162,7 +173,7 @@ class Dataset:
         """Describe the data set in a few lines; `name` replaces the folder's path."""
         lines = [f"{name or self.root}: {self.layout}, {len(self.items)} images"]
         for split in Split:
-            items = self.split(split)
+            items = [item for item in self.items if item.split == split]
             if not items:
                 continue
             names = class_names(items)
@@ -171,6 +182,8 @@ class Dataset:
             text += f" in {len(names)} {'class' if len(names) == 1 else 'classes'}" if names else ""
             text += f", {unlabelled} without a label" if unlabelled else ""
             lines.append(text)
+        if any(item.split == Split.TEST for item in self.items):
+            lines.append("  leave-one-out: each test image is searched in the other test images")
         if self.test_classes_unseen:
             lines.append("  most queries are of classes that the training split does not have")
         lines.extend(f"  note: {note}" for note in self.notes)

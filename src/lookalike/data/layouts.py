@@ -1,7 +1,9 @@
 """Loading a data folder, whose layout is detected.
 
-1. `training/<class>/*`, flat `test/query/*` and `test/gallery/*`, optional `labels.csv` (`path,label`).
-2. The same with class folders inside query and gallery.
+1. `training/<class>/*`, `validation/<class>/*`, flat `test/query/*` and `test/gallery/*`, optional `labels.csv`
+   (`path,label`).
+2. The same with class folders inside query and gallery, or with `test/<class>/*`, where each image is a query that is
+   searched in the others.
 3. `manifest.csv` or `manifest.parquet` with `path,label,split`; other columns are metadata.
 4. Class folders only: split by a seed, stratified or class-disjoint.
 5. Images without labels: all of them are the gallery.
@@ -10,20 +12,30 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lookalike.data.dataset import Dataset, Item, Split, sort_items, split_classes, with_validation
-from lookalike.data.images import is_image_name
+from lookalike.data.dataset import (
+    TEST_SPLITS,
+    TRAINING_SPLITS,
+    Dataset,
+    Item,
+    Split,
+    sort_items,
+    split_classes,
+    with_validation,
+)
+from lookalike.data.folders import ImageFinder, may_be_file, require_folder, skipped_suffix
 from lookalike.errors import DataError, MissingExtra
 from lookalike.progress import count_noun
-from lookalike.types import Skipped
 
+# names of splits in folders and manifests, in any case
 _SPLIT_NAMES = {
     "training": Split.TRAINING,
     "train": Split.TRAINING,
@@ -32,13 +44,15 @@ _SPLIT_NAMES = {
     "valid": Split.VALIDATION,
     "query": Split.QUERY,
     "gallery": Split.GALLERY,
+    "test": Split.TEST,
 }
+_MANIFESTS = ("manifest.csv", "manifest.parquet")
 
 
 def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = False) -> Dataset:
     """Load a data folder of any of the five layouts; print the result to see what it contains.
 
-    Folders inside it that cannot be listed are skipped and reported in `Dataset.skipped`.
+    What is not used is reported: in `Dataset.skipped`, folders that cannot be listed; in `Dataset.notes`, the rest.
 
     Args:
         data: the folder.
@@ -51,36 +65,86 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
     """
     root = Path(data)
     require_folder(root, "data")
-    for name in ("manifest.csv", "manifest.parquet"):
-        if _may_be_file(root / name):
-            return _from_manifest(root, root / name)
-    if may_be_folder(root / "training") or may_be_folder(root / "test"):
-        return _from_split_folders(root)
-    skipped: list[Skipped] = []
-    folders, loose = _list_folder(root, skipped)
-    if skipped:
-        raise _error(f"{skipped[0]}; make it readable, or use another folder.")
-    in_folders = {folder.name: sorted(walk_images(folder, skipped)) for folder in folders}
+    manifest = find_manifest(root)
+    if manifest is not None:
+        return _from_manifest(root, manifest)
+    splits = find_split_folders(root)
+    if splits:
+        return _from_split_folders(root, splits)
+    finder = ImageFinder()
+    folders, loose = finder.list(root)
+    if finder.skipped:
+        raise _error(f"{finder.skipped[0]}; make it readable, or use another folder.")
+    in_folders = {folder.name: sorted(finder.walk(folder)) for folder in folders}
     classes = {name: images for name, images in in_folders.items() if images}
+    skipped, notes = tuple(finder.skipped), finder.notes()
     if len(classes) >= 2 and not loose:
         items = [_item(root, path, label, Split.GALLERY) for label, images in classes.items() for path in images]
         split = split_classes(items, seed=seed, class_disjoint=class_disjoint)
         kind = "class-disjoint" if class_disjoint else "stratified"
-        return Dataset(root, f"class folders, split here ({kind}, seed {seed})", split, skipped=tuple(skipped))
-    notes: tuple[str, ...] = ()
+        return Dataset(root, f"class folders, split here ({kind}, seed {seed})", split, notes, skipped)
     if len(classes) >= 2:
         notes = (
             f"{count_noun(len(loose), 'loose image')} next to {len(classes)} folders (first: {min(loose).name}), so "
             "the folders are not used as classes; if they are classes, move the loose images elsewhere",
+            *notes,
         )
     paths = sorted(chain(loose, *classes.values()))
     if not paths:
+        excluded = f" ({'; '.join(notes)})" if notes else ""
         raise _error(
-            f"{root} contains no image{skipped_suffix(skipped)}; expected files such as .jpg, .png or .webp, or a "
-            "manifest.csv."
+            f"{root} contains no image{skipped_suffix(skipped)}{excluded}; expected files such as .jpg, .png or "
+            ".webp, in training/<class>/, test/query and test/gallery if it is a data set, or a manifest.csv."
         )
     unlabelled = tuple(_item(root, path, None, Split.GALLERY) for path in paths)
-    return Dataset(root, "images without labels", unlabelled, notes, tuple(skipped))
+    return Dataset(root, "images without labels", unlabelled, notes, skipped)
+
+
+def find_manifest(root: Path) -> Path | None:
+    """Return the manifest of a folder, or None."""
+    return next((root / name for name in _MANIFESTS if may_be_file(root / name)), None)
+
+
+def find_split_folders(root: Path) -> dict[Split, Path]:
+    """Return the folders of a data folder that are splits by their names, in any case.
+
+    Query and gallery are in `test`, or both next to it. The others hold class folders: a folder of images alone is a
+    class, such as one called train.
+    """
+    named = _named_folders(root)
+    if not {Split.QUERY, Split.GALLERY} <= set(named):
+        named = {split: folders for split, folders in named.items() if split not in (Split.QUERY, Split.GALLERY)}
+    for test in named.get(Split.TEST, []):
+        inside = _named_folders(test)
+        for split in (Split.QUERY, Split.GALLERY):
+            named.setdefault(split, []).extend(inside.get(split, []))
+    if named.get(Split.QUERY) or named.get(Split.GALLERY):
+        named.pop(Split.TEST, None)
+    result = {}
+    for split, folders in named.items():
+        usable = [f for f in folders if split in (Split.QUERY, Split.GALLERY) or _has_folder(f)]
+        if len(usable) > 1:
+            names = " and ".join(f.relative_to(root).as_posix() for f in usable)
+            raise _error(f"{root} has two folders of the {split} split, {names}; merge them, or rename one.")
+        if usable:
+            result[split] = usable[0]
+    return result
+
+
+def _named_folders(folder: Path) -> dict[Split, list[Path]]:
+    """Return the folders in a folder that have the name of a split."""
+    named: dict[Split, list[Path]] = {}
+    for inner in ImageFinder().list(folder)[0]:
+        split = _SPLIT_NAMES.get(inner.name.lower())
+        if split is not None:
+            named.setdefault(split, []).append(inner)
+    return named
+
+
+def _has_folder(folder: Path) -> bool:
+    """Whether a folder holds folders, or cannot be listed: listing it again gives the reason."""
+    finder = ImageFinder()
+    return bool(finder.list(folder)[0] or finder.skipped)
 
 
 def load_data_as_trained(data: Dataset | Path | str, options: Mapping[str, Any]) -> Dataset:
@@ -103,55 +167,79 @@ def _error(message: str) -> DataError:
     return DataError(message, argument="data")
 
 
-def _from_split_folders(root: Path) -> Dataset:
+def _from_split_folders(root: Path, folders: Mapping[Split, Path]) -> Dataset:
+    finder = ImageFinder()
     notes: list[str] = []
-    skipped: list[Skipped] = []
-    training, loose = _labelled_and_loose(root, root / "training", Split.TRAINING, skipped)
-    if loose:
-        notes.append(f"{count_noun(len(loose), 'image')} directly in training/, outside the class folders, skipped")
     labels = _read_labels(root)
+    items: list[Item] = []
     nested = False
-    test: list[Item] = []
-    for split in (Split.QUERY, Split.GALLERY):
-        labelled, loose = _labelled_and_loose(root, root / "test" / split, split, skipped)
+    for split in Split:
+        if split not in folders:
+            continue
+        folder = folders[split]
+        labelled, loose = _labelled_and_loose(root, folder, split, finder)
+        items += labelled
+        if split in TRAINING_SPLITS:
+            if loose:
+                count = count_noun(len(loose), "image")
+                notes.append(f"{count} directly in {folder.name}/, outside the class folders, skipped")
+            continue
         nested = nested or bool(labelled)
-        test.extend(labelled)
-        test.extend(replace(item, label=labels.get(_nfc(item.id))) for item in loose)
-    items = (*training, *test)
+        items += [replace(item, label=labels.get(_nfc(item.id))) for item in loose]
+    notes += _unused(root, set(folders.values()), finder)
+    notes += finder.notes()
     if not items:
         raise _error(
-            f"{root} has a training or test folder, but no image in training/<class>/, test/query or test/gallery"
-            f"{skipped_suffix(skipped)}."
+            f"{root} has folders for splits, but no image in training/<class>/, test/query or test/gallery"
+            f"{skipped_suffix(finder.skipped)}."
         )
     ids = {_nfc(item.id) for item in items}
     unmatched = [name for name in labels if name not in ids]
-    if unmatched and len(unmatched) == len(labels) and not skipped:
+    if unmatched and len(unmatched) == len(labels) and not finder.skipped:
         raise _error(
             f"none of the {len(labels)} paths in {root / 'labels.csv'} is an image of the test split "
             f"(first: {unmatched[0]!r}); write paths such as 'test/query/1.jpg'."
         )
     if unmatched:
         notes.append(f"labels.csv has {count_noun(len(unmatched), 'path')} without an image (first: {unmatched[0]})")
-    if nested:
-        layout = "training and test folders, class folders in the test split"
-    elif labels:
-        layout = "training and test folders, test split labelled by labels.csv"
-    else:
-        layout = "training and test folders, test split without labels"
-    return Dataset(root, layout, items, tuple(notes), tuple(skipped))
+    layout = _describe_layout({item.split for item in items}, nested=nested, labelled=bool(labels))
+    return Dataset(root, layout, tuple(items), tuple(notes), tuple(finder.skipped))
 
 
-def _labelled_and_loose(
-    root: Path, folder: Path, split: Split, skipped: list[Skipped]
-) -> tuple[list[Item], list[Item]]:
-    """Return the items in class folders, then those directly in the folder, without a label; none if it is absent."""
-    if not may_be_folder(folder):
-        return [], []
-    classes, loose = _list_folder(folder, skipped)
+def _describe_layout(splits: Collection[Split], *, nested: bool, labelled: bool) -> str:
+    names = [str(split) for split in TRAINING_SPLITS if split in splits]
+    tested = [split for split in TEST_SPLITS if split in splits]
+    names += ["test"] if tested else []
+    layout = f"{', '.join(names[:-1])} and {names[-1]} folders" if len(names) > 1 else f"{names[0]} folder"
+    if not tested:
+        return f"{layout}, no test split"
+    how = "class folders in the test split" if nested else "test split without labels"
+    if labelled and not nested:
+        how = "test split labelled by labels.csv"
+    return f"{layout}, {how}"
+
+
+def _unused(root: Path, used: Collection[Path], finder: ImageFinder) -> Iterator[str]:
+    """Yield a note for images next to the folders of splits: in other folders, or loose."""
+    parents = {root, *(folder.parent for folder in used)}
+    for parent in sorted(parents):
+        folders, loose = finder.list(parent)
+        others = [f for f in folders if f not in used and f not in parents and any(True for _ in finder.walk(f))]
+        if others:
+            count = count_noun(len(others), "folder")
+            yield f"{count} with images next to those of the splits, not used (first: {others[0].relative_to(root)})"
+        if loose:
+            first = min(loose).relative_to(root)
+            yield f"{count_noun(len(loose), 'image')} next to the folders of the splits, not used (first: {first})"
+
+
+def _labelled_and_loose(root: Path, folder: Path, split: Split, finder: ImageFinder) -> tuple[list[Item], list[Item]]:
+    """Return the items in class folders, then those directly in the folder, without a label."""
+    classes, loose = finder.list(folder)
     labelled = [
         _item(root, path, class_folder.name, split)
         for class_folder in classes
-        for path in sorted(walk_images(class_folder, skipped))
+        for path in sorted(finder.walk(class_folder))
     ]
     return labelled, [_item(root, path, None, split) for path in sorted(loose)]
 
@@ -180,24 +268,47 @@ def _read_labels(root: Path) -> dict[str, str]:
 
 
 def _from_manifest(root: Path, path: Path) -> Dataset:
-    items: list[Item] = []
+    items: dict[str, Item] = {}
     for line, row in _rows(path, ("path", "label", "split")):
-        name, label, split = row["path"], row["label"], row["split"].lower()
-        if not name:
+        name, label, split = row["path"], row["label"], row["split"].strip().lower()
+        if not name.strip():
             raise _error(f"{path} line {line} has no path.")
         if split not in _SPLIT_NAMES:
-            raise _error(f"{path} line {line} has the split {split!r}; use training, validation, query or gallery.")
+            raise _error(
+                f"{path} line {line} has the split {split!r}; use training, validation, query, gallery, or test for "
+                "images that are both query and gallery."
+            )
         metadata = {key: value for key, value in row.items() if key not in ("path", "label", "split")}
-        items.append(Item(name, root / name, _nfc(label) or None, _SPLIT_NAMES[split], metadata))
+        item = _manifest_item(root, name, _nfc(label) or None, _SPLIT_NAMES[split], metadata)
+        earlier = items.get(item.id)
+        if earlier is not None:
+            if {earlier.split, item.split} != {Split.QUERY, Split.GALLERY} or earlier.label != item.label:
+                raise _error(
+                    f"{path} line {line}: {item.id} is listed twice, as {earlier.split} and as {item.split}; list each "
+                    "image once. Only an image with one label can be listed as query and as gallery."
+                )
+            item = replace(item, split=Split.TEST)
+        items[item.id] = item
     if not items:
         raise _error(f"{path} has a header but no row.")
-    missing = [item for item in items if not _may_be_file(item.path)]
+    missing = [item for item in items.values() if not may_be_file(item.path)]
     if len(missing) == len(items):
         raise _error(f"none of the {len(items)} files in {path} exists (first: {missing[0].path}).")
     notes: tuple[str, ...] = ()
     if missing:
         notes = (f"{path.name} names {count_noun(len(missing), 'missing file')} (first: {missing[0].id})",)
-    return Dataset(root, f"manifest ({path.name})", sort_items(items), notes)
+    return Dataset(root, f"manifest ({path.name})", sort_items(items.values()), notes)
+
+
+def _manifest_item(root: Path, name: str, label: str | None, split: Split, metadata: Mapping[str, str]) -> Item:
+    """Return an item whose id is its path relative to the data folder; outside it, the absolute path."""
+    folder = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links out of the folder
+    # as written, without blanks around it, with the slashes of Windows
+    spellings = (name, name.strip(), name.strip().replace("\\", "/"))
+    paths = [Path(os.path.normpath(folder / spelling)) for spelling in spellings]
+    path = next((path for path in paths if os.path.lexists(path)), paths[0])
+    item_id = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+    return Item(item_id, root / item_id, label, split, metadata)
 
 
 def _rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -205,19 +316,25 @@ def _rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str
     table = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
     header = next(table)
     if any(name not in header for name in required):
-        raise _error(f"{path} has the columns {', '.join(header) or '(none)'}, but needs {', '.join(required)}.")
+        raise _error(
+            f"{path} has the columns {', '.join(header) or '(none)'}, but needs {', '.join(required)}; "
+            "rename the file if it is not meant for this."
+        )
+    repeated = [name for name in header if header.count(name) > 1]
+    if repeated:
+        raise _error(f"{path} has {header.count(repeated[0])} columns called {repeated[0]!r}; keep one of them.")
     for line, values in enumerate(table, start=2):
         if not values:
             continue
         if len(values) != len(header):
             raise _error(f"{path} line {line} has {len(values)} fields, the header has {len(header)}.")
-        yield line, dict(zip(header, (value.strip() for value in values), strict=True))
+        yield line, dict(zip(header, values, strict=True))
 
 
 def _csv_rows(path: Path) -> Iterator[list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.reader(handle)
+            reader = csv.reader(handle, skipinitialspace=True)
             yield [name.strip().lower() for name in next(reader, [])]
             yield from reader
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -235,84 +352,7 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
         raise _error(f"{path} cannot be read as Parquet: {error}.") from error
     yield [str(name).strip().lower() for name in table.column_names]
     for row in table.to_pylist():
-        yield ["" if value is None else str(value) for value in row.values()]
-
-
-def walk_images(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    """Yield the image files in a folder in any order, without hidden files and folders.
-
-    One at a time: 100,000 paths take tens of megabytes. Folders that cannot be listed are appended to `skipped`.
-    """
-    folders, images = _list_folder(folder, skipped)
-    yield from images
-    for subfolder in folders:
-        yield from walk_images(subfolder, skipped)
-
-
-def require_folder(folder: Path, argument: str) -> None:
-    """Raise `DataError` for anything but a readable folder; `argument` is where it came from."""
-    if not may_be_folder(folder):
-        cause = "is a file" if folder.exists() else "does not exist"
-        cause += "; pass a folder of images, with class folders or a manifest.csv if labelled"
-    elif not os.access(folder, os.R_OK | os.X_OK):
-        cause = "cannot be read (permission denied); change its permissions or use another folder"
-    else:
-        return
-    raise DataError(f"{folder} {cause}.", argument=argument)
-
-
-def may_be_folder(path: Path) -> bool:
-    """Whether a path is a folder, or cannot be examined: listing it gives the reason."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return True
-
-
-def skipped_suffix(skipped: Sequence[Skipped]) -> str:
-    """Return the part of a sentence that reports skipped files and folders, empty if there are none."""
-    return f" (skipped: {len(skipped)}, first: {skipped[0]})" if skipped else ""
-
-
-def _may_be_file(path: Path) -> bool:
-    """Whether a path is a file, or cannot be examined: reading it gives the reason."""
-    try:
-        return path.is_file()
-    except OSError:
-        return True
-
-
-def _list_folder(folder: Path, skipped: list[Skipped]) -> tuple[list[Path], list[Path]]:
-    """Return the folders, sorted, and the images in a folder, without hidden ones, as far as it can be listed."""
-    folders: list[Path] = []
-    images: list[Path] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                path = Path(entry.path)
-                if _is_folder(entry):
-                    if not _is_loop(path):
-                        folders.append(path)
-                elif is_image_name(entry.name):
-                    images.append(path)
-    except OSError as error:
-        cause = f"the folder cannot be listed ({(error.strerror or str(error)).lower()})"
-        skipped.append(Skipped(folder, cause))
-    return sorted(folders), images
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link in a circle, or to where access is denied
-        return not is_image_name(entry.name)  # listing or opening it gives the reason
-
-
-def _is_loop(folder: Path) -> bool:
-    """Whether a folder is a link to one that contains it, in which a walk would never end."""
-    try:
-        return folder.is_symlink() and any(folder.samefile(parent) for parent in folder.absolute().parents)
-    except OSError:
-        return False  # listing it gives the reason
+        yield [
+            "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+            for value in row.values()
+        ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -135,8 +135,10 @@ class Index:
         return self.info.key
 
     def path_of(self, item: str) -> Path | None:
-        """Return the path of an item's file, or None for an index without a root."""
-        return None if self.root is None else self.root / item
+        """Return the path of an item's file; None for a relative id in an index without a root."""
+        if self.root is None:
+            return Path(item) if PurePath(item).is_absolute() else None
+        return self.root / item
 
     def search(self, queries: Embeddings, top_k: int | None = None) -> Hits:
         """Find the items nearest to each query, made by the model of the index.
@@ -161,7 +163,7 @@ class Index:
         query_rows = np.fromiter(map(self.ids.find, queries.ids), dtype=np.int64)
         top_k = self._resolve_top_k(top_k, inside=bool((query_rows >= 0).any()))
         rows, scores = self._vector_index.search(queries.vectors, query_rows, top_k)
-        return Hits(tuple(queries.ids), self.ids.take(rows), scores)
+        return Hits(tuple(queries.ids), self.ids.take(rows), scores, self.root)
 
     def require_model(self, fingerprint: str, what: str = "the model", *, argument: str | None = None) -> None:
         """Raise `FingerprintMismatch` unless the model made the index; `what` begins the message."""

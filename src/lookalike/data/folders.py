@@ -1,0 +1,155 @@
+"""Finding the images in folders, and recording what is skipped."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lookalike.data.images import is_image_name
+from lookalike.errors import DataError
+from lookalike.progress import count_noun
+from lookalike.types import Skipped
+
+# folders that operating systems and storage devices make
+_SYSTEM_FOLDERS = {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "__macosx"}
+
+# files by which a folder is a result of Lookalike: a bundle, an index, embeddings, a benchmark
+_RESULTS = ({"bundle.json"}, {"index.json", "items.json"}, {"embeddings.json", "vectors.npy"}, {"run.json", "trials"})
+
+# suffixes of images that are not read
+_UNSUPPORTED = {
+    *(".heic", ".heif", ".jxl", ".tga", ".psd", ".xcf", ".svg", ".eps", ".exr", ".hdr", ".dds", ".ico"),
+    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
+}
+
+
+class ImageFinder:
+    """Lists folders and walks through them; hidden files and folders are not listed.
+
+    Attributes:
+        skipped: folders that could not be listed.
+        unsupported: number of images of formats that are not read, by suffix.
+        excluded: folders that are never data: those of the system, and results of Lookalike.
+
+    """
+
+    def __init__(self) -> None:
+        self.skipped: list[Skipped] = []
+        self.unsupported: Counter[str] = Counter()
+        self.excluded: list[Path] = []
+
+    def list(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Return the folders, sorted, and the images in a folder, as far as it can be listed."""
+        folders: list[Path] = []
+        images: list[Path] = []
+        names: set[str] = set()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    names.add(entry.name)
+                    if entry.name.startswith("."):
+                        continue
+                    path = Path(entry.path)
+                    if _is_folder(entry):
+                        if entry.name.lower() in _SYSTEM_FOLDERS:
+                            self.excluded.append(path)
+                        elif not _is_loop(path):
+                            folders.append(path)
+                    elif is_image_name(entry.name):
+                        images.append(path)
+        except OSError as error:
+            cause = f"the folder cannot be listed ({(error.strerror or str(error)).lower()})"
+            self.skipped.append(Skipped(folder, cause))
+        if any(names.issuperset(result) for result in _RESULTS):
+            self.excluded.append(folder)
+            return [], []
+        suffixes = (Path(name).suffix.lower() for name in names if not name.startswith("."))
+        self.unsupported.update(suffix for suffix in suffixes if suffix in _UNSUPPORTED)
+        return sorted(folders), images
+
+    def walk(self, folder: Path) -> Iterator[Path]:
+        """Yield the images in a folder and below it, in any order; a folder that links lead to twice is read once.
+
+        One at a time: 100,000 paths take tens of megabytes.
+        """
+        visited: set[tuple[int, int]] = set()
+        waiting = [folder]
+        while waiting:
+            folders, images = self.list(waiting.pop())
+            yield from images
+            waiting += [f for f in folders if _is_new(f, visited)]
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence for each kind of thing that is not used, without a full stop."""
+        notes = []
+        if self.unsupported:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.unsupported.items()))
+            count = count_noun(self.unsupported.total(), "image")
+            notes.append(f"{count} of formats that are not read: {kinds}; convert them to JPEG or PNG")
+        if self.excluded:
+            names = ", ".join(path.name for path in self.excluded[:3]) + (", ..." if len(self.excluded) > 3 else "")
+            notes.append(f"folders of the system and results of Lookalike are not used: {names}")
+        return tuple(notes)
+
+
+def require_folder(folder: Path, argument: str) -> None:
+    """Raise `DataError` unless `folder` is a readable folder; `argument` is the argument that an error names."""
+    if not may_be_folder(folder):
+        cause = "is a file" if folder.exists() else "does not exist"
+        cause += "; pass a folder of images, with class folders or a manifest.csv if labelled"
+    elif not os.access(folder, os.R_OK | os.X_OK):
+        cause = "cannot be read (permission denied); change its permissions or use another folder"
+    else:
+        return
+    raise DataError(f"{folder} {cause}.", argument=argument)
+
+
+def may_be_folder(path: Path) -> bool:
+    """Whether a path is a folder, or cannot be examined: listing it gives the reason."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
+
+
+def may_be_file(path: Path) -> bool:
+    """Whether a path is a file, or cannot be examined: reading it gives the reason."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
+
+
+def skipped_suffix(skipped: Sequence[Skipped]) -> str:
+    """Return the part of a sentence that reports skipped files and folders, empty if there are none."""
+    return f" (skipped: {len(skipped)}, first: {skipped[0]})" if skipped else ""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to where access is denied
+        return not is_image_name(entry.name)  # listing or opening it gives the reason
+
+
+def _is_loop(folder: Path) -> bool:
+    """Whether a folder is a link to one that contains it."""
+    try:
+        return folder.is_symlink() and any(folder.samefile(parent) for parent in folder.absolute().parents)
+    except OSError:
+        return False  # listing it gives the reason
+
+
+def _is_new(folder: Path, visited: set[tuple[int, int]]) -> bool:
+    """Whether a folder was not visited under another name; records it."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return True  # listing it gives the reason
+    key = (status.st_dev, status.st_ino)
+    if key in visited:
+        return False
+    visited.add(key)
+    return True
