@@ -57,11 +57,12 @@ class DataError(LookalikeError):
 
 
 class UnreadableImage(DataError):
-    """One image file cannot be decoded."""
+    """One image file cannot be decoded, or, if `temporary`, could not be read for now."""
 
-    def __init__(self, path: Path | str, cause: str) -> None:
+    def __init__(self, path: Path | str, cause: str, *, temporary: bool = False) -> None:
         self.path = Path(path)
         self.cause = cause
+        self.temporary = temporary
         super().__init__(f"{path}: {cause}")
 
 

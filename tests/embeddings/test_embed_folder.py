@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookalike.data import images
 from lookalike.embeddings import folder as folder_module
 from lookalike.embeddings.embed_folder import embed_folder, root_of
 from lookalike.embeddings.folder import is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
@@ -406,6 +407,8 @@ def test_the_root_is_the_folder_that_all_ids_are_relative_to(folder, monkeypatch
     assert root_of([File(f"images/{p.name}", p) for p in paths]) == folder.parent.resolve()
     assert root_of([File("one", paths[0]), File(paths[1].name, paths[1])]) is None
     assert root_of([File(paths[0].name, paths[0]), File("images/1.png", paths[1])]) is None
+    assert root_of([File(paths[0].name, paths[0]), File(str(paths[1]), paths[1])]) == folder.resolve()
+    assert root_of([File(str(paths[1]), paths[1])]) is None
     monkeypatch.chdir(folder.parent)
     assert root_of([File("images/1.png", Path("images/1.png"))]) == folder.parent.resolve()
 
@@ -420,3 +423,23 @@ def test_a_file_name_that_is_not_text(encoder, folder, tmp_path):
     embed([File(path.name, path)], encoder, tmp_path / "emb")
     assert load_embeddings(tmp_path / "emb").ids == (path.name,)
     assert json.loads((tmp_path / "emb" / "ids.json").read_text(encoding="ascii")) == [path.name]
+
+
+def test_a_file_that_could_not_be_read_for_now_is_tried_again(encoder, sources, tmp_path, decoded, monkeypatch):
+    broken, read = sources[5].path, images._read
+
+    def failing(path, file):
+        if path == broken:
+            raise images._unreadable(path, OSError(errno.EMFILE, "Too many open files"))
+        return read(path, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_read", failing)
+        patch.setattr(images, "decode_jpeg", lambda *_: None)
+        first = embed(sources, encoder, tmp_path / "emb", shard_size=4)
+    assert [str(file) for file in first.skipped] == [f"{broken}: it cannot be read (too many open files)"]
+    decoded.clear()
+    again = embed(sources, encoder, tmp_path / "emb")
+    assert again.ids == tuple(source.id for source in sources)
+    assert again.skipped == ()
+    assert len(decoded) == 4  # its shard

@@ -19,14 +19,11 @@ from PIL import Image
 
 from lookalike._files import digest
 from lookalike._system import cpu_count
-from lookalike.data.dataset import Dataset, Item, Split
+from lookalike.data.dataset import TEST_SPLITS, TRAINING_SPLITS, Dataset, Item, Split
 from lookalike.data.images import read_image
 from lookalike.errors import DataError, UnreadableImage
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Skipped
-
-TRAINING_SPLITS = (Split.TRAINING, Split.VALIDATION)
-TEST_SPLITS = (Split.QUERY, Split.GALLERY)
 
 # Largest Hamming distance of two hashes for a candidate pair: two hashes within 7 bits share one of their 8 bytes.
 MAX_DISTANCE = 7
@@ -104,7 +101,7 @@ def _trace(item: Item) -> _Trace | Skipped:
     try:
         image = read_image(item.path)
     except UnreadableImage as error:
-        return Skipped(item.path, error.cause)
+        return Skipped(item.path, error.cause, error.temporary)
     small = image.resize((_GREY, _GREY), Image.Resampling.BILINEAR, reducing_gap=2.0)
     colour = small.resize((_COLOUR, _COLOUR), Image.Resampling.BOX)
     return _Trace(_pixel_hash(image), np.asarray(small.convert("L")), np.asarray(colour))

@@ -86,9 +86,14 @@ def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
 
 
 def _unreadable(path: Path, error: Exception) -> UnreadableImage:
+    causes = [cause for kind, cause in _CAUSES.items() if isinstance(error, kind)]
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    causes = (cause for kind, cause in _CAUSES.items() if isinstance(error, kind))
-    return UnreadableImage(path, next(causes, f"it cannot be decoded ({lines[0]})"))
+    temporary = isinstance(error, MemoryError)
+    causes.append("it takes too much memory" if temporary else f"it cannot be decoded ({lines[0]})")
+    if isinstance(error, OSError) and error.errno is not None:  # of the system; Pillow's have no number
+        temporary = True
+        causes.insert(-1, f"it cannot be read ({(error.strerror or lines[0]).lower()})")
+    return UnreadableImage(path, causes[0], temporary=temporary)
 
 
 def read_pixels(path: Path | str, min_side: int | None = None) -> Pixels:

@@ -28,6 +28,7 @@ from lookalike.embeddings.folder import (
     read_embeddings_info,
     read_run,
     read_shard,
+    shard_digest,
     shard_path,
     write_embeddings_info,
     write_shard,
@@ -159,9 +160,11 @@ def started_shard_size(out: Path, encoder: AnyEncoder) -> int | None:
 
 
 def root_of(sources: Sequence[Source]) -> Path | None:
-    """Return the one folder that all ids are relative to, or None if there is no such folder."""
+    """Return the one folder that all ids but absolute paths are relative to, or None if there is no such folder."""
     folders: set[Path | None] = set()
     for source in sources:
+        if PurePath(source.id).is_absolute():
+            continue
         id_parts, path_parts = PurePath(source.id).parts, source.path.parts
         ends_with_id = id_parts and path_parts[-len(id_parts) :] == id_parts
         folders.add(Path(*path_parts[: -len(id_parts)]) if ends_with_id else None)
@@ -234,7 +237,7 @@ def _compute_shards(
             pending.result()
     ordered = [results[number] for number in range(len(shards))]
     infos = [
-        ShardInfo(key, sources[0].id, count, len(skipped))
+        ShardInfo(shard_digest(key, skipped), sources[0].id, count, len(skipped))
         for key, sources, (count, skipped) in zip(keys, shards, ordered, strict=True)
     ]
     return infos, [file for _, skipped in ordered for file in skipped]

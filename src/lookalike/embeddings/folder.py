@@ -233,9 +233,18 @@ def shard_path(out: Path, number: int) -> Path:
     return out / SHARDS_FOLDER / f"{number:05}.npz"
 
 
+def shard_digest(key: str, skipped: Iterable[Skipped]) -> str:
+    """Return the digest that a shard is stored with; none if files were skipped that are to be tried again."""
+    return "" if any(file.temporary for file in skipped) else key
+
+
 def write_shard(path: Path, key: str, shard: Embeddings) -> None:
     """Write one shard in one step; `key` is the `sources_digest` of its images."""
-    record = {"key": key, "ids": list(shard.ids), "skipped": skipped_to_json(shard.skipped)}
+    record = {
+        "key": shard_digest(key, shard.skipped),
+        "ids": list(shard.ids),
+        "skipped": skipped_to_json(shard.skipped),
+    }
     text = np.frombuffer(json.dumps(record).encode("ascii"), dtype=np.uint8)
 
     def write(temporary: Path) -> None:

@@ -194,7 +194,7 @@ def map_ahead(
             try:
                 results.append(prepare(source))
             except UnreadableImage as error:
-                results.append(Skipped(error.path, error.cause))
+                results.append(Skipped(error.path, error.cause, error.temporary))
         return results
 
     batches = (group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size))

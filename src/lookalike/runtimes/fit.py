@@ -62,7 +62,7 @@ def compute_features(
     else:
         features = Features((), np.zeros((0, backbone.width), np.float32), ())
     _require_readable(len(features.ids), len(images), min_count, backbone.info.name)
-    if file is not None:
+    if file is not None and not any(skipped.temporary for skipped in features.skipped):
         _write_features(file, features)
     return features
 
