@@ -426,6 +426,7 @@ def test_images_of_other_formats_and_results_are_reported(images, encoder, tmp_p
 
 def test_the_folder_of_a_leave_one_out_data_set(data_folder, encoder, tmp_path):
     shutil.rmtree(data_folder / "test")
+    (data_folder / "labels.csv").unlink()
     shutil.copytree(data_folder / "training", data_folder / "test")
     built = index(data_folder, encoder, out=tmp_path / "index")
     assert {name.split("/")[0] for name in built.index.ids} == {"test"}

@@ -53,6 +53,7 @@ class TestEvaluate:
 
     def test_class_folders_in_test_are_evaluated_leave_one_out(self, data_folder, encoder, decoded):
         shutil.rmtree(data_folder / "test")
+        (data_folder / "labels.csv").unlink()
         shutil.copytree(data_folder / "training", data_folder / "test")
         test = load_dataset(data_folder).test
         decoded.clear()

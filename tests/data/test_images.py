@@ -261,6 +261,25 @@ def test_decompression_bomb_that_pillow_accepts(tmp_path: Path, monkeypatch: pyt
     assert cause(tmp_path / "p.png") == expected
 
 
+@pytest.mark.parametrize(
+    ("error", "temporary"),
+    [(OSError(24, "Too many open files"), True), (OSError("truncated"), False), (MemoryError(), True)],
+    ids=["system", "content", "memory"],
+)
+def test_whether_reading_may_succeed_later(
+    sample_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, temporary: bool
+) -> None:
+    sample_images["cat"].save(tmp_path / "p.png")
+
+    def fail(path: Path) -> Image.Image:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(tmp_path / "p.png")
+    assert caught.value.temporary == temporary
+
+
 @pytest.mark.parametrize("error", [RuntimeError, struct.error, KeyError, ZeroDivisionError, MemoryError])
 def test_whatever_a_decoder_raises_is_one_unreadable_image(
     sample_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
@@ -271,7 +290,8 @@ def test_whatever_a_decoder_raises_is_one_unreadable_image(
         raise error("bad\nsecond line")
 
     monkeypatch.setattr(Image, "open", fail)
-    assert cause(tmp_path / "p.png").startswith("it cannot be decoded (")
+    expected = "it takes too much memory" if error is MemoryError else "it cannot be decoded ("
+    assert cause(tmp_path / "p.png").startswith(expected)
     assert "\n" not in cause(tmp_path / "p.png")
 
 

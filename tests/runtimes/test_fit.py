@@ -68,10 +68,19 @@ def test_features_are_cached_by_backbone_and_files(backbone, make_trainable, sam
 
 
 def test_skipped_files_are_cached_with_their_cause(backbone, sample, tmp_path):
-    images = [*sample[:2], File("missing", tmp_path / "missing.jpg")]
+    corrupt = tmp_path / "corrupt.jpg"
+    corrupt.write_bytes(b"no image")
+    images = [*sample[:2], File("corrupt", corrupt)]
     features = features_of(backbone, images, cache=tmp_path / "cache")
     assert read_features(feature_file(tmp_path / "cache", backbone, images)).skipped == features.skipped
-    assert features.skipped[0].path == tmp_path / "missing.jpg"
+    assert features.skipped[0].path == corrupt
+
+
+def test_features_are_not_cached_while_a_file_could_not_be_read_for_now(backbone, sample, tmp_path):
+    images = [*sample[:2], File("missing", tmp_path / "missing.jpg")]
+    features = features_of(backbone, images, cache=tmp_path / "cache")
+    assert features.skipped[0].temporary
+    assert read_features(feature_file(tmp_path / "cache", backbone, images)) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"damaged"])

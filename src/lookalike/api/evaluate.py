@@ -194,8 +194,10 @@ def _embed_test_split(
         sample = sample_evenly(tested, SAMPLE_SIZE)
         encoder = with_runtime(encoder, runtime, precision).prepare(sample, len(tested), progress)
     gallery = _embed_gallery(data.gallery, encoder, fitted, progress)
-    queries = gallery  # leave-one-out
-    if data.query != data.gallery:
+    if data.query == data.gallery:
+        progress.info("leave-one-out: each image is searched in the others")
+        queries = gallery
+    else:
         queries = encoder.embed(data.query, progress=progress, task="queries")
     for split, embeddings in (("query", queries), ("gallery", gallery)):
         if not len(embeddings):
