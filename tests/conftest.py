@@ -59,10 +59,10 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def sample_images() -> dict[str, Image.Image]:
     """Four images that scikit-image ships, RGB, 160 pixels on the longer side; copy one before changing it."""
-    found = importlib.util.find_spec("skimage")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
         pytest.skip("scikit-image, whose images the tests use, is not installed; run: pip install 'lookalike[test]'")
-    folder = Path(found.origin).parent / "data"
+    folder = Path(spec.origin).parent / "data"
     images = {}
     for name, file in _FILES.items():
         with Image.open(folder / file) as image:

@@ -234,8 +234,8 @@ def test_mlflow_receives_measures_table_and_winner(again, data_folder_original, 
     (point,) = client.get_metric_history(run.info.run_id, "test-efficientnet-frozen/validation/precision_at_3")
     assert point.value == expected
     assert client.get_metric_history(run.info.run_id, f"{EFFICIENTNET}/loss")
-    kept = {f.path for f in client.list_artifacts(run.info.run_id)}
-    assert kept >= {"leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html", "model"}
+    artifacts = {f.path for f in client.list_artifacts(run.info.run_id)}
+    assert artifacts >= {"leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html", "model"}
     mlflow.set_tracking_uri(uri)
     import mlflow.pyfunc
 
@@ -385,10 +385,10 @@ class Bench:
     def __init__(self) -> None:
         self.calls: list[tuple[Path, dict]] = []
 
-    def __call__(self, data, backbones, **given):
-        assert backbones == DEMO_BACKBONES and given.pop("options") is DEMO_OPTIONS
-        self.calls.append((data, given))
-        return given["out"]
+    def __call__(self, data, backbones, **arguments):
+        assert backbones == DEMO_BACKBONES and arguments.pop("options") is DEMO_OPTIONS
+        self.calls.append((data, arguments))
+        return arguments["out"]
 
 
 @pytest.fixture
@@ -413,18 +413,18 @@ def test_the_demo_writes_images_and_benchmarks(bench, tmp_path, listener):
     out = tmp_path / "demo"
     demo(out, progress=recording_progress)
     assert DESCRIPTION in recording_progress.messages
-    ((folder, given),) = bench.calls
+    ((folder, arguments),) = bench.calls
     assert folder == out / "images" and len(load_dataset(folder)) == 3 * len(SCENES)
-    assert given["out"] == out / "benchmark" and given["notes"] == (DESCRIPTION,)
-    assert given["title"].startswith("The demo")
+    assert arguments["out"] == out / "benchmark" and arguments["notes"] == (DESCRIPTION,)
+    assert arguments["title"].startswith("The demo")
 
 
 def test_the_demo_resumes_in_its_folder(bench, tmp_path, listener):
     demo(tmp_path / "demo")
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").rglob("*")}
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").rglob("*")}
     recording_progress = listener()
     demo(tmp_path / "demo", progress=recording_progress)
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").rglob("*")} == kept
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").rglob("*")} == times
     assert recording_progress.messages == [DESCRIPTION]
     assert len(bench.calls) == 2
 
@@ -459,8 +459,8 @@ def test_other_images_are_not_taken_for_the_demos(bench, data_folder, tmp_path):
 
 def test_a_folder_of_the_user(bench, data_folder, tmp_path):
     demo(tmp_path / "demo", data=data_folder)
-    ((folder, given),) = bench.calls
+    ((folder, arguments),) = bench.calls
     assert folder == data_folder
-    assert given["out"] == tmp_path / "demo" / "benchmark-photos"  # the built-in set's lies beside it
-    assert given["title"] == "Which model finds best in photos?"
-    assert given["notes"] == ()
+    assert arguments["out"] == tmp_path / "demo" / "benchmark-photos"  # the built-in set's lies beside it
+    assert arguments["title"] == "Which model finds best in photos?"
+    assert arguments["notes"] == ()

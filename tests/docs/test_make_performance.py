@@ -91,8 +91,8 @@ def test_what_precision_costs_by_hand(make):
     lost = {"bfloat16": {"precision@3": -0.25, "hit@1": 0.5}}
     common = {"data": "clothing", "mean_cosine": 0.99891, "min_cosine": 0.9871}
     rows = [{"precision": "bfloat16", "precision@3": 0.7961, "hit@1": 0.80149, **common}]
-    found = {"machine": MACHINE, "backbone": "resnet50", "rows": rows, "lost_points": lost}
-    page = make.render({"precision-resnet50": found})
+    figures = {"machine": MACHINE, "backbone": "resnet50", "rows": rows, "lost_points": lost}
+    page = make.render({"precision-resnet50": figures})
     assert "| clothing | bfloat16 | 0.796 | 0.801 | 0.9989 | 0.987 |" in page
     assert "Points lost, mean of the data sets: bfloat16 -0.25 of precision@3, 0.50 of hit@1." in page
 
@@ -102,12 +102,12 @@ def test_the_model_alone_and_equal_recall_by_hand(make):
         "ours, openvino int8": row(90.0, 1.0),
         "ours, openvino int8, model only": row(100.0, 1.0),
     }
-    found = {**RESULTS["embedding-resnet50"], "contenders": rows}
-    page = make.render({"embedding-resnet50": found})
+    figures = {**RESULTS["embedding-resnet50"], "contenders": rows}
+    page = make.render({"embedding-resnet50": figures})
     assert "as a share of the model alone: 90% (int8)." in page
     assert "without any idle time" not in page
     rows["ours, decoding only"] = row(400.0, 1.0)
-    page = make.render({"embedding-resnet50": found})
+    page = make.render({"embedding-resnet50": figures})
     assert "without any idle time: 112% (int8)." in page  # 90 of 1 / (1 / 100 + 1 / 400)
 
     def searching(rate, ms, recall):
@@ -119,7 +119,7 @@ def test_the_model_alone_and_equal_recall_by_hand(make):
         "graph, deep": searching(300.0, 2.0, 0.97),
         "ours, recall 0.95": searching(600.0, 1.0, 0.96),
     }
-    page = make.render({"search-1": {**found, "contenders": rows}})
+    page = make.render({"search-1": {**figures, "contenders": rows}})
     assert "*ours, recall 0.95* is 2.00 times *graph, deep*, the fastest other with this recall, in one batch" in page
     assert "*ours, recall 0.95* is 2.00 times *graph, deep*, the fastest other with this recall, one by one" in page
 

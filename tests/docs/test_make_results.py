@@ -63,16 +63,16 @@ def test_results_are_stored_by_data_set(results, finished):
 
 
 def test_every_aligned_pair_is_compared_with_its_better_member_on_test_queries(results, finished):
-    found = {c["ensemble"]: c for c in results["photos"]["comparisons"]}
+    comparisons = {c["ensemble"]: c for c in results["photos"]["comparisons"]}
     trials = {t.name: t for t in finished.trials}
-    assert list(found) == [r.trial.name for r in finished.leaderboard.rows if r.trial.combination == "aligned"]
+    assert list(comparisons) == [r.trial.name for r in finished.leaderboard.rows if r.trial.combination == "aligned"]
     name = f"{EFFICIENTNET} fine-tuned + {RESNET} frozen, aligned"
     members = [trials[m] for m in trials[name].members]
     better = members[0] if members[0].test.mean("precision@3") >= members[1].test.mean("precision@3") else members[1]
-    assert found[name]["better_member"] == better.name
-    assert found[name]["queries"] == 8
+    assert comparisons[name]["better_member"] == better.name
+    assert comparisons[name]["queries"] == 8
     by_hand = paired_bootstrap(trials[name].test.values["precision@3"], better.test.values["precision@3"])
-    assert (found[name]["difference"], found[name]["low"], found[name]["high"]) == (
+    assert (comparisons[name]["difference"], comparisons[name]["low"], comparisons[name]["high"]) == (
         by_hand.difference, by_hand.low, by_hand.high,
     )  # fmt: skip
 
@@ -173,8 +173,8 @@ def compared(difference: float, *, significant: bool) -> dict:
 
 def paired(first: str, second: str, better: str, difference: float, *, significant: bool) -> dict:
     name = f"{first} + {second}, aligned"
-    found = {"ensemble": name, "members": [first, second], "better_member": better}
-    return found | compared(difference, significant=significant)
+    comparison = {"ensemble": name, "members": [first, second], "better_member": better}
+    return comparison | compared(difference, significant=significant)
 
 
 def sentences(rows: list[Row], winner: str, comparisons: list[dict], against_frozen: list[dict]) -> list[str]:
@@ -257,13 +257,13 @@ def test_without_two_fine_tuned_models_there_is_none_to_compare():
     ]
 
 
-def frozen(name: str, difference: float, *, significant: bool, own: bool = False) -> dict:
-    return {"frozen": name, "own_frozen_form": own} | compared(difference, significant=significant)
+def frozen(name: str, difference: float, *, significant: bool, same_model: bool = False) -> dict:
+    return {"frozen": name, "own_frozen_form": same_model} | compared(difference, significant=significant)
 
 
 def test_a_fine_tuned_winner_against_the_best_frozen_one_and_its_own_frozen_form():
     rows = [*TUNED[:1], row_of("a frozen", 0.85), row_of("b frozen", 0.88)]
-    against = [frozen("a frozen", 0.05, significant=True, own=True), frozen("b frozen", 0.02, significant=False)]
+    against = [frozen("a frozen", 0.05, significant=True, same_model=True), frozen("b frozen", 0.02, significant=False)]
     assert sentences(rows, "a fine-tuned", [], against)[1] == (
         "The winner a fine-tuned has a precision@3 of 0.900 on query and gallery. It is not significantly different "
         "from the best frozen single model on these queries, b frozen with 0.880: +0.020 (95% interval of the paired "
@@ -294,7 +294,7 @@ def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_for
         )
         return replace(trial, name=f"{trial.name}, aligned")
 
-    made = [
+    trial_list = [
         make_trial("a frozen", [1.0], test=[0.0, 0.0, 1.0, 1.0], state="frozen"),
         make_trial("a fine-tuned", [1.0], test=[1.0, 1.0, 1.0, 1.0]),
         make_trial("b frozen", [1.0], test=[0.0, 0.0, 0.0, 0.0], state="frozen"),
@@ -302,14 +302,14 @@ def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_for
         ensemble("a frozen", "b frozen", [0.0, 1.0, 1.0, 1.0]),
         ensemble("a fine-tuned", "b frozen", [1.0, 1.0, 1.0, 0.0]),
     ]
-    trials = {t.name: t for t in made}
-    found = against_frozen(made[5], trials, "precision@3")
-    assert [(c["frozen"], c["own_frozen_form"], c["difference"], c["queries"]) for c in found] == [
+    trials = {t.name: t for t in trial_list}
+    comparisons = against_frozen(trial_list[5], trials, "precision@3")
+    assert [(c["frozen"], c["own_frozen_form"], c["difference"], c["queries"]) for c in comparisons] == [
         ("a frozen", False, 0.25, 4),
         ("b frozen", False, 0.75, 4),
         ("a frozen + b frozen, aligned", True, 0.0, 4),
     ]
-    single = against_frozen(made[1], trials, "precision@3")
+    single = against_frozen(trial_list[1], trials, "precision@3")
     assert [(c["frozen"], c["own_frozen_form"], c["difference"]) for c in single] == [
         ("a frozen", True, 0.5),
         ("b frozen", False, 1.0),
@@ -318,22 +318,22 @@ def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_for
     assert (single[0]["low"], single[0]["high"], single[0]["significant"]) == (
         by_hand.low, by_hand.high, by_hand.significant,
     )  # fmt: skip
-    assert [c["frozen"] for c in against_frozen(made[0], trials, "precision@3")] == ["b frozen"]
+    assert [c["frozen"] for c in against_frozen(trial_list[0], trials, "precision@3")] == ["b frozen"]
 
 
 def test_trials_of_an_earlier_run_are_not_read(finished_copy, finished, tmp_path):
     (finished_copy / "trials" / "gone-frozen.json").write_text('{"key": "", "trial": {"version": 1}}')
     script("benchmarks/real_sets.py").save_results("photos", finished_copy, {}, tmp_path / "results.json")
-    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["photos"]
-    assert len(kept["rows"]) == len(finished.trials)
+    stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["photos"]
+    assert len(stored["rows"]) == len(finished.trials)
 
 
 def test_the_page_in_the_repository_is_up_to_date():
     figures = ROOT / "docs" / "results.json"
     if not figures.is_file():
         pytest.skip("docs/results.json does not exist; benchmarks/real_sets.py writes it")
-    found, pages = json.loads(figures.read_text(encoding="utf-8")), script("docs/make_results.py")
-    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == pages.render(found), (
+    results, pages = json.loads(figures.read_text(encoding="utf-8")), script("docs/make_results.py")
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == pages.render(results), (
         "run: python docs/make_results.py"
     )
 

@@ -20,8 +20,8 @@ def pages() -> ModuleType:
     return module
 
 
-def row(precision, hit, found, minutes=1.0):
-    return {"measures": {"precision@3": precision, "hit@1": hit, "map@r": found}, "minutes": minutes}
+def row(precision, hit, map_r, minutes=1.0):
+    return {"measures": {"precision@3": precision, "hit@1": hit, "map@r": map_r}, "minutes": minutes}
 
 
 def test_means_and_largest_distances_by_hand(pages):
@@ -84,8 +84,8 @@ def test_losses_side_by_side_by_set_and_recipe(pages):
             "x/b/full/0": row(0.5, 0.5, 0.5),
         }
     )
-    own = page.split("## Losses side by side")[1].splitlines()
-    table = own[own.index("| a | x, whole recipe | y, short recipe |") :]
+    section = page.split("## Losses side by side")[1].splitlines()
+    table = section[section.index("| a | x, whole recipe | y, short recipe |") :]
     assert table[2:5] == [
         "| cross-entropy | 0.500 / 0.500 | – |",
         "| arcface | **0.500 / 0.625** | **0.125 / 0.250 †** |",
@@ -95,7 +95,7 @@ def test_losses_side_by_side_by_set_and_recipe(pages):
 
 
 def test_the_page_is_up_to_date(pages):
-    found = json.loads((ROOT / "docs" / "training-results.json").read_text(encoding="utf-8"))
-    assert (ROOT / "docs" / "training-results.md").read_text(encoding="utf-8") == pages.render(found), (
+    results = json.loads((ROOT / "docs" / "training-results.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / "training-results.md").read_text(encoding="utf-8") == pages.render(results), (
         "run python docs/make_training.py"
     )

@@ -58,7 +58,7 @@ def prepare(encoder, sample, count=MANY, progress=SILENT, runtime="auto", precis
     return with_runtime(encoder, runtime, precision).prepare(sample, count, progress)
 
 
-def chosen(encoder):
+def runtime_of(encoder):
     return encoder.runtime, encoder.precision
 
 
@@ -70,7 +70,7 @@ def test_the_fastest_runtime_is_selected(encoder, sample, image_files, set_rates
     set_rates(OPENVINO_FASTEST)
     progress = recording_progress()
     prepared = prepare(encoder, sample, progress=progress)
-    assert chosen(prepared) == ("openvino", "float32")
+    assert runtime_of(prepared) == ("openvino", "float32")
     assert prepared.fingerprint == encoder.fingerprint
     np.testing.assert_allclose(prepared.embed(image_files).vectors, encoder.embed(image_files).vectors, atol=1e-5)
     assert "test_efficientnet: running on openvino float32 30 images/s" in progress.messages
@@ -83,14 +83,14 @@ def test_onnx_runtime_is_selected_where_it_is_fastest(encoder, sample, image_fil
     onnx.require_packages()
     set_rates({**OPENVINO_FASTEST, ("onnxruntime", "float32"): 99})
     prepared = prepare(encoder, sample)
-    assert chosen(prepared) == ("onnxruntime", "float32")
+    assert runtime_of(prepared) == ("onnxruntime", "float32")
     np.testing.assert_allclose(prepared.embed(image_files).vectors, encoder.embed(image_files).vectors, atol=1e-5)
 
 
 def test_torch_is_selected_where_it_is_fastest(encoder, sample, graph_cache, set_rates):
     set_rates(TORCH_FASTEST)
     prepared = prepare(encoder, sample)
-    assert chosen(prepared) == ("torch", "float32")
+    assert runtime_of(prepared) == ("torch", "float32")
     assert prepared.backbone is encoder.backbone
 
 
@@ -99,24 +99,24 @@ def test_rates_are_measured_once_per_architecture_and_machine(encoder, make_trai
     save_timings(
         encoder.info.backbone, [RuntimeTiming("torch", "float32", 10), RuntimeTiming("openvino", "float32", 30)]
     )
-    assert chosen(prepare(encoder, sample, count=1)) == ("openvino", "float32")
+    assert runtime_of(prepare(encoder, sample, count=1)) == ("openvino", "float32")
     other_weights = make_trainable(seed=1).freeze()
     assert load_timings(other_weights.info.backbone) == load_timings(encoder.info.backbone)
     with monkeypatch.context() as other_machine:
         other_machine.setattr(cache, "cpu_name", lambda: "another processor")
-        assert chosen(prepare(encoder, sample, count=1)) == ("torch", "float32")
-    assert chosen(prepare(encoder, sample, count=1)) == ("openvino", "float32")
+        assert runtime_of(prepare(encoder, sample, count=1)) == ("torch", "float32")
+    assert runtime_of(prepare(encoder, sample, count=1)) == ("openvino", "float32")
 
 
 def test_few_images_are_computed_by_torch(encoder, sample, no_measuring):
-    assert chosen(prepare(encoder, sample, count=MIN_IMAGES - 1)) == ("torch", "float32")
+    assert runtime_of(prepare(encoder, sample, count=MIN_IMAGES - 1)) == ("torch", "float32")
     assert load_timings(encoder.info.backbone) == ()
 
 
 def test_without_a_readable_image_noise_is_timed(encoder, tmp_path, graph_cache, set_rates):
     set_rates(OPENVINO_FASTEST)
     missing = [File("missing", tmp_path / "missing.jpg")]
-    assert chosen(prepare(encoder, missing)) == ("openvino", "float32")
+    assert runtime_of(prepare(encoder, missing)) == ("openvino", "float32")
 
 
 def test_single_images_and_many_images_have_their_own_graph(encoder, sample, graph_cache):
@@ -239,30 +239,33 @@ def test_a_requested_runtime_is_used_even_if_it_is_slower(encoder, sample, graph
     save_timings(
         encoder.info.backbone, [RuntimeTiming("torch", "float32", 90), RuntimeTiming("openvino", "float32", 30)]
     )
-    assert chosen(prepare(encoder, sample, runtime="openvino")) == ("openvino", "float32")
-    assert chosen(prepare(encoder, sample, precision="float32")) == ("torch", "float32")
+    assert runtime_of(prepare(encoder, sample, runtime="openvino")) == ("openvino", "float32")
+    assert runtime_of(prepare(encoder, sample, precision="float32")) == ("torch", "float32")
 
 
 def test_where_torch_is_requested_nothing_is_converted_or_timed(encoder, sample, no_measuring, monkeypatch):
     monkeypatch.setattr(select, "write_graph", fail)
-    assert chosen(prepare(encoder, sample, runtime="torch")) == ("torch", "float32")
+    assert runtime_of(prepare(encoder, sample, runtime="torch")) == ("torch", "float32")
     assert load_timings(encoder.info.backbone) == ()
 
 
 def test_a_requested_runtime_and_precision_are_not_timed(encoder, sample, graph_cache, no_measuring):
-    assert chosen(prepare(encoder, sample, runtime="openvino", precision="float32")) == ("openvino", "float32")
-    assert chosen(prepare(encoder, sample, runtime="onnxruntime", precision="float32")) == ("onnxruntime", "float32")
+    assert runtime_of(prepare(encoder, sample, runtime="openvino", precision="float32")) == ("openvino", "float32")
+    assert runtime_of(prepare(encoder, sample, runtime="onnxruntime", precision="float32")) == (
+        "onnxruntime",
+        "float32",
+    )
 
 
 def test_bfloat16_is_used_where_it_is_requested(encoder, sample, graph_cache):
     if not has_bfloat16(torch.device("cpu")):
         pytest.skip("this processor has no bfloat16 arithmetic")
     for runtime in ("torch", "openvino"):
-        assert chosen(prepare(encoder, sample, runtime=runtime, precision="bfloat16")) == (runtime, "bfloat16")
+        assert runtime_of(prepare(encoder, sample, runtime=runtime, precision="bfloat16")) == (runtime, "bfloat16")
     save_timings(
         encoder.info.backbone, [RuntimeTiming("torch", "float32", 90), RuntimeTiming("openvino", "bfloat16", 30)]
     )
-    assert chosen(prepare(encoder, sample, precision="bfloat16")) == ("openvino", "bfloat16")
+    assert runtime_of(prepare(encoder, sample, precision="bfloat16")) == ("openvino", "bfloat16")
 
 
 @pytest.mark.usefixtures("graph_cache")
@@ -319,7 +322,7 @@ def test_each_member_may_have_its_own_precision(make_ensemble, encoder):
 
 def test_another_runtime_keeps_the_weights(encoder):
     lazy = with_runtime(encoder)
-    assert chosen(lazy) == ("auto", "auto")
+    assert runtime_of(lazy) == ("auto", "auto")
     assert with_runtime(lazy) is lazy
     other = with_runtime(lazy, "torch", "float32")
     assert other.backbone.source == lazy.backbone.source == TorchWeights(encoder.backbone)

@@ -102,7 +102,7 @@ def member(weights: Path) -> TrainableEncoder:
 def quick() -> Callable[..., TrainingOptions]:
     """Make options of a run of seconds; any option may be given."""
 
-    def make(**given: Any) -> TrainingOptions:
-        return TrainingOptions(**{"epochs": 2, "batch_size": 8, "precision": "float32", "resolution": 0.5, **given})
+    def make(**options: Any) -> TrainingOptions:
+        return TrainingOptions(**{"epochs": 2, "batch_size": 8, "precision": "float32", "resolution": 0.5, **options})
 
     return make

@@ -93,8 +93,8 @@ def test_half_of_the_views_are_flipped(sample_images):
     ],
 )
 def test_training_resolution(name, resolution, side):
-    found = training_preprocessing(build_trainable(name, "none"), resolution)
-    assert (found.height, found.width) == (side, side)
+    preprocessing = training_preprocessing(build_trainable(name, "none"), resolution)
+    assert (preprocessing.height, preprocessing.width) == (side, side)
 
 
 @pytest.mark.parametrize("size", [(160, 120), (100, 300)])

@@ -24,18 +24,18 @@ import torch
 torch.set_num_threads(1)
 from lookalike.errors import LookalikeError
 from lookalike import train
-given = json.loads(sys.argv[1])
+arguments = json.loads(sys.argv[1])
 
 class Dies:
     def step(self, task, done, total, detail=""):
-        if task == given.get("dies_in"):
+        if task == arguments.get("dies_in"):
             os._exit(9)
     def info(self, text):
         print(text, flush=True)
 
 try:
-    train(given["data"], "test_efficientnet", weights=given["weights"], out=given["out"], progress=Dies(),
-          resume=given.get("resume", False), **given["options"])
+    train(arguments["data"], "test_efficientnet", weights=arguments["weights"], out=arguments["out"], progress=Dies(),
+          resume=arguments.get("resume", False), **arguments["options"])
 except LookalikeError as error:
     print(f"{type(error).__name__}: {error}", flush=True)
     sys.exit(2)
@@ -49,7 +49,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start_two(given):
+def start_two(arguments):
     """Start two processes as a launcher does; return their exit codes and outputs."""
     port = str(free_port())
     processes = []
@@ -58,7 +58,7 @@ def start_two(given):
             **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), json.dumps(given)]
+        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), json.dumps(arguments)]
         processes.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
@@ -78,8 +78,8 @@ def start_two(given):
 )
 def test_two_processes_make_the_model_of_one(changes, crops, weights, tmp_path):
     options = {**OPTIONS, **changes}
-    given = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "two"), "options": options}
-    codes, ended = start_two(given)
+    arguments = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "two"), "options": options}
+    codes, ended = start_two(arguments)
     assert codes == [0, 0], ended
     assert ended[1][0] == ""  # only the main process reports
     train(crops, SMALL, weights=weights, out=tmp_path / "one", **options)
@@ -116,12 +116,12 @@ def test_a_launcher_that_started_one_process_is_reported(monkeypatch):
 
 
 def test_a_process_that_dies_is_reported_and_the_run_resumes(crops, weights, tmp_path):
-    given = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "model"), "options": OPTIONS}
-    codes, ended = start_two({**given, "dies_in": "epoch 2/2"})
+    arguments = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "model"), "options": OPTIONS}
+    codes, ended = start_two({**arguments, "dies_in": "epoch 2/2"})
     assert codes[0] == 9
     assert codes[1] == 2, ended
     assert "another process died; start all of them again" in ended[1][0]
-    codes, ended = start_two({**given, "resume": True})
+    codes, ended = start_two({**arguments, "resume": True})
     assert codes == [0, 0], ended
     assert f"{SMALL}: resuming after epoch 1" in ended[0][0]
     train(crops, SMALL, weights=weights, out=tmp_path / "unbroken", **OPTIONS)
@@ -133,8 +133,8 @@ def test_a_process_that_dies_is_reported_and_the_run_resumes(crops, weights, tmp
 def test_trained_batch_statistics_are_averaged_over_the_processes(crops, tmp_path):
     """Each process embeds its share of the validation images, and the bundle that one writes measures the same."""
     options = {**OPTIONS, "posthoc_head": "trained", "batch_size": 16}
-    given = {"data": str(crops), "weights": "none", "out": str(tmp_path / "two"), "options": options}
-    codes, ended = start_two(given)
+    arguments = {"data": str(crops), "weights": "none", "out": str(tmp_path / "two"), "options": options}
+    codes, ended = start_two(arguments)
     assert codes == [0, 0], ended
     info = read_bundle_info(tmp_path / "two")
     expected = info.training[0].measures.fine_tuned

@@ -34,8 +34,8 @@ def scripted(values):
 
 def test_the_head_is_unchanged_when_every_epoch_is_worse(member, classifier, features, data):
     before, weight = member.fingerprint, classifier.weight.detach().clone()
-    found = run(member, classifier, features, data, scripted([0.5, 0.4, 0.5, 0.3, 0.49]))
-    assert found == (0.5, 0)
+    best = run(member, classifier, features, data, scripted([0.5, 0.4, 0.5, 0.3, 0.49]))
+    assert best == (0.5, 0)
     assert member.fingerprint == before
     assert torch.equal(classifier.weight, weight)
     assert not member.head.training
@@ -75,8 +75,8 @@ def test_training_lowers_the_loss_and_leaves_the_backbone_unchanged(member, clas
 
     backbone = {k: v for k, v in member.state().items() if k.startswith("backbone.")}
     before = loss()
-    found, _ = run(member, classifier, features, data, lambda: -loss(), epochs=20)
-    assert -found == pytest.approx(loss(), abs=1e-6)
+    best, _ = run(member, classifier, features, data, lambda: -loss(), epochs=20)
+    assert -best == pytest.approx(loss(), abs=1e-6)
     assert loss() < before - 0.02
     assert all(torch.equal(v, member.state()[k]) for k, v in backbone.items())
 

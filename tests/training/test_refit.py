@@ -104,9 +104,9 @@ def test_the_head_of_an_untrained_encoder_is_fitted_on_all_images(data, crops_or
 
 def test_an_ensemble_is_aligned_again(crops_original, weights, quick, tmp_path):
     both = f"{SMALL}+test_vit"
-    given = {SMALL: weights, "test_vit": "none"}
-    train(crops_original, both, weights=given, out=tmp_path / "first", options=quick(epochs=1))
-    model = refit(crops_original, tmp_path / "first", out=tmp_path / "again", weights=given)
+    weights_by_name = {SMALL: weights, "test_vit": "none"}
+    train(crops_original, both, weights=weights_by_name, out=tmp_path / "first", options=quick(epochs=1))
+    model = refit(crops_original, tmp_path / "first", out=tmp_path / "again", weights=weights_by_name)
     assert [m.name for m in model.members] == [SMALL, "test_vit"]
     alignment = model.alignments[1]
     assert alignment is not None

@@ -67,10 +67,10 @@ def test_killed_in_the_second_epoch_and_resumed(unbroken, data, weights, options
 def test_seconds_add_up_over_all_sessions(data, weights, options, recorder, tmp_path):
     out = tmp_path / "model"
     kill(data, weights, out, options, recorder)
-    place = tmp_path / "model.training" / "0" / "checkpoint.pt"
-    content = torch.load(place, weights_only=True)
+    checkpoint = tmp_path / "model.training" / "0" / "checkpoint.pt"
+    content = torch.load(checkpoint, weights_only=True)
     assert content["seconds"] > sum(epoch["seconds"] for epoch in content["run"]["epochs"]) > 0
-    torch.save({**content, "seconds": 5000.0}, place)
+    torch.save({**content, "seconds": 5000.0}, checkpoint)
     train(data, SMALL, weights=weights, out=out, options=options, resume=True)
     assert 5000 < read_bundle_info(out).training[0].seconds < 5100
 
@@ -266,8 +266,12 @@ def test_resuming_a_finished_run_returns_its_bundle(unbroken, data, weights, opt
 
 def test_resuming_into_the_bundle_of_another_run_is_refused(unbroken, data, weights, quick, tmp_path):
     out = shutil.copytree(unbroken, tmp_path / "model")
-    for given, options in (("none", quick(epochs=3)), (weights, quick(epochs=4)), (weights, quick(epochs=3, lr=1e-5))):
+    for other_weights, options in (
+        ("none", quick(epochs=3)),
+        (weights, quick(epochs=4)),
+        (weights, quick(epochs=3, lr=1e-5)),
+    ):
         with pytest.raises(StorageError, match="exists") as raised:
-            train(data, SMALL, weights=given, out=out, options=options, resume=True)
+            train(data, SMALL, weights=other_weights, out=out, options=options, resume=True)
         assert str(out) in str(raised.value)
     assert comparable(out) == comparable(unbroken)

@@ -47,8 +47,8 @@ def test_tensorboard_has_one_point_per_epoch(tracked_run):
     tensors = {name: [t.tensor_proto for t in read.Tensors(name)] for name in read.Tags()["tensors"]}
     from tensorboard.util.tensor_util import make_ndarray
 
-    found = [float(make_ndarray(t)) for t in tensors[f"{SMALL}/loss"]]
-    assert found == pytest.approx([epoch.loss for epoch in report.epochs], rel=1e-6)
+    losses = [float(make_ndarray(t)) for t in tensors[f"{SMALL}/loss"]]
+    assert losses == pytest.approx([epoch.loss for epoch in report.epochs], rel=1e-6)
     assert len(tensors[f"{SMALL}/measure"]) == 2
     assert {"validation/map_at_r", "validation/precision_at_3"} <= tensors.keys()
 
@@ -202,9 +202,9 @@ def test_an_unwritable_location_is_refused_before_training(data, weights, quick,
 def test_a_missing_server_is_refused_at_once(data, weights, quick):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: whoever calls is refused
-        place = f"mlflow=http://127.0.0.1:{taken.getsockname()[1]}"
+        uri = f"mlflow=http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ModelError, match=r"cannot track with mlflow at http.*refused"):
-            train(data, SMALL, weights=weights, options=quick(), track=[place])
+            train(data, SMALL, weights=weights, options=quick(), track=[uri])
 
 
 @pytest.mark.parametrize("text", ["wandb", "mlflow=", ""])

@@ -71,16 +71,16 @@ def test_what_the_bundle_records(trained, data, quick):
 def test_the_selected_weights_have_the_recorded_measure(trained, data):
     out, encoder, _ = trained
     (report,) = read_bundle_info(out).training
-    found, labels = encoder.embed(data.validation), {i.id: i.label for i in data.validation}
-    again = evaluate_embeddings(found, found, labels, labels, ["map@r"]).mean("map@r")
+    embeddings, labels = encoder.embed(data.validation), {i.id: i.label for i in data.validation}
+    again = evaluate_embeddings(embeddings, embeddings, labels, labels, ["map@r"]).mean("map@r")
     assert again == pytest.approx(report.measures.selected, abs=1e-4)
 
 
 def test_the_measures_of_a_bundle_are_those_of_its_encoder_on_validation(trained, data):
     out, encoder, _ = trained
-    found = encoder.embed(data.validation)
+    embeddings = encoder.embed(data.validation)
     labels = {i.id: i.label for i in data.validation}
-    expected = evaluate_embeddings(found, found, labels, labels).to_dict()["measures"]
+    expected = evaluate_embeddings(embeddings, embeddings, labels, labels).to_dict()["measures"]
     assert read_bundle_info(out).measures == {"validation": expected}
     assert set(expected["precision@3"]) == {"mean", "low", "high"}
 
@@ -111,8 +111,8 @@ def test_the_seed_decides_the_model(trained, data, weights, quick):
 
 def test_a_folder_is_loaded_and_split_by_the_seed(crops_original, trained, weights, quick):
     _, encoder, _ = trained
-    found = train(str(crops_original), SMALL, weights=weights, options=quick())
-    assert found.fingerprint == encoder.fingerprint
+    trained = train(str(crops_original), SMALL, weights=weights, options=quick())
+    assert trained.fingerprint == encoder.fingerprint
 
 
 def test_test_images_are_never_read_and_validation_images_never_trained_on(data, weights, quick, monkeypatch):
