@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent.parent / "docs" / "performance"
+RESULTS = Path(__file__).parent.parent / "docs" / "results" / "performance"
 FIT_IMAGES = 500  # enough for a head, if only the speed is measured
 
 
@@ -30,7 +30,7 @@ def make_parser(description: str | None, rounds: int) -> argparse.ArgumentParser
     return parser
 
 
-def add_out_option(parser: argparse.ArgumentParser, default: str = "docs/performance") -> None:
+def add_out_option(parser: argparse.ArgumentParser, default: str = "docs/results/performance") -> None:
     """Add the option for the folder of the result."""
     parser.add_argument("--out", type=Path, help=f"write the result to this folder instead of {default}")
 
@@ -127,7 +127,7 @@ def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def save_result(name: str, result: Mapping[str, Any], *, complete: bool, folder: Path | None) -> None:
-    """Write a result to a folder; without one to docs/performance, if it is complete."""
+    """Write a result to a folder; without one to docs/results/performance, if it is complete."""
     if folder is None and not complete:
         print("the result is not complete and was not written; --out FOLDER writes it")
         return

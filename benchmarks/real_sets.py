@@ -1,10 +1,10 @@
-"""Run `lookalike benchmark` on the real data sets and store the results of docs/results.md.
+"""Run `lookalike benchmark` on the real data sets and store the results of docs/results/benchmarks.md.
 
     python benchmarks/real_sets.py --weights resnet50=resnet50_imagenet.safetensors --runs runs [--only clothing]
     python docs/make_results.py
 
 Reads the data folders `clothing`, `caltech` and `trashnet` from $LOOKALIKE_SHARED/data (default ../shared/data). An
-interrupted run resumes; results are added to docs/results.json after each set. On `clothing` and `trashnet`
+interrupted run resumes; results are added to docs/results/benchmarks.json after each set. On `clothing` and `trashnet`
 EfficientNet-Lite0 is then trained again on all labelled images (`lookalike refit`).
 A fourth set, the images of the demo, shows the time of ViT-B/16 and EfficientNet-B0, with random weights.
 """
@@ -61,7 +61,7 @@ _PLAIN = {
     ),
 }  # fmt: skip
 BASELINE = {name: dict(zip(_ROWS, figures, strict=True)) for name, figures in _PLAIN.items()}
-RESULTS = Path(__file__).parent.parent / "docs" / "results.json"
+RESULTS = Path(__file__).parent.parent / "docs" / "results" / "benchmarks.json"
 
 
 def main() -> None:
@@ -143,7 +143,7 @@ def save_results(
     command: str = "",
     refit: Mapping[str, Any] | None = None,
 ) -> None:
-    """Copy table, selection, training reports and comparisons of a run into docs/results.json."""
+    """Copy table, selection, training reports and comparisons of a run into docs/results/benchmarks.json."""
     board = read_json(out / "leaderboard.json", "the leaderboard")
     trials = {row["name"]: _trial(out / "trials" / f"{slug(row['name'])}.json") for row in board["rows"]}
     stored = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}

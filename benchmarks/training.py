@@ -4,7 +4,7 @@
     python docs/make_training.py
 
 Reads the data folders `clothing`, `trashnet` and `caltech` from $LOOKALIKE_SHARED/data (default ../shared/data). Each
-result is added to docs/training-results.json at once; a run whose result is there is skipped, except with `--again`.
+result is added to docs/results/training.json at once; a run whose result is there is skipped, except with `--again`.
 All of them take many hours on two cores; select some with --only SET, --backbone NAME, --method METHOD and --seed N,
 which can be repeated. The methods:
 
@@ -58,7 +58,7 @@ SETS = ("clothing", "trashnet", "caltech")
 BACKBONES = ("efficientnet_lite0", "resnet50")
 SHORT_RECIPE = {"epochs": 3, "side": 5 / 7, "resolution": 0.8}
 MEASURES = ["precision@3", "hit@1", "map@r"]
-RESULTS = Path(__file__).parent.parent / "docs"
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 @dataclass(frozen=True)
@@ -251,12 +251,12 @@ def main() -> None:
     parser.add_argument("--seed", action="append", type=int)
     parser.add_argument("--max-minutes", type=float, help="limit for each fine-tuning")
     parser.add_argument("--again", action="store_true")
-    add_out_option(parser, "docs")
+    add_out_option(parser, "docs/results")
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     weights = dict(text.split("=", 1) for text in args.weights)
     methods = args.method or [*METHODS, "ensemble"]
-    results = (args.out or RESULTS) / "training-results.json"
+    results = (args.out or RESULTS) / "training.json"
     options = {} if args.max_minutes is None else {"max_minutes": args.max_minutes}
     for seed in args.seed or (0, 1, 2):
         for name in args.only or SETS:

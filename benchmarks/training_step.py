@@ -30,7 +30,7 @@ from contest import answer, contest, make_parser, save_result
 from lookalike._system import keep_freed_memory
 
 CLASSES = 100
-MIN_STEPS, MIN_ROUNDS = 5, 3  # of a result that docs/performance.md may show
+MIN_STEPS, MIN_ROUNDS = 5, 3  # of a result that docs/results/performance.md may show
 OURS: dict[str, dict[str, Any]] = {
     "ours, default recipe": {},
     "ours, float32": {"precision": "float32"},

@@ -1,4 +1,4 @@
-"""Fail on words that the glossary (docs/concepts.md) replaces by another, and on unclear English.
+"""Fail on words that the glossary (docs/concepts/words.md) replaces by another, and on unclear English.
 
     python docs/check_words.py [--names] [--count] [FILE_OR_FOLDER ...]
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-GLOSSARY = REPOSITORY / "docs" / "concepts.md"
+GLOSSARY = REPOSITORY / "docs" / "concepts" / "words.md"
 CHECKED = ("src", "tests", "docs", "benchmarks", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml")
 SUFFIXES = (".py", ".md", ".j2", ".toml")
 LISTS = ("check_words.py", "test_check_words.py")  # they contain what is ruled out

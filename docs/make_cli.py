@@ -1,4 +1,4 @@
-"""Generate docs/cli.md from the commands: `python docs/make_cli.py`. A test fails if it is out of date."""
+"""Generate docs/reference/cli.md from the commands: `python docs/make_cli.py`. A test fails if it is out of date."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    target = Path(__file__).with_name("cli.md")
+    target = Path(__file__).parent / "reference" / "cli.md"
     target.write_text(reference(), encoding="utf-8")
     sys.stdout.write(f"{target}\n")

@@ -178,8 +178,8 @@ def _with_spread(mean: float, values: Sequence[float]) -> str:
 
 def main() -> None:
     """Write the page."""
-    results = json.loads((HERE / "training-results.json").read_text(encoding="utf-8"))
-    (HERE / "training-results.md").write_text(render(results), encoding="utf-8")
+    results = json.loads((HERE / "results" / "training.json").read_text(encoding="utf-8"))
+    (HERE / "results" / "training.md").write_text(render(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

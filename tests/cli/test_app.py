@@ -88,7 +88,7 @@ def test_the_reference_is_up_to_date():
     spec = importlib.util.spec_from_file_location("make_cli", REPOSITORY / "docs" / "make_cli.py")
     make_cli = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_cli)
-    written = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    written = (REPOSITORY / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     assert written == make_cli.reference(), "run: python docs/make_cli.py"
 
 

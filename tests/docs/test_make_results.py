@@ -1,4 +1,4 @@
-"""docs/results.md, the script that makes it, and the one that stores its numbers."""
+"""docs/results/benchmarks.md, the script that makes it, and the one that stores its numbers."""
 
 from __future__ import annotations
 
@@ -329,11 +329,11 @@ def test_trials_of_an_earlier_run_are_not_read(finished_copy, finished, tmp_path
 
 
 def test_the_page_in_the_repository_is_up_to_date():
-    figures = ROOT / "docs" / "results.json"
+    figures = ROOT / "docs" / "results" / "benchmarks.json"
     if not figures.is_file():
-        pytest.skip("docs/results.json does not exist; benchmarks/real_sets.py writes it")
+        pytest.skip("docs/results/benchmarks.json does not exist; benchmarks/real_sets.py writes it")
     results, pages = json.loads(figures.read_text(encoding="utf-8")), script("docs/make_results.py")
-    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == pages.render(results), (
+    assert (ROOT / "docs" / "results" / "benchmarks.md").read_text(encoding="utf-8") == pages.render(results), (
         "run: python docs/make_results.py"
     )
 

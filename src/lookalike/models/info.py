@@ -1,6 +1,6 @@
 """The typed records in `bundle.json`: each encoder, how it was trained, and how the bundle was made. Needs no torch.
 
-The format is described in docs/concepts.md.
+The format is described in docs/reference/files.md.
 """
 
 from __future__ import annotations
