@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lookalike.errors import DataError
-from lookalike.types import Embeddings, Hit, Hits, QueryHits, Skipped, l2_normalize
+from lookalike.types import Embeddings, Hit, Hits, QueryHits, Skipped, l2_normalize, take_shared
 
 ROWS = np.array([[0.6, 0.8], [1.0, 0.0]], np.float32)
 
@@ -19,6 +19,15 @@ def test_l2_normalize() -> None:
     scaled = l2_normalize([[3, 4], [0, 0], [-2, 0]])
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+
+
+def test_shared_embeddings_are_in_the_order_of_the_first() -> None:
+    first = Embeddings(("a", "b", "c"), np.eye(3, dtype=np.float32), "one")
+    second = Embeddings(("c", "d", "a"), np.eye(3, 4, dtype=np.float32), "two")
+    shared = take_shared([first, second])
+    assert [e.ids for e in shared] == [("a", "c"), ("a", "c")]
+    np.testing.assert_array_equal(shared[0].vectors, [[1, 0, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(shared[1].vectors, [[0, 0, 1, 0], [1, 0, 0, 0]])
 
 
 def test_embeddings() -> None:

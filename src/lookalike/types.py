@@ -99,6 +99,16 @@ class Embeddings:
         return Embeddings(subset, self.vectors[[rows[i] for i in subset]], self.fingerprint, (), self.precision)
 
 
+def take_shared(embeddings: Sequence[Embeddings]) -> list[Embeddings]:
+    """Return the embeddings of the ids that all of them have, in the order of the first.
+
+    They differ where a file could be read for one encoder and not for another.
+    """
+    ids = set.intersection(*(set(e.ids) for e in embeddings))
+    shared = [item for item in embeddings[0].ids if item in ids]
+    return [e.take(shared) for e in embeddings]
+
+
 def _require_vectors(vectors: Vectors) -> None:
     is_array = isinstance(vectors, np.ndarray)
     if not is_array or vectors.ndim != 2 or vectors.dtype != np.float32:

@@ -26,7 +26,7 @@ from lookalike.training.config import TrainingOptions
 from lookalike.training.context import TrainingContext
 from lookalike.training.curves import write_curves
 from lookalike.training.train import image_hashes, prepare_run_folder, train_into_bundle, training_info
-from lookalike.types import Embeddings, Vectors
+from lookalike.types import Embeddings, Vectors, take_shared
 
 # By candidate name, then by split.
 SplitEmbeddings = Mapping[str, Mapping[str, Embeddings]]
@@ -86,7 +86,7 @@ class EnsembleCandidate:
         rotation = b"" if alignment is None else alignment.tobytes()
         combined = {}
         for split in _EVALUATED:
-            first, second = self._shared(embeddings, split)
+            first, second = take_shared([embeddings[m.name][split] for m in self.members])
             vectors = combine([first.vectors, second.vectors], self.combination, [None, alignment])
             fingerprint = digest(first.fingerprint, second.fingerprint, self.combination, rotation)
             combined[split] = Embeddings(first.ids, vectors, fingerprint)
@@ -101,20 +101,13 @@ class EnsembleCandidate:
         """Fit the rotation of the second space onto the first, on training embeddings only."""
         if self.combination != "aligned":
             return None
-        first, second = self._shared(embeddings, "training")
+        first, second = take_shared([embeddings[m.name]["training"] for m in self.members])
         if len(first) < 2:
             raise DataError(
                 f"aligning {self.name} needs 2 training images that both members can read, got {len(first)}.",
                 argument="data",
             )
         return fit_alignment(second.vectors, first.vectors)
-
-    def _shared(self, embeddings: SplitEmbeddings, split: str) -> tuple[Embeddings, Embeddings]:
-        """Return the embeddings that both members have: a file may have been unreadable for one of them."""
-        first, second = (embeddings[m.name][split] for m in self.members)
-        ids = set(second.ids)
-        shared = [i for i in first.ids if i in ids]
-        return first.take(shared), second.take(shared)
 
 
 AnyCandidate = Candidate | EnsembleCandidate

@@ -85,10 +85,11 @@ def precision_option(auto: str) -> Callable[[F], F]:
 
 def weights_for_model(values: Sequence[str], model: str | None) -> WeightsOption:
     """Return the weights that go with `--model`, which must be the name of a backbone: a bundle has its own."""
+    from lookalike.models.bundle import find_bundle
+
     if values and model is None:
         raise OptionError(f"--weights {values[0]} needs the name of a backbone; pass it as --model.")
-    bundles = (Path(str(model)) / name for name in ("bundle.json", "model/bundle.json"))
-    if values and any(path.exists() for path in bundles):
+    if values and find_bundle(str(model)) is not None:
         raise OptionError(
             f"--weights {values[0]} needs the name of a backbone, but {model} is a bundle with its own weights; "
             "remove --weights."

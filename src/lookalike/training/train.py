@@ -38,6 +38,7 @@ from lookalike.training.train_backbone import (
     train_backbone,
     validation_fingerprint,
 )
+from lookalike.types import take_shared
 
 Backbones = Sequence[tuple[str, Weights]]
 
@@ -155,9 +156,7 @@ def build_ensemble(trained: Sequence[TrainedEncoder], combination: str, progress
         with_runtime(member, precision="float32").embed(t.items, progress=progress, task=f"{member.name}: alignment")
         for member, t in zip(members, trained, strict=True)
     ]
-    ids = set.intersection(*(set(e.ids) for e in embeddings))
-    shared = [i for i in embeddings[0].ids if i in ids]
-    return align(members, [e.take(shared).vectors for e in embeddings], combination)
+    return align(members, [e.vectors for e in take_shared(embeddings)], combination)
 
 
 # ---------------------------------------------------------------- before training
