@@ -95,7 +95,7 @@ def test_losses_side_by_side_by_set_and_recipe(pages):
 
 
 def test_the_page_is_up_to_date(pages):
-    results = json.loads((ROOT / "docs" / "training-results.json").read_text(encoding="utf-8"))
-    assert (ROOT / "docs" / "training-results.md").read_text(encoding="utf-8") == pages.render(results), (
+    results = json.loads((ROOT / "docs" / "results" / "training.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / "results" / "training.md").read_text(encoding="utf-8") == pages.render(results), (
         "run python docs/make_training.py"
     )
