@@ -426,3 +426,12 @@ def test_what_is_not_used_is_a_finding(data_folder: Path) -> None:
     severity, message, _ = only(check(data_folder, near=False), "note")
     assert severity == "warning"
     assert message.startswith("1 image of formats that are not read: 1 .heic")
+
+
+def test_splits_that_are_missing(data_folder: Path) -> None:
+    shutil.rmtree(data_folder / "test" / "gallery")
+    (data_folder / "labels.csv").unlink()
+    shutil.copytree(data_folder / "training", data_folder / "validation")
+    shutil.rmtree(data_folder / "training")
+    codes = [finding.code for finding in check(data_folder, near=False).findings]
+    assert [code for code in codes if code.startswith("no-")] == ["no-gallery", "no-training"]

@@ -115,3 +115,31 @@ def test_images_of_other_formats_are_counted(tmp_path: Path) -> None:
     finder = ImageFinder()
     assert [p.name for p in finder.walk(tmp_path)] == ["4.jpg"]
     assert finder.notes() == ("3 images of formats that are not read: 1 .cr2, 2 .heic; convert them to JPEG or PNG",)
+
+
+def test_images_whose_names_hide_them_are_noted(tmp_path: Path, image_files: list[Path]) -> None:
+    content = image_files[0].read_bytes()
+    for name in (
+        "a.jpg",
+        "noext",
+        "b.jpg~",
+        "c.jpeg_large",
+        "notes.txt",
+        ".git/HEAD",
+        ".cache/d.jpg",
+        ".e.jpg",
+        "._a.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "README").write_text("no image")
+    (tmp_path / "Makefile.jpg~").touch()
+    os.mkfifo(tmp_path / "pipe")
+    finder = ImageFinder()
+    assert list(finder.walk(tmp_path)) == [tmp_path / "a.jpg"]
+    assert sorted(path.name for path in finder.unnamed) == ["b.jpg~", "c.jpeg_large", "noext"]
+    assert sorted(path.name for path in finder.hidden) == [".cache", ".e.jpg"]
+    assert [note.split(",")[0] for note in finder.notes()] == [
+        "3 images without the suffix of an image",
+        "hidden images and folders are not used: " + finder.hidden[0].name,
+    ]

@@ -234,7 +234,7 @@ def test_no_images(tmp_path: Path, files: list[str], root: str, fact: str) -> No
     [
         ("path,label\ntest/query/q.jpg,cat\ntest/query/q.jpg,dog\n", ("line 3", "test/query/q.jpg", "'dog'", "'cat'")),
         ("path,label\nq.jpg,cat\n", ("none of the 1 paths", "'q.jpg'")),
-        ("file,class\nq.jpg,cat\n", ("file, class", "path, label")),
+        ("file,class\nq.jpg,cat\n", ("'file', 'class'", "path, label")),
     ],
     ids=["contradiction", "other images", "columns"],
 )
@@ -263,7 +263,10 @@ def test_wrong_manifest(tmp_path: Path, lines: list[str], facts: tuple[str, ...]
     assert_facts(refusal(tmp_path), str(tmp_path), *facts)
 
 
-@pytest.mark.parametrize(("content", "columns"), [("path,label\na.jpg,cat\n", "path, label"), ("", "(none)")])
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [("path,label\na.jpg,cat\n", "'path', 'label'"), ("path;label;split\n", "'path;label;split'"), ("", "(none)")],
+)
 def test_manifest_without_the_columns(tmp_path: Path, content: str, columns: str) -> None:
     path = tmp_path / "manifest.csv"
     path.write_text(content)
@@ -514,3 +517,29 @@ def test_nan_in_parquet_means_no_label(tmp_path: Path) -> None:
     columns = {"path": ["a.jpg", "b.jpg"], "label": [float("nan"), 2.5], "split": ["gallery", "gallery"]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "manifest.parquet")
     assert [item.label for item in load_dataset(tmp_path).items] == [None, "2.5"]
+
+
+def test_folders_without_an_image_are_noted(tmp_path: Path) -> None:
+    for folder in ("split/training", "classes"):
+        make(tmp_path / folder, "a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")
+        (tmp_path / folder / "empty" / "inner").mkdir(parents=True)
+    assert load_dataset(tmp_path / "split").notes == (
+        "1 folder without an image, so not a class (first: training/empty)",
+    )
+    assert load_dataset(tmp_path / "classes").notes == ("1 folder without an image, so not a class (first: empty)",)
+
+
+def test_a_flat_test_folder_is_noted_with_what_it_needs(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "test/3.jpg")
+    (note,) = load_dataset(tmp_path).notes
+    assert "first: test" in note and "query and gallery" in note
+
+
+def test_labels_written_on_windows(tmp_path: Path) -> None:
+    make(tmp_path, "training/a/1.jpg", "test/query/2.jpg", "test/gallery/3.jpg")
+    (tmp_path / "labels.csv").write_text("path,label\ntest\\query\\2.jpg,cat\n./test/gallery/3.jpg,dog\n")
+    data = load_dataset(tmp_path)
+    assert {item.id: item.label for item in data.items if item.split != Split.TRAINING} == {
+        "test/query/2.jpg": "cat",
+        "test/gallery/3.jpg": "dog",
+    }

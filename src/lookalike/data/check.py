@@ -229,6 +229,7 @@ def check(
         *(Finding("unreadable", "error", f"{name}: {file.cause}.", (name,)) for name, file in scanned.skipped.items()),
         *(finding for group in groups for finding in _exact(group)),
         *(_near(scanned, items) if near else ()),
+        *_splits(dataset),
         *_classes(dataset, items),
         *(Finding("note", "warning", f"{note}.", ()) for note in dataset.notes),
     ]
@@ -285,6 +286,15 @@ def _near(scanned: Scan, items: Sequence[Item]) -> Iterator[Finding]:
             labels = class_names(group)
             suffix = f", with the labels {_join(labels)}" if len(labels) > 1 else ""
             yield Finding(code, "warning", f"{_join(ids)} look nearly identical, {where}{suffix}.", ids)
+
+
+def _splits(dataset: Dataset) -> Iterator[Finding]:
+    """Yield the splits that are missing although there is one that needs them."""
+    splits = {item.split for item in dataset.items}
+    if Split.QUERY in splits and Split.GALLERY not in splits:
+        yield Finding("no-gallery", "warning", "there are queries, but no gallery to search in.", ())
+    if Split.VALIDATION in splits and Split.TRAINING not in splits:
+        yield Finding("no-training", "warning", "there is a validation split, but no training split to learn from.", ())
 
 
 def _classes(dataset: Dataset, readable: Sequence[Item]) -> Iterator[Finding]:

@@ -25,12 +25,18 @@ _UNSUPPORTED = {
 }
 
 
+# how files begin that are images whatever they are called: JPEG, PNG, GIF, WebP
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF")
+
+
 class ImageFinder:
     """Lists folders and walks through them; hidden files and folders are not listed.
 
     Attributes:
         skipped: folders that could not be listed.
         unsupported: number of images of formats that are not read, by suffix.
+        unnamed: images whose names do not end in the suffix of an image.
+        hidden: hidden images, and hidden folders with images.
         excluded: folders that are never data: those of the system, and results of Lookalike.
 
     """
@@ -38,6 +44,8 @@ class ImageFinder:
     def __init__(self) -> None:
         self.skipped: list[Skipped] = []
         self.unsupported: Counter[str] = Counter()
+        self.unnamed: list[Path] = []
+        self.hidden: list[Path] = []
         self.excluded: list[Path] = []
 
     def list(self, folder: Path) -> tuple[list[Path], list[Path]]:
@@ -49,16 +57,10 @@ class ImageFinder:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     names.add(entry.name)
-                    if entry.name.startswith("."):
-                        continue
-                    path = Path(entry.path)
-                    if _is_folder(entry):
-                        if entry.name.lower() in _SYSTEM_FOLDERS:
-                            self.excluded.append(path)
-                        elif not _is_loop(path):
-                            folders.append(path)
-                    elif is_image_name(entry.name):
-                        images.append(path)
+                    if is_image_name(entry.name) and not _is_folder(entry):
+                        images.append(Path(entry.path))
+                    elif self._may_hold_images(entry):
+                        folders.append(Path(entry.path))
         except OSError as error:
             cause = f"the folder cannot be listed ({(error.strerror or str(error)).lower()})"
             self.skipped.append(Skipped(folder, cause))
@@ -68,6 +70,22 @@ class ImageFinder:
         suffixes = (Path(name).suffix.lower() for name in names if not name.startswith("."))
         self.unsupported.update(suffix for suffix in suffixes if suffix in _UNSUPPORTED)
         return sorted(folders), images
+
+    def _may_hold_images(self, entry: os.DirEntry[str]) -> bool:
+        """Whether an entry is a folder to look into; record what looks like images and is not used."""
+        path = Path(entry.path)
+        if entry.name.startswith("."):
+            if _hides_images(entry):
+                self.hidden.append(path)
+            return False
+        if not _is_folder(entry):
+            if _is_unnamed_image(entry):
+                self.unnamed.append(path)
+            return False
+        if entry.name.lower() in _SYSTEM_FOLDERS:
+            self.excluded.append(path)
+            return False
+        return not _is_loop(path)
 
     def walk(self, folder: Path) -> Iterator[Path]:
         """Yield the images in a folder and below it, in any order; a folder that links lead to twice is read once.
@@ -88,10 +106,22 @@ class ImageFinder:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.unsupported.items()))
             count = count_noun(self.unsupported.total(), "image")
             notes.append(f"{count} of formats that are not read: {kinds}; convert them to JPEG or PNG")
+        if self.unnamed:
+            count = count_noun(len(self.unnamed), "image")
+            notes.append(
+                f"{count} without the suffix of an image, not read (first: {self.unnamed[0].name}); rename them"
+            )
+        if self.hidden:
+            names = _first_names(self.hidden)
+            notes.append(f"hidden images and folders are not used: {names}; rename them if they are data")
         if self.excluded:
-            names = ", ".join(path.name for path in self.excluded[:3]) + (", ..." if len(self.excluded) > 3 else "")
+            names = _first_names(self.excluded)
             notes.append(f"folders of the system and results of Lookalike are not used: {names}")
         return tuple(notes)
+
+
+def _first_names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
 
 
 def require_folder(folder: Path, argument: str) -> None:
@@ -132,6 +162,31 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link in a circle, or to where access is denied
         return not is_image_name(entry.name)  # listing or opening it gives the reason
+
+
+def _hides_images(entry: os.DirEntry[str]) -> bool:
+    """Whether a hidden entry is an image, or a folder with images; macOS's ._ files only describe images."""
+    try:
+        if entry.is_dir():
+            with os.scandir(entry.path) as inner:
+                return any(is_image_name(file.name) for file in inner)
+        return not entry.name.startswith("._") and is_image_name(entry.name[1:])
+    except OSError:
+        return False
+
+
+def _is_unnamed_image(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is an image by its content, though its name has no suffix, or adds to that of an image."""
+    suffix = Path(entry.name).suffix
+    if suffix and not is_image_name(f"x{suffix[:4]}") and not is_image_name(f"x{suffix[:5]}"):
+        return False
+    try:
+        if not entry.is_file():
+            return False
+        with Path(entry.path).open("rb") as file:
+            return file.read(8).startswith(_SIGNATURES)
+    except OSError:
+        return False
 
 
 def _is_loop(folder: Path) -> bool:

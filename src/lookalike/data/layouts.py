@@ -15,7 +15,7 @@ import csv
 import math
 import os
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -43,6 +43,7 @@ _SPLIT_NAMES = {
     "val": Split.VALIDATION,
     "valid": Split.VALIDATION,
     "query": Split.QUERY,
+    "queries": Split.QUERY,
     "gallery": Split.GALLERY,
     "test": Split.TEST,
 }
@@ -78,6 +79,9 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
     in_folders = {folder.name: sorted(finder.walk(folder)) for folder in folders}
     classes = {name: images for name, images in in_folders.items() if images}
     skipped, notes = tuple(finder.skipped), finder.notes()
+    empty = [folder for folder in folders if folder.name not in classes]
+    if classes:
+        notes = (*_empty_folders(empty, root, finder), *notes)
     if len(classes) >= 2 and not loose:
         items = [_item(root, path, label, Split.GALLERY) for label, images in classes.items() for path in images]
         split = split_classes(items, seed=seed, class_disjoint=class_disjoint)
@@ -173,12 +177,14 @@ def _from_split_folders(root: Path, folders: Mapping[Split, Path]) -> Dataset:
     labels = _read_labels(root)
     items: list[Item] = []
     nested = False
+    empty: list[Path] = []
     for split in Split:
         if split not in folders:
             continue
         folder = folders[split]
-        labelled, loose = _labelled_and_loose(root, folder, split, finder)
+        labelled, loose, without = _labelled_and_loose(root, folder, split, finder)
         items += labelled
+        empty += without
         if split in TRAINING_SPLITS:
             if loose:
                 count = count_noun(len(loose), "image")
@@ -186,6 +192,7 @@ def _from_split_folders(root: Path, folders: Mapping[Split, Path]) -> Dataset:
             continue
         nested = nested or bool(labelled)
         items += [replace(item, label=labels.get(_nfc(item.id))) for item in loose]
+    notes += _empty_folders(empty, root, finder)
     notes += _unused(root, set(folders.values()), finder)
     notes += finder.notes()
     if not items:
@@ -227,21 +234,34 @@ def _unused(root: Path, used: Collection[Path], finder: ImageFinder) -> Iterator
         others = [f for f in folders if f not in used and f not in parents and any(True for _ in finder.walk(f))]
         if others:
             count = count_noun(len(others), "folder")
-            yield f"{count} with images next to those of the splits, not used (first: {others[0].relative_to(root)})"
+            note = f"{count} with images next to those of the splits, not used (first: {others[0].relative_to(root)})"
+            if any(_SPLIT_NAMES.get(folder.name.lower()) == Split.TEST for folder in others):
+                note += "; a test split needs folders called query and gallery, or class folders, inside test"
+            yield note
         if loose:
             first = min(loose).relative_to(root)
             yield f"{count_noun(len(loose), 'image')} next to the folders of the splits, not used (first: {first})"
 
 
-def _labelled_and_loose(root: Path, folder: Path, split: Split, finder: ImageFinder) -> tuple[list[Item], list[Item]]:
-    """Return the items in class folders, then those directly in the folder, without a label."""
-    classes, loose = finder.list(folder)
+def _empty_folders(folders: Sequence[Path], root: Path, finder: ImageFinder) -> Iterator[str]:
+    """Yield a note for folders without an image, unless they could not be listed, which is reported elsewhere."""
+    empty = [f for f in folders if not any(file.path.is_relative_to(f) for file in finder.skipped)]
+    if empty:
+        count = count_noun(len(empty), "folder")
+        yield f"{count} without an image, so not a class (first: {empty[0].relative_to(root)})"
+
+
+def _labelled_and_loose(
+    root: Path, folder: Path, split: Split, finder: ImageFinder
+) -> tuple[list[Item], list[Item], list[Path]]:
+    """Return the items in class folders, those directly in the folder, without a label, and folders without images."""
+    folders, loose = finder.list(folder)
+    classes = {class_folder: sorted(finder.walk(class_folder)) for class_folder in folders}
     labelled = [
-        _item(root, path, class_folder.name, split)
-        for class_folder in classes
-        for path in sorted(finder.walk(class_folder))
+        _item(root, path, class_folder.name, split) for class_folder, paths in classes.items() for path in paths
     ]
-    return labelled, [_item(root, path, None, split) for path in sorted(loose)]
+    empty = [class_folder for class_folder, paths in classes.items() if not paths]
+    return labelled, [_item(root, path, None, split) for path in sorted(loose)], empty
 
 
 def _item(root: Path, path: Path, label: str | None, split: Split) -> Item:
@@ -259,7 +279,9 @@ def _read_labels(root: Path) -> dict[str, str]:
         return {}
     labels: dict[str, str] = {}
     for line, row in _rows(path, ("path", "label")):
-        name, label = _nfc(row["path"]), _nfc(row["label"])
+        name, label = _nfc(os.path.normpath(row["path"].strip())), _nfc(row["label"])
+        if "/" not in name:  # written on Windows
+            name = name.replace("\\", "/")
         if labels.get(name, label) != label:
             raise _error(f"{path} line {line}: the label of {name} is {label!r}, but {labels[name]!r} further up.")
         if label:
@@ -317,8 +339,8 @@ def _rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str
     header = next(table)
     if any(name not in header for name in required):
         raise _error(
-            f"{path} has the columns {', '.join(header) or '(none)'}, but needs {', '.join(required)}; "
-            "rename the file if it is not meant for this."
+            f"{path} has the columns {', '.join(map(repr, header)) or '(none)'}, but needs {', '.join(required)}, "
+            "separated by commas; rename the file if it is not meant for this."
         )
     repeated = [name for name in header if header.count(name) > 1]
     if repeated:
