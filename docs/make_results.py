@@ -76,7 +76,7 @@ def _accuracy(board: Leaderboard, trial: Trial) -> float:
 def _section(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {name}"
     yield ""
-    yield "```"
+    yield "```text"
     if result["command"]:
         yield f"$ {result['command']}"
     yield result["description"]["data"]

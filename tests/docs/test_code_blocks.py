@@ -1,0 +1,74 @@
+"""The code blocks of the README and the tutorials run, in their order, next to a small folder `photos` of real images.
+
+A block whose first line is `# not tested: REASON` is not run; neither are lines that install Lookalike.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", "docs/index.md", "docs/how-to/new-images.md"]
+PAGES += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+INSTALLS = re.compile(r"^(python3 -m venv|\. \.venv/bin/activate)")
+NOT_TESTED = re.compile(r"# not tested: \w.*")
+LANGUAGES = {"sh", "python", "text"}
+LIMIT_SECONDS = 300
+
+
+def code_blocks(page: str) -> list[tuple[str, str]]:
+    """Return language and text of the blocks of a page that run."""
+    blocks = []
+    for match in BLOCK.finditer((ROOT / page).read_text(encoding="utf-8")):
+        language, text = match[2], match[3]
+        lines = [line for line in text.splitlines() if not INSTALLS.match(line)]
+        if language != "text" and lines and not NOT_TESTED.fullmatch(lines[0]):
+            blocks.append((language, "\n".join(lines) + "\n"))
+    return blocks
+
+
+def test_blocks_are_found_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "a.md").write_text(
+        "```sh\npython3 -m venv .venv && x\nls\n```\n```text\nno\n```\n"
+        "```python\n# not tested: no network\n1 / 0\n```\n```python\n# not tested\nprint()\n```\n"
+        "```sh\npython3 -m venv .venv\n```\n"
+    )
+    assert code_blocks("a.md") == [("sh", "ls\n"), ("python", "# not tested\nprint()\n")]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.name)
+def test_every_block_names_its_language(path):
+    fences = re.findall(r"^ *```(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(fences[::2]) <= {*LANGUAGES, "json"}
+    assert set(fences[1::2]) <= {""}
+
+
+@pytest.fixture(scope="module")
+def folder(data_folder_original, tmp_path_factory):
+    """One folder for all pages, so that a benchmark that an earlier page has run is not run again."""
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copytree(data_folder_original, folder / "photos")
+    shutil.copy(next((folder / "photos" / "test" / "query").glob("*.jpg")), folder / "query.jpg")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page)])
+def test_the_code_blocks_run(page, folder, monkeypatch):
+    for path in folder.iterdir():
+        if path.name not in ("photos", "query.jpg", "runs"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for language, text in code_blocks(page):
+        command = ["bash", "-euo", "pipefail", "-c", text] if language == "sh" else [sys.executable, "-c", text]
+        run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+        assert run.returncode == 0, f"{page}:\n{text}\n{run.stdout}\n{run.stderr}"
