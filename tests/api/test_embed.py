@@ -155,6 +155,18 @@ class TestEmbed:
         rows = [before.ids.index(name) for name in after.ids]
         np.testing.assert_allclose(after.vectors, before.vectors[rows], atol=1e-5)
 
+    def test_a_folder_that_is_gone_needs_a_confirmation(self, images, encoder, tmp_path, recording_progress):
+        before = embed(images, encoder, out=tmp_path / "emb")
+        (images / "more").rename(tmp_path / "more")
+        with pytest.raises(DataError, match="folder more") as caught:
+            embed(images, out=tmp_path / "emb")
+        assert caught.value.argument == "allow_removals"
+        assert list(load_embeddings(tmp_path / "emb").ids) == list(before.ids)
+        progress = recording_progress()
+        after = embed(images, out=tmp_path / "emb", allow_removals=True, progress=progress)
+        assert set(before.ids) - set(after.ids) == {name for name in before.ids if name.startswith("more/")}
+        assert any("gone and removed" in message for message in progress.messages)
+
     def test_a_folder_keeps_its_precision(self, images, encoder, tmp_path):
         embed(images, encoder, out=tmp_path / "emb", precision="float32")
         with pytest.raises(OptionError, match="computed in float32") as caught:
@@ -309,7 +321,9 @@ class TestIndex:
         assert not out.exists()
         assert is_unfinished(tmp_path / "index.embedding")
         decoded.clear()
-        resumed = index(images, encoder, out=out)
+        progress = recording_progress()
+        resumed = index(images, encoder, out=out, progress=progress)
+        assert progress.messages == [f"resuming from {tmp_path / 'index.embedding'}, which a stopped run has left"]
         assert len(decoded) == 2  # the third shard of 5, 5 and 2
         assert names(tmp_path) == ["images", "index", "photos"]
         whole = index(images, encoder, out=tmp_path / "whole")

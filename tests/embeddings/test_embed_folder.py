@@ -51,11 +51,10 @@ def test_content_of_the_folder(encoder, sources, folder, tmp_path, recording_pro
     np.testing.assert_allclose(embeddings.vectors, expected.vectors, atol=1e-6)
     assert (embeddings.fingerprint, embeddings.precision) == (encoder.fingerprint, "float32")
     assert isinstance(np.load(out / "vectors.npy", mmap_mode="r"), np.memmap)
-    assert names(out) == ["embeddings.json", "ids.json", "model", "vectors.npy"]
+    assert names(out) == ["embeddings.json", "ids.json", "keys.npy", "model", "vectors.npy"]
     info = read_embeddings_info(out)
     assert (info.count, info.dim, info.root) == (10, 512, folder.resolve())
-    assert (info.run.model, info.run.precision, info.run.shard_size) == ("test_efficientnet", "float32", 4)
-    assert [shard.rows for shard in info.shards] == [4, 4, 2]
+    assert (info.run.model, info.run.precision) == ("test_efficientnet", "float32")
     assert load_encoder(out).fingerprint == encoder.fingerprint
     assert progress.steps[-1] == (10, 10)
     assert progress.steps == sorted(progress.steps)
@@ -74,7 +73,7 @@ def test_an_interrupted_run_loses_at_most_a_shard_and_ends_with_equal_vectors(
     with pytest.raises(StorageError, match="unfinished"):
         load_embeddings(out)
     decoded.clear()
-    assert equal(embed(sources, encoder, out, batch_size=2), whole)
+    assert equal(embed(sources, encoder, out, shard_size=4, batch_size=2), whole)
     assert len(decoded) == 10 - stop_at // 4 * 4
     assert names(out) == names(tmp_path / "whole")
 
@@ -102,7 +101,7 @@ def test_complete_embeddings_are_returned_unchanged(encoder, sources, tmp_path, 
     first = embed(sources, encoder, out, shard_size=4)
     times = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     decoded.clear()
-    assert equal(embed(sources, encoder, out, shard_size=7, progress=progress), first)
+    assert equal(embed(sources, encoder, out, progress=progress), first)
     assert decoded == []
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == times
     assert progress.messages == [f"{out} is up to date: no image was added, removed or changed"]
@@ -125,19 +124,20 @@ def test_skipped_files_and_folders_are_stored_and_updated(encoder, sources, fold
     assert len(decoded) == 10
     (folder / "9.png").unlink()
     assert embed(sources[:9], encoder, out, skipped=[other]).skipped == (broken, other)
-    assert len(decoded) == 11  # the last shard, now of one image
+    assert len(decoded) == 10
     assert embed(sources[:9], encoder, out).skipped == (broken,)
 
 
-def test_a_changed_file_costs_one_shard(encoder, sources, folder, tmp_path, decoded):
+def test_a_changed_file_costs_one_image(encoder, sources, folder, tmp_path, decoded):
     out = tmp_path / "emb"
     first = embed(sources, encoder, out, shard_size=4, batch_size=4)
     shutil.copy(folder / "0.png", folder / "5.png")
     decoded.clear()
     second = embed(sources, encoder, out, batch_size=4)
-    assert len(decoded) == 4
+    assert decoded == ["5.png"]
     np.testing.assert_allclose(second.vectors, encoder.embed(sources).vectors, atol=1e-5)
-    assert not np.array_equal(second.vectors[5], first.vectors[5])
+    changed = [row for row in range(10) if not np.array_equal(second.vectors[row], first.vectors[row])]
+    assert changed == [5]
     assert first.vectors[5] @ first.vectors[5] == pytest.approx(1, abs=1e-5)  # the older mapping is still valid
 
 
@@ -147,7 +147,7 @@ def test_a_replaced_image_of_the_same_size_is_noticed_by_its_time(encoder, sourc
     os.utime(folder / "9.png", ns=(1, 1))
     decoded.clear()
     embed(sources, encoder, out)
-    assert sorted(decoded) == ["8.png", "9.png"]
+    assert decoded == ["9.png"]
 
 
 @pytest.mark.parametrize("copy", [shutil.copy2, shutil.copyfile], ids=["unchanged", "changed"])
@@ -168,29 +168,125 @@ def test_added_and_removed_files(encoder, sources, tmp_path, decoded):
     embed(sources[:9], encoder, out, shard_size=4)
     decoded.clear()
     assert embed(sources, encoder, out).ids == tuple(s.id for s in sources)
-    assert len(decoded) == 2
-    assert embed(sources[:4], encoder, out).ids == tuple(s.id for s in sources[:4])
-    assert len(decoded) == 2
+    assert embed(sources[:6], encoder, out).ids == tuple(s.id for s in sources[:6])
+    assert decoded == ["9.png"]
 
 
-def test_an_image_before_the_others_costs_one_shard(encoder, sources, tmp_path, decoded):
+@pytest.mark.parametrize("position", [0, 1, 3, 4, 9])
+def test_an_added_image_costs_one_image_wherever_it_sorts(encoder, sources, tmp_path, decoded, position):
     out = tmp_path / "emb"
-    embed(sources[1:], encoder, out, shard_size=4)  # shards of 4, 4 and 1
+    before = embed([s for n, s in enumerate(sources) if n != position], encoder, out, shard_size=4)
+    vectors = before.vectors.copy()
     decoded.clear()
-    embeddings = embed(sources, encoder, out)
-    assert decoded == ["0.png"]
+    embeddings = embed(sources, encoder, out, shard_size=4)
+    assert decoded == [f"{position}.png"]
     assert embeddings.ids == tuple(s.id for s in sources)
-    assert [shard.rows for shard in read_embeddings_info(out).shards] == [1, 4, 4, 1]
+    np.testing.assert_array_equal(np.delete(embeddings.vectors, position, axis=0), vectors)
     np.testing.assert_allclose(embeddings.vectors, encoder.embed(sources).vectors, atol=1e-5)
 
 
-def test_images_added_to_and_removed_from_a_full_shard(encoder, sources, tmp_path, decoded):
+def test_images_added_and_removed_at_once(encoder, sources, tmp_path, decoded):
     out = tmp_path / "emb"
-    embed([s for s in sources if s.id != "1.png"], encoder, out, shard_size=4)  # 0 2 3 4, 5 6 7 8, 9
+    embed([s for s in sources if s.id != "1.png"], encoder, out, shard_size=4)
     decoded.clear()
-    embeddings = embed([s for s in sources if s.id != "5.png"], encoder, out)  # 0 1 2 3, 4 6 7 8, 9
-    assert sorted(decoded) == [f"{n}.png" for n in (0, 1, 2, 3, 4, 6, 7, 8)]
+    embeddings = embed([s for s in sources if s.id != "5.png"], encoder, out)
+    assert decoded == ["1.png"]
     assert embeddings.ids == tuple(s.id for s in sources if s.id != "5.png")
+
+
+def test_an_image_added_after_an_interruption_costs_one_image(encoder, sources, tmp_path, recording_progress, decoded):
+    out = tmp_path / "emb"
+    with pytest.raises(KeyboardInterrupt):
+        embed(sources[1:], encoder, out, shard_size=4, batch_size=2, progress=recording_progress(stop_at=9))
+    decoded.clear()
+    embeddings = embed(sources, encoder, out, shard_size=4)
+    assert sorted(decoded) == ["0.png", "9.png"]
+    np.testing.assert_allclose(embeddings.vectors, encoder.embed(sources).vectors, atol=1e-5)
+
+
+def test_an_interrupted_update_keeps_the_folder_and_computes_nothing_twice(
+    encoder, sources, tmp_path, recording_progress, decoded
+):
+    out = tmp_path / "emb"
+    before = embed(sources[4:], encoder, out, shard_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        embed(sources, encoder, out, shard_size=2, batch_size=2, progress=recording_progress(stop_at=10))
+    assert load_embeddings(out).ids == before.ids
+    decoded.clear()
+    assert embed(sources, encoder, out, shard_size=2).ids == tuple(s.id for s in sources)
+    assert len(decoded) == 2
+
+
+def test_a_run_that_is_killed_while_the_last_files_are_moved(encoder, sources, tmp_path, monkeypatch, decoded):
+    out = tmp_path / "emb"
+    embed(sources[:8], encoder, out, shard_size=4)
+    move, moved = Path.replace, []
+
+    def killed(self, target):
+        if moved and Path(target).parent == out:
+            raise KeyboardInterrupt
+        moved.extend([target] if Path(target).parent == out else [])
+        return move(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed(sources, encoder, out, shard_size=4)
+    assert is_unfinished(out)
+    decoded.clear()
+    assert len(embed(sources, encoder, out)) == 10
+    assert decoded == []
+
+
+class TestRemovals:
+    """Images that were embedded and are gone; `a/` holds 0 to 3, `b/` 4 to 7, the rest are in the root."""
+
+    @pytest.fixture
+    def sources(self, sources, folder):
+        moved = [(n, "a" if n < 4 else "b") for n in range(8)]
+        for name in ("a", "b"):
+            (folder / name).mkdir()
+        for n, name in moved:
+            sources[n].path.rename(folder / name / f"{n}.png")
+        return [File(f"{name}/{n}.png", folder / name / f"{n}.png") for n, name in moved] + sources[8:]
+
+    def test_a_few_are_reported(self, encoder, sources, tmp_path, recording_progress):
+        out, progress = tmp_path / "emb", recording_progress()
+        embed(sources, encoder, out)
+        left = sources[1:5] + sources[6:]
+        assert embed(left, encoder, out, progress=progress).ids == tuple(s.id for s in left)
+        (message,) = progress.messages
+        assert message.startswith("2 embedded images") and "a/0.png" in message
+
+    @pytest.mark.parametrize(
+        ("left", "facts"),
+        [
+            (slice(4, 10), "4 of the 10 .* folder a"),
+            (slice(0, 4), "6 of the 10 .* folder b"),
+            (slice(4, 5), "9 of the 10 .* folder a"),
+        ],
+    )
+    def test_a_folder_or_most_of_them_need_a_confirmation(self, encoder, sources, tmp_path, decoded, left, facts):
+        out = tmp_path / "emb"
+        before = embed(sources, encoder, out)
+        with pytest.raises(DataError, match=facts) as caught:
+            embed(sources[left], encoder, out)
+        assert caught.value.argument == "allow_removals"
+        assert equal(load_embeddings(out), before)
+        assert names(out) == ["embeddings.json", "ids.json", "keys.npy", "model", "vectors.npy"]
+        decoded.clear()
+        removed = embed(sources[left], encoder, out, allow_removals=True)
+        assert removed.ids == tuple(s.id for s in sources[left])
+        assert decoded == []
+        np.testing.assert_array_equal(removed.vectors, before.vectors[left])
+
+    def test_changed_images_are_not_gone(self, encoder, sources, tmp_path, recording_progress):
+        out, progress = tmp_path / "emb", recording_progress()
+        embed(sources, encoder, out)
+        for source in sources:
+            os.utime(source.path, ns=(1, 1))
+        assert len(embed(sources, encoder, out, progress=progress)) == 10
+        assert progress.messages == []
 
 
 def test_moved_images_are_not_embedded_again(encoder, sources, folder, tmp_path, decoded):
@@ -210,7 +306,7 @@ def test_images_of_another_folder_are_reported(encoder, sources, folder, tmp_pat
     embed(sources, encoder, out)
     first, second = recording_progress(), recording_progress()
     embed(sources[1:], encoder, out, progress=first)
-    assert first.messages == []
+    assert first.messages == [f"1 embedded image is gone and removed from {out} (first: 0.png)"]
     embed([File(s.id, other / s.id) for s in sources], encoder, out, progress=second)
     (message,) = second.messages
     assert str(folder.resolve()) in message and str(other.resolve()) in message
@@ -235,7 +331,7 @@ def test_a_shard_without_any_readable_image(encoder, sources, folder, tmp_path):
         (folder / f"{n}.png").write_text("not an image")
     embeddings = embed(sources, encoder, tmp_path / "emb", shard_size=4)
     assert embeddings.ids == tuple(f"{n}.png" for n in (0, 1, 2, 3, 8, 9))
-    assert [shard.rows for shard in read_embeddings_info(tmp_path / "emb").shards] == [4, 0, 2]
+    assert len(read_embeddings_info(tmp_path / "emb").failed) == 4
 
 
 def test_no_readable_image(encoder, sources, tmp_path):
@@ -257,7 +353,7 @@ def test_a_damaged_shard_is_computed_again(encoder, sources, tmp_path, recording
     (out / "shards" / "00001.npz").write_bytes(b"")
     whole = embed(sources, encoder, tmp_path / "whole", shard_size=4, batch_size=2)
     decoded.clear()
-    assert equal(embed(sources, encoder, out, batch_size=2), whole)
+    assert equal(embed(sources, encoder, out, shard_size=4, batch_size=2), whole)
     assert len(decoded) == 10
 
 
@@ -339,7 +435,7 @@ def test_a_full_disk_keeps_complete_embeddings(encoder, sources, tmp_path, monke
             embed(sources, encoder, out, shard_size=4)
     assert equal(load_embeddings(out), before)
     assert len(embed(sources, encoder, out)) == 10
-    assert names(out) == ["embeddings.json", "ids.json", "model", "vectors.npy"]
+    assert names(out) == ["embeddings.json", "ids.json", "keys.npy", "model", "vectors.npy"]
 
 
 def test_complete_embeddings_are_returned_from_a_read_only_folder(encoder, sources, tmp_path, monkeypatch):
@@ -442,4 +538,4 @@ def test_a_file_that_could_not_be_read_for_now_is_tried_again(encoder, sources, 
     again = embed(sources, encoder, tmp_path / "emb")
     assert again.ids == tuple(source.id for source in sources)
     assert again.skipped == ()
-    assert len(decoded) == 4  # its shard
+    assert decoded == ["5.png"]

@@ -14,7 +14,7 @@ from lookalike._strings import PackedStrings
 from lookalike.data.dataset import TEST_SPLITS, Split
 from lookalike.data.folders import ImageFinder, require_folder, skipped_suffix
 from lookalike.data.layouts import find_manifest, find_split_folders, load_dataset
-from lookalike.embeddings.embed_folder import embed_folder, started_shard_size
+from lookalike.embeddings.embed_folder import embed_folder, require_embeddings_of
 from lookalike.embeddings.folder import (
     is_embeddings,
     is_unfinished,
@@ -69,9 +69,10 @@ def embed(
     weights: WeightsOption = PRETRAINED,
     runtime: str = AUTO,
     precision: str = AUTO,
+    allow_removals: bool = False,
     progress: Progress | None = None,
 ) -> Embeddings:
-    """Embed every image in a folder; a run that was stopped resumes, and changed files are embedded again.
+    """Embed every image in a folder; a run that was stopped resumes, and only new and changed files are embedded again.
 
     Args:
         images: a folder, searched recursively; ids are paths relative to it.
@@ -81,10 +82,12 @@ def embed(
         weights: of a backbone by name, as in `load_encoder`.
         runtime: auto (the fastest on this machine), torch, openvino or onnxruntime.
         precision: auto (the fastest, or what the folder was started with), float32 or bfloat16.
+        allow_removals: remove embeddings from `out` even if most images are gone, or all of a folder; without it that
+            is an error, because they may be on a disk that is not mounted.
         progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Raises:
-        DataError: not a folder, or no readable image in it.
+        DataError: not a folder, no readable image in it, or too many images are gone.
         OptionError: no model where `out` has none either, or an unknown runtime or precision.
         ModelError: the model cannot be used.
         FingerprintMismatch: `out` holds embeddings of another model.
@@ -105,7 +108,16 @@ def embed(
         )
     progress = resolve_progress(progress)
     with renamed_argument("out", "path"):
-        return _embed_images(gallery, model, out, weights, runtime=runtime, precision=precision, progress=progress)
+        return _embed_images(
+            gallery,
+            model,
+            out,
+            weights,
+            runtime=runtime,
+            precision=precision,
+            allow_removals=allow_removals,
+            progress=progress,
+        )
 
 
 def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
@@ -119,6 +131,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     max_ms: float | None = None,
     runtime: str = AUTO,
     precision: str = AUTO,
+    allow_removals: bool = False,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> BuiltIndex:
@@ -138,6 +151,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         max_ms: as in `Index.build`.
         runtime: as in `embed`.
         precision: as in `embed`.
+        allow_removals: as in `embed`, for the embeddings of a run that was stopped.
         replace: overwrite an existing index.
         progress: as in `embed`.
 
@@ -172,7 +186,18 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         )
     embeddings = out.with_name(out.name + ".embedding")
     with renamed_argument("out", "path"):
-        _embed_images(gallery, model, embeddings, weights, runtime=runtime, precision=precision, progress=progress)
+        if embeddings.exists():
+            progress.info(f"resuming from {embeddings}, which a stopped run has left")
+        _embed_images(
+            gallery,
+            model,
+            embeddings,
+            weights,
+            runtime=runtime,
+            precision=precision,
+            allow_removals=allow_removals,
+            progress=progress,
+        )
         built = _write_index(embeddings, gallery.metadata, out, budget, replace=replace, progress=progress)
     shutil.rmtree(embeddings, ignore_errors=True)
     return built
@@ -259,6 +284,7 @@ def _embed_images(
     *,
     runtime: str,
     precision: str,
+    allow_removals: bool,
     progress: Progress,
 ) -> Embeddings:
     """Embed with the given model; a name means the model that it led to when the folder was started."""
@@ -289,13 +315,22 @@ def _embed_images(
             stored = fitted.encoder, describe_encoder(fitted.encoder, request=request)
         encoder, info = stored
     if fitted is None:
-        started_shard_size(out, encoder)  # before runtimes are timed
+        require_embeddings_of(encoder, out)  # before runtimes are timed
         encoder = with_runtime(encoder, runtime, precision)
     skipped = [*gallery.skipped, *(fitted.skipped if fitted else ())]
     if skipped:
         paths = {source.path for source in gallery.sources}  # embedding them reports which cannot be read
         skipped = [file for file in skipped if file.path not in paths]
-    return embed_folder(gallery.sources, encoder, out, info=info, skipped=skipped, computed=fitted, progress=progress)
+    return embed_folder(
+        gallery.sources,
+        encoder,
+        out,
+        info=info,
+        skipped=skipped,
+        computed=fitted,
+        allow_removals=allow_removals,
+        progress=progress,
+    )
 
 
 def _precision_of_run(out: Path, precision: str) -> str:

@@ -12,11 +12,11 @@ from lookalike.benchmark.spec import BenchmarkSpec, slug
 from lookalike.benchmark.timing import TimingRequest, load_candidate, measure_timing, timing_setup
 from lookalike.benchmark.trial import VERSION, SplitMeasures, Timing, Trial
 from lookalike.data.dataset import Item, Split, sample_evenly
-from lookalike.embeddings.folder import read_shard, write_shard
+from lookalike.embeddings.folder import Shard, read_shard, write_shard
 from lookalike.errors import DataError, LookalikeError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder
-from lookalike.models.pipeline import sources_digest
+from lookalike.models.pipeline import image_keys
 from lookalike.runtimes.fit import feature_file, read_features
 from lookalike.types import Embeddings, Skipped
 
@@ -31,24 +31,27 @@ def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embe
     """
     encoder: AnyEncoder | None = None
     embeddings: dict[str, Embeddings] = {}
-    by_key: dict[str, Embeddings] = {}
+    by_keys: dict[bytes, Embeddings] = {}
     for split in SPLITS:
         items = spec.data.split(split)
         # by fingerprint: a fine-tuned model that validation reset is the frozen one, and is not embedded again
         name = "-".join(filter(None, (split, candidate.fingerprint, candidate.export)))
         path = spec.cache / f"{name}.npz"
-        key = sources_digest(candidate.fingerprint, items)
-        shard = by_key.get(key) or read_shard(path, key, candidate.fingerprint)  # leave-one-out: of both splits
-        if shard is None:
+        keys = image_keys(items)
+        stored = by_keys.get(keys.tobytes())  # leave-one-out: of both splits
+        shard = read_shard(path) if stored is None else None
+        if shard is not None:
+            stored = shard.embeddings(items, keys, candidate.fingerprint)
+        if stored is None:
             if encoder is None:
                 sample = sample_evenly(spec.data.items, SAMPLE_SIZE)
                 loaded = load_candidate(candidate.bundle, spec.runtime)
                 encoder = loaded.prepare(sample, len(spec.data.items), spec.progress)
-            shard = _from_features(spec, encoder, items) if split == Split.TRAINING else None
-            if shard is None:
-                shard = encoder.embed(items, progress=spec.progress, task=f"{candidate.name}: {split}")
-            write_shard(path, key, shard)
-        embeddings[split] = by_key[key] = shard
+            stored = _from_features(spec, encoder, items) if split == Split.TRAINING else None
+            if stored is None:
+                stored = encoder.embed(items, progress=spec.progress, task=f"{candidate.name}: {split}")
+            write_shard(path, Shard.of(items, keys, stored))
+        embeddings[split] = by_keys[keys.tobytes()] = stored
     return embeddings
 
 

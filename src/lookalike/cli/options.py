@@ -68,6 +68,11 @@ runtime_option = choice_option(
     ("auto", "torch", "openvino", "onnxruntime"),
     "Inference runtime. 'auto' picks the fastest one on this machine; exported models always use their own.",
 )
+allow_removals_option = click.option(
+    "--allow-removals",
+    is_flag=True,
+    help="Remove embeddings that an earlier run made even if most images are gone, or all images of a folder.",
+)
 resume_option = click.option("--resume", is_flag=True, help="Resume the unfinished run next to --out.")
 track_option = click.option(
     "--track",

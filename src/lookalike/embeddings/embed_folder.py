@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
+from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 
 from lookalike._files import storage_errors, write_json
 from lookalike._strings import PackedStrings, first_duplicate
@@ -19,16 +20,15 @@ from lookalike.embeddings.folder import (
     RUN_FILE,
     SHARDS_FOLDER,
     EmbeddingsInfo,
-    FinishedShards,
     RunInfo,
-    ShardInfo,
+    Shard,
+    StoredVectors,
+    finish_join,
     is_embeddings,
     join_shards,
     load_embeddings,
     read_embeddings_info,
     read_run,
-    read_shard,
-    shard_digest,
     shard_path,
     write_embeddings_info,
     write_shard,
@@ -37,7 +37,7 @@ from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, Opt
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.info import BundleInfo
-from lookalike.models.pipeline import Source, run_backbones, sources_digest
+from lookalike.models.pipeline import Keys, Source, image_keys, run_backbones
 from lookalike.progress import Progress
 from lookalike.runtimes.fit import FittedEncoder
 from lookalike.types import Embeddings, Skipped, Vectors
@@ -51,8 +51,10 @@ class _Run:
     """The arguments of `embed_folder` that computing its shards needs."""
 
     sources: Sequence[Source]
+    keys: Keys
     encoder: AnyEncoder
     out: Path
+    shard_size: int
     batch_size: int | None
     computed: FittedEncoder | None
     progress: Progress
@@ -66,14 +68,15 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     info: BundleInfo | None = None,
     skipped: Sequence[Skipped] = (),
     computed: FittedEncoder | None = None,
+    allow_removals: bool = False,
     shard_size: int = SHARD_SIZE,
     batch_size: int | None = None,
     progress: Progress,
 ) -> Embeddings:
     """Embed images into a folder, with the model next to the embeddings.
 
-    Called again with the same model it resumes where it was stopped, returns what is complete, and computes only the
-    shards of which a file was changed, added or removed.
+    Called again with the same model it resumes where it was stopped, and computes only the images that were added or
+    changed. The embeddings of images that are gone are removed.
 
     Args:
         sources: the images.
@@ -83,7 +86,8 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
         info: further content of the bundle's record.
         skipped: what is not among the images, such as folders that cannot be listed; stored with the skipped files.
         computed: the features that the encoder's heads were fitted on; these images are not computed again.
-        shard_size: images per shard, the most that a killed run loses; a folder keeps the size it was started with.
+        allow_removals: remove embeddings even if most images are gone, or all of a folder.
+        shard_size: images per shard, the most that a killed run loses.
         batch_size: images per forward pass; None lets the runtime choose.
         progress: receives the number of images done.
 
@@ -91,53 +95,60 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
         The embeddings in the order of the images, memory-mapped.
 
     Raises:
-        DataError: no image, a duplicate id, or no image that can be read.
+        DataError: no image, a duplicate id, no image that can be read, or too many images are gone.
         OptionError: a shard or batch size below one.
         FingerprintMismatch: `out` holds embeddings of another model.
         StorageError: `out` holds something else, is damaged, or cannot be written.
 
     """
     _require_images(sources, shard_size)
-    size = started_shard_size(out, encoder) or shard_size
+    require_embeddings_of(encoder, out)
+    finish_join(out)
     finished = read_embeddings_info(out) if is_embeddings(out) else None
-    shards = _split_into_shards(sources, size, {shard.first for shard in finished.shards} if finished else ())
-    keys = [sources_digest(encoder.fingerprint, shard) for shard in shards]
     root = root_of(sources)
-    unchanged = finished is not None and [shard.digest for shard in finished.shards] == keys
+    keys = image_keys(sources)
+    stored = StoredVectors(out, finished)
+    rows = stored.find(keys)
+    missing = np.array([n for n in np.flatnonzero(rows < 0).tolist() if int(keys[n]) not in stored.failed], np.int64)
+    unchanged = finished is not None and not len(missing) and _is_complete(finished, keys, rows)
     if finished is not None and unchanged:
         _store_model(encoder, out / MODEL_FOLDER, info)
-        files = finished.skipped[: sum(shard.skipped for shard in finished.shards)]
-        current = replace(finished, root=root, skipped=(*files, *skipped))
+        current = replace(finished, root=root, retried=tuple(skipped))
         if current != finished:  # the images were moved, or other folders cannot be listed
             write_embeddings_info(out, current)
     else:
-        reusable = FinishedShards(out, finished)  # reports a damaged folder before anything is done to it
-        if finished is not None and finished.root != root and None not in (finished.root, root):
-            progress.info(
-                f"{out} held embeddings of the images in {finished.root}; they are replaced by those of {root}"
-            )
-        encoder = encoder.prepare(sample_evenly(sources, SAMPLE_SIZE), len(sources), progress)
-        run = RunInfo(encoder.name, encoder.fingerprint, encoder.precision, size)
+        if finished is not None:
+            removed = _removed_ids(sources, rows, stored.complete.ids)
+            _report_changes(removed, finished, sources, root, out, allowed=allow_removals, progress=progress)
+        if len(missing):
+            encoder = encoder.prepare(sample_evenly(sources, SAMPLE_SIZE), len(sources), progress)
+        earlier = read_run(out)
+        run = RunInfo(encoder.name, encoder.fingerprint, encoder.precision)
+        if earlier is not None and not len(missing):
+            run = earlier
         _store_model(encoder, out / MODEL_FOLDER, info)  # first: a head that was fitted must not be fitted again
         write_json(out / SHARDS_FOLDER / RUN_FILE, asdict(run))
-        job = _Run(sources, encoder, out, batch_size, computed, progress)
-        rows, unreadable = _compute_shards(job, shards, keys, reusable)
-        count = sum(row.rows for row in rows)
-        if not count:
-            raise DataError(
-                f"none of the {len(sources)} images can be read (first: {unreadable[0]}).", argument="images"
-            )
-        join_shards(out, EmbeddingsInfo(run, encoder.dim, count, root, tuple(rows), (*unreadable, *skipped)))
+        job = _Run(sources, keys, encoder, out, shard_size, batch_size, computed, progress)
+        retried = _compute_shards(job, missing, stored)
+        rows = stored.find(keys)
+        failed = {key: stored.failed[key] for key in keys[rows < 0].tolist() if key in stored.failed}
+        readable = np.flatnonzero(rows >= 0)
+        if not len(readable):
+            first = next(iter((*failed.values(), *retried)))
+            raise DataError(f"none of the {len(sources)} images can be read (first: {first}).", argument="images")
+        result = EmbeddingsInfo(run, encoder.dim, len(readable), root, failed, (*retried, *skipped))
+        ids = (sources[position].id for position in readable.tolist())
+        join_shards(out, result, ids, keys[readable], rows[readable], stored)
     shutil.rmtree(out / SHARDS_FOLDER, ignore_errors=True)
-    del sources, shards, keys  # of 100,000 images they take as much memory as the ids that are read now
+    del sources, keys, rows, stored, missing  # of 100,000 images they take as much memory as the ids that are read now
     embeddings = load_embeddings(out)
     if unchanged:
         progress.info(f"{out} is up to date: no image was added, removed or changed")
     return embeddings
 
 
-def started_shard_size(out: Path, encoder: AnyEncoder) -> int | None:
-    """Refuse a folder that holds something else; return the shard size that it was started with, if it was."""
+def require_embeddings_of(encoder: AnyEncoder, out: Path) -> None:
+    """Refuse a folder that holds something else than embeddings of this encoder, unless it is empty or missing."""
     run = read_run(out)
     if run is None:
         with storage_errors(out):
@@ -149,14 +160,12 @@ def started_shard_size(out: Path, encoder: AnyEncoder) -> int | None:
             raise StorageError(
                 f"{out} already exists and is not a folder of embeddings; choose another `out`.", argument="out"
             )
-        return None
-    if run.fingerprint != encoder.fingerprint:
+    elif run.fingerprint != encoder.fingerprint:
         raise FingerprintMismatch(
             f"{out} holds embeddings of the model {run.model} ({run.fingerprint}), not of {encoder.name} "
             f"({encoder.fingerprint}); choose another `out`, or remove the folder.",
             argument="out",
         )
-    return run.shard_size
 
 
 def root_of(sources: Sequence[Source]) -> Path | None:
@@ -182,17 +191,83 @@ def _require_images(sources: Sequence[Source], shard_size: int) -> None:
         raise DataError(f"duplicate image {duplicate!r}; pass each image once.", argument="images")
 
 
-def _split_into_shards(sources: Sequence[Source], size: int, first_ids: Collection[str]) -> list[Sequence[Source]]:
-    """Split images into shards of at most `size`.
+def _is_complete(finished: EmbeddingsInfo, keys: Keys, rows: npt.NDArray[np.int64]) -> bool:
+    """Whether a folder holds exactly these images, in this order."""
+    return np.array_equal(rows[rows >= 0], np.arange(finished.count)) and keys[rows < 0].tolist() == list(
+        finished.failed
+    )
 
-    A shard of the complete folder starts at the same image again, so that an added image changes one shard, not all
-    that follow.
+
+def _removed_ids(sources: Sequence[Source], rows: npt.NDArray[np.int64], ids: Sequence[str]) -> list[str]:
+    """Return the ids that have embeddings and no image any more; an image that changed has its id still."""
+    same = np.zeros(len(ids), bool)
+    same[rows[(rows >= 0) & (rows < len(ids))]] = True
+    gone = np.flatnonzero(~same).tolist()
+    if not gone:
+        return []
+    new = {sources[position].id for position in np.flatnonzero((rows < 0) | (rows >= len(ids))).tolist()}
+    return [item_id for item_id in (ids[row] for row in gone) if item_id not in new]
+
+
+def _report_changes(
+    removed: Sequence[str],
+    finished: EmbeddingsInfo,
+    sources: Sequence[Source],
+    root: Path | None,
+    out: Path,
+    *,
+    allowed: bool,
+    progress: Progress,
+) -> None:
+    """Report images that are gone, or come from another folder; `DataError` if whole folders or most images are gone.
+
+    They may be on a disk that is not mounted today.
     """
-    starts = [0]
-    for position, source in enumerate(sources):
-        if position > starts[-1] and (position == starts[-1] + size or source.id in first_ids):
-            starts.append(position)
-    return [sources[start:end] for start, end in itertools.pairwise([*starts, len(sources)])]
+    moved = finished.root != root and None not in (finished.root, root)
+    folders = _folders(removed) - _folders(source.id for source in sources) if removed else set()
+    if not allowed and (folders or 2 * len(removed) > finished.count):
+        details = f"first: {removed[0]}"
+        if folders:
+            first = min(folders, key=lambda folder: (folder.count("/"), folder))
+            others = f" and {len(folders) - 1} others" if len(folders) > 1 else ""
+            details = f"among them all of the folder {first}{others}"
+        origin = f"{finished.root}; the images are now those of {root}" if moved else root or "the images"
+        raise DataError(
+            f"{len(removed)} of the {finished.count} embedded images in {out} are gone from {origin} ({details}); "
+            "make them available again, or pass `allow_removals` to remove their embeddings.",
+            argument="allow_removals",
+        )
+    if moved:
+        progress.info(f"{out} held embeddings of the images in {finished.root}; they are replaced by those of {root}")
+    if removed:
+        noun = "embedded image is" if len(removed) == 1 else "embedded images are"
+        progress.info(f"{len(removed)} {noun} gone and removed from {out} (first: {removed[0]})")
+
+
+def _folders(ids: Iterable[str]) -> set[str]:
+    """Return the folders that the ids are in, and the folders of these."""
+    nearest = {item_id.rpartition("/")[0] for item_id in ids}
+    return {str(folder) for path in nearest for folder in (PurePath(path), *PurePath(path).parents)} - {".", "/"}
+
+
+class _Selection(Sequence[Source]):
+    """Images at some positions of a sequence, 8 bytes per image."""
+
+    def __init__(self, sources: Sequence[Source], positions: npt.NDArray[np.int64]) -> None:
+        self._sources = sources
+        self.positions = positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+    @overload
+    def __getitem__(self, index: slice) -> _Selection: ...
+    def __getitem__(self, index: int | slice) -> Source | _Selection:
+        if isinstance(index, slice):
+            return _Selection(self._sources, self.positions[index])
+        return self._sources[int(self.positions[index])]
 
 
 def _store_model(encoder: AnyEncoder, folder: Path, info: BundleInfo | None) -> None:
@@ -206,41 +281,26 @@ def _store_model(encoder: AnyEncoder, folder: Path, info: BundleInfo | None) -> 
     save_bundle(encoder, folder, info, replace_existing=True)
 
 
-def _compute_shards(
-    run: _Run, shards: Sequence[Sequence[Source]], keys: Sequence[str], reusable: FinishedShards
-) -> tuple[list[ShardInfo], list[Skipped]]:
-    """Write every shard, computing those that are missing; only counts and skipped files stay in memory."""
-    done = 0
-    results: dict[int, tuple[int, tuple[Skipped, ...]]] = {}
-    missing: list[int] = []
-    for number, (sources, key) in enumerate(zip(shards, keys, strict=True)):
-        path = shard_path(run.out, number)
-        shard = read_shard(path, key, run.encoder.fingerprint)
-        if shard is None:
-            shard = reusable.get(key)
-            if shard is None:
-                missing.append(number)
-                continue
-            write_shard(path, key, shard)
-        results[number] = len(shard), shard.skipped
-        done += len(sources)
-        run.progress.step(TASK, done, len(run.sources))
-    computed = _embed_shards(run, [shards[number] for number in missing], done)
+def _compute_shards(run: _Run, missing: npt.NDArray[np.int64], stored: StoredVectors) -> list[Skipped]:
+    """Compute the images at some positions, shard by shard; return the files that could not be read for now."""
+    shards = [
+        _Selection(run.sources, missing[start : start + run.shard_size])
+        for start in range(0, len(missing), run.shard_size)
+    ]
+    retried: list[Skipped] = []
+    computed = _embed_shards(run, shards, len(run.sources) - len(missing))
     with ThreadPoolExecutor(1) as writer, closing(computed):  # one shard is written while the next is computed
         pending: Future[None] | None = None
-        for number, shard in zip(missing, computed, strict=True):
+        for sources, embeddings in zip(shards, computed, strict=True):
             if pending is not None:
                 pending.result()
-            pending = writer.submit(write_shard, shard_path(run.out, number), keys[number], shard)
-            results[number] = len(shard), shard.skipped
+            shard, number = Shard.of(sources, run.keys[sources.positions], embeddings), stored.next_number
+            pending = writer.submit(write_shard, shard_path(run.out, number), shard)
+            stored.add(number, shard)
+            retried += [file for file in embeddings.skipped if file.temporary]
         if pending is not None:
             pending.result()
-    ordered = [results[number] for number in range(len(shards))]
-    infos = [
-        ShardInfo(shard_digest(key, skipped), sources[0].id, count, len(skipped))
-        for key, sources, (count, skipped) in zip(keys, shards, ordered, strict=True)
-    ]
-    return infos, [file for _, skipped in ordered for file in skipped]
+    return retried
 
 
 def _embed_shards(run: _Run, shards: Sequence[Sequence[Source]], done: int) -> Generator[Embeddings, None, None]:

@@ -2,6 +2,7 @@
 
 - `vectors.npy`: float32 `(n, dim)`, unit length
 - `ids.json`: n ids in the order of the vectors, one per line
+- `keys.npy`: uint64 `(n,)`, the key of each image, by which a later run finds the images that did not change
 - `embeddings.json`: an `EmbeddingsInfo`; written last, so its presence means that the folder is complete
 - `model/`: the bundle of the encoder
 - `shards/`: only while the folder is being made; a run that is killed loses at most the shard it was computing
@@ -11,60 +12,45 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lookalike._files import read_json, reading_errors, storage_errors, write_file, write_json
 from lookalike._strings import PackedStrings, iter_json_lines, read_json_lines
 from lookalike.errors import DataError, StorageError
+from lookalike.models.pipeline import Keys, Source
 from lookalike.types import Embeddings, Skipped, Vectors
 
-EMBEDDINGS_FORMAT = 2
+EMBEDDINGS_FORMAT = 3
 INFO_FILE = "embeddings.json"
 IDS_FILE = "ids.json"
 VECTORS_FILE = "vectors.npy"
+KEYS_FILE = "keys.npy"
 SHARDS_FOLDER = "shards"
+_BLOCK = 4096  # vectors in memory while a folder is written
 RUN_FILE = "run.json"  # inside the shards' folder: whose shards these are
 
 
 @dataclass(frozen=True)
-class ShardInfo:
-    """One shard's share of the vectors.
-
-    Attributes:
-        digest: of its images.
-        first: id of its first image, readable or not.
-        rows: number of its vectors.
-        skipped: number of its files that were skipped.
-
-    """
-
-    digest: str
-    first: str
-    rows: int
-    skipped: int
-
-
-@dataclass(frozen=True)
 class RunInfo:
-    """What decides every shard of a run.
+    """What decides every vector of a run.
 
     Attributes:
         model: the encoder's name.
         fingerprint: the encoder's.
         precision: that it computes in.
-        shard_size: images per shard.
 
     """
 
     model: str
     fingerprint: str
     precision: str
-    shard_size: int
 
 
 @dataclass(frozen=True)
@@ -72,12 +58,12 @@ class EmbeddingsInfo:
     """The content of `embeddings.json`.
 
     Attributes:
-        run: the encoder and the shard size.
+        run: the encoder.
         dim: dimensions of a vector.
         count: number of vectors.
         root: the folder that every id is relative to; None if there is no such folder.
-        shards: in the order of the vectors.
-        skipped: files that could not be read, in the order of the shards, then folders that could not be listed.
+        failed: files that cannot be decoded, by the key of the image: not tried again until they change.
+        retried: what every run tries again: files that could not be read for now, and folders that cannot be listed.
 
     """
 
@@ -85,39 +71,53 @@ class EmbeddingsInfo:
     dim: int
     count: int
     root: Path | None
-    shards: tuple[ShardInfo, ...]
-    skipped: tuple[Skipped, ...]
+    failed: Mapping[int, Skipped]
+    retried: tuple[Skipped, ...]
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """All files and folders that have no embeddings."""
+        return (*self.failed.values(), *self.retried)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
         return {
             "format": EMBEDDINGS_FORMAT,
-            **asdict(self),
+            "run": asdict(self.run),
+            "dim": self.dim,
+            "count": self.count,
             "root": None if self.root is None else str(self.root),
-            "skipped": skipped_to_json(self.skipped),
+            "failed": _failed_to_json(self.failed),
+            "retried": [_skipped_to_json(file) for file in self.retried],
         }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EmbeddingsInfo:
-        """Undo `to_dict`; a missing or wrong field raises KeyError, TypeError or ValueError."""
+        """Undo `to_dict`; a missing or wrong field raises AttributeError, KeyError, TypeError or ValueError."""
         return cls(
             run=RunInfo(**value["run"]),
             dim=int(value["dim"]),
             count=int(value["count"]),
             root=None if value["root"] is None else Path(value["root"]),
-            shards=tuple(ShardInfo(**shard) for shard in value["shards"]),
-            skipped=skipped_from_json(value["skipped"]),
+            failed=_failed_from_json(value["failed"]),
+            retried=tuple(_skipped_from_json(file) for file in value["retried"]),
         )
 
 
-def skipped_to_json(skipped: Iterable[Skipped]) -> list[dict[str, str]]:
-    """Return skipped files as a plain structure for JSON."""
-    return [{"path": str(s.path), "cause": s.cause} for s in skipped]
+def _skipped_to_json(file: Skipped) -> dict[str, str]:
+    return {"path": str(file.path), "cause": file.cause}
 
 
-def skipped_from_json(value: Iterable[Mapping[str, str]]) -> tuple[Skipped, ...]:
-    """Undo `skipped_to_json`."""
-    return tuple(Skipped(Path(s["path"]), s["cause"]) for s in value)
+def _skipped_from_json(value: Mapping[str, str]) -> Skipped:
+    return Skipped(Path(value["path"]), value["cause"])
+
+
+def _failed_to_json(failed: Mapping[int, Skipped]) -> dict[str, dict[str, str]]:
+    return {f"{key:016x}": _skipped_to_json(file) for key, file in failed.items()}
+
+
+def _failed_from_json(value: Mapping[str, Mapping[str, str]]) -> dict[int, Skipped]:
+    return {int(key, 16): _skipped_from_json(file) for key, file in value.items()}
 
 
 def is_embeddings(path: Path | str) -> bool:
@@ -152,7 +152,7 @@ def read_embeddings_info(path: Path | str) -> EmbeddingsInfo:
         )
     try:
         return EmbeddingsInfo.from_dict(value)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"{INFO_FILE}: {type(error).__name__} {error}") from error
 
 
@@ -228,97 +228,181 @@ def _damaged(path: Path, cause: str) -> StorageError:
     )
 
 
+# ---------------------------------------------------------------- shards
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The vectors of some images, by the keys of the images.
+
+    Attributes:
+        keys: `(n,)`.
+        vectors: `(n, dim)`.
+        failed: files that cannot be decoded, by key.
+
+    """
+
+    keys: Keys
+    vectors: Vectors
+    failed: Mapping[int, Skipped]
+
+    @classmethod
+    def of(cls, sources: Sequence[Source], keys: Keys, embeddings: Embeddings) -> Shard:
+        """Give the embeddings of images their keys; files that could not be read for now get none."""
+        by_id = dict(zip((source.id for source in sources), keys.tolist(), strict=True))
+        readable = np.array([by_id.pop(item_id) for item_id in embeddings.ids], np.uint64)
+        skipped = zip(by_id.values(), embeddings.skipped, strict=True)
+        return cls(readable, embeddings.vectors, {key: file for key, file in skipped if not file.temporary})
+
+    def embeddings(self, sources: Sequence[Source], keys: Keys, fingerprint: str) -> Embeddings | None:
+        """Undo `of`; None if the shard is not of exactly these images."""
+        ids = {key: source.id for key, source in zip(keys.tolist(), sources, strict=True)}
+        if [key for key in ids if key not in self.failed] != self.keys.tolist() or not self.failed.keys() <= ids.keys():
+            return None
+        return Embeddings(
+            [ids[key] for key in self.keys.tolist()], self.vectors, fingerprint, tuple(self.failed.values())
+        )
+
+
 def shard_path(out: Path, number: int) -> Path:
     """Return the file of a shard in a folder of embeddings."""
     return out / SHARDS_FOLDER / f"{number:05}.npz"
 
 
-def shard_digest(key: str, skipped: Iterable[Skipped]) -> str:
-    """Return the digest that a shard is stored with; none if files were skipped that are to be tried again."""
-    return "" if any(file.temporary for file in skipped) else key
-
-
-def write_shard(path: Path, key: str, shard: Embeddings) -> None:
-    """Write one shard in one step; `key` is the `sources_digest` of its images."""
-    record = {
-        "key": shard_digest(key, shard.skipped),
-        "ids": list(shard.ids),
-        "skipped": skipped_to_json(shard.skipped),
-    }
-    text = np.frombuffer(json.dumps(record).encode("ascii"), dtype=np.uint8)
+def write_shard(path: Path, shard: Shard) -> None:
+    """Write one shard in one step."""
+    record = np.frombuffer(json.dumps(_failed_to_json(shard.failed)).encode("ascii"), dtype=np.uint8)
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez(file, vectors=shard.vectors, record=text)
+            np.savez(file, vectors=shard.vectors, keys=shard.keys, failed=record)
 
     write_file(path, write)
 
 
-def read_shard(path: Path, key: str, fingerprint: str) -> Embeddings | None:
-    """Read one shard; None if it is missing, damaged, or made from other images."""
+def read_shard(path: Path) -> Shard | None:
+    """Read one shard; None if it is missing or damaged."""
     try:
         # opened here, since np.load leaves a damaged file open
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            record = json.loads(stored["record"].tobytes())
-            if record["key"] != key:
-                return None
-            skipped = skipped_from_json(record["skipped"])
-            return Embeddings(tuple(record["ids"]), stored["vectors"], fingerprint, skipped)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, DataError):
+            failed = _failed_from_json(json.loads(stored["failed"].tobytes()))
+            shard = Shard(stored["keys"], stored["vectors"], failed)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
         return None  # a disk that lost power can leave such a file; it is computed again
+    right = shard.vectors.dtype == np.float32 and shard.keys.dtype == np.uint64 and shard.vectors.ndim == 2
+    return shard if right and shard.keys.shape == shard.vectors.shape[:1] else None
 
 
-class FinishedShards:
-    """The shards of a complete folder, by digest, to be reused where the files are unchanged."""
+class StoredVectors:
+    """The vectors of a complete folder and of the shards that a stopped run left, by the keys of their images.
+
+    A row is a position in the complete folder, or behind it in one of the shards.
+    """
 
     def __init__(self, out: Path, info: EmbeddingsInfo | None) -> None:
-        self._slices: dict[str, tuple[slice, slice]] = {}
-        if info is None:
-            return
-        self._embeddings = load_embeddings(out)
-        row = skipped = 0
-        for shard in info.shards:
-            self._slices[shard.digest] = slice(row, row + shard.rows), slice(skipped, skipped + shard.skipped)
-            row, skipped = row + shard.rows, skipped + shard.skipped
+        self._out = out
+        self._keys = [_read_keys(out, info.count) if info is not None else np.zeros(0, np.uint64)]
+        self._numbers = [-1]  # of the shards, after the complete folder
+        self.failed = dict(info.failed) if info is not None else {}
+        for path in sorted((out / SHARDS_FOLDER).glob("*.npz")):
+            shard = read_shard(path)
+            if shard is not None and path.stem.isdecimal():
+                self.add(int(path.stem), shard)
 
-    def get(self, key: str) -> Embeddings | None:
-        """Return the shard with this digest, or None."""
-        if key not in self._slices:
-            return None
-        rows, skipped = self._slices[key]
-        every = self._embeddings
-        return Embeddings(every.ids[rows], every.vectors[rows], every.fingerprint, every.skipped[skipped])
+    @cached_property
+    def complete(self) -> Embeddings:
+        """The embeddings of the complete folder, memory-mapped."""
+        return load_embeddings(self._out)
+
+    @property
+    def next_number(self) -> int:
+        """The number of a new shard."""
+        return max(self._numbers) + 1
+
+    def add(self, number: int, shard: Shard) -> None:
+        """Add a shard; its vectors are read from its file when they are needed."""
+        self._keys.append(shard.keys)
+        self._numbers.append(number)
+        self.failed.update(shard.failed)
+
+    def find(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """Return the row of each image, -1 where there is none."""
+        stored = np.concatenate(self._keys)
+        if not len(stored):
+            return np.full(len(keys), -1)
+        order = np.argsort(stored, kind="stable")
+        places = order[np.searchsorted(stored, keys, sorter=order).clip(max=len(stored) - 1)]
+        return np.where(stored[places] == keys, places, -1)
+
+    def read(self, rows: npt.NDArray[np.int64], dim: int) -> Vectors:
+        """Return the vectors at some rows; each shard among them is read once."""
+        vectors = np.empty((len(rows), dim), np.float32)
+        ends = np.cumsum([len(keys) for keys in self._keys])
+        parts = np.searchsorted(ends, rows, side="right")
+        for part in np.unique(parts).tolist():
+            selected = parts == part
+            start = ends[part] - len(self._keys[part])
+            vectors[selected] = self._part(part)[rows[selected] - start]
+        return vectors
+
+    def _part(self, part: int) -> Vectors:
+        if part == 0:
+            return self.complete.vectors
+        path = shard_path(self._out, self._numbers[part])
+        shard = read_shard(path)
+        if shard is None or not np.array_equal(shard.keys, self._keys[part]):
+            raise StorageError(f"{path} was damaged; run the same command again.")
+        return shard.vectors
 
 
-def join_shards(out: Path, info: EmbeddingsInfo) -> None:
-    """Join all shards into the complete folder.
+def _read_keys(path: Path, count: int) -> Keys:
+    try:
+        keys = np.load(path / KEYS_FILE, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, f"{KEYS_FILE}: {error}") from error
+    if not isinstance(keys, np.ndarray) or keys.dtype != np.uint64 or keys.shape != (count,):
+        raise _damaged(path, f"{KEYS_FILE} does not hold {count} keys")
+    return keys
 
-    All files are written next to the shards, then moved: a full disk leaves older ones as they were, and until the last
-    file is moved every shard is still there.
+
+def join_shards(
+    out: Path, info: EmbeddingsInfo, ids: Iterable[str], keys: Keys, rows: npt.NDArray[np.int64], stored: StoredVectors
+) -> None:
+    """Write the complete folder: the ids, keys and vectors at `rows`, one block of vectors in memory.
+
+    All files are written next to the shards: a full disk leaves older ones as they were.
     """
     folder = out / SHARDS_FOLDER
     with (
         storage_errors(folder),
         # not a memory map: on a full disk that ends the process with a bus error, while writing raises
         (folder / VECTORS_FILE).open("wb") as vectors_file,
+        (folder / KEYS_FILE).open("wb") as keys_file,
         (folder / IDS_FILE).open("w", encoding="ascii") as ids_file,
     ):
-        header = {"descr": "<f4", "fortran_order": False, "shape": (info.count, info.dim)}
-        np.lib.format.write_array_header_1_0(vectors_file, header)
-
-        def write_vectors() -> Iterator[str]:
-            """Write the vectors of a shard when the first of its ids is requested: one shard is in memory."""
-            for number, row in enumerate(info.shards):
-                shard = read_shard(shard_path(out, number), row.digest, info.run.fingerprint)
-                if shard is None or len(shard) != row.rows:
-                    raise StorageError(f"{shard_path(out, number)} was damaged; run the same command again.")
-                vectors_file.write(np.ascontiguousarray(shard.vectors, dtype="<f4").data)
-                yield from shard.ids
-
-        ids_file.writelines(iter_json_lines(write_vectors()))
+        np.lib.format.write_array_header_1_0(vectors_file, _array_header("<f4", (info.count, info.dim)))
+        for start in range(0, len(rows), _BLOCK):
+            vectors_file.write(stored.read(rows[start : start + _BLOCK], info.dim).astype("<f4").data)
+        np.lib.format.write_array_header_1_0(keys_file, _array_header("<u8", keys.shape))
+        keys_file.write(keys.astype("<u8").data)
+        ids_file.writelines(iter_json_lines(ids))
         ids_file.write("\n")
     write_embeddings_info(folder, info)
     with storage_errors(out):
         (out / INFO_FILE).unlink(missing_ok=True)  # from here on the older vectors no longer count
-        for name in (VECTORS_FILE, IDS_FILE, INFO_FILE):
-            (folder / name).replace(out / name)
+    finish_join(out)
+
+
+def _array_header(kind: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"descr": kind, "fortran_order": False, "shape": shape}
+
+
+def finish_join(out: Path) -> None:
+    """Move the files of a joined folder out of the shards' folder, where a run that was killed has left them."""
+    folder = out / SHARDS_FOLDER
+    if is_embeddings(out) or not (folder / INFO_FILE).is_file():
+        return
+    with storage_errors(out):
+        for name in (VECTORS_FILE, KEYS_FILE, IDS_FILE, INFO_FILE):
+            if (folder / name).exists():
+                (folder / name).replace(out / name)

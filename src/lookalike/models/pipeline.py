@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar, overload
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from lookalike._files import digest
@@ -32,6 +34,9 @@ _FILES_PER_TASK = 4  # handing one file over to a thread costs a tenth of decodi
 _WARM_UP_BATCHES = 4  # the first batches wait for everything, so they say nothing about the bottleneck
 S = TypeVar("S")
 T = TypeVar("T")
+
+# Uint64 array `(n,)` of `image_keys`.
+Keys = npt.NDArray[np.uint64]
 
 ImageInput = Path | str | bytes | Image.Image | Pixels
 
@@ -119,21 +124,28 @@ def _as_source(image: Source | ImageInput, number: int) -> Source:
     return image
 
 
-def sources_digest(fingerprint: str, sources: Sequence[Source]) -> str:
-    """Return the digest of a model and of files: ids, sizes, modification times in nanoseconds, and readability.
+def image_keys(sources: Sequence[Source]) -> Keys:
+    """Return a key per image, `(n,)`: a digest of its id, and of its file's size, time of change and readability.
 
-    A digest of paths alone would keep the embedding of an image that was replaced by another.
+    A key of the id alone would keep the embedding of an image that was replaced by another.
     """
-    parts: list[bytes | str] = [fingerprint]
-    for source in sources:
-        parts.append(os.fsencode(source.id))
-        try:
-            status = source.path.stat()
-        except OSError:
-            parts.append("missing")
-        else:
-            parts.append(f"{status.st_size} {status.st_mtime_ns} {os.access(source.path, os.R_OK)}")
-    return digest(*parts)
+    return np.fromiter(map(_image_key, sources), np.uint64, len(sources))
+
+
+def _image_key(source: Source) -> int:
+    try:
+        status = source.path.stat()
+    except OSError:
+        state = "missing"
+    else:
+        state = f"{status.st_size} {status.st_mtime_ns} {os.access(source.path, os.R_OK)}"
+    text = os.fsencode(f"{source.id}\0{state}")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def sources_digest(fingerprint: str, sources: Sequence[Source]) -> str:
+    """Return the digest of a model and of the keys of images."""
+    return digest(fingerprint, image_keys(sources).tobytes())
 
 
 def decode(source: Source, min_sides: Sequence[int]) -> list[Pixels]:

@@ -20,6 +20,7 @@ from lookalike.cli.console import (
 )
 from lookalike.cli.options import (
     PATH,
+    allow_removals_option,
     data_argument,
     json_option,
     model_option,
@@ -43,8 +44,9 @@ from lookalike.progress import count_noun
 @weights_option
 @runtime_option
 @precision_option("the fastest one of the runtime")
+@allow_removals_option
 @out_option("The folder of embeddings; an existing one is updated to match IMAGES.")
-def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: str) -> None:
+def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Embed every image in a folder. An interrupted run resumes where it stopped.
 
     The result holds the embeddings, their ids, the fingerprint of the model, and the model itself.
@@ -80,6 +82,7 @@ def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
 )
 @click.option("--max-memory", metavar="SIZE", help="Memory limit for the embeddings, such as 500MB.")
 @click.option("--max-ms", type=float, help="Limit for the median time per query, in milliseconds.")
+@allow_removals_option
 @out_option("The folder of the index; must not exist yet.")
 def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Build a search index of a folder of images, or of a folder of embeddings.
