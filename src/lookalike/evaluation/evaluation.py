@@ -15,7 +15,7 @@ from lookalike.evaluation.measures import Depth, Measure, Values, parse_measures
 from lookalike.evaluation.ranking import find_relevance, iter_judged
 from lookalike.types import Embeddings, Hits, Skipped
 
-# The first is the report's top-3 accuracy.
+# The first is called top-3 accuracy in tables.
 DEFAULT_MEASURES = ("precision@3", "hit@3", "hit@1", "map@r", "mrr")
 
 

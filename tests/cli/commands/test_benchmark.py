@@ -34,10 +34,12 @@ def test_benchmark(timing_in_process, workspace, lookalike):
     assert len(rows) == 5  # two bundles, and their ensemble in three combinations
     assert sum(row.startswith("★ ") for row in rows) == 1
     assert outcome.out.splitlines()[-2:] == ["report: first run/report.html", "model:  first run/best"]
-    assert outcome.err.splitlines()[-2:] == [
+    assert outcome.err.splitlines()[-3:] == [
+        "or: index images with the winner and search them",
         "  lookalike index IMAGES --model 'first run/best' --out IMAGES.index",
         "  lookalike search IMAGES.index query.jpg --html hits.html",
     ]
+    assert "  lookalike submit photos --model 'first run/best' --group NAME --out submission.json" in outcome.err
     again = lookalike(f"{line} --json")
     assert again.json == json.loads(Path("first run/leaderboard.json").read_text(encoding="utf-8"))
     assert len(again.json["rows"]) == 5

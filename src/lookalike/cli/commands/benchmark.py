@@ -117,7 +117,10 @@ def benchmark(
         click.echo((result.out / "leaderboard.json").read_text(encoding="utf-8"), nl=False)
     else:
         _print_result(result)
-    _suggest_search(progress, result.out, "images")
+    best = shell_path(result.out / "best")
+    progress.info("next: write the nearest gallery images of every query to a file")
+    progress.info(f"  lookalike submit {shell_path(data)} --model {best} --group NAME --out submission.json")
+    _suggest_search(progress, result.out, "or: index images")
 
 
 @click.command(
@@ -147,7 +150,7 @@ def demo(out: Path, data: Path | None) -> None:
         result = run_demo(out, data=data, progress=progress)
     report_skipped(progress, result.skipped)
     _print_result(result)
-    _suggest_search(progress, result.out, "your own images")
+    _suggest_search(progress, result.out, "next: index your own images")
 
 
 def _print_result(result: Benchmark) -> None:
@@ -170,7 +173,7 @@ def _print_result(result: Benchmark) -> None:
     click.echo(f"model:  {display_path(result.out / 'best')}")
 
 
-def _suggest_search(progress: Progress, out: Path, images: str) -> None:
-    progress.info(f"next: index {images} with the winner and search them")
+def _suggest_search(progress: Progress, out: Path, first_step: str) -> None:
+    progress.info(f"{first_step} with the winner and search them")
     progress.info(f"  lookalike index IMAGES --model {shell_path(out / 'best')} --out IMAGES.index")
     progress.info("  lookalike search IMAGES.index query.jpg --html hits.html")

@@ -162,8 +162,9 @@ def search(index: Path, images: tuple[Path, ...], top_k: int | None, html: Path 
 def evaluate(data: Path, model: str, weights: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """Measure a model on the query and gallery images of DATA, with 95 % intervals.
 
-    precision@k is the share of relevant images among the first k hits; the report that this project implements calls it
-    top-k accuracy. hit@k, whether any of the first k hits is relevant, is what most papers call Recall@k.
+    precision@k is the share of relevant images among the first k hits; tables call it top-k accuracy. hit@k is whether
+    any of the first k hits is relevant; papers on CUB and SOP print it as Recall@k. recall@k is the share of all
+    relevant images that are among the first k hits.
 
     \b
     Example:
