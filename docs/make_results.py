@@ -25,9 +25,9 @@ edit.
 
 Frozen backbones (with a PCA head), fine-tuned ones, and all pairs of them. The winner is selected on a validation split
 cut from training; the tables show query and gallery, which no selection used. The training recipe was chosen with
-the numbers of `clothing` in view ([log.md](../log.md)), so they are optimistic.
-These runs used an earlier recipe. The current one is more accurate, most of all on unseen classes
-([training.md](training.md)).
+the numbers of `clothing` in view ([log](../log.md)), so they are optimistic.
+These runs used an earlier recipe. The current one is more accurate, most of all on unseen classes: the
+[training results](training.md) are the reference for the accuracy of one model, this page for comparisons.
 Every mean has its 95 % bootstrap interval over queries. Milliseconds are per image, from file to embedding: one at a
 time (median, the medians of decoding and of the model, and 95th percentile), and in batches; memory is the peak of the
 measuring process. Trials of the same architectures share one timing.

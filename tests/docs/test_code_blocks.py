@@ -1,4 +1,4 @@
-"""The code blocks of the README and the tutorials run, in their order, next to a small folder `photos` of real images.
+"""The code blocks of README, tutorials and how-to pages run, in their order, next to a folder `photos` of real images.
 
 A block whose first line is `# not tested: REASON` is not run; neither are lines that install Lookalike.
 """
@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "docs/index.md", "docs/how-to/new-images.md"]
-PAGES += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+PAGES = ["README.md", "docs/index.md"]
+PAGES += [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/tutorials/*.md"))]
+PAGES += [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/how-to/*.md"))]
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-INSTALLS = re.compile(r"^(python3 -m venv|\. \.venv/bin/activate)")
+INSTALLS = re.compile(r"^(python3 -m venv|\. \.venv/bin/activate|\.venv/bin/(pip|uv) )")
 NOT_TESTED = re.compile(r"# not tested: \w.*")
 LANGUAGES = {"sh", "python", "text"}
 LIMIT_SECONDS = 300
