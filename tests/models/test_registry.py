@@ -95,3 +95,17 @@ def test_an_unknown_name_is_refused_with_suggestions(name, suggestions):
         find_backbone(name)
     assert raised.value.argument == "backbone"
     assert all(suggestion in str(raised.value) for suggestion in suggestions)
+
+
+@pytest.mark.parametrize(
+    "name", ["timm/resnet18.a1_in1k", "hf-hub:timm/resnet18.a1_in1k", "hf_hub:timm/resnet18.a1_in1k"]
+)
+def test_a_repository_of_timm_is_a_timm_name(name):
+    row = find_backbone(name)
+    assert (row.name, row.timm_name, row.repository) == (name, name.rpartition("/")[2], "")
+
+
+def test_another_repository_has_an_unknown_architecture():
+    row = find_backbone("hf-hub:org/cats")
+    assert (row.name, row.timm_name, row.repository) == ("hf-hub:org/cats", "", "org/cats")
+    assert not row.available

@@ -1,6 +1,7 @@
 """Weights from packages, the model hub, files or a seed, and every reason for which they are refused."""
 
 import importlib.util
+import json
 import logging
 import os
 import pickle
@@ -188,6 +189,48 @@ def test_a_name_without_pretrained_weights():
     assert all(words in str(error) for words in ("vit_small_patch16_18x2_224", *ALTERNATIVES))
 
 
+def cache_repository(folder, name, config, state):
+    """Fill the hub's cache with a repository of two files."""
+    repository = folder / "hub" / f"models--{name.replace('/', '--')}"
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots" / "abc" / "config.json").write_text(json.dumps(config))
+    save_file(state, repository / "snapshots" / "abc" / "model.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["hf-hub:", "hf_hub:"])
+def test_a_repository_of_the_hub(prefix, no_network, whole_model, image_pixels, tmp_path):
+    config = {"architecture": SMALL, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "custom_load": False}}
+    cache_repository(tmp_path, "org/cats", config, whole_model.state_dict())
+    trainable = build_trainable(f"{prefix}org/cats")
+    assert (trainable.name, trainable.timm_name, trainable.trained) == (f"{prefix}org/cats", SMALL, "frozen")
+    assert trainable.preprocessing.mean == (0.1, 0.2, 0.3)
+    whole_model.default_cfg["mean"] = trainable.preprocessing.mean
+    np.testing.assert_allclose(
+        features(trainable, image_pixels), expected_features(whole_model, image_pixels), atol=1e-5
+    )
+
+
+def test_a_repository_that_cannot_be_reached(no_network):
+    error = refusal(lambda: build_trainable("hf-hub:org/cats"), WeightsUnavailable)
+    assert all(words in str(error) for words in ("hf-hub:org/cats", "Name or service not known", *ALTERNATIVES))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "bert"}, "names the architecture None"),
+        ({"architecture": SMALL, "model_args": {"act_layer": "relu"}}, "act_layer"),
+    ],
+)
+def test_a_repository_that_timm_cannot_build(config, words, no_network, whole_model, tmp_path):
+    cache_repository(tmp_path, "org/other", config, whole_model.state_dict())
+    error = refusal(lambda: build_trainable("hf-hub:org/other"))
+    assert words in str(error)
+    assert error.argument == "backbone"
+
+
 # ---------------------------------------------------------------- a local file
 
 
@@ -202,10 +245,61 @@ def test_a_local_file_with_or_without_classifier(kind, whole_model, image_pixels
         torch.save({"epoch": 3, "state_dict": state} if kind == "nested.pth" else state, path)
     trainable = build_trainable(SMALL, path)
     np.testing.assert_allclose(features(trainable, image_pixels), expected, atol=1e-5)
-    assert (trainable.weights, trainable.trained) == (f"file {kind}", "frozen")
+    assert (trainable.weights, trainable.trained) == (
+        f"file {kind}{' (state_dict)' if kind == 'nested.pth' else ''}",
+        "frozen",
+    )
     whole_model.reset_classifier(0)
     save_file(whole_model.state_dict(), tmp_path / "bare.safetensors")
     assert build_trainable(SMALL, tmp_path / "bare.safetensors").fingerprint == trainable.fingerprint
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {f"model.{name}": tensor for name, tensor in state.items()},
+        lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"n_averaged": torch.tensor(3)} | {f"module.{name}": t for name, t in state.items()},
+        lambda state: {f"net.backbone.{name}": t for name, t in state.items()} | {"net.loss.weight": torch.ones(2)},
+        lambda state: {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")},
+        lambda state: {"model": state, "optimizer": {"lr": 0.1}, "epoch": 3},
+        lambda state: {"model_state_dict": state},
+        lambda state: {"state_dict": {f"model.{name}": t for name, t in state.items()}, "ema": {"decay": 0.9}},
+        lambda state: {"state_dict_ema": state, "state_dict": {n: torch.zeros_like(t) for n, t in state.items()}},
+        lambda state: {"model_ema": {f"module.{n}": t for n, t in state.items()}, "model": {"a": torch.ones(1)}},
+        lambda state: {"ema": {"module": state}},
+    ],
+    ids=[
+        *("DataParallel", "model", "compiled", "AveragedModel", "part of a network", "without counters"),
+        *("model key", "model_state_dict", "lightning", "state_dict_ema", "model_ema", "nested"),
+    ],
+)
+def test_the_usual_forms_of_checkpoints(wrap, whole_model, image_pixels, tmp_path):
+    torch.save(wrap(whole_model.state_dict()), tmp_path / "model.pth")
+    trainable = build_trainable(SMALL, tmp_path / "model.pth")
+    expected = expected_features(whole_model, image_pixels)
+    np.testing.assert_allclose(features(trainable, image_pixels), expected, atol=1e-5)
+
+
+def test_a_file_with_two_models_is_ambiguous(whole_model, tmp_path):
+    state = whole_model.state_dict()
+    torch.save({f"{part}.{name}": t for name, t in state.items() for part in ("student", "teacher")}, tmp_path / "m.pt")
+    error = refusal(lambda: build_trainable(SMALL, tmp_path / "m.pt"))
+    assert "2 models (student., teacher.)" in str(error)
+    assert error.argument == "weights"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300], ids=["nan", "inf", "beyond float32"])
+def test_weights_that_are_not_finite_are_refused_by_name(value, whole_model, tmp_path):
+    state = whole_model.state_dict()
+    state["blocks.1.0.conv_exp.weight"] = torch.full_like(
+        state["blocks.1.0.conv_exp.weight"], value, dtype=torch.double
+    )
+    torch.save(state, tmp_path / "diverged.pth")
+    error = refusal(lambda: build_trainable(SMALL, tmp_path / "diverged.pth"))
+    assert f"{tmp_path / 'diverged.pth'} has values in blocks.1.0.conv_exp.weight that are not finite" in str(error)
+    assert error.argument == "weights"
 
 
 def test_weights_of_another_architecture(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike._files import digest
-from lookalike.errors import DataError
+from lookalike.errors import DataError, ModelError
 from lookalike.types import Vectors, l2_normalize
 
 EMBEDDING_DIM = 512  # one size for every backbone
@@ -65,6 +65,8 @@ def fit_pca(features: Vectors, dim: int = EMBEDDING_DIM, *, seed: int = 0) -> tu
     n, width = features.shape
     if n < 2:
         raise DataError(f"principal components need at least 2 images, got {n}.")
+    if not np.isfinite(features).all():
+        raise ModelError("the backbone computes features that are not finite; use other `weights`.", argument="weights")
     centre = features.mean(axis=0, dtype=np.float64)
     centred = features.astype(np.float64) - centre
     _, singular, components = np.linalg.svd(centred, full_matrices=False)

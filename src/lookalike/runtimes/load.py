@@ -26,7 +26,7 @@ from lookalike.models.bundle import (
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.heads import random_head
 from lookalike.models.info import BackboneInfo, TrainingState
-from lookalike.models.registry import PRETRAINED, find_backbone
+from lookalike.models.registry import PRETRAINED, find_backbone, hub_repository
 from lookalike.runtimes.cache import PretrainedCache
 from lookalike.runtimes.graphs import ExportedBackbone
 from lookalike.runtimes.select import AUTO, AutoBackbone, TorchWeights, require_runtime, with_runtime
@@ -172,7 +172,8 @@ def pair_weights(names: Sequence[str], weights: WeightsOption) -> list[tuple[str
 def _split_names(text: str) -> list[str]:
     """Split the names of backbones; what looks like a path gets an error of its own."""
     separators = (os.sep, os.altsep or os.sep)
-    if text.startswith(("~", ".")) or any(separator in text for separator in separators):
+    names = [name for name in text.split("+") if hub_repository(name) is None or Path(name).exists()]
+    if text.startswith(("~", ".")) or any(separator in name for separator in separators for name in names):
         problem = f"is not a bundle: it has no {BUNDLE_FILE}" if Path(text).exists() else "does not exist"
         raise ModelError(
             f"{text} {problem}, and no backbone has this name; pass a bundle made by 'lookalike train'.",
