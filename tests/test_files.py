@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from lookalike import _files as files
 from lookalike._files import (
     digest,
     file_digest,
+    follow_link,
+    locked,
     new_folder,
     read_json,
     require_free,
@@ -247,6 +251,91 @@ def test_a_path_inside_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(StorageError, match="choose another path") as caught:
         require_writable(Path("g/new"))
     assert caught.value.argument is None
+
+
+def test_a_link_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    with new_folder(tmp_path / "link") as temporary:
+        assert temporary.parent == tmp_path / "disk"  # on the disk of the result
+        (temporary / "a").touch()
+    (tmp_path / "page").symlink_to(tmp_path / "disk" / "f.txt")
+    write_text(tmp_path / "page", "x")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "page").is_symlink()
+    assert names(tmp_path / "disk") == ["f.txt", "out"]
+    assert names(tmp_path / "disk" / "out") == ["a"]
+    monkeypatch.chdir(tmp_path / "disk")
+    assert follow_link(".") == tmp_path / "disk"
+    assert follow_link("a/b") == Path("a/b")
+
+
+def test_the_working_folder_and_a_mounted_disk_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        for path in (Path(), tmp_path):
+            with pytest.raises(StorageError, match="cannot be replaced") as caught:
+                require_free(path)
+            assert caught.value.argument == "out"
+    monkeypatch.setattr(files.os.path, "ismount", lambda path: Path(path) == tmp_path)
+    with pytest.raises(StorageError, match="mounted disk"):
+        require_free(tmp_path)
+
+
+def test_an_empty_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="already exists"):
+        require_free(tmp_path, file=True)
+
+
+@pytest.mark.parametrize("path", ["x" * 255, f"new/{'ü' * 120}/out", "/".join(["deep"] * 1000)])
+def test_names_and_paths_that_are_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for attempt in (require_free, require_writable):
+        with pytest.raises(StorageError, match=r"(255|240|\d{4}) bytes is too long"):
+            attempt(Path(path))
+    with new_folder(Path("x" * 220)):
+        pass
+
+
+class TestLocked:
+    def test_a_second_run_is_refused_and_names_the_first(self, tmp_path: Path) -> None:
+        out = tmp_path / "new" / "out"
+        with locked(out):
+            with pytest.raises(StorageError, match=rf"process {os.getpid()}\)") as caught, locked(out, "path"):
+                pytest.fail("the block must not run")
+            assert caught.value.argument == "path"
+            with locked(tmp_path / "new" / "other"):
+                pass
+        assert names(out.parent) == []
+        with locked(out):
+            pass
+
+    def test_the_lock_ends_with_the_process(self, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        code = (
+            "import os, pathlib, signal, sys; from lookalike._files import locked, temporary_folder\n"
+            "out = pathlib.Path(sys.argv[1])\n"
+            "with locked(out), temporary_folder(out): os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        assert subprocess.run([sys.executable, "-c", code, out], check=False).returncode < 0
+        assert len(names(tmp_path)) == 2
+        (tmp_path / ".out.notes").touch()
+        with locked(out):
+            assert names(tmp_path) == [".out.lock", ".out.notes"]
+        assert names(tmp_path) == [".out.notes"]
+
+    def test_a_link_and_its_target_have_one_lock(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "out")
+        with locked(tmp_path / "out"), pytest.raises(StorageError, match="another run"), locked(tmp_path / "link"):
+            pass
+
+    def test_without_locks_nothing_is_locked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(files.fcntl, "flock", refuse)
+        with locked(tmp_path / "out"), locked(tmp_path / "out"):
+            pass
 
 
 def test_names_that_are_not_valid_unicode(tmp_path: Path) -> None:

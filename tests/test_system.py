@@ -56,6 +56,18 @@ def test_the_processor_where_the_system_lists_nothing(cpuinfo: Path) -> None:
     assert cpu_flags() == frozenset()
 
 
+def test_a_user_without_a_home_folder_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("LOOKALIKE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(fail))
+    with pytest.raises(OSError):
+        cache_folder().mkdir(parents=True)
+    assert not (cache_folder() / "timings").exists()
+
+
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LOOKALIKE_CACHE", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.errors import StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_ADDED = 24  # characters that names next to a result have in addition: `.NAME.embedding.0123abcd`
+_MAX_PATH = 4096
 
 
 @contextlib.contextmanager
@@ -36,7 +45,7 @@ def _as_word(argument: str | None) -> str:
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file next to `path`, then move it there in one step; an error keeps the old file."""
-    path = Path(path)
+    path = follow_link(path)
     require_writable(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,28 +118,33 @@ def new_folder(path: Path, *, replace: bool = False, argument: str = "out") -> I
     `replace` allows an older file or folder at `path`; without it only an empty folder is replaced. `argument` is where
     `path` came from, for errors.
     """
-    path = Path(path)
+    path = follow_link(path)
     if not replace:
         require_free(path, argument)
     require_writable(path, argument)
-    with storage_errors(path, argument):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary_path(path)
-        temporary.mkdir()
-        try:
-            yield temporary
-            if path.exists():
-                _exchange(temporary, path)
-            else:
-                temporary.replace(path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with storage_errors(path, argument), temporary_folder(path) as temporary:
+        yield temporary
+        if path.exists():
+            _exchange(temporary, path)
+        else:
+            temporary.replace(path)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder next to `path`, on the same disk; it is removed after the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_path(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _exchange(new: Path, path: Path) -> None:
     """Move `new` to `path`; if that fails, `path` is unchanged."""
-    aside = _temporary_path(path)
+    aside = path.with_name(f"{_temporary_path(path).name}.old")  # another name, because `locked` removes temporary ones
     aside.mkdir()
     try:
         path.replace(aside / "old")
@@ -143,12 +157,86 @@ def _exchange(new: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def follow_link(path: Path | str) -> Path:
+    """Return where a result is written: a link is followed, and `.` gets its name."""
+    path = Path(path)
+    is_link = os.path.islink(path)  # noqa: PTH114 - Path.is_symlink raises for a name that is too long
+    return path.resolve() if is_link or path.name in ("", "..") else path
+
+
+@contextlib.contextmanager
+def locked(path: Path, argument: str = "out") -> Iterator[None]:
+    """Hold the lock of a result while the block runs; `StorageError` if another run holds it.
+
+    It is a lock of the operating system on a file next to `path`, so it ends with the process, however that ends. What
+    killed runs have left of their temporary files is removed. Where the file system has no locks, nothing is locked.
+    """
+    path = follow_link(path)
+    file = path.with_name(f".{path.name}.lock")
+    handle = _acquire(file, path, argument)
+    if handle is None:
+        yield
+        return
+    try:
+        _remove_temporary(path)
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(file: Path, path: Path, argument: str) -> int | None:
+    """Lock a file and write the number of this process into it; None if that is not possible here."""
+    if fcntl is None:
+        return None
+    while True:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            process = os.read(handle, 20).decode("ascii", "replace").strip()
+            os.close(handle)
+            raise StorageError(
+                f"another run{f' (process {process})' if process else ''} is writing {path}; wait until it ends, or "
+                f"choose another `{argument}`.",
+                argument=argument,
+            ) from error
+        except OSError:
+            os.close(handle)
+            return None
+        with contextlib.suppress(FileNotFoundError):  # the run that held the lock may have removed the file meanwhile
+            if os.path.samestat(file.stat(), os.fstat(handle)):
+                os.ftruncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode())
+                return handle
+        os.close(handle)
+
+
+def _remove_temporary(path: Path) -> None:
+    """Remove the temporary files and folders next to `path`, which no run uses while its lock is held."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in [entry for entry in entries if pattern.fullmatch(entry.name)]:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+
+
 def require_writable(path: Path, argument: str | None = None) -> None:
-    """Raise `StorageError` if `path` would be inside a file or a read-only folder; `argument` is where it came from."""
-    nearest = next((p for p in Path(path).parents if os.path.lexists(p)), None)
+    """Raise `StorageError` if `path` is too long, or would be inside a file or a read-only folder.
+
+    `argument` is where it came from.
+    """
+    path = follow_link(path)
+    nearest = next((p for p in path.parents if os.path.lexists(p)), None)
     if nearest is None:
         return
-    cause = None
+    cause = _too_long(path, nearest)
     if not nearest.is_dir():
         cause = f"{nearest} is not a folder"
     elif not os.access(nearest, os.W_OK):
@@ -159,13 +247,33 @@ def require_writable(path: Path, argument: str | None = None) -> None:
         )
 
 
-def require_free(path: Path, argument: str = "out") -> None:
-    """Raise `StorageError` if `path` exists, unless it is an empty folder, or cannot be written."""
-    with storage_errors(path, argument):
-        if path.is_dir() and not any(path.iterdir()):
-            return
+def _too_long(path: Path, nearest: Path) -> str | None:
+    """Return why the file system in which `nearest` is cannot hold `path` and the names next to it."""
+    limit = 255
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows
+        limit = os.pathconf(nearest, "PC_NAME_MAX")
+    limit -= _ADDED
+    new = path.relative_to(nearest).parts
+    longest = max(len(os.fsencode(name)) for name in new)
+    if longest > limit:
+        return f"a name of {longest} bytes is too long, the limit is {limit}"
+    length = len(os.fsencode(os.path.abspath(path)))  # noqa: PTH100 - resolve() fails for a path that is too long
+    return f"a path of {length} bytes is too long" if length > _MAX_PATH - limit else None
+
+
+def require_free(path: Path, argument: str = "out", *, file: bool = False) -> None:
+    """Raise `StorageError` if `path` exists or cannot be written; an empty folder may be replaced, unless by a file."""
+    path = Path(path)
     require_writable(path, argument)
-    if path.exists():
+    with storage_errors(path, argument):
+        empty = path.is_dir() and not any(path.iterdir())
+        in_use = empty and (os.path.ismount(path) or path.samefile(Path.cwd()))
+    if in_use:
+        raise StorageError(
+            f"{path} is the working directory or a mounted disk, which cannot be replaced; choose a name inside it.",
+            argument=argument,
+        )
+    if (file or not empty) and path.exists():
         raise StorageError(f"{path} already exists; choose another `{argument}` or remove it.", argument=argument)
 
 

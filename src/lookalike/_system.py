@@ -41,12 +41,18 @@ def _cpuinfo(*keys: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: LOOKALIKE_CACHE, else `lookalike` in the user's cache folder. It may be removed."""
+    """Return the cache folder: LOOKALIKE_CACHE, else `lookalike` in the user's cache folder. It may be removed.
+
+    A user without a home folder, as in some containers, has no cache: nothing can be written to what is returned then.
+    """
     folder = os.environ.get("LOOKALIKE_CACHE")
     if folder:
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lookalike"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "lookalike"
+    except RuntimeError:
+        return Path(os.devnull) / "lookalike"
 
 
 def keep_freed_memory() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookalike._files import locked
 from lookalike.api.embed import embed, index
 from lookalike.api.search import load_index, search
 from lookalike.embeddings.embed_folder import embed_folder
@@ -213,6 +214,20 @@ class TestEmbed:
 @pytest.mark.parametrize("command", [embed, index])
 class TestFolders:
     """What both verbs accept as a folder of images."""
+
+    def test_a_second_run_to_the_same_folder_is_refused_before_it_works(
+        self, command, images, encoder, tmp_path, decoded
+    ):
+        with locked(tmp_path / "out"), pytest.raises(StorageError, match="another run") as caught:
+            command(images, encoder, out=tmp_path / "out")
+        assert caught.value.argument == "out"
+        assert decoded == []
+
+    def test_a_link_is_followed(self, command, images, encoder, tmp_path):
+        (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+        command(images, encoder, out=tmp_path / "link")
+        assert (tmp_path / "link").is_symlink()
+        assert names(tmp_path / "disk") == ["out"]
 
     def test_a_missing_folder(self, command, encoder, tmp_path):
         with pytest.raises(DataError, match="missing does not exist"):

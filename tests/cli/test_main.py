@@ -308,7 +308,27 @@ STORAGE = {
     "a benchmark onto images": (nothing, "benchmark photos --bundle model --out photos", "photos", "--out"),
     "embed onto another model's embeddings": (nothing, "embed photos --model other --out photos.emb", "photos.emb"),
     "train inside a file": (nothing, FROZEN.replace("new", INSIDE_A_FILE), INSIDE_A_FILE, "photos/labels.csv"),
-    "train onto a parent folder": (nothing, FROZEN.replace("new", ".."), "--out", ".."),
+    "train onto a parent folder": (nothing, FROZEN.replace("new", ".."), "--out"),
+    "index onto the working folder": (nothing, "index photos --model model --out .", "--out"),
+    "export onto the working folder": (nothing, "export model --out .", "--out"),
+    "findings onto the working folder": (nothing, "check photos --out .", "--out"),
+    **{
+        f"{command.split()[0]} to a name of 255 characters": (
+            nothing,
+            f"{command} --out {'x' * 250}.json",
+            "--out",
+            "255",
+        )
+        for command in (
+            "index photos --model model",
+            "embed photos --model model",
+            "submit photos --model model",
+            "check photos",
+            "export model",
+            "benchmark photos --bundle model",
+            "demo",
+        )
+    },
     "embed inside a file": (nothing, f"embed photos --model model --out {INSIDE_A_FILE}", INSIDE_A_FILE),
     "index inside a file": (nothing, f"index photos.emb --out {INSIDE_A_FILE}", INSIDE_A_FILE),
     "submit inside a file": (nothing, f"submit photos --model model --out {INSIDE_A_FILE}.csv", f"{INSIDE_A_FILE}.csv"),
@@ -347,7 +367,7 @@ WRITING = {
     "submit": ("submit photos --model model --out s.json", "s.json"),
     "check": ("check photos --out findings.json", "findings.json"),
     "search": (f"{SEARCH} --html hits.html", "hits.html"),
-    "benchmark": ("benchmark photos --bundle model --out new", "new/run.json"),
+    "benchmark": ("benchmark photos --bundle model --out new", "new/"),
 }
 
 

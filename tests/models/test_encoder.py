@@ -1,6 +1,8 @@
 """Embedding images: ids, order, skipped files, batches, images in memory, and ensembles by hand."""
 
 import io
+import os
+import pickle
 import re
 from pathlib import Path
 
@@ -51,6 +53,20 @@ def test_an_embedding_is_the_head_on_the_features_of_the_pixels(encoder, image_f
     np.testing.assert_allclose(
         encoder.encode(encoder.preprocessing.pixels(sample_images["cat"])[None]), expected, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", ["single", "average"])
+def test_a_forked_process_cannot_use_an_encoder(make_encoder, kind, image_files, sample_images, monkeypatch):
+    encoder = make_encoder(kind)
+    copy = pickle.dumps(encoder.members[0]._process)
+    maker = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: maker + 1)
+    pixels = encoder.members[0].preprocessing.pixels(sample_images["cat"])[None]
+    for call in (lambda: encoder.embed(image_files), lambda: encoder.members[0].encode(pixels)):
+        with pytest.raises(ModelError, match=f"process {maker}, and its fork, process {maker + 1}") as caught:
+            call()
+        assert "spawn" in str(caught.value)
+    pickle.loads(copy).require_current()
 
 
 def test_items_keep_their_ids(encoder, image_files):

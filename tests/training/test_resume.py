@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import torch
 
+from lookalike._files import locked
 from lookalike.errors import ModelError, StorageError
 from lookalike.models.bundle import read_bundle_info
 from lookalike.models.info import LearningRates
@@ -215,12 +216,21 @@ def test_killed_by_the_system_in_another_process(unbroken, data, weights, option
         assert process.stdout.readline() == "in the middle\n"
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert [p.name for p in tmp_path.iterdir()] == ["model.training"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".model.lock", "model.training"]
     train(data, SMALL, weights=weights, out=out, options=options, resume=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert comparable(out) == comparable(unbroken)
 
 
 # ---------------------------------------------------------------- what does not fit together
+
+
+def test_a_second_run_to_the_same_folder_is_refused_before_it_works(data, weights, options, tmp_path):
+    out = tmp_path / "model"
+    with locked(out), pytest.raises(StorageError, match="another run") as raised:
+        train(data, SMALL, weights=weights, out=out, options=options)
+    assert raised.value.argument == "out"
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unfinished_run_is_not_overwritten(data, weights, options, recorder, tmp_path):

@@ -249,7 +249,7 @@ def test_an_existing_folder(trained, data, weights, quick, tmp_path):
     assert str(out) in str(refused(StorageError, data, SMALL, weights=weights, out=out, options=quick()))
     assert load_encoder(out).fingerprint == encoder.fingerprint
     for path in (".", tmp_path / ".."):
-        error = refused(OptionError, data, SMALL, weights=weights, out=path, options=quick())
+        error = refused(StorageError, data, SMALL, weights=weights, out=path, options=quick())
         assert error.argument == "out"
 
 

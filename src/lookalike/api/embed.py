@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import file_digest, new_folder, require_free, require_writable
+from lookalike._files import file_digest, follow_link, locked, new_folder, require_free, require_writable
 from lookalike._strings import PackedStrings
 from lookalike.data.dataset import TEST_SPLITS, Split
 from lookalike.data.folders import ImageFinder, require_folder, skipped_suffix
@@ -96,7 +96,7 @@ def embed(
     """
     progress = resolve_progress(progress)
     gallery = _all_images(_folder(images), progress)
-    out = Path(out)
+    out = follow_link(out)
     require_writable(out, "out")
     require_runtime(runtime, precision)
     if model is None:
@@ -106,8 +106,7 @@ def embed(
             f"{out} holds no model from an earlier run, so `model` is needed: a bundle or the name of a backbone.",
             argument="model",
         )
-    progress = resolve_progress(progress)
-    with renamed_argument("out", "path"):
+    with locked(out), renamed_argument("out", "path"):
         return _embed_images(
             gallery,
             model,
@@ -163,7 +162,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         StorageError: `out` exists or cannot be written, or the embeddings are damaged or unfinished.
 
     """
-    images, out = _folder(images), Path(out)
+    images, out = _folder(images), follow_link(out)
     progress = resolve_progress(progress)
     budget = Budget.parse(min_recall, max_memory, max_ms)
     require_runtime(runtime, precision)
@@ -176,7 +175,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
                 f"`runtime` and `precision` are for embedding, but {images} holds embeddings already; omit them.",
                 argument="runtime",
             )
-        with renamed_argument("images", "path"):
+        with locked(out), renamed_argument("images", "path"):
             _require_model_of(model, images)
             return _write_index(images, {}, out, budget, replace=replace, progress=progress)
     gallery = _images_to_index(images, progress)
@@ -185,7 +184,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
             f"{images} holds no embeddings, so `model` is needed: a bundle or the name of a backbone.", argument="model"
         )
     embeddings = out.with_name(out.name + ".embedding")
-    with renamed_argument("out", "path"):
+    with locked(out), renamed_argument("out", "path"):
         if embeddings.exists():
             progress.info(f"resuming from {embeddings}, which a stopped run has left")
         _embed_images(
@@ -199,7 +198,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
             progress=progress,
         )
         built = _write_index(embeddings, gallery.metadata, out, budget, replace=replace, progress=progress)
-    shutil.rmtree(embeddings, ignore_errors=True)
+        shutil.rmtree(embeddings, ignore_errors=True)
     return built
 
 

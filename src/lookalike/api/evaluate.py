@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lookalike._files import require_free
+from lookalike._files import follow_link, locked, require_free
 from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
 from lookalike.data.folders import skipped_suffix
 from lookalike.data.layouts import load_data_as_trained
@@ -125,10 +125,10 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
         StorageError: `out` exists or cannot be written.
 
     """
-    out = Path(out)
-    submission_format(out)
+    submission_format(Path(out))
+    out = follow_link(out)
     require_runtime(runtime, precision)
-    require_free(out)
+    require_free(out, file=True)
     data = _load_test_data(data, model)
     query_folder = data.root / "test" / Split.QUERY
     unlisted = next((s for s in data.skipped if s.path.is_relative_to(query_folder)), None)
@@ -139,11 +139,14 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
             f"`top_k` must be from 1 to {len(data.gallery)}, the number of gallery images, got {top_k}.",
             argument="top_k",
         )
-    queries, gallery, skipped = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
-    hits = Index.build(gallery).search(queries, top_k)
-    submission = Submission.from_hits(hits, group, (*skipped, *gallery.skipped))
-    submission.check([i.id for i in data.query], [i.id for i in data.gallery], top_k)
-    submission.write(out)
+    with locked(out):
+        queries, gallery, skipped = _embed_test_split(
+            data, model, weights, runtime, precision, resolve_progress(progress)
+        )
+        hits = Index.build(gallery).search(queries, top_k)
+        submission = Submission.from_hits(hits, group, (*skipped, *gallery.skipped))
+        submission.check([i.id for i in data.query], [i.id for i in data.gallery], top_k)
+        submission.write(out)
     return submission
 
 

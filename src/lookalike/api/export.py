@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from lookalike._files import digest, file_digest, require_free
+from lookalike._files import digest, file_digest, follow_link, locked, require_free, storage_errors, temporary_folder
 from lookalike._system import installed_versions
 from lookalike.api.parity import ComparedMeasures, Parity, compare_embeddings, compare_measures, generated_images
 from lookalike.data.dataset import Dataset, Item, sample_evenly
@@ -88,7 +87,7 @@ def export(
         StorageError: `out` exists or cannot be written.
 
     """
-    bundle, out, progress = find_bundle(bundle) or Path(bundle), Path(out), resolve_progress(progress)
+    bundle, out, progress = find_bundle(bundle) or Path(bundle), follow_link(out), resolve_progress(progress)
     runtime, precision = _target(format, precision)
     if precision == "int8" and data is None:
         raise OptionError("int8 needs `data`, the training data of the bundle, for calibration.", argument="data")
@@ -106,7 +105,7 @@ def export(
     with renamed_argument("bundle", "model"):
         encoder = load_encoder(bundle, runtime="torch")
     split = None if data is None else _data_of(data, info)
-    with tempfile.TemporaryDirectory(prefix="lookalike-export-") as folder:
+    with locked(out), storage_errors(out, "out"), temporary_folder(out) as folder:
         members: list[Encoder] = []
         skipped = [] if split is None else list(split.skipped)
         for number, member in enumerate(encoder.members):
@@ -115,7 +114,7 @@ def export(
             if split is not None and precision == "int8":
                 sample = sample_evenly(split.training, CALIBRATION_IMAGES)
                 images = [pixels[None] for pixels in _read_images(member, sample, skipped, progress, "calibration")]
-            members.append(_export_member(member, Path(folder), number, runtime, precision, images))
+            members.append(_export_member(member, folder, number, runtime, precision, images))
         exported: AnyEncoder = members[0]
         if isinstance(encoder, Ensemble):
             exported = Ensemble(tuple(members), encoder.combination, encoder.alignments)

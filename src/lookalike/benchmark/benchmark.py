@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import digest, require_free
+from lookalike._files import digest, follow_link, locked, require_free, require_writable
 from lookalike.benchmark.candidates import (
     AnyCandidate,
     make_candidates,
@@ -117,6 +117,8 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     measure = str(Measure.parse(measure, argument="measure"))
     require_runtime(runtime)
     require_budget(budget_ms)
+    if out is not None:
+        require_writable(Path(out), "out")
     weights, folders, finetuned = check_candidates(backbones, bundles, weights, finetune)
     data = load_training_splits(data, options.to_dict())
     if not labelled(data.training):
@@ -127,7 +129,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         )
     spec = BenchmarkSpec(
         data=data,
-        out=Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-")),
+        out=follow_link(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-")),
         weights=weights,
         bundles=folders,
         finetune=finetuned,
@@ -144,9 +146,10 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     if any(not is_bundle(spec.bundle_folder(name, "fine-tuned")) for name in spec.finetune):
         require_classes(spec.data, labelled(spec.data.training))
         require_no_leaks(spec.data, allowed=spec.options.allow_leaks, progress=progress)
-    lock_or_verify(spec)
-    progress.info(str(spec.data))
-    return _run_tracked(spec, targets)
+    with locked(spec.out):
+        lock_or_verify(spec)
+        progress.info(str(spec.data))
+        return _run_tracked(spec, targets)
 
 
 def _run_tracked(spec: BenchmarkSpec, targets: Sequence[TrackerTarget]) -> Benchmark:
@@ -206,11 +209,13 @@ def demo(
         StorageError: `out` contains anything but a demo.
 
     """
-    out, progress = Path(out), resolve_progress(progress)
+    out, progress = follow_link(out), resolve_progress(progress)
+    require_writable(out, "out")
     notes: tuple[str, ...] = ()
     if data is None:
         folder = out / _IMAGES
-        _write_images(out, folder, progress)
+        with locked(out):
+            _write_images(out, folder, progress)
         progress.info(DESCRIPTION)
         name, title, notes = _BENCHMARK, "The demo: which model finds the same scene again?", (DESCRIPTION,)
     else:

@@ -38,7 +38,18 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     # SIGTERM is handled like Ctrl-C: temporary files are removed and the message says how to resume
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files; those that cannot be read are reported
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    exit_code = run(list(sys.argv[1:] if argv is None else argv))
+    if exit_code == INTERRUPTED:
+        _exit_at_once(exit_code)
+    sys.exit(exit_code)
+
+
+def _exit_at_once(exit_code: int) -> NoReturn:
+    """Exit without the interpreter's shutdown: threads of a runtime that were interrupted can crash in it."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def run(argv: list[str]) -> int:

@@ -172,7 +172,7 @@ def clean_manifest_path(path: Path | str) -> Path:
         target /= "manifest.csv"
     if target.name != "manifest.csv":
         raise OptionError(f"`clean_manifest` must be named manifest.csv, got {target.name}.", argument="clean_manifest")
-    require_free(target, "clean_manifest")
+    require_free(target, "clean_manifest", file=True)
     return target
 
 
@@ -214,7 +214,7 @@ def check(
 
     """
     if out is not None:
-        require_free(Path(out))
+        require_free(Path(out), file=True)
     if clean_manifest is not None:
         clean_manifest_path(clean_manifest)  # fails before the work
     progress = resolve_progress(progress)

@@ -5,9 +5,10 @@ Needs no torch: what executes the backbone is behind the `Backbone` protocol.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +32,24 @@ SAMPLE_SIZE = 48  # images that a runtime is selected with
 _GROUP_SIZE = 512
 
 
+class _Process:
+    """The process that made an encoder; a copy that is unpickled belongs to the process that unpickles it."""
+
+    def __init__(self) -> None:
+        self.number = os.getpid()
+
+    def __reduce__(self) -> tuple[type[_Process], tuple[()]]:
+        return _Process, ()
+
+    def require_current(self) -> None:
+        """Raise `ModelError` in a forked process: the threads of a runtime do not exist there, and it would hang."""
+        if os.getpid() != self.number:
+            raise ModelError(
+                f"the encoder was made in process {self.number}, and its fork, process {os.getpid()}, cannot use it; "
+                'start processes with multiprocessing.get_context("spawn"), and load the encoder in each.'
+            )
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Encoder:
     """Maps images to unit-length embeddings.
@@ -45,6 +64,7 @@ class Encoder:
     info: EncoderInfo
     backbone: Backbone
     head: Head | None
+    _process: _Process = field(default_factory=_Process)
 
     def __repr__(self) -> str:
         return f"<Encoder: {self.name}, {self.dim} dimensions, {self.state}, runtime {self.runtime}, {self.precision}>"
@@ -105,10 +125,12 @@ class Encoder:
 
     def encode(self, pixels: Pixels) -> Vectors:
         """Return the embeddings `(n, dim)` of preprocessed pixels `(n, h, w, 3)` uint8."""
+        self._process.require_current()
         return self.project(self.backbone.submit(pixels)())
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Encoder:
         """Return the same encoder on the runtime that suits `count` images such as these."""
+        self._process.require_current()
         return replace(self, backbone=self.backbone.prepare(sample, count, progress))
 
     def embed(

@@ -10,7 +10,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import digest, require_free
+from lookalike._files import digest, follow_link, locked, require_free
 from lookalike.data.dataset import Dataset, Split
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
@@ -89,7 +89,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("refit runs in one process; start it without torchrun or accelerate.")
     progress = resolve_progress(progress)
-    first, bundle, targets = _read_first(Path(model)), Path(out), parse_targets(track)
+    first, bundle, targets = _read_first(Path(model)), follow_link(out), parse_targets(track)
     names = [encoder.name for encoder in first.encoder.members]
     initial = dict(pair_initial_weights(names, weights))
     folder = prepare_run_folder(bundle, resume=resume, replace=replace, progress=progress)
@@ -102,23 +102,24 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     split = first.split(data)
     options = first.options[0]
     require_no_leaks(split, allowed=options.allow_leaks, progress=progress)
-    tracker = start_tracking(targets, bundle.name, key, resume=resume, progress=progress)
-    with tracker.closing():
-        tracker.log_params({"refit_of": first.encoder.fingerprint, "data": split.fingerprint})
-        for report in filter(None, first.reports):
-            tracker.log_params({f"{report.backbone}/{field}": value for field, value in report.recipe.items()})
-        context = TrainingContext(split, options, progress, folder, cache, tracker=tracker)
-        trained = [
-            _refit_backbone(
-                changed(context.for_backbone(n), options=first.options[n]), m, initial[m.name], first.reports[n]
-            )
-            for n, m in enumerate(first.encoder.members)
-        ]
-        encoder = build_ensemble(trained, first.info.combination or "aligned", progress)
-        items = [changed(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in split.items]
-        data, reports = split.replace_items(items), [t.report for t in trained]
-        save_trained(encoder, bundle, data, options, reports, replace=replace, refit_of=first.encoder.fingerprint)
-        track_bundle(tracker, bundle)
+    with locked(bundle):
+        tracker = start_tracking(targets, bundle.name, key, resume=resume, progress=progress)
+        with tracker.closing():
+            tracker.log_params({"refit_of": first.encoder.fingerprint, "data": split.fingerprint})
+            for report in filter(None, first.reports):
+                tracker.log_params({f"{report.backbone}/{field}": value for field, value in report.recipe.items()})
+            context = TrainingContext(split, options, progress, folder, cache, tracker=tracker)
+            trained = [
+                _refit_backbone(
+                    changed(context.for_backbone(n), options=first.options[n]), m, initial[m.name], first.reports[n]
+                )
+                for n, m in enumerate(first.encoder.members)
+            ]
+            encoder = build_ensemble(trained, first.info.combination or "aligned", progress)
+            items = [changed(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in split.items]
+            data, reports = split.replace_items(items), [t.report for t in trained]
+            save_trained(encoder, bundle, data, options, reports, replace=replace, refit_of=first.encoder.fingerprint)
+            track_bundle(tracker, bundle)
     return encoder
 
 

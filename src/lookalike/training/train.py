@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from dataclasses import replace as changed
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import digest, require_free
+from lookalike._files import digest, follow_link, locked, require_free, require_writable
 from lookalike.data.dataset import Dataset, content_hashes
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
@@ -95,14 +96,15 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
     require_combination(combination)
     backbones = pair_initial_weights(backbone.split("+"), weights)
     targets = parse_targets(track)
-    bundle = Path(out) if out is not None else None
-    with open_distributed() as distributed:
+    bundle = follow_link(out) if out is not None else None
+    with open_distributed() as distributed, ExitStack() as locks:
         progress = resolve_progress(progress) if distributed.is_main else SILENT
         if distributed.description:
             progress.info(distributed.description)
         main = distributed.broadcast_from_main
         folder = None
         if bundle is not None:
+            main(lambda: locks.enter_context(locked(bundle)))
             folder = main(partial(prepare_run_folder, bundle, resume=resume, replace=replace, progress=progress))
         split = load_training_splits(data, options.to_dict())
         location = bundle.absolute() if bundle is not None else None
@@ -174,8 +176,7 @@ def pair_initial_weights(names: Sequence[str], weights: WeightsOption) -> Backbo
 
 def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: Progress = SILENT) -> Path:
     """Check that the bundle can be written, and return the folder next to it for checkpoints."""
-    if bundle.name in ("", ".."):
-        raise OptionError(f"`out` must be a folder with a name of its own, got {bundle}.", argument="out")
+    require_writable(bundle, "out")
     folder = _run_folder(bundle)
     if not replace and not (resume and is_bundle(bundle)):
         require_free(bundle)

@@ -63,7 +63,8 @@ def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
         embeddings = run_embed(images, model, out=out, weights=weights_by_name, **values, progress=progress)
     report_skipped(progress, embeddings.skipped)
     progress.info(f"{count_noun(len(embeddings), 'image')} embedded, {embeddings.dim} dimensions")
-    progress.info(f"next: lookalike index {shell_path(out)} --out {shell_path(out.with_suffix('.index'))}")
+    index_path = (out if out.name else out.resolve()).with_suffix(".index")
+    progress.info(f"next: lookalike index {shell_path(out)} --out {shell_path(index_path)}")
     print_path(out)
 
 
