@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -51,9 +52,35 @@ def test_the_python_page_has_every_public_name():
     assert sorted(re.findall(r"^::: lookalike\.(\w+)$", page, re.MULTILINE)) == sorted(la.__all__)
 
 
-def test_figures_of_the_readme_are_those_of_the_result_pages():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    results = (ROOT / "docs" / "results" / "training.md").read_text(encoding="utf-8")
-    accuracies = re.findall(r"\b0\.\d{3}\b", readme.split("## Figures")[1].split("time and memory")[0])
-    assert len(accuracies) == 9
-    assert not [value for value in accuracies if value not in results]
+def readme_row(start: str) -> list[str]:
+    """Return the cells of the row of the README's figures that starts with a text."""
+    figures = (ROOT / "README.md").read_text(encoding="utf-8").split("## Figures")[1]
+    (row,) = (line for line in figures.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("name", ["clothing", "trashnet", "caltech"])
+def test_accuracies_of_the_readme_are_the_measured_ones(name):
+    results = json.loads((ROOT / "docs" / "results" / "training.json").read_text(encoding="utf-8"))
+    expected = []
+    for method in ("frozen", "full", "their-trainer"):
+        key = f"{name}/efficientnet_lite0/{method}/"
+        expected.append(np.mean([run["measures"]["precision@3"] for k, run in results.items() if k.startswith(key)]))
+    assert readme_row(name)[1:4] == [f"{mean:.3f}" for mean in expected]
+
+
+@pytest.mark.parametrize(
+    ("start", "file", "figure", "ours", "theirs", "digits"),
+    [
+        ("`lookalike embed`", "commands", "seconds", "lookalike embed, bundle", "timm + DataLoader", ".1f"),
+        ("the same, peak", "commands", "peak_memory_mb", "lookalike embed, bundle", "timm + DataLoader", ",.0f"),
+        ("one query", "search-1000000", "single_ms", "ours, exact", "FAISS flat", ".1f"),
+        ("the same with a recall", "search-1000000", "single_ms", "ours, recall 0.95", "hnswlib M=32, ef 48", ".2f"),
+        ("`lookalike search`", "startup", "seconds", "search with the selected runtime", "search with torch", ".1f"),
+    ],
+)
+def test_times_of_the_readme_are_the_measured_ones(start, file, figure, ours, theirs, digits):
+    path = ROOT / "docs" / "results" / "performance" / f"{file}.json"
+    contenders = json.loads(path.read_text(encoding="utf-8"))["contenders"]
+    expected = [format(contenders[name][figure]["median"], digits) for name in (ours, theirs)]
+    assert [cell.split(" (")[0] for cell in readme_row(start)[1:3]] == expected
