@@ -17,6 +17,7 @@ flag in their place.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def renamed_argument(name: str, *inner: str) -> Iterator[None]:
             error.args = (str(error).replace(f"`{error.argument}`", f"`{name}`"),)
             error.argument = name
         raise
+
+
+def require_integer(value: object, argument: str) -> int:
+    """Return an integer of any type, such as NumPy's; raise `OptionError` for anything else."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise OptionError(f"`{argument}` must be an integer, got {value!r}.", argument=argument) from None
 
 
 class DataError(LookalikeError):

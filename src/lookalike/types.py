@@ -99,6 +99,16 @@ class Embeddings:
         return Embeddings(subset, self.vectors[[rows[i] for i in subset]], self.fingerprint, (), self.precision)
 
 
+def require_embeddings(value: object, argument: str) -> None:
+    """Raise `DataError` for anything but `Embeddings`."""
+    if not isinstance(value, Embeddings):
+        raise DataError(
+            f"`{argument}` must be Embeddings, got {type(value).__name__}; "
+            "use encoder.embed(images), or Embeddings(ids, vectors, fingerprint).",
+            argument=argument,
+        )
+
+
 def take_shared(embeddings: Sequence[Embeddings]) -> list[Embeddings]:
     """Return the embeddings of the ids that all of them have, in the order of the first.
 

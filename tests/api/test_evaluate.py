@@ -198,6 +198,20 @@ class TestPretrained:
 
 
 class TestSubmit:
+    def test_a_query_in_the_gallery_has_one_hit_less(self, data_folder, encoder, tmp_path, decoded):
+        """Of a leave-one-out data set, refused before any image is read."""
+        folder = data_folder / "test"
+        for part in ("query", "gallery"):
+            shutil.rmtree(folder / part)
+        (data_folder / "labels.csv").unlink()
+        for name in ("cat", "coffee"):
+            shutil.copytree(data_folder / "training" / name, folder / name)
+        gallery = len(load_dataset(data_folder).gallery)
+        with pytest.raises(OptionError, match=f"from 1 to {gallery - 1}, .* besides the query itself") as caught:
+            submit(data_folder, encoder, top_k=gallery, out=tmp_path / "s.json")
+        assert caught.value.argument == "top_k"
+        assert not decoded
+
     def test_the_submission_is_what_is_written(self, data_folder, encoder, tmp_path):
         broken = data_folder / "test" / "gallery" / "cat0.jpg"
         broken.write_text("not an image")
@@ -230,8 +244,9 @@ class TestSubmit:
 
     def test_invalid_arguments_are_reported_before_the_work(self, data_folder, encoder, tmp_path, decoded):
         (tmp_path / "taken.json").touch()
-        calls: list[tuple[type[Exception], str, dict[str, int | Path]]] = [
+        calls: list[tuple[type[Exception], str, dict[str, int | str | Path]]] = [
             (OptionError, "top_k", {"top_k": 13}),
+            (OptionError, "top_k", {"top_k": "3"}),
             (OptionError, "top_k", {"top_k": 0}),
             (OptionError, "out", {"out": tmp_path / "s.txt"}),
             (StorageError, "out", {"out": tmp_path / "taken.json"}),

@@ -10,6 +10,7 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -247,6 +248,52 @@ def png_header(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize(("rows", "readable"), [(1, False), (50, False), (95, True), (100, True)])
+def test_a_png_with_a_part_of_its_rows(tmp_path: Path, rows: int, readable: bool) -> None:
+    width, height = 40, 100
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits of grey
+    rows_data = zlib.compress((b"\0" + b"\xc8" * width) * rows)
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", rows_data) + png_chunk(b"IEND", b"")
+    (tmp_path / "p.png").write_bytes(png_header(1, 1)[:8] + chunks)
+    if readable:
+        assert pixels(tmp_path / "p.png")[:rows].tolist() == [[[200] * 3] * width] * rows
+    else:
+        assert cause(tmp_path / "p.png") == "more than a tenth of its rows are missing"
+
+
+def test_a_png_that_is_all_black_is_complete(tmp_path: Path) -> None:
+    for mode in ("1", "L", "P", "RGB", "RGBA", "I;16", "LA"):
+        Image.new(mode, (31, 17)).save(tmp_path / "p.png")
+        assert pixels(tmp_path / "p.png").shape == (17, 31, 3)
+
+
+@pytest.mark.parametrize("kind", ["text", "profile", "text behind the pixels"])
+def test_a_png_with_large_metadata(sample_images: Images, tmp_path: Path, kind: str) -> None:
+    large = zlib.compress(bytes(3_000_000))
+    sample_images["cat"].save(tmp_path / "p.png")
+    data = (tmp_path / "p.png").read_bytes()
+    chunk = png_chunk(b"iCCP" if kind == "profile" else b"zTXt", b"name\0\0" + large)
+    start = len(data) - 12 if "behind" in kind else 33
+    (tmp_path / "p.png").write_bytes(data[:start] + chunk + data[start:])
+    np.testing.assert_array_equal(pixels(tmp_path / "p.png"), np.asarray(sample_images["cat"]))
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": Image.Exif()}])
+def test_a_jpeg_without_its_end_mark(
+    sample_images: Images, tmp_path: Path, missing: int, options: dict[str, Any]
+) -> None:
+    data = jpeg(sample_images["coffee"], **options)
+    (tmp_path / "whole.jpg").write_bytes(data)
+    (tmp_path / "p.jpg").write_bytes(data[:-missing])
+    np.testing.assert_array_equal(pixels(tmp_path / "p.jpg"), pixels(tmp_path / "whole.jpg"))
+    np.testing.assert_array_equal(read_pixels(tmp_path / "p.jpg"), pixels(tmp_path / "whole.jpg"))
 
 
 def test_decompression_bomb(tmp_path: Path) -> None:

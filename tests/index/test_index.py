@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,31 @@ def test_the_default_top_k_is_10_or_as_many_as_every_query_can_have():
     assert Index.build(few).search(few.take(few.ids[:1])).ids.shape == (1, 3)
 
 
+def test_a_pickled_index_finds_the_same(tmp_path):
+    items = some(60)
+    index = Index.build(items, root=tmp_path)
+    copy = pickle.loads(pickle.dumps(index))
+    assert (copy.info, copy.root) == (index.info, tmp_path)
+    assert copy.search(items, 3).ids.tolist() == index.search(items, 3).ids.tolist()
+
+
+@pytest.mark.parametrize("value", ["3", 2.5, (1,)])
+def test_a_number_of_hits_that_is_not_an_integer(value):
+    with pytest.raises(OptionError) as raised:
+        Index.build(some(4)).search(some(1, name="query"), value)
+    assert raised.value.argument == "top_k"
+    assert repr(value) in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [np.zeros((2, 16), np.float32), ["a.jpg"], None])
+def test_something_else_than_embeddings(value):
+    index = Index.build(some(4))
+    for argument, call in (("queries", index.search), ("embeddings", Index.build)):
+        with pytest.raises(DataError, match="must be Embeddings") as raised:
+            call(value)
+        assert raised.value.argument == argument
+
+
 def test_no_queries():
     none = Embeddings((), np.zeros((0, 16), np.float32), "model")
     assert Index.build(some(4)).search(none, top_k=2).ids.shape == (0, 2)
@@ -121,6 +147,10 @@ def test_what_an_index_is_not_built_of():
         with pytest.raises(OptionError, match=str(value)) as raised:
             Index.build(some(3), min_recall=value)
         assert raised.value.argument == "min_recall"
+    for argument in ("min_recall", "max_ms"):
+        with pytest.raises(OptionError, match=r"must be a number, got '0\.9'") as raised:
+            Index.build(some(3), **{argument: "0.9"})
+        assert raised.value.argument == argument
     assert len(Index.build(some(3), min_recall=0.5)) == 3
 
 
@@ -261,9 +291,10 @@ def test_an_approximate_index(embeddings, tmp_path, monkeypatch):
     approximate.save(tmp_path / "index")
     loaded = Index.load(tmp_path / "index")
     assert loaded.info == approximate.info
-    again = loaded.search(queries, 10)
-    assert again.ids.tolist() == hits.ids.tolist()
-    np.testing.assert_array_equal(again.scores, hits.scores)
+    for copy in (loaded, pickle.loads(pickle.dumps(loaded)), pickle.loads(pickle.dumps(approximate))):
+        again = copy.search(queries, 10)
+        assert again.ids.tolist() == hits.ids.tolist()
+        np.testing.assert_array_equal(again.scores, hits.scores)
 
 
 def test_equal_vectors_of_an_approximate_index_come_in_the_order_of_their_ids(embeddings, monkeypatch):

@@ -1,6 +1,7 @@
 """Images to batches, and batches through runners: order, bounded memory, errors, and images in memory."""
 
 import io
+import os
 import threading
 import time
 from pathlib import Path
@@ -57,7 +58,16 @@ def test_paths_and_images_get_ids_and_sources_keep_theirs(sample_images):
     assert sources[4].image is pixels
 
 
-@pytest.mark.parametrize("image", ["a.png", Path("a.png"), b"...", Image.new("RGB", (2, 2))])
+def test_binary_files_and_buffers_are_images(sample_images, tmp_path):
+    sample_images["cat"].save(tmp_path / "cat.png")
+    data = (tmp_path / "cat.png").read_bytes()
+    with (tmp_path / "cat.png").open("rb") as file, os.scandir(tmp_path) as entries:
+        sources = as_sources([io.BytesIO(data), file, bytearray(data), memoryview(data), *entries])
+    assert [source.image for source in sources[:4]] == [data] * 4
+    assert (sources[4].id, sources[4].path) == (str(tmp_path / "cat.png"), tmp_path / "cat.png")
+
+
+@pytest.mark.parametrize("image", ["a.png", Path("a.png"), b"...", Image.new("RGB", (2, 2)), io.BytesIO(b"a")])
 def test_a_single_image_instead_of_a_list_is_refused(image):
     with pytest.raises(OptionError, match="must be a list") as raised:
         as_sources(image)
@@ -72,6 +82,7 @@ def test_a_single_image_instead_of_a_list_is_refused(image):
         (np.zeros((4, 4, 3), np.float32), "float32 of shape (4, 4, 3)"),
         (np.zeros((0, 4, 3), np.uint8), "(0, 4, 3)"),
         (7, "int at position 1"),
+        (io.StringIO("text"), "StringIO at position 1"),
     ],
 )
 def test_something_else_than_an_image_is_refused(image, facts):

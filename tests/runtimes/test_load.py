@@ -1,5 +1,6 @@
 """Loading encoders: bundles, exported bundles, pretrained names, and a search that imports neither torch nor timm."""
 
+import pickle
 import subprocess
 import sys
 
@@ -117,6 +118,18 @@ def test_an_exported_bundle_keeps_its_runtime(exported_bundle):
     for options in ({"runtime": "torch"}, {"precision": "bfloat16"}):
         with pytest.raises(OptionError, match="was exported for openvino in float32"):
             load_encoder(exported_bundle, **options)
+
+
+@pytest.mark.parametrize("kind", ["exported", "bundle", "name"])
+def test_a_pickled_encoder_computes_the_same(kind, exported_bundle, bundle, image_files):
+    encoder = {
+        "exported": lambda: load_encoder(exported_bundle),
+        "bundle": lambda: load_encoder(bundle, runtime="openvino", precision="float32"),
+        "name": lambda: load_encoder(NAME, weights="none", runtime="torch"),
+    }[kind]()
+    expected = encoder.embed(image_files).vectors  # which also compiles the graph
+    copy = pickle.loads(pickle.dumps(encoder))
+    np.testing.assert_allclose(copy.embed(image_files).vectors, expected, atol=1e-6)
 
 
 def test_an_exported_bundle_is_saved_with_its_graph(exported_bundle, encoder, image_files, tmp_path):

@@ -12,7 +12,7 @@ from lookalike._files import follow_link, locked, require_free
 from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
 from lookalike.data.folders import skipped_suffix
 from lookalike.data.layouts import load_data_as_trained
-from lookalike.errors import DataError, OptionError
+from lookalike.errors import DataError, OptionError, require_integer
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure, parse_measures
 from lookalike.evaluation.submission import Submission, submission_format
@@ -86,6 +86,7 @@ def evaluate(
 
 
 def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measure, ...]:
+    k = [require_integer(value, "k") for value in k]
     invalid = next((value for value in k if value < 1), None)
     if invalid is not None:
         raise OptionError(f"`k` must be at least 1, got {invalid}.", argument="k")
@@ -134,9 +135,14 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     unlisted = next((s for s in data.skipped if s.path.is_relative_to(query_folder)), None)
     if unlisted is not None:
         raise DataError(f"a submission needs every query, but {unlisted}; make it readable.", argument="data")
-    if not 1 <= top_k <= len(data.gallery):
+    top_k = require_integer(top_k, "top_k")
+    gallery_ids = {item.id for item in data.gallery}
+    inside = any(item.id in gallery_ids for item in data.query)  # a query is not its own hit
+    if not 1 <= top_k <= len(gallery_ids) - inside:
+        besides = " besides the query itself" if inside else ""
         raise OptionError(
-            f"`top_k` must be from 1 to {len(data.gallery)}, the number of gallery images, got {top_k}.",
+            f"`top_k` must be from 1 to {len(gallery_ids) - inside}, the number of gallery images{besides}, "
+            f"got {top_k}.",
             argument="top_k",
         )
     with locked(out):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ _FORMATS = {
     **dict.fromkeys((".ppm", ".pgm"), ("PPM",)),
     ".jp2": ("JPEG2000",),
 }
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # what decides the pixels
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by colour type
+_PNG_BLOCK = 1 << 20  # bytes decompressed at once
+_JPEG_END = b"\xff\xd9"
 
 _WHITE_16_BIT = 65535  # white of integer samples above 8 bits
 
@@ -76,13 +83,74 @@ def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
             expected = _FORMATS.get(path.suffix.lower())
             if expected is not None and image.format not in expected:
                 raise UnreadableImage(path, f"it is named {path.suffix} but contains {image.format}; rename it")
-            image.seek(0)
-            image.load()
-            return to_rgb(image)
+            return _decode(path, file, image)
     except UnreadableImage:
         raise
+    except ValueError as error:
+        essential = _essential_png(file)  # Pillow refuses texts and profiles of more than 1 MB
+        if essential is None:
+            raise _unreadable(path, error) from error
+        return _read(path, io.BytesIO(essential))
     except Exception as error:  # decoders raise anything on damaged files: struct.error, RuntimeError, KeyError, ...
         raise _unreadable(path, error) from error
+
+
+def _decode(path: Path, file: Path | io.BytesIO, image: Image.Image) -> Image.Image:
+    image.seek(0)
+    try:
+        image.load()
+    except OSError:
+        restored = decode_jpeg(_content(file), [None]) if image.format == "JPEG" else None
+        if restored is None:
+            raise
+        return Image.fromarray(restored[0])
+    if image.format == "PNG" and _lacks_rows(image, file):
+        raise UnreadableImage(path, "more than a tenth of its rows are missing")
+    return to_rgb(image)
+
+
+def _content(file: Path | io.BytesIO) -> bytes:
+    return file.getvalue() if isinstance(file, io.BytesIO) else file.read_bytes()
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind and all bytes of each chunk."""
+    start = len(_PNG_SIGNATURE)
+    while start + 12 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        yield data[start + 4 : start + 8], data[start:end]
+        start = end
+
+
+def _essential_png(file: Path | io.BytesIO) -> bytes | None:
+    """Return a PNG without texts, profiles and other chunks that do not matter here; None where there are none."""
+    try:
+        data = _content(file)
+    except OSError:
+        return None
+    if not data.startswith(_PNG_SIGNATURE):
+        return None
+    essential = b"".join([_PNG_SIGNATURE, *(chunk for kind, chunk in _png_chunks(data) if kind in _PNG_CHUNKS)])
+    return essential if len(essential) < len(data) else None
+
+
+def _lacks_rows(image: Image.Image, file: Path | io.BytesIO) -> bool:
+    """Whether more than a tenth of a PNG's pixels are missing: Pillow leaves them zero.
+
+    Only where the last row is zero, the file is decompressed again to count them.
+    """
+    width, height = image.size
+    if image.crop((0, height - 1, width, height)).getbbox(alpha_only=False) is not None:
+        return False
+    decompressor, missing = zlib.decompressobj(), 0.0
+    for kind, chunk in _png_chunks(_content(file)):
+        if kind == b"IHDR":
+            missing = 0.9 * width * height * chunk[16] * _PNG_SAMPLES[chunk[17]] / 8
+        compressed = chunk[8:-4] if kind == b"IDAT" else b""
+        while compressed and missing > 0:
+            missing -= len(decompressor.decompress(compressed, _PNG_BLOCK))
+            compressed = decompressor.unconsumed_tail
+    return missing > 0
 
 
 def _unreadable(path: Path, error: Exception) -> UnreadableImage:
@@ -136,6 +204,8 @@ def decode_jpeg(data: bytes, min_sides: Sequence[int | None]) -> list[Pixels] | 
     """
     import simplejpeg
 
+    if not data.endswith(_JPEG_END):
+        data += _JPEG_END  # some writers forget it; any other damage is noticed
     try:
         height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
         if colourspace not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:

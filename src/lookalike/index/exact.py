@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,9 @@ class ExactIndex:
 
     def __len__(self) -> int:
         return len(self._vectors)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a lock cannot be pickled
+        return partial(ExactIndex, prefilter=self.prefilter), (self._vectors,)
 
     @property
     def dim(self) -> int:

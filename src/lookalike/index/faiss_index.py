@@ -50,6 +50,9 @@ class FaissIndex:
     def __len__(self) -> int:
         return int(self.index.ntotal)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # FAISS's search parameters cannot be pickled
+        return FaissIndex, (self.index, self.key, self.parameters)
+
     @property
     def dim(self) -> int:
         """Number of dimensions."""

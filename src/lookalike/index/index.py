@@ -10,7 +10,7 @@ import numpy as np
 from lookalike._files import new_folder, storage_errors
 from lookalike._strings import PackedStrings
 from lookalike._top_k import Ints
-from lookalike.errors import DataError, FingerprintMismatch, OptionError
+from lookalike.errors import DataError, FingerprintMismatch, OptionError, require_integer
 from lookalike.index.autotune import RECALL_AT, Budget, autotune, format_size, time_single
 from lookalike.index.exact import ExactIndex
 from lookalike.index.faiss_index import ApproximateIndex
@@ -26,7 +26,7 @@ from lookalike.index.storage import (
     write_items,
 )
 from lookalike.progress import Progress, resolve_progress
-from lookalike.types import Embeddings, Hits, Vectors
+from lookalike.types import Embeddings, Hits, Vectors, require_embeddings
 
 EXACT_UNTIL = 20_000  # fewer vectors are compared in a millisecond or two; no approximate index pays
 APPROXIMATE_MIN = 1000  # fewer vectors are too few to tune an approximate index
@@ -93,6 +93,7 @@ class Index:
             StorageError: `checkpoint` holds something else, or cannot be written.
 
         """
+        require_embeddings(embeddings, "embeddings")
         budget = Budget.parse(min_recall, max_memory, max_ms)
         if not len(embeddings):
             raise DataError("an index needs at least one embedding, got none.", argument="embeddings")
@@ -154,6 +155,7 @@ class Index:
             OptionError: `top_k` is below 1 or larger than the index.
 
         """
+        require_embeddings(queries, "queries")
         self.require_model(queries.fingerprint, "the model of the queries", argument="queries")
         if queries.dim != self.dim:
             raise DataError(
@@ -184,6 +186,7 @@ class Index:
     def _resolve_top_k(self, top_k: int | None, *, inside: bool) -> int:
         if top_k is None:
             top_k = max(1, min(_DEFAULT_TOP_K, len(self) - inside))
+        top_k = require_integer(top_k, "top_k")
         if top_k < 1:
             raise OptionError(f"`top_k` must be at least 1, got {top_k}.", argument="top_k")
         if top_k > len(self) - inside:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, overload
+from typing import BinaryIO, Protocol, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from lookalike._files import digest
 from lookalike._strings import PackedStrings
 from lookalike._system import cpu_count
 from lookalike.data.images import read_in_memory, read_scaled
-from lookalike.errors import OptionError, UnreadableImage
+from lookalike.errors import OptionError, UnreadableImage, require_integer
 from lookalike.models.info import BackboneInfo
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress
@@ -38,7 +38,8 @@ T = TypeVar("T")
 # Uint64 array `(n,)` of `image_keys`.
 Keys = npt.NDArray[np.uint64]
 
-ImageInput = Path | str | bytes | Image.Image | Pixels
+ImageInput = os.PathLike[str] | str | bytes | bytearray | memoryview | BinaryIO | Image.Image | Pixels
+_SINGLE_IMAGES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 
 
 class Source(Protocol):
@@ -95,18 +96,23 @@ class Files(Sequence[File]):
 
 def as_sources(images: Iterable[Source | ImageInput]) -> Sequence[Source]:
     """Give paths and images in memory an id; items keep theirs."""
-    single_array = isinstance(images, np.ndarray) and images.ndim == 3
-    if single_array or isinstance(images, str | Path | bytes | Image.Image):
-        raise OptionError("`images` must be a list, got a single image; put it in a list.", argument="images")
     if isinstance(images, Files):
         return images
+    single_array = isinstance(images, np.ndarray) and images.ndim == 3
+    single = single_array or isinstance(images, _SINGLE_IMAGES) or hasattr(images, "read")
+    if single or not isinstance(images, Iterable):
+        what = "a single image; put it in a list" if single else f"{type(images).__name__}"
+        raise OptionError(f"`images` must be a list, got {what}.", argument="images")
     return [_as_source(image, number) for number, image in enumerate(images)]
 
 
 def _as_source(image: Source | ImageInput, number: int) -> Source:
-    if isinstance(image, str | Path):
-        return File(str(image), Path(image))
-    if isinstance(image, bytes | Image.Image):
+    if isinstance(image, str | os.PathLike):
+        return File(os.fspath(image), Path(image))
+    data = image.read() if hasattr(image, "read") else image
+    if isinstance(data, bytes | bytearray | memoryview):
+        return InMemoryImage(f"image {number}", bytes(data))
+    if isinstance(image, Image.Image):
         return InMemoryImage(f"image {number}", image)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
@@ -115,13 +121,13 @@ def _as_source(image: Source | ImageInput, number: int) -> Source:
                 argument="images",
             )
         return InMemoryImage(f"image {number}", image)
-    if not hasattr(image, "path"):
+    if not (hasattr(image, "path") and hasattr(image, "id")):
         raise OptionError(
-            "`images` takes paths, bytes, PIL images and (h, w, 3) uint8 arrays, "
+            "`images` takes paths, bytes, binary files, PIL images and (h, w, 3) uint8 arrays, "
             f"got {type(image).__name__} at position {number}.",
             argument="images",
         )
-    return image
+    return cast(Source, image)
 
 
 def image_keys(sources: Sequence[Source]) -> Keys:
@@ -197,7 +203,7 @@ def map_ahead(
 
     An `UnreadableImage` becomes a `Skipped`; any other error is raised.
     """
-    if batch_size < 1:
+    if require_integer(batch_size, "batch_size") < 1:
         raise OptionError(f"`batch_size` must be at least 1, got {batch_size}.", argument="batch_size")
 
     def prepare_all(sources: Sequence[S]) -> list[T | Skipped]:

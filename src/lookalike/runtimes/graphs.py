@@ -117,6 +117,7 @@ class ExportedBackbone(UnpreparedBackbone):
 
     def __init__(self, info: EncoderInfo, file: Path) -> None:
         assert info.graph is not None
+        self._encoder_info = info
         self.info = info.backbone
         self.runtime = info.graph.runtime
         self.precision = info.graph.precision
@@ -125,6 +126,9 @@ class ExportedBackbone(UnpreparedBackbone):
         self._file = file
         self._cache = GraphCache(digest(*info.graph.digests.values()))
         self._opened: dict[bool, GraphBackbone] = {}  # by whether it is compiled for many batches
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a compiled graph cannot be pickled
+        return ExportedBackbone, (self._encoder_info, self._file)
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> GraphBackbone:  # noqa: ARG002
         """Return the graph compiled for `count` images."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ class StoredWeights:
 
     info: BackboneInfo
     file: WeightsFile
-    rebuild: Callable[[], TorchBackbone] | None = None
+    rebuild: Callable[[], tuple[TorchBackbone, TrainingState]] | None = None
 
     def load(self) -> TorchBackbone:
         """Return the backbone on torch."""
@@ -126,7 +127,7 @@ class StoredWeights:
         except ModelError:
             if self.rebuild is None:
                 raise
-            return self.rebuild().weights()
+            return self.rebuild()[0].weights()
 
 
 def load_pretrained(
@@ -142,20 +143,24 @@ def load_pretrained(
 def _load_backbone(
     name: str, weights: str | Path, seed: int, cache: PretrainedCache
 ) -> tuple[AutoBackbone, TrainingState]:
-    def build() -> tuple[TorchBackbone, TrainingState]:
-        from lookalike.models.trainable import build_trainable
-
-        trainable = build_trainable(name, weights, seed=seed)
-        backbone = trainable.torch_backbone()
-        cache.save(backbone.info, trainable.trained, lambda path: write_tensors(path, backbone.weights()))
-        return backbone, trainable.trained
-
     cached = cache.load()
     if cached is None:
-        backbone, state = build()
+        backbone, state = _build_pretrained(name, weights, seed, cache)
         return AutoBackbone(backbone.info, TorchWeights(backbone)), state
     info, state, file = cached
-    return AutoBackbone(info, StoredWeights(info, WeightsFile(file, ""), lambda: build()[0])), state
+    rebuild = partial(_build_pretrained, name, weights, seed, cache)
+    return AutoBackbone(info, StoredWeights(info, WeightsFile(file, ""), rebuild)), state
+
+
+def _build_pretrained(
+    name: str, weights: str | Path, seed: int, cache: PretrainedCache
+) -> tuple[TorchBackbone, TrainingState]:
+    from lookalike.models.trainable import build_trainable
+
+    trainable = build_trainable(name, weights, seed=seed)
+    backbone = trainable.torch_backbone()
+    cache.save(backbone.info, trainable.trained, lambda path: write_tensors(path, backbone.weights()))
+    return backbone, trainable.trained
 
 
 def pair_weights(names: Sequence[str], weights: WeightsOption) -> list[tuple[str, str | Path]]:

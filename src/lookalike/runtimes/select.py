@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -74,6 +74,9 @@ class AutoBackbone(UnpreparedBackbone):
     precision: str = AUTO
     _prepared: dict[bool, Backbone] = field(default_factory=dict, init=False, repr=False)  # by whether for few images
     _torch: TorchBackbone | None = field(default=None, init=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a compiled graph cannot be pickled
+        return AutoBackbone, (self.info, self.source, self.runtime, self.precision)
 
     @property
     def width(self) -> int:
