@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+NO_CACHE = Path(os.devnull) / "lookalike"  # nothing can be written there
 
 
 def cpu_count() -> int:
@@ -43,7 +44,7 @@ def _cpuinfo(*keys: str) -> str:
 def cache_folder() -> Path:
     """Return the cache folder: LOOKALIKE_CACHE, else `lookalike` in the user's cache folder. It may be removed.
 
-    A user without a home folder, as in some containers, has no cache: nothing can be written to what is returned then.
+    `NO_CACHE` for a user without a home folder, as in some containers.
     """
     folder = os.environ.get("LOOKALIKE_CACHE")
     if folder:
@@ -52,7 +53,7 @@ def cache_folder() -> Path:
     try:
         return (Path(base) if base else Path.home() / ".cache") / "lookalike"
     except RuntimeError:
-        return Path(os.devnull) / "lookalike"
+        return NO_CACHE
 
 
 def keep_freed_memory() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from lookalike.cli import main as main_module
 from lookalike.cli.app import RESUMES, RESUMES_WITH_FLAG, RUN_AGAIN
 from lookalike.cli.main import run
 
@@ -640,6 +641,16 @@ def test_stream_with_few_characters(workspace, monkeypatch, capsys):
     assert run(["check", "фото/photos", "--no-near", "--json"]) == 1
     stream.flush()
     assert b'"data": "????/photos"' in stream.buffer.getvalue()
+
+
+def test_a_second_signal_does_not_disturb_the_end():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main_module._terminate(signal.SIGTERM, None)
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["check", "photos", "--no-near", "--json"]])

@@ -190,3 +190,14 @@ def test_a_damaged_entry_is_ignored(encoder, info, own_cache, damage):
     else:
         record.write_text("{" if damage == "record" else record.read_text().replace("untrained", "unknown"))
     assert entry.load() is None
+
+
+def test_without_a_home_folder_graphs_are_refused_and_the_rest_is_not_kept(info, monkeypatch):
+    monkeypatch.setattr(cache, "cache_folder", lambda: cache.NO_CACHE)
+    graphs = GraphCache("fingerprint")
+    with pytest.raises(StorageError, match="no home folder"):
+        graphs.add(["graph.xml"], write_files("graph.xml"))
+    graphs.write_blob("latency", b"blob")
+    assert graphs.read_blob("latency") is None
+    save_timings(info, TIMINGS)
+    assert load_timings(info) == ()

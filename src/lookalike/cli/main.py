@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -35,13 +36,18 @@ from lookalike.progress import printable
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    # SIGTERM is handled like Ctrl-C: temporary files are removed and the message says how to resume
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files; those that cannot be read are reported
     exit_code = run(list(sys.argv[1:] if argv is None else argv))
     if exit_code == INTERRUPTED:
         _exit_at_once(exit_code)
     sys.exit(exit_code)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    """Handle SIGTERM like Ctrl-C: temporary files are removed, undisturbed by a second signal."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _exit_at_once(exit_code: int) -> NoReturn:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._files import digest, file_digest, read_json, storage_errors, write_file, write_json
-from lookalike._system import cache_folder, cpu_count, cpu_flags, cpu_name, installed_versions
+from lookalike._system import NO_CACHE, cache_folder, cpu_count, cpu_flags, cpu_name, installed_versions
 from lookalike.errors import LookalikeError, StorageError
 from lookalike.models.info import BackboneInfo, TrainingState, training_state
 
@@ -99,6 +99,10 @@ class GraphCache:
 
     def add(self, names: Sequence[str], write: Callable[[Path], None]) -> None:
         """Let `write` make these files in a temporary folder, then put them in place."""
+        if self.folder.is_relative_to(NO_CACHE):
+            raise StorageError(
+                "graphs need a cache folder, and this user has no home folder; set LOOKALIKE_CACHE to a folder."
+            )
         with storage_errors(self.folder):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=".") as temporary:
