@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -182,9 +183,7 @@ def _against_frozen(winner: Trial, trials: Mapping[str, Trial], measure: str) ->
     """
     if winner.test is None:
         return []
-    frozen_form = tuple(
-        m.removesuffix(" fine-tuned") + " frozen" if m.endswith(" fine-tuned") else m for m in winner.members
-    )
+    frozen_form = tuple(re.sub(r" (fine-tuned|frozen.*)$", " frozen", m) for m in winner.members)
     rows = []
     for trial in trials.values():
         is_own = trial.members == frozen_form and trial.combination == winner.combination

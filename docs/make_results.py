@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lookalike.benchmark.leaderboard import Leaderboard, Row, escape, table, table_line
+from lookalike.benchmark.leaderboard import DIFFERENCE, Leaderboard, Row, escape, table, table_line
 from lookalike.benchmark.trial import Trial, format_difference, format_estimate, format_ms
 from lookalike.evaluation.evaluation import Estimate
 from lookalike.progress import count_noun
@@ -64,7 +64,7 @@ def leaderboard_of(result: Mapping[str, Any]) -> Leaderboard:
     """Return the leaderboard of a data set from its stored rows."""
     rows = []
     for stored in result["rows"]:
-        trial = {key: value for key, value in stored.items() if key not in ("winner", "on_front")}
+        trial = {key: value for key, value in stored.items() if key not in ("winner", "on_front", "vs_winner")}
         rows.append(Row(Trial.from_dict(trial), stored["winner"], stored["on_front"]))
     return Leaderboard(result["measured_on"], result["measure"], tuple(rows))
 
@@ -109,7 +109,7 @@ def _section(name: str, result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(board: Leaderboard, rows: Sequence[Row], baseline: Mapping[str, Sequence[float]]) -> Iterator[str]:
-    hidden = ("type", f"validation {board.label}", "dimensions")
+    hidden = ("type", DIFFERENCE, f"validation {board.label}", "dimensions")
     lines = table(board, rows, hidden=hidden)
     yield next(lines)
     yield next(lines)

@@ -102,7 +102,8 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_trials, "measure_timing", fake_timing)
         out = tmp_path_factory.mktemp("finished") / "run"
-        return benchmark(data_folder_original, NAMES, out=out, weights=tiny_weights, options=OPTIONS, title="Benchmark")
+        options = {"weights": tiny_weights, "options": OPTIONS, "measure": "precision@3", "title": "Benchmark"}
+        return benchmark(data_folder_original, NAMES, out=out, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture

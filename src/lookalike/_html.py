@@ -37,7 +37,7 @@ class Thumbnails:
 
     """
 
-    def __init__(self, size: int = 128) -> None:
+    def __init__(self, size: int = 256) -> None:
         self._size = size
         self._uris: dict[Path, str | None] = {}
 

@@ -65,7 +65,8 @@ def again(data_folder_original: Path, tiny_weights: dict[str, Path]) -> Callable
     """Call the benchmark with the arguments of `finished`, which can be overridden."""
 
     def run(out: Path, **overrides: Any) -> Benchmark:
-        arguments = {"backbones": NAMES, "weights": tiny_weights, "options": OPTIONS, "title": "Benchmark", **overrides}
+        arguments = {"backbones": NAMES, "weights": tiny_weights, "options": OPTIONS, "title": "Benchmark"}
+        arguments = {"measure": "precision@3", **arguments, **overrides}
         return benchmark(arguments.pop("data", data_folder_original), out=out, **arguments)
 
     return run

@@ -26,7 +26,9 @@ from lookalike.training.config import TrainingOptions
 from lookalike.training.refit import refit
 
 EFFICIENTNET, RESNET = NAMES = ("test_efficientnet", "test_resnet")
-SINGLES = [f"{name} {state}" for name in NAMES for state in ("frozen", "fine-tuned")]
+# fine-tuning does not help the ResNet: validation selects its pretrained weights, with the input of the recipe
+TRAINED = {EFFICIENTNET: f"{EFFICIENTNET} fine-tuned", RESNET: f"{RESNET} frozen (squash)"}
+SINGLES = [name for b in NAMES for name in (f"{b} frozen", TRAINED[b])]
 ENSEMBLES = [f"{a} + {b}, {c}" for a, b in combinations(SINGLES, 2) for c in ("aligned", "average", "concat")]
 
 
@@ -96,13 +98,13 @@ def test_best_embeds_exactly_as_the_winner_did(save, data, name):
 @pytest.mark.parametrize("name", [SINGLES[0], SINGLES[3], f"{SINGLES[0]} + {SINGLES[3]}, average"])
 def test_best_can_be_refitted_on_all_images(save, name, data_folder_original, tiny_weights, tmp_path):
     _, out = save(name)
-    assert (out / "best" / "curves.html").exists() is ("fine-tuned" in name)
+    assert (out / "best" / "curves.html").exists() is any(trained in name for trained in TRAINED.values())
     weights = {b: w for b, w in tiny_weights.items() if b in name}
     model = refit(data_folder_original, out / "best", out=tmp_path / "final", weights=weights)
     assert [m.name for m in model.members] == list(weights)
     reports = read_bundle_info(tmp_path / "final").training
     trained = {r.backbone: bool(r.epochs) or r.measures is not None for r in reports}
-    assert trained == {b: f"{b} fine-tuned" in name for b in weights}
+    assert trained == {b: TRAINED[b] in name for b in weights}
     assert read_bundle_info(tmp_path / "final").combination == ("average" if "average" in name else None)
 
 

@@ -13,7 +13,7 @@ from lookalike.models.info import TrainingReport
 from lookalike.training.refit import refit
 
 NAME = "test_efficientnet"
-RESET = "fine-tuning did not improve validation accuracy; the pretrained weights are used."
+RESET = "fine-tuning did not improve on it, so there is no fine-tuned candidate."
 
 
 def set_result(folder, share, state):
@@ -31,27 +31,47 @@ def set_result(folder, share, state):
     [
         (1.0, "fine-tuned", ""),
         (0.75, "fine-tuned", "uses 75% fine-tuned + 25% pretrained weights, the best mix on validation."),
-        (0.0, "fine-tuned", "validation selected the pretrained backbone with a trained head."),
-        (0.0, "frozen", RESET),
-        (None, "frozen", RESET),
-        (None, "fine-tuned", "only the head was trained."),
-        (None, "untrained", "training only the head did not improve on random weights."),
+        (
+            0.0,
+            "frozen + trained head",
+            "fine-tuning did not improve on it; validation selected the pretrained backbone with a trained head.",
+        ),
+        (None, "frozen + trained head", "only the head was trained."),
+        (None, "untrained", "training only the head did not improve on the initial weights."),
     ],
 )
 @pytest.mark.usefixtures("no_timing")
-def test_a_note_says_what_validation_kept_of_the_fine_tuning(again, finished_copy, tiny_weights, share, state, note):
+def test_the_name_says_what_was_trained_everywhere(again, finished_copy, tiny_weights, share, state, note):
     finetuned = finished_copy / "members" / "test-efficientnet-fine-tuned"
     shutil.rmtree(finetuned)
     shutil.copytree(finished_copy / "members" / "test-efficientnet-frozen", finetuned)
     set_result(finetuned, share, state)
     result = again(finished_copy, backbones=[NAME], weights={NAME: tiny_weights[NAME]})
-    assert [t.name for t in result.trials[:2]] == [f"{NAME} frozen", f"{NAME} fine-tuned"]
+    name = f"{NAME} {state}"
+    assert [t.name for t in result.trials[:2]] == [f"{NAME} frozen", name]
     assert (result.trials[1].state, result.trials[1].note) == (state, note)
     assert result.trials[1].validation == result.trials[0].validation
     report = html.unescape((finished_copy / "report.html").read_text(encoding="utf-8"))
-    assert (f"<li>{NAME} fine-tuned: {note}" in report) == bool(note)
-    table = (finished_copy / "leaderboard.md").read_text(encoding="utf-8")
-    assert (rf"- test\_efficientnet fine-tuned: {note}" in table) == bool(note)
+    assert (f"<li>{name}: {note}" in report) == bool(note)
+    for suffix in ("md", "csv", "tex", "json"):
+        text = (finished_copy / f"leaderboard.{suffix}").read_text(encoding="utf-8")
+        assert name in text.replace("\\", "").replace("$+$", "+")
+    table = (finished_copy / "leaderboard.md").read_text(encoding="utf-8").replace("\\", "")
+    assert (f"- {name}: {note}" in table) == bool(note)
+    pair = next(t for t in result.trials if t.kind == "ensemble")
+    assert pair.state == ("untrained" if state == "untrained" else "mixed")
+
+
+@pytest.mark.parametrize("share", [0.0, None])
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_without_a_gain_there_is_only_the_frozen_candidate(again, finished_copy, tiny_weights, share):
+    finetuned = finished_copy / "members" / "test-efficientnet-fine-tuned"
+    shutil.rmtree(finetuned)
+    shutil.copytree(finished_copy / "members" / "test-efficientnet-frozen", finetuned)
+    set_result(finetuned, share, "frozen")
+    result = again(finished_copy, backbones=[NAME], weights={NAME: tiny_weights[NAME]})
+    assert [(t.name, t.note) for t in result.trials] == [(f"{NAME} frozen", RESET)]
+    assert f"{NAME} frozen: {RESET}" in result.leaderboard.caption
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
@@ -64,11 +84,11 @@ def test_candidates_from_random_weights_are_marked(again, finished, tmp_path):
         f"{NAME} untrained": ("untrained", True),
         f"{NAME} fine-tuned": ("fine-tuned", True),
         f"test-resnet-frozen + {NAME} untrained, aligned": ("untrained", True),
-        f"test-resnet-frozen + {NAME} fine-tuned, aligned": ("fine-tuned", True),
+        f"test-resnet-frozen + {NAME} fine-tuned, aligned": ("mixed", True),
         f"{NAME} untrained + {NAME} fine-tuned, aligned": ("untrained", True),
     }
     marked = {row.trial.name for row in result.leaderboard.rows if row.name.endswith(" †")}
-    assert marked == {t.name for t in result.trials if t.from_random and t.state == "fine-tuned"}
+    assert marked == {t.name for t in result.trials if t.from_random and t.state != "untrained"}
     assert not any(t.from_random for t in finished.trials)
 
 

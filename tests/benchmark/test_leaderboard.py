@@ -57,14 +57,14 @@ def test_cells_have_every_interval_and_missing_ones_a_dash(make_trial):
     trials = [make_trial("a", HALF), make_trial("b", MOST, None)]
     board = build_leaderboard(trials, select(trials))
     assert board.columns == (
-        "model", "type", "top-3 accuracy", "hit@3", "hit@1", "map@r", "validation top-3 accuracy", "ms p50",
-        "ms decode", "ms model", "ms p95", "ms batched", "dimensions", "memory MB",
+        "model", "type", "top-3 accuracy", "vs winner", "hit@3", "hit@1", "map@r", "validation top-3 accuracy",
+        "ms p50", "ms decode", "ms model", "ms p95", "ms batched", "dimensions", "memory MB",
     )  # fmt: skip
     assert board.cells(board.rows[1]) == (
-        "a", "single", "0.500 (0.400–0.600)", "0.500 (0.400–0.600)", "0.250 (0.000–1.000)", "0.250 (0.000–1.000)",
-        "0.500 (0.400–0.600)", "10.0", "2.0", "8.0", "15.0", "5.0", "512", "900",
+        "a", "single, fine-tuned", "0.500 (0.400–0.600)", "–", "0.500 (0.400–0.600)", "0.250 (0.000–1.000)",
+        "0.250 (0.000–1.000)", "0.500 (0.400–0.600)", "10.0", "2.0", "8.0", "15.0", "5.0", "512", "900",
     )  # fmt: skip
-    assert board.cells(board.rows[0])[7:] == ("–", "–", "–", "–", "–", "512", "–")
+    assert board.cells(board.rows[0])[8:] == ("–", "–", "–", "–", "–", "512", "–")
 
 
 def test_short_rows_have_the_columns_of_the_header_and_a_star(trials):
@@ -92,8 +92,8 @@ def test_the_front_ignores_the_budget(trials):
 def test_hit_at_k_has_the_k_of_the_measure(make_trial):
     trials = [with_measures(make_trial("a", HALF), precision_5=0.25, hit_5=0.875)]
     board = build_leaderboard(trials, select(trials, measure="precision@5"))
-    assert board.header[2:7] == ("top-5 accuracy", "95% interval", "hit@5", "hit@1", "map@r")
-    assert board.cells(board.rows[0])[2:4] == ("0.250 (0.150–0.350)", "0.875 (0.775–0.975)")
+    assert board.header[2:8] == ("top-5 accuracy", "95% interval", "vs winner", "hit@5", "hit@1", "map@r")
+    assert board.cells(board.rows[0])[2:5] == ("0.250 (0.150–0.350)", "–", "0.875 (0.775–0.975)")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,8 @@ def test_hit_at_k_has_the_k_of_the_measure(make_trial):
 def test_no_measure_has_two_columns(make_trial, measure, columns):
     trials = [with_measures(make_trial("a", HALF), hit_1=0.25, precision_1=0.25, map_r=0.5, mrr=0.75)]
     board = build_leaderboard(trials, select(trials, measure=measure))
-    assert board.columns[2 : board.columns.index(f"validation {columns[0]}")] == columns
+    end = board.columns.index(f"validation {columns[0]}")
+    assert board.columns[2:end] == (columns[0], "vs winner", *columns[1:])
     assert len(set(board.columns)) == len(board.columns) == len(board.cells(board.rows[0]))
 
 
@@ -182,13 +183,14 @@ def test_json_holds_trials_selection_and_description(trials, written):
     assert stored["description"]["skipped"] == ["a.jpg: empty"]
     row = stored["rows"][0]
     assert (row.pop("winner"), row.pop("on_front")) == (False, True)
+    assert row.pop("vs_winner") == {"difference": 0.5, "low": 0.0, "high": 1.0, "significant": False}
     assert Trial.from_dict(row) == trials[1].summary()
 
 
 def test_markdown_marks_the_winner_and_the_untrained(trials, written):
     table = table_of(written(trials)("md"))
     assert len(table) == 2 + len(trials)
-    assert {line.count("|") for line in table} == {15}
+    assert {line.count("|") for line in table} == {16}
     assert [line.startswith("| **lite") and "(winner)" in line for line in table] == [False] * 4 + [True, False]
     assert "| untrained: 1.000 (0.900–1.100) |" in table[-1]
 
@@ -201,17 +203,38 @@ def test_markdown_escapes_names_and_lists_notes(make_trial, written):
 
 def test_latex(trials, written):
     text = written(trials)("tex")
-    assert r"Model & Top-3 accuracy & Avg.\ time per image (s) & Type \\" in text
+    assert r"\begin{tabular}{lrrrrrrl}" in text
+    assert r"Model & Top-3 accuracy & Vs winner & hit@3 & hit@1 & map@r & Avg.\ time per image (s) & Type \\" in text
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].splitlines()[1:]
     assert body == [
-        r"lite\_0 $+$ lite\_2 fine-tuned & 0.750 (0.650--0.850) & 0.0100 & Ensemble \\",
-        r"lite\_2 fine-tuned & 0.500 (0.400--0.600) & 0.0060 & Single \\",
-        r"\textbf{lite\_0 frozen} & \textbf{0.250 (0.150--0.350)} & \textbf{0.0040} & Single \\",
-        r"random & untrained: 1.000 (0.900--1.100) & 0.0025 & Single \\",
+        r"lite\_0 $+$ lite\_2 fine-tuned & 0.750 (0.650--0.850) & $+$0.500 (0.000 to $+$1.000) & "
+        r"0.750 & 0.375 & 0.375 & 0.0100 & Ensemble, fine-tuned \\",
+        r"lite\_2 fine-tuned & 0.500 (0.400--0.600) & $+$0.250 ($-$0.500 to $+$1.000) & "
+        r"0.500 & 0.250 & 0.250 & 0.0060 & Single, fine-tuned \\",
+        r"\textbf{lite\_0 frozen} & \textbf{0.250 (0.150--0.350)} & \textbf{--} & "
+        r"\textbf{0.250} & \textbf{0.125} & \textbf{0.125} & \textbf{0.0040} & Single, frozen \\",
+        r"random & untrained: 1.000 (0.900--1.100) & $+$0.750 ($+$0.250 to $+$1.000) & "
+        r"1.000 & 0.500 & 0.500 & 0.0025 & Single, untrained \\",
     ]
     assert text.count("{") == text.count("}")
     assert not re.search(r"(?<!\\)[&#_]", re.sub(r" & ", "", text))
     assert r"with 95\% bootstrap intervals" in text and "batches of 32 on cpu" in text
+
+
+def test_the_caption_says_which_split_decides_and_what_is_compared(trials, make_trial):
+    caption = build_leaderboard(trials, select(trials)).caption
+    assert "vs winner: the difference to the winner on the same queries" in caption
+    assert "Validation (4 queries against 50 images; 2 queries without" in caption
+    assert "the top-3 accuracy of one does not compare with that of the other" in caption
+    only = [make_trial("a", HALF)]
+    assert "vs winner" not in build_leaderboard(only, select(only)).caption
+    assert "decides" not in build_leaderboard(only, select(only)).caption
+
+
+def test_the_note_of_the_winner_is_in_the_caption(make_trial):
+    trials = [make_trial("a", MOST, note="only the head was trained."), make_trial("b", HALF, note="other.")]
+    caption = build_leaderboard(trials, select(trials)).caption
+    assert caption.endswith(" a: only the head was trained.")
 
 
 def test_latex_escapes():
@@ -239,7 +262,7 @@ def test_of_many_ensembles_only_the_best_are_not_folded(make_trial, written):
     shown, _, folded = text("md").partition("<details><summary>39 more ensembles, none on the Pareto front</summary>")
     assert len(table_of(shown)) == 2 + 12 and "(winner)" in shown
     assert len(table_of(folded)) == 2 + 39 and "</details>" in folded
-    assert text("tex").count(r" & Ensemble \\") == 6
+    assert text("tex").count(r" & Ensemble, fine-tuned \\") == 6
     assert "39 more ensembles, none on the Pareto front, are in leaderboard.csv." in text("tex")
     assert len(list(csv.DictReader(text("csv").splitlines()))) == 51
 

@@ -121,18 +121,42 @@ def test_the_table_has_every_interval_and_time(trials, tmp_path):
     source, page = write(tmp_path / "r.html", trials)
     header, *rows = table_of(source)
     assert header == [
-        "#", "Model", "Top-3 accuracy", "hit@3", "hit@1", "map@r", "Top-3 accuracy", "p50", "decode", "model", "p95",
-        "batched", "Dim.", "MB",
+        "#", "Model", "Top-3 accuracy", "vs winner", "hit@3", "hit@1", "map@r", "Top-3 accuracy", "p50", "decode",
+        "model", "p95", "batched", "Dim.", "MB",
     ]  # fmt: skip
     by_name = {row[1]: row[2:] for row in rows}
     assert by_name["lite_2 fine-tuned"] == [
-        "0.500 (0.400–0.600)", "0.500 (0.400–0.600)", "0.250 (0.000–1.000)", "0.250 (0.000–1.000)",
+        "0.500 (0.400–0.600)", "0.000 on every query", "0.500 (0.400–0.600)", "0.250 (0.000–1.000)",
+        "0.250 (0.000–1.000)",
         "0.500 (0.400–0.600)", "12.0", "2.4", "9.6", "18.0", "6.0", "512", "900",
     ]  # fmt: skip
     assert "scratch fine-tuned †" in by_name
     assert "† trained from random weights" in page.text
     spans = [int(n) for n in re.findall(r'colspan="(\d+)"', source[: source.index("</table>")])]
-    assert spans == [2, 4, 5, 2, 14, 14]
+    assert spans == [2, 5, 5, 2, 15, 15]
+
+
+def test_the_ten_hardest_classes_are_shown_and_the_others_folded(trials, tmp_path):
+    per_class = {f"class{n:02}": ClassMean(n / 20, 4, 0.0, 1.0) for n in range(13)}
+    source, _ = write(tmp_path / "r.html", trials, per_class=per_class)
+    shown, _, folded = source.partition("<summary>3 more classes</summary>")
+    assert re.findall(r"class\d\d", shown) == [f"class{n:02}" for n in range(10)]
+    assert re.findall(r"class\d\d", folded) == ["class10", "class11", "class12"]
+    assert "more class" not in write(tmp_path / "s.html", trials, per_class=dict(list(per_class.items())[:10]))[0]
+
+
+def test_images_can_be_enlarged_with_the_keyboard(trials, image, tmp_path):
+    examples = [Example(item("q", image, "cat"), [(item("g", image, "cat"), 0.9)], 0.5)]
+    _, page = write(tmp_path / "r.html", trials, examples=examples)
+    assert len([d for d in page.all("details") if d.get("class") == "zoom"]) == 2
+    assert all("enlarge" in str(s["title"]) for s in page.all("summary") if s.get("class") == "frame")
+
+
+def test_card_and_caption_have_the_note_and_the_splits(make_trial, tmp_path):
+    trials = [make_trial("a frozen + trained head", MOST, test=MOST, state="frozen + trained head", note="a note.")]
+    _, page = write(tmp_path / "r.html", trials)
+    assert page.text.count("a frozen + trained head: a note.") >= 3  # card, caption and notes
+    assert page.text.count("decides which model wins") >= 2
 
 
 def test_relevance_is_shown_by_a_mark_and_a_name_not_only_by_colour(trials, image, tmp_path):

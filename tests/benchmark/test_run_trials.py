@@ -9,6 +9,7 @@ import pytest
 
 from lookalike.benchmark import run_trials
 from lookalike.benchmark.run_trials import skipped_files
+from lookalike.benchmark.spec import slug
 from lookalike.benchmark.trial import Trial
 from lookalike.types import Embeddings, Skipped
 
@@ -34,14 +35,13 @@ def test_skipped_files_are_listed_once_in_the_order_of_the_splits():
 def test_trials_of_one_architecture_share_a_timing(finished):
     cost = {t.name: t.cost_ms for t in finished.trials}
     assert cost[f"{EFFICIENTNET} frozen"] == cost[f"{EFFICIENTNET} fine-tuned"] == 10.0
-    assert cost[f"{EFFICIENTNET} frozen + {RESNET} fine-tuned, average"] == 24.0
+    assert cost[f"{EFFICIENTNET} frozen + {RESNET} frozen (squash), average"] == 24.0
     assert cost[f"{EFFICIENTNET} fine-tuned + {RESNET} frozen, aligned"] == 24.25
 
 
 def test_trials_on_disk_are_those_of_the_result_without_time(finished):
     for trial in finished.trials:
-        slug = trial.name.replace("_", "-").replace(" + ", "-").replace(", ", "-").replace(" ", "-")
-        stored = json.loads((finished.out / "trials" / f"{slug}.json").read_text(encoding="utf-8"))
+        stored = json.loads((finished.out / "trials" / f"{slug(trial.name)}.json").read_text(encoding="utf-8"))
         assert Trial.from_dict(stored["trial"]) == replace(trial, timing=None)
 
 

@@ -81,6 +81,12 @@ def test_the_reason_has_the_numbers(make_trial):
         assert part in selection.reason
 
 
+def test_the_reason_names_the_ceiling_of_the_measure(make_trial):
+    trials = [make_trial("good", [1 / 3] * 40, 40)]
+    assert "more than 0.333 there: top-3 accuracy of the best possible" in select(trials, ceiling=1 / 3).reason
+    assert "possible" not in select(trials).reason
+
+
 def test_the_most_accurate_wins_where_all_cheaper_ones_are_worse(make_trial):
     selection = select([make_trial("good", GOOD, 40), make_trial("poor", POOR, 4)])
     assert selection.winner == selection.most_accurate == "good"

@@ -7,7 +7,7 @@ import pytest
 
 from lookalike.errors import DataError
 from lookalike.evaluation import bootstrap
-from lookalike.evaluation.bootstrap import bootstrap_interval, paired_bootstrap
+from lookalike.evaluation.bootstrap import bootstrap_interval, mean_interval, paired_bootstrap
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3])
@@ -98,3 +98,23 @@ def test_values_must_be_finite():
 def test_different_queries_cannot_be_paired():
     with pytest.raises(DataError, match=r"same queries.*got 2 and 3 values"):
         paired_bootstrap([1, 2], [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        ([1.0] * 100, 0.9630, 1.0),  # 100 / (100 + 1.96²)
+        ([0.0] * 100, 0.0, 0.0370),
+        ([1.0], 0.2065, 1.0),
+        ([1.0, 1.0, 0.0], 0.2077, 0.9385),
+        ([0.5] * 50, 0.3664, 0.6336),
+    ],
+)
+def test_few_or_equal_values_have_the_score_interval(values, low, high):
+    assert mean_interval(values) == pytest.approx((low, high), abs=1e-4)
+    assert mean_interval(np.multiply(values, 1000), top=1000) == pytest.approx((1000 * low, 1000 * high), abs=0.1)
+
+
+def test_many_different_values_have_the_bootstrap_interval():
+    values = np.random.default_rng(3).random(40)
+    assert mean_interval(values) == bootstrap_interval(values)

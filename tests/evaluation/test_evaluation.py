@@ -62,15 +62,26 @@ def test_without_excluded_queries_there_is_no_note():
     assert evaluate_embeddings(QUERIES.take(labels), GALLERY, labels, GALLERY_LABELS).note() == ""
 
 
+def low_of(share, n):
+    """Return the lower end of Wilson's score interval, from its equation (low - share)² = z² low (1 - low) / n."""
+    z2 = 1.959964**2
+    a, b, c = 1 + z2 / n, -(2 * share + z2 / n), share**2
+    return pytest.approx((-b - (b * b - 4 * a * c) ** 0.5) / (2 * a))
+
+
 def test_to_dict_is_what_evaluate_json_prints(evaluation):
     result = evaluation.to_dict()
     assert list(result) == ["measures", "queries", "excluded", "gallery"]
     assert (result["queries"], result["excluded"], result["gallery"]) == (3, 2, 4)
     assert list(result["measures"]) == list(DEFAULT_MEASURES)
-    assert result["measures"]["hit@3"] == {"mean": 1, "low": 1, "high": 1}
+    assert result["measures"]["hit@3"] == {
+        "mean": 1,
+        "low": pytest.approx(0.4385, abs=1e-4),
+        "high": 1,
+    }  # 3 / (3 + 1.96²)
     precision = result["measures"]["precision@3"]
-    # three queries with 2/3, 1/3, 2/3: one resample in 27 is all 1/3, one in three has at least one 1/3
-    assert precision == {"mean": pytest.approx(5 / 9), "low": pytest.approx(1 / 3), "high": pytest.approx(2 / 3)}
+    high = pytest.approx(1 - low_of(4 / 9, 3).expected)
+    assert precision == {"mean": pytest.approx(5 / 9), "low": low_of(5 / 9, 3), "high": high}
     assert evaluation.measures["precision@3"] == Estimate(**precision)
     json.dumps(result)
 
@@ -78,11 +89,11 @@ def test_to_dict_is_what_evaluate_json_prints(evaluation):
 def test_print_shows_a_table(evaluation):
     assert str(evaluation).splitlines() == [
         "measure        mean     95 % interval",
-        "precision@3  0.5556  0.3333 to 0.6667",
-        "hit@3        1.0000  1.0000 to 1.0000",
-        "hit@1        0.6667  0.0000 to 1.0000",
-        "map@r        0.4167  0.2500 to 0.5000",
-        "mrr          0.8333  0.5000 to 1.0000",
+        "precision@3  0.5556  0.1507 to 0.8980",
+        "hit@3        1.0000  0.4385 to 1.0000",
+        "hit@1        0.6667  0.2077 to 0.9385",
+        "map@r        0.4167  0.0911 to 0.8358",
+        "mrr          0.8333  0.3100 to 0.9823",
         "",
         "3 queries, 2 excluded, 4 gallery images",
     ]
@@ -90,10 +101,15 @@ def test_print_shows_a_table(evaluation):
 
 
 def test_per_class(evaluation):
-    third, two = pytest.approx(1 / 3), pytest.approx(2 / 3)
-    expected = {"cat": (pytest.approx(1 / 2), 2, third, two), "dog": (two, 1, two, two)}
-    assert evaluation.per_class() == expected
-    assert evaluation.per_class("hit@1")["cat"] == (1 / 2, 2, 0, 1)
+    classes = evaluation.per_class()
+    assert {name: (c.mean, c.queries) for name, c in classes.items()} == {
+        "cat": (pytest.approx(1 / 2), 2),
+        "dog": (pytest.approx(2 / 3), 1),
+    }
+    assert classes["cat"].low == low_of(1 / 2, 2)
+    assert classes["dog"].low == low_of(2 / 3, 1)
+    assert classes["dog"].low < 0.1 and classes["dog"].high > 0.97  # one query says little
+    assert evaluation.per_class("hit@1")["cat"] == (1 / 2, 2, low_of(1 / 2, 2), 1 - low_of(1 / 2, 2).expected)
 
 
 def test_leave_one_out_by_hand():

@@ -227,3 +227,13 @@ def test_map_at_r_is_map_at_each_querys_own_r(judged):
         Measure.parse(f"map@{r}").values(row[None], np.array([r]))[0] for row, r in zip(relevant, total, strict=True)
     ]
     np.testing.assert_allclose(Measure.parse("map@r").values(relevant, total), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("measure", "ceiling"),
+    [("precision@3", (1 / 3 + 2 / 3 + 1) / 3), ("recall@2", (1 + 1 + 2 / 5) / 3), ("map@r", 1), ("mrr", 1),
+     ("hit@3", 1), ("points@1,5,10", 1000)],
+)  # fmt: skip
+def test_the_ceiling_by_hand(measure, ceiling):
+    """Three queries with 1, 2 and 5 relevant items."""
+    assert Measure.parse(measure).ceiling(np.array([1, 2, 5])) == pytest.approx(ceiling)

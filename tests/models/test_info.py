@@ -135,5 +135,6 @@ def test_measures_as_text():
 
 def test_joint_state_of_several_members():
     assert joint_state({"frozen"}) == "frozen"
-    assert joint_state({"frozen", "fine-tuned"}) == "fine-tuned"
+    assert joint_state({"frozen", "fine-tuned"}) == "mixed"
+    assert joint_state({"frozen + trained head"}) == "frozen + trained head"
     assert joint_state({"frozen", "fine-tuned", "untrained"}) == "untrained"

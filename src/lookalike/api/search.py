@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.pipeline import File, ImageInput, InMemoryImage, Source, as_sources, decode
-from lookalike.progress import SILENT, Progress, resolve_progress
+from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
 from lookalike.types import Hits, QueryHits, Skipped
 
-_QUERY_PIXELS = 256  # longer side of a query's thumbnail on the page
+_THUMBNAIL = 256  # longer side of the images on the page, in pixels
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class LoadedIndex:
 
     index: Index
     encoder: AnyEncoder
+    path: Path | None = None  # the folder that it was loaded from
 
     def search(
         self, images: Sequence[ImageInput], *, top_k: int | None = None, progress: Progress | None = None
@@ -107,8 +109,8 @@ def load_index(index: Path | str) -> LoadedIndex:
         with_precision = with_runtime(encoder, precision=items.precision)
         with_precision.prepare((), 1, SILENT)
     except (OptionError, ModelError):  # no runtime here has the precision of the index
-        return LoadedIndex(items, encoder)
-    return LoadedIndex(items, with_precision)
+        return LoadedIndex(items, encoder, path)
+    return LoadedIndex(items, with_precision, path)
 
 
 def search(
@@ -167,7 +169,7 @@ def search(
     item_paths = {item_id: loaded.index.path_of(item_id) or Path(item_id) for item_id in hits.ids.ravel()}
     query_paths = {name: queries[name].path for name in embeddings.ids}
     if page is not None:
-        _write_page(page, hits, queries, item_paths)
+        _write_page(page, loaded, hits, queries, item_paths)
     return SearchResult(hits, query_paths, item_paths, embeddings.skipped)
 
 
@@ -179,15 +181,17 @@ def _page_path(html: Path | str) -> Path:
     return page
 
 
-def _write_page(path: Path, hits: Hits, queries: Mapping[str, Source], item_paths: Mapping[str, Path]) -> None:
+def _write_page(
+    path: Path, loaded: LoadedIndex, hits: Hits, queries: Mapping[str, Source], item_paths: Mapping[str, Path]
+) -> None:
     """Write one HTML file with each query image and its hits; an image that cannot be read is shown by its id."""
     from lookalike._html import Thumbnails, page_environment
 
-    query_thumbnails, item_thumbnails = Thumbnails(_QUERY_PIXELS), Thumbnails()
+    thumbnails = Thumbnails(_THUMBNAIL)
 
     def query_image(query: Source) -> str | None:
         in_memory = isinstance(query, InMemoryImage)
-        return query_thumbnails.uri(Image.fromarray(decode(query, [_QUERY_PIXELS])[0]) if in_memory else query.path)
+        return thumbnails.uri(Image.fromarray(decode(query, [_THUMBNAIL])[0]) if in_memory else query.path)
 
     page_queries = [
         {
@@ -197,7 +201,7 @@ def _write_page(path: Path, hits: Hits, queries: Mapping[str, Source], item_path
                 {
                     "id": hit.id,
                     "score": hit.score,
-                    "image": item_thumbnails.uri(item_paths[hit.id]),
+                    "image": thumbnails.uri(item_paths[hit.id]),
                     "same": None,
                     "caption": "",
                 }
@@ -207,7 +211,17 @@ def _write_page(path: Path, hits: Hits, queries: Mapping[str, Source], item_path
         for query in hits
     ]
     page = page_environment().get_template("search.html.j2")
-    write_text(path, page.render(title="Search results", queries=page_queries, top_k=hits.ids.shape[1]))
+    members = " + ".join(f"{member.name} ({member.state})" for member in loaded.encoder.members)
+    facts = [
+        ("Model", f"{members}, {loaded.encoder.dim} dimensions"),
+        (
+            "Index",
+            f"{loaded.path.resolve().name if loaded.path else 'in memory'}, {count_noun(len(loaded.index), 'item')}",
+        ),
+        ("Date", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")),
+    ]
+    content = {"title": "Search results", "facts": facts, "queries": page_queries, "top_k": hits.ids.shape[1]}
+    write_text(path, page.render(content))
 
 
 def query_id(path: Path, index: Index) -> str:

@@ -27,8 +27,16 @@ from lookalike.benchmark.run_trials import (
     evaluate_validation,
     skipped_files,
 )
-from lookalike.benchmark.selection import DEFAULT_MEASURE, Selection, require_budget, select
-from lookalike.benchmark.spec import BenchmarkSpec, check_candidates, lock_or_verify, select_measures, slug
+from lookalike.benchmark.selection import Selection, require_budget, select
+from lookalike.benchmark.spec import (
+    BenchmarkSpec,
+    check_candidates,
+    default_measure,
+    lock_or_verify,
+    select_measures,
+    slug,
+    validation_ceiling,
+)
 from lookalike.benchmark.trial import Trial
 from lookalike.data.dataset import Dataset
 from lookalike.data.duplicates import require_no_leaks
@@ -75,7 +83,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     finetune: bool | Collection[str] = True,
     options: TrainingOptions | None = None,
     budget_ms: float | None = None,
-    measure: str = DEFAULT_MEASURE,
+    measure: str | None = None,
     runtime: str = "auto",
     title: str | None = None,
     notes: Sequence[str] = (),
@@ -97,7 +105,8 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         finetune: fine-tune all backbones, none, or those named.
         options: training options; single ones can be passed by name, such as `epochs=3`.
         budget_ms: maximum milliseconds per image.
-        measure: the accuracy to select by.
+        measure: the accuracy to select by; None is precision@3, or map@r where validation has too few images per class
+            for a precision@3 of 1.
         runtime: runtime for accuracy and time, in float32; `auto` selects the fastest.
         title: heading of the report.
         notes: further sentences for the report.
@@ -114,7 +123,8 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     """
     progress = resolve_progress(progress)
     options = override_options(options, overrides)
-    measure = str(Measure.parse(measure, argument="measure"))
+    if measure is not None:
+        measure = str(Measure.parse(measure, argument="measure"))
     require_runtime(runtime)
     require_budget(budget_ms)
     if out is not None:
@@ -127,6 +137,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
             "add training/<class>/ folders or a manifest.csv.",
             argument="data",
         )
+    measure = measure or default_measure(data, progress)
     spec = BenchmarkSpec(
         data=data,
         out=follow_link(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-")),
@@ -177,7 +188,9 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     readable = {split: min(len(e[split]) for e in embeddings.values()) for split in ("validation", "gallery")}
     spec = replace(spec, measures=select_measures(spec.data, spec.measures[0], spec.options, readable))
     trials = add_timings(spec, evaluate_all(spec, candidates, embeddings), candidates, embeddings)
-    selection = select(trials, measure=spec.measures[0], budget_ms=spec.budget_ms)
+    measure = spec.measures[0]
+    ceiling = validation_ceiling(spec.data, measure)
+    selection = select(trials, measure=measure, budget_ms=spec.budget_ms, ceiling=ceiling)
     leaderboard = build_leaderboard(trials, selection)
 
     winner = next(c for c in candidates if c.name == selection.winner)

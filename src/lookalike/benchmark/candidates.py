@@ -18,7 +18,15 @@ from lookalike.errors import DataError, OptionError
 from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import COMBINATIONS, SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble, combine
 from lookalike.models.heads import fit_alignment, pca_head
-from lookalike.models.info import Adaptation, BundleInfo, EncoderInfo, TrainingState, joint_state
+from lookalike.models.info import (
+    FROZEN,
+    UNTRAINED,
+    Adaptation,
+    BundleInfo,
+    EncoderInfo,
+    TrainingState,
+    joint_state,
+)
 from lookalike.models.registry import NONE
 from lookalike.runtimes.fit import compute_features
 from lookalike.runtimes.load import load_bundle, load_pretrained
@@ -32,7 +40,8 @@ from lookalike.types import Embeddings, Vectors, take_shared
 SplitEmbeddings = Mapping[str, Mapping[str, Embeddings]]
 
 _EVALUATED = ("validation", "query", "gallery")
-_RESET = "fine-tuning did not improve validation accuracy; the pretrained weights are used."
+_RESET = "fine-tuning did not improve on it, so there is no fine-tuned candidate."
+_HEAD_RESET = "training only the head did not improve on the initial weights."
 
 
 @dataclass(frozen=True)
@@ -117,10 +126,25 @@ def make_candidates(spec: BenchmarkSpec) -> list[Candidate]:
     """Describe all bundles, and make those of every backbone unless they exist."""
     candidates = [bundle_candidate(spec.data, bundle) for bundle in spec.bundles]
     for backbone in spec.weights:
-        candidates.append(_frozen_candidate(spec, backbone))
-        if backbone in spec.finetune:
-            candidates.append(_finetuned_candidate(spec, backbone))
+        frozen = _frozen_candidate(spec, backbone)
+        trained = _finetuned_candidate(spec, backbone) if backbone in spec.finetune else None
+        if trained is not None and (trained.name, trained.fingerprint) == (frozen.name, frozen.fingerprint):
+            spec.progress.info(f"{frozen.name}: {_RESET}")
+            frozen, trained = replace(frozen, note=_RESET), None
+        elif trained is not None and trained.name == frozen.name:  # the pretrained weights with another input
+            trained = replace(trained, name=f"{trained.name} ({_changed_input(trained, frozen)})")
+        candidates += [frozen] if trained is None else [frozen, trained]
     return candidates
+
+
+def _changed_input(candidate: Candidate, frozen: Candidate) -> str:
+    """Return how the input or pooling of the training's recipe differs from that of the pretrained backbone."""
+    ours, theirs = (read_bundle_info(c.bundle).members[0].backbone for c in (candidate, frozen))
+    size, crop = (f"{ours.preprocessing.height}x{ours.preprocessing.width}", ours.preprocessing.crop_mode)
+    parts = [crop] if crop != theirs.preprocessing.crop_mode else []
+    parts += [size] if ours.preprocessing.height != theirs.preprocessing.height else []
+    parts += [ours.adaptation.pooling] if ours.adaptation.pooling != theirs.adaptation.pooling else []
+    return ", ".join(parts) or "recipe"
 
 
 def make_ensembles(candidates: Sequence[Candidate]) -> list[EnsembleCandidate]:
@@ -129,7 +153,7 @@ def make_ensembles(candidates: Sequence[Candidate]) -> list[EnsembleCandidate]:
     pairs = [(a, b) for a, b in combinations(singles, 2) if a.export == b.export]
     return [
         EnsembleCandidate(
-            name=f"{a.name} + {b.name}, {combination}",
+            name=f"{_as_member(a)} + {_as_member(b)}, {combination}",
             members=(a, b),
             combination=combination,
             state=joint_state({a.state, b.state}),
@@ -143,12 +167,16 @@ def make_ensembles(candidates: Sequence[Candidate]) -> list[EnsembleCandidate]:
     ]
 
 
+def _as_member(candidate: Candidate) -> str:
+    return f"({candidate.name})" if " + " in candidate.name else candidate.name
+
+
 def require_candidates(spec: BenchmarkSpec) -> None:
     """Raise before the work starts: `OptionError` if no candidate could win, `ModelError` if weights are missing."""
     if not spec.finetune and all(str(weights) == NONE for weights in spec.weights.values()):
         candidates = [bundle_candidate(spec.data, bundle) for bundle in spec.bundles]
         leaked = [c for c in candidates if c.leaked]
-        if leaked and all(c.leaked or c.state == "untrained" for c in candidates):
+        if leaked and all(c.leaked or c.state == UNTRAINED for c in candidates):
             raise OptionError(
                 f"bundle {leaked[0].bundle} cannot win, and there is no other candidate: it "
                 f"{leaked[0].note.removesuffix('.')}; add `backbones`, or pass the bundle that it was refitted from.",
@@ -173,35 +201,37 @@ def _frozen_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
         encoder = Encoder.of(ready, pca_head(features.rows, seed=seed), state)
         options = TrainingOptions(seed=seed, class_disjoint=spec.options.class_disjoint)  # how the data was split
         save_bundle(encoder, folder, training_info(encoder, spec.data, options, []))
-    info = read_bundle_info(folder)
-    return _candidate(folder, f"{backbone} {info.members[0].state}", info)
+    return _backbone_candidate(backbone, folder)
 
 
 def _finetuned_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
-    """Fine-tune a backbone, resuming an interrupted run.
-
-    It is called fine-tuned even if validation reset all weights to the pretrained ones; its note says so.
-    """
+    """Fine-tune a backbone, resuming an interrupted run; validation decides what is kept of the training."""
     folder = spec.bundle_folder(backbone, "fine-tuned")
     run_folder = prepare_run_folder(folder, resume=True, replace=False)
     if not is_bundle(folder):
         context = TrainingContext(spec.data, spec.options, spec.progress, run_folder, spec.cache, tracker=spec.tracker)
         train_into_bundle(context, [(backbone, spec.weights[backbone])], folder)
     shutil.rmtree(run_folder, ignore_errors=True)
+    candidate = _backbone_candidate(backbone, folder)
+    return replace(candidate, note=_finetuning_note(candidate.state, read_bundle_info(folder)))
+
+
+def _backbone_candidate(backbone: str, folder: Path) -> Candidate:
+    """Describe the bundle of a backbone, named after it and after what was trained."""
     info = read_bundle_info(folder)
-    return replace(_candidate(folder, f"{backbone} fine-tuned", info), note=_finetuning_note(info))
+    return _candidate(folder, f"{backbone} {info.members[0].state}", info)
 
 
-def _finetuning_note(info: BundleInfo) -> str:
-    """Return which share of the fine-tuned weights validation selected; "" for all."""
-    state, report = info.members[0].state, info.training[0]
+def _finetuning_note(state: TrainingState, info: BundleInfo) -> str:
+    """Return what validation selected of the training; "" for all of it."""
+    report = info.training[0]
     share = report.fine_tuned_share if report is not None else None
-    if state == "untrained":
-        return "training only the head did not improve on random weights."
+    if state in (FROZEN, UNTRAINED):
+        return "fine-tuning did not improve on the initial weights." if share is not None else _HEAD_RESET
     if share is None:
-        return "only the head was trained." if state == "fine-tuned" else _RESET
+        return "only the head was trained."
     if share == 0:
-        return "validation selected the pretrained backbone with a trained head." if state != "frozen" else _RESET
+        return "fine-tuning did not improve on it; validation selected the pretrained backbone with a trained head."
     if share == 1:
         return ""
     return f"uses {share:.0%} fine-tuned + {1 - share:.0%} pretrained weights, the best mix on validation."
@@ -216,7 +246,7 @@ def bundle_candidate(data: Dataset, bundle: Path) -> Candidate:
     info = read_bundle_info(bundle)
     candidate = _candidate(bundle, bundle.resolve().name, info)
     if info.training_data is None:
-        leaked = candidate.state == "fine-tuned"
+        leaked = candidate.state not in (FROZEN, UNTRAINED)
         note = "does not record its training images, which may include some of these." if leaked else ""
         return replace(candidate, note=note, leaked=leaked)
     seen = set(info.training_data.contents) - set(image_hashes(data))

@@ -10,7 +10,16 @@ from typing import Any
 
 from lookalike._files import write_csv, write_json, write_text
 from lookalike.benchmark.selection import Selection, pareto_front
-from lookalike.benchmark.trial import SplitMeasures, Trial, format_estimate, format_ms, matching_hit
+from lookalike.benchmark.trial import (
+    SplitMeasures,
+    Trial,
+    format_comparison,
+    format_estimate,
+    format_ms,
+    matching_hit,
+)
+from lookalike.errors import DataError
+from lookalike.evaluation.bootstrap import Comparison
 from lookalike.evaluation.evaluation import Estimate
 from lookalike.evaluation.measures import Measure
 from lookalike.progress import count_noun
@@ -24,7 +33,8 @@ TIMES = {
     "ms batched": "batched_ms",
 }
 _MANY_ENSEMBLES = 12
-_VERSION = 3
+_VERSION = 4
+DIFFERENCE = "vs winner"  # column of the paired difference of the accuracy to that of the winner
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -43,7 +53,7 @@ _LATEX = str.maketrans(
     }
 )
 
-Value = Estimate | float | None
+Value = Estimate | Comparison | float | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Row:
     trial: Trial
     winner: bool
     on_front: bool  # whether it is on the Pareto front of all candidates, within the budget or not
+    difference: Comparison | None = None  # of its accuracy to the winner's, on the same queries; None for the winner
 
     @property
     def name(self) -> str:
@@ -93,6 +104,7 @@ class Leaderboard:
         means = {name: self.split_measures(trial).measures.get(name) for name in self.measures}
         return {
             self.label: means.pop(self.measure),
+            DIFFERENCE: row.difference,
             **means,
             f"validation {self.label}": trial.validation.estimate(self.measure),
             **{column: getattr(timing, name) if timing else None for column, name in TIMES.items()},
@@ -111,7 +123,7 @@ class Leaderboard:
         accuracy, *others = (format_value(column, value, interval=intervals) for column, value in values)
         if row.trial.state == "untrained":  # nobody should compare with the accuracy of random weights
             accuracy = f"untrained: {accuracy}"
-        return (row.name, row.trial.kind, accuracy, *others)
+        return (row.name, row.trial.type, accuracy, *others)
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -141,6 +153,17 @@ class Leaderboard:
         return [row for row in ensembles[_MANY_ENSEMBLES // 2 :] if not (row.winner or row.on_front)]
 
     @property
+    def splits(self) -> str:
+        """Which figures decide, and why those of the two splits differ; empty if only validation was measured."""
+        if self.measured_on == "validation":
+            return ""
+        counts = describe_split(self.winner.trial.validation)
+        return (
+            f"Validation ({counts}) decides which model wins; query and gallery only report. The two differ in images, "
+            f"so the {self.label} of one does not compare with that of the other."
+        )
+
+    @property
     def caption(self) -> str:
         """The caption of the table."""
         label = self.label.capitalize()
@@ -152,9 +175,15 @@ class Leaderboard:
             meaning += f", the share of the {k} nearest gallery images with the query's class"
         where = "labelled queries and gallery"
         if self.measured_on == "validation":
-            where = "validation, since query and gallery have no labels"
+            where = "validation, because query and gallery have no labels"
         counts = describe_split(self.split_measures(self.rows[0].trial))
         caption = f"{meaning}; measured on {where} ({counts}), with 95% bootstrap intervals over queries."
+        if len(self.rows) > 1:
+            caption += f" {DIFFERENCE}: the difference to the winner on the same queries (paired bootstrap)."
+        if self.measured_on == "test":
+            caption += f" {self.splits}"
+        if self.winner.trial.note:
+            caption += f" {self.winner.name}: {self.winner.trial.note}"
         if any(row.trial.trained_from_random for row in self.rows):
             caption += " † trained from random weights (of an ensemble: at least one member)."
         return caption
@@ -163,8 +192,19 @@ class Leaderboard:
 def build_leaderboard(trials: Sequence[Trial], selection: Selection) -> Leaderboard:
     """Build the table of these trials; accuracy is of query and gallery if all trials have it, else of validation."""
     front = [t.name for t in pareto_front(trials, selection.measure)]
-    rows = [Row(t.summary(), t.name == selection.winner, t.name in front) for t in trials]
+    winner = next(t for t in trials if t.name == selection.winner)
     tested = all(t.test is not None for t in trials)
+
+    def difference(trial: Trial) -> Comparison | None:
+        if trial is winner:
+            return None
+        measures, winners = (t.test if tested and t.test else t.validation for t in (trial, winner))
+        try:
+            return measures.compare(winners, selection.measure)
+        except DataError:  # not one query was measured for both
+            return None
+
+    rows = [Row(t.summary(), t is winner, t.name in front, difference(t)) for t in trials]
     unordered = Leaderboard("test" if tested else "validation", selection.measure, tuple(rows))
 
     def rank(row: Row) -> tuple[bool, float, float, str]:
@@ -178,6 +218,8 @@ def format_value(column: str, value: Value, *, interval: bool = True) -> str:
     """Format the value of a column; a mean with its interval or without."""
     if value is None:
         return "–"
+    if isinstance(value, Comparison):
+        return format_comparison(value)
     if isinstance(value, Estimate):
         return format_estimate(value) if interval else f"{value.mean:.3f}"
     return format_ms(value) if column in TIMES else f"{value:.0f}"
@@ -201,6 +243,7 @@ class RunDescription:
     """How a benchmark was measured, for report and leaderboard; without any path outside the data folder."""
 
     title: str = "Which model finds it best?"
+    date: str = ""  # day of the benchmark
     data: str = ""
     machine: Mapping[str, Any] = field(default_factory=dict)  # processor, cores and versions
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -220,7 +263,15 @@ def write_leaderboard(out: Path, leaderboard: Leaderboard, selection: Selection,
         "caption": leaderboard.caption,
         "selection": selection.to_dict(),
         "description": asdict(description),
-        "rows": [{"winner": r.winner, "on_front": r.on_front, **r.trial.to_dict()} for r in leaderboard.rows],
+        "rows": [
+            {
+                "winner": r.winner,
+                "on_front": r.on_front,
+                "vs_winner": r.difference and {**asdict(r.difference), "significant": r.difference.significant},
+                **r.trial.to_dict(),
+            }
+            for r in leaderboard.rows
+        ],
     }
     write_json(out / "leaderboard.json", content)
     records = [_csv_record(leaderboard, row) for row in leaderboard.rows]
@@ -236,14 +287,15 @@ def _csv_record(leaderboard: Leaderboard, row: Row) -> dict[str, object]:
     record |= {name: "yes" if flag else "no" for name, flag in flags.items()}
     for column, value in leaderboard.values(row).items():
         name = column.lower().replace(" ", "_").replace("-", "_")
-        if isinstance(value, Estimate):
+        if isinstance(value, Estimate | Comparison):
             record |= {
-                name: round(value.mean, 6),
+                name: round(value.mean if isinstance(value, Estimate) else value.difference, 6),
                 f"{name}_low": round(value.low, 6),
                 f"{name}_high": round(value.high, 6),
             }
         elif value is None:
-            record |= dict.fromkeys((name, f"{name}_low", f"{name}_high") if "@" in name else (name,), "")
+            has_interval = "@" in name or column == DIFFERENCE
+            record |= dict.fromkeys((name, f"{name}_low", f"{name}_high") if has_interval else (name,), "")
         else:
             record[name] = round(value, 6)
     return record | {"note": trial.note}
@@ -298,26 +350,29 @@ def _latex(leaderboard: Leaderboard) -> str:
         sizes = " or ".join(map(str, sorted({t.batch_size for t in timings})))
         devices = " and ".join(sorted({t.device for t in timings}))
         caption += f" Time is the mean in batches of {sizes} on {devices}, decoding included. Bold: the winner."
-    accuracy = latex_escape(leaderboard.label.capitalize())
+    measures = leaderboard.measures[1:]
+    columns = map(latex_escape, (leaderboard.label.capitalize(), DIFFERENCE.capitalize(), *measures))
     lines = [
         r"% \usepackage{booktabs} is needed; include with \input{leaderboard.tex}.",
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{{latex_escape(caption)}}}",
         r"\label{tab:leaderboard}",
-        r"\begin{tabular}{lrrl}",
+        rf"\begin{{tabular}}{{l{'r' * (len(measures) + 3)}l}}",
         r"\toprule",
-        rf"Model & {accuracy} & Avg.\ time per image (s) & Type \\",
+        rf"Model & {' & '.join(columns)} & Avg.\ time per image (s) & Type \\",
         r"\midrule",
     ]
     for row in leaderboard.rows:
         if row not in folded:
             timing = row.trial.timing
-            name, _, accuracy, *_ = leaderboard.cells(row)
-            cells = [latex_escape(name), latex_escape(accuracy), f"{timing.batched_ms / 1000:.4f}" if timing else "--"]
+            name, _, accuracy, difference, *_ = leaderboard.cells(row)
+            means = (format_value(m, leaderboard.values(row)[m], interval=False) for m in measures)
+            cells = [latex_escape(cell) for cell in (name, accuracy, difference, *means)]
+            cells.append(f"{timing.batched_ms / 1000:.4f}" if timing else "--")
             if row.winner:
                 cells = [rf"\textbf{{{cell}}}" for cell in cells]
-            lines.append(" & ".join([*cells, row.trial.kind.capitalize()]) + r" \\")
+            lines.append(" & ".join([*cells, row.trial.type.capitalize()]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 

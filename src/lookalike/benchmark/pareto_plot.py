@@ -8,11 +8,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lookalike.benchmark.selection import Selection, pareto_front
 from lookalike.benchmark.trial import Trial, format_ms
 from lookalike.evaluation.measures import Measure
+from lookalike.models.info import FINE_TUNED, FROZEN, MIXED, TRAINED_HEAD, UNTRAINED, TrainingState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 _INK, _MUTED, _LINE, _ACCENT, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _ACCENT: "--accent", _PAPER: "--paper"}
 _POINT = 7.0
+# which part of a marker is filled, by state
+_FILL: Mapping[TrainingState, Literal["full", "left", "bottom", "none"]] = {
+    UNTRAINED: "none", FROZEN: "none", TRAINED_HEAD: "bottom", MIXED: "left", FINE_TUNED: "full"
+}  # fmt: skip
 _FONT = 10.5
 
 
@@ -130,7 +135,8 @@ def _draw_point(axes: Axes, trial: Trial, selection: Selection, *, on_front: boo
     axes.plot(
         x, interval.mean, marker="o" if trial.kind == "single" else "D", linestyle="none",
         markersize=_POINT if trial.kind == "single" else 0.85 * _POINT, markeredgecolor=colour, markeredgewidth=1.4,
-        markerfacecolor=_PAPER if trial.state == "frozen" else colour, zorder=5, gid=f"trial-{number}",
+        fillstyle="full" if _FILL[trial.state] == "none" else _FILL[trial.state], markerfacecoloralt=_PAPER,
+        markerfacecolor=_PAPER if _FILL[trial.state] == "none" else colour, zorder=5, gid=f"trial-{number}",
     )  # fmt: skip
 
 

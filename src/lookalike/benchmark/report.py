@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lookalike._files import write_text
 from lookalike._html import Thumbnails, page_environment
 from lookalike.benchmark.leaderboard import (
+    DIFFERENCE,
     TIMES,
     Leaderboard,
     RunDescription,
@@ -24,11 +26,13 @@ from lookalike.benchmark.spec import BenchmarkSpec
 from lookalike.benchmark.timing import machine
 from lookalike.data.dataset import Dataset, Item
 from lookalike.evaluation.evaluation import ClassMean, Evaluation
+from lookalike.evaluation.measures import Measure
 from lookalike.types import Skipped
 
 _SKIPPED = 40
 _HITS = 8
 _EXAMPLES = 6
+_CLASSES = 10  # shown at first
 
 
 def describe_run(spec: BenchmarkSpec, skipped: Sequence[Skipped]) -> RunDescription:
@@ -46,6 +50,7 @@ def describe_run(spec: BenchmarkSpec, skipped: Sequence[Skipped]) -> RunDescript
     ]
     return RunDescription(
         title=spec.title or RunDescription.title,
+        date=datetime.now().astimezone().date().isoformat(),
         data=data.summary(data.root.resolve().name or "data"),
         machine=machine(),
         settings=settings,
@@ -115,12 +120,15 @@ def write_report(
     numbers = {t.name: number for number, t in enumerate(trials, start=1)}
     ordered = sorted(examples, key=lambda e: -e.value)
     middle = (len(ordered) + 1) // 2
-    queries, hits = Thumbnails(size=192), Thumbnails()
+    hardest = sorted(per_class.items(), key=lambda c: (c[1].mean, c[0]))
+    thumbnails = Thumbnails()
     page = page_environment().get_template("report.html.j2").render(
         description=description,
         selection=selection,
         board=leaderboard,
         label=leaderboard.label,
+        top=Measure.parse(leaderboard.measure).top,
+        difference=DIFFERENCE,
         groups=[("Single models", singles), ("Ensembles", ensembles)],
         folded=folded,
         folded_summary=folded_summary(len(folded)),
@@ -130,9 +138,10 @@ def write_report(
         wide=pareto_svg(trials, selection, numbers, size=(860, 460), names=True),
         narrow=pareto_svg(trials, selection, numbers, size=(360, 380), names=False),
         candidates=sum(t.is_candidate for t in trials),
-        per_class=sorted(per_class.items(), key=lambda c: (c[1].mean, c[0])),  # the hardest class first
-        best=[_search(e, queries, hits) for e in ordered[:middle]],
-        worst=[_search(e, queries, hits) for e in reversed(ordered[middle:])],
+        hardest=hardest[:_CLASSES],
+        other_classes=hardest[_CLASSES:],
+        best=[_search(e, thumbnails) for e in ordered[:middle]],
+        worst=[_search(e, thumbnails) for e in reversed(ordered[middle:])],
         facts=_facts(leaderboard, description),
         notes=[*description.notes, *(f"{t.name}: {t.note}" for t in trials if t.note)],
         skipped=description.skipped[:_SKIPPED],
@@ -141,18 +150,18 @@ def write_report(
     write_text(path, page)
 
 
-def _search(example: Example, queries: Thumbnails, hits: Thumbnails) -> dict[str, Any]:
+def _search(example: Example, thumbnails: Thumbnails) -> dict[str, Any]:
     query = example.query
     return {
         "id": query.id,
         "label": query.label,
         "value": example.value,
-        "image": queries.uri(query.path),
+        "image": thumbnails.uri(query.path),
         "hits": [
             {
                 "id": item.id,
                 "score": score,
-                "image": hits.uri(item.path),
+                "image": thumbnails.uri(item.path),
                 "same": None if query.label is None or item.label is None else item.label == query.label,
                 "caption": item.label or "",
             }

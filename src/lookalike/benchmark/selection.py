@@ -12,11 +12,12 @@ from typing import Any
 
 from lookalike.benchmark.trial import Trial, format_difference, format_ms
 from lookalike.errors import OptionError
-from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
+from lookalike.evaluation.bootstrap import Comparison
 from lookalike.evaluation.measures import Measure
 from lookalike.progress import count_noun
 
 DEFAULT_MEASURE = "precision@3"
+FALLBACK_MEASURE = "map@r"  # whatever the number of relevant images, a perfect ranking reaches 1
 # Costs within 1 % of the cheapest are equal: combinations of the same members differ by less, as do repeated timings.
 _SAME_COST = 1.01
 
@@ -33,6 +34,7 @@ class Selection:
     excluded: Mapping[str, str]  # cause by name for every trial that cannot win
     measure: str = DEFAULT_MEASURE  # the accuracy that was compared
     budget_ms: float | None = None  # maximum milliseconds per image
+    ceiling: float = 1.0  # mean of the measure on validation that the best possible ranking has
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
@@ -59,12 +61,15 @@ def pareto_front(trials: Iterable[Trial], measure: str = DEFAULT_MEASURE) -> lis
     return front
 
 
-def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms: float | None = None) -> Selection:
+def select(
+    trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms: float | None = None, ceiling: float = 1.0
+) -> Selection:
     """Select the cheapest trial on the Pareto front that is not significantly less accurate than the most accurate.
 
     Accuracy is the validation mean of `measure`, cost the median time of one image. Significance is a paired
     bootstrap over the same queries. Costs within 1 % are equal; of these the most accurate wins, then a frozen
-    candidate before a fine-tuned one, then the first by name. Raises `OptionError` if no trial can win.
+    candidate before a fine-tuned one, then the first by name. `ceiling` is the best mean that validation allows; the
+    reason names it if it is below 1. Raises `OptionError` if no trial can win.
     """
     excluded = {t.name: cause for t in trials if (cause := _exclusion(t, budget_ms))}
     allowed = [t for t in trials if t.name not in excluded]
@@ -72,17 +77,22 @@ def select(trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms
         raise _no_winner(trials, budget_ms)
     front = pareto_front(allowed, measure)
     best = _most_accurate(allowed, measure)
-    comparisons = {t.name: _compare(t, best, measure) for t in front if t is not best}
+    comparisons = {t.name: t.validation.compare(best.validation, measure) for t in front if t is not best}
     worse = {name for name, c in comparisons.items() if c.significant and c.difference < 0}
     remaining = [t for t in front if t.name not in worse]
     cheapest = [t for t in remaining if t.cost_ms <= remaining[0].cost_ms * _SAME_COST]
     winner = max(cheapest, key=lambda t: t.validation.mean(measure))
     reason = list(_explain(winner, best, front, comparisons, measure))
+    if ceiling < 1:
+        title = Measure.parse(measure).title
+        reason.insert(1, f"No model can reach more than {ceiling:.3f} there: {title} of the best possible ranking.")
     if budget_ms is not None:
         over_budget = [t for t in trials if t.is_candidate and t.name in excluded]
         reason.append(_explain_budget(over_budget, budget_ms, measure))
     names = tuple(t.name for t in front)
-    return Selection(winner.name, " ".join(reason), names, best.name, comparisons, excluded, measure, budget_ms)
+    return Selection(
+        winner.name, " ".join(reason), names, best.name, comparisons, excluded, measure, budget_ms, ceiling
+    )
 
 
 def require_budget(budget_ms: float | None) -> None:
@@ -94,11 +104,8 @@ def require_budget(budget_ms: float | None) -> None:
 
 
 def _preference(trial: Trial) -> tuple[bool, int, str]:
-    """Order trials that are equal in accuracy and cost: frozen first, then by the number of fine-tuned members.
-
-    A fine-tuned candidate that validation reset to its pretrained weights equals the frozen one, which comes first.
-    """
-    return trial.state != "frozen", sum(m.endswith(" fine-tuned") for m in trial.members), trial.name
+    """Order trials that are equal in accuracy and cost: frozen first, then by the number of fine-tuned members."""
+    return trial.state != "frozen", sum(m.endswith((" fine-tuned", " trained head")) for m in trial.members), trial.name
 
 
 def _most_accurate(trials: Iterable[Trial], measure: str) -> Trial:
@@ -126,13 +133,6 @@ def _no_winner(trials: Sequence[Trial], budget_ms: float | None) -> OptionError:
         f"{format_ms(fastest.cost_ms)} ms; set `budget_ms` to {math.ceil(fastest.cost_ms * 10) / 10:g} or more.",
         argument="budget_ms",
     )
-
-
-def _compare(trial: Trial, best: Trial, measure: str) -> Comparison:
-    """Compare two trials on the queries that both scored."""
-    values, best_values = trial.validation.by_query(measure), best.validation.by_query(measure)
-    shared = [query for query in best_values if query in values]
-    return paired_bootstrap([values[q] for q in shared], [best_values[q] for q in shared])
 
 
 def _explain(

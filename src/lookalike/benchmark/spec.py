@@ -7,15 +7,18 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from lookalike._files import digest, file_digest, read_json, write_json
+from lookalike.benchmark.selection import DEFAULT_MEASURE, FALLBACK_MEASURE
 from lookalike.benchmark.trial import matching_hit
 from lookalike.data.dataset import Dataset
 from lookalike.errors import ModelError, OptionError, StorageError, renamed_argument
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
-from lookalike.models.info import TRAINING_STATES, TrainingState
+from lookalike.models.info import TRAINING_STATES
 from lookalike.models.registry import NONE, find_backbone
 from lookalike.progress import Progress
 from lookalike.runtimes.load import WeightsOption, load_bundle, pair_weights
@@ -54,8 +57,8 @@ class BenchmarkSpec:
         """Folder of cached features and embeddings."""
         return self.out / "cache"
 
-    def bundle_folder(self, backbone: str, state: TrainingState) -> Path:
-        """Return the folder of the bundle of a backbone, frozen or fine-tuned."""
+    def bundle_folder(self, backbone: str, state: Literal["frozen", "fine-tuned"]) -> Path:
+        """Return the folder of the bundle of a backbone, as pretrained, or after training."""
         return self.out / "members" / f"{slug(backbone)}-{state}"
 
 
@@ -153,6 +156,26 @@ def select_measures(
             )
     defaults = [m for m in map(Measure.parse, (matching_hit(selected_by), *DEFAULT_MEASURES)) if m.min_gallery <= depth]
     return tuple(dict.fromkeys(map(str, (selected_by, *defaults))))
+
+
+def validation_ceiling(data: Dataset, measure: str) -> float:
+    """Return the mean of a measure on validation that the best possible ranking has."""
+    labels = data.labels("validation")
+    sizes = Counter(labels.values())
+    total = np.array([sizes[label] - 1 for label in labels.values() if sizes[label] > 1], dtype=np.int64)
+    return Measure.parse(measure).ceiling(total) if len(total) else 1.0
+
+
+def default_measure(data: Dataset, progress: Progress) -> str:
+    """Return the measure to select by: precision@3, or map@r if precision@3 cannot reach 1 on validation."""
+    ceiling = validation_ceiling(data, DEFAULT_MEASURE)
+    if ceiling == 1:
+        return DEFAULT_MEASURE
+    progress.info(
+        f"selecting by {FALLBACK_MEASURE}: validation has too few images per class for {DEFAULT_MEASURE}, which cannot "
+        f"exceed {ceiling:.3f} there"
+    )
+    return FALLBACK_MEASURE
 
 
 @dataclass(frozen=True)

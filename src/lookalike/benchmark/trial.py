@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lookalike.errors import OptionError, StorageError
+from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
 from lookalike.evaluation.evaluation import Estimate, Evaluation
 from lookalike.evaluation.measures import Measure
 from lookalike.models.info import TrainingState
@@ -70,6 +71,12 @@ class SplitMeasures:
             raise OptionError(f"no values of {measure!r} per query; measure the candidate again.", argument="measure")
         return dict(zip(self.query_ids, self.values[measure], strict=True))
 
+    def compare(self, other: SplitMeasures, measure: str) -> Comparison:
+        """Compare with another candidate, paired, on the queries that both scored; above 0 this one is better."""
+        values, other_values = self.by_query(measure), other.by_query(measure)
+        shared = [query for query in other_values if query in values]
+        return paired_bootstrap([values[q] for q in shared], [other_values[q] for q in shared])
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -104,6 +111,11 @@ class Trial:
     note: str = ""  # one sentence for the reader
     from_random: bool = False  # whether a member started from random weights
     leaked: bool = False  # whether a member may have been trained on images that it is evaluated on
+
+    @property
+    def type(self) -> str:
+        """Kind and state in words, such as "single, fine-tuned"."""
+        return f"{self.kind}, {self.state}"
 
     @property
     def exclusion(self) -> str:
@@ -174,6 +186,14 @@ def format_ms(ms: float) -> str:
 def format_estimate(estimate: Estimate) -> str:
     """Format a mean with its interval: 0.919 (0.890–0.944)."""
     return f"{estimate.mean:.3f} ({estimate.low:.3f}–{estimate.high:.3f})"
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """Format a difference with its interval: −0.025 (−0.050 to +0.010); without one if all queries differ equally."""
+    difference, low, high = map(format_difference, (comparison.difference, comparison.low, comparison.high))
+    if comparison.low == comparison.high:  # an interval without width would claim certainty
+        return f"{difference} on every query"
+    return f"{difference} ({low} to {high})"
 
 
 def format_difference(value: float) -> str:

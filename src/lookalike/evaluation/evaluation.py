@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lookalike.errors import DataError, OptionError
-from lookalike.evaluation.bootstrap import Comparison, bootstrap_interval, paired_bootstrap
+from lookalike.evaluation.bootstrap import Comparison, mean_interval, paired_bootstrap
 from lookalike.evaluation.measures import Depth, Measure, Values, parse_measures
 from lookalike.evaluation.ranking import find_relevance, iter_judged
 from lookalike.types import Embeddings, Hits, Skipped
@@ -21,7 +21,7 @@ DEFAULT_MEASURES = ("precision@3", "hit@3", "hit@1", "map@r", "mrr")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over queries and its 95 % bootstrap interval."""
+    """A mean over queries and its 95 % interval (see `mean_interval`)."""
 
     mean: float
     low: float
@@ -29,7 +29,7 @@ class Estimate:
 
 
 class ClassMean(NamedTuple):
-    """The mean over the queries of one class, and its 95 % bootstrap interval."""
+    """The mean over the queries of one class, and its 95 % interval."""
 
     mean: float
     queries: int
@@ -96,7 +96,8 @@ class Evaluation:
     def measures(self) -> Mapping[str, Estimate]:
         """Mean and interval of each measure by its name, in the requested order."""
         return {
-            name: Estimate(float(values.mean()), *bootstrap_interval(values)) for name, values in self.values.items()
+            name: Estimate(float(values.mean()), *mean_interval(values, Measure.parse(name).top))
+            for name, values in self.values.items()
         }
 
     def per_query(self, measure: str | Measure) -> Values:
@@ -112,17 +113,28 @@ class Evaluation:
 
     def per_class(self, measure: str | Measure | None = None) -> dict[str, ClassMean]:
         """Return mean, number of queries and interval by query label, sorted; by default of the first measure."""
-        values = self.per_query(next(iter(self.values)) if measure is None else measure)
+        measure = Measure.parse(next(iter(self.values)) if measure is None else measure)
+        values = self.per_query(measure)
         by_label: dict[str, list[float]] = {label: [] for label in sorted(set(self.query_labels))}
         for label, value in zip(self.query_labels, values.tolist(), strict=True):
             by_label[label].append(value)
         return {
-            label: ClassMean(sum(values) / len(values), len(values), *bootstrap_interval(values))
+            label: ClassMean(sum(values) / len(values), len(values), *mean_interval(values, measure.top))
             for label, values in by_label.items()
         }
 
     def compare(self, other: Evaluation, measure: str | Measure) -> Comparison:
-        """Compare with another candidate, on the same queries, by paired bootstrap; above 0 this one is better."""
+        """Compare with another model on the same queries, by paired bootstrap; above 0 this one is better.
+
+        The result has `difference`, the mean of this model minus that of `other`, `low` and `high` of its 95 %
+        interval, and `significant`, whether 0 lies outside it. Two intervals that overlap do not mean that two models
+        are equally good; this does compare them.
+
+        Raises:
+            DataError: the two measured different queries.
+            OptionError: one of them did not take the measure.
+
+        """
         differing = set(self.query_ids) ^ set(other.query_ids)
         if differing:
             raise DataError(

@@ -87,6 +87,7 @@ class MeasureKind:
     # maps the judged ranking, the totals and k to `(n_query,)` values
     compute: Callable[[Relevant, Total, int], Values]
     depth: int | Depth | None = None  # number of hits that the ranking must have; None means k
+    top: float = 1.0  # the largest value for one query
     title: str | None = None  # its title in tables, a format string with `{k}`; None means the measure's text
 
 
@@ -122,7 +123,9 @@ _ROWS = (
         "possible ranking (Järvelin and Kekäläinen 2002, Cumulated Gain-based Evaluation of IR Techniques)",
         _ndcg,
     ),
-    MeasureKind("points@1,5,10", "600 · hit@1 + 300 · hit@5 + 100 · hit@10, so 1000 at best", _points, depth=10),
+    MeasureKind(
+        "points@1,5,10", "600 · hit@1 + 300 · hit@5 + 100 · hit@10, so 1000 at best", _points, depth=10, top=1000.0
+    ),
 )
 
 # By pattern, in the order of tables.
@@ -187,9 +190,22 @@ class Measure:
         return depth if depth is not None else (self.k or 1)
 
     @property
+    def top(self) -> float:
+        """The largest value for one query."""
+        return REGISTRY[self.pattern].top
+
+    @property
     def min_gallery(self) -> int:
         """Number of images that a gallery must have at least."""
         return self.depth if isinstance(self.depth, int) else 1
+
+    def ceiling(self, total: Total) -> float:
+        """Return the mean over queries that the best possible ranking has: a precision@3 of 2/3 with 2 relevant items.
+
+        `total` `(n_query,)` is the number of relevant items of each query, at least 1.
+        """
+        depth = self.depth if isinstance(self.depth, int) else int(total.max())
+        return float(self.values(np.arange(depth) < total[:, None], total).mean())
 
     def values(self, relevant: Relevant, total: Total) -> Values:
         """Compute `(n_query,)` float64 values from relevant hits `(n_query, depth)` and the number of relevant items.

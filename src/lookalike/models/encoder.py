@@ -71,7 +71,7 @@ class Encoder:
 
     @classmethod
     def of(cls, backbone: Backbone, head: Head, state: TrainingState) -> Encoder:
-        """Join a backbone and a head; `state` is untrained, frozen or fine-tuned."""
+        """Join a backbone and a head; `state` says what was trained."""
         fingerprint = head.fingerprint(backbone.info.fingerprint)
         return cls(EncoderInfo(backbone.info, len(head.bias), head.origin, state, fingerprint), backbone, head)
 
@@ -92,7 +92,7 @@ class Encoder:
 
     @property
     def state(self) -> TrainingState:
-        """Whether it is untrained, frozen or fine-tuned."""
+        """What was trained: untrained, frozen, frozen + trained head, or fine-tuned."""
         return self.info.state
 
     @property

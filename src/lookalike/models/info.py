@@ -16,20 +16,23 @@ from lookalike._files import digest
 from lookalike.errors import ModelError
 from lookalike.models.preprocessing import Preprocessing
 
-BUNDLE_FORMAT = 2
+BUNDLE_FORMAT = 3
 REPORT_VERSION = 1  # of a `TrainingReport`
 
 AS_PRETRAINED = "pretrained"  # the pooling that the weights were trained with
-TrainingState = Literal["untrained", "frozen", "fine-tuned"]
+# What the weights of an encoder are, in the words that names, tables and pages show.
+TrainingState = Literal["untrained", "frozen", "frozen + trained head", "fine-tuned", "mixed"]
 UNTRAINED: TrainingState = "untrained"
 FROZEN: TrainingState = "frozen"
+TRAINED_HEAD: TrainingState = "frozen + trained head"
 FINE_TUNED: TrainingState = "fine-tuned"
-TRAINING_STATES = (UNTRAINED, FROZEN, FINE_TUNED)
+MIXED: TrainingState = "mixed"
+TRAINING_STATES = (UNTRAINED, FROZEN, TRAINED_HEAD, FINE_TUNED, MIXED)
 
 
 def joint_state(states: Collection[TrainingState]) -> TrainingState:
-    """Return the state of an ensemble of members with these states."""
-    return UNTRAINED if UNTRAINED in states else FINE_TUNED if FINE_TUNED in states else FROZEN
+    """Return the state of an ensemble: that of its members, `mixed` if they differ, untrained if one of them is."""
+    return UNTRAINED if UNTRAINED in states else next(iter(states)) if len(set(states)) == 1 else MIXED
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class EncoderInfo:
         backbone: the backbone.
         dim: dimensions of an embedding.
         head: how the head was made, in words.
-        state: untrained (random weights), frozen (pretrained) or fine-tuned.
+        state: untrained (random weights), frozen (pretrained), frozen + trained head, or fine-tuned.
         fingerprint: digest of everything that decides an embedding.
         graph: of an exported encoder, the graph that includes the head.
 

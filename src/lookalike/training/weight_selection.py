@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lookalike.models.heads import Head, Whitening
-from lookalike.models.info import FINE_TUNED, UNTRAINED, HeadFit
+from lookalike.models.info import FINE_TUNED, TRAINED_HEAD, UNTRAINED, HeadFit
 from lookalike.models.trainable import State, TrainableEncoder
 from lookalike.runtimes.fit import Features
 from lookalike.training.batches import Indices
@@ -115,7 +115,7 @@ def record_origin(encoder: TrainableEncoder, stage: FrozenStage, share: float | 
     else:
         encoder.head_origin = "cross-entropy, backbone frozen" if stage.head_epochs else stage.head_origin
         if stage.head_epochs or stage.shrinkage is not None:  # the head is fitted with labels
-            encoder.trained = FINE_TUNED
+            encoder.trained = TRAINED_HEAD
 
 
 # ---------------------------------------------------------------- head

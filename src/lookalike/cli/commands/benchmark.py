@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _MAX_ROWS = 14
 # columns that a narrow terminal hides, in this order; the files have all of them
 _OPTIONAL_COLUMNS = (
-    "memory MB", "ms p95", "ms decode", "ms model", "hit@1", "map@r", "dimensions", "ms batched", "95% interval",
-    "type",
+    "memory MB", "ms p95", "ms decode", "ms model", "hit@1", "map@r", "dimensions", "ms batched", "type",
+    "95% interval", "hit@3", "vs winner",
 )  # fmt: skip
 
 
@@ -63,7 +63,10 @@ _OPTIONAL_COLUMNS = (
 )
 @click.option("--budget-ms", type=float, help="Upper limit for the time per image, in milliseconds.")
 @click.option(
-    "--measure", default="precision@3", show_default=True, metavar="MEASURE", help="Accuracy measure of the selection."
+    "--measure",
+    metavar="MEASURE",
+    help="Accuracy measure of the selection.  [default: precision@3, or map@r where validation has too few images per "
+    "class for it]",
 )
 @runtime_option
 @training_options
