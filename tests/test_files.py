@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -16,14 +17,19 @@ import pytest
 
 from lookalike import _files as files
 from lookalike._files import (
+    FileRecord,
+    RefusedFileError,
+    checked_record,
     digest,
     file_digest,
     follow_link,
     locked,
     new_folder,
+    open_regular,
     read_json,
     require_free,
     require_writable,
+    with_digest,
     write_csv,
     write_file,
     write_json,
@@ -356,3 +362,68 @@ def test_digests(tmp_path: Path) -> None:
     assert digest("ab", b"c") == expected.hexdigest()
     assert digest("ab", "c") != digest("a", "bc")
     assert len(files.digest()) == 32
+
+
+@pytest.fixture(params=["a pipe", "a device", "a socket"])
+def endless_file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """A file whose reading would never end or cannot start, and what it is."""
+    path = tmp_path / "x"
+    if request.param == "a pipe":
+        os.mkfifo(path)
+    elif request.param == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        monkeypatch.chdir(tmp_path)  # the path of a socket is short
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("x")
+    return path, request.param
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such files")
+def test_only_regular_files_are_opened(endless_file: tuple[Path, str]) -> None:
+    path, kind = endless_file
+    with pytest.raises(RefusedFileError, match=kind):
+        open_regular(path)
+    with pytest.raises(StorageError, match=kind):
+        read_json(path, "the record")
+
+
+def test_a_folder_or_a_large_file_is_not_opened(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    (tmp_path / "x").write_bytes(b"12345")
+    with open_regular(tmp_path / "x", 5) as file:
+        assert file.read() == b"12345"
+    with pytest.raises(RefusedFileError, match="5 bytes, more than 4"):
+        open_regular(tmp_path / "x", 4)
+
+
+def test_a_sparse_record_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "bundle.json").open("wb") as file:
+        file.truncate(3_000_000_000)
+    with pytest.raises(StorageError, match="3,000,000,000 bytes"):
+        read_json(tmp_path / "bundle.json", "the record")
+
+
+def test_a_file_record_notices_changes(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    record = FileRecord.of(path)
+    record.require(path)
+    path.write_bytes(b"12355")
+    record.require(path, digest_up_to=4)  # the size is compared
+    with pytest.raises(RefusedFileError, match="x was changed"):
+        record.require(path, digest_up_to=5)
+    path.write_bytes(b"1234")
+    with pytest.raises(RefusedFileError, match="4 bytes, 5 were written"):
+        record.require(path, digest_up_to=0)
+
+
+def test_a_record_with_digest_notices_changes() -> None:
+    content = {"count": 3, "names": ("a", "\udc80"), "share": 0.1, "by_key": {1: None}}
+    record = json.loads(json.dumps(with_digest(content)))
+    assert checked_record(record) == json.loads(json.dumps(content))
+    with pytest.raises(ValueError, match="changed"):
+        checked_record({**record, "count": 4})
+    with pytest.raises(ValueError, match="changed"):
+        checked_record(content)

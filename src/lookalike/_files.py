@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -11,7 +12,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,36 @@ except ImportError:  # Windows
 
 _ADDED = 24  # characters that names next to a result have in addition: `.NAME.embedding.0123abcd`
 _MAX_PATH = 4096
+_MAX_JSON_BYTES = 100_000_000  # of a record; lists of ids, which grow with the data, are read in other ways
+_KINDS = {
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
+
+class RefusedFileError(ValueError):
+    """A file that is not read: not a regular file, whose reading could never end, or larger than allowed."""
+
+
+def require_regular(path: Path | str, max_bytes: int | None = None) -> int:
+    """Return the bytes of a regular file; raise `RefusedFileError` for anything else, or for more than allowed."""
+    status = Path(path).stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", str(path))
+    kind = next((name for is_kind, name in _KINDS.items() if is_kind(status.st_mode)), None)
+    if kind is not None:
+        raise RefusedFileError(f"it is {kind}, not a file")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise RefusedFileError(f"it has {status.st_size:,} bytes, more than {max_bytes:,}")
+    return status.st_size
+
+
+def open_regular(path: Path | str, max_bytes: int | None = None) -> BufferedReader:
+    """Open a file to read its bytes, within the limits of `require_regular`."""
+    require_regular(path, max_bytes)
+    return Path(path).open("rb")
 
 
 @contextlib.contextmanager
@@ -96,8 +130,8 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 def read_json(path: Path, what: str, argument: str | None = None) -> Any:
     """Read JSON, or raise a `StorageError` that names the file by `what`; `argument` is where its path came from."""
-    with reading_errors(path, what, argument):
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+    with reading_errors(path, what, argument), open_regular(path, _MAX_JSON_BYTES) as file:
+        return json.loads(file.read().decode("utf-8"))
 
 
 @contextlib.contextmanager
@@ -289,5 +323,49 @@ def digest(*parts: bytes | str) -> str:
 
 def file_digest(path: Path) -> str:
     """Return the BLAKE2b digest of a file's bytes, 32 hexadecimal digits."""
-    with Path(path).open("rb") as handle:
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """The facts by which a change of a file is noticed.
+
+    Attributes:
+        bytes: its size.
+        digest: its `file_digest`.
+
+    """
+
+    bytes: int
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Describe a file."""
+        return cls(require_regular(path), file_digest(path))
+
+    def require(self, path: Path, *, digest_up_to: int | None = None) -> None:
+        """Raise `RefusedFileError` if the file differs; beyond `digest_up_to` bytes only the sizes are compared."""
+        size = require_regular(path)
+        if size != self.bytes:
+            raise RefusedFileError(f"{path.name} has {size:,} bytes, {self.bytes:,} were written")
+        if (digest_up_to is None or size <= digest_up_to) and file_digest(path) != self.digest:
+            raise RefusedFileError(f"{path.name} was changed after it was written")
+
+
+def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record for JSON with the digest of its content, by which `checked_record` notices a change."""
+    return {**record, "digest": _record_digest(record)}
+
+
+def checked_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `with_digest`; raise `ValueError` if the record was changed."""
+    content = {name: value for name, value in record.items() if name != "digest"}
+    if record.get("digest") != _record_digest(content):
+        raise ValueError("it was changed after it was written")
+    return content
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+    return digest(json.dumps(json.loads(json.dumps(record)), sort_keys=True))  # keys become text first

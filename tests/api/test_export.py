@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookalike._files import checked_record, with_digest
 from lookalike.api import export as export_module
 from lookalike.api.embed import embed, index
 from lookalike.api.evaluate import evaluate
@@ -262,9 +263,9 @@ def test_a_changed_graph_is_refused(exported_copy):
 
 def test_a_changed_record_is_refused(exported_copy):
     record = exported_copy / "bundle.json"
-    value = json.loads(record.read_text())
+    value = checked_record(json.loads(record.read_text()))
     value["members"][0]["backbone"]["preprocessing"]["crop_pct"] = 0.5
-    record.write_text(json.dumps(value))
+    record.write_text(json.dumps(with_digest(value)))
     with pytest.raises(ModelError, match="its record differs"):
         load_encoder(exported_copy)
 

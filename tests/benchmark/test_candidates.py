@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from lookalike._files import checked_record, with_digest
 from lookalike.benchmark.candidates import bundle_candidate, make_candidates, make_ensembles
 from lookalike.errors import OptionError
 from lookalike.models.info import TrainingReport
@@ -19,11 +20,11 @@ RESET = "fine-tuning did not improve on it, so there is no fine-tuned candidate.
 def set_result(folder, share, state):
     """Change the bundle so that its fine-tuning has this result; a share of None has no full stage."""
     path = folder / "bundle.json"
-    info = json.loads(path.read_text())
+    info = checked_record(json.loads(path.read_text()))
     info["members"][0]["state"] = state
     report = TrainingReport(NAME, {}, {}, "mobile-cnn", "mobile-cnn", "float32", "shuffled", fine_tuned_share=share)
     info["training"] = [asdict(report)]
-    path.write_text(json.dumps(info))
+    path.write_text(json.dumps(with_digest(info)))
 
 
 @pytest.mark.parametrize(
@@ -121,9 +122,9 @@ def test_a_bundle_of_other_data_has_a_note_and_can_win(finished_copy, data):
 def test_a_fine_tuned_bundle_without_a_record_of_its_images_cannot_win(finished_copy, data, state, leaked):
     bundle = finished_copy / "members" / f"test-resnet-{state}"
     path = bundle / "bundle.json"
-    info = json.loads(path.read_text())
+    info = checked_record(json.loads(path.read_text()))
     info["members"][0]["state"] = state
-    path.write_text(json.dumps(info | {"training_data": None}))
+    path.write_text(json.dumps(with_digest(info | {"training_data": None})))
     candidate = bundle_candidate(data, bundle)
     assert (candidate.leaked, "does not record its training images" in candidate.note) == (leaked, leaked)
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageOps, features
 
 from lookalike.data import images
-from lookalike.data.images import decode_jpeg, read_image, read_pixels, read_scaled
+from lookalike.data.images import decode_jpeg, one_image, read_image, read_pixels, read_scaled
 from lookalike.errors import UnreadableImage
 
 Images = dict[str, Image.Image]
@@ -536,3 +536,72 @@ def test_read_pixels_has_the_causes_of_read_image(sample_images, tmp_path, name)
             read(tmp_path / name)
         causes.append(str(raised.value))
     assert causes[0] == causes[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such files")
+def test_what_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    assert cause(tmp_path / "pipe.jpg") == "it is a pipe, not a file"
+    assert cause(tmp_path / "zero.png") == "it is a device, not a file"
+    with pytest.raises(UnreadableImage, match="a pipe"):
+        read_scaled(tmp_path / "pipe.jpg", [64])
+
+
+def test_a_file_larger_than_any_image_is_not_read(sample_images: Images, tmp_path: Path) -> None:
+    sample_images["cat"].save(tmp_path / "extended.jpg")
+    with (tmp_path / "extended.jpg").open("r+b") as file:
+        file.truncate(3_000_000_000)
+    assert "3,000,000,000 bytes" in cause(tmp_path / "extended.jpg")
+    with pytest.raises(UnreadableImage, match="bytes"):
+        read_scaled(tmp_path / "extended.jpg", [64])
+
+
+def test_a_lack_of_memory_makes_one_image_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match="memory") as caught, one_image(tmp_path / "x.png"):
+        raise MemoryError
+    assert caught.value.temporary
+
+
+def test_large_images_wait_for_each_other(
+    sample_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_LARGE_PIXELS", 160 * 100)
+    large, small = sample_images["cat"], sample_images["cat"].resize((40, 30))
+    files = [tmp_path / f"{number}.{suffix}" for number in range(4) for suffix in ("png", "jpg")]
+    for file in files:
+        large.save(file)
+    small.save(tmp_path / "small.png")
+    inside, most = [0], [0]
+
+    def use(file: Path) -> None:
+        with one_image(file):
+            read_scaled(file, [64])
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            read_scaled(tmp_path / "small.png", [16])
+            inside[0] -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, files))
+    assert most == [1]
+    read_scaled(files[0], [64])  # alone, outside of `one_image`
+    with pytest.raises(UnreadableImage), one_image(files[0]):
+        read_scaled(files[0], [64])
+        raise UnreadableImage(files[0], "x")
+    use(files[1])  # the lock was released
+
+
+def test_large_images_are_blended_in_bands_and_reduced(
+    sample_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = sample_images["rocket"].copy()
+    image.putalpha(sample_images["rocket"].convert("L"))
+    image.save(tmp_path / "p.png")
+    whole = pixels(tmp_path / "p.png")
+    monkeypatch.setattr(images, "_BAND_PIXELS", image.width * 7)
+    assert (pixels(tmp_path / "p.png") == whole).all()
+    monkeypatch.setattr(images, "_LARGE_PIXELS", 100)
+    full, half = read_scaled(tmp_path / "p.png", [None, min(image.size) // 2])
+    assert (full == whole).all()
+    assert half.shape[:2] == (-(-image.height // 2), -(-image.width // 2))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lookalike.data import layouts
 from lookalike.data.dataset import Dataset, Split
 from lookalike.data.layouts import load_data_as_trained, load_dataset
 from lookalike.errors import DataError, MissingExtra
@@ -543,3 +544,27 @@ def test_labels_written_on_windows(tmp_path: Path) -> None:
         "test/query/2.jpg": "cat",
         "test/gallery/3.jpg": "dog",
     }
+
+
+def test_a_parquet_manifest_of_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.array(["a.jpg"] * 20)
+    parquet.write_table(pyarrow.table(dict.fromkeys(("path", "label", "split"), column)), tmp_path / "manifest.parquet")
+    monkeypatch.setattr(layouts, "_MAX_ROWS", 19)
+    assert "20 rows, more than 19" in refusal(tmp_path)
+    monkeypatch.setattr(layouts, "_MAX_ROWS", 20)
+    assert "a.jpg" in refusal(tmp_path)  # read: the split is not one
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])
+def test_a_manifest_larger_than_any_is_not_read(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("pyarrow")
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(3_000_000_000)
+    assert "3,000,000,000 bytes" in refusal(tmp_path)
+
+
+def test_a_manifest_without_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("path,label,split\n" + "x" * 5_000_000)
+    assert "manifest.csv" in refusal(tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import stat
 from importlib.metadata import version
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lookalike._files import checked_record, with_digest
 from lookalike.errors import ModelError, StorageError
 from lookalike.models import bundle as bundle_module
 from lookalike.models.bundle import (
@@ -25,7 +27,7 @@ from lookalike.models.bundle import (
 from lookalike.models.encoder import Ensemble
 from lookalike.models.info import BUNDLE_FORMAT
 from lookalike.models.trainable import build_trainable
-from lookalike.runtimes.load import load_bundle
+from lookalike.runtimes.load import StoredWeights, load_bundle
 
 KINDS = ("single", "aligned", "average", "concat")
 CHANGED = "was changed after it was saved"
@@ -38,9 +40,17 @@ def make_encoder(make_trainable, make_ensemble):
 
 def edit(bundle, change):
     file = bundle / "bundle.json"
-    value = json.loads(file.read_text())
+    value = checked_record(json.loads(file.read_text()))
     change(value)
-    file.write_text(json.dumps(value))
+    file.write_text(json.dumps(with_digest(value)))
+
+
+def backbone(**values):
+    return lambda record: record["members"][0]["backbone"].update(values)
+
+
+def preprocessing(**values):
+    return lambda record: record["members"][0]["backbone"]["preprocessing"].update(values)
 
 
 def contents(folder):
@@ -179,16 +189,46 @@ def test_another_format_is_refused(text, version, bundle):
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda r: r.pop("fingerprint"), "KeyError: 'fingerprint'"),
-        (lambda r: r.pop("members"), "KeyError: 'members'"),
-        (lambda r: r.update(members=[]), "no members"),
-        (lambda r: r.update(members="two"), "TypeError"),
+        (lambda r: r.pop("fingerprint"), "no 'fingerprint'"),
+        (lambda r: r.pop("members"), "no 'members'"),
+        (lambda r: r.update(surprise=1), "unknown 'surprise'"),
+        (lambda r: r.update(members=[]), "members must be between 1 and"),
+        (lambda r: r.update(members=r["members"] * 100), "members must be between 1 and"),
+        (lambda r: r.update(members="two"), "members is 'two'"),
+        (lambda r: r.update(name=3), "name is 3"),
+        (lambda r: r.update(classes=[3]), "classes is 3"),
+        (lambda r: r.update(dim=math.inf), "dim is inf"),
+        (lambda r: r.update(training=3), "is damaged"),
+        (lambda r: r.update(training=[3]), "has version None"),
         (lambda r: r.update(training=[{"version": 0}]), "has version 0"),
-        (lambda r: r["members"][0].pop("head"), "KeyError: 'head'"),
-        (lambda r: r["members"][0].update(dim="many"), "ValueError"),
-        (lambda r: r["members"][0]["backbone"].update(adaptation={"flip": 1}), "TypeError"),
-        (lambda r: r["members"][0]["backbone"]["preprocessing"].pop("mean"), "preprocessing is not valid"),
-        (lambda r: r["members"][0]["backbone"]["preprocessing"].update(crop_mode="corner"), "crop_mode must be"),
+        (lambda r: r["members"][0].pop("head"), "no 'head'"),
+        (lambda r: r["members"][0].update(dim="many"), "dim is 'many'"),
+        (lambda r: r["members"][0].update(dim=600_000), "dim must be between 1 and 65,536"),
+        (lambda r: r["members"][0].update(dim=-512), "dim must be between"),
+        (lambda r: r["members"][0].update(dim=True), "dim is True"),
+        (lambda r: r["members"][0].update(graph={}), "graph has no 'backbone'"),
+        (backbone(features=800_000), "features must be between"),
+        (backbone(features=math.inf), "features is inf"),
+        (backbone(timm_name=7), "timm_name is 7"),
+        (backbone(timm_name="hf-hub:org/name"), "hf-hub:org/name"),
+        (backbone(timm_name="hf_hub:org/name"), "hf_hub:org/name"),
+        (backbone(timm_name="local-dir:/etc"), "local-dir:/etc"),
+        (backbone(timm_name="timm/resnet50.a1_in1k"), "timm/resnet50"),
+        (backbone(timm_name=""), "timm_name is ''"),
+        (backbone(timm_name="resnet50\n"), "timm_name"),
+        (backbone(adaptation={"flip": 1}), "unknown 'flip'"),
+        (backbone(adaptation={"pooling": "__class__", "side": 1.0}), "pooling must be one of"),
+        (backbone(adaptation={"pooling": "gem", "side": math.inf}), "side must be"),
+        (backbone(adaptation={"pooling": "gem", "side": math.nan}), "side must be"),
+        (preprocessing(height=20_000), "height and width must be between 1 and 2048"),
+        (preprocessing(width=-1), "height and width must be"),
+        (preprocessing(width=224.0), "width is 224.0"),
+        (preprocessing(crop_pct=1e-9), "crop_pct"),
+        (preprocessing(mean=[0.5, math.nan, 0.5]), "mean and std"),
+        (preprocessing(std=[0.5, 0.0, 0.5]), "mean and std"),
+        (preprocessing(mean=[0.5, 0.5]), "mean is [0.5, 0.5]"),
+        (lambda r: r["members"][0]["backbone"]["preprocessing"].pop("height"), "no 'height'"),
+        (preprocessing(crop_mode="corner"), "crop_mode must be"),
     ],
 )
 def test_a_missing_or_misplaced_field_is_named(change, cause, bundle):
@@ -233,7 +273,32 @@ def test_missing_or_reshaped_weights_are_named(bundle, image_files):
     del state["members.0.backbone.bn1.bias"]
     state["members.0.backbone.bn1.weight"] = torch.zeros(3)
     save_file(state, file)
-    assert CHANGED in load_error(bundle, image_files)
+    text = load_error(bundle, image_files)
+    assert "first bn1.bias" in text
+    assert "first bn1.weight: (3,), expected" in text
+
+
+@pytest.mark.parametrize(("name", "fact"), [("resnet_5000", "timm has no architecture"), ("resnet50", "do not fit")])
+def test_the_weights_are_compared_with_another_architecture_before_it_takes_memory(name, fact, bundle, monkeypatch):
+    info = dataclasses.replace(read_bundle_info(bundle).members[0].backbone, timm_name=name)
+    weights = bundle_module.WeightsFile(bundle / "model.safetensors", "members.0.backbone.")
+    monkeypatch.setattr(bundle_module.WeightsFile, "read", lambda *_: pytest.fail("was read"))
+    with pytest.raises(ModelError, match=fact):
+        StoredWeights(info, weights).load()
+
+
+def test_a_head_of_another_shape_is_not_read(bundle, monkeypatch):
+    edit(bundle, lambda r: r["members"][0].update(dim=513))
+    monkeypatch.setattr(bundle_module.WeightsFile, "read", lambda *_: pytest.fail("was read"))
+    with pytest.raises(ModelError, match=CHANGED):
+        load_bundle(bundle)
+
+
+def test_a_record_that_was_edited_by_hand_is_noticed(bundle):
+    file = bundle / "bundle.json"
+    file.write_text(file.read_text().replace('"classes": []', '"classes": ["cat"]'))
+    with pytest.raises(ModelError, match="was changed after it was written"):
+        read_bundle_info(bundle)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +310,7 @@ def test_missing_or_reshaped_weights_are_named(bundle, image_files):
         lambda r: r["members"][0]["backbone"].update(timm_name="test_vit"),
         lambda r: r["members"][0]["backbone"].update(weights_digest="0" * 32),
         lambda r: r["members"][0]["backbone"]["preprocessing"].update(crop_pct=0.5),
-        lambda r: r["members"][0]["backbone"]["preprocessing"].update(mean=[1]),
+        lambda r: r["members"][0]["backbone"]["preprocessing"].update(mean=[0, 0, 0]),
         lambda r: r["members"][0]["backbone"]["adaptation"].update(pooling="gem"),
     ],
 )

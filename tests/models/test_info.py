@@ -118,7 +118,7 @@ def test_another_version_or_field_of_a_report_is_refused(change, report):
 
 def test_a_missing_field_of_a_report_is_refused(report):
     value = asdict(report)
-    del value["epochs"]
+    del value["family"]
     with pytest.raises(ModelError):
         TrainingReport.from_dict(value)
 

@@ -58,6 +58,20 @@ def test_paths_and_images_get_ids_and_sources_keep_theirs(sample_images):
     assert sources[4].image is pixels
 
 
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="no pipes under /dev/fd")
+@pytest.mark.parametrize("suffix", ["png", "jpeg"])
+def test_a_pipe_from_the_shell_is_read(sample_images, suffix):
+    data = io.BytesIO()
+    sample_images["cat"].resize((40, 30)).save(data, suffix)
+    reader, writer = os.pipe()
+    os.write(writer, data.getvalue())
+    os.close(writer)
+    (source,) = as_sources([f"/dev/fd/{reader}"])
+    os.close(reader)
+    assert source.id == f"/dev/fd/{reader}"
+    assert decode(source, [16])[0].shape == (30, 40, 3)
+
+
 def test_binary_files_and_buffers_are_images(sample_images, tmp_path):
     sample_images["cat"].save(tmp_path / "cat.png")
     data = (tmp_path / "cat.png").read_bytes()

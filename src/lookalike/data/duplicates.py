@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lookalike._files import digest
+from lookalike._files import digest, open_regular
 from lookalike._system import cpu_count
 from lookalike.data.dataset import TEST_SPLITS, TRAINING_SPLITS, Dataset, Item, Split
-from lookalike.data.images import read_image
+from lookalike.data.images import MAX_BYTES, one_image, read_image
 from lookalike.errors import DataError, UnreadableImage
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Skipped
@@ -99,9 +99,13 @@ def _map_threads(
 
 def _trace(item: Item) -> _Trace | Skipped:
     try:
-        image = read_image(item.path)
+        with one_image(item.path):
+            return _trace_of(read_image(item.path))
     except UnreadableImage as error:
         return Skipped(item.path, error.cause, error.temporary)
+
+
+def _trace_of(image: Image.Image) -> _Trace:
     small = image.resize((_GREY, _GREY), Image.Resampling.BILINEAR, reducing_gap=2.0)
     colour = small.resize((_COLOUR, _COLOUR), Image.Resampling.BOX)
     return _Trace(_pixel_hash(image), np.asarray(small.convert("L")), np.asarray(colour))
@@ -231,7 +235,7 @@ def find_leaks(data: Dataset, progress: Progress) -> list[tuple[Item, ...]]:
 def _size(item: Item) -> tuple[int, int] | None:
     """Return the sides, the shorter first: EXIF orientation may swap them."""
     try:
-        with Image.open(item.path) as image:
+        with open_regular(item.path, MAX_BYTES) as file, Image.open(file) as image:
             return min(image.size), max(image.size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
@@ -239,7 +243,8 @@ def _size(item: Item) -> tuple[int, int] | None:
 
 def _pixels(item: Item) -> str | None:
     try:
-        return _pixel_hash(read_image(item.path))
+        with one_image(item.path):
+            return _pixel_hash(read_image(item.path))
     except UnreadableImage:
         return None
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from lookalike._files import RefusedFileError, open_regular
 from lookalike.errors import UnreadableImage
 from lookalike.types import Pixels
 
 # An image that claims more pixels than this (0.5 GB when decoded) is refused as a decompression bomb.
 MAX_PIXELS = 178_956_970
+MAX_BYTES = 600_000_000  # of an image file; as many uncompressed pixels as are allowed take 537 MB
+
+# An image of more pixels is decoded and resized while no other such image is: one can take a gigabyte.
+_LARGE_PIXELS = 1 << 26
+_large_image = threading.Lock()
+_thread_local = threading.local()
 
 _FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), ("JPEG", "MPO")),
@@ -29,6 +38,7 @@ _FORMATS = {
     ".jp2": ("JPEG2000",),
 }
 
+_BAND_PIXELS = 1 << 24  # of an image with alpha, blended at once: a large one would take its memory four times
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # what decides the pixels
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by colour type
@@ -55,6 +65,30 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in _FORMATS
 
 
+@contextlib.contextmanager
+def one_image(path: Path | str) -> Iterator[None]:
+    """Use one image of several that threads read: large ones wait for each other until their pixels are dropped.
+
+    A lack of memory in the block raises `UnreadableImage` for this image.
+    """
+    _thread_local.waits = True
+    try:
+        yield
+    except MemoryError as error:
+        raise _unreadable(Path(path), error) from error
+    finally:
+        if not _thread_local.waits:
+            _large_image.release()
+        _thread_local.waits = False
+
+
+def _wait_if_large(pixels: int) -> None:
+    """Wait until no other thread uses a large image; outside `one_image` do nothing."""
+    if pixels > _LARGE_PIXELS and getattr(_thread_local, "waits", False):
+        _large_image.acquire()
+        _thread_local.waits = False
+
+
 def read_image(path: Path | str) -> Image.Image:
     """Decode an image file into an upright RGB image, with alpha blended onto white.
 
@@ -67,14 +101,20 @@ def read_image(path: Path | str) -> Image.Image:
             larger than `MAX_PIXELS`.
 
     """
-    return _read(Path(path), Path(path))
-
-
-def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
-    """Decode a file or bytes; `path` is what errors name."""
+    path = Path(path)
     try:
-        if (len(file.getbuffer()) if isinstance(file, io.BytesIO) else file.stat().st_size) == 0:
+        with open_regular(path, MAX_BYTES) as file:
+            return _read(path, file)
+    except (OSError, RefusedFileError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(path: Path, file: BinaryIO) -> Image.Image:
+    """Decode an open file or bytes; `path` is what errors name."""
+    try:
+        if not file.read(1):
             raise UnreadableImage(path, "the file is empty")
+        file.seek(0)
         with Image.open(file) as image:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
@@ -83,6 +123,7 @@ def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
             expected = _FORMATS.get(path.suffix.lower())
             if expected is not None and image.format not in expected:
                 raise UnreadableImage(path, f"it is named {path.suffix} but contains {image.format}; rename it")
+            _wait_if_large(pixels)
             return _decode(path, file, image)
     except UnreadableImage:
         raise
@@ -95,7 +136,7 @@ def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
         raise _unreadable(path, error) from error
 
 
-def _decode(path: Path, file: Path | io.BytesIO, image: Image.Image) -> Image.Image:
+def _decode(path: Path, file: BinaryIO, image: Image.Image) -> Image.Image:
     image.seek(0)
     try:
         image.load()
@@ -109,8 +150,9 @@ def _decode(path: Path, file: Path | io.BytesIO, image: Image.Image) -> Image.Im
     return to_rgb(image)
 
 
-def _content(file: Path | io.BytesIO) -> bytes:
-    return file.getvalue() if isinstance(file, io.BytesIO) else file.read_bytes()
+def _content(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -122,7 +164,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         start = end
 
 
-def _essential_png(file: Path | io.BytesIO) -> bytes | None:
+def _essential_png(file: BinaryIO) -> bytes | None:
     """Return a PNG without texts, profiles and other chunks that do not matter here; None where there are none."""
     try:
         data = _content(file)
@@ -134,7 +176,7 @@ def _essential_png(file: Path | io.BytesIO) -> bytes | None:
     return essential if len(essential) < len(data) else None
 
 
-def _lacks_rows(image: Image.Image, file: Path | io.BytesIO) -> bool:
+def _lacks_rows(image: Image.Image, file: BinaryIO) -> bool:
     """Whether more than a tenth of a PNG's pixels are missing: Pillow leaves them zero.
 
     Only where the last row is zero, the file is decompressed again to count them.
@@ -154,7 +196,8 @@ def _lacks_rows(image: Image.Image, file: Path | io.BytesIO) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> UnreadableImage:
-    causes = [cause for kind, cause in _CAUSES.items() if isinstance(error, kind)]
+    causes = [str(error)] if isinstance(error, RefusedFileError) else []
+    causes += [cause for kind, cause in _CAUSES.items() if isinstance(error, kind)]
     lines = str(error).strip().splitlines() or [type(error).__name__]
     temporary = isinstance(error, MemoryError)
     causes.append("it takes too much memory" if temporary else f"it cannot be decoded ({lines[0]})")
@@ -167,7 +210,8 @@ def _unreadable(path: Path, error: Exception) -> UnreadableImage:
 def read_pixels(path: Path | str, min_side: int | None = None) -> Pixels:
     """Decode an image file to `(height, width, 3)` uint8, as `read_image` does, faster if it is a JPEG.
 
-    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its sides if the shorter one keeps `min_side` pixels; None keeps all.
+    A JPEG, or an image of more than 67 million pixels, may be decoded at 1/2, 1/4 or 1/8 of its sides if the shorter
+    one keeps `min_side` pixels; None keeps all.
     """
     return read_scaled(path, [min_side])[0]
 
@@ -176,16 +220,30 @@ def read_scaled(path: Path | str, min_sides: Sequence[int | None]) -> list[Pixel
     """Do `read_pixels` for several sizes at once: the file is read once, and decoded once per scale."""
     path = Path(path)
     if "JPEG" in _FORMATS.get(path.suffix.lower(), ("JPEG",)):
-        with contextlib.suppress(OSError):
-            decoded = decode_jpeg(path.read_bytes(), min_sides)
+        with contextlib.suppress(OSError, RefusedFileError):
+            with open_regular(path, MAX_BYTES) as file:
+                data = file.read()
+            decoded = decode_jpeg(data, min_sides)
             if decoded is not None:
                 return decoded
-    return [np.array(read_image(path))] * len(min_sides)
+    image = read_image(path)
+    if image.width * image.height <= _LARGE_PIXELS:
+        return [np.array(image)] * len(min_sides)
+    scales = _scales(min(image.size), min_sides)
+    reduced = {scale: np.array(image.reduce(scale)) for scale in dict.fromkeys(scales)}
+    return [reduced[scale] for scale in scales]
+
+
+def _scales(side: int, min_sides: Sequence[int | None]) -> list[int]:
+    """Return by which fraction of its sides an image can be decoded for each size; `side` is the shorter one."""
+    return [next((s for s in _JPEG_SCALES if min_side and side // s >= min_side), 1) for min_side in min_sides]
 
 
 def read_in_memory(name: str, image: bytes | Image.Image | Pixels, min_sides: Sequence[int | None]) -> list[Pixels]:
     """Do `read_scaled` for an encoded image, a PIL image of any mode, or pixels; errors carry `name` as the path."""
     if isinstance(image, bytes):
+        if len(image) > MAX_BYTES:
+            raise UnreadableImage(Path(name), f"it has more than {MAX_BYTES:,} bytes")
         decoded = decode_jpeg(image, min_sides)
         return decoded or [np.array(_read(Path(name), io.BytesIO(image)))] * len(min_sides)
     if not isinstance(image, Image.Image):
@@ -194,6 +252,15 @@ def read_in_memory(name: str, image: bytes | Image.Image | Pixels, min_sides: Se
         return [np.array(to_rgb(image))] * len(min_sides)
     except Exception as error:  # PIL decodes late
         raise _unreadable(Path(name), error) from error
+
+
+def read_pipe(path: Path) -> bytes:
+    """Return what a pipe holds, at most a little more than `MAX_BYTES`, which `read_in_memory` refuses."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def decode_jpeg(data: bytes, min_sides: Sequence[int | None]) -> list[Pixels] | None:
@@ -212,8 +279,8 @@ def decode_jpeg(data: bytes, min_sides: Sequence[int | None]) -> list[Pixels] | 
             return None
         with Image.open(io.BytesIO(data)) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        side = min(height, width)
-        scales = [next((s for s in _JPEG_SCALES if min_side and side // s >= min_side), 1) for min_side in min_sides]
+        _wait_if_large(height * width)
+        scales = _scales(min(height, width), min_sides)
         decoded = {
             scale: simplejpeg.decode_jpeg(
                 data, "RGB", min_height=-(-height // scale), min_width=-(-width // scale), min_factor=scale
@@ -237,7 +304,8 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode and orientation to upright RGB, by the rules of `read_image`."""
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
         samples = np.asarray(image)
@@ -248,7 +316,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
         scaled = np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8)
         return Image.fromarray(scaled).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white_image = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white_image, rgba).convert("RGB")
+        rows = max(1, _BAND_PIXELS // image.width)
+        if rows >= image.height:
+            return _on_white(image)
+        blended = Image.new("RGB", image.size)
+        for top in range(0, image.height, rows):
+            blended.paste(_on_white(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
+        return blended
     return image if mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white_image = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white_image, rgba).convert("RGB")

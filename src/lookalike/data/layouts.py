@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import unicodedata
@@ -21,6 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lookalike._files import RefusedFileError, open_regular
 from lookalike.data.dataset import (
     TEST_SPLITS,
     TRAINING_SPLITS,
@@ -48,6 +50,10 @@ _SPLIT_NAMES = {
     "test": Split.TEST,
 }
 _MANIFESTS = ("manifest.csv", "manifest.parquet")
+_MAX_MANIFEST_BYTES = 1 << 30
+_MAX_ROWS = 10_000_000
+_MAX_LINE = 1 << 20  # characters; more are read as several lines
+_PARQUET_BATCH = 1024  # rows in memory at once: a file of a few bytes can hold a long text in each
 
 
 def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = False) -> Dataset:
@@ -355,11 +361,12 @@ def _rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str
 
 def _csv_rows(path: Path) -> Iterator[list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.reader(handle, skipinitialspace=True)
+        with open_regular(path, _MAX_MANIFEST_BYTES) as file:
+            lines = io.TextIOWrapper(file, newline="", encoding="utf-8-sig")
+            reader = csv.reader(iter(lambda: lines.readline(_MAX_LINE), ""), skipinitialspace=True)
             yield [name.strip().lower() for name in next(reader, [])]
             yield from reader
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, RefusedFileError, UnicodeDecodeError, csv.Error) as error:
         raise _error(f"{path} cannot be read as UTF-8 CSV: {error}.") from error
 
 
@@ -369,12 +376,17 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
     except ImportError as error:
         raise MissingExtra("pyarrow", "parquet", f"reading {path.name}") from error
     try:
-        table = parquet.read_table(path)
-    except (OSError, ValueError) as error:
+        with open_regular(path, _MAX_MANIFEST_BYTES) as handle, parquet.ParquetFile(handle) as file:
+            rows = file.metadata.num_rows
+            if rows > _MAX_ROWS:
+                raise RefusedFileError(f"it has {rows:,} rows, more than {_MAX_ROWS:,}")
+            yield [str(name).strip().lower() for name in file.schema_arrow.names]
+            for batch in file.iter_batches(_PARQUET_BATCH):
+                columns = [column.to_pylist() for column in batch.columns]
+                for values in zip(*columns, strict=True):
+                    yield [
+                        "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+                        for value in values
+                    ]
+    except (OSError, ValueError, ArithmeticError) as error:
         raise _error(f"{path} cannot be read as Parquet: {error}.") from error
-    yield [str(name).strip().lower() for name in table.column_names]
-    for row in table.to_pylist():
-        yield [
-            "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
-            for value in row.values()
-        ]

@@ -7,16 +7,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lookalike._files import digest, file_digest, new_folder, read_json, write_json
+from lookalike._files import digest, file_digest, new_folder, read_json, require_regular, write_json
 from lookalike._system import installed_versions
 from lookalike.errors import LookalikeError, ModelError, StorageError
 from lookalike.models.encoder import AnyEncoder, Ensemble
@@ -27,6 +28,7 @@ from lookalike.types import Vectors
 BUNDLE_FILE = "bundle.json"
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FOLDER = "model"  # the bundle inside a folder of embeddings or an index
+MAX_ALIGNED_DIM = 1 << 13  # of an alignment, which is square
 _PACKAGES = ("lookalike", "torch", "timm", "numpy", "pillow", "pytorch-metric-learning")
 
 
@@ -60,12 +62,9 @@ def read_bundle_info(path: Path | str) -> BundleInfo:
             argument="model",
         )
     try:
-        info = BundleInfo.from_dict(value)
-        if not info.members:
-            raise ValueError("no members")
-        return info
-    except (LookalikeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        cause = f"{type(error).__name__}: {str(error).rstrip('.')}"
+        return BundleInfo.from_dict(value)
+    except (LookalikeError, TypeError, ValueError) as error:
+        cause = str(error).rstrip(".")
         raise ModelError(f"{file} is damaged ({cause}); create the bundle again.", argument="model") from error
 
 
@@ -78,13 +77,29 @@ class WeightsFile:
 
     def read(self, suffix: str = "") -> dict[str, np.ndarray]:
         """Return the tensors whose names end in `suffix`, by name without the prefix."""
+        with self._open() as file:
+            return {name.removeprefix(self.prefix): file.get_tensor(name) for name in self._names(file, suffix)}
+
+    def shapes(self, suffix: str = "") -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors that `read` returns, from the header of the file."""
+        with self._open() as file:
+            return {
+                name.removeprefix(self.prefix): tuple(file.get_slice(name).get_shape())
+                for name in self._names(file, suffix)
+            }
+
+    def _names(self, file: Any, suffix: str) -> list[str]:
+        return [name for name in file.keys() if name.startswith(self.prefix) and name.endswith(suffix)]  # noqa: SIM118
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Any]:
         from safetensors import SafetensorError, safe_open
 
         try:
+            require_regular(self.path)
             with safe_open(str(self.path), framework="np") as file:
-                names = [n for n in file.keys() if n.startswith(self.prefix) and n.endswith(suffix)]  # noqa: SIM118
-                return {name.removeprefix(self.prefix): file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError) as error:
+                yield file
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # of types NumPy lacks
             raise ModelError(
                 f"{self.path} is missing or damaged ({error}); create the bundle again.", argument="model"
             ) from error
@@ -177,8 +192,6 @@ def checked_graph_file(folder: Path, info: EncoderInfo) -> Path:
     graph = info.graph
     assert graph is not None
     for name, expected in graph.digests.items():
-        if Path(name).name != name:
-            raise ModelError(f"{folder} names a graph outside the bundle ({name}); export the model again.")
         file = folder / name
         if not file.is_file() or file_digest(file) != expected:
             raise ModelError(f"{folder} was changed after it was exported ({name} differs); export the model again.")
@@ -189,21 +202,24 @@ def checked_graph_file(folder: Path, info: EncoderInfo) -> Path:
 
 def read_head(bundle: Path, number: int, info: EncoderInfo) -> Head:
     """Read the head of a member; raise `ModelError` if it was changed after it was saved."""
-    tensors = WeightsFile(bundle / WEIGHTS_FILE, f"members.{number}.head.").read()
-    try:
+    file = WeightsFile(bundle / WEIGHTS_FILE, f"members.{number}.head.")
+    shapes = file.shapes()
+    if not {"weight", "bias"} <= set(shapes):
+        raise ModelError(f"{file.path} lacks the head of {info.backbone.name}.")
+    if shapes == {"weight": (info.dim, info.backbone.features), "bias": (info.dim,)}:  # before anything is read
+        tensors = file.read()
         head = Head(tensors["weight"], tensors["bias"], info.head)
-        shape = (info.dim, info.backbone.features)
-        valid = head.weight.shape == shape and head.bias.shape == shape[:1]
-    except KeyError as error:
-        raise ModelError(f"{bundle / WEIGHTS_FILE} lacks the head of {info.backbone.name}.") from error
-    if not valid or head.fingerprint(info.backbone.fingerprint) != info.fingerprint:
-        raise ModelError(f"{bundle} was changed after it was saved (its fingerprint differs); create the bundle again.")
-    return head
+        if head.fingerprint(info.backbone.fingerprint) == info.fingerprint:
+            return head
+    raise ModelError(f"{bundle} was changed after it was saved (its fingerprint differs); create the bundle again.")
 
 
 def read_alignments(bundle: Path, count: int) -> tuple[Vectors | None, ...]:
     """Read the rotations of an ensemble of `count` members."""
     if not (bundle / WEIGHTS_FILE).is_file():
         return (None,) * count
-    tensors = WeightsFile(bundle / WEIGHTS_FILE, "members.").read(".alignment")
+    file = WeightsFile(bundle / WEIGHTS_FILE, "members.")
+    if any(max(shape, default=0) > MAX_ALIGNED_DIM for shape in file.shapes(".alignment").values()):
+        raise ModelError(f"{file.path} is damaged (the alignment is too large); create the bundle again.")
+    tensors = file.read(".alignment")
     return tuple(tensors.get(f"{number}.alignment") for number in range(count))

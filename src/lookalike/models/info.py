@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from lookalike._files import digest
+from lookalike._files import checked_record, digest, with_digest
+from lookalike._records import read_record
 from lookalike.errors import ModelError
 from lookalike.models.preprocessing import Preprocessing
 
@@ -28,6 +30,15 @@ TRAINED_HEAD: TrainingState = "frozen + trained head"
 FINE_TUNED: TrainingState = "fine-tuned"
 MIXED: TrainingState = "mixed"
 TRAINING_STATES = (UNTRAINED, FROZEN, TRAINED_HEAD, FINE_TUNED, MIXED)
+
+# what a bundle may hold; its record decides how much memory is taken, before the weights are compared with it
+POOLINGS = (AS_PRETRAINED, "avg", "max", "avgmax", "gem")
+_ARCHITECTURE = re.compile(r"\w+(\.\w+)?", re.ASCII)  # no source of weights before it, such as hf-hub: or local-dir:
+_FILE_NAME = re.compile(r"[\w-]+(\.[\w-]+)+", re.ASCII)
+_MAX_SIDE_FACTOR = 8.0
+_MAX_WIDTH = 1 << 16
+_MAX_HEAD = 1 << 27
+_MAX_MEMBERS = 16
 
 
 def joint_state(states: Collection[TrainingState]) -> TrainingState:
@@ -47,6 +58,12 @@ class Adaptation:
 
     pooling: str = AS_PRETRAINED
     side: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ModelError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}.")
+        if not 0 < self.side <= _MAX_SIDE_FACTOR:
+            raise ModelError(f"side must be above 0 and at most {_MAX_SIDE_FACTOR:g}, got {self.side}.")
 
 
 @dataclass(frozen=True)
@@ -85,14 +102,17 @@ class BackboneInfo:
         return digest(self.timm_name, repr(self.adaptation), size, str(self.features))
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> BackboneInfo:
-        """Undo `dataclasses.asdict`; a missing or wrong field raises KeyError, TypeError or ValueError."""
-        nested = {
-            "features": int(value["features"]),
-            "preprocessing": Preprocessing.from_dict(value["preprocessing"]),
-            "adaptation": Adaptation(**value["adaptation"]),
-        }
-        return cls(**{f.name: value[f.name] for f in fields(cls)} | nested)
+    def from_dict(cls, value: Any) -> BackboneInfo:
+        """Undo `dataclasses.asdict`; a missing or wrong field raises ValueError or ModelError."""
+        info = read_record(cls, value)
+        info.require_plain()
+        return info
+
+    def require_plain(self) -> None:
+        """Raise `ValueError` for what no stored backbone has: a name that leads elsewhere, or a huge size."""
+        if not _ARCHITECTURE.fullmatch(self.timm_name):
+            raise ValueError(f"timm_name is {self.timm_name!r:.60}, not the plain name of an architecture")
+        require_between("features", self.features, _MAX_WIDTH)
 
 
 @dataclass(frozen=True)
@@ -134,16 +154,22 @@ class EncoderInfo:
     fingerprint: str
     graph: GraphInfo | None = None
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> EncoderInfo:
-        """Undo `dataclasses.asdict`; a missing or wrong field raises KeyError, TypeError or ValueError."""
-        nested = {
-            "backbone": BackboneInfo.from_dict(value["backbone"]),
-            "dim": int(value["dim"]),
-            "state": training_state(value["state"]),
-            "graph": GraphInfo(**value["graph"]) if value["graph"] else None,
-        }
-        return cls(**{f.name: value[f.name] for f in fields(cls)} | nested)
+    def require_plain(self) -> None:
+        """Raise `ValueError` for what no stored encoder has: a huge size, or files outside the bundle."""
+        self.backbone.require_plain()
+        require_between("dim", self.dim, _MAX_WIDTH)
+        require_between("dim × features", self.dim * self.backbone.features, _MAX_HEAD)
+        if self.graph is not None and not self.graph.digests:
+            raise ValueError("the graph has no file")
+        for name in self.graph.digests if self.graph is not None else ():
+            if not _FILE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r:.60} is not a plain file name inside the bundle; export the model again")
+
+
+def require_between(name: str, value: int, most: int) -> None:
+    """Raise `ValueError` unless a number is at least 1 and at most `most`."""
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must be between 1 and {most:,}, got {value}")
 
 
 def training_state(value: object) -> TrainingState:
@@ -287,21 +313,18 @@ class TrainingReport:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> TrainingReport:
         """Undo `dataclasses.asdict`."""
-        version = value.get("version")
-        if version != REPORT_VERSION:
-            raise ModelError(f"the training report has version {version}, expected {REPORT_VERSION}; train again.")
+        require_report_version(value)
         try:
-            measures, fit = value["measures"], value["posthoc_head"]
-            nested = {
-                "measures": StageMeasures(**measures) if measures else None,
-                "skipped": tuple(value["skipped"]),
-                "epochs": tuple(EpochReport(**epoch) for epoch in value["epochs"]),
-                "rates": tuple(LearningRates(**rates) for rates in value["rates"]),
-                "posthoc_head": HeadFit(**fit) if fit else None,
-            }
-            return cls(**{**value, **nested})
-        except (KeyError, TypeError) as error:
+            return read_record(cls, value)
+        except ValueError as error:
             raise ModelError(f"the training report is damaged ({error}); train again.") from error
+
+
+def require_report_version(report: Any) -> None:
+    """Raise `ModelError` for the report of another version."""
+    version = report.get("version") if isinstance(report, Mapping) else None
+    if version != REPORT_VERSION:
+        raise ModelError(f"the training report has version {version}, expected {REPORT_VERSION}; train again.")
 
 
 @dataclass(frozen=True)
@@ -352,16 +375,18 @@ class BundleInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
-        return {"format": BUNDLE_FORMAT, **asdict(self)}
+        return with_digest({"format": BUNDLE_FORMAT, **asdict(self)})
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> BundleInfo:
-        """Undo `to_dict`; a missing or wrong field raises KeyError, TypeError or ValueError."""
-        data = value["training_data"]
-        nested = {
-            "members": tuple(map(EncoderInfo.from_dict, value["members"])),
-            "classes": tuple(value["classes"]),
-            "training_data": TrainingData(**{**data, "contents": tuple(data["contents"])}) if data else None,
-            "training": tuple(report and TrainingReport.from_dict(report) for report in value["training"]),
-        }
-        return cls(**{f.name: value[f.name] for f in fields(cls)} | nested)
+        """Undo `to_dict`; a missing, wrong or changed field raises ValueError or ModelError."""
+        content = checked_record(value)
+        for report in filter(None, content.get("training") or ()):
+            require_report_version(report)
+        content.pop("format", None)
+        info = read_record(cls, content)
+        require_between("members", len(info.members), _MAX_MEMBERS)
+        require_between("dim", info.dim, _MAX_WIDTH * _MAX_MEMBERS)
+        for member in info.members:
+            member.require_plain()
+        return info

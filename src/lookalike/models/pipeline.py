@@ -22,7 +22,7 @@ from PIL import Image
 from lookalike._files import digest
 from lookalike._strings import PackedStrings
 from lookalike._system import cpu_count
-from lookalike.data.images import read_in_memory, read_scaled
+from lookalike.data.images import one_image, read_in_memory, read_pipe, read_scaled
 from lookalike.errors import OptionError, UnreadableImage, require_integer
 from lookalike.models.info import BackboneInfo
 from lookalike.models.preprocessing import Preprocessing
@@ -35,6 +35,7 @@ _WARM_UP_BATCHES = 4  # the first batches wait for everything, so they say nothi
 S = TypeVar("S")
 T = TypeVar("T")
 
+_PIPE_FOLDERS = (Path("/dev/fd"), Path("/proc/self/fd"))
 # Uint64 array `(n,)` of `image_keys`.
 Keys = npt.NDArray[np.uint64]
 
@@ -108,7 +109,10 @@ def as_sources(images: Iterable[Source | ImageInput]) -> Sequence[Source]:
 
 def _as_source(image: Source | ImageInput, number: int) -> Source:
     if isinstance(image, str | os.PathLike):
-        return File(os.fspath(image), Path(image))
+        path = Path(image)
+        if path.parent in _PIPE_FOLDERS and path.is_fifo():  # from the shell, as in <(command)
+            return InMemoryImage(os.fspath(image), read_pipe(path))
+        return File(os.fspath(image), path)
     data = image.read() if hasattr(image, "read") else image
     if isinstance(data, bytes | bytearray | memoryview):
         return InMemoryImage(f"image {number}", bytes(data))
@@ -180,7 +184,8 @@ def decode_batches(
     min_sides = [p.min_side for p in distinct]
 
     def prepare(source: Source) -> tuple[Pixels, ...]:
-        return tuple(p.pixels(image) for p, image in zip(distinct, decode(source, min_sides), strict=True))
+        with one_image(source.path):
+            return tuple(p.pixels(image) for p, image in zip(distinct, decode(source, min_sides), strict=True))
 
     done = 0
     with closing(map_ahead(groups, prepare, batch_size)) as results:

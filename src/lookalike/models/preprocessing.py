@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lookalike._records import read_record
 from lookalike.errors import ModelError
 from lookalike.types import Pixels
 
+MAX_SIDE = 2048  # of an input; activations of larger ones take many gigabytes
+_MIN_CROP_PCT = 0.1
 CROP_MODES = ("center", "squash", "border")
 PILLOW_FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -56,11 +59,14 @@ class Preprocessing:
             raise ModelError(f"interpolation must be one of {', '.join(PILLOW_FILTERS)}, got {self.interpolation!r}.")
         if self.crop_mode not in CROP_MODES:
             raise ModelError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}.")
-        if not (self.height >= 1 and self.width >= 1 and 0 < self.crop_pct <= 1):
+        sides = 1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE
+        if not (sides and _MIN_CROP_PCT <= self.crop_pct <= 1):
             raise ModelError(
-                "height and width must be at least 1 and crop_pct above 0 and at most 1, "
+                f"height and width must be between 1 and {MAX_SIDE} and crop_pct between {_MIN_CROP_PCT} and 1, "
                 f"got {self.height}, {self.width} and {self.crop_pct}."
             )
+        if not all(map(math.isfinite, self.mean)) or not all(0 < std < math.inf for std in self.std):
+            raise ModelError(f"mean and std must be finite and std above 0, got {self.mean} and {self.std}.")
 
     @property
     def min_side(self) -> int:
@@ -104,8 +110,8 @@ class Preprocessing:
     def from_dict(cls, value: Mapping[str, Any]) -> Preprocessing:
         """Undo `dataclasses.asdict`."""
         try:
-            return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
-        except (TypeError, KeyError) as error:
+            return read_record(cls, value)
+        except ValueError as error:
             raise ModelError(f"the bundle's preprocessing is not valid ({error}); create the bundle again.") from error
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
@@ -155,17 +156,31 @@ class TrainableEncoder:
 
 def load_torch_backbone(info: BackboneInfo, weights: Mapping[str, np.ndarray]) -> TorchBackbone:
     """Return a backbone with these weights on torch; raise `ModelError` if they do not fit the network."""
-    module = uninitialized_backbone(BackboneRow(info.name, info.timm_name))
-    repeat_adaptation(module, info.adaptation, info.preprocessing)
     state = {name: torch.from_numpy(array) for name, array in weights.items()}
-    difference = state_difference(module.state_dict(), state)
+    require_fit(info, {name: tensor.shape for name, tensor in state.items()})
+    module = _network(info)
+    module.load_state_dict(state)
+    device = default_device()
+    return TorchBackbone(info, module.eval().to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def require_fit(info: BackboneInfo, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise `ModelError` unless weights of these shapes fit the network, before it takes any memory."""
+    if not timm.is_model(info.timm_name):
+        raise ModelError(f"timm has no architecture called {info.timm_name!r}, which the bundle names.")
+    with torch.device("meta"):
+        expected = _network(info).state_dict()
+        difference = state_difference(expected, {name: torch.empty(tuple(shape)) for name, shape in shapes.items()})
     if difference:
         raise ModelError(
             f"the weights of {info.name} do not fit {info.timm_name}: {difference}; create the bundle again."
         )
-    module.load_state_dict(state)
-    device = default_device()
-    return TorchBackbone(info, module.eval().to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def _network(info: BackboneInfo) -> nn.Module:
+    module = uninitialized_backbone(BackboneRow(info.name, info.timm_name))
+    repeat_adaptation(module, info.adaptation, info.preprocessing)
+    return module
 
 
 def build_trainable(

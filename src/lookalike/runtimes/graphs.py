@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from lookalike._files import digest
+from lookalike._system import disable_telemetry
 from lookalike.errors import LookalikeError, MissingExtra, ModelError, describe_error
 from lookalike.models.heads import Head
 from lookalike.models.info import BackboneInfo, EncoderInfo
@@ -202,6 +203,7 @@ def write_graph(
             graph = openvino.convert(program, preprocessing.height, preprocessing.width)
             openvino.save_graph(graph if change is None else change(graph), file, half=half)
         else:
+            disable_telemetry()  # torch imports ONNX Runtime
             write_onnx(program, file)
             if change is not None:
                 onnx.rewrite(file, change)
@@ -219,8 +221,10 @@ def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer:
     The first and the last layers stay in floating point: rounding errors of the first grow in all that follow, and the
     ranking of near neighbours needs the last bits of the head.
     """
+    disable_telemetry()  # it imports ONNX Runtime
     try:
-        import nncf
+        with openvino.blocked_import("openvino_telemetry"):
+            import nncf
     except ImportError as error:
         raise MissingExtra("nncf", "int8", "int8") from error
     module = GRAPH_RUNTIMES[runtime]

@@ -113,8 +113,10 @@ class StoredWeights:
 
     def load(self) -> TorchBackbone:
         """Return the backbone on torch."""
-        from lookalike.models.trainable import load_torch_backbone
+        from lookalike.models.trainable import load_torch_backbone, require_fit
 
+        if self.rebuild is None:
+            require_fit(self.info, self.file.shapes())
         return load_torch_backbone(self.info, self.arrays())
 
     def arrays(self) -> Mapping[str, np.ndarray]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from lookalike._system import cpu_count
+from lookalike._system import cpu_count, disable_telemetry
 from lookalike.errors import MissingExtra, ModelError, describe_error
 from lookalike.types import Pixels, Vectors
 
@@ -36,6 +36,17 @@ def float_precisions() -> tuple[str, ...]:
     return ("float32",)
 
 
+def import_onnxruntime() -> ModuleType:
+    """Import ONNX Runtime, which reports nothing over the network then."""
+    disable_telemetry()
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "onnx", "this runtime") from error
+    module: ModuleType = onnxruntime
+    return module
+
+
 class OnnxRunner:
     """A graph in the ONNX format on all threads, one batch at a time."""
 
@@ -43,11 +54,7 @@ class OnnxRunner:
     in_flight = 1
 
     def __init__(self, file: Path) -> None:
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would look up a host and write a device id
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("onnxruntime", "onnx", "this runtime") from error
+        onnxruntime = import_onnxruntime()
         try:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = cpu_count()

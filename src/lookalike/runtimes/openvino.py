@@ -36,7 +36,7 @@ def is_installed() -> bool:
 def import_openvino() -> ModuleType:
     """Import OpenVINO without its converter, which reports its import over the network."""
     try:
-        with _blocked_import("openvino.tools.ovc"):
+        with blocked_import("openvino.tools.ovc"):
             import openvino
     except ImportError as error:
         raise ModelError("OpenVINO is not installed; run: pip install openvino") from error
@@ -45,7 +45,7 @@ def import_openvino() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _blocked_import(name: str) -> Iterator[None]:
+def blocked_import(name: str) -> Iterator[None]:
     """Make the import of a module fail inside the `with` block, unless it was imported before.
 
     The converter of OpenVINO reports its import and every conversion over the network. Only a file in the home folder
@@ -174,7 +174,7 @@ def _config(precision: str, *, throughput: bool) -> dict[str, Any]:
 def convert(program: Any, height: int, width: int) -> Any:
     """Convert a `torch.export.ExportedProgram`; an unsupported operation raises errors of many classes."""
     import_openvino()
-    with _blocked_import("openvino_telemetry"):
+    with blocked_import("openvino_telemetry"):
         from openvino.tools.ovc import convert_model
     graph = convert_model(program)
     graph.reshape([-1, height, width, 3])

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
 from lookalike.data.dataset import Item
-from lookalike.data.images import read_pixels
+from lookalike.data.images import one_image, read_pixels
 from lookalike.models.pipeline import map_ahead
 from lookalike.models.preprocessing import PILLOW_FILTERS, Preprocessing
 from lookalike.models.trainable import TrainableEncoder
@@ -170,8 +170,9 @@ def iterate_batches(
         if index < 0:
             return np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8)
         item = items[index]
-        image = Image.fromarray(read_pixels(item.path, preprocessing.min_side))
-        return random_view(image, preprocessing, recipe, seed=seed, epoch=epoch, item_id=item.id, turn=turn)
+        with one_image(item.path):
+            image = Image.fromarray(read_pixels(item.path, preprocessing.min_side))
+            return random_view(image, preprocessing, recipe, seed=seed, epoch=epoch, item_id=item.id, turn=turn)
 
     shown = [(int(index), int(turn)) for shard in shards for index, turn in shard]
     for number, results in enumerate(map_ahead([shown], prepare, max(map(len, shards)))):

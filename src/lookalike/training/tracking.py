@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lookalike._system import disable_telemetry
 from lookalike.errors import MissingExtra, ModelError, OptionError
 from lookalike.progress import SILENT, Progress
 
@@ -88,6 +89,7 @@ class MLflow(Tracker):
     _PARAMS_PER_REQUEST = 100
 
     def __init__(self, location: str, name: str, key: str, resume: bool) -> None:
+        disable_telemetry()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from mlflow import MlflowClient
