@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,79 @@ def test_images_in_memory(index_folder, images, tmp_path, kind):
         assert ids.tolist() == expected.hits.ids[0].tolist()
         np.testing.assert_allclose(scores, expected.hits.scores[0], atol=1e-3)
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 2 * (1 + 5)
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "linked folder"])
+def test_an_item_is_not_its_own_hit_through_a_link(index_folder, images, tmp_path, kind):
+    item = images / "more" / "rocket1.jpg"
+    query = tmp_path / "query.jpg"
+    if kind == "link":
+        query.symlink_to(item)
+    elif kind == "hard link":
+        query.hardlink_to(item)
+    else:
+        (tmp_path / "elsewhere").symlink_to(images / "more")
+        query = tmp_path / "elsewhere" / "rocket1.jpg"
+    expected = search(index_folder, [item], top_k=4).hits
+    hits = search(index_folder, [query, images / "astronaut0.jpg"], top_k=4).hits
+    assert hits.ids[0].tolist() == expected.ids[0].tolist()
+    assert hits.ids.shape == (2, 4)
+
+
+def test_links_among_the_items_are_not_hits_of_their_file(images, encoder, tmp_path):
+    item = images / "astronaut0.jpg"
+    for number in range(2):
+        (images / f"link{number}.jpg").symlink_to(item)
+    index(images, encoder, out=tmp_path / "index")
+    loaded = load_index(tmp_path / "index")
+    assert len(loaded.index) == 14
+    (query,) = search(loaded, [item])
+    assert [hit.path.resolve() for hit in query].count(item.resolve()) == 0
+    assert len(query) == 10
+    assert len(search(loaded, [item], top_k=11).hits.ids[0]) == 11
+    with pytest.raises(OptionError, match="`top_k` is 12, but the index has only 11 items besides") as caught:
+        search(loaded, [item], top_k=12)
+    assert caught.value.argument == "top_k"
+
+
+def test_images_that_moved(index_folder, images, tmp_path, recording_progress):
+    shutil.copy(images / "more" / "cat2.jpg", tmp_path / "query.jpg")
+    expected = search(index_folder, [tmp_path / "query.jpg"], top_k=3)
+    assert expected.missing == ()
+    images.rename(tmp_path / "moved")
+    progress = recording_progress()
+    result = search(index_folder, [tmp_path / "query.jpg"], top_k=3, html=tmp_path / "p.html", progress=progress)
+    assert result.missing == tuple(expected.item_paths.values())
+    assert result.to_dict()["missing"] == [str(path) for path in result.missing]
+    (message,) = progress.messages
+    assert f"3 files of 3 among the hits do not exist (first: {result.missing[0]})" in message
+    assert (tmp_path / "p.html").read_text(encoding="utf-8").count(">missing ") == 3
+    loaded = load_index(index_folder)
+    for moved in (
+        search(index_folder, [tmp_path / "query.jpg"], top_k=3, root=tmp_path / "moved"),
+        search(loaded, [tmp_path / "query.jpg"], top_k=3, root=tmp_path / "moved"),
+        load_index(index_folder, root=tmp_path / "moved").search([tmp_path / "query.jpg"], top_k=3),
+    ):
+        assert moved.hits.ids.tolist() == expected.hits.ids.tolist()
+        assert moved.missing == ()
+        assert all(hit.path.is_relative_to((tmp_path / "moved").resolve()) for hit in moved[0])
+    with pytest.raises(OptionError, match="`root` must be a folder") as caught:
+        search(index_folder, [tmp_path / "query.jpg"], root=tmp_path / "query.jpg")
+    assert caught.value.argument == "root"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes in the file system")
+def test_a_query_from_a_pipe(index_folder, images, tmp_path):
+    with Image.open(images / "more" / "cat2.jpg") as image:
+        image.save(tmp_path / "query.png")
+    expected = search(index_folder, [tmp_path / "query.png"], top_k=3)
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes((tmp_path / "query.png").read_bytes()))
+    writer.start()
+    result = search(index_folder, [tmp_path / "pipe"], top_k=3, html=tmp_path / "p.html")
+    writer.join()
+    assert result.hits.ids.tolist() == expected.hits.ids.tolist()
+    assert list(result.query_paths.values()) == [tmp_path / "pipe"]
 
 
 def test_a_loaded_index_searches_many_times(index_folder, images, encoder):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from lookalike._files import require_writable, write_text
@@ -20,8 +21,9 @@ from lookalike.models.pipeline import File, ImageInput, InMemoryImage, Source, a
 from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
-from lookalike.types import Hits, QueryHits, Skipped
+from lookalike.types import Embeddings, Hits, QueryHits, Skipped
 
+_PIPE_BYTES = 1 << 28  # of an image that is read from a pipe
 _THUMBNAIL = 256  # longer side of the images on the page, in pixels
 
 
@@ -49,6 +51,7 @@ class SearchResult:
         query_paths: the queries' files, by query id; for an image in memory its id, such as `image 0`.
         item_paths: the files of all hits, by item id.
         skipped: query files that could not be read.
+        missing: files of hits that do not exist: they were moved or removed after the index was built.
 
     """
 
@@ -56,6 +59,7 @@ class SearchResult:
     query_paths: Mapping[str, Path]
     item_paths: Mapping[str, Path]
     skipped: tuple[Skipped, ...]
+    missing: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -79,16 +83,19 @@ class SearchResult:
             }
             for query in self
         ]
-        return {"queries": queries, "skipped": [{"path": str(s.path), "cause": s.cause} for s in self.skipped]}
+        skipped = [{"path": str(s.path), "cause": s.cause} for s in self.skipped]
+        return {"queries": queries, "skipped": skipped, "missing": list(map(str, self.missing))}
 
 
-def load_index(index: Path | str) -> LoadedIndex:
+def load_index(index: Path | str, *, root: Path | str | None = None) -> LoadedIndex:
     """Load an index and its encoder, for many searches.
 
     Args:
         index: a folder from `lookalike index`.
+        root: the folder of its images, if they were moved.
 
     Raises:
+        OptionError: `root` is not a folder.
         StorageError: not an index, or a damaged one.
         ModelError: its model is missing or damaged.
         FingerprintMismatch: its model is not the one that made it.
@@ -97,6 +104,8 @@ def load_index(index: Path | str) -> LoadedIndex:
     path = Path(index)
     with renamed_argument("index", "path"):
         items = Index.load(path)
+    if root is not None:
+        items = items.with_root(root)
     model = path / MODEL_FOLDER
     if not is_bundle(model):
         raise StorageError(
@@ -118,17 +127,21 @@ def search(
     images: Sequence[ImageInput],
     *,
     top_k: int | None = None,
+    root: Path | str | None = None,
     html: Path | str | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Find the items of an index that are most similar to each image.
 
-    An image that is in the index is never its own hit. Files that cannot be read are skipped and listed.
+    An image that is in the index is never its own hit, also if its path is a link. Query files that cannot be read, and
+    files of hits that do not exist any more, are listed.
 
     Args:
         index: a folder from `lookalike index`, or what `load_index` returned.
-        images: paths, bytes, PIL images or `(h, w, 3)` uint8 arrays; a path that occurs twice is searched for once.
+        images: paths, pipes, bytes, binary files, PIL images or `(h, w, 3)` uint8 arrays; a path that occurs twice is
+            searched for once.
         top_k: hits per image; by default 10, or fewer if the index has fewer items.
+        root: the folder of the index's images, if they were moved.
         html: also write this page with the images, replacing an older one.
         progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
@@ -150,14 +163,18 @@ def search(
             "search it with index.search(encoder.embed(images), top_k).",
             argument="index",
         )
-    loaded = index if isinstance(index, LoadedIndex) else load_index(index)
+    loaded = index if isinstance(index, LoadedIndex) else load_index(index, root=root)
+    if isinstance(index, LoadedIndex) and root is not None:
+        loaded = replace(index, index=index.index.with_root(root))
     queries: dict[str, Source] = {}
     for source in sources:
-        in_memory = isinstance(source, InMemoryImage)
-        query = source if in_memory else File(query_id(source.path, loaded.index), source.path)
+        query: Source = source
+        if not isinstance(source, InMemoryImage):
+            query = _piped(source.path) or File(query_id(source.path, loaded.index), source.path)
         queries.setdefault(query.id, query)
-    top_k = loaded.index.resolve_top_k(top_k, queries)
-    embeddings = loaded.encoder.embed(list(queries.values()), progress=resolve_progress(progress), task="queries")
+    loaded.index.resolve_top_k(top_k, queries)
+    progress = resolve_progress(progress)
+    embeddings = loaded.encoder.embed(list(queries.values()), progress=progress, task="queries")
     if not len(embeddings):
         first = embeddings.skipped[0]
         if len(queries) == 1:
@@ -165,12 +182,89 @@ def search(
                 f"the query {first.path} cannot be read: {first.cause}; pass another image.", argument="images"
             )
         raise DataError(f"none of the {len(queries)} images can be read (first: {first}).", argument="images")
-    hits = loaded.index.search(embeddings, top_k)
-    item_paths = {item_id: loaded.index.path_of(item_id) or Path(item_id) for item_id in hits.ids.ravel()}
     query_paths = {name: queries[name].path for name in embeddings.ids}
+    hit_files = HitFiles(loaded.index)
+    hits = _search_others(loaded.index, embeddings, query_paths, top_k, hit_files)
+    item_paths = {item_id: hit_files.path(item_id) for item_id in hits.ids.ravel()}
+    missing = tuple(path for item_id, path in item_paths.items() if hit_files.identity(item_id) is None)
+    if missing:
+        progress.info(
+            f"{count_noun(len(missing), 'file')} of {len(item_paths)} among the hits "
+            f"{'does' if len(missing) == 1 else 'do'} not exist (first: {missing[0]}); "
+            "if the images were moved, set the root to their folder"
+        )
     if page is not None:
-        _write_page(page, loaded, hits, queries, item_paths)
-    return SearchResult(hits, query_paths, item_paths, embeddings.skipped)
+        _write_page(page, loaded, hits, queries, item_paths, missing)
+    return SearchResult(hits, query_paths, item_paths, embeddings.skipped, missing)
+
+
+def _piped(path: Path) -> InMemoryImage | None:
+    """Read an image from a pipe, such as `<(command)` of a shell; None for a file."""
+    if not path.is_fifo():
+        return None
+    with path.open("rb") as pipe:
+        data = pipe.read(_PIPE_BYTES + 1)
+    if len(data) > _PIPE_BYTES:
+        raise OptionError(f"{path} yields more than {_PIPE_BYTES:,} bytes; pass a file.", argument="images")
+    return InMemoryImage(str(path), data)
+
+
+class HitFiles:
+    """The files of items, which are looked at once each."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._identities: dict[str, tuple[int, int] | None] = {}
+
+    def path(self, item_id: str) -> Path:
+        """Return the path of an item's file."""
+        return self._index.path_of(item_id) or Path(item_id)
+
+    def identity(self, item_id: str) -> tuple[int, int] | None:
+        """Return what all paths of one file share; None if there is no file."""
+        if item_id not in self._identities:
+            self._identities[item_id] = _file_identity(self.path(item_id))
+        return self._identities[item_id]
+
+
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _search_others(
+    index: Index, queries: Embeddings, query_paths: Mapping[str, Path], top_k: int | None, hit_files: HitFiles
+) -> Hits:
+    """Search without the hits that are the query's own file under another path; only hits are compared."""
+    query_files = [_file_identity(query_paths[query]) for query in queries.ids]
+    count = index.resolve_top_k(top_k, queries.ids)
+    available = len(index) - any(query in index for query in queries.ids)
+    extra = 0
+    while True:
+        hits = index.search(queries, count + extra)
+        is_own = np.array(
+            [
+                [query is not None and hit_files.identity(hit) == query for hit in ids]
+                for query, ids in zip(query_files, hits.ids, strict=True)
+            ]
+        )
+        most = int(is_own.sum(axis=1).max())
+        if most <= extra:
+            break
+        extra = most
+        if top_k is None:
+            count = max(1, min(count, available - extra))
+        if count > available - extra:
+            raise OptionError(
+                f"`top_k` is {count}, but the index has only {available - extra} items besides the query itself; "
+                "choose a smaller `top_k`.",
+                argument="top_k",
+            )
+    rows, columns = np.arange(len(hits))[:, None], np.argsort(is_own, axis=1, kind="stable")[:, :count]
+    return replace(hits, ids=hits.ids[rows, columns], scores=hits.scores[rows, columns]) if extra else hits
 
 
 def _page_path(html: Path | str) -> Path:
@@ -182,7 +276,12 @@ def _page_path(html: Path | str) -> Path:
 
 
 def _write_page(
-    path: Path, loaded: LoadedIndex, hits: Hits, queries: Mapping[str, Source], item_paths: Mapping[str, Path]
+    path: Path,
+    loaded: LoadedIndex,
+    hits: Hits,
+    queries: Mapping[str, Source],
+    item_paths: Mapping[str, Path],
+    missing: Collection[Path],
 ) -> None:
     """Write one HTML file with each query image and its hits; an image that cannot be read is shown by its id."""
     from lookalike._html import Thumbnails, page_environment
@@ -203,7 +302,7 @@ def _write_page(
                     "score": hit.score,
                     "image": thumbnails.uri(item_paths[hit.id]),
                     "same": None,
-                    "caption": "",
+                    "caption": "missing" if item_paths[hit.id] in missing else "",
                 }
                 for hit in query
             ],

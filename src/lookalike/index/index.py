@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -134,6 +135,13 @@ class Index:
     def key(self) -> str:
         """FAISS factory string; Flat for exact search."""
         return self.info.key
+
+    def with_root(self, root: Path | str) -> Index:
+        """Return the same index with another folder that ids are relative to, such as the one the images moved to."""
+        folder = Path(root)
+        if not folder.is_dir():
+            raise OptionError(f"`root` must be a folder, got {folder}.", argument="root")
+        return Index(self._vector_index, self.ids, self.metadata, replace(self.info, root=str(folder.resolve())))
 
     def path_of(self, item: str) -> Path | None:
         """Return the path of an item's file; None for a relative id in an index without a root."""

@@ -46,7 +46,7 @@ def test_index_of_a_data_set_holds_its_gallery(workspace, lookalike):
 def test_search_as_json(workspace, lookalike):
     outcome = lookalike(f"search photos.index {CAT} photos/test/gallery/cat0.jpg nowhere.jpg -k 2 --json")
     assert outcome.code == 0
-    assert list(outcome.json) == ["queries", "skipped"]
+    assert list(outcome.json) == ["queries", "skipped", "missing"]
     assert [q["query"] for q in outcome.json["queries"]] == [CAT, "photos/test/gallery/cat0.jpg"]
     for query in outcome.json["queries"]:
         assert [list(hit) for hit in query["hits"]] == [["id", "path", "score"]] * 2
