@@ -272,6 +272,9 @@ def test_a_link_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path / "disk")
     assert follow_link(".") == tmp_path / "disk"
     assert follow_link("a/b") == Path("a/b")
+    Path("loop").symlink_to("loop")
+    with pytest.raises(StorageError, match="link to itself"):
+        require_free(Path("loop"))
 
 
 def test_the_working_folder_and_a_mounted_disk_are_not_replaced(
@@ -312,9 +315,13 @@ class TestLocked:
             assert caught.value.argument == "path"
             with locked(tmp_path / "new" / "other"):
                 pass
-        assert names(out.parent) == []
         with locked(out):
             pass
+        assert names(tmp_path) == []
+        out.parent.mkdir()
+        with locked(out):
+            pass
+        assert names(tmp_path) == ["new"]
 
     def test_the_lock_ends_with_the_process(self, tmp_path: Path) -> None:
         out = tmp_path / "out"

@@ -194,8 +194,9 @@ def _exchange(new: Path, path: Path) -> None:
 def follow_link(path: Path | str) -> Path:
     """Return where a result is written: a link is followed, and `.` gets its name."""
     path = Path(path)
-    is_link = os.path.islink(path)  # noqa: PTH114 - Path.is_symlink raises for a name that is too long
-    return path.resolve() if is_link or path.name in ("", "..") else path
+    # not the methods of Path, which raise for a name that is too long and for a link to itself
+    follow = os.path.islink(path) or path.name in ("", "..")  # noqa: PTH114
+    return Path(os.path.realpath(path)) if follow else path
 
 
 @contextlib.contextmanager
@@ -207,16 +208,19 @@ def locked(path: Path, argument: str = "out") -> Iterator[None]:
     """
     path = follow_link(path)
     file = path.with_name(f".{path.name}.lock")
+    new_parents = [folder for folder in path.parents if not os.path.lexists(folder)]
     handle = _acquire(file, path, argument)
-    if handle is None:
-        yield
-        return
     try:
-        _remove_temporary(path)
+        if handle is not None:
+            _remove_temporary(path)
         yield
     finally:
-        file.unlink(missing_ok=True)
-        os.close(handle)
+        if handle is not None:
+            file.unlink(missing_ok=True)
+            os.close(handle)
+        with contextlib.suppress(OSError):  # a run that failed leaves no empty folders
+            for folder in new_parents:
+                folder.rmdir()
 
 
 def _acquire(file: Path, path: Path, argument: str) -> int | None:
@@ -270,7 +274,7 @@ def require_writable(path: Path, argument: str | None = None) -> None:
     nearest = next((p for p in path.parents if os.path.lexists(p)), None)
     if nearest is None:
         return
-    cause = _too_long(path, nearest)
+    cause = "it is a link to itself" if os.path.islink(path) else _too_long(path, nearest)  # noqa: PTH114 - as above
     if not nearest.is_dir():
         cause = f"{nearest} is not a folder"
     elif not os.access(nearest, os.W_OK):

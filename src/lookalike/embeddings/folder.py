@@ -147,7 +147,8 @@ def read_embeddings_info(path: Path | str) -> EmbeddingsInfo:
     version = value.get("format") if isinstance(value, dict) else None
     if version != EMBEDDINGS_FORMAT:
         raise StorageError(
-            f"{path} has embeddings format {version}, this version reads {EMBEDDINGS_FORMAT}; embed again.",
+            f"{path} has embeddings format {version}, this version reads {EMBEDDINGS_FORMAT}; "
+            "remove the folder and embed again.",
             argument="path",
         )
     try:
