@@ -185,6 +185,14 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {rest} min" if rest else f"{hours} h"
 
 
+def format_about(seconds: float) -> str:
+    """Return an estimate as text, without false precision: `about 40 s`, `about 13 min`, `about 2 h`."""
+    if seconds < 90:
+        return f"about {max(10, round(seconds, -1)):.0f} s"
+    minutes = seconds / 60
+    return f"about {minutes:.0f} min" if minutes < 90 else f"about {minutes / 60:.0f} h"
+
+
 def format_rate(per_second: float) -> str:
     """Return a speed as text: `12.5/s`, or `4.0 s each` below one per second."""
     return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"

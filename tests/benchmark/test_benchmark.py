@@ -171,6 +171,28 @@ def test_a_bundle_is_measured_and_paired(again, finished, tmp_path):
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
+def test_one_ensemble_alone(again, finished_copy, listener):
+    watcher = listener()
+    result = again(finished_copy, backbones=["+".join(NAMES)], finetune=False, progress=watcher)
+    members = f"{EFFICIENTNET} frozen + {RESNET} frozen"
+    assert [t.name for t in result.trials] == [f"{members}, {c}" for c in ("aligned", "average", "concat")]
+    assert not any("estimate" in message for message in watcher.messages)  # all members are there
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_the_time_is_estimated_before_the_work_and_after_each_stage(again, tiny_weights, tmp_path, listener):
+    watcher = listener()
+    weights = {RESNET: tiny_weights[RESNET]}
+    again(tmp_path / "run", backbones=[RESNET], weights=weights, finetune=False, progress=watcher)
+    estimates = [m for m in watcher.messages if m.startswith("estimate: about")]
+    assert "for the whole run (training 10 s, embedding 10 s, timing 30 s)" in estimates[0]
+    assert [m.partition(" left ")[2] for m in estimates[1:]] == [
+        f"(training {RESNET} is complete)",
+        "(embedding is complete)",
+    ]
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
 def test_an_ensemble_bundle_is_measured_but_not_paired(again, save, finished, tmp_path):
     name = ENSEMBLES[6]
     _, out = save(name)

@@ -96,9 +96,29 @@ def test_names_that_map_to_the_same_file(random_bundle):
     check_candidates([NAME], [free], "pretrained", finetune=True)
 
 
-def test_backbones_must_be_known_single_names():
-    refused(OptionError, "must be single names", "backbones", backbones=["resnet50+vit_b_16"])
-    refused(ModelError, "'resnet5O'", "backbones", backbones=[NAME, "resnet5O"])
+def test_backbones_must_be_known_names_or_pairs(tmp_path):
+    with pytest.raises(OptionError, match="two different names, got 'a\\+b\\+c'"):
+        benchmark(tmp_path, ["a+b+c"])
+    with pytest.raises(OptionError, match="two different names"):
+        benchmark(tmp_path, ["resnet50+resnet50"])
+    with pytest.raises(ModelError, match="resnet5"):
+        benchmark(tmp_path, ["resnet5"])
+
+
+def test_missing_weights_are_found_before_the_data_is_read(tmp_path):
+    missing = tmp_path / "missing.safetensors"
+    with pytest.raises(ModelError, match=r"missing\.safetensors does not exist"):
+        benchmark(tmp_path / "no data", ["test_resnet"], weights=missing, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pair_is_requested_in_any_order_and_its_members_are_not(make_spec):
+    spec = make_spec(requested=("a", "c", "a+b"))
+    asked = [("a",), ("b",), ("a", "b"), ("b", "a"), ("a", "a"), ("a", "c"), ("b", "c"), ("",), ("", "b"), ("", "c")]
+    assert [spec.is_requested(names) for names in asked] == [
+        True, False, True, True, True, True, False, True, False, True,
+    ]  # fmt: skip
+    assert make_spec().is_requested(("b",))
 
 
 def test_weights_and_fine_tuning_of_another_backbone():

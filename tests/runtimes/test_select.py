@@ -108,6 +108,25 @@ def test_rates_are_measured_once_per_architecture_and_machine(encoder, make_trai
     assert runtime_of(prepare(encoder, sample, count=1)) == ("openvino", "float32")
 
 
+def test_noisy_rates_are_measured_again(encoder, sample, monkeypatch, recording_progress):
+    monkeypatch.setattr(select, "_available_runtimes", lambda _: [("torch", "float32")])
+    progress = recording_progress()
+    rates = iter([10.0, 90.0, 95.0, 100.0])
+    monkeypatch.setattr(select, "measure_rate", lambda *_: next(rates))
+    with_runtime(encoder).prepare(sample, MIN_IMAGES, progress)
+    assert [t.rate for t in load_timings(encoder.info.backbone)] == [100.0]
+    assert any("timing again" in line for line in progress.messages)
+
+
+def test_the_message_says_why_a_faster_precision_is_not_used(encoder, sample, recording_progress):
+    save_timings(
+        encoder.info.backbone, [RuntimeTiming("torch", "float32", 149), RuntimeTiming("torch", "bfloat16", 220)]
+    )
+    progress = recording_progress()
+    with_runtime(encoder, precision="float32").prepare(sample, MIN_IMAGES, progress)
+    assert any("so that figures are comparable; torch bfloat16 220" in line for line in progress.messages)
+
+
 def test_few_images_are_computed_by_torch(encoder, sample, no_measuring):
     assert runtime_of(prepare(encoder, sample, count=MIN_IMAGES - 1)) == ("torch", "float32")
     assert load_timings(encoder.info.backbone) == ()

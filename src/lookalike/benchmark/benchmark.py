@@ -17,6 +17,7 @@ from lookalike.benchmark.candidates import (
     require_candidates,
     save_winner,
 )
+from lookalike.benchmark.estimate import estimate_benchmark
 from lookalike.benchmark.leaderboard import Leaderboard, build_leaderboard, markdown, write_leaderboard
 from lookalike.benchmark.report import describe_run, find_examples, write_report
 from lookalike.benchmark.run_trials import (
@@ -33,6 +34,7 @@ from lookalike.benchmark.spec import (
     check_candidates,
     default_measure,
     lock_or_verify,
+    member_folder,
     select_measures,
     slug,
     validation_ceiling,
@@ -47,7 +49,7 @@ from lookalike.evaluation.measures import Measure
 from lookalike.models.bundle import is_bundle
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
-from lookalike.runtimes.load import WeightsOption
+from lookalike.runtimes.load import WeightsOption, load_pretrained
 from lookalike.runtimes.select import require_runtime
 from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import labelled, require_classes
@@ -98,7 +100,8 @@ def benchmark(  # noqa: PLR0913 - the options of the command
 
     Args:
         data: a data folder or a loaded data set.
-        backbones: names; each is a frozen and, depending on `finetune`, a fine-tuned candidate.
+        backbones: names; each is a frozen and, depending on `finetune`, a fine-tuned candidate. `a+b` measures only the
+            ensembles of the two.
         out: folder for leaderboard.*, report.html, trials/, timing/, members/ and best/; default: a temporary folder.
         bundles: saved encoders to measure as well.
         weights: as in `train`.
@@ -130,6 +133,9 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     if out is not None:
         require_writable(Path(out), "out")
     weights, folders, finetuned = check_candidates(backbones, bundles, weights, finetune)
+    for backbone, source in weights.items():  # missing weights are found before the data is read
+        if out is None or not member_folder(Path(out), backbone, "frozen").exists():
+            load_pretrained(backbone, source, seed=options.seed)
     data = load_training_splits(data, options.to_dict())
     if not labelled(data.training):
         raise DataError(
@@ -151,6 +157,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         title=title,
         notes=tuple(notes),
         progress=progress,
+        requested=tuple(backbones),
     )
     targets = parse_targets(track)
     require_candidates(spec)
@@ -182,9 +189,12 @@ def _run_tracked(spec: BenchmarkSpec, targets: Sequence[TrackerTarget]) -> Bench
 
 
 def _run(spec: BenchmarkSpec) -> Benchmark:
-    singles = make_candidates(spec)
-    candidates: list[AnyCandidate] = [*singles, *make_ensembles(singles)]
+    estimate = estimate_benchmark(spec)
+    singles = make_candidates(spec, lambda backbone: estimate.finish(f"training {backbone}"))
+    everything: list[AnyCandidate] = [*singles, *make_ensembles(singles)]
+    candidates = [c for c in everything if spec.is_requested([m.backbone for m in c.members])]
     embeddings = {c.name: embed_candidate(spec, c) for c in singles}
+    estimate.finish("embedding")
     readable = {split: min(len(e[split]) for e in embeddings.values()) for split in ("validation", "gallery")}
     spec = replace(spec, measures=select_measures(spec.data, spec.measures[0], spec.options, readable))
     trials = add_timings(spec, evaluate_all(spec, candidates, embeddings), candidates, embeddings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -57,6 +57,7 @@ class Candidate:
     combination: str  # how a bundle with several members combines them, else ""
     dim: int
     from_random: bool
+    backbone: str = ""  # name of its backbone, "" for a bundle that was passed in
     export: str = ""  # runtime and precision of an exported bundle, else ""
     note: str = ""  # one sentence for the reader, or ""
     leaked: bool = False  # whether it may have been trained on images that it is evaluated on here
@@ -122,8 +123,8 @@ class EnsembleCandidate:
 AnyCandidate = Candidate | EnsembleCandidate
 
 
-def make_candidates(spec: BenchmarkSpec) -> list[Candidate]:
-    """Describe all bundles, and make those of every backbone unless they exist."""
+def make_candidates(spec: BenchmarkSpec, finished: Callable[[str], None] = lambda _: None) -> list[Candidate]:
+    """Describe all bundles, and make those of every backbone unless they exist; `finished` gets each backbone."""
     candidates = [bundle_candidate(spec.data, bundle) for bundle in spec.bundles]
     for backbone in spec.weights:
         frozen = _frozen_candidate(spec, backbone)
@@ -134,6 +135,7 @@ def make_candidates(spec: BenchmarkSpec) -> list[Candidate]:
         elif trained is not None and trained.name == frozen.name:  # the pretrained weights with another input
             trained = replace(trained, name=f"{trained.name} ({_changed_input(trained, frozen)})")
         candidates += [frozen] if trained is None else [frozen, trained]
+        finished(backbone)
     return candidates
 
 
@@ -172,7 +174,7 @@ def _as_member(candidate: Candidate) -> str:
 
 
 def require_candidates(spec: BenchmarkSpec) -> None:
-    """Raise before the work starts: `OptionError` if no candidate could win, `ModelError` if weights are missing."""
+    """Raise `OptionError` before the work starts if no candidate could win."""
     if not spec.finetune and all(str(weights) == NONE for weights in spec.weights.values()):
         candidates = [bundle_candidate(spec.data, bundle) for bundle in spec.bundles]
         leaked = [c for c in candidates if c.leaked]
@@ -182,9 +184,6 @@ def require_candidates(spec: BenchmarkSpec) -> None:
                 f"{leaked[0].note.removesuffix('.')}; add `backbones`, or pass the bundle that it was refitted from.",
                 argument="bundles",
             )
-    for backbone, weights in spec.weights.items():
-        if not spec.bundle_folder(backbone, "frozen").exists():
-            load_pretrained(backbone, weights, seed=spec.options.seed)
 
 
 def _frozen_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
@@ -219,7 +218,7 @@ def _finetuned_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
 def _backbone_candidate(backbone: str, folder: Path) -> Candidate:
     """Describe the bundle of a backbone, named after it and after what was trained."""
     info = read_bundle_info(folder)
-    return _candidate(folder, f"{backbone} {info.members[0].state}", info)
+    return replace(_candidate(folder, f"{backbone} {info.members[0].state}", info), backbone=backbone)
 
 
 def _finetuning_note(state: TrainingState, info: BundleInfo) -> str:

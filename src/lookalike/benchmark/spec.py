@@ -50,7 +50,16 @@ class BenchmarkSpec:
     title: str | None  # heading of the report, None for the default
     notes: tuple[str, ...]
     progress: Progress
+    # backbones that are candidates themselves, and pairs of which only the ensembles are; None for all backbones
+    requested: tuple[str, ...] | None = None
     tracker: RunTracker = NO_TRACKER  # trackers that receive every epoch and the results
+
+    def is_requested(self, backbones: Sequence[str]) -> bool:
+        """Whether a single backbone or a pair is a candidate, not only a member of others; "" is a bundle."""
+        if self.requested is None:
+            return True
+        joined = "+".join(backbones), "+".join(reversed(backbones))
+        return any(name in self.requested for name in joined) or all(not b or b in self.requested for b in backbones)
 
     @property
     def cache(self) -> Path:
@@ -59,7 +68,12 @@ class BenchmarkSpec:
 
     def bundle_folder(self, backbone: str, state: Literal["frozen", "fine-tuned"]) -> Path:
         """Return the folder of the bundle of a backbone, as pretrained, or after training."""
-        return self.out / "members" / f"{slug(backbone)}-{state}"
+        return member_folder(self.out, backbone, state)
+
+
+def member_folder(out: Path, backbone: str, state: str) -> Path:
+    """Return the folder of the bundle of a backbone in the folder of a benchmark."""
+    return out / "members" / f"{slug(backbone)}-{state}"
 
 
 def check_candidates(
@@ -68,7 +82,10 @@ def check_candidates(
     weights: WeightsOption,
     finetune: bool | Collection[str],
 ) -> tuple[dict[str, str | Path], tuple[Path, ...], frozenset[str]]:
-    """Check what a benchmark is to measure, and return weights by backbone, bundles, and backbones to fine-tune."""
+    """Check what a benchmark is to measure, and return weights by backbone, bundles, and backbones to fine-tune.
+
+    An ensemble among the backbones, such as `a+b`, means its members.
+    """
     for argument, value in (("backbones", backbones), ("bundles", bundles), ("finetune", finetune)):
         if isinstance(value, str | Path):
             raise OptionError(f"`{argument}` must be a list, got the single name {value!s}.", argument=argument)
@@ -78,6 +95,7 @@ def check_candidates(
         )
     folders = tuple(map(Path, bundles))
     _require_names(backbones, folders)
+    backbones = tuple(dict.fromkeys(name for b in backbones for name in b.split("+")))
     for argument, names in (("weights", weights), ("finetune", finetune)):
         unknown = () if isinstance(names, bool | str | Path) else [name for name in names if name not in backbones]
         if unknown:
@@ -109,13 +127,14 @@ def check_candidates(
 
 
 def _require_names(backbones: Sequence[str], bundles: Sequence[Path]) -> None:
-    """Raise `OptionError` for an ensemble among the backbones, or for two candidates of the same name or file name."""
-    ensemble = next((b for b in backbones if "+" in b), None)
-    if ensemble is not None:
-        raise OptionError(
-            f"`backbones` must be single names, got {ensemble!r}; pass its members one by one, every pair is measured.",
-            argument="backbones",
-        )
+    """Raise `OptionError` for an ensemble that is not of two backbones, or for two candidates of the same name."""
+    for ensemble in (b.split("+") for b in backbones if "+" in b):
+        if len(ensemble) != 2 or ensemble[0] == ensemble[1]:
+            raise OptionError(
+                f"an ensemble in `backbones` must join two different names, got {'+'.join(ensemble)!r}; pass pairs, or "
+                "single names, of which every pair is measured.",
+                argument="backbones",
+            )
     bundle_names = [b.resolve().name for b in bundles]
     for argument, names in (("backbones", backbones), ("bundles", bundle_names)):
         name, count = next(iter(Counter(names).most_common(1)), ("", 0))
@@ -125,7 +144,7 @@ def _require_names(backbones: Sequence[str], bundles: Sequence[Path]) -> None:
                 argument=argument,
             )
     by_file: dict[str, str] = {}
-    for name in (*(f"{b} {state}" for b in backbones for state in TRAINING_STATES), *bundle_names):
+    for name in (*(f"{b} {state}" for b in backbones if "+" not in b for state in TRAINING_STATES), *bundle_names):
         if slug(name) in by_file:
             raise OptionError(
                 f"{by_file[slug(name)]!r} and {name!r} map to the same file name; rename one bundle.",

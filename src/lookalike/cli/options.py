@@ -149,7 +149,10 @@ def training_options(command: F) -> F:
         ),
         *(_recipe_option(name, FIELDS[name]) for name in RECIPE_FLAGS),
         click.option(
-            "--max-minutes", type=float, help="Time budget per backbone; the number of epochs is planned to fit."
+            "--max-minutes",
+            type=float,
+            help="Time budget for training one backbone; the number of epochs is planned to fit. Several "
+            "backbones take as many times as long; embedding and timing come on top.",
         ),
         click.option(
             "--patience",

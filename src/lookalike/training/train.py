@@ -22,7 +22,7 @@ from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_inf
 from lookalike.models.encoder import AnyEncoder, require_combination
 from lookalike.models.info import BundleInfo, TrainingData, TrainingReport
 from lookalike.models.registry import NONE, PRETRAINED
-from lookalike.progress import SILENT, Progress, resolve_progress
+from lookalike.progress import SILENT, Progress, format_about, resolve_progress
 from lookalike.runtimes.fit import align
 from lookalike.runtimes.load import WeightsOption, load_encoder, pair_weights
 from lookalike.runtimes.select import with_runtime
@@ -30,6 +30,7 @@ from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, labelled, require_classes
 from lookalike.training.curves import write_curves
 from lookalike.training.distributed import open_distributed
+from lookalike.training.estimate import seconds_per_image, training_seconds
 from lookalike.training.tracking import NO_TRACKER, RunTracker, TrackerTarget, parse_targets, start_tracking
 from lookalike.training.train_backbone import (
     TrainedEncoder,
@@ -121,6 +122,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         trackers = [NO_TRACKER]  # of the main process only; one that cannot be reached is an error in all of them
         main(lambda: trackers.append(start_tracking(targets, name, key, resume=resume, progress=progress)))
         tracker = trackers[-1]
+        main(lambda: _report_estimate(split, backbones, options, progress))
         context = TrainingContext(split, options, progress, folder, cache, distributed, tracker)
         with tracker.closing():
             tracker.log_params(options.to_dict() | {"backbone": backbone, "data": split.fingerprint})
@@ -199,6 +201,16 @@ def _require_trainable(data: Dataset, backbones: Backbones, options: TrainingOpt
     require_classes(data, labelled(data.training))
     for name, weights in backbones:
         fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
+
+
+def _report_estimate(data: Dataset, backbones: Backbones, options: TrainingOptions, progress: Progress) -> None:
+    """Say how long the whole training takes before it starts."""
+    total = 0.0
+    for name, weights in backbones:
+        encoder, recipe = fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
+        total += training_seconds(seconds_per_image(encoder, data.training), data, options, recipe)
+    limit = "" if options.max_minutes is None else f"; the limit is {options.max_minutes:g} min per backbone"
+    progress.info(f"estimate: {format_about(total)} for training, less if it stops early{limit}")
 
 
 # ---------------------------------------------------------------- resuming a finished run

@@ -48,7 +48,7 @@ _OPTIONAL_COLUMNS = (
     "backbones",
     multiple=True,
     metavar="NAME",
-    help="A backbone to measure, frozen and fine-tuned. Can be repeated.",
+    help="A backbone to measure, frozen and fine-tuned; A+B for only the ensembles of two. Can be repeated.",
 )
 @click.option(
     "--bundle", "bundles", multiple=True, type=PATH, metavar="DIR", help="A bundle to measure. Can be repeated."
@@ -94,7 +94,8 @@ def benchmark(
                                  --budget-ms 50 --out runs/first
       lookalike benchmark photos --bundle model --bundle other --out runs/second
     """  # noqa: D301
-    weights_by_name = parse_weights(weights, backbones)
+    names = tuple(dict.fromkeys(name for b in backbones for name in b.split("+")))
+    weights_by_name = parse_weights(weights, names)
     finetune = values["finetune"]
     if finetune and values["no_finetune"]:
         raise OptionError(f"--finetune {finetune[0]} and --no-finetune exclude each other; remove one of them.")

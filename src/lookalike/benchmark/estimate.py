@@ -1,0 +1,72 @@
+"""How long a benchmark takes: estimated before the work starts, and corrected by the time that each stage took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lookalike.benchmark.spec import BenchmarkSpec
+from lookalike.progress import Progress, format_about
+from lookalike.training.estimate import seconds_per_image, training_seconds
+from lookalike.training.train_backbone import fresh_encoder
+
+_TIMING_SECONDS = 15.0  # of one architecture, or of one pair of them
+
+
+@dataclass
+class Estimate:
+    """The remaining stages with their seconds."""
+
+    seconds: dict[str, float]
+    progress: Progress
+    _factor: float = 1.0  # of the time that the last stages took to their estimate
+    _started: float = field(default_factory=time.perf_counter)
+
+    def finish(self, stage: str) -> None:
+        """Note that a stage is complete, and report the time left."""
+        now = time.perf_counter()
+        expected, taken, self._started = self.seconds.pop(stage, 0.0), now - self._started, now
+        if expected > 1:
+            self._factor = min(4.0, max(0.25, taken / expected))
+        left = sum(self.seconds.values()) * self._factor
+        if left >= 1:
+            self.progress.info(f"estimate: {format_about(left)} left ({stage} is complete)")
+
+
+def estimate_benchmark(spec: BenchmarkSpec) -> Estimate:
+    """Estimate every stage that has no result yet from the rate of each backbone, and report the sum."""
+    data, options = spec.data, spec.options
+    images = len(data.training) + len(data.validation) + len(data.test)
+    seconds = {**dict.fromkeys((f"training {b}" for b in spec.weights), 0.0), "embedding": 0.0, "timing": 0.0}
+    missing = [
+        b for b in spec.weights
+        if not spec.bundle_folder(b, "frozen").exists()
+        or (b in spec.finetune and not spec.bundle_folder(b, "fine-tuned").exists())
+    ]  # fmt: skip
+    for name in missing:
+        encoder, recipe = fresh_encoder(name, spec.weights[name], options, unseen=data.validation_classes_unseen)
+        one = seconds_per_image(encoder, data.training)
+        states = 1 + (name in spec.finetune)
+        seconds[f"training {name}"] = one * len(data.training)  # the features of the frozen candidate
+        if name in spec.finetune:
+            seconds[f"training {name}"] += training_seconds(one, data, options, recipe)
+        seconds["embedding"] += one * states * images
+    if missing:
+        count = len(spec.weights) + len(spec.bundles)
+        seconds["timing"] = _TIMING_SECONDS * (count + count * (count + 1) / 2)
+        spec.progress.info(
+            f"estimate: {format_about(sum(seconds.values()))} for the whole run{_explain(spec, seconds)}"
+        )
+    return Estimate(seconds, spec.progress)
+
+
+def _explain(spec: BenchmarkSpec, seconds: Mapping[str, float]) -> str:
+    training = sum(value for stage, value in seconds.items() if stage.startswith("training "))
+    stages = {"training": training, "embedding": seconds["embedding"], "timing": seconds["timing"]}
+    parts = ", ".join(f"{stage} {format_about(value).removeprefix('about ')}" for stage, value in stages.items())
+    limit = spec.options.max_minutes
+    if limit is None or not spec.finetune:
+        return f" ({parts})"
+    total = f"{limit * len(spec.finetune):g} min in all"
+    return f" ({parts}; fine-tuning takes at most {limit:g} min per backbone, {total})"

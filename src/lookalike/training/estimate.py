@@ -1,0 +1,33 @@
+"""How long a training takes, estimated from the rate of a few forward passes before it starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from lookalike.data.dataset import Dataset, Item, sample_evenly
+from lookalike.models.trainable import TrainableEncoder
+from lookalike.runtimes.select import measure_rate, sample_pixels
+from lookalike.training.config import Recipe, TrainingOptions
+
+_SAMPLE = 16
+_SECONDS = 0.3
+_STEP = 3.0  # forward and backward pass and update, relative to a forward pass
+
+
+def seconds_per_image(encoder: TrainableEncoder, items: Sequence[Item]) -> float:
+    """Return the seconds of reading and embedding one image with torch."""
+    sample = sample_evenly(items, _SAMPLE)
+    started = time.perf_counter()
+    pixels = sample_pixels(encoder.preprocessing, sample)
+    reading = (time.perf_counter() - started) / max(1, len(sample))
+    return reading + 1 / measure_rate(encoder.torch_backbone(), pixels, _SECONDS)
+
+
+def training_seconds(seconds: float, data: Dataset, options: TrainingOptions, recipe: Recipe) -> float:
+    """Return about how long one backbone trains, from the seconds per image; at most the time budget."""
+    training, validation = len(data.training), len(data.validation)
+    features = 2 * training + 6 * validation  # of the frozen stage, and of the selection of weights
+    epochs = 0 if options.frozen else recipe.epochs
+    total = seconds * (features + epochs * (_STEP * recipe.resolution**2 * training + validation))
+    return total if options.max_minutes is None else min(total, 60 * options.max_minutes)
