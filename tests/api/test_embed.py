@@ -444,12 +444,12 @@ class TestIndex:
 
 
 def test_images_of_other_formats_and_results_are_reported(images, encoder, tmp_path, recording_progress):
-    (images / "a.heic").write_bytes(b"x")
+    (images / "a.jxl").write_bytes(b"x")
     save_bundle(encoder, images / "model")
     (images / "model" / "curves.png").write_bytes(b"x")
     recorder = recording_progress()
     assert len(embed(images, encoder, out=tmp_path / "emb", progress=recorder)) == COUNT
-    assert any("1 .heic" in message for message in recorder.messages)
+    assert any("1 .jxl" in message for message in recorder.messages)
     assert any("results of Lookalike are not used: model" in message for message in recorder.messages)
 
 

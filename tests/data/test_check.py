@@ -422,10 +422,10 @@ def test_a_leave_one_out_data_set(data_folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_not_used_is_a_finding(data_folder: Path) -> None:
-    (data_folder / "IMG_1.HEIC").write_bytes(b"x")
+    (data_folder / "IMG_1.CR2").write_bytes(b"x")
     severity, message, _ = only(check(data_folder, near=False), "note")
     assert severity == "warning"
-    assert message.startswith("1 image of formats that are not read: 1 .heic")
+    assert message.startswith("1 image of formats that are not read: 1 .cr2")
 
 
 def test_splits_that_are_missing(data_folder: Path) -> None:

@@ -110,11 +110,23 @@ def test_folders_that_are_never_data(tmp_path: Path) -> None:
     assert "results of Lookalike are not used" in finder.notes()[0]
 
 
-def test_images_of_other_formats_are_counted(tmp_path: Path) -> None:
+def test_images_of_other_formats_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lookalike.data.images.has_heif", lambda: False)
+    monkeypatch.setattr("lookalike.data.folders.has_heif", lambda: False)
     touch(tmp_path, "1.HEIC", "2.heic", "sub/3.cr2", "4.jpg", "notes.txt", ".5.heic")
     finder = ImageFinder()
     assert [p.name for p in finder.walk(tmp_path)] == ["4.jpg"]
-    assert finder.notes() == ("3 images of formats that are not read: 1 .cr2, 2 .heic; convert them to JPEG or PNG",)
+    (note,) = finder.notes()
+    assert note.startswith("3 images of formats that are not read: 1 .cr2, 2 .heic; convert them to JPEG or PNG")
+    assert "pip install 'lookalike[heif]'" in note
+
+
+def test_heic_is_an_image_where_it_can_be_read(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    touch(tmp_path, "1.HEIC", "2.hif", "3.cr2")
+    finder = ImageFinder()
+    assert sorted(p.name for p in finder.walk(tmp_path)) == ["1.HEIC", "2.hif"]
+    assert finder.notes() == ("1 image of formats that are not read: 1 .cr2; convert them to JPEG or PNG",)
 
 
 def test_images_whose_names_hide_them_are_noted(tmp_path: Path, image_files: list[Path]) -> None:

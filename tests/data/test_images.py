@@ -185,6 +185,38 @@ def test_avif(sample_images: Images, tmp_path: Path) -> None:
     assert np.abs(pixels(tmp_path / "p.avif").astype(int) - np.asarray(sample_images["cat"])).mean() < 4
 
 
+@pytest.fixture
+def heic(sample_images: Images, tmp_path: Path) -> Path:
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(sample_images["cat"]).save(tmp_path / "p.heic", quality=90)
+    return tmp_path / "p.heic"
+
+
+def test_heic(sample_images: Images, heic: Path) -> None:
+    formats = dict(Image.registered_extensions())
+    assert np.abs(pixels(heic).astype(int) - np.asarray(sample_images["cat"])).mean() < 4
+    np.testing.assert_array_equal(read_pixels(heic), pixels(heic))
+    (memory,) = images.read_in_memory("image 0", heic.read_bytes(), [None])
+    np.testing.assert_array_equal(memory, pixels(heic))
+    assert Image.registered_extensions() == formats
+
+
+def test_heic_without_its_package_names_the_extra(heic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "has_heif", lambda: False)
+    assert cause(heic) == "HEIC needs the package pillow-heif; run: pip install 'lookalike[heif]'"
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise"])
+def test_damaged_heic(heic: Path, damage: str) -> None:
+    data = heic.read_bytes()
+    heic.write_bytes(data[: len(data) // 2] if damage == "cut" else data[:16] + bytes(len(data) - 16))
+    assert cause(heic)
+
+
+def test_heic_named_jpg(heic: Path) -> None:
+    assert cause(heic.rename(heic.with_suffix(".jpg"))) == "it is named .jpg but contains HEIF; rename it"
+
+
 def test_truncated_jpeg(sample_images: Images, tmp_path: Path) -> None:
     path = tmp_path / "p.jpg"
     sample_images["cat"].save(path)

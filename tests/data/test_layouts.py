@@ -459,12 +459,12 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
 
 
 def test_images_next_to_the_splits_are_noted(tmp_path: Path) -> None:
-    make(tmp_path, *SPLITS, "extra/deep/1.jpg", "loose.jpg", "docs/notes.txt", "test/other/2.jpg", "IMG_1.HEIC")
+    make(tmp_path, *SPLITS, "extra/deep/1.jpg", "loose.jpg", "docs/notes.txt", "test/other/2.jpg", "IMG_1.CR2")
     assert load_dataset(tmp_path).notes == (
         "1 folder with images next to those of the splits, not used (first: extra)",
         "1 image next to the folders of the splits, not used (first: loose.jpg)",
         "1 folder with images next to those of the splits, not used (first: test/other)",
-        "1 image of formats that are not read: 1 .heic; convert them to JPEG or PNG",
+        "1 image of formats that are not read: 1 .cr2; convert them to JPEG or PNG",
     )
 
 

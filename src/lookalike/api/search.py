@@ -23,7 +23,6 @@ from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
 from lookalike.types import Embeddings, Hits, QueryHits, Skipped
 
-_PIPE_BYTES = 1 << 28  # of an image that is read from a pipe
 _THUMBNAIL = 256  # longer side of the images on the page, in pixels
 
 
@@ -170,7 +169,7 @@ def search(
     for source in sources:
         query: Source = source
         if not isinstance(source, InMemoryImage):
-            query = _piped(source.path) or File(query_id(source.path, loaded.index), source.path)
+            query = File(query_id(source.path, loaded.index), source.path)
         queries.setdefault(query.id, query)
     loaded.index.resolve_top_k(top_k, queries)
     progress = resolve_progress(progress)
@@ -196,17 +195,6 @@ def search(
     if page is not None:
         _write_page(page, loaded, hits, queries, item_paths, missing)
     return SearchResult(hits, query_paths, item_paths, embeddings.skipped, missing)
-
-
-def _piped(path: Path) -> InMemoryImage | None:
-    """Read an image from a pipe, such as `<(command)` of a shell; None for a file."""
-    if not path.is_fifo():
-        return None
-    with path.open("rb") as pipe:
-        data = pipe.read(_PIPE_BYTES + 1)
-    if len(data) > _PIPE_BYTES:
-        raise OptionError(f"{path} yields more than {_PIPE_BYTES:,} bytes; pass a file.", argument="images")
-    return InMemoryImage(str(path), data)
 
 
 class HitFiles:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lookalike.data.images import is_image_name
+from lookalike.data.images import HEIF_SUFFIXES, has_heif, is_image_name
 from lookalike.errors import DataError
 from lookalike.progress import count_noun
 from lookalike.types import Skipped
@@ -20,7 +20,8 @@ _RESULTS = ({"bundle.json"}, {"index.json", "items.json"}, {"embeddings.json", "
 
 # suffixes of images that are not read
 _UNSUPPORTED = {
-    *(".heic", ".heif", ".jxl", ".tga", ".psd", ".xcf", ".svg", ".eps", ".exr", ".hdr", ".dds", ".ico"),
+    *HEIF_SUFFIXES,
+    *(".jxl", ".tga", ".psd", ".xcf", ".svg", ".eps", ".exr", ".hdr", ".dds", ".ico"),
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
 }
 
@@ -68,7 +69,8 @@ class ImageFinder:
             self.excluded.append(folder)
             return [], []
         suffixes = (Path(name).suffix.lower() for name in names if not name.startswith("."))
-        self.unsupported.update(suffix for suffix in suffixes if suffix in _UNSUPPORTED)
+        unsupported = _UNSUPPORTED.difference(HEIF_SUFFIXES) if has_heif() else _UNSUPPORTED
+        self.unsupported.update(suffix for suffix in suffixes if suffix in unsupported)
         return sorted(folders), images
 
     def _may_hold_images(self, entry: os.DirEntry[str]) -> bool:
@@ -105,7 +107,10 @@ class ImageFinder:
         if self.unsupported:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.unsupported.items()))
             count = count_noun(self.unsupported.total(), "image")
-            notes.append(f"{count} of formats that are not read: {kinds}; convert them to JPEG or PNG")
+            advice = "convert them to JPEG or PNG"
+            if any(suffix in HEIF_SUFFIXES for suffix in self.unsupported):
+                advice += ", or for HEIC run: pip install 'lookalike[heif]'"
+            notes.append(f"{count} of formats that are not read: {kinds}; {advice}")
         if self.unnamed:
             count = count_noun(len(self.unnamed), "image")
             notes.append(

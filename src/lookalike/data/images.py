@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import io
 import threading
 import zlib
@@ -32,11 +34,16 @@ _FORMATS = {
     ".gif": ("GIF",),
     ".bmp": ("BMP", "DIB"),
     ".webp": ("WEBP",),
-    ".avif": ("AVIF",),
+    ".avif": ("AVIF", "HEIF"),
     **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
     **dict.fromkeys((".ppm", ".pgm"), ("PPM",)),
     ".jp2": ("JPEG2000",),
 }
+
+# read where pillow-heif is installed
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+_HEIF_FORMATS = dict.fromkeys(HEIF_SUFFIXES, ("HEIF", "AVIF"))
+_HEIF_KINDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
 _BAND_PIXELS = 1 << 24  # of an image with alpha, blended at once: a large one would take its memory four times
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -62,7 +69,14 @@ _JPEG_SCALES = (8, 4, 2)
 
 def is_image_name(name: str) -> bool:
     """Whether a file name has the suffix of an image and is not hidden."""
-    return not name.startswith(".") and Path(name).suffix.lower() in _FORMATS
+    suffix = Path(name).suffix.lower()
+    return not name.startswith(".") and (suffix in _FORMATS or (suffix in _HEIF_FORMATS and has_heif()))
+
+
+@functools.cache
+def has_heif() -> bool:
+    """Whether HEIC images can be read."""
+    return importlib.util.find_spec("pillow_heif") is not None
 
 
 @contextlib.contextmanager
@@ -115,12 +129,12 @@ def _read(path: Path, file: BinaryIO) -> Image.Image:
         if not file.read(1):
             raise UnreadableImage(path, "the file is empty")
         file.seek(0)
-        with Image.open(file) as image:
+        with _open(path, file) as image:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 text = f"it claims {pixels:,} pixels, more than {MAX_PIXELS:,} (a decompression bomb?)"
                 raise UnreadableImage(path, text)
-            expected = _FORMATS.get(path.suffix.lower())
+            expected = (_FORMATS | _HEIF_FORMATS).get(path.suffix.lower())
             if expected is not None and image.format not in expected:
                 raise UnreadableImage(path, f"it is named {path.suffix} but contains {image.format}; rename it")
             _wait_if_large(pixels)
@@ -134,6 +148,24 @@ def _read(path: Path, file: BinaryIO) -> Image.Image:
         return _read(path, io.BytesIO(essential))
     except Exception as error:  # decoders raise anything on damaged files: struct.error, RuntimeError, KeyError, ...
         raise _unreadable(path, error) from error
+
+
+def _open(path: Path, file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        file.seek(0)
+        header = file.read(12)
+        if header[4:8] != b"ftyp" or header[8:] not in _HEIF_KINDS:
+            raise
+        file.seek(0)
+    if not has_heif():
+        cause = "HEIC needs the package pillow-heif; run: pip install 'lookalike[heif]'"
+        raise UnreadableImage(path, cause)
+    from pillow_heif.as_plugin import HeifImageFile  # not registered with Pillow: that would change other programs
+
+    image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
+    return image
 
 
 def _decode(path: Path, file: BinaryIO, image: Image.Image) -> Image.Image:
