@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from lookalike.cli.console import (
     display_path,
     make_progress,
+    print_json,
     print_prose,
     print_table,
     report_skipped,
@@ -73,3 +75,11 @@ def test_a_long_list_of_skipped_files_is_cut():
     report_skipped(progress, [f"{n}.jpg: empty" for n in range(25)])
     assert (lines[0], lines[1], len(lines)) == ("25 files were skipped:", "  0.jpg: empty", 22)
     assert "5 more" in lines[-1]
+
+
+def test_json_has_no_control_characters(capsys):
+    value = {"id": "a\x1b\x7f\x9b31mé"}
+    print_json(value)
+    text = capsys.readouterr().out
+    assert text.replace("\n", "").isprintable()
+    assert json.loads(text) == value

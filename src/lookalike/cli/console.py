@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -92,7 +93,8 @@ def print_prose(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print one JSON object on stdout."""
-    click.echo(json_text(value))
+    # a terminal obeys control characters above ASCII too, which JSON does not have to escape
+    click.echo(re.sub(r"[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", json_text(value)))
 
 
 def print_path(path: Path) -> None:
