@@ -419,7 +419,7 @@ def test_a_file_record_notices_changes(tmp_path: Path) -> None:
     record.require(path)
     path.write_bytes(b"12355")
     record.require(path, digest_up_to=4)  # the size is compared
-    with pytest.raises(RefusedFileError, match="x was changed"):
+    with pytest.raises(RefusedFileError, match="it was changed"):
         record.require(path, digest_up_to=5)
     path.write_bytes(b"1234")
     with pytest.raises(RefusedFileError, match="4 bytes, 5 were written"):

@@ -353,9 +353,9 @@ class FileRecord:
         """Raise `RefusedFileError` if the file differs; beyond `digest_up_to` bytes only the sizes are compared."""
         size = require_regular(path)
         if size != self.bytes:
-            raise RefusedFileError(f"{path.name} has {size:,} bytes, {self.bytes:,} were written")
+            raise RefusedFileError(f"it has {size:,} bytes, {self.bytes:,} were written")
         if (digest_up_to is None or size <= digest_up_to) and file_digest(path) != self.digest:
-            raise RefusedFileError(f"{path.name} was changed after it was written")
+            raise RefusedFileError("it was changed after it was written")
 
 
 def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,8 +135,12 @@ def _decode(text: bytearray) -> str:
 
 
 def _parse(lines: list[str]) -> list[str]:
-    values = json.loads("[" + "".join(lines).strip().removeprefix("[").removesuffix("]").strip().strip(",") + "]")
+    text = "".join(lines)
+    values = json.loads("[" + text.strip().removeprefix("[").removesuffix("]").strip().strip(",") + "]")
     strings = [value for value in values if isinstance(value, str)]
     if len(strings) != len(values):
         raise ValueError("not all ids are text")
+    if "\\u" in text:
+        for string in strings:
+            string.encode("utf-8", "surrogateescape")  # other lone surrogates are part of no file name
     return strings

@@ -6,13 +6,14 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lookalike.cli.main import run
+from lookalike.index.storage import read_info, write_info
 
 SMALL = "test_efficientnet"  # 0.1 million parameters, images of 160 × 160
 
@@ -43,8 +44,8 @@ def original_workspace(data_folder_original: Path, tmp_path_factory: pytest.Temp
 def workspace(original_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Change to a working folder with photos/, model/, other/, photos.emb/, photos.index/ and small.safetensors."""
     folder = Path(shutil.copytree(original_workspace, tmp_path / "workspace"))
-    facts = folder / "photos.index" / "index.json"
-    facts.write_text(json.dumps({**json.loads(facts.read_text()), "root": str(folder / "photos")}))
+    index_folder = folder / "photos.index"
+    write_info(index_folder, replace(read_info(index_folder), root=str(folder / "photos")))
     monkeypatch.chdir(folder)
     return folder
 

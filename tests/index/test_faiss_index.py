@@ -130,7 +130,17 @@ def test_damaged_files(vectors, tmp_path, name, content):
         ApproximateIndex.read(tmp_path, "HNSW4,Flat", {})
 
 
-@pytest.mark.parametrize("rows", [np.full(COUNT, COUNT), np.arange(5)])
+@pytest.mark.parametrize("key", ["IVF4,Flat", "HNSW4,SQ8", "HNSW4", "Flat", "nonsense"])
+def test_an_index_of_another_kind(vectors, tmp_path, key):
+    ApproximateIndex(create("HNSW4,Flat" if key != "HNSW4" else "IVF4,Flat", vectors), np.arange(COUNT)).write(tmp_path)
+    with pytest.raises(StorageError, match="missing or damaged"):
+        ApproximateIndex.read(tmp_path, key, {})
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [np.full(COUNT, COUNT), np.arange(5), np.arange(COUNT) // 2, np.arange(COUNT)[:, None], np.arange(COUNT) / 1],
+)
 def test_rows_that_do_not_match(vectors, tmp_path, rows):
     ApproximateIndex(create("HNSW4,Flat", vectors), rows).write(tmp_path)
     with pytest.raises(StorageError, match="do not match its vectors"):

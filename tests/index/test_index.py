@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lookalike._files import FileRecord
 from lookalike._strings import PackedStrings
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
 from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.index import index as module
+from lookalike.index import storage
 from lookalike.index.index import Index
-from lookalike.index.storage import is_index, write_items
+from lookalike.index.storage import is_index, read_info, with_files, write_info, write_items
 from lookalike.types import Embeddings, l2_normalize
 
 
@@ -227,8 +229,7 @@ def saved(tmp_path):
     ],
 )
 def test_a_description_that_does_not_match(saved, values, facts):
-    path = saved / "index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    write_info(saved, replace(read_info(saved), **values))
     with pytest.raises(StorageError, match=facts):
         Index.load(saved)
 
@@ -243,8 +244,58 @@ def test_a_description_that_does_not_match(saved, values, facts):
 )
 def test_items_that_do_not_match(saved, ids, facts):
     write_items(saved, PackedStrings(ids), {})
+    write_info(saved, with_files(saved, read_info(saved)))
     with pytest.raises(StorageError, match=facts):
         Index.load(saved)
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "items.json", "index.json"])
+def test_changed_bytes_are_noticed(saved, name):
+    path = saved / name
+    content = path.read_bytes()
+    for position in range(10, len(content), len(content) // 25):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        try:
+            index = Index.load(saved)
+        except StorageError as error:
+            assert str(saved) in str(error)
+        else:
+            assert name == "index.json" and index.info == read_info(saved)  # a blank between values
+    path.write_bytes(content)
+    Index.load(saved)
+
+
+def test_many_vectors_are_compared_on_request(saved, monkeypatch):
+    monkeypatch.setattr(storage, "_HASHED", 1000)
+    path = saved / "index.faiss"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 0x40]))
+    index = Index.load(saved)
+    with pytest.raises(StorageError, match=r"index\.faiss: it was changed"):
+        Index.load(saved, verify=True)
+    with pytest.raises(StorageError, match="not a cosine"):
+        index.search(Embeddings(("q",), np.full((1, 16), 0.25, np.float32), "model"), 40)
+    path.write_bytes(content[:-4])
+    with pytest.raises(StorageError, match="bytes"):
+        Index.load(saved)
+
+
+@pytest.mark.parametrize("files", [{}, {"index.faiss": FileRecord(0, "")}, {"../x": FileRecord(0, "")}])
+def test_a_description_that_names_other_files(saved, files):
+    write_info(saved, replace(read_info(saved), files=files))
+    with pytest.raises(StorageError, match=r"index\.faiss, items\.json"):
+        Index.load(saved)
+
+
+def test_a_pipe_in_place_of_a_file(saved):
+    for name in ("index.faiss", "items.json"):
+        content = (saved / name).read_bytes()
+        (saved / name).unlink()
+        os.mkfifo(saved / name)
+        with pytest.raises(StorageError, match="it is a pipe"):
+            Index.load(saved)
+        (saved / name).unlink()
+        (saved / name).write_bytes(content)
 
 
 def test_few_vectors_need_no_faiss(saved):
@@ -290,7 +341,7 @@ def test_an_approximate_index(embeddings, tmp_path, monkeypatch):
     assert approximate.info.tuning.measured.key == approximate.key != "Flat"
     approximate.save(tmp_path / "index")
     loaded = Index.load(tmp_path / "index")
-    assert loaded.info == approximate.info
+    assert replace(loaded.info, files={}) == approximate.info
     for copy in (loaded, pickle.loads(pickle.dumps(loaded)), pickle.loads(pickle.dumps(approximate))):
         again = copy.search(queries, 10)
         assert again.ids.tolist() == hits.ids.tolist()

@@ -1,12 +1,15 @@
 """The files of an index."""
 
 import json
+import math
 import struct
+from dataclasses import asdict
 
 import faiss
 import numpy as np
 import pytest
 
+from lookalike._files import checked_record, with_digest
 from lookalike._strings import PackedStrings
 from lookalike.errors import StorageError
 from lookalike.index import storage
@@ -85,17 +88,27 @@ def test_a_folder_without_a_description(tmp_path):
     ("values", "facts"),
     [
         ({"format": 1}, f"index format 1, this version reads {FORMAT}"),
-        ({"count": None}, "TypeError"),
-        ({"tuning": {}}, "KeyError"),
-        ({"tuning": {"reason": "", "tried": [], "rejected": [], "measured": {"parameters": {"nprobe": "x"}}}}, "Value"),
-        ({"tuning": {"reason": "", "tried": [{"parameters": {}}], "rejected": [], "measured": {}}}, "TypeError"),
-        ({"versions": 3}, "TypeError"),
+        ({"count": None}, "count is None"),
+        ({"count": math.inf}, "count is inf"),
+        ({"count": -1}, "at least 1"),
+        ({"dim": 0}, "at least 1"),
+        ({"key": 3}, "key is 3"),
+        ({"root": 3}, "root is 3"),
+        ({"tuning": {}}, "tuning has no"),
+        (
+            {"tuning": {"reason": "", "tried": [], "measured": {**asdict(POINT), "parameters": {"nprobe": "x"}}}},
+            "nprobe",
+        ),
+        ({"tuning": {"reason": "", "tried": [{"parameters": {}}], "measured": asdict(POINT)}}, "tried has no"),
+        ({"versions": 3}, "versions is 3"),
+        ({"digest": "0"}, "changed"),
     ],
 )
 def test_a_description_that_does_not_fit(tmp_path, values, facts):
     write_info(tmp_path, INFO)
     path = tmp_path / "index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    content = checked_record(json.loads(path.read_text())) | values
+    path.write_text(json.dumps(content if "digest" in values else with_digest(content)))
     with pytest.raises(StorageError, match=facts):
         read_info(tmp_path)
 
@@ -124,6 +137,15 @@ def test_damaged_items(tmp_path, text):
     with pytest.raises(StorageError, match="again") as raised:
         read_items(tmp_path)
     assert raised.value.argument == "path"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"ids": [\n"\\ud800.jpg"\n],\n"metadata": {}}\n', '{"ids": [\n"a"\n],\n"metadata": {"a": 3}}\n']
+)
+def test_ids_that_no_file_has_and_metadata_that_are_not_objects(tmp_path, text):
+    (tmp_path / "items.json").write_text(text)
+    with pytest.raises(StorageError, match=r"surrogate|objects"):
+        read_items(tmp_path)
 
 
 def test_spaced_rows_cover_the_whole_range():

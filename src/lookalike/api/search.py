@@ -86,12 +86,13 @@ class SearchResult:
         return {"queries": queries, "skipped": skipped, "missing": list(map(str, self.missing))}
 
 
-def load_index(index: Path | str, *, root: Path | str | None = None) -> LoadedIndex:
+def load_index(index: Path | str, *, root: Path | str | None = None, verify: bool = False) -> LoadedIndex:
     """Load an index and its encoder, for many searches.
 
     Args:
         index: a folder from `lookalike index`.
         root: the folder of its images, if they were moved.
+        verify: also compare more than 32 MB of vectors with their digest, at about 1 GB/s.
 
     Raises:
         OptionError: `root` is not a folder.
@@ -102,7 +103,7 @@ def load_index(index: Path | str, *, root: Path | str | None = None) -> LoadedIn
     """
     path = Path(index)
     with renamed_argument("index", "path"):
-        items = Index.load(path)
+        items = Index.load(path, verify=verify)
     if root is not None:
         items = items.with_root(root)
     model = path / MODEL_FOLDER

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from lookalike._system import cpu_count
 from lookalike._top_k import STEPS, Floats, Ints, best_first, cosine_steps, nearest_in_blocks
-from lookalike.index.faiss_index import INDEX_FILE
+from lookalike.index.faiss_index import INDEX_FILE, require_cosines
 from lookalike.index.storage import map_vectors, spaced, write_vectors
 from lookalike.types import Vectors
 
@@ -96,6 +96,7 @@ class ExactIndex:
             for start in range(0, len(pending), chunk):
                 part = pending[start : start + chunk]
                 scores, candidates = self.nearest(queries[part], fetch)
+                require_cosines(scores)
                 for query, lowest, fetched in zip(part.tolist(), scores[:, -1].tolist(), candidates, strict=True):
                     others = fetched[fetched != query_rows[query]]
                     other_steps = cosine_steps(queries[query : query + 1], self.vectors, others)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lookalike._files import storage_errors
+from lookalike._files import require_regular, storage_errors
 from lookalike._top_k import LAST, STEPS, Floats, Ints, best_first, nearest_in_blocks
 from lookalike.errors import StorageError
 from lookalike.types import Vectors
@@ -18,9 +18,10 @@ from lookalike.types import Vectors
 EF_CONSTRUCTION = 64
 EXTRA_HITS = 5  # fetched beyond the requested ones, so that ties at the last place are noticed
 _GROWTH = 4  # factor by which a search fetches more where ties remain open
+_MAX_SCORE = 1.5  # of a cosine; above 1 only by the rounding of an index that stores vectors in few bits
 _BLOCK = 16_384  # vectors reconstructed at once
 INDEX_FILE = "index.faiss"
-_ROWS_FILE = "rows.npy"
+ROWS_FILE = "rows.npy"
 
 
 def _faiss() -> Any:  # imported late, and untyped: its type hints are incomplete
@@ -129,9 +130,19 @@ class FaissIndex:
         faiss = _faiss()
         try:
             flags = 0 if writable else faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
-            return cls(faiss.read_index(str(path), flags), key, parameters)
-        except (RuntimeError, MemoryError, TypeError, ValueError, KeyError) as error:
+            require_regular(path)
+            read = cls(faiss.read_index(str(path), flags), key, parameters)
+            if _kind(read.index) != _kind(faiss.index_factory(read.dim, key, faiss.METRIC_INNER_PRODUCT)):
+                raise ValueError(f"it is not a {key} index")
+            return read
+        except (OSError, RuntimeError, MemoryError, TypeError, ValueError, KeyError) as error:
             raise StorageError(f"{path} is missing or damaged; build the index again.", argument="path") from error
+
+
+def require_cosines(scores: Floats) -> None:
+    """Raise `StorageError` for scores that no unit-length vectors have."""
+    if not (np.abs(scores) <= _MAX_SCORE).all():  # written so that nan fails
+        raise StorageError("the vectors of the index are damaged (a score is not a cosine); build the index again.")
 
 
 class ApproximateIndex:
@@ -168,6 +179,7 @@ class ApproximateIndex:
         while len(pending):
             fetch = min(fetch, len(self))
             scores, positions = self._index.nearest(queries[pending], fetch)
+            require_cosines(scores)
             near = self._rows[positions]
             near_steps = np.rint(np.multiply(scores, STEPS, dtype=np.float64)).astype(np.int64)
             lowest = near_steps[:, -1].copy()
@@ -181,16 +193,17 @@ class ApproximateIndex:
         """Write the index into a folder."""
         self._index.write(folder / INDEX_FILE)
         with storage_errors(folder):
-            np.save(folder / _ROWS_FILE, self._rows)
+            np.save(folder / ROWS_FILE, self._rows)
 
     @classmethod
     def read(cls, folder: Path, key: str, parameters: Mapping[str, int]) -> ApproximateIndex:
         """Open an index in a folder."""
         index = FaissIndex.read(folder / INDEX_FILE, key, parameters)
         try:
-            mapped = np.load(folder / _ROWS_FILE, mmap_mode="r", allow_pickle=False)
+            mapped = np.load(folder / ROWS_FILE, mmap_mode="r", allow_pickle=False)
             rows = np.asarray(mapped)  # an array of the base class is faster to index
-            valid = len(rows) == len(index) and rows.min() >= 0 and rows.max() < len(index)
+            valid = rows.shape == (len(index),) and rows.dtype == np.int64
+            valid = valid and rows.min() >= 0 and rows.max() < len(index) and np.bincount(rows).max() == 1
         except (OSError, EOFError, ValueError, TypeError) as error:
             raise StorageError(
                 f"the index in {folder} is missing or damaged; build the index again.", argument="path"
@@ -200,6 +213,12 @@ class ApproximateIndex:
                 f"the rows of the index in {folder} do not match its vectors; build the index again.", argument="path"
             )
         return cls(index, rows)
+
+
+def _kind(index: Any) -> list[tuple[object, ...]]:
+    """Return what a factory string decides of an index and the indexes nested in it."""
+    names = ("d", "metric_type", "nlist", "code_size")
+    return [(type(part), *(getattr(part, name, None) for name in names)) for part in _parts(index)]
 
 
 def _parts(index: Any) -> Iterator[Any]:

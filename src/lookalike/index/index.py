@@ -23,6 +23,8 @@ from lookalike.index.storage import (
     damaged_index,
     read_info,
     read_items,
+    require_unchanged,
+    with_files,
     write_info,
     write_items,
 )
@@ -216,13 +218,17 @@ class Index:
         with storage_errors(folder):
             self._vector_index.write(folder)
         write_items(folder, self.ids, self.metadata)
-        write_info(folder, self.info)
+        write_info(folder, with_files(folder, self.info))
 
     @classmethod
-    def load(cls, path: Path | str) -> Index:
-        """Read an index that `save` wrote; `StorageError` if it is not an index, of another format, or damaged."""
+    def load(cls, path: Path | str, *, verify: bool = False) -> Index:
+        """Read an index that `save` wrote; `StorageError` if it is not an index, of another format, or damaged.
+
+        Its files are compared with their digests; of more than 32 MB of vectors only the size, unless `verify`.
+        """
         path = Path(path)
         info = read_info(path)
+        require_unchanged(path, info, verify=verify)
         vector_index: VectorIndex
         if info.tuning is not None:
             vector_index = ApproximateIndex.read(path, info.key, info.tuning.measured.parameters)

@@ -7,24 +7,38 @@ import itertools
 import json
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lookalike._files import digest, read_json, reading_errors, storage_errors, write_file, write_json
+from lookalike._files import (
+    FileRecord,
+    RefusedFileError,
+    checked_record,
+    digest,
+    open_regular,
+    read_json,
+    reading_errors,
+    storage_errors,
+    with_digest,
+    write_file,
+    write_json,
+)
+from lookalike._records import read_record
 from lookalike._strings import PackedStrings, iter_json_lines, read_json_lines
 from lookalike._system import installed_versions
 from lookalike._top_k import Ints
 from lookalike.errors import StorageError
-from lookalike.index.faiss_index import FaissIndex
+from lookalike.index.faiss_index import INDEX_FILE, ROWS_FILE, FaissIndex
 from lookalike.types import Vectors
 
-FORMAT = 2
+FORMAT = 3
 BLOCK = 65_536  # vectors read, hashed or written at once
 _INFO_FILE = "index.json"
 _ITEMS_FILE = "items.json"
+_HASHED = 32_000_000  # bytes of vectors that are compared with their digest whenever an index is opened: 30 ms
 _STATE_FILE = "building.json"  # of an unfinished build
 _IDS_LINE = '{"ids": ['
 
@@ -77,30 +91,16 @@ class IndexInfo:
     tuning: TuningReport | None = None  # how an approximate index was selected; None for an exact one
     # of the packages that wrote the index
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions("lookalike", "faiss-cpu"))
+    files: Mapping[str, FileRecord] = field(default_factory=dict)  # by name; by which a change is noticed
     format: int = FORMAT  # version of the folder's layout
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IndexInfo:
-        """Validate what index.json holds; a value of the wrong type raises KeyError, TypeError or ValueError."""
-        tuning = values["tuning"]
-        if tuning is not None:
-            points = {name: tuple(_point(p) for p in tuning[name]) for name in ("tried", "rejected")}
-            tuning = TuningReport(str(tuning["reason"]), _point(tuning["measured"]), **points)
-        return cls(
-            key=str(values["key"]),
-            fingerprint=str(values["fingerprint"]),
-            precision=str(values["precision"]),
-            dim=int(values["dim"]),
-            count=int(values["count"]),
-            root=None if values["root"] is None else str(values["root"]),
-            prefilter=bool(values["prefilter"]),
-            tuning=tuning,
-            versions=dict(values["versions"]),
-        )
-
-
-def _point(values: Mapping[str, Any]) -> OperatingPoint:
-    return OperatingPoint(**{**values, "parameters": {name: int(v) for name, v in values["parameters"].items()}})
+        """Validate what index.json holds; a missing, wrong or changed value raises ValueError."""
+        info = read_record(cls, checked_record(values))
+        if info.dim < 1 or info.count < 1:
+            raise ValueError(f"dim and count must be at least 1, got {info.dim} and {info.count}")
+        return info
 
 
 def is_index(path: Path | str) -> bool:
@@ -115,7 +115,27 @@ def damaged_index(path: Path, cause: str) -> StorageError:
 
 def write_info(folder: Path, info: IndexInfo) -> None:
     """Write the description of an index."""
-    write_json(folder / _INFO_FILE, asdict(info))
+    write_json(folder / _INFO_FILE, with_digest(asdict(info)))
+
+
+def with_files(folder: Path, info: IndexInfo) -> IndexInfo:
+    """Return the description with the records of the files that are in the folder."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != _INFO_FILE)
+    return replace(info, files={name: FileRecord.of(folder / name) for name in names})
+
+
+def require_unchanged(path: Path, info: IndexInfo, *, verify: bool) -> None:
+    """Raise `StorageError` if a file of an index was changed; vectors of more than 32 MB are hashed if `verify`."""
+    names = {INDEX_FILE, _ITEMS_FILE} if info.tuning is None else {INDEX_FILE, _ITEMS_FILE, ROWS_FILE}
+    if set(info.files) != names:
+        raise damaged_index(path, f"its files are not {', '.join(sorted(names))}")
+    for name in sorted(names):
+        try:
+            info.files[name].require(path / name, digest_up_to=_HASHED if name == INDEX_FILE and not verify else None)
+        except FileNotFoundError as error:
+            raise damaged_index(path, f"{path / name} is missing") from error
+        except (OSError, RefusedFileError) as error:
+            raise damaged_index(path, f"{path / name}: {error}") from error
 
 
 def read_info(path: Path) -> IndexInfo:
@@ -132,8 +152,8 @@ def read_info(path: Path) -> IndexInfo:
         )
     try:
         return IndexInfo.from_dict(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise damaged_index(path, f"{type(error).__name__} {error}") from error
+    except ValueError as error:
+        raise damaged_index(path, f"{_INFO_FILE}: {error}") from error
 
 
 def write_items(folder: Path, ids: PackedStrings, metadata: Metadata) -> None:
@@ -158,6 +178,8 @@ def read_items(folder: Path) -> tuple[PackedStrings, dict[str, Any]]:
         metadata = json.loads("{" + file.read()).get("metadata")
         if not isinstance(metadata, dict):
             raise ValueError("it has no metadata")
+        if not all(isinstance(values, dict) for values in metadata.values()):
+            raise ValueError("not all metadata are objects")
         return ids, metadata
 
 
@@ -173,7 +195,7 @@ def write_vectors(path: Path, vectors: Vectors) -> None:
 def map_vectors(path: Path) -> Vectors:
     """Map the vectors `(n, dim)` of a flat FAISS index from disk, without importing FAISS."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             header = file.read(_HEADER.size)
         code, dim, count, _, _, _, similarity, values = _HEADER.unpack(header)
         if (code, similarity, values) != (_FLAT_CODE, _INNER_PRODUCT, count * dim):
@@ -215,7 +237,10 @@ class BuildCheckpoint:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged: written again
             state = json.loads(path.read_text(encoding="utf-8"))
             if state["vectors"] == self._vectors:
-                self.tried = {budget: list(map(_point, points)) for budget, points in state["tried"].items()}
+                self.tried = {
+                    budget: [read_record(OperatingPoint, point) for point in points]
+                    for budget, points in state["tried"].items()
+                }
         self.save_tried()
 
     def save_tried(self) -> None:
