@@ -23,4 +23,8 @@ def test_an_error_that_concerns_something_else_is_unchanged(argument):
 def test_an_error_is_described_by_its_type_and_first_line() -> None:
     assert describe_error(ValueError("one.\ntwo")) == "ValueError: one"
     assert describe_error(KeyError()) == "KeyError"
+    places = "Exception from src/core.cpp:84:\nCheck 'exists(path)' failed at src/frontend.cpp:117:\n"
+    assert (
+        describe_error(RuntimeError(f"{places}Could not open the file\n\n")) == "RuntimeError: Could not open the file"
+    )
     assert len(describe_error(ValueError("x" * 500))) == len("ValueError: ") + 160

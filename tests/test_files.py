@@ -403,6 +403,8 @@ def test_a_folder_or_a_large_file_is_not_opened(tmp_path: Path) -> None:
         assert file.read() == b"12345"
     with pytest.raises(RefusedFileError, match="5 bytes, more than 4"):
         open_regular(tmp_path / "x", 4)
+    with pytest.raises(RefusedFileError, match="null byte"):
+        open_regular(tmp_path / "a\0b")
 
 
 def test_a_sparse_record_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -43,7 +43,10 @@ class RefusedFileError(ValueError):
 
 def require_regular(path: Path | str, max_bytes: int | None = None) -> int:
     """Return the bytes of a regular file; raise `RefusedFileError` for anything else, or for more than allowed."""
-    status = Path(path).stat()
+    try:
+        status = Path(path).stat()
+    except ValueError as error:
+        raise RefusedFileError("its name holds a null byte") from error
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", str(path))
     kind = next((name for is_kind, name in _KINDS.items() if is_kind(status.st_mode)), None)

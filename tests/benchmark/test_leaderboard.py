@@ -170,6 +170,11 @@ def test_csv(trials, written):
     assert rows[-1]["state"] == "untrained"
 
 
+def test_csv_names_are_not_formulas(make_trial, written):
+    (row,) = csv.DictReader(written([make_trial("=HYPERLINK(1)", MOST)])("csv").splitlines())
+    assert row["model"] == "'=HYPERLINK(1)"
+
+
 def test_csv_of_a_trial_without_time_has_empty_fields(make_trial, written):
     first, _ = csv.DictReader(written([make_trial("a", HALF), make_trial("b", MOST, None)])("csv").splitlines())
     assert (first["model"], first["ms_p50"], first["memory_mb"]) == ("b", "", "")

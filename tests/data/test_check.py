@@ -435,3 +435,11 @@ def test_splits_that_are_missing(data_folder: Path) -> None:
     shutil.rmtree(data_folder / "training")
     codes = [finding.code for finding in check(data_folder, near=False).findings]
     assert [code for code in codes if code.startswith("no-")] == ["no-gallery", "no-training"]
+
+
+def test_a_manifest_name_with_a_null_byte_is_unreadable(data_folder: Path, tmp_path: Path) -> None:
+    first = next(item for item in load_dataset(data_folder).items if item.label)
+    text = f"path,label,split\n{first.path},{first.label},gallery\na\0b.jpg,{first.label},gallery\n"
+    (tmp_path / "manifest.csv").write_text(text)
+    report = check(tmp_path, near=False)
+    assert (report.readable, [skipped.cause for skipped in report.skipped]) == (1, ["its name holds a null byte"])

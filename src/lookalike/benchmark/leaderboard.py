@@ -282,7 +282,7 @@ def write_leaderboard(out: Path, leaderboard: Leaderboard, selection: Selection,
 
 def _csv_record(leaderboard: Leaderboard, row: Row) -> dict[str, object]:
     trial = row.trial
-    record: dict[str, object] = {"model": trial.name, "type": trial.kind, "state": trial.state}
+    record: dict[str, object] = {"model": _spreadsheet_text(trial.name), "type": trial.kind, "state": trial.state}
     flags = {"from_random": trial.from_random, "winner": row.winner, "on_front": row.on_front}
     record |= {name: "yes" if flag else "no" for name, flag in flags.items()}
     for column, value in leaderboard.values(row).items():
@@ -298,7 +298,12 @@ def _csv_record(leaderboard: Leaderboard, row: Row) -> dict[str, object]:
             record |= dict.fromkeys((name, f"{name}_low", f"{name}_high") if has_interval else (name,), "")
         else:
             record[name] = round(value, 6)
-    return record | {"note": trial.note}
+    return record | {"note": _spreadsheet_text(trial.note)}
+
+
+def _spreadsheet_text(text: str) -> str:
+    """Return text that a spreadsheet does not run as a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def markdown(leaderboard: Leaderboard, selection: Selection) -> str:

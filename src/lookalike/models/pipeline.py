@@ -145,7 +145,7 @@ def image_keys(sources: Sequence[Source]) -> Keys:
 def _image_key(source: Source) -> int:
     try:
         status = source.path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a name with a null byte
         state = "missing"
     else:
         state = f"{status.st_size} {status.st_mtime_ns} {os.access(source.path, os.R_OK)}"
