@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -24,15 +23,12 @@ def read_record(cls: type[T], value: Any) -> T:
 def _read_dataclass(cls: Any, value: Any, name: str) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} is {value!r:.60}, not an object")
-    hints = _type_hints(cls)
+    hints = get_type_hints(cls)
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     missing, unknown = sorted(required - set(value)), sorted(set(value) - set(hints))
     if missing or unknown:
         raise ValueError(f"{name} has no {missing[0]!r}" if missing else f"{name} has an unknown {unknown[0]!r:.60}")
     return cls(**{field: _read(hints[field], part, field) for field, part in value.items()})
-
-
-_type_hints = functools.cache(get_type_hints)
 
 
 def _read(hint: Any, value: Any, name: str) -> Any:

@@ -100,15 +100,12 @@ def _map_threads(
 def _trace(item: Item) -> _Trace | Skipped:
     try:
         with one_image(item.path):
-            return _trace_of(read_image(item.path))
+            image = read_image(item.path)
+            small = image.resize((_GREY, _GREY), Image.Resampling.BILINEAR, reducing_gap=2.0)
+            colour = small.resize((_COLOUR, _COLOUR), Image.Resampling.BOX)
+            return _Trace(_pixel_hash(image), np.asarray(small.convert("L")), np.asarray(colour))
     except UnreadableImage as error:
         return Skipped(item.path, error.cause, error.temporary)
-
-
-def _trace_of(image: Image.Image) -> _Trace:
-    small = image.resize((_GREY, _GREY), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    colour = small.resize((_COLOUR, _COLOUR), Image.Resampling.BOX)
-    return _Trace(_pixel_hash(image), np.asarray(small.convert("L")), np.asarray(colour))
 
 
 def _pixel_hash(image: Image.Image) -> str:

@@ -60,6 +60,7 @@ _CAUSES = {
     IsADirectoryError: "it is a folder, not a file",
     PermissionError: "permission denied",
     UnidentifiedImageError: "not an image that Pillow can read",
+    MemoryError: "it takes too much memory",
     Image.DecompressionBombError: f"it claims more than {MAX_PIXELS:,} pixels (a decompression bomb?)",
 }
 
@@ -216,27 +217,26 @@ def _lacks_rows(image: Image.Image, file: BinaryIO) -> bool:
     width, height = image.size
     if image.crop((0, height - 1, width, height)).getbbox(alpha_only=False) is not None:
         return False
-    decompressor, missing = zlib.decompressobj(), 0.0
+    decompressor, bytes_needed = zlib.decompressobj(), 0.0
     for kind, chunk in _png_chunks(_content(file)):
         if kind == b"IHDR":
-            missing = 0.9 * width * height * chunk[16] * _PNG_SAMPLES[chunk[17]] / 8
+            bytes_needed = 0.9 * width * height * chunk[16] * _PNG_SAMPLES[chunk[17]] / 8
         compressed = chunk[8:-4] if kind == b"IDAT" else b""
-        while compressed and missing > 0:
-            missing -= len(decompressor.decompress(compressed, _PNG_BLOCK))
+        while compressed and bytes_needed > 0:
+            bytes_needed -= len(decompressor.decompress(compressed, _PNG_BLOCK))
             compressed = decompressor.unconsumed_tail
-    return missing > 0
+    return bytes_needed > 0
 
 
 def _unreadable(path: Path, error: Exception) -> UnreadableImage:
-    causes = [str(error)] if isinstance(error, RefusedFileError) else []
-    causes += [cause for kind, cause in _CAUSES.items() if isinstance(error, kind)]
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
     temporary = isinstance(error, MemoryError)
-    causes.append("it takes too much memory" if temporary else f"it cannot be decoded ({lines[0]})")
-    if isinstance(error, OSError) and error.errno is not None:  # of the system; Pillow's have no number
+    cause = f"it cannot be decoded ({text})"
+    if isinstance(error, OSError) and error.errno is not None:  # of the system; errors of Pillow have no number
         temporary = True
-        causes.insert(-1, f"it cannot be read ({(error.strerror or lines[0]).lower()})")
-    return UnreadableImage(path, causes[0], temporary=temporary)
+        cause = f"it cannot be read ({(error.strerror or text).lower()})"
+    cause = next((meaning for kind, meaning in _CAUSES.items() if isinstance(error, kind)), cause)
+    return UnreadableImage(path, str(error) if isinstance(error, RefusedFileError) else cause, temporary=temporary)
 
 
 def read_pixels(path: Path | str, min_side: int | None = None) -> Pixels:
