@@ -26,7 +26,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_ADDED = 24  # characters that names next to a result have in addition: `.NAME.embedding.0123abcd`
+_RESERVED = 24  # bytes of a name that temporary names next to a result need: `.NAME.embedding.0123abcd`
 _MAX_PATH = 4096
 _MAX_JSON_BYTES = 100_000_000  # of a record; lists of ids, which grow with the data, are read in other ways
 _KINDS = {
@@ -122,10 +122,10 @@ def json_text(value: Any) -> str:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file with a header in one step; all cells are quoted if one begins with a blank, to keep it."""
+    """Write a CSV file with a header in one step; quotes keep a space at the start of a cell."""
     buffer, rows = io.StringIO(), list(rows)
-    blank = any(str(cell).startswith(" ") for row in rows for cell in row)
-    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL if blank else csv.QUOTE_MINIMAL)
+    needs_quotes = any(str(cell).startswith(" ") for row in rows for cell in row)
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL if needs_quotes else csv.QUOTE_MINIMAL)
     writer.writerow(header)
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
@@ -293,7 +293,7 @@ def _too_long(path: Path, nearest: Path) -> str | None:
     limit = 255
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows
         limit = os.pathconf(nearest, "PC_NAME_MAX")
-    limit -= _ADDED
+    limit -= _RESERVED
     new = path.relative_to(nearest).parts
     longest = max(len(os.fsencode(name)) for name in new)
     if longest > limit:

@@ -230,7 +230,7 @@ def test_the_caption_says_which_split_decides_and_what_is_compared(trials, make_
     caption = build_leaderboard(trials, select(trials)).caption
     assert "vs winner: the difference to the winner on the same queries" in caption
     assert "Validation (4 queries against 50 images; 2 queries without" in caption
-    assert "the top-3 accuracy of one does not compare with that of the other" in caption
+    assert "do not compare the top-3 accuracy of one with that of the other" in caption
     only = [make_trial("a", HALF)]
     assert "vs winner" not in build_leaderboard(only, select(only)).caption
     assert "decides" not in build_leaderboard(only, select(only)).caption

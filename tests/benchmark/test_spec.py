@@ -12,10 +12,10 @@ from lookalike.benchmark.spec import (
     BenchmarkSpec,
     check_candidates,
     default_measure,
-    lock_or_verify,
     select_measures,
     slug,
     validation_ceiling,
+    write_or_check_record,
 )
 from lookalike.data.dataset import Split
 from lookalike.errors import LookalikeError, ModelError, OptionError, StorageError
@@ -159,7 +159,7 @@ def spec(data, tmp_path) -> BenchmarkSpec:
 @pytest.fixture
 def lock(spec) -> Callable[..., None]:
     """Lock the folder for a benchmark with these weights."""
-    return lambda **weights: lock_or_verify(replace(spec, weights=weights))
+    return lambda **weights: write_or_check_record(replace(spec, weights=weights))
 
 
 def test_a_folder_with_other_files_is_refused(spec, lock):

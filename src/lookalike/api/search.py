@@ -183,7 +183,7 @@ def search(
             )
         raise DataError(f"none of the {len(queries)} images can be read (first: {first}).", argument="images")
     query_paths = {name: queries[name].path for name in embeddings.ids}
-    hit_files = HitFiles(loaded.index)
+    hit_files = _HitFiles(loaded.index)
     hits = _search_others(loaded.index, embeddings, query_paths, top_k, hit_files)
     item_paths = {item_id: hit_files.path(item_id) for item_id in hits.ids.ravel()}
     missing = tuple(path for item_id, path in item_paths.items() if hit_files.identity(item_id) is None)
@@ -198,8 +198,8 @@ def search(
     return SearchResult(hits, query_paths, item_paths, embeddings.skipped, missing)
 
 
-class HitFiles:
-    """The files of items, which are looked at once each."""
+class _HitFiles:
+    """The files of items; the file system is asked once per item."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -225,7 +225,7 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def _search_others(
-    index: Index, queries: Embeddings, query_paths: Mapping[str, Path], top_k: int | None, hit_files: HitFiles
+    index: Index, queries: Embeddings, query_paths: Mapping[str, Path], top_k: int | None, hit_files: _HitFiles
 ) -> Hits:
     """Search without the hits that are the query's own file under another path; only hits are compared."""
     query_files = [_file_identity(query_paths[query]) for query in queries.ids]
@@ -236,8 +236,8 @@ def _search_others(
         hits = index.search(queries, count + extra)
         is_own = np.array(
             [
-                [query is not None and hit_files.identity(hit) == query for hit in ids]
-                for query, ids in zip(query_files, hits.ids, strict=True)
+                [query_file is not None and hit_files.identity(hit) == query_file for hit in ids]
+                for query_file, ids in zip(query_files, hits.ids, strict=True)
             ]
         )
         most = int(is_own.sum(axis=1).max())

@@ -33,11 +33,11 @@ from lookalike.benchmark.spec import (
     BenchmarkSpec,
     check_candidates,
     default_measure,
-    lock_or_verify,
     member_folder,
     select_measures,
     slug,
     validation_ceiling,
+    write_or_check_record,
 )
 from lookalike.benchmark.trial import Trial
 from lookalike.data.dataset import Dataset
@@ -165,7 +165,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         require_classes(spec.data, labelled(spec.data.training))
         require_no_leaks(spec.data, allowed=spec.options.allow_leaks, progress=progress)
     with locked(spec.out):
-        lock_or_verify(spec)
+        write_or_check_record(spec)
         progress.info(str(spec.data))
         return _run_tracked(spec, targets)
 

@@ -40,8 +40,7 @@ from lookalike.types import Embeddings, Vectors, take_shared
 SplitEmbeddings = Mapping[str, Mapping[str, Embeddings]]
 
 _EVALUATED = ("validation", "query", "gallery")
-_RESET = "fine-tuning did not improve on it, so there is no fine-tuned candidate."
-_HEAD_RESET = "training only the head did not improve on the initial weights."
+_NO_GAIN = "fine-tuning did not improve on it, so there is no fine-tuned candidate."
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,8 @@ def make_candidates(spec: BenchmarkSpec, finished: Callable[[str], None] = lambd
         frozen = _frozen_candidate(spec, backbone)
         trained = _finetuned_candidate(spec, backbone) if backbone in spec.finetune else None
         if trained is not None and (trained.name, trained.fingerprint) == (frozen.name, frozen.fingerprint):
-            spec.progress.info(f"{frozen.name}: {_RESET}")
-            frozen, trained = replace(frozen, note=_RESET), None
+            spec.progress.info(f"{frozen.name}: {_NO_GAIN}")
+            frozen, trained = replace(frozen, note=_NO_GAIN), None
         elif trained is not None and trained.name == frozen.name:  # the pretrained weights with another input
             trained = replace(trained, name=f"{trained.name} ({_changed_input(trained, frozen)})")
         candidates += [frozen] if trained is None else [frozen, trained]
@@ -141,11 +140,11 @@ def make_candidates(spec: BenchmarkSpec, finished: Callable[[str], None] = lambd
 
 def _changed_input(candidate: Candidate, frozen: Candidate) -> str:
     """Return how the input or pooling of the training's recipe differs from that of the pretrained backbone."""
-    ours, theirs = (read_bundle_info(c.bundle).members[0].backbone for c in (candidate, frozen))
-    size, crop = (f"{ours.preprocessing.height}x{ours.preprocessing.width}", ours.preprocessing.crop_mode)
-    parts = [crop] if crop != theirs.preprocessing.crop_mode else []
-    parts += [size] if ours.preprocessing.height != theirs.preprocessing.height else []
-    parts += [ours.adaptation.pooling] if ours.adaptation.pooling != theirs.adaptation.pooling else []
+    changed, original = (read_bundle_info(c.bundle).members[0].backbone for c in (candidate, frozen))
+    inputs, original_inputs = changed.preprocessing, original.preprocessing
+    parts = [inputs.crop_mode] if inputs.crop_mode != original_inputs.crop_mode else []
+    parts += [f"{inputs.height}x{inputs.width}"] if inputs.height != original_inputs.height else []
+    parts += [changed.adaptation.pooling] if changed.adaptation.pooling != original.adaptation.pooling else []
     return ", ".join(parts) or "recipe"
 
 
@@ -226,7 +225,8 @@ def _finetuning_note(state: TrainingState, info: BundleInfo) -> str:
     report = info.training[0]
     share = report.fine_tuned_share if report is not None else None
     if state in (FROZEN, UNTRAINED):
-        return "fine-tuning did not improve on the initial weights." if share is not None else _HEAD_RESET
+        what = "training only the head" if share is None else "fine-tuning"
+        return f"{what} did not improve on the initial weights."
     if share is None:
         return "only the head was trained."
     if share == 0:

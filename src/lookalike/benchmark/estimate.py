@@ -15,12 +15,12 @@ _TIMING_SECONDS = 15.0  # of one architecture, or of one pair of them
 
 
 @dataclass
-class Estimate:
-    """The remaining stages with their seconds."""
+class TimeEstimate:
+    """The seconds of the remaining stages."""
 
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # by stage
     progress: Progress
-    _factor: float = 1.0  # of the time that the last stages took to their estimate
+    _factor: float = 1.0  # the time that the last stage took, divided by its estimate
     _started: float = field(default_factory=time.perf_counter)
 
     def finish(self, stage: str) -> None:
@@ -34,8 +34,8 @@ class Estimate:
             self.progress.info(f"estimate: {format_about(left)} left ({stage} is complete)")
 
 
-def estimate_benchmark(spec: BenchmarkSpec) -> Estimate:
-    """Estimate every stage that has no result yet from the rate of each backbone, and report the sum."""
+def estimate_benchmark(spec: BenchmarkSpec) -> TimeEstimate:
+    """TimeEstimate every stage that has no result yet from the rate of each backbone, and report the sum."""
     data, options = spec.data, spec.options
     images = len(data.training) + len(data.validation) + len(data.test)
     seconds = {**dict.fromkeys((f"training {b}" for b in spec.weights), 0.0), "embedding": 0.0, "timing": 0.0}
@@ -46,19 +46,19 @@ def estimate_benchmark(spec: BenchmarkSpec) -> Estimate:
     ]  # fmt: skip
     for name in missing:
         encoder, recipe = fresh_encoder(name, spec.weights[name], options, unseen=data.validation_classes_unseen)
-        one = seconds_per_image(encoder, data.training)
-        states = 1 + (name in spec.finetune)
-        seconds[f"training {name}"] = one * len(data.training)  # the features of the frozen candidate
+        per_image = seconds_per_image(encoder, data.training)
+        candidates = 1 + (name in spec.finetune)
+        seconds[f"training {name}"] = per_image * len(data.training)  # the features of the frozen candidate
         if name in spec.finetune:
-            seconds[f"training {name}"] += training_seconds(one, data, options, recipe)
-        seconds["embedding"] += one * states * images
+            seconds[f"training {name}"] += training_seconds(per_image, data, options, recipe)
+        seconds["embedding"] += per_image * candidates * images
     if missing:
         count = len(spec.weights) + len(spec.bundles)
         seconds["timing"] = _TIMING_SECONDS * (count + count * (count + 1) / 2)
         spec.progress.info(
             f"estimate: {format_about(sum(seconds.values()))} for the whole run{_explain(spec, seconds)}"
         )
-    return Estimate(seconds, spec.progress)
+    return TimeEstimate(seconds, spec.progress)
 
 
 def _explain(spec: BenchmarkSpec, seconds: Mapping[str, float]) -> str:

@@ -153,14 +153,14 @@ class Leaderboard:
         return [row for row in ensembles[_MANY_ENSEMBLES // 2 :] if not (row.winner or row.on_front)]
 
     @property
-    def splits(self) -> str:
-        """Which figures decide, and why those of the two splits differ; empty if only validation was measured."""
+    def split_note(self) -> str:
+        """Which split decides, and why the figures of the two differ; empty if only validation was measured."""
         if self.measured_on == "validation":
             return ""
         counts = describe_split(self.winner.trial.validation)
         return (
             f"Validation ({counts}) decides which model wins; query and gallery only report. The two differ in images, "
-            f"so the {self.label} of one does not compare with that of the other."
+            f"so do not compare the {self.label} of one with that of the other."
         )
 
     @property
@@ -181,7 +181,7 @@ class Leaderboard:
         if len(self.rows) > 1:
             caption += f" {DIFFERENCE}: the difference to the winner on the same queries (paired bootstrap)."
         if self.measured_on == "test":
-            caption += f" {self.splits}"
+            caption += f" {self.split_note}"
         if self.winner.trial.note:
             caption += f" {self.winner.name}: {self.winner.trial.note}"
         if any(row.trial.trained_from_random for row in self.rows):

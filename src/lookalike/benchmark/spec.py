@@ -226,8 +226,8 @@ class RunRecord:
         return record
 
 
-def lock_or_verify(spec: BenchmarkSpec) -> None:
-    """Lock the output folder for this benchmark, or verify that it already belongs to it; backbones may be added."""
+def write_or_check_record(spec: BenchmarkSpec) -> None:
+    """Record that the output folder belongs to this benchmark, or check it; backbones may be added."""
     path, data = spec.out / _RECORD, spec.data
     record = RunRecord(
         training_data=data.fingerprint,

@@ -251,7 +251,7 @@ def _exact(group: Sequence[Item]) -> Iterator[Finding]:
     if len(labels) > 1:
         yield Finding("contradiction", "error", f"{_join(ids)} are identical, with the labels {_join(labels)}.", ids)
         return  # none of them is kept, so that they are also copies does not matter
-    for code, pair in (("validation-leak", TRAINING_SPLITS), ("query-in-gallery", TEST_SPLITS[:2])):
+    for code, pair in (("validation-leak", TRAINING_SPLITS), ("query-in-gallery", (Split.QUERY, Split.GALLERY))):
         if splits.issuperset(pair):
             shared = tuple(item.id for item in group if item.split in pair)
             yield Finding(code, "warning", f"{_join(shared)} are identical, in {pair[0]} and in {pair[1]}.", shared)

@@ -12,7 +12,7 @@ from lookalike.errors import DataError
 from lookalike.progress import count_noun
 from lookalike.types import Skipped
 
-# folders that operating systems and storage devices make
+# folders that operating systems and storage devices create
 _SYSTEM_FOLDERS = {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "__macosx"}
 
 # files by which a folder is a result of Lookalike: a bundle, an index, embeddings, a benchmark
@@ -25,8 +25,7 @@ _UNSUPPORTED = {
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
 }
 
-
-# how files begin that are images whatever they are called: JPEG, PNG, GIF, WebP
+# first bytes of image files of any name: JPEG, PNG, GIF, WebP
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF")
 
 
@@ -36,7 +35,7 @@ class ImageFinder:
     Attributes:
         skipped: folders that could not be listed.
         unsupported: number of images of formats that are not read, by suffix.
-        unnamed: images whose names do not end in the suffix of an image.
+        without_suffix: images whose names do not end in the suffix of an image.
         hidden: hidden images, and hidden folders with images.
         excluded: folders that are never data: those of the system, and results of Lookalike.
 
@@ -45,7 +44,7 @@ class ImageFinder:
     def __init__(self) -> None:
         self.skipped: list[Skipped] = []
         self.unsupported: Counter[str] = Counter()
-        self.unnamed: list[Path] = []
+        self.without_suffix: list[Path] = []
         self.hidden: list[Path] = []
         self.excluded: list[Path] = []
 
@@ -81,8 +80,8 @@ class ImageFinder:
                 self.hidden.append(path)
             return False
         if not _is_folder(entry):
-            if _is_unnamed_image(entry):
-                self.unnamed.append(path)
+            if _is_image_without_suffix(entry):
+                self.without_suffix.append(path)
             return False
         if entry.name.lower() in _SYSTEM_FOLDERS:
             self.excluded.append(path)
@@ -95,11 +94,11 @@ class ImageFinder:
         One at a time: 100,000 paths take tens of megabytes.
         """
         visited: set[tuple[int, int]] = set()
-        waiting = [folder]
-        while waiting:
-            folders, images = self.list(waiting.pop())
+        to_visit = [folder]
+        while to_visit:
+            folders, images = self.list(to_visit.pop())
             yield from images
-            waiting += [f for f in folders if _is_new(f, visited)]
+            to_visit += [f for f in folders if _is_new(f, visited)]
 
     def notes(self) -> tuple[str, ...]:
         """Return a sentence for each kind of thing that is not used, without a full stop."""
@@ -111,11 +110,10 @@ class ImageFinder:
             if any(suffix in HEIF_SUFFIXES for suffix in self.unsupported):
                 advice += ", or for HEIC run: pip install 'lookalike[heif]'"
             notes.append(f"{count} of formats that are not read: {kinds}; {advice}")
-        if self.unnamed:
-            count = count_noun(len(self.unnamed), "image")
-            notes.append(
-                f"{count} without the suffix of an image, not read (first: {self.unnamed[0].name}); rename them"
-            )
+        if self.without_suffix:
+            count = count_noun(len(self.without_suffix), "image")
+            first = self.without_suffix[0].name
+            notes.append(f"{count} without the suffix of an image, not read (first: {first}); rename them")
         if self.hidden:
             names = _first_names(self.hidden)
             notes.append(f"hidden images and folders are not used: {names}; rename them if they are data")
@@ -180,7 +178,7 @@ def _hides_images(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_unnamed_image(entry: os.DirEntry[str]) -> bool:
+def _is_image_without_suffix(entry: os.DirEntry[str]) -> bool:
     """Whether a file is an image by its content, though its name has no suffix, or adds to that of an image."""
     suffix = Path(entry.name).suffix
     if suffix and not is_image_name(f"x{suffix[:4]}") and not is_image_name(f"x{suffix[:5]}"):

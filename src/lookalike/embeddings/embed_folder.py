@@ -47,7 +47,7 @@ TASK = "embedding"
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Job:
     """The arguments of `embed_folder` that computing its shards needs."""
 
     sources: Sequence[Source]
@@ -128,13 +128,13 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
             run = earlier
         _store_model(encoder, out / MODEL_FOLDER, info)  # first: a head that was fitted must not be fitted again
         write_json(out / SHARDS_FOLDER / RUN_FILE, asdict(run))
-        job = _Run(sources, keys, encoder, out, shard_size, batch_size, computed, progress)
+        job = _Job(sources, keys, encoder, out, shard_size, batch_size, computed, progress)
         retried = _compute_shards(job, missing, stored)
         rows = stored.find(keys)
         failed = {key: stored.failed[key] for key in keys[rows < 0].tolist() if key in stored.failed}
         readable = np.flatnonzero(rows >= 0)
         if not len(readable):
-            first = next(iter((*failed.values(), *retried)))
+            first = (*failed.values(), *retried)[0]
             raise DataError(f"none of the {len(sources)} images can be read (first: {first}).", argument="images")
         result = EmbeddingsInfo(run, encoder.dim, len(readable), root, failed, (*retried, *skipped))
         ids = (sources[position].id for position in readable.tolist())
@@ -250,7 +250,7 @@ def _folders(ids: Iterable[str]) -> set[str]:
     return {str(folder) for path in nearest for folder in (PurePath(path), *PurePath(path).parents)} - {".", "/"}
 
 
-class _Selection(Sequence[Source]):
+class _Subset(Sequence[Source]):
     """Images at some positions of a sequence, 8 bytes per image."""
 
     def __init__(self, sources: Sequence[Source], positions: npt.NDArray[np.int64]) -> None:
@@ -263,10 +263,10 @@ class _Selection(Sequence[Source]):
     @overload
     def __getitem__(self, index: int) -> Source: ...
     @overload
-    def __getitem__(self, index: slice) -> _Selection: ...
-    def __getitem__(self, index: int | slice) -> Source | _Selection:
+    def __getitem__(self, index: slice) -> _Subset: ...
+    def __getitem__(self, index: int | slice) -> Source | _Subset:
         if isinstance(index, slice):
-            return _Selection(self._sources, self.positions[index])
+            return _Subset(self._sources, self.positions[index])
         return self._sources[int(self.positions[index])]
 
 
@@ -281,21 +281,21 @@ def _store_model(encoder: AnyEncoder, folder: Path, info: BundleInfo | None) -> 
     save_bundle(encoder, folder, info, replace_existing=True)
 
 
-def _compute_shards(run: _Run, missing: npt.NDArray[np.int64], stored: StoredVectors) -> list[Skipped]:
+def _compute_shards(job: _Job, missing: npt.NDArray[np.int64], stored: StoredVectors) -> list[Skipped]:
     """Compute the images at some positions, shard by shard; return the files that could not be read for now."""
     shards = [
-        _Selection(run.sources, missing[start : start + run.shard_size])
-        for start in range(0, len(missing), run.shard_size)
+        _Subset(job.sources, missing[start : start + job.shard_size])
+        for start in range(0, len(missing), job.shard_size)
     ]
     retried: list[Skipped] = []
-    computed = _embed_shards(run, shards, len(run.sources) - len(missing))
+    computed = _embed_shards(job, shards, len(job.sources) - len(missing))
     with ThreadPoolExecutor(1) as writer, closing(computed):  # one shard is written while the next is computed
         pending: Future[None] | None = None
         for sources, embeddings in zip(shards, computed, strict=True):
             if pending is not None:
                 pending.result()
-            shard, number = Shard.of(sources, run.keys[sources.positions], embeddings), stored.next_number
-            pending = writer.submit(write_shard, shard_path(run.out, number), shard)
+            shard, number = Shard.of(sources, job.keys[sources.positions], embeddings), stored.next_number
+            pending = writer.submit(write_shard, shard_path(job.out, number), shard)
             stored.add(number, shard)
             retried += [file for file in embeddings.skipped if file.temporary]
         if pending is not None:
@@ -303,18 +303,18 @@ def _compute_shards(run: _Run, missing: npt.NDArray[np.int64], stored: StoredVec
     return retried
 
 
-def _embed_shards(run: _Run, shards: Sequence[Sequence[Source]], done: int) -> Generator[Embeddings, None, None]:
+def _embed_shards(job: _Job, shards: Sequence[Sequence[Source]], done: int) -> Generator[Embeddings, None, None]:
     """Yield the embeddings of each shard; only images whose features are not computed yet are decoded."""
-    rows = {} if run.computed is None else run.computed.rows
+    rows = {} if job.computed is None else job.computed.rows
     missing = [[source for source in shard if source.id not in rows] if rows else shard for shard in shards]
-    total = len(run.sources)
+    total = len(job.sources)
     done += sum(map(len, shards)) - sum(map(len, missing))
-    run.progress.step(TASK, done, total)
+    job.progress.step(TASK, done, total)
     batches = run_backbones(
-        [member.backbone for member in run.encoder.members],
+        [member.backbone for member in job.encoder.members],
         [shard for shard in missing if shard],
-        batch_size=run.batch_size,
-        progress=run.progress,
+        batch_size=job.batch_size,
+        progress=job.progress,
         task=TASK,
         done=done,
         total=total,
@@ -323,14 +323,14 @@ def _embed_shards(run: _Run, shards: Sequence[Sequence[Source]], done: int) -> G
         for shard, rest in zip(shards, missing, strict=True):
             ids: tuple[str, ...] = ()
             skipped: tuple[Skipped, ...] = ()
-            features: Sequence[Vectors] = [np.zeros((0, m.backbone.width), np.float32) for m in run.encoder.members]
+            features: Sequence[Vectors] = [np.zeros((0, m.backbone.width), np.float32) for m in job.encoder.members]
             if rest:
                 batch = next(batches)
                 ids, features, skipped = batch.ids, batch.features, batch.skipped
-            if run.computed is not None and len(rest) < len(shard):
-                ids, features = _merge(shard, ids, features, run.computed)
-            vectors = run.encoder.combine(features)
-            yield Embeddings(ids, vectors, run.encoder.fingerprint, skipped, run.encoder.precision)
+            if job.computed is not None and len(rest) < len(shard):
+                ids, features = _merge(shard, ids, features, job.computed)
+            vectors = job.encoder.combine(features)
+            yield Embeddings(ids, vectors, job.encoder.fingerprint, skipped, job.encoder.precision)
 
 
 def _merge(

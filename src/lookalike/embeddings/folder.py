@@ -290,8 +290,8 @@ def read_shard(path: Path) -> Shard | None:
             shard = Shard(stored["keys"], stored["vectors"], failed)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
         return None  # a disk that lost power can leave such a file; it is computed again
-    right = shard.vectors.dtype == np.float32 and shard.keys.dtype == np.uint64 and shard.vectors.ndim == 2
-    return shard if right and shard.keys.shape == shard.vectors.shape[:1] else None
+    valid = shard.vectors.dtype == np.float32 and shard.keys.dtype == np.uint64 and shard.vectors.ndim == 2
+    return shard if valid and shard.keys.shape == shard.vectors.shape[:1] else None
 
 
 class StoredVectors:
@@ -332,8 +332,8 @@ class StoredVectors:
         if not len(stored):
             return np.full(len(keys), -1)
         order = np.argsort(stored, kind="stable")
-        places = order[np.searchsorted(stored, keys, sorter=order).clip(max=len(stored) - 1)]
-        return np.where(stored[places] == keys, places, -1)
+        rows = order[np.searchsorted(stored, keys, sorter=order).clip(max=len(stored) - 1)]
+        return np.where(stored[rows] == keys, rows, -1)
 
     def read(self, rows: npt.NDArray[np.int64], dim: int) -> Vectors:
         """Return the vectors at some rows; each shard among them is read once."""

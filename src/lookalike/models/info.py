@@ -43,7 +43,9 @@ _MAX_MEMBERS = 16
 
 def joint_state(states: Collection[TrainingState]) -> TrainingState:
     """Return the state of an ensemble: that of its members, `mixed` if they differ, untrained if one of them is."""
-    return UNTRAINED if UNTRAINED in states else next(iter(states)) if len(set(states)) == 1 else MIXED
+    if UNTRAINED in states:
+        return UNTRAINED
+    return next(iter(states)) if len(set(states)) == 1 else MIXED
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,10 @@ class BackboneInfo:
     def from_dict(cls, value: Any) -> BackboneInfo:
         """Undo `dataclasses.asdict`; a missing or wrong field raises ValueError or ModelError."""
         info = read_record(cls, value)
-        info.require_plain()
+        info.require_safe()
         return info
 
-    def require_plain(self) -> None:
+    def require_safe(self) -> None:
         """Raise `ValueError` for what no stored backbone has: a name that leads elsewhere, or a huge size."""
         if not _ARCHITECTURE.fullmatch(self.timm_name):
             raise ValueError(f"timm_name is {self.timm_name!r:.60}, not the plain name of an architecture")
@@ -154,9 +156,9 @@ class EncoderInfo:
     fingerprint: str
     graph: GraphInfo | None = None
 
-    def require_plain(self) -> None:
+    def require_safe(self) -> None:
         """Raise `ValueError` for what no stored encoder has: a huge size, or files outside the bundle."""
-        self.backbone.require_plain()
+        self.backbone.require_safe()
         require_between("dim", self.dim, _MAX_WIDTH)
         require_between("dim × features", self.dim * self.backbone.features, _MAX_HEAD)
         if self.graph is not None and not self.graph.digests:
@@ -166,13 +168,13 @@ class EncoderInfo:
                 raise ValueError(f"{name!r:.60} is not a plain file name inside the bundle; export the model again")
 
 
-def require_between(name: str, value: int, most: int) -> None:
-    """Raise `ValueError` unless a number is at least 1 and at most `most`."""
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} must be between 1 and {most:,}, got {value}")
+def require_between(name: str, value: int, largest: int) -> None:
+    """Raise `ValueError` unless a number is between 1 and `largest`."""
+    if not 1 <= value <= largest:
+        raise ValueError(f"{name} must be between 1 and {largest:,}, got {value}")
 
 
-def training_state(value: object) -> TrainingState:
+def parse_training_state(value: object) -> TrainingState:
     """Return a training state, or raise `ValueError`."""
     for state in TRAINING_STATES:
         if value == state:
@@ -388,5 +390,5 @@ class BundleInfo:
         require_between("members", len(info.members), _MAX_MEMBERS)
         require_between("dim", info.dim, _MAX_WIDTH * _MAX_MEMBERS)
         for member in info.members:
-            member.require_plain()
+            member.require_safe()
         return info

@@ -331,7 +331,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    """Say why a file was refused; torch's own text would advise to load it with code and all."""
+    """Say why a file was refused; torch's own text advises to run the code in it."""
     text = str(error)
     needed_object = re.search(r"GLOBAL (\S+)", text)
     if needed_object:

@@ -22,7 +22,7 @@ from typing import Any
 from lookalike._files import digest, file_digest, read_json, storage_errors, write_file, write_json
 from lookalike._system import NO_CACHE, cache_folder, cpu_count, cpu_flags, cpu_name, installed_versions
 from lookalike.errors import LookalikeError, StorageError
-from lookalike.models.info import BackboneInfo, TrainingState, training_state
+from lookalike.models.info import BackboneInfo, TrainingState, parse_training_state
 
 _FORMAT = "4"
 _MAX_BYTES = 4 * 10**9
@@ -161,7 +161,7 @@ class PretrainedCache:
             record = read_json(self.file, "pretrained backbone")
             info = BackboneInfo.from_dict(record["backbone"])
             weights = self._weights_file(info)
-            return (info, training_state(record["state"]), weights) if weights.is_file() else None
+            return (info, parse_training_state(record["state"]), weights) if weights.is_file() else None
         except (LookalikeError, ValueError, KeyError, TypeError):
             return None
 

@@ -221,7 +221,7 @@ def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer:
     The first and the last layers stay in floating point: rounding errors of the first grow in all that follow, and the
     ranking of near neighbours needs the last bits of the head.
     """
-    disable_telemetry()  # it imports ONNX Runtime
+    disable_telemetry()  # NNCF imports ONNX Runtime
     try:
         with openvino.blocked_import("openvino_telemetry"):
             import nncf

@@ -37,7 +37,7 @@ def float_precisions() -> tuple[str, ...]:
 
 
 def import_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime, which reports nothing over the network then."""
+    """Import ONNX Runtime with its telemetry switched off."""
     disable_telemetry()
     try:
         import onnxruntime

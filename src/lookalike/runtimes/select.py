@@ -50,7 +50,7 @@ MIN_IMAGES = 400  # converting and timing take ten to twenty seconds: not for fe
 _TIMED_IMAGES = 24
 _TIMED_SECONDS = 0.5
 _TIMED_ROUNDS = 2  # the highest rate counts: another process may disturb a round
-_MAX_SPREAD = 1.25  # rounds that differ by more are noisy, and as many follow
+_MAX_SPREAD = 1.25  # if the rates of a backbone differ by a larger factor, all rounds are repeated once
 _NORM_TOLERANCE = 1e-3  # how much the length of features may differ from torch's, in float32
 
 
@@ -228,7 +228,7 @@ class _Selection:
         )
 
     def explain(self, timing: RuntimeTiming, timings: Sequence[RuntimeTiming]) -> str:
-        """Say why a faster precision is not used; "" if there is none."""
+        """Say why a faster precision is not used; empty if there is none."""
         fastest = max(timings, key=lambda t: t.rate, default=timing)
         if self.request.precision == AUTO or fastest.rate <= timing.rate or fastest.precision == timing.precision:
             return ""

@@ -24,10 +24,10 @@ def seconds_per_image(encoder: TrainableEncoder, items: Sequence[Item]) -> float
     return reading + 1 / measure_rate(encoder.torch_backbone(), pixels, _SECONDS)
 
 
-def training_seconds(seconds: float, data: Dataset, options: TrainingOptions, recipe: Recipe) -> float:
+def training_seconds(per_image: float, data: Dataset, options: TrainingOptions, recipe: Recipe) -> float:
     """Return about how long one backbone trains, from the seconds per image; at most the time budget."""
     training, validation = len(data.training), len(data.validation)
     features = 2 * training + 6 * validation  # of the frozen stage, and of the selection of weights
     epochs = 0 if options.frozen else recipe.epochs
-    total = seconds * (features + epochs * (_STEP * recipe.resolution**2 * training + validation))
+    total = per_image * (features + epochs * (_STEP * recipe.resolution**2 * training + validation))
     return total if options.max_minutes is None else min(total, 60 * options.max_minutes)
