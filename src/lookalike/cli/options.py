@@ -151,8 +151,8 @@ def training_options(command: F) -> F:
         click.option(
             "--max-minutes",
             type=float,
-            help="Time budget for training one backbone; the number of epochs is planned to fit. Several "
-            "backbones take as many times as long; embedding and timing come on top.",
+            help="Time budget for the training of each backbone; the number of epochs is planned to fit. Embedding and "
+            "timing are not included.",
         ),
         click.option(
             "--patience",
