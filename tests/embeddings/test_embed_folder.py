@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lookalike.data import images
-from lookalike.embeddings import folder as folder_module
+from lookalike.embeddings import shards as shards_module
 from lookalike.embeddings.embed_folder import embed_folder, root_of
 from lookalike.embeddings.folder import is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
@@ -86,7 +86,7 @@ def test_a_run_that_is_interrupted_before_its_last_file_computes_nothing_again(
 
     out = tmp_path / "emb"
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "write_embeddings_info", interrupt)
+        patch.setattr(shards_module, "write_embeddings_info", interrupt)
         with pytest.raises(KeyboardInterrupt):
             embed(sources, encoder, out, shard_size=4)
     assert is_unfinished(out)

@@ -12,7 +12,7 @@ from lookalike.benchmark.spec import BenchmarkSpec, slug
 from lookalike.benchmark.timing import TimingRequest, load_candidate, measure_timing, timing_setup
 from lookalike.benchmark.trial import VERSION, SplitMeasures, Timing, Trial
 from lookalike.data.dataset import Item, Split, sample_evenly
-from lookalike.embeddings.folder import Shard, read_shard, write_shard
+from lookalike.embeddings.shards import Shard, read_shard, write_shard
 from lookalike.errors import DataError, LookalikeError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder

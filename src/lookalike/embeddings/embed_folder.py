@@ -21,18 +21,13 @@ from lookalike.embeddings.folder import (
     SHARDS_FOLDER,
     EmbeddingsInfo,
     RunInfo,
-    Shard,
-    StoredVectors,
-    finish_join,
     is_embeddings,
-    join_shards,
     load_embeddings,
     read_embeddings_info,
     read_run,
-    shard_path,
     write_embeddings_info,
-    write_shard,
 )
+from lookalike.embeddings.shards import Shard, StoredVectors, finish_join, join_shards, shard_path, write_shard
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, StorageError
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
