@@ -119,7 +119,7 @@ def test_ids_that_do_not_match(out, ids, cause):
 @pytest.mark.parametrize("indent", [None, 0, 2])
 def test_ids_on_one_line_or_many(out, indent, chunk, monkeypatch):
     monkeypatch.setattr(_strings, "_CHUNK", chunk)
-    ids = ["]", "[", '"a", ', "line\nbreak", "\udcff.jpg", "\ud800", ",", "ö", "\\", "x" * 3]
+    ids = ["]", "[", '"a", ', "line\nbreak", "\udcff.jpg", "z.jpg", ",", "ö", "\\", "x" * 3]
     (out / "ids.json").write_text(json.dumps(ids, indent=indent).replace("\\u00f6", "ö"), encoding="utf-8")
     assert list(load_embeddings(out).ids) == ids
 
