@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lookalike import _strings
+from lookalike._files import FileRecord
+from lookalike.embeddings import folder as folder_module
 from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.embeddings.folder import (
     EMBEDDINGS_FORMAT,
@@ -18,6 +21,7 @@ from lookalike.embeddings.folder import (
     load_embeddings,
     read_embeddings_info,
     read_run,
+    write_embeddings_info,
 )
 from lookalike.errors import StorageError
 from lookalike.progress import SILENT
@@ -27,6 +31,13 @@ from lookalike.progress import SILENT
 def out(encoder, sources, tmp_path):
     embed_folder(sources, encoder, tmp_path / "emb", shard_size=4, progress=SILENT)
     return tmp_path / "emb"
+
+
+def record_changes(out):
+    """Write the record of the files as they are now: what is wrong with them must be noticed by itself."""
+    info = read_embeddings_info(out)
+    files = {name: FileRecord.of(out / name) for name in info.files}
+    write_embeddings_info(out, replace(info, files=files))
 
 
 def refusal(path, **options) -> str:
@@ -97,12 +108,14 @@ def test_truncated_vectors(out, size, mmap):
 )
 def test_vectors_of_another_kind(out, array, cause):
     np.save(out / "vectors.npy", array)
+    record_changes(out)
     message = refusal(out)
     assert "damaged" in message and cause in message
 
 
 def test_pickled_vectors_are_not_executed(out):
     (out / "vectors.npy").write_bytes(pickle.dumps([1]))
+    record_changes(out)
     assert "damaged" in refusal(out, mmap=False)
 
 
@@ -112,6 +125,7 @@ def test_pickled_vectors_are_not_executed(out):
 )
 def test_ids_that_do_not_match(out, ids, cause):
     (out / "ids.json").write_text(json.dumps(ids))
+    record_changes(out)
     assert cause in refusal(out)
 
 
@@ -121,11 +135,13 @@ def test_ids_on_one_line_or_many(out, indent, chunk, monkeypatch):
     monkeypatch.setattr(_strings, "_CHUNK", chunk)
     ids = ["]", "[", '"a", ', "line\nbreak", "\udcff.jpg", "z.jpg", ",", "ö", "\\", "x" * 3]
     (out / "ids.json").write_text(json.dumps(ids, indent=indent).replace("\\u00f6", "ö"), encoding="utf-8")
+    record_changes(out)
     assert list(load_embeddings(out).ids) == ids
 
 
 def test_ids_that_are_not_json(out):
     (out / "ids.json").write_text("x\n")
+    record_changes(out)
     assert "damaged (ids.json" in refusal(out)
 
 
@@ -160,6 +176,42 @@ def test_the_record_of_an_unfinished_run(encoder, sources, tmp_path, recording_p
 
 def test_damaged_keys_are_reported_before_the_work(out, encoder, sources):
     for keys in (np.zeros(9, np.uint64), np.zeros(10, np.int64), None):
-        (out / "keys.npy").unlink() if keys is None else np.save(out / "keys.npy", keys)
+        if keys is None:
+            (out / "keys.npy").unlink()
+        else:
+            np.save(out / "keys.npy", keys)
+            record_changes(out)
         with pytest.raises(StorageError, match=r"keys\.npy"):
             embed_folder(sources, encoder, out, progress=SILENT)
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "ids.json", "keys.npy", "embeddings.json"])
+def test_a_changed_byte_is_noticed(out, encoder, sources, name):
+    content = bytearray((out / name).read_bytes())
+    for position in range(0, len(content), len(content) // 20):
+        (out / name).write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(StorageError):
+            load_embeddings(out)
+        with pytest.raises(StorageError):
+            embed_folder(sources, encoder, out, progress=SILENT)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_many_vectors_are_hashed_on_request(out, monkeypatch, verify):
+    monkeypatch.setattr(folder_module, "HASHED_BYTES", 100)
+    content = bytearray((out / "vectors.npy").read_bytes())
+    content[-1] ^= 128  # the sign of the last value
+    (out / "vectors.npy").write_bytes(content)
+    if verify:
+        with pytest.raises(StorageError, match=r"vectors\.npy: it was changed"):
+            load_embeddings(out, verify=True)
+    else:
+        load_embeddings(out)
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "ids.json", "keys.npy", "embeddings.json"])
+def test_files_that_never_end_are_refused(out, name):
+    (out / name).unlink()
+    (out / name).symlink_to("/dev/zero")
+    with pytest.raises(StorageError):
+        load_embeddings(out)

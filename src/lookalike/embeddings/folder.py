@@ -11,22 +11,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lookalike._files import read_json, reading_errors, write_json
+from lookalike._files import (
+    HASHED_BYTES,
+    FileRecord,
+    RefusedFileError,
+    checked_record,
+    read_json,
+    reading_errors,
+    with_digest,
+    write_json,
+)
+from lookalike._records import read_record
 from lookalike._strings import PackedStrings, read_json_lines
 from lookalike.errors import DataError, StorageError
 from lookalike.types import Embeddings, Skipped, Vectors
 
-EMBEDDINGS_FORMAT = 3
+EMBEDDINGS_FORMAT = 4
 INFO_FILE = "embeddings.json"
 IDS_FILE = "ids.json"
 VECTORS_FILE = "vectors.npy"
 KEYS_FILE = "keys.npy"
+DATA_FILES = (VECTORS_FILE, IDS_FILE, KEYS_FILE)
 SHARDS_FOLDER = "shards"
 RUN_FILE = "run.json"  # inside the shards' folder: whose shards these are
 
@@ -58,6 +69,7 @@ class EmbeddingsInfo:
         root: the folder that every id is relative to; None if there is no such folder.
         failed: files that cannot be decoded, by the key of the image: not tried again until they change.
         retried: what every run tries again: files that could not be read for now, and folders that cannot be listed.
+        files: sizes and digests of the other files, by name.
 
     """
 
@@ -67,6 +79,7 @@ class EmbeddingsInfo:
     root: Path | None
     failed: Mapping[int, Skipped]
     retried: tuple[Skipped, ...]
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -75,26 +88,31 @@ class EmbeddingsInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
-        return {
-            "format": EMBEDDINGS_FORMAT,
-            "run": asdict(self.run),
-            "dim": self.dim,
-            "count": self.count,
-            "root": None if self.root is None else str(self.root),
-            "failed": failed_to_json(self.failed),
-            "retried": [_skipped_to_json(file) for file in self.retried],
-        }
+        return with_digest(
+            {
+                "format": EMBEDDINGS_FORMAT,
+                "run": asdict(self.run),
+                "dim": self.dim,
+                "count": self.count,
+                "root": None if self.root is None else str(self.root),
+                "failed": failed_to_json(self.failed),
+                "retried": [_skipped_to_json(file) for file in self.retried],
+                "files": {name: asdict(record) for name, record in self.files.items()},
+            }
+        )
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EmbeddingsInfo:
-        """Undo `to_dict`; a missing or wrong field raises AttributeError, KeyError, TypeError or ValueError."""
+        """Undo `to_dict`; a wrong or changed field raises AttributeError, KeyError, TypeError or ValueError."""
+        value = checked_record(value)
         return cls(
-            run=RunInfo(**value["run"]),
+            run=read_record(RunInfo, value["run"]),
             dim=int(value["dim"]),
             count=int(value["count"]),
             root=None if value["root"] is None else Path(value["root"]),
             failed=failed_from_json(value["failed"]),
             retried=tuple(_skipped_from_json(file) for file in value["retried"]),
+            files={name: read_record(FileRecord, value["files"][name]) for name in DATA_FILES},
         )
 
 
@@ -167,17 +185,18 @@ def read_run(path: Path | str) -> RunInfo | None:
         return None
     value = read_json(path / SHARDS_FOLDER / RUN_FILE, "record of the unfinished run", "path")
     try:
-        return RunInfo(**value)
-    except TypeError as error:
-        raise damaged_embeddings(path, f"{SHARDS_FOLDER}/{RUN_FILE}") from error
+        return read_record(RunInfo, value)
+    except ValueError as error:
+        raise damaged_embeddings(path, f"{SHARDS_FOLDER}/{RUN_FILE}: {error}") from error
 
 
-def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
-    """Load the embeddings in a folder.
+def load_embeddings(path: Path | str, *, mmap: bool = True, verify: bool = False) -> Embeddings:
+    """Load the embeddings in a folder; files that were changed after they were written are refused.
 
     Args:
         path: made by `lookalike embed`.
         mmap: leave the vectors on disk and read what is used; else load them all.
+        verify: also compare the digest of more than 32 MB of vectors, of which otherwise only the size is compared.
 
     Raises:
         StorageError: not a folder of embeddings, an unfinished one, one of another format, or a damaged one.
@@ -185,6 +204,7 @@ def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
     """
     path = Path(path)
     info = read_embeddings_info(path)
+    require_unchanged(path, info, verify=verify)
     vectors = _read_vectors(path, mmap=mmap)
     if vectors.shape != (info.count, info.dim):
         raise damaged_embeddings(
@@ -197,6 +217,16 @@ def load_embeddings(path: Path | str, *, mmap: bool = True) -> Embeddings:
         return Embeddings(ids, vectors, info.run.fingerprint, info.skipped, info.run.precision)
     except DataError as error:
         raise damaged_embeddings(path, str(error).rstrip(".")) from error
+
+
+def require_unchanged(path: Path, info: EmbeddingsInfo, *, verify: bool = False) -> None:
+    """Raise `StorageError` if a file was changed after it was written; `verify` as in `load_embeddings`."""
+    for name, record in info.files.items():
+        try:
+            hash_all = verify or name != VECTORS_FILE
+            record.require(path / name, digest_up_to=None if hash_all else HASHED_BYTES)
+        except (OSError, RefusedFileError) as error:
+            raise damaged_embeddings(path, f"{name}: {error}") from error
 
 
 def _read_ids(path: Path) -> PackedStrings:

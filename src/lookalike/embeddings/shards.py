@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lookalike._files import storage_errors, write_file
+from lookalike._files import FileRecord, open_regular, storage_errors, write_file
 from lookalike._strings import iter_json_lines
 from lookalike.embeddings.folder import (
+    DATA_FILES,
     IDS_FILE,
     INFO_FILE,
     KEYS_FILE,
@@ -27,6 +28,7 @@ from lookalike.embeddings.folder import (
     failed_to_json,
     is_embeddings,
     load_embeddings,
+    require_unchanged,
     write_embeddings_info,
 )
 from lookalike.errors import StorageError
@@ -89,7 +91,7 @@ def read_shard(path: Path) -> Shard | None:
     """Read one shard; None if it is missing or damaged."""
     try:
         # opened here, since np.load leaves a damaged file open
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as stored:
             failed = failed_from_json(json.loads(stored["failed"].tobytes()))
             shard = Shard(stored["keys"], stored["vectors"], failed)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
@@ -106,6 +108,8 @@ class StoredVectors:
 
     def __init__(self, out: Path, info: EmbeddingsInfo | None) -> None:
         self._out = out
+        if info is not None:
+            require_unchanged(out, info)
         self._keys = [_read_keys(out, info.count) if info is not None else np.zeros(0, np.uint64)]
         self._numbers = [-1]  # of the shards, after the complete folder
         self.failed = dict(info.failed) if info is not None else {}
@@ -192,7 +196,7 @@ def join_shards(
         keys_file.write(keys.astype("<u8").data)
         ids_file.writelines(iter_json_lines(ids))
         ids_file.write("\n")
-    write_embeddings_info(folder, info)
+    write_embeddings_info(folder, replace(info, files={name: FileRecord.of(folder / name) for name in DATA_FILES}))
     with storage_errors(out):
         (out / INFO_FILE).unlink(missing_ok=True)  # from here on the older vectors no longer count
     finish_join(out)

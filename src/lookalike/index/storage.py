@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lookalike._files import (
+    HASHED_BYTES,
     FileRecord,
     RefusedFileError,
     checked_record,
@@ -38,7 +39,6 @@ FORMAT = 3
 BLOCK = 65_536  # vectors read, hashed or written at once
 _INFO_FILE = "index.json"
 _ITEMS_FILE = "items.json"
-_HASHED = 32_000_000  # bytes of vectors that are compared with their digest whenever an index is opened: 30 ms
 _STATE_FILE = "building.json"  # of an unfinished build
 _IDS_LINE = '{"ids": ['
 
@@ -131,7 +131,8 @@ def require_unchanged(path: Path, info: IndexInfo, *, verify: bool) -> None:
         raise damaged_index(path, f"its files are not {', '.join(sorted(names))}")
     for name in sorted(names):
         try:
-            info.files[name].require(path / name, digest_up_to=_HASHED if name == INDEX_FILE and not verify else None)
+            hash_all = verify or name != INDEX_FILE
+            info.files[name].require(path / name, digest_up_to=None if hash_all else HASHED_BYTES)
         except FileNotFoundError as error:
             raise damaged_index(path, f"{path / name} is missing") from error
         except (OSError, RefusedFileError) as error:
