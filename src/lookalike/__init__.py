@@ -19,13 +19,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lookalike.api.embed import BuiltIndex as BuiltIndex
     from lookalike.api.embed import embed as embed
-    from lookalike.api.embed import index as index
     from lookalike.api.evaluate import evaluate as evaluate
     from lookalike.api.evaluate import submit as submit
     from lookalike.api.export import Exported as Exported
     from lookalike.api.export import export as export
+    from lookalike.api.index import BuiltIndex as BuiltIndex
+    from lookalike.api.index import index as index
     from lookalike.api.parity import Parity as Parity
     from lookalike.api.search import LoadedIndex as LoadedIndex
     from lookalike.api.search import SearchResult as SearchResult
@@ -70,9 +70,10 @@ if TYPE_CHECKING:
 
 # module: its public names
 _NAMES = {
-    "api.embed": ("BuiltIndex", "embed", "index"),
+    "api.embed": ("embed",),
     "api.evaluate": ("evaluate", "submit"),
     "api.export": ("Exported", "export"),
+    "api.index": ("BuiltIndex", "index"),
     "api.parity": ("Parity",),
     "api.search": ("LoadedIndex", "SearchResult", "load_index", "search"),
     "benchmark.benchmark": ("Benchmark", "benchmark", "demo"),

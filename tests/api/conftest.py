@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.api.embed import index
+from lookalike.api.index import index
 from lookalike.data.layouts import load_dataset
+from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.models.bundle import save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.models.trainable import build_trainable
@@ -53,3 +54,9 @@ def index_folder(images: Path, encoder: Encoder, tmp_path: Path) -> Path:
     """Index of `images`."""
     index(images, encoder, out=tmp_path / "index")
     return tmp_path / "index"
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of 5 images."""
+    monkeypatch.setitem(embed_folder.__kwdefaults__, "shard_size", 5)

@@ -1,8 +1,7 @@
-"""`embed` and `index`: from a folder of images to embeddings and to an index that can be searched."""
+"""`embed`: from a folder of images to embeddings; and what `embed` and `index` accept as a folder."""
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -12,13 +11,11 @@ import numpy as np
 import pytest
 
 from lookalike._files import locked
-from lookalike.api.embed import embed, index
-from lookalike.api.search import load_index, search
-from lookalike.embeddings.embed_folder import embed_folder
+from lookalike.api.embed import embed
+from lookalike.api.index import index
 from lookalike.embeddings.folder import is_unfinished, load_embeddings, read_embeddings_info
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
-from lookalike.models.bundle import describe_encoder, read_bundle_info, save_bundle
-from lookalike.models.info import TrainingData
+from lookalike.models.bundle import read_bundle_info, save_bundle
 from lookalike.runtimes import fit as fit_module
 from lookalike.runtimes.load import load_encoder
 from lookalike.types import Skipped
@@ -29,12 +26,6 @@ COUNT = 12  # of `images`
 
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
-
-
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of 5 images."""
-    monkeypatch.setitem(embed_folder.__kwdefaults__, "shard_size", 5)
 
 
 @pytest.fixture
@@ -278,171 +269,6 @@ class TestFolders:
             command(images, encoder, out=tmp_path / "closed" / "out")
 
 
-class TestIndex:
-    def test_the_folder_of_an_index(self, images, encoder, tmp_path):
-        out = tmp_path / "index"
-        built = index(images, encoder, out=out)
-        assert built.skipped == ()
-        assert names(tmp_path) == ["images", "index", "photos"]
-        loaded = load_index(out)
-        assert loaded.index.ids == built.index.ids
-        assert len(loaded.index) == COUNT
-        assert "more/rocket1.jpg" in loaded.index
-        assert all(loaded.index.path_of(i).is_file() for i in loaded.index.ids)
-        assert load_encoder(out).fingerprint == encoder.fingerprint
-
-    def test_only_the_gallery_of_a_data_set_is_indexed(self, data_folder, encoder, tmp_path, recording_progress):
-        progress = recording_progress()
-        built = index(data_folder, encoder, out=tmp_path / "index", progress=progress)
-        assert len(built.index) == 12
-        assert all(i.startswith("test/gallery/") for i in built.index.ids)
-        (message,) = progress.messages
-        assert "its 12 gallery images are indexed, its 32 training and query images are not" in message
-        query = data_folder / "test" / "query" / "cat0.jpg"
-        assert search(tmp_path / "index", [query], top_k=12).hits.query_ids == ("test/query/cat0.jpg",)
-
-    def test_the_head_of_a_name_is_fitted_on_the_training_split(self, data_folder, tmp_path):
-        index(data_folder, "test_efficientnet", weights="none", out=tmp_path / "index")
-        assert read_bundle_info(tmp_path / "index" / "model").members[0].head == "PCA of 24 images"
-
-    def test_unreadable_training_images_are_listed(self, data_folder, tmp_path):
-        paths = [data_folder / "training" / "cat" / "cat0.jpg", data_folder / "test" / "gallery" / "cat0.jpg"]
-        for path in paths:
-            path.write_text("not an image")
-        built = index(data_folder, "test_efficientnet", weights="none", out=tmp_path / "index")
-        assert sorted(s.path for s in built.skipped) == sorted(paths)
-
-    def test_metadata_of_a_manifest(self, data_folder, encoder, tmp_path):
-        rows = ["path,label,split,author"]
-        rows += [f"test/gallery/cat{n}.jpg,cat,gallery,Ann{n}" for n in range(3)]
-        rows.append("test/query/cat0.jpg,cat,query,Bob")
-        (data_folder / "manifest.csv").write_text("\n".join(rows))
-        built = index(data_folder, encoder, out=tmp_path / "index").index
-        assert tuple(built.ids) == tuple(f"test/gallery/cat{n}.jpg" for n in range(3))
-        assert built.metadata["test/gallery/cat2.jpg"] == {"author": "Ann2"}
-
-    def test_a_gallery_that_cannot_be_listed_is_not_replaced_by_other_images(
-        self, data_folder, encoder, tmp_path, close_folder
-    ):
-        close_folder(data_folder / "test" / "gallery")
-        with pytest.raises(DataError, match="has no gallery image"):
-            index(data_folder, encoder, out=tmp_path / "index")
-
-    @pytest.mark.usefixtures("small_shards")
-    def test_an_interrupted_index_resumes(self, images, encoder, tmp_path, recording_progress, decoded):
-        out = tmp_path / "index"
-        with pytest.raises(KeyboardInterrupt):
-            index(images, encoder, out=out, progress=recording_progress(stop_at=COUNT))
-        assert not out.exists()
-        assert is_unfinished(tmp_path / "index.embedding")
-        decoded.clear()
-        progress = recording_progress()
-        resumed = index(images, encoder, out=out, progress=progress)
-        assert progress.messages == [f"resuming from {tmp_path / 'index.embedding'}, which a stopped run has left"]
-        assert len(decoded) == 2  # the third shard of 5, 5 and 2
-        assert names(tmp_path) == ["images", "index", "photos"]
-        whole = index(images, encoder, out=tmp_path / "whole")
-        assert resumed.index.ids == whole.index.ids
-        assert (out / "index.faiss").read_bytes() == (tmp_path / "whole" / "index.faiss").read_bytes()
-
-    def test_an_unfinished_index_of_another_model_is_refused(self, images, encoder, tmp_path, recording_progress):
-        with pytest.raises(KeyboardInterrupt):
-            index(images, encoder, out=tmp_path / "index", progress=recording_progress(stop_at=COUNT))
-        with pytest.raises(FingerprintMismatch, match=r"index\.embedding"):
-            index(images, "test_resnet", out=tmp_path / "index", weights="none")
-
-    def test_unreadable_files_are_listed(self, images, encoder, tmp_path):
-        (images / "broken.jpg").write_text("not an image")
-        built = index(images, encoder, out=tmp_path / "index")
-        assert [s.path.name for s in built.skipped] == ["broken.jpg"]
-        assert len(built.index) == COUNT
-
-    def test_embeddings_without_their_images(self, images, encoder, tmp_path):
-        embeddings = embed(images, encoder, out=tmp_path / "emb")
-        (images / "more" / "cat2.jpg").unlink()
-        built = index(tmp_path / "emb", out=tmp_path / "index")
-        assert set(built.index.ids) == set(embeddings.ids)
-        assert built.index.root == images.resolve()
-        assert load_index(tmp_path / "index").encoder.fingerprint == encoder.fingerprint
-        assert len(load_embeddings(tmp_path / "emb")) == COUNT
-
-    def test_embeddings_list_what_was_skipped(self, images, encoder, tmp_path, close_folder):
-        close_folder(images / "more")
-        skipped = embed(images, encoder, out=tmp_path / "emb").skipped
-        assert index(tmp_path / "emb", out=tmp_path / "index").skipped == skipped
-
-    def test_embeddings_of_another_model_are_refused(self, images, encoder, other_encoder, tmp_path):
-        embed(images, encoder, out=tmp_path / "emb")
-        save_bundle(other_encoder, tmp_path / "other")
-        for model in (other_encoder, tmp_path / "other", "test_resnet"):
-            with pytest.raises(FingerprintMismatch, match=encoder.fingerprint) as caught:
-                index(tmp_path / "emb", model, out=tmp_path / "index")
-            assert caught.value.argument == "model"
-        for n, model in enumerate((encoder, tmp_path / "emb" / "model", "test_efficientnet")):
-            assert len(index(tmp_path / "emb", model, out=tmp_path / f"index{n}").index) == COUNT
-
-    def test_a_name_does_not_mean_a_trained_model(self, images, encoder, tmp_path):
-        data = TrainingData(fingerprint="some", images=1, validation_images=0, validation="")
-        save_bundle(encoder, tmp_path / "trained", describe_encoder(encoder, training_data=data))
-        embed(images, tmp_path / "trained", out=tmp_path / "emb")
-        with pytest.raises(FingerprintMismatch, match="test_efficientnet"):
-            index(tmp_path / "emb", "test_efficientnet", out=tmp_path / "index")
-        for n, model in enumerate((None, tmp_path / "trained")):
-            assert len(index(tmp_path / "emb", model, out=tmp_path / f"index{n}").index) == COUNT
-
-    def test_unfinished_embeddings_or_a_missing_model(self, images, encoder, tmp_path, recording_progress):
-        with pytest.raises(KeyboardInterrupt):
-            embed(images, encoder, out=tmp_path / "emb", progress=recording_progress(stop_at=COUNT))
-        with pytest.raises(StorageError, match="unfinished"):
-            index(tmp_path / "emb", out=tmp_path / "index")
-        embed(images, encoder, out=tmp_path / "emb")
-        shutil.rmtree(tmp_path / "emb" / "model")
-        with pytest.raises(StorageError, match="has no model folder"):
-            index(tmp_path / "emb", out=tmp_path / "index")
-
-    def test_invalid_arguments_are_reported_before_the_work(self, images, encoder, tmp_path, decoded):
-        out = tmp_path / "out"
-        calls = [
-            ("images", lambda: index(["a.jpg"], encoder, out=out)),
-            ("model", lambda: index(images, out=out)),
-            ("min_recall", lambda: index(images, encoder, out=out, min_recall=0)),
-            ("runtime", lambda: index(images, encoder, out=out, runtime="tensorrt")),
-        ]
-        for argument, call in calls:
-            with pytest.raises(OptionError) as caught:
-                call()
-            assert caught.value.argument == argument
-        with pytest.raises(StorageError, match="already exists") as caught:
-            index(images, encoder, out=images)
-        assert caught.value.argument == "out"
-        assert decoded == []
-
-    def test_a_runtime_is_only_for_images(self, images, encoder, tmp_path):
-        embed(images, encoder, out=tmp_path / "emb")
-        with pytest.raises(OptionError, match="embeddings already") as caught:
-            index(tmp_path / "emb", out=tmp_path / "index", precision="float32")
-        assert caught.value.argument == "runtime"
-
-    def test_an_index_is_replaced_only_if_requested(self, index_folder, images, encoder):
-        (images / "astronaut0.jpg").unlink()
-        with pytest.raises(StorageError, match="already exists"):
-            index(images, encoder, out=index_folder)
-        assert len(index(images, encoder, out=index_folder, replace=True).index) == COUNT - 1
-
-    def test_a_full_disk_keeps_the_embeddings(self, images, encoder, tmp_path, monkeypatch, decoded):
-        def full(*_, **__):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(shutil, "copytree", full)
-            with pytest.raises(StorageError, match=r"index cannot be written \(no space left on device\)"):
-                index(images, encoder, out=tmp_path / "index")
-        assert names(tmp_path) == ["images", "index.embedding", "photos"]
-        decoded.clear()
-        assert len(index(images, encoder, out=tmp_path / "index").index) == COUNT
-        assert decoded == []
-
-
 def test_images_of_other_formats_and_results_are_reported(images, encoder, tmp_path, recording_progress):
     (images / "a.jxl").write_bytes(b"x")
     save_bundle(encoder, images / "model")
@@ -451,26 +277,3 @@ def test_images_of_other_formats_and_results_are_reported(images, encoder, tmp_p
     assert len(embed(images, encoder, out=tmp_path / "emb", progress=recorder)) == COUNT
     assert any("1 .jxl" in message for message in recorder.messages)
     assert any("results of Lookalike are not used: model" in message for message in recorder.messages)
-
-
-def test_the_folder_of_a_leave_one_out_data_set(data_folder, encoder, tmp_path):
-    shutil.rmtree(data_folder / "test")
-    (data_folder / "labels.csv").unlink()
-    shutil.copytree(data_folder / "training", data_folder / "test")
-    built = index(data_folder, encoder, out=tmp_path / "index")
-    assert {name.split("/")[0] for name in built.index.ids} == {"test"}
-
-
-def test_images_inside_and_outside_of_the_folder_of_a_manifest(images, encoder, tmp_path):
-    """Both are found again, and neither is its own hit."""
-    inside, outside = sorted(images.rglob("*.jpg"))[:2]
-    other = tmp_path / "elsewhere" / outside.name
-    other.parent.mkdir()
-    shutil.copy(outside, other)
-    rows = f"./{inside.relative_to(images)},,gallery\n../elsewhere/{other.name},,gallery\n"
-    (images / "manifest.csv").write_text(f"path,label,split\n{rows}")
-    built = index(images, encoder, out=tmp_path / "index").index
-    assert all(built.path_of(item).is_file() for item in built.ids)
-    for query in (inside, other):
-        (hits,) = search(tmp_path / "index", [query], top_k=1)
-        assert [hit.path.resolve() for hit in hits] == [({inside, other} - {query}).pop().resolve()]

@@ -13,9 +13,10 @@ import pytest
 
 from lookalike._files import checked_record, with_digest
 from lookalike.api import export as export_module
-from lookalike.api.embed import embed, index
+from lookalike.api.embed import embed
 from lookalike.api.evaluate import evaluate
 from lookalike.api.export import export
+from lookalike.api.index import index
 from lookalike.api.search import load_index, search
 from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset

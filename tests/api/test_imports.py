@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.api.embed import embed, index
+from lookalike.api.embed import embed
+from lookalike.api.index import index
 from lookalike.runtimes.cache import RuntimeTiming, save_timings
 from lookalike.runtimes.load import load_pretrained
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookalike.api.embed import index
+from lookalike.api.index import index
 from lookalike.api.search import load_index, query_id, search
 from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.errors import DataError, FingerprintMismatch, ModelError, OptionError, StorageError

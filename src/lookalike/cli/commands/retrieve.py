@@ -94,7 +94,7 @@ def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
       lookalike index photos.emb --out photos.index
     """  # noqa: D301
     weights_by_name = weights_for_model(weights, model)
-    from lookalike.api.embed import index as run_index
+    from lookalike.api.index import index as run_index
 
     with closing(make_progress()) as progress:
         result = run_index(images, model, out=out, weights=weights_by_name, progress=progress, **values)
