@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.data import layouts
+from lookalike.data import tables
 from lookalike.data.dataset import Dataset, Split
 from lookalike.data.layouts import load_data_as_trained, load_dataset
 from lookalike.errors import DataError, MissingExtra
@@ -551,9 +551,9 @@ def test_a_parquet_manifest_of_too_many_rows(tmp_path: Path, monkeypatch: pytest
     parquet = pytest.importorskip("pyarrow.parquet")
     column = pyarrow.array(["a.jpg"] * 20)
     parquet.write_table(pyarrow.table(dict.fromkeys(("path", "label", "split"), column)), tmp_path / "manifest.parquet")
-    monkeypatch.setattr(layouts, "_MAX_ROWS", 19)
+    monkeypatch.setattr(tables, "_MAX_ROWS", 19)
     assert "20 rows, more than 19" in refusal(tmp_path)
-    monkeypatch.setattr(layouts, "_MAX_ROWS", 20)
+    monkeypatch.setattr(tables, "_MAX_ROWS", 20)
     assert "a.jpg" in refusal(tmp_path)  # read: the split is not one
 
 

@@ -11,9 +11,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,7 +19,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import RefusedFileError, open_regular
 from lookalike.data.dataset import (
     TEST_SPLITS,
     TRAINING_SPLITS,
@@ -34,7 +30,8 @@ from lookalike.data.dataset import (
     with_validation,
 )
 from lookalike.data.folders import ImageFinder, may_be_file, require_folder, skipped_suffix
-from lookalike.errors import DataError, MissingExtra
+from lookalike.data.tables import read_rows
+from lookalike.errors import DataError
 from lookalike.progress import count_noun
 
 # names of splits in folders and manifests, in any case
@@ -50,10 +47,6 @@ _SPLIT_NAMES = {
     "test": Split.TEST,
 }
 _MANIFESTS = ("manifest.csv", "manifest.parquet")
-_MAX_MANIFEST_BYTES = 1 << 30
-_MAX_ROWS = 10_000_000
-_MAX_LINE = 1 << 20  # characters; more are read as several lines
-_PARQUET_BATCH = 1024  # rows in memory at once: a file of a few bytes can hold a long text in each
 
 
 def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = False) -> Dataset:
@@ -284,7 +277,7 @@ def _read_labels(root: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     labels: dict[str, str] = {}
-    for line, row in _rows(path, ("path", "label")):
+    for line, row in read_rows(path, ("path", "label")):
         name, label = _nfc(os.path.normpath(row["path"].strip())), _nfc(row["label"])
         if "/" not in name:  # written on Windows
             name = name.replace("\\", "/")
@@ -297,7 +290,7 @@ def _read_labels(root: Path) -> dict[str, str]:
 
 def _from_manifest(root: Path, path: Path) -> Dataset:
     items: dict[str, Item] = {}
-    for line, row in _rows(path, ("path", "label", "split")):
+    for line, row in read_rows(path, ("path", "label", "split")):
         name, label, split = row["path"], row["label"], row["split"].strip().lower()
         if not name.strip():
             raise _error(f"{path} line {line} has no path.")
@@ -337,56 +330,3 @@ def _manifest_item(root: Path, name: str, label: str | None, split: Split, metad
     path = next((path for path in paths if os.path.lexists(path)), paths[0])
     item_id = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
     return Item(item_id, root / item_id, label, split, metadata)
-
-
-def _rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield line number and cells of each row of a CSV or Parquet table."""
-    table = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
-    header = next(table)
-    if any(name not in header for name in required):
-        raise _error(
-            f"{path} has the columns {', '.join(map(repr, header)) or '(none)'}, but needs {', '.join(required)}, "
-            "separated by commas; rename the file if it is not meant for this."
-        )
-    repeated = [name for name in header if header.count(name) > 1]
-    if repeated:
-        raise _error(f"{path} has {header.count(repeated[0])} columns called {repeated[0]!r}; keep one of them.")
-    for line, values in enumerate(table, start=2):
-        if not values:
-            continue
-        if len(values) != len(header):
-            raise _error(f"{path} line {line} has {len(values)} fields, the header has {len(header)}.")
-        yield line, dict(zip(header, values, strict=True))
-
-
-def _csv_rows(path: Path) -> Iterator[list[str]]:
-    try:
-        with open_regular(path, _MAX_MANIFEST_BYTES) as file:
-            lines = io.TextIOWrapper(file, newline="", encoding="utf-8-sig")
-            reader = csv.reader(iter(lambda: lines.readline(_MAX_LINE), ""), skipinitialspace=True)
-            yield [name.strip().lower() for name in next(reader, [])]
-            yield from reader
-    except (OSError, RefusedFileError, UnicodeDecodeError, csv.Error) as error:
-        raise _error(f"{path} cannot be read as UTF-8 CSV: {error}.") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[list[str]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "parquet", f"reading {path.name}") from error
-    try:
-        with open_regular(path, _MAX_MANIFEST_BYTES) as handle, parquet.ParquetFile(handle) as file:
-            rows = file.metadata.num_rows
-            if rows > _MAX_ROWS:
-                raise RefusedFileError(f"it has {rows:,} rows, more than {_MAX_ROWS:,}")
-            yield [str(name).strip().lower() for name in file.schema_arrow.names]
-            for batch in file.iter_batches(_PARQUET_BATCH):
-                columns = [column.to_pylist() for column in batch.columns]
-                for values in zip(*columns, strict=True):
-                    yield [
-                        "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
-                        for value in values
-                    ]
-    except (OSError, ValueError, ArithmeticError) as error:
-        raise _error(f"{path} cannot be read as Parquet: {error}.") from error
