@@ -36,7 +36,8 @@ class LookalikeError(Exception):
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the type of an error and the first line of its text that says more than a place in C++ code."""
+    """Return the type of an error and the first line of its text that helps a user."""
+    # OpenVINO's errors begin with places in its C++ code
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(("Exception from ", "Check '"))]
     return f"{type(error).__name__}: {lines[0].rstrip('.')[:160]}" if lines else type(error).__name__
 
