@@ -112,7 +112,7 @@ def test_different_queries_cannot_be_paired():
 )
 def test_few_or_equal_values_have_the_score_interval(values, low, high):
     assert mean_interval(values) == pytest.approx((low, high), abs=1e-4)
-    assert mean_interval(np.multiply(values, 1000), top=1000) == pytest.approx((1000 * low, 1000 * high), abs=0.1)
+    assert mean_interval(np.multiply(values, 1000), max_value=1000) == pytest.approx((1000 * low, 1000 * high), abs=0.1)
 
 
 def test_many_different_values_have_the_bootstrap_interval():

@@ -127,7 +127,7 @@ def write_report(
         selection=selection,
         board=leaderboard,
         label=leaderboard.label,
-        top=Measure.parse(leaderboard.measure).top,
+        max_value=Measure.parse(leaderboard.measure).max_value,
         difference=DIFFERENCE,
         groups=[("Single models", singles), ("Ensembles", ensembles)],
         folded=folded,

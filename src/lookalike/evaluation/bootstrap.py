@@ -21,21 +21,21 @@ _ROUNDING = 1e-12
 _CHUNK_CELLS = 2_000_000  # resamples x queries in memory at once
 
 
-def mean_interval(values: npt.ArrayLike, top: float = 1.0) -> tuple[float, float]:
-    """Return low and high of a 95 % interval of the mean of `(n_query,)` values between 0 and `top`.
+def mean_interval(values: npt.ArrayLike, max_value: float = 1.0) -> tuple[float, float]:
+    """Return low and high of a 95 % interval of the mean of `(n_query,)` values between 0 and `max_value`.
 
     It is the bootstrap interval, but for fewer than ten queries, or if all values are equal, the score interval (Wilson
     1927): resampling equal values gives an interval without width. It assumes the largest variance that values in this
-    range can have, so that it is wide enough for values other than 0 and `top`, too.
+    range can have, so that it is wide enough for values other than 0 and `max_value`, too.
     """
     array = _as_finite(values)
     n = len(array)
     if n >= _FEW and array.min() < array.max():
         return bootstrap_interval(array)
-    share = min(1.0, max(0.0, float(array.mean()) / top))
+    share = min(1.0, max(0.0, float(array.mean()) / max_value))
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
-    return top * max(0.0, float(centre - half)), top * min(1.0, float(centre + half))
+    return max_value * max(0.0, float(centre - half)), max_value * min(1.0, float(centre + half))
 
 
 def bootstrap_interval(values: npt.ArrayLike) -> tuple[float, float]:

@@ -96,7 +96,7 @@ class Evaluation:
     def measures(self) -> Mapping[str, Estimate]:
         """Mean and interval of each measure by its name, in the requested order."""
         return {
-            name: Estimate(float(values.mean()), *mean_interval(values, Measure.parse(name).top))
+            name: Estimate(float(values.mean()), *mean_interval(values, Measure.parse(name).max_value))
             for name, values in self.values.items()
         }
 
@@ -119,7 +119,7 @@ class Evaluation:
         for label, value in zip(self.query_labels, values.tolist(), strict=True):
             by_label[label].append(value)
         return {
-            label: ClassMean(sum(values) / len(values), len(values), *mean_interval(values, measure.top))
+            label: ClassMean(sum(values) / len(values), len(values), *mean_interval(values, measure.max_value))
             for label, values in by_label.items()
         }
 

@@ -87,7 +87,7 @@ class MeasureKind:
     # maps the judged ranking, the totals and k to `(n_query,)` values
     compute: Callable[[Relevant, Total, int], Values]
     depth: int | Depth | None = None  # number of hits that the ranking must have; None means k
-    top: float = 1.0  # the largest value for one query
+    max_value: float = 1.0  # the largest value for one query
     title: str | None = None  # its title in tables, a format string with `{k}`; None means the measure's text
 
 
@@ -124,7 +124,11 @@ _ROWS = (
         _ndcg,
     ),
     MeasureKind(
-        "points@1,5,10", "600 · hit@1 + 300 · hit@5 + 100 · hit@10, so 1000 at best", _points, depth=10, top=1000.0
+        "points@1,5,10",
+        "600 · hit@1 + 300 · hit@5 + 100 · hit@10, so 1000 at best",
+        _points,
+        depth=10,
+        max_value=1000.0,
     ),
 )
 
@@ -190,9 +194,9 @@ class Measure:
         return depth if depth is not None else (self.k or 1)
 
     @property
-    def top(self) -> float:
+    def max_value(self) -> float:
         """The largest value for one query."""
-        return REGISTRY[self.pattern].top
+        return REGISTRY[self.pattern].max_value
 
     @property
     def min_gallery(self) -> int:
