@@ -117,7 +117,7 @@ class TestEvaluate:
         query = data_folder / "test" / "query" / "cat0.jpg"
         query.write_text("not an image")
         close_folder(data_folder / "training" / "cat")
-        evaluation = evaluate(data_folder, encoder, k=[1])
+        evaluation = evaluate(data_folder, encoder, k=1)
         folder, file = evaluation.skipped
         assert folder == Skipped(data_folder / "training" / "cat", CLOSED)
         assert file.path == query and "not an image" in file.cause

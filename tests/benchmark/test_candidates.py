@@ -17,12 +17,13 @@ NAME = "test_efficientnet"
 RESET = "fine-tuning did not improve on it, so there is no fine-tuned candidate."
 
 
-def set_result(folder, share, state):
+def set_result(folder, share, state, planned_share=1.0):
     """Change the bundle so that its fine-tuning has this result; a share of None has no full stage."""
     path = folder / "bundle.json"
     info = checked_record(json.loads(path.read_text()))
     info["members"][0]["state"] = state
-    report = TrainingReport(NAME, {}, {}, "mobile-cnn", "mobile-cnn", "float32", "shuffled", fine_tuned_share=share)
+    kinds = ("mobile-cnn", "mobile-cnn", "float32", "shuffled")
+    report = TrainingReport(NAME, {}, {}, *kinds, fine_tuned_share=share, planned_share=planned_share)
     info["training"] = [asdict(report)]
     path.write_text(json.dumps(with_digest(info)))
 
@@ -38,7 +39,7 @@ def set_result(folder, share, state):
             "fine-tuning did not improve on it; validation selected the pretrained backbone with a trained head.",
         ),
         (None, "frozen + trained head", "only the head was trained."),
-        (None, "untrained", "training only the head did not improve on the initial weights."),
+        (None, "untrained", "training only the head did not improve on it."),
     ],
 )
 @pytest.mark.usefixtures("no_timing")
@@ -153,3 +154,14 @@ def test_candidates_and_ensembles_of_a_spec(make_spec, finished_copy):
     assert make_ensembles(exported) == []  # no bundle can hold both
     wider = [others[0], replace(others[1], dim=768)]
     assert [(e.combination, e.dim) for e in make_ensembles(wider)] == [("concat", 512 + 768)]
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_a_fine_tuning_of_few_steps_is_not_judged(again, finished_copy, tiny_weights):
+    finetuned = finished_copy / "members" / "test-efficientnet-fine-tuned"
+    shutil.rmtree(finetuned)
+    shutil.copytree(finished_copy / "members" / "test-efficientnet-frozen", finetuned)
+    set_result(finetuned, 0.0, "frozen", planned_share=0.02)
+    result = again(finished_copy, backbones=[NAME], weights={NAME: tiny_weights[NAME]})
+    assert [t.name for t in result.trials] == [f"{NAME} frozen"]
+    assert result.trials[0].note.startswith("the time limit allowed 2.0% of the fine-tuning steps, too few to judge it")

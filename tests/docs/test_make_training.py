@@ -1,4 +1,4 @@
-"""docs/training-results.md and the script that makes it."""
+"""docs/results/training.md and the script that makes it."""
 
 from __future__ import annotations
 

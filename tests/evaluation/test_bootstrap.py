@@ -118,3 +118,12 @@ def test_few_or_equal_values_have_the_score_interval(values, low, high):
 def test_many_different_values_have_the_bootstrap_interval():
     values = np.random.default_rng(3).random(40)
     assert mean_interval(values) == bootstrap_interval(values)
+
+
+def test_a_comparison_prints_its_verdict():
+    assert str(bootstrap.Comparison(0.02, 0.005, 0.037)) == "+0.0200 (95 % interval +0.0050 to +0.0370), significant"
+    assert str(bootstrap.Comparison(-0.02, -0.045, 0.0)).endswith("(95 % interval -0.0450 to +0.0000), not significant")
+
+
+def test_the_score_interval_of_ones_ends_at_one():
+    assert all(mean_interval(np.ones(n))[1] == 1.0 for n in range(1, 60))

@@ -183,3 +183,9 @@ def test_attributes_must_fit_together():
         Evaluation(("q2",), ("x",), {"mrr": np.ones(1)}, (), (), 1, hits)
     with pytest.raises(DataError, match="got 1 and 0"):
         Evaluation(("q1",), ("x",), {}, (), (), 1, hits)
+
+
+def test_compare_needs_an_evaluation(evaluation):
+    with pytest.raises(OptionError, match="must be an Evaluation, got str") as caught:
+        evaluation.compare("runs/first/best", "mrr")
+    assert caught.value.argument == "other"

@@ -22,6 +22,13 @@ from lookalike.runtimes.load import BundleModel, load_encoder, load_pretrained, 
 NAME = "test_efficientnet"
 
 
+def test_the_folder_of_a_benchmark_is_refused_with_its_winner(encoder, tmp_path):
+    save_bundle(encoder, tmp_path / "runs" / "best")
+    with pytest.raises(ModelError) as caught:
+        load_encoder(str(tmp_path / "runs"))
+    assert f"the winner of this benchmark is {tmp_path / 'runs' / 'best'}" in str(caught.value)
+
+
 @pytest.fixture
 def bundle(encoder, tmp_path):
     return save_bundle(encoder, tmp_path / "bundle")

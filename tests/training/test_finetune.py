@@ -128,23 +128,28 @@ def test_all_epochs_are_planned_without_a_budget(make_state, data, targets):
 
 
 @pytest.mark.parametrize(
-    ("seconds_left", "planned"),
+    ("seconds_left", "planned", "report"),
     [
-        (9_999.0, (6, 3)),  # never more epochs than the recipe has
-        (40.0, (4, 3)),  # 3 · 2 + 4 seconds each
-        (39.9, (3, 3)),
-        (10.0, (1, 3)),
-        (9.0, (1, 2)),  # less than one epoch: (9 - 4) / 2 steps
-        (5.0, (1, 1)),
-        (-60.0, (1, 1)),
+        (9_999.0, (6, 3), ""),  # never more epochs than the recipe has
+        (40.0, (4, 3), "allows 4 of 6 epochs; all 6 epochs would take about 1 minute more"),  # 3 · 2 + 4 seconds each
+        (39.9, (3, 3), "allows 3 of 6 epochs"),
+        (10.0, (1, 3), "allows 1 of 6 epochs"),
+        (9.0, (1, 2), "allows 2 of 3 steps of one epoch"),  # (9 - 4) / 2 steps
+        (5.0, (1, 1), "allows 1 of 3 steps of one epoch"),
+        (-60.0, (1, 1), "all 6 epochs would take about 2 minutes more"),  # 60 + 60 s
     ],
 )
-def test_a_budget_is_divided_by_the_time_of_warm_steps(seconds_left, planned, make_state, data, targets):
+def test_a_budget_is_divided_by_the_time_of_warm_steps(
+    seconds_left, planned, report, make_state, data, recording_progress
+):
     """3 steps of 2 s and 4 s of validation make an epoch; the first step, a warm-up, does not count."""
+    progress, targets = recording_progress(), class_indices(data.training)
     with pytest.MonkeyPatch.context() as patch:
         set_clock(patch, 90.0, 100.0, 102.0, 104.0)
-        run = plan_epochs(make_state(epochs=6), data.training, targets, seconds_left, 4.0)
+        run = plan_epochs(make_state(epochs=6), data.training, targets, seconds_left, 4.0, progress)
     assert (run.planned_epochs, run.steps_per_epoch) == planned
+    assert run.planned_share == planned[0] * planned[1] / 18
+    assert report in "".join(progress.messages) and bool(progress.messages) == bool(report)
 
 
 @pytest.mark.parametrize("start", ["file", "none"])

@@ -34,7 +34,7 @@ def evaluate(
     data: Dataset | Path | str,
     model: AnyEncoder | Path | str,
     *,
-    k: Sequence[int] = (),
+    k: int | Sequence[int] = (),
     measures: Sequence[str | Measure] = (),
     weights: WeightsOption = PRETRAINED,
     runtime: str = AUTO,
@@ -47,7 +47,7 @@ def evaluate(
         data: a data folder whose test split is labelled.
         model: an encoder, a bundle, or the name of a backbone, whose head is fitted on the training split without
             labels.
-        k: numbers of hits; by default 1, 3 and 10, without those that exceed the size of the gallery.
+        k: number of hits, or several; by default 1, 3 and 10, without those that exceed the size of the gallery.
         measures: further measures, such as `ndcg@10`.
         weights: of a backbone by name, as in `load_encoder`.
         runtime: as in `embed`.
@@ -64,6 +64,7 @@ def evaluate(
     """
     require_runtime(runtime, precision)
     data = _load_test_data(data, model)
+    k = (k,) if isinstance(k, int) else k
     requested = _measures(k, measures)
     for measure in requested:
         if measure.min_gallery > len(data.gallery):

@@ -20,10 +20,12 @@ from lookalike.models.encoder import COMBINATIONS, SAMPLE_SIZE, AnyEncoder, Enco
 from lookalike.models.heads import fit_alignment, pca_head
 from lookalike.models.info import (
     FROZEN,
+    MIN_PLANNED_SHARE,
     UNTRAINED,
     Adaptation,
     BundleInfo,
     EncoderInfo,
+    TrainingReport,
     TrainingState,
     joint_state,
 )
@@ -40,7 +42,6 @@ from lookalike.types import Embeddings, Vectors, take_shared
 SplitEmbeddings = Mapping[str, Mapping[str, Embeddings]]
 
 _EVALUATED = ("validation", "query", "gallery")
-_NO_GAIN = "fine-tuning did not improve on it, so there is no fine-tuned candidate."
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,10 @@ def make_candidates(spec: BenchmarkSpec, finished: Callable[[str], None] = lambd
         frozen = _frozen_candidate(spec, backbone)
         trained = _finetuned_candidate(spec, backbone) if backbone in spec.finetune else None
         if trained is not None and (trained.name, trained.fingerprint) == (frozen.name, frozen.fingerprint):
-            spec.progress.info(f"{frozen.name}: {_NO_GAIN}")
-            frozen, trained = replace(frozen, note=_NO_GAIN), None
+            (report,) = read_bundle_info(trained.bundle).training
+            note = f"{_no_gain(report)}, so there is no fine-tuned candidate."
+            spec.progress.info(f"{frozen.name}: {note}")
+            frozen, trained = replace(frozen, note=note), None
         elif trained is not None and trained.name == frozen.name:  # the pretrained weights with another input
             trained = replace(trained, name=f"{trained.name} ({_changed_input(trained, frozen)})")
         candidates += [frozen] if trained is None else [frozen, trained]
@@ -225,15 +228,22 @@ def _finetuning_note(state: TrainingState, info: BundleInfo) -> str:
     report = info.training[0]
     share = report.fine_tuned_share if report is not None else None
     if state in (FROZEN, UNTRAINED):
-        what = "training only the head" if share is None else "fine-tuning"
-        return f"{what} did not improve on the initial weights."
+        what = "training only the head did not improve on it" if share is None else _no_gain(report)
+        return f"{what}."
     if share is None:
         return "only the head was trained."
     if share == 0:
-        return "fine-tuning did not improve on it; validation selected the pretrained backbone with a trained head."
+        return f"{_no_gain(report)}; validation selected the pretrained backbone with a trained head."
     if share == 1:
         return ""
     return f"uses {share:.0%} fine-tuned + {1 - share:.0%} pretrained weights, the best mix on validation."
+
+
+def _no_gain(report: TrainingReport | None) -> str:
+    """Say why the fine-tuned weights were not selected."""
+    if report is not None and report.planned_share < MIN_PLANNED_SHARE:
+        return f"the time limit allowed {report.planned_share:.1%} of the fine-tuning steps, too few to judge it"
+    return "fine-tuning did not improve on it"
 
 
 def bundle_candidate(data: Dataset, bundle: Path) -> Candidate:

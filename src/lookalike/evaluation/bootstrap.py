@@ -35,7 +35,8 @@ def mean_interval(values: npt.ArrayLike, max_value: float = 1.0) -> tuple[float,
     share = min(1.0, max(0.0, float(array.mean()) / max_value))
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
-    return max_value * max(0.0, float(centre - half)), max_value * min(1.0, float(centre + half))
+    low, high = float(centre - half), float(centre + half)
+    return max_value * max(0.0, low), max_value * (1.0 if share == 1 else min(1.0, high))  # rounding can miss 1
 
 
 def bootstrap_interval(values: npt.ArrayLike) -> tuple[float, float]:
@@ -59,6 +60,10 @@ class Comparison:
     difference: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        verdict = "significant" if self.significant else "not significant"
+        return f"{self.difference:+.4f} (95 % interval {self.low:+.4f} to {self.high:+.4f}), {verdict}"
 
     @property
     def significant(self) -> bool:

@@ -135,6 +135,11 @@ class Evaluation:
             OptionError: one of them did not take the measure.
 
         """
+        if not isinstance(other, Evaluation):
+            raise OptionError(
+                f"`other` must be an Evaluation, got {type(other).__name__}; pass what evaluate returns.",
+                argument="other",
+            )
         differing = set(self.query_ids) ^ set(other.query_ids)
         if differing:
             raise DataError(

@@ -20,6 +20,7 @@ from lookalike.models.preprocessing import Preprocessing
 
 BUNDLE_FORMAT = 3
 REPORT_VERSION = 1  # of a `TrainingReport`
+MIN_PLANNED_SHARE = 0.25  # fewer of the recipe's steps do not show whether fine-tuning helps
 
 AS_PRETRAINED = "pretrained"  # the pooling that the weights were trained with
 # What the weights of an encoder are, in the words that names, tables and pages show.
@@ -271,6 +272,7 @@ class TrainingReport:
         skipped: files that could not be read, with their causes.
         epochs: of fine-tuning.
         planned_epochs: the number of epochs that the learning-rate schedule is for; 0 without fine-tuning.
+        planned_share: share of the recipe's steps that the time budget allowed.
         steps_per_epoch: the number of steps in each.
         rates: peak learning rates; several where a resumed run changed them.
         fine_tuned_share: share of the fine-tuned weights in the interpolation with the pretrained ones; None without
@@ -298,6 +300,7 @@ class TrainingReport:
     skipped: tuple[str, ...] = ()
     epochs: tuple[EpochReport, ...] = ()
     planned_epochs: int = 0
+    planned_share: float = 1.0
     steps_per_epoch: int = 0
     rates: tuple[LearningRates, ...] = ()
     fine_tuned_share: float | None = None

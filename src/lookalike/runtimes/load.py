@@ -18,6 +18,7 @@ from lookalike.models.bundle import (
     WeightsFile,
     checked_graph_file,
     find_bundle,
+    is_bundle,
     read_alignments,
     read_bundle_info,
     read_head,
@@ -182,10 +183,10 @@ def _split_names(text: str) -> list[str]:
     names = [name for name in text.split("+") if hub_repository(name) is None or Path(name).exists()]
     if text.startswith(("~", ".")) or any(separator in name for separator in separators for name in names):
         problem = f"is not a bundle: it has no {BUNDLE_FILE}" if Path(text).exists() else "does not exist"
-        raise ModelError(
-            f"{text} {problem}, and no backbone has this name; pass a bundle made by 'lookalike train'.",
-            argument="model",
-        )
+        advice = "pass a bundle made by 'lookalike train' or 'lookalike benchmark'"
+        if is_bundle(Path(text) / "best"):
+            advice = f"the winner of this benchmark is {Path(text) / 'best'}"
+        raise ModelError(f"{text} {problem}, and no backbone has this name; {advice}.", argument="model")
     return text.split("+")
 
 

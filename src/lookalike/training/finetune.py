@@ -18,7 +18,7 @@ from lookalike.data.dataset import Item
 from lookalike.errors import ModelError, StorageError
 from lookalike.models.info import EpochReport, LearningRates
 from lookalike.models.weights import read_torch_file
-from lookalike.progress import SILENT, Progress
+from lookalike.progress import SILENT, Progress, count_noun
 from lookalike.training.batches import Indices, epoch_order, iterate_batches, training_preprocessing
 from lookalike.training.trainer import Trainer
 
@@ -45,6 +45,7 @@ class FinetuneState:
     # peak learning rates; several if a resumed run changed them
     rates: list[LearningRates] = field(default_factory=list)
     reserved_seconds: float = 0.0  # of the time budget, for the stages after fine-tuning
+    planned_share: float = 1.0  # of the recipe's steps; less where the time budget does not allow more
 
     @property
     def epoch(self) -> int:
@@ -142,11 +143,16 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def plan_epochs(
-    trainer: Trainer, items: Sequence[Item], targets: Indices, seconds_left: float | None, overhead: float
+    trainer: Trainer,
+    items: Sequence[Item],
+    targets: Indices,
+    seconds_left: float | None,
+    overhead: float,
+    progress: Progress = SILENT,
 ) -> FinetuneState:
     """Plan epochs and steps; with a time budget, by timing two steps that do not change the weights.
 
-    `overhead` is the seconds of validation per epoch.
+    `overhead` is the seconds of validation per epoch. A plan that is shorter than the recipe is reported.
     """
     recipe = trainer.recipe
     steps = max(1, math.ceil(len(items) / recipe.batch_size))
@@ -168,10 +174,19 @@ def plan_epochs(
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.load(before)
 
-    epochs = min(recipe.epochs, math.floor(seconds_left / (steps * per_step + overhead)))
-    if epochs > 0:
-        return FinetuneState(epochs, steps)
-    return FinetuneState(1, max(1, min(steps, math.floor((seconds_left - overhead) / per_step))))
+    per_epoch = steps * per_step + overhead
+    epochs = min(recipe.epochs, math.floor(seconds_left / per_epoch))
+    planned = steps if epochs > 0 else max(1, min(steps, math.floor((seconds_left - overhead) / per_step)))
+    run = FinetuneState(max(1, epochs), planned)
+    run.planned_share = run.planned_epochs * planned / (recipe.epochs * steps)
+    if run.planned_share < 1:
+        allowed = f"{epochs} of {recipe.epochs} epochs" if epochs > 0 else f"{planned} of {steps} steps of one epoch"
+        missing = count_noun(max(1, math.ceil((recipe.epochs * per_epoch - seconds_left) / 60)), "minute")
+        progress.info(
+            f"{trainer.encoder.name}: the time limit allows {allowed}; all {recipe.epochs} epochs would take about "
+            f"{missing} more"
+        )
+    return run
 
 
 def finetune(

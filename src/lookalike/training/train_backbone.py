@@ -85,6 +85,7 @@ def train_backbone(context: TrainingContext, backbone: str, weights: Weights) ->
             report,
             epochs=tuple(run.epochs),
             planned_epochs=run.planned_epochs,
+            planned_share=run.planned_share,
             steps_per_epoch=run.steps_per_epoch,
             rates=tuple(run.rates),
             measures=StageMeasures(stage.pca_measure, stage.head_measure, run.best_measure, selection.measure),
@@ -224,6 +225,6 @@ def _plan(context: TrainingContext, stage: FrozenStage, trainer: Trainer) -> Fin
     heads = passes * overhead * (1 + len(stage.items) / max(1, len(context.data.validation)))
     reserved = 5 * overhead + min(heads, 0.3 * 60 * context.options.max_minutes)
     seconds_left = None if context.seconds_left is None else context.seconds_left - reserved
-    run = plan_epochs(trainer, stage.items, stage.targets, seconds_left, overhead)
+    run = plan_epochs(trainer, stage.items, stage.targets, seconds_left, overhead, context.progress)
     run.reserved_seconds = reserved
     return run

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lookalike.models.heads import Head, Whitening
-from lookalike.models.info import FINE_TUNED, TRAINED_HEAD, UNTRAINED, HeadFit
+from lookalike.models.info import FINE_TUNED, MIN_PLANNED_SHARE, TRAINED_HEAD, UNTRAINED, HeadFit
 from lookalike.models.trainable import State, TrainableEncoder
 from lookalike.runtimes.fit import Features
 from lookalike.training.batches import Indices
@@ -60,15 +60,19 @@ def select_weights(
         selection = fit_posthoc_head(context, encoder, stage, run.best_weights, shares, at_least) or selection
     record_origin(encoder, stage, selection.share, head=None if selection.posthoc_head else context.recipe.loss)
     selection = replace(selection, share_measures=measures)
-    context.progress.info(f"{encoder.name}: {_describe(selection, context.options.stop_on)}")
+    context.progress.info(f"{encoder.name}: {_describe(selection, context.options.stop_on, run.planned_share)}")
     return selection
 
 
-def _describe(selection: WeightSelection, measure: str) -> str:
+def _describe(selection: WeightSelection, measure: str, planned_share: float) -> str:
     share, tried = selection.share, selection.share_measures
     text = f"using {share:.0%} fine-tuned + {1 - share:.0%} pretrained weights"
     if share == 0:
         text = "fine-tuning did not help, using the pretrained weights"
+        if planned_share < MIN_PLANNED_SHARE:
+            text = (
+                f"too few steps to judge fine-tuning ({planned_share:.1%} of the recipe), using the pretrained weights"
+            )
     if tried:
         values = ", ".join(f"{share:.0%} {tried[share]:.4f}" for share in sorted(tried))
         text += f"; validation {measure} by share of fine-tuned weights: {values}"
