@@ -8,8 +8,6 @@ import json
 import os
 import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from lookalike._files import (
     digest,
     file_digest,
     follow_link,
-    locked,
     new_folder,
     open_regular,
     read_json,
@@ -304,51 +301,6 @@ def test_names_and_paths_that_are_too_long(tmp_path: Path, monkeypatch: pytest.M
             attempt(Path(path))
     with new_folder(Path("x" * 220)):
         pass
-
-
-class TestLocked:
-    def test_a_second_run_is_refused_and_names_the_first(self, tmp_path: Path) -> None:
-        out = tmp_path / "new" / "out"
-        with locked(out):
-            with pytest.raises(StorageError, match=rf"process {os.getpid()}\)") as caught, locked(out, "path"):
-                pytest.fail("the block must not run")
-            assert caught.value.argument == "path"
-            with locked(tmp_path / "new" / "other"):
-                pass
-        with locked(out):
-            pass
-        assert names(tmp_path) == []
-        out.parent.mkdir()
-        with locked(out):
-            pass
-        assert names(tmp_path) == ["new"]
-
-    def test_the_lock_ends_with_the_process(self, tmp_path: Path) -> None:
-        out = tmp_path / "out"
-        code = (
-            "import os, pathlib, signal, sys; from lookalike._files import locked, temporary_folder\n"
-            "out = pathlib.Path(sys.argv[1])\n"
-            "with locked(out), temporary_folder(out): os.kill(os.getpid(), signal.SIGKILL)"
-        )
-        assert subprocess.run([sys.executable, "-c", code, out], check=False).returncode < 0
-        assert len(names(tmp_path)) == 2
-        (tmp_path / ".out.notes").touch()
-        with locked(out):
-            assert names(tmp_path) == [".out.lock", ".out.notes"]
-        assert names(tmp_path) == [".out.notes"]
-
-    def test_a_link_and_its_target_have_one_lock(self, tmp_path: Path) -> None:
-        (tmp_path / "link").symlink_to(tmp_path / "out")
-        with locked(tmp_path / "out"), pytest.raises(StorageError, match="another run"), locked(tmp_path / "link"):
-            pass
-
-    def test_without_locks_nothing_is_locked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(*_: object) -> None:
-            raise OSError(errno.ENOLCK, "No locks available")
-
-        monkeypatch.setattr(files.fcntl, "flock", refuse)
-        with locked(tmp_path / "out"), locked(tmp_path / "out"):
-            pass
 
 
 def test_names_that_are_not_valid_unicode(tmp_path: Path) -> None:

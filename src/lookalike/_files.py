@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -20,11 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.errors import StorageError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _RESERVED = 24  # bytes of a name that temporary names next to a result need: `.NAME.embedding.0123abcd`
 _MAX_PATH = 4096
@@ -182,7 +176,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 def _exchange(new: Path, path: Path) -> None:
     """Move `new` to `path`; if that fails, `path` is unchanged."""
-    aside = path.with_name(f"{_temporary_path(path).name}.old")  # another name, because `locked` removes temporary ones
+    aside = path.with_name(f"{_temporary_path(path).name}.old")  # `locked` removes temporary names
     aside.mkdir()
     try:
         path.replace(aside / "old")
@@ -201,72 +195,6 @@ def follow_link(path: Path | str) -> Path:
     # not the methods of Path, which raise for a name that is too long and for a link to itself
     follow = os.path.islink(path) or path.name in ("", "..")  # noqa: PTH114
     return Path(os.path.realpath(path)) if follow else path
-
-
-@contextlib.contextmanager
-def locked(path: Path, argument: str = "out") -> Iterator[None]:
-    """Hold the lock of a result while the block runs; `StorageError` if another run holds it.
-
-    It is a lock of the operating system on a file next to `path`, so it ends with the process, however that ends. What
-    killed runs have left of their temporary files is removed. Where the file system has no locks, nothing is locked.
-    """
-    path = follow_link(path)
-    file = path.with_name(f".{path.name}.lock")
-    new_parents = [folder for folder in path.parents if not os.path.lexists(folder)]
-    handle = _acquire(file, path, argument)
-    try:
-        if handle is not None:
-            _remove_temporary(path)
-        yield
-    finally:
-        if handle is not None:
-            file.unlink(missing_ok=True)
-            os.close(handle)
-        with contextlib.suppress(OSError):  # a run that failed leaves no empty folders
-            for folder in new_parents:
-                folder.rmdir()
-
-
-def _acquire(file: Path, path: Path, argument: str) -> int | None:
-    """Lock a file and write the number of this process into it; None if that is not possible here."""
-    if fcntl is None:
-        return None
-    while True:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            process = os.read(handle, 20).decode("ascii", "replace").strip()
-            os.close(handle)
-            raise StorageError(
-                f"another run{f' (process {process})' if process else ''} is writing {path}; wait until it ends, or "
-                f"choose another `{argument}`.",
-                argument=argument,
-            ) from error
-        except OSError:
-            os.close(handle)
-            return None
-        with contextlib.suppress(FileNotFoundError):  # the run that held the lock may have removed the file meanwhile
-            if os.path.samestat(file.stat(), os.fstat(handle)):
-                os.ftruncate(handle, 0)
-                os.write(handle, str(os.getpid()).encode())
-                return handle
-        os.close(handle)
-
-
-def _remove_temporary(path: Path) -> None:
-    """Remove the temporary files and folders next to `path`, which no run uses while its lock is held."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}")
-    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
-        for entry in [entry for entry in entries if pattern.fullmatch(entry.name)]:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                Path(entry.path).unlink(missing_ok=True)
 
 
 def require_writable(path: Path, argument: str | None = None) -> None:

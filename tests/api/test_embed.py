@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookalike._files import locked
+from lookalike._lock import locked
 from lookalike.api.embed import embed
 from lookalike.api.index import index
 from lookalike.embeddings.folder import is_unfinished, load_embeddings, read_embeddings_info

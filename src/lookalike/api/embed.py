@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import file_digest, follow_link, locked, require_writable
+from lookalike._files import file_digest, follow_link, require_writable
+from lookalike._lock import locked
 from lookalike._strings import PackedStrings
 from lookalike.data.folders import ImageFinder, require_folder, skipped_suffix
 from lookalike.embeddings.embed_folder import embed_folder, require_embeddings_of

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lookalike._files import follow_link, locked, require_free
+from lookalike._files import follow_link, require_free
+from lookalike._lock import locked
 from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
 from lookalike.data.folders import skipped_suffix
 from lookalike.data.layouts import load_data_as_trained

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lookalike._files import digest, file_digest, follow_link, locked, require_free, storage_errors, temporary_folder
+from lookalike._files import digest, file_digest, follow_link, require_free, storage_errors, temporary_folder
+from lookalike._lock import locked
 from lookalike._system import installed_versions
 from lookalike.api.parity import ComparedMeasures, Parity, compare_embeddings, compare_measures, generated_images
 from lookalike.data.dataset import Dataset, Item, sample_evenly

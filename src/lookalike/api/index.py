@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lookalike._files import follow_link, locked, new_folder, require_free
+from lookalike._files import follow_link, new_folder, require_free
+from lookalike._lock import locked
 from lookalike.api.embed import FolderImages, embed_images, find_images, images_folder
 from lookalike.data.dataset import TEST_SPLITS, Split
 from lookalike.data.folders import require_folder, skipped_suffix

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import digest, follow_link, locked, require_free, require_writable
+from lookalike._files import digest, follow_link, require_free, require_writable
+from lookalike._lock import locked
 from lookalike.benchmark.candidates import (
     AnyCandidate,
     make_candidates,

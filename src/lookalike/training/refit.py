@@ -10,7 +10,8 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import digest, follow_link, locked, require_free
+from lookalike._files import digest, follow_link, require_free
+from lookalike._lock import locked
 from lookalike.data.dataset import Dataset, Split
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import digest, follow_link, locked, require_free, require_writable
+from lookalike._files import digest, follow_link, require_free, require_writable
+from lookalike._lock import locked
 from lookalike.data.dataset import Dataset, content_hashes
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
