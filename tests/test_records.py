@@ -45,13 +45,13 @@ def test_a_record_is_read_as_it_was_written() -> None:
 @pytest.mark.parametrize(
     ("change", "fact"),
     [
-        ({"count": "3"}, "count is '3'"),
+        ({"count": "3"}, "count is '3', expected int"),
         ({"count": 3.0}, "count is 3.0"),
         ({"count": True}, "count is True"),
         ({"count": math.inf}, "count is inf"),
         ({"count": None}, "count is None"),
         ({"flag": 1}, "flag is 1"),
-        ({"kind": "c"}, "kind is 'c'"),
+        ({"kind": "c"}, "kind is 'c', expected 'a' or 'b'"),
         ({"kind": ["a"]}, "kind is"),
         ({"inner": "x"}, "inner is 'x', not an object"),
         ({"inner": None}, "inner is None, not an object"),

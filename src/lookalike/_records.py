@@ -47,5 +47,6 @@ def _read(hint: Any, value: Any, name: str) -> Any:
     if hint is float and type(value) is int:
         value = float(value)
     if not (hint is Any or (value in arguments if origin is Literal else type(value) is hint)):
-        raise ValueError(f"{name} is {value!r:.60}")
+        expected = " or ".join(map(repr, arguments)) if origin is Literal else getattr(hint, "__name__", hint)
+        raise ValueError(f"{name} is {value!r:.60}, expected {expected}")
     return value
