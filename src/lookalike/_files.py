@@ -257,6 +257,15 @@ def digest(*parts: bytes | str) -> str:
     return state.hexdigest()
 
 
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return what all paths of one file or folder share, links included; None if it cannot be examined."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # a name with a null byte
+        return None
+    return status.st_dev, status.st_ino
+
+
 def file_digest(path: Path) -> str:
     """Return the BLAKE2b digest of a file's bytes, 32 hexadecimal digits."""
     with open_regular(path) as handle:

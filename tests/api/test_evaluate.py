@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -156,6 +157,67 @@ class TestEvaluate:
         monkeypatch.setattr(evaluate_module, "with_runtime", recorded)
         evaluate(data_folder, encoder, k=[1])
         assert precisions == ["float32"]
+
+
+@pytest.fixture(params=["folder link", "file links", "hard links", "manifest"])
+def gallery_of_query_files(request, data_folder) -> Path:
+    """A data folder whose gallery are the query files under other paths."""
+    test = data_folder / "test"
+    names = sorted(path.name for path in (test / "query").iterdir())
+    shutil.rmtree(test / "gallery")
+    if request.param == "manifest":
+        (data_folder / "again").symlink_to(test / "query")
+        rows = [f"{folder},{name[:-5]}" for name in names for folder in (f"test/query/{name}", f"again/{name}")]
+        rows = [f"{row},{'query' if row.startswith('test') else 'gallery'}" for row in rows]
+        (data_folder / "manifest.csv").write_text("\n".join(["path,label,split", *rows]))
+    elif request.param == "folder link":
+        (test / "gallery").symlink_to("query")
+    else:
+        (test / "gallery").mkdir()
+        make_link = os.symlink if request.param == "file links" else os.link
+        for name in names:
+            make_link(test / "query" / name, test / "gallery" / name)
+    return data_folder
+
+
+class TestQueryFilesInTheGallery:
+    """A query's file under another path is not its hit, as in leave-one-out."""
+
+    def test_evaluate(self, gallery_of_query_files, encoder, recording_progress):
+        data, progress = load_dataset(gallery_of_query_files), recording_progress()
+        evaluation = evaluate(data, encoder, progress=progress)
+        embeddings, labels = encoder.embed(data.query), data.labels("query")
+        expected = evaluate_embeddings(embeddings, embeddings, labels, labels, [*at(1, 3), "map@r", "mrr"])
+        assert list(evaluation.values) == list(expected.values)  # 10 hits are more than the 7 others
+        assert all((evaluation.values[name] == expected.values[name]).all() for name in expected.values)
+        assert evaluation.mean("precision@1") < 1
+        assert any("leave-one-out by file: 8 of 8 queries" in message for message in progress.messages)
+        assert "leave-one-out by file: 8 of 8 queries" in str(data)
+
+    def test_more_hits_than_others(self, gallery_of_query_files, encoder, decoded):
+        assert "hit@7" in evaluate(gallery_of_query_files, encoder, k=[7]).values
+        decoded.clear()
+        with pytest.raises(OptionError, match="has only 7 gallery images besides the query itself") as caught:
+            evaluate(gallery_of_query_files, encoder, k=[8])
+        assert caught.value.argument == "k"
+        assert decoded == []
+
+    def test_submit(self, gallery_of_query_files, encoder, tmp_path):
+        submission = submit(gallery_of_query_files, encoder, top_k=7, out=tmp_path / "s.json")
+        names = set(submission.images)
+        assert all(set(hits) == names - {query} for query, hits in submission.images.items())
+        with pytest.raises(OptionError, match=r"from 1 to 7, .* besides the query itself"):
+            submit(gallery_of_query_files, encoder, top_k=8, out=tmp_path / "t.json")
+
+    def test_submit_with_an_unreadable_gallery_image(self, data_folder, encoder, tmp_path):
+        test = data_folder / "test"
+        (test / "gallery" / "link.jpg").symlink_to(test / "query" / "cat0.jpg")
+        (test / "gallery" / "cat1.jpg").write_text("not an image")
+        with pytest.raises(OptionError, match="from 1 to 11,") as caught:  # of 13, without the two
+            submit(data_folder, encoder, top_k=12, out=tmp_path / "s.json")
+        assert caught.value.argument == "top_k"
+        submission = submit(data_folder, encoder, top_k=11, out=tmp_path / "s.json")
+        assert [query for query, hits in submission.images.items() if "link.jpg" not in hits] == ["cat0.jpg"]
 
 
 class TestPretrained:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def test_a_replaced_query_is_embedded_and_measured_again(again, finished_copy, d
     measured = result.trials[0].test
     values = dict(zip(measured.query_ids, measured.values["hit@1"], strict=True))
     assert values["test/query/cat0.jpg"] == 0.0  # it is a rocket now
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_the_file_of_a_query_is_not_its_hit(again, finished_copy, data_folder):
+    """The benchmark is measured again when a gallery image becomes a link to a query."""
+    query = data_folder / "test" / "query" / "cat0.jpg"
+    image = data_folder / "test" / "gallery" / "cat0.jpg"
+    shutil.copy2(query, image)
+    copied = again(finished_copy, data=data_folder).trials[0].test
+    image.unlink()
+    image.hardlink_to(query)
+    linked = again(finished_copy, data=data_folder).trials[0].test
+    row = linked.query_ids.index("test/query/cat0.jpg")
+    assert linked.values["precision@3"][row] < copied.values["precision@3"][row]
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")

@@ -252,6 +252,9 @@ def test_a_measure_that_needs_more_images_is_refused_or_skipped(data):
     assert len(few.gallery) == 4
     with pytest.raises(OptionError, match="hit@5 needs 5 hits, but the gallery has only 4"):
         select_measures(few, "hit@5", OPTIONS)
+    tested = few.replace_items(replace(i, split=Split.TEST) if i.split == "gallery" else i for i in few.items)
+    with pytest.raises(OptionError, match="hit@4 needs 4 hits, but the gallery besides the query itself has only 3"):
+        select_measures(tested, "hit@4", OPTIONS)
     two = data.replace_items(i for i in data.items if i.split != "gallery" or i.id.endswith(("cat0.jpg", "cat1.jpg")))
     assert select_measures(two, "mrr", OPTIONS) == ("mrr", "hit@1", "map@r")
     assert select_measures(data, "mrr", OPTIONS, {"validation": 8, "gallery": 2}) == ("mrr", "hit@1", "map@r")

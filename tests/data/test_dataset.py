@@ -49,6 +49,27 @@ def test_splits_and_classes() -> None:
     )
 
 
+def test_the_other_gallery_items_with_the_file_of_a_query(tmp_path: Path) -> None:
+    for name in ("q", "t", "g"):
+        (tmp_path / name).touch()
+    (tmp_path / "q2").symlink_to(tmp_path / "q")
+    (tmp_path / "q3").hardlink_to(tmp_path / "q")
+    (tmp_path / "t2").hardlink_to(tmp_path / "t")
+    splits = {
+        "query": ("q", "gone"),
+        "test": ("t", "t2", "gone2"),
+        "gallery": ("q2", "q3", "g", "gone3"),
+        "training": ("q4",),
+    }
+    items = tuple(Item(name, tmp_path / name, None, Split(split)) for split, names in splits.items() for name in names)
+    data = Dataset(tmp_path, "by hand", items)
+    assert data.same_file_ids == {"q": {"q2", "q3"}, "t": {"t2"}, "t2": {"t"}}
+    assert data.max_hits == 7 - 2 - 1
+    assert data.same_file_note.startswith("leave-one-out by file: 3 of 5 queries")
+    apart = data.replace_items(item for item in items if item.id in ("q", "g"))
+    assert (apart.same_file_ids, apart.max_hits, apart.same_file_note) == ({}, 1, "")
+
+
 def test_test_classes_are_unseen_when_most_queries_say_so() -> None:
     training = item("t", "cat", Split.TRAINING)
     queries = [item(f"q{n}", label, Split.QUERY) for n, label in enumerate(("cat", "owl", "fox"))]

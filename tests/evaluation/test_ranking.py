@@ -111,6 +111,28 @@ def test_at_full_depth_the_query_itself_is_last_and_not_relevant():
     assert relevant.tolist() == [[True, True, False]] * 3
 
 
+def test_the_file_of_a_query_under_other_ids_is_never_its_hit(monkeypatch):
+    monkeypatch.setattr(ranking, "_CHUNK_CELLS", 5)  # one query at a time
+    queries = embeddings({"a": at(1.0), "q": at(1.0), "r": at(0.8)})
+    gallery = embeddings({"d": at(0.0), "link": at(1.0), "a": at(1.0), "b": at(0.8), "second": at(1.0)})
+    labels = {"a": "x", "q": "x", "r": "y", "link": "x", "second": "x", "b": "y", "d": "x"}
+    same = {"a": ["link", "a"], "q": {"link", "second", "elsewhere"}}
+    relevance = find_relevance(queries, gallery, labels, labels, same)
+    assert relevance.max_depth == 3
+    assert relevance.total.tolist() == [2, 2, 1]
+    judged = list(iter_judged(queries, gallery, relevance, 5))
+    assert [hits.ids.tolist() for _, _, hits in judged] == [
+        [["second", "b", "d"]],
+        [["a", "b", "d"]],
+        [["b", "a", "link"]],
+    ]
+    assert [relevant.tolist() for relevant, _, _ in judged] == [
+        [[True, False, True, False, False]],
+        [[True, False, True, False, False]],
+        [[True, False, False, False, False]],
+    ]
+
+
 def test_an_equal_image_under_another_id_is_a_hit():
     gallery = embeddings({"copy": at(1.0), "other": at(0.5)})
     assert ranked_ids(QUERY, gallery, {"q": "x"}, {"copy": "x"}) == [["copy", "other"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from lookalike._files import follow_link, require_free
 from lookalike._lock import locked
+from lookalike.api.search import drop_hits
 from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
 from lookalike.data.folders import skipped_suffix
 from lookalike.data.layouts import load_data_as_trained
@@ -25,7 +26,7 @@ from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.fit import FIT_IMAGES, FittedEncoder, fit_pretrained
 from lookalike.runtimes.load import WeightsOption, load_encoder
 from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
-from lookalike.types import Embeddings, Skipped
+from lookalike.types import Embeddings, Hits, Skipped
 
 _DEFAULT_K = (1, 3, 10)
 _AT_EACH_K = ("precision@k", "hit@k", "recall@k")
@@ -68,11 +69,12 @@ def evaluate(
     k = (k,) if isinstance(k, int) else k
     requested = _measures(k, measures)
     for measure in requested:
-        if measure.min_gallery > len(data.gallery):
+        if measure.min_gallery > data.max_hits:
             argument = "k" if measure.k in k and measure.pattern in _AT_EACH_K else "measures"
+            advice = "choose a smaller `k`" if argument == "k" else "remove it from `measures`"
             raise OptionError(
-                f"{measure} needs {measure.min_gallery} hits, but {data.root} has only {len(data.gallery)} gallery "
-                f"images; {'choose a smaller `k`' if argument == 'k' else 'remove it from `measures`'}.",
+                f"{measure} needs {measure.min_gallery} hits, but {data.root} has only {data.max_hits} gallery "
+                f"images{_besides(data)}; {advice}.",
                 argument=argument,
             )
     if not data.test_is_labelled:
@@ -81,9 +83,10 @@ def evaluate(
             argument="data",
         )
     queries, gallery, skipped = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
-    default_k = [n for n in _DEFAULT_K if n == 1 or n <= len(gallery)]
+    default_k = [n for n in _DEFAULT_K if n == 1 or n <= min(len(gallery), data.max_hits)]
     selected = requested if k else _measures(default_k, measures)
-    evaluation = evaluate_embeddings(queries, gallery, data.labels("query"), data.labels("gallery"), selected)
+    labels = data.labels("query"), data.labels("gallery")
+    evaluation = evaluate_embeddings(queries, gallery, *labels, selected, same_file_ids=data.same_file_ids)
     return replace(evaluation, skipped=(*skipped, *evaluation.skipped))
 
 
@@ -138,24 +141,40 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     if unlisted is not None:
         raise DataError(f"a submission needs every query, but {unlisted}; make it readable.", argument="data")
     top_k = require_integer(top_k, "top_k")
-    gallery_ids = {item.id for item in data.gallery}
-    inside = any(item.id in gallery_ids for item in data.query)  # a query is not its own hit
-    if not 1 <= top_k <= len(gallery_ids) - inside:
-        besides = " besides the query itself" if inside else ""
-        raise OptionError(
-            f"`top_k` must be from 1 to {len(gallery_ids) - inside}, the number of gallery images{besides}, "
-            f"got {top_k}.",
-            argument="top_k",
-        )
+    _require_hits(data, top_k)
     with locked(out):
         queries, gallery, skipped = _embed_test_split(
             data, model, weights, runtime, precision, resolve_progress(progress)
         )
-        hits = Index.build(gallery).search(queries, top_k)
+        readable = {*queries.ids, *gallery.ids}
+        _require_hits(data.replace_items(item for item in data.test if item.id in readable), top_k)
+        hits = _search_others(queries, gallery, data.same_file_ids, top_k)
         submission = Submission.from_hits(hits, group, (*skipped, *gallery.skipped))
         submission.check([i.id for i in data.query], [i.id for i in data.gallery], top_k)
         submission.write(out)
     return submission
+
+
+def _besides(data: Dataset) -> str:
+    return " besides the query itself" if data.max_hits < len(data.gallery) else ""
+
+
+def _require_hits(data: Dataset, top_k: int) -> None:
+    if not 1 <= top_k <= data.max_hits:
+        raise OptionError(
+            f"`top_k` must be from 1 to {data.max_hits}, the number of gallery images{_besides(data)}, got {top_k}.",
+            argument="top_k",
+        )
+
+
+def _search_others(
+    queries: Embeddings, gallery: Embeddings, same_file_ids: Mapping[str, Collection[str]], top_k: int
+) -> Hits:
+    """Search the gallery without the items that have the query's file."""
+    same = [set(gallery.ids).intersection(same_file_ids.get(query, ())) for query in queries.ids]
+    hits = Index.build(gallery).search(queries, top_k + max(map(len, same)))
+    dropped = np.array([[item in excluded for item in ids] for excluded, ids in zip(same, hits.ids, strict=True)])
+    return drop_hits(hits, dropped, top_k)
 
 
 def _load_test_data(data: Dataset | Path | str, model: AnyEncoder | Path | str) -> Dataset:
@@ -210,6 +229,8 @@ def _embed_test_split(
         queries = gallery
     else:
         queries = encoder.embed(data.query, progress=progress, task="queries")
+    if data.same_file_note:
+        progress.info(data.same_file_note)
     for split, embeddings in (("query", queries), ("gallery", gallery)):
         if not len(embeddings):
             raise DataError(

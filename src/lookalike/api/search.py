@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from lookalike._files import require_writable, write_text
+from lookalike._files import file_identity, require_writable, write_text
 from lookalike.errors import DataError, ModelError, OptionError, StorageError, renamed_argument
 from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle
@@ -212,23 +213,15 @@ class _HitFiles:
     def identity(self, item_id: str) -> tuple[int, int] | None:
         """Return what all paths of one file share; None if there is no file."""
         if item_id not in self._identities:
-            self._identities[item_id] = _file_identity(self.path(item_id))
+            self._identities[item_id] = file_identity(self.path(item_id))
         return self._identities[item_id]
-
-
-def _file_identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _search_others(
     index: Index, queries: Embeddings, query_paths: Mapping[str, Path], top_k: int | None, hit_files: _HitFiles
 ) -> Hits:
     """Search without the hits that are the query's own file under another path; only hits are compared."""
-    query_files = [_file_identity(query_paths[query]) for query in queries.ids]
+    query_files = [file_identity(query_paths[query]) for query in queries.ids]
     count = index.resolve_top_k(top_k, queries.ids)
     available = len(index) - any(query in index for query in queries.ids)
     extra = 0
@@ -252,8 +245,13 @@ def _search_others(
                 "choose a smaller `top_k`.",
                 argument="top_k",
             )
-    rows, columns = np.arange(len(hits))[:, None], np.argsort(is_own, axis=1, kind="stable")[:, :count]
-    return replace(hits, ids=hits.ids[rows, columns], scores=hits.scores[rows, columns]) if extra else hits
+    return drop_hits(hits, is_own, count) if extra else hits
+
+
+def drop_hits(hits: Hits, dropped: npt.NDArray[np.bool_], count: int) -> Hits:
+    """Return the first `count` hits of each query that are not dropped; `dropped` is `(n_query, top_k)`."""
+    rows, columns = np.arange(len(hits))[:, None], np.argsort(dropped, axis=1, kind="stable")[:, :count]
+    return replace(hits, ids=hits.ids[rows, columns], scores=hits.scores[rows, columns])
 
 
 def _page_path(html: Path | str) -> Path:

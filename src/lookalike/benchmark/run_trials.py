@@ -76,7 +76,8 @@ def skipped_files(embeddings: SplitEmbeddings) -> tuple[Skipped, ...]:
 
 def evaluate_all(spec: BenchmarkSpec, candidates: Sequence[AnyCandidate], embeddings: SplitEmbeddings) -> list[Trial]:
     """Evaluate every candidate, or read its trial if embeddings, labels and measures are the same."""
-    labels = digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in spec.data.items))
+    same = {query: sorted(ids) for query, ids in spec.data.same_file_ids.items()}
+    labels = digest(*(f"{i.id}\t{i.label}\t{i.split}\t{same.get(i.id, '')}" for i in spec.data.items))
     contents = {
         name: digest(*(part for e in by_split.values() for part in ("\n".join(e.ids), e.vectors.tobytes())))
         for name, by_split in embeddings.items()
@@ -131,7 +132,10 @@ def evaluate_test(spec: BenchmarkSpec, embeddings: Mapping[str, Embeddings]) -> 
     if not spec.data.test_is_labelled:
         return None
     labels = spec.data.labels("query"), spec.data.labels("gallery")
-    return evaluate_embeddings(embeddings["query"], embeddings["gallery"], *labels, spec.measures)
+    same_file_ids = spec.data.same_file_ids
+    return evaluate_embeddings(
+        embeddings["query"], embeddings["gallery"], *labels, spec.measures, same_file_ids=same_file_ids
+    )
 
 
 def add_timings(

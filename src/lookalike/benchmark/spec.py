@@ -163,8 +163,9 @@ def select_measures(
     """
     images = {"validation": len(data.validation), "gallery": len(data.gallery), **(readable or {})}
     depth, where = images["validation"] - 1, "validation, where an image is never its own hit,"
-    if data.test_is_labelled and images["gallery"] < depth:
-        depth, where = images["gallery"], "the gallery"
+    never_hits = len(data.gallery) - data.max_hits  # a query itself, and its file
+    if data.test_is_labelled and images["gallery"] - never_hits < depth:
+        depth, where = images["gallery"] - never_hits, "the gallery" + (" besides the query itself" * bool(never_hits))
     selected_by = Measure.parse(measure)
     for argument, required in (("measure", selected_by), ("stop_on", Measure.parse(options.stop_on))):
         if required.min_gallery > depth:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from lookalike._files import digest, file_digest
+from lookalike._files import digest, file_digest, file_identity
 from lookalike.errors import DataError, OptionError
 from lookalike.types import Skipped
 
@@ -133,6 +133,35 @@ class Dataset:
         """Items of query and gallery, each once."""
         return tuple(item for item in self.items if item.split in TEST_SPLITS)
 
+    @cached_property
+    def same_file_ids(self) -> dict[str, frozenset[str]]:
+        """Other gallery items with a query's file, as links have, by the query's id; they are never its hits."""
+        if not self.query:
+            return {}
+        files = {item.id: file_identity(item.path) for item in self.test}
+        gallery_ids = defaultdict(set)
+        for item in self.gallery:
+            if files[item.id] is not None:
+                gallery_ids[files[item.id]].add(item.id)
+        same = {item.id: frozenset(gallery_ids.get(files[item.id], set()) - {item.id}) for item in self.query}
+        return {query: ids for query, ids in same.items() if ids}
+
+    @property
+    def max_hits(self) -> int:
+        """Number of hits that every query can have: the gallery without the query itself and its file."""
+        itself = any(item.split == Split.TEST for item in self.items)
+        return len(self.gallery) - itself - max(map(len, self.same_file_ids.values()), default=0)
+
+    @property
+    def same_file_note(self) -> str:
+        """A remark that queries are in the gallery under other paths, empty if none is."""
+        if not self.same_file_ids:
+            return ""
+        return (
+            f"leave-one-out by file: {len(self.same_file_ids)} of {len(self.query)} queries are in the gallery under "
+            f"another path too, which is not a hit (first: {next(iter(self.same_file_ids))})"
+        )
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names of the training items, sorted."""
@@ -184,6 +213,8 @@ class Dataset:
             lines.append(text)
         if any(item.split == Split.TEST for item in self.items):
             lines.append("  leave-one-out: each test image is searched in the other test images")
+        if self.same_file_note:
+            lines.append(f"  {self.same_file_note}")
         if self.test_classes_unseen:
             lines.append("  most queries are of classes that the training split does not have")
         lines.extend(f"  note: {note}" for note in self.notes)

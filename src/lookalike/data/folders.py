@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lookalike._files import file_identity
 from lookalike.data.images import HEIF_SUFFIXES, has_heif, is_image_name
 from lookalike.errors import DataError
 from lookalike.progress import count_noun
@@ -202,12 +203,10 @@ def _is_loop(folder: Path) -> bool:
 
 def _is_new(folder: Path, visited: set[tuple[int, int]]) -> bool:
     """Whether a folder was not visited under another name; records it."""
-    try:
-        status = folder.stat()
-    except OSError:
+    identity = file_identity(folder)
+    if identity is None:
         return True  # listing it gives the reason
-    key = (status.st_dev, status.st_ino)
-    if key in visited:
+    if identity in visited:
         return False
-    visited.add(key)
+    visited.add(identity)
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -176,11 +176,14 @@ def evaluate_embeddings(
     query_labels: Mapping[str, str],
     gallery_labels: Mapping[str, str],
     measures: Sequence[str | Measure] = DEFAULT_MEASURES,
+    *,
+    same_file_ids: Mapping[str, Collection[str]] | None = None,
 ) -> Evaluation:
     """Measure how well the gallery is ranked for the queries; labels are by item id.
 
-    A query is never its own hit: the same embeddings on both sides mean leave-one-out. Queries without a label or
-    without anything relevant in the gallery are excluded; gallery items without a label are relevant to no query.
+    A query is never its own hit: the same embeddings on both sides mean leave-one-out. Nor are `same_file_ids`, the
+    gallery items with a query's file, by its id. Queries without a label or without anything relevant in the gallery
+    are excluded; gallery items without a label are relevant to no query.
 
     Raises:
         OptionError: an unknown measure, or one that needs more hits than the gallery has.
@@ -189,7 +192,7 @@ def evaluate_embeddings(
 
     """
     parsed = parse_measures(measures)
-    relevance = find_relevance(queries, gallery, query_labels, gallery_labels)
+    relevance = find_relevance(queries, gallery, query_labels, gallery_labels, same_file_ids)
     for measure in parsed:
         if measure.min_gallery > relevance.max_depth:
             without = " besides the query itself" if relevance.max_depth < relevance.gallery else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,8 @@ class Relevance:
     query_codes: Ints  # `(n_query,)` labels as numbers
     gallery_rows: Ints  # `(n_gallery,)` rows in the gallery's embeddings, by column
     gallery_codes: Ints  # `(n_gallery,)` labels as numbers, by column; -1 for no label: relevant to no query
-    self_columns: Ints  # `(n_query,)` column of the query itself, -1 if it is not in the gallery
-    total: Ints  # `(n_query,)` number of relevant gallery items other than the query itself; at least 1
+    same_file: Ints  # `(n, 2)` position of a query and column of itself or of another item with its file: not its hit
+    total: Ints  # `(n_query,)` number of relevant gallery items that can be hits; at least 1
     excluded: tuple[str, ...]  # queries that do not count: no label, or nothing relevant in the gallery
     unlabelled: tuple[str, ...]  # those of `excluded` that have no label
 
@@ -46,14 +46,20 @@ class Relevance:
 
     @property
     def max_depth(self) -> int:
-        """Number of hits that every query can have: the gallery without the query itself."""
-        return self.gallery - int((self.self_columns >= 0).any())
+        """Number of hits that every query can have: the gallery without the query itself and its file."""
+        return self.gallery - int(np.bincount(self.same_file[:, 0], minlength=1).max())
 
 
 def find_relevance(
-    queries: Embeddings, gallery: Embeddings, query_labels: Mapping[str, str], gallery_labels: Mapping[str, str]
+    queries: Embeddings,
+    gallery: Embeddings,
+    query_labels: Mapping[str, str],
+    gallery_labels: Mapping[str, str],
+    same_file_ids: Mapping[str, Collection[str]] | None = None,
 ) -> Relevance:
     """Find the queries that count: those with a label and at least one other gallery item of the same label.
+
+    `same_file_ids` are gallery items with a query's file, by its id.
 
     Raises:
         FingerprintMismatch: the two were embedded by different models.
@@ -73,7 +79,13 @@ def find_relevance(
     labels_by_query = _select_labels(queries.ids, query_labels, "query")
     labels_by_item = _select_labels(gallery.ids, gallery_labels, "gallery")
     class_sizes = Counter(labels_by_item.values())
-    totals = {q: class_sizes[label] - (labels_by_item.get(q) == label) for q, label in labels_by_query.items()}
+    order = sorted(range(len(gallery)), key=gallery.ids.__getitem__)
+    columns = {gallery.ids[row]: column for column, row in enumerate(order)}
+    same_files = {q: sorted({q, *(same_file_ids or {}).get(q, ())} & columns.keys()) for q in queries.ids}
+    totals = {
+        q: class_sizes[label] - sum(labels_by_item.get(item) == label for item in same_files[q])
+        for q, label in labels_by_query.items()
+    }
     ids = tuple(q for q in queries.ids if totals.get(q))
     if not ids:
         raise DataError(
@@ -83,8 +95,6 @@ def find_relevance(
         )
     codes = {label: code for code, label in enumerate(sorted({*labels_by_query.values(), *class_sizes}))}
     rows = {q: row for row, q in enumerate(queries.ids)}
-    order = sorted(range(len(gallery)), key=gallery.ids.__getitem__)
-    columns = {gallery.ids[row]: column for column, row in enumerate(order)}
     return Relevance(
         query_ids=ids,
         query_labels=tuple(labels_by_query[q] for q in ids),
@@ -92,7 +102,9 @@ def find_relevance(
         query_codes=_ints(codes[labels_by_query[q]] for q in ids),
         gallery_rows=_ints(order),
         gallery_codes=_ints(codes.get(labels_by_item.get(item, ""), -1) for item in columns),
-        self_columns=_ints(columns.get(q, -1) for q in ids),
+        same_file=_ints(
+            number for position, q in enumerate(ids) for item in same_files[q] for number in (position, columns[item])
+        ).reshape(-1, 2),
         total=_ints(totals[q] for q in ids),
         excluded=tuple(q for q in queries.ids if not totals.get(q)),
         unlabelled=tuple(q for q in queries.ids if q not in labels_by_query),
@@ -108,7 +120,8 @@ def iter_judged(
     number of relevant gallery items; and the first hits of each query, at most ten, for display.
 
     Hits are ordered by cosine, rounded to 6 decimals so that ties are ties on every machine, then by item id. A query
-    is never its own hit: where `depth` is the whole gallery, it has the last rank and is not relevant.
+    is never its own hit, nor is its file: where `depth` is the whole gallery, they have the last ranks and are not
+    relevant.
     """
     ids = np.array(gallery.ids, dtype=object)[relevance.gallery_rows]
     n_top = min(_TOP_HITS, relevance.max_depth)
@@ -118,12 +131,12 @@ def iter_judged(
         chunk = slice(start, start + step)
         vectors = queries.vectors[relevance.query_rows[chunk]]
         steps = cosine_steps(vectors, gallery.vectors.__getitem__, relevance.gallery_rows)
-        self_columns = relevance.self_columns[chunk]
-        in_gallery = np.flatnonzero(self_columns >= 0)
-        steps[in_gallery, self_columns[in_gallery]] = LAST
+        first, last = np.searchsorted(relevance.same_file[:, 0], (start, start + step))
+        positions, own_columns = relevance.same_file[first:last].T
+        steps[positions - start, own_columns] = LAST
         ranked, scores = best_first(steps, columns, max(depth, n_top))
         relevant = relevance.gallery_codes[ranked] == relevance.query_codes[chunk, None]
-        relevant &= ranked != self_columns[:, None]
+        relevant &= scores != LAST
         top_scores = (scores[:, :n_top] / STEPS).astype(np.float32)
         hits = Hits(relevance.query_ids[chunk], ids[ranked[:, :n_top]], top_scores)
         yield relevant[:, :depth], relevance.total[chunk], hits
