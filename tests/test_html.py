@@ -47,6 +47,14 @@ def test_what_cannot_be_shown_has_no_thumbnail(tmp_path: Path) -> None:
     assert Thumbnails().uri(None) is None
 
 
+def test_an_image_that_takes_too_much_memory_has_no_thumbnail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr(_html, "read_image", fail)
+    assert Thumbnails().uri(tmp_path / "a.png") is None
+
+
 def test_each_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     thumbnails = Thumbnails()

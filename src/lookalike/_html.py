@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from lookalike.data.images import read_image
+from lookalike.data.images import one_image, read_image
 from lookalike.errors import UnreadableImage
 
 if TYPE_CHECKING:
@@ -48,10 +49,9 @@ class Thumbnails:
         if isinstance(image, Image.Image):
             return self._encode(image.copy())
         if image not in self._uris:
-            try:
+            self._uris[image] = None
+            with contextlib.suppress(UnreadableImage), one_image(image):
                 self._uris[image] = self._encode(read_image(image))
-            except UnreadableImage:
-                self._uris[image] = None
         return self._uris[image]
 
     def _encode(self, image: Image.Image) -> str:

@@ -84,6 +84,15 @@ def test_images_in_memory(index_folder, images, tmp_path, kind):
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 2 * (1 + 5)
 
 
+def test_a_query_that_takes_too_much_memory_has_no_thumbnail(index_folder, images, tmp_path, monkeypatch):
+    def fail(source, min_sides):
+        raise MemoryError
+
+    monkeypatch.setattr("lookalike.api.search.decode", fail)
+    search(index_folder, [(images / "astronaut0.jpg").read_bytes()], top_k=5, html=tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 5
+
+
 @pytest.mark.parametrize("kind", ["link", "hard link", "linked folder"])
 def test_an_item_is_not_its_own_hit_through_a_link(index_folder, images, tmp_path, kind):
     item = images / "more" / "rocket1.jpg"

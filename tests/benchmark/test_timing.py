@@ -22,7 +22,7 @@ from lookalike.benchmark.timing import (
     time_members,
     timing_setup,
 )
-from lookalike.errors import LookalikeError
+from lookalike.errors import LookalikeError, UnreadableImage
 from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
 
@@ -88,6 +88,17 @@ def test_one_encoder(images, monkeypatch):
     assert counts == [1, 20]
     assert list(timings) == [""]
     assert timings[""].images == 3
+
+
+def test_an_image_that_takes_too_much_memory_is_named(images, monkeypatch):
+    def fail(path, min_sides):
+        raise MemoryError
+
+    monkeypatch.setattr(timing, "read_scaled", fail)
+    encoder = build_trainable(NAMES[0], "none").freeze()
+    with pytest.raises(UnreadableImage, match="memory") as caught:
+        time_members(lambda _: [encoder], [""], images[:1], count=20)
+    assert caught.value.path == images[0]
 
 
 def test_peak_memory_on_linux(monkeypatch, tmp_path):

@@ -138,6 +138,18 @@ def test_without_a_readable_image_noise_is_timed(encoder, tmp_path, graph_cache,
     assert runtime_of(prepare(encoder, missing)) == ("openvino", "float32")
 
 
+def test_an_image_that_takes_too_much_memory_is_not_timed(encoder, sample, monkeypatch):
+    decode = select.decode
+
+    def limited(source, min_sides):
+        if source is sample[0]:
+            raise MemoryError
+        return decode(source, min_sides)
+
+    monkeypatch.setattr(select, "decode", limited)
+    assert len(select.sample_pixels(encoder.preprocessing, sample)) == len(sample) - 1
+
+
 def test_single_images_and_many_images_have_their_own_graph(encoder, sample, graph_cache):
     backbone = with_runtime(encoder, "openvino", "float32").backbone
     single, many = backbone.prepare(sample, 1, SILENT), backbone.prepare(sample, 1000, SILENT)

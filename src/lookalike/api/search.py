@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from lookalike._files import file_identity, require_writable, write_text
-from lookalike.errors import DataError, ModelError, OptionError, StorageError, renamed_argument
+from lookalike.data.images import one_image
+from lookalike.errors import DataError, ModelError, OptionError, StorageError, UnreadableImage, renamed_argument
 from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle
 from lookalike.models.encoder import AnyEncoder
@@ -276,8 +278,11 @@ def _write_page(
     thumbnails = Thumbnails(_THUMBNAIL)
 
     def query_image(query: Source) -> str | None:
-        in_memory = isinstance(query, InMemoryImage)
-        return thumbnails.uri(Image.fromarray(decode(query, [_THUMBNAIL])[0]) if in_memory else query.path)
+        if not isinstance(query, InMemoryImage):
+            return thumbnails.uri(query.path)
+        with contextlib.suppress(UnreadableImage), one_image(query.path):
+            return thumbnails.uri(Image.fromarray(decode(query, [_THUMBNAIL])[0]))
+        return None
 
     page_queries = [
         {

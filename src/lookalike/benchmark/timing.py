@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from lookalike._system import cpu_count, cpu_name, installed_versions
 from lookalike.benchmark.trial import Timing
-from lookalike.data.images import read_scaled
+from lookalike.data.images import one_image, read_scaled
 from lookalike.errors import LookalikeError
 from lookalike.models.bundle import read_bundle_info
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
@@ -175,8 +175,9 @@ def _time_single(
     rows = []
     for path in paths:
         clocks = [time.perf_counter()]
-        images = read_scaled(path, min_sides)
-        pixels = {p: p.pixels(image)[None] for p, image in zip(preprocessings, images, strict=True)}
+        with one_image(path):
+            images = read_scaled(path, min_sides)
+            pixels = {p: p.pixels(image)[None] for p, image in zip(preprocessings, images, strict=True)}
         clocks.append(time.perf_counter())
         features = [m.backbone.submit(pixels[m.preprocessing])() for m in members]
         clocks.append(time.perf_counter())
