@@ -119,6 +119,15 @@ def test_a_compiled_graph_is_remembered_for_this_machine(monkeypatch):
     assert graphs.read_blob("float32-latency") is None
 
 
+def test_a_pipe_in_place_of_a_compiled_graph_is_not_read():
+    graphs = GraphCache("abc")
+    graphs.write_blob("float32", b"compiled")
+    (file,) = graphs.folder.iterdir()
+    file.unlink()
+    os.mkfifo(file)
+    assert graphs.read_blob("float32") is None
+
+
 def test_a_damaged_compiled_graph_is_noticed():
     graphs = GraphCache("abc")
     graphs.write_blob("float32", b"compiled")

@@ -235,8 +235,9 @@ class BuildCheckpoint:
         rows = np.arange(count, dtype=np.int64)
         blocks = (take(rows[start : start + BLOCK]).tobytes() for start in range(0, count, BLOCK))
         self._vectors = digest(str(installed_versions("lookalike", "faiss-cpu")), str(count), *map(digest, blocks))
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged: written again
-            state = json.loads(path.read_text(encoding="utf-8"))
+        # a damaged state is written again
+        with contextlib.suppress(StorageError, ValueError, KeyError, TypeError, AttributeError):
+            state = read_json(path, "build state")
             if state["vectors"] == self._vectors:
                 self.tried = {
                     budget: [read_record(OperatingPoint, point) for point in points]

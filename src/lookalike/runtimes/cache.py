@@ -19,7 +19,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import digest, file_digest, read_json, storage_errors, write_file, write_json
+from lookalike._files import (
+    RefusedFileError,
+    digest,
+    file_digest,
+    open_regular,
+    read_json,
+    storage_errors,
+    write_file,
+    write_json,
+)
 from lookalike._system import NO_CACHE, cache_folder, cpu_count, cpu_flags, cpu_name, installed_versions
 from lookalike.errors import LookalikeError, StorageError
 from lookalike.models.info import BackboneInfo, TrainingState, parse_training_state
@@ -127,8 +136,9 @@ class GraphCache:
         """Return a compiled graph; None if it is missing, damaged, or was compiled on another machine."""
         file = self._blob_file(name)
         try:
-            data = file.read_bytes()
-        except OSError:
+            with open_regular(file) as handle:
+                data = handle.read()
+        except (OSError, RefusedFileError):
             return None
         with contextlib.suppress(OSError):
             os.utime(file)  # `_evict` removes what was used least recently
