@@ -8,9 +8,11 @@ import json
 import os
 import socket
 import stat
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lookalike import _files as files
@@ -25,6 +27,7 @@ from lookalike._files import (
     open_regular,
     read_json,
     require_free,
+    require_uncompressed,
     require_writable,
     with_digest,
     write_csv,
@@ -388,3 +391,31 @@ def test_a_record_with_digest_notices_changes() -> None:
         checked_record({**record, "count": 4})
     with pytest.raises(ValueError, match="changed"):
         checked_record(content)
+
+
+def test_an_archive_that_expands_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "stored.npz", a=np.zeros(10_000))
+    np.savez_compressed(tmp_path / "compressed.npz", a=np.zeros(10_000))
+    (tmp_path / "text").write_text("no archive")
+    for name in ("stored.npz", "text"):
+        with open_regular(tmp_path / name) as file:
+            require_uncompressed(file)
+            assert len(file.read()) == (tmp_path / name).stat().st_size
+    with open_regular(tmp_path / "compressed.npz") as file, pytest.raises(RefusedFileError, match="expand to 80,128"):
+        require_uncompressed(file)
+
+
+def test_an_archive_whose_entries_share_their_bytes_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a", bytes(1000))
+        archive.filelist *= 9
+    with open_regular(tmp_path / "a.zip") as file, pytest.raises(RefusedFileError, match="expand to 9,000"):
+        require_uncompressed(file)
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.zeros(3))
+    data = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(data.replace(b"PK\1\2", b"PK\0\0"))
+    with open_regular(tmp_path / "a.npz") as file, pytest.raises(RefusedFileError, match="damaged"):
+        require_uncompressed(file)

@@ -12,11 +12,12 @@ import os
 import secrets
 import shutil
 import stat
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lookalike.errors import StorageError
 
@@ -56,6 +57,23 @@ def open_regular(path: Path | str, max_bytes: int | None = None) -> BufferedRead
     """Open a file to read its bytes, within the limits of `require_regular`."""
     require_regular(path, max_bytes)
     return Path(path).open("rb")
+
+
+def require_uncompressed(file: BinaryIO) -> None:
+    """Raise `RefusedFileError` for a zip archive that expands to more bytes than it has, then rewind it.
+
+    torch and numpy store tensors and arrays without compression; a compressed one can fill the memory.
+    """
+    if zipfile.is_zipfile(file):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                expanded = sum(entry.file_size for entry in archive.infolist())
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise RefusedFileError(f"it is a damaged archive ({error})") from error
+        size = file.seek(0, os.SEEK_END)
+        if expanded > size:
+            raise RefusedFileError(f"it is compressed: its {size:,} bytes expand to {expanded:,}")
+    file.seek(0)
 
 
 @contextlib.contextmanager

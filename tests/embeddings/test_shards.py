@@ -79,6 +79,14 @@ def test_a_shard_whose_content_does_not_match(tmp_path, arrays):
     assert read_shard(tmp_path / "shard.npz") is None
 
 
+def test_a_compressed_shard(tmp_path):
+    content = {"keys": FIRST.keys, "vectors": np.zeros((2, 4096), np.float32), "failed": np.frombuffer(b"{}", np.uint8)}
+    np.savez(tmp_path / "shard.npz", **content)
+    assert read_shard(tmp_path / "shard.npz") is not None
+    np.savez_compressed(tmp_path / "shard.npz", **content)
+    assert read_shard(tmp_path / "shard.npz") is None
+
+
 def test_rows_are_found_by_key(shards):
     stored = StoredVectors(shards, None)
     assert stored.find(np.array([5, 9, 7, 2**64 - 1], np.uint64)).tolist() == [2, -1, 0, -1]

@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -403,6 +404,18 @@ def test_a_pickled_model_is_refused(whole_model, tmp_path):
     torch.save(whole_model, path)
     with pytest.raises(ModelError, match=r"needs the Python object timm\.\S+EfficientNet"):
         read_state(path)
+
+
+def test_a_compressed_file_is_refused_before_it_fills_the_memory(tmp_path):
+    path, plain = tmp_path / "bomb.pth", tmp_path / "plain.pth"
+    torch.save({"conv_stem.weight": torch.zeros(1_000_000)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    assert torch.load(path, weights_only=True)["conv_stem.weight"].shape == (1_000_000,)  # torch expands it
+    error = refusal(lambda: build_trainable(SMALL, path))
+    assert all(words in str(error) for words in (str(path), "compressed", "expand to 4,00"))
+    assert error.argument == "weights"
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {}, {"a": 1}, {3: torch.zeros(2)}])

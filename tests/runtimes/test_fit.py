@@ -93,6 +93,15 @@ def test_a_damaged_cache_is_computed_again(backbone, sample, tmp_path, content):
     assert read_features(file) is not None
 
 
+def test_a_compressed_cache_is_computed_again(backbone, sample, tmp_path):
+    features_of(backbone, sample, cache=tmp_path)
+    file = feature_file(tmp_path, backbone, sample)
+    with np.load(file) as stored:
+        content = {**stored, "rows": np.zeros((len(stored["ids"]), 4096), np.float32)}
+    np.savez_compressed(file, **content)
+    assert read_features(file) is None
+
+
 # ---------------------------------------------------------------- heads
 
 

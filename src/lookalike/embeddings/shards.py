@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lookalike._files import FileRecord, open_regular, storage_errors, write_file
+from lookalike._files import FileRecord, open_regular, require_uncompressed, storage_errors, write_file
 from lookalike._strings import iter_json_lines
 from lookalike.embeddings.folder import (
     DATA_FILES,
@@ -91,9 +91,11 @@ def read_shard(path: Path) -> Shard | None:
     """Read one shard; None if it is missing or damaged."""
     try:
         # opened here, since np.load leaves a damaged file open
-        with open_regular(path) as file, np.load(file, allow_pickle=False) as stored:
-            failed = failed_from_json(json.loads(stored["failed"].tobytes()))
-            shard = Shard(stored["keys"], stored["vectors"], failed)
+        with open_regular(path) as file:
+            require_uncompressed(file)
+            with np.load(file, allow_pickle=False) as stored:
+                failed = failed_from_json(json.loads(stored["failed"].tobytes()))
+                shard = Shard(stored["keys"], stored["vectors"], failed)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
         return None  # a disk that lost power can leave such a file; it is computed again
     valid = shard.vectors.dtype == np.float32 and shard.keys.dtype == np.uint64 and shard.vectors.ndim == 2

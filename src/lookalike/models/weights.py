@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lookalike._files import read_json
+from lookalike._files import open_regular, read_json, require_uncompressed
 from lookalike.errors import ModelError, WeightsUnavailable, describe_error
 from lookalike.models.adapt import drop_unread_tokens
 from lookalike.models.registry import HUB_WEIGHTS, NONE, PRETRAINED, BackboneRow, cached_hub_file
@@ -292,8 +292,9 @@ def _require_finite(path: Path, state: Tensors) -> None:
 
 def read_torch_file(path: Path) -> Any:
     """Read a torch file into the CPU's memory without running code; one that cannot be read raises anything."""
-    with warnings.catch_warnings():
+    with open_regular(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol
+        require_uncompressed(file)
         return torch.load(path, "cpu", weights_only=True)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lookalike._files import write_file
+from lookalike._files import open_regular, require_uncompressed, write_file
 from lookalike.data.dataset import sample_evenly
 from lookalike.errors import DataError, LookalikeError
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble
@@ -76,11 +76,12 @@ def read_features(file: Path) -> Features | None:
     """Read features that `compute_features` stored; None if they are missing or damaged."""
     try:
         # opened here, since np.load leaves a damaged file open
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            skipped = zip(stored["skipped"].tolist(), stored["causes"].tolist(), strict=True)
-            return Features(
-                tuple(stored["ids"].tolist()), stored["rows"], tuple(Skipped(Path(p), cause) for p, cause in skipped)
-            )
+        with open_regular(file) as handle:
+            require_uncompressed(handle)
+            with np.load(handle, allow_pickle=False) as stored:
+                skipped = zip(stored["skipped"].tolist(), stored["causes"].tolist(), strict=True)
+                files = tuple(Skipped(Path(name), cause) for name, cause in skipped)
+                return Features(tuple(stored["ids"].tolist()), stored["rows"], files)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
