@@ -175,6 +175,8 @@ class TestIndex:
         with pytest.raises(StorageError, match="already exists"):
             index(images, encoder, out=index_folder)
         assert len(index(images, encoder, out=index_folder, replace=True).index) == COUNT - 1
+        with pytest.raises(StorageError, match="already exists"):
+            index(images, encoder, out=images, replace=True)  # nothing but an index is replaced
 
     def test_a_full_disk_keeps_the_embeddings(self, images, encoder, tmp_path, monkeypatch, decoded):
         def full(*_, **__):

@@ -568,3 +568,19 @@ def test_a_manifest_larger_than_any_is_not_read(tmp_path: Path, name: str) -> No
 def test_a_manifest_without_line_ends(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("path,label,split\n" + "x" * 5_000_000)
     assert "manifest.csv" in refusal(tmp_path)
+
+
+def test_folders_that_may_have_been_meant_otherwise_are_noted(tmp_path: Path) -> None:
+    make(tmp_path / "flat", "train/1.jpg", "train/2.jpg", "test/3.jpg")
+    (note,) = load_dataset(tmp_path / "flat").notes
+    assert "test, train are used as classes" in note
+    make(tmp_path / "deep", "images/train/a/1.jpg", "images/test/a/2.jpg", "labels.csv")
+    notes = load_dataset(tmp_path / "deep").notes
+    assert "all images are in images" in notes[0] and "labels.csv is not used" in notes[1]
+
+
+def test_links_between_class_folders_are_read_once(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg", "b/2.jpg", "c/3.jpg")
+    for folder, target in (("a", "b"), ("b", "c"), ("c", "a")):
+        (tmp_path / folder / "link").symlink_to(tmp_path / target)
+    assert sorted(item.id for item in load_dataset(tmp_path).items) == ["a/1.jpg", "b/2.jpg", "c/3.jpg"]

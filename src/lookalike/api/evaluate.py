@@ -223,6 +223,7 @@ def _embed_test_split(
             precision = "float32"
         sample = sample_evenly(tested, SAMPLE_SIZE)
         encoder = with_runtime(encoder, runtime, precision).prepare(sample, len(tested), progress)
+    progress.info(f"model: {encoder.name}, {encoder.state}")
     gallery = _embed_gallery(data.gallery, encoder, fitted, progress)
     if data.query == data.gallery:
         progress.info("leave-one-out: each image is searched in the others")

@@ -16,7 +16,7 @@ from lookalike.api.parity import ComparedMeasures, Parity, compare_embeddings, c
 from lookalike.data.dataset import Dataset, Item, sample_evenly
 from lookalike.data.layouts import load_training_splits
 from lookalike.errors import DataError, MissingExtra, OptionError, renamed_argument
-from lookalike.models.bundle import describe_encoder, find_bundle, read_bundle_info, save_bundle
+from lookalike.models.bundle import describe_encoder, find_bundle, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BundleInfo, GraphInfo
 from lookalike.models.pipeline import decode_batches
@@ -74,7 +74,7 @@ def export(
         data: what the bundle was trained on. int8 is calibrated on its training images; the loss is measured on its
             validation images. Without it, float models are compared on generated images alone.
         tolerance: points of precision@3 that may be lost on the validation images.
-        replace: overwrite an existing folder.
+        replace: overwrite an existing bundle, and nothing else.
         progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Returns:
@@ -94,7 +94,7 @@ def export(
         raise OptionError("int8 needs `data`, the training data of the bundle, for calibration.", argument="data")
     if not tolerance >= 0:
         raise OptionError(f"`tolerance` must be at least 0, got {tolerance}.", argument="tolerance")
-    if not replace:
+    if not (replace and is_bundle(out)):  # nothing else is replaced
         require_free(out)
     with renamed_argument("bundle", "model"):
         info = read_bundle_info(bundle)

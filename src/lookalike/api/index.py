@@ -28,7 +28,7 @@ from lookalike.errors import (
 )
 from lookalike.index.autotune import Budget
 from lookalike.index.index import Index
-from lookalike.index.storage import remove_checkpoint
+from lookalike.index.storage import is_index, remove_checkpoint
 from lookalike.models.bundle import MODEL_FOLDER, find_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.registry import PRETRAINED
@@ -84,7 +84,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         runtime: as in `embed`.
         precision: as in `embed`.
         allow_removals: as in `embed`, for the embeddings of a run that was stopped.
-        replace: overwrite an existing index.
+        replace: exchange an existing index when the new one is complete; nothing but an index is replaced.
         progress: as in `embed`.
 
     Raises:
@@ -99,7 +99,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     progress = resolve_progress(progress)
     budget = Budget.parse(min_recall, max_memory, max_ms)
     require_runtime(runtime, precision)
-    if not replace:
+    if not (replace and is_index(out)):  # nothing else is replaced
         require_free(out)
     require_folder(images, "images")
     if is_embeddings(images) or is_unfinished(images):

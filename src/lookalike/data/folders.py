@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lookalike._files import file_identity
@@ -13,8 +13,11 @@ from lookalike.errors import DataError
 from lookalike.progress import count_noun
 from lookalike.types import Skipped
 
-# folders that operating systems and storage devices create
-_SYSTEM_FOLDERS = {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "__macosx"}
+# folders that operating systems, storage devices and MLflow create
+_SYSTEM_FOLDERS = {
+    *("@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot", "$recycle.bin"),
+    *("recycler", "system volume information", "found.000", "lost+found", "__macosx", "mlruns"),
+}
 
 # files by which a folder is a result of Lookalike: a bundle, an index, embeddings, a benchmark
 _RESULTS = ({"bundle.json"}, {"index.json", "items.json"}, {"embeddings.json", "vectors.npy"}, {"run.json", "trials"})
@@ -89,12 +92,15 @@ class ImageFinder:
             return False
         return not _is_loop(path)
 
-    def walk(self, folder: Path) -> Iterator[Path]:
+    def walk(self, folder: Path, separate: Iterable[Path] = ()) -> Iterator[Path]:
         """Yield the images in a folder and below it, in any order; a folder that links lead to twice is read once.
 
-        One at a time: 100,000 paths take tens of megabytes.
+        Links to the `separate` folders, which are walked for themselves, are not followed. One at a time: 100,000 paths
+        take tens of megabytes.
         """
         visited: set[tuple[int, int]] = set()
+        for other in separate:
+            _is_new(other, visited)
         to_visit = [folder]
         while to_visit:
             folders, images = self.list(to_visit.pop())

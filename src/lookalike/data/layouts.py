@@ -75,9 +75,9 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
     folders, loose = finder.list(root)
     if finder.skipped:
         raise _error(f"{finder.skipped[0]}; make it readable, or use another folder.")
-    in_folders = {folder.name: sorted(finder.walk(folder)) for folder in folders}
+    in_folders = {folder.name: sorted(finder.walk(folder, folders)) for folder in folders}
     classes = {name: images for name, images in in_folders.items() if images}
-    skipped, notes = tuple(finder.skipped), finder.notes()
+    skipped, notes = tuple(finder.skipped), (*_unclear_folders(root, classes), *finder.notes())
     empty = [folder for folder in folders if folder.name not in classes]
     if classes:
         notes = (*_empty_folders(empty, root, finder), *notes)
@@ -101,6 +101,17 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
         )
     unlabelled = tuple(_item(root, path, None, Split.GALLERY) for path in paths)
     return Dataset(root, "images without labels", unlabelled, notes, skipped)
+
+
+def _unclear_folders(root: Path, classes: Collection[str]) -> Iterator[str]:
+    """Yield a note where folders that are not splits may have been meant to be."""
+    if len(classes) > 1 and all(name.lower() in _SPLIT_NAMES for name in classes):
+        names = ", ".join(sorted(classes))
+        yield f"the folders {names} are used as classes; splits have class folders inside, or query and gallery"
+    elif len(classes) == 1 and len(ImageFinder().list(root / min(classes))[0]) > 1:
+        yield f"all images are in {min(classes)}, whose folders are not used as classes or splits; if they are, pass it"
+    if (root / "labels.csv").exists():
+        yield "labels.csv is not used: it labels images in test/query and test/gallery"
 
 
 def find_manifest(root: Path) -> Path | None:
@@ -255,7 +266,7 @@ def _labelled_and_loose(
 ) -> tuple[list[Item], list[Item], list[Path]]:
     """Return the items in class folders, those directly in the folder, without a label, and folders without images."""
     folders, loose = finder.list(folder)
-    classes = {class_folder: sorted(finder.walk(class_folder)) for class_folder in folders}
+    classes = {class_folder: sorted(finder.walk(class_folder, folders)) for class_folder in folders}
     labelled = [
         _item(root, path, class_folder.name, split) for class_folder, paths in classes.items() for path in paths
     ]

@@ -72,7 +72,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         out: folder of the new bundle.
         weights: the weights that the bundle was trained from, as in `train`.
         resume: continue the unfinished run next to `out`.
-        replace: overwrite an existing bundle.
+        replace: overwrite an existing bundle, and nothing else.
         cache: as in `train`.
         track: as in `train`.
         progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.

@@ -75,7 +75,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         options: training options; single ones can also be passed by name, as in `epochs=3`.
         combination: how several backbones are combined: aligned, average or concat.
         resume: continue the unfinished run next to `out`, also with other learning rates; a finished run is loaded.
-        replace: overwrite an existing bundle.
+        replace: overwrite an existing bundle, and nothing else.
         cache: a folder that keeps the features of the frozen backbone for other runs on the same images.
         track: trackers that receive each epoch and the bundle: `tensorboard`, `mlflow`, or with a location, as in
             `mlflow=http://host:5000`.
@@ -181,7 +181,7 @@ def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: P
     """Check that the bundle can be written, and return the folder next to it for checkpoints."""
     require_writable(bundle, "out")
     folder = _run_folder(bundle)
-    if not replace and not (resume and is_bundle(bundle)):
+    if not ((replace or resume) and is_bundle(bundle)):  # nothing else is replaced
         require_free(bundle)
     if folder.exists() and not resume:
         raise StorageError(

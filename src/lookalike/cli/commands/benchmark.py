@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lookalike.cli.app import RESUMES, Command
-from lookalike.cli.console import display_path, make_progress, print_prose, print_table, report_skipped, shell_path
+from lookalike.cli.console import (
+    display_path,
+    make_progress,
+    print_json,
+    print_prose,
+    print_table,
+    report_skipped,
+    shell_path,
+)
 from lookalike.cli.options import (
     PATH,
     data_argument,
@@ -118,7 +127,7 @@ def benchmark(
         )
     report_skipped(progress, result.skipped)
     if as_json:
-        click.echo((result.out / "leaderboard.json").read_text(encoding="utf-8"), nl=False)
+        print_json(json.loads((result.out / "leaderboard.json").read_text(encoding="utf-8")))
     else:
         _print_result(result)
     best = shell_path(result.out / "best")

@@ -84,9 +84,12 @@ def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
 @click.option("--max-memory", metavar="SIZE", help="Memory limit for the embeddings, such as 500MB.")
 @click.option("--max-ms", type=float, help="Limit for the median time per query, in milliseconds.")
 @allow_removals_option
-@out_option("The folder of the index; must not exist yet.")
+@click.option("--replace", is_flag=True, help="Replace an older index, when the new one is complete.")
+@out_option("The folder of the index; must not exist yet without --replace.")
 def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Build a search index of a folder of images, or of a folder of embeddings.
+
+    An interrupted run resumes where it stopped.
 
     \b
     Examples:
