@@ -200,8 +200,28 @@ def test_the_folder_of_a_leave_one_out_data_set(data_folder, encoder, tmp_path):
     assert {name.split("/")[0] for name in built.index.ids} == {"test"}
 
 
-def test_images_inside_and_outside_of_the_folder_of_a_manifest(images, encoder, tmp_path):
-    """Both are found again, and neither is its own hit."""
+def test_a_data_set_without_a_gallery(data_folder, encoder, tmp_path, decoded):
+    shutil.rmtree(data_folder / "test" / "gallery")
+    with pytest.raises(DataError, match="has no gallery image to index, only 32 for training and query") as caught:
+        index(data_folder, encoder, out=tmp_path / "index")
+    assert caught.value.argument == "images"
+    (data_folder / "manifest.csv").write_text("path,label,split\ntraining/cat/cat0.jpg,cat,training\n")
+    with pytest.raises(DataError, match=r"list them in manifest\.csv as gallery"):
+        index(data_folder, encoder, out=tmp_path / "index")
+    assert decoded == []
+
+
+@pytest.mark.parametrize("command", [embed, index])
+def test_a_table_of_something_else_called_manifest(images, encoder, tmp_path, decoded, command):
+    (images / "manifest.csv").write_text("file,hash\nx.jpg,0\n")
+    with pytest.raises(DataError, match="rename the file") as caught:
+        command(images, encoder, out=tmp_path / "out")
+    assert caught.value.argument == "images"
+    assert decoded == []
+
+
+def test_images_inside_and_outside_of_the_folder_of_a_manifest(images, encoder, tmp_path, recording_progress):
+    """Both are found again, and neither is its own hit; `embed` and `index` read the manifest alike."""
     inside, outside = sorted(images.rglob("*.jpg"))[:2]
     other = tmp_path / "elsewhere" / outside.name
     other.parent.mkdir()
@@ -209,6 +229,11 @@ def test_images_inside_and_outside_of_the_folder_of_a_manifest(images, encoder, 
     rows = f"./{inside.relative_to(images)},,gallery\n../elsewhere/{other.name},,gallery\n"
     (images / "manifest.csv").write_text(f"path,label,split\n{rows}")
     built = index(images, encoder, out=tmp_path / "index").index
+    progress = recording_progress()
+    assert tuple(embed(images, encoder, out=tmp_path / "emb", progress=progress).ids) == tuple(built.ids)
+    assert any("manifest.csv, 2 images; others in the folder are not used" in line for line in progress.messages)
+    embedded = index(tmp_path / "emb", out=tmp_path / "again").index
+    assert [embedded.path_of(item) for item in embedded.ids] == [built.path_of(item) for item in built.ids]
     assert all(built.path_of(item).is_file() for item in built.ids)
     for query in (inside, other):
         (hits,) = search(tmp_path / "index", [query], top_k=1)

@@ -11,7 +11,9 @@ from typing import Any
 from lookalike._files import file_digest, follow_link, require_writable
 from lookalike._lock import locked
 from lookalike._strings import PackedStrings
+from lookalike.data.dataset import Dataset
 from lookalike.data.folders import ImageFinder, require_folder, skipped_suffix
+from lookalike.data.layouts import find_manifest, load_dataset
 from lookalike.embeddings.embed_folder import embed_folder, require_embeddings_of
 from lookalike.embeddings.folder import (
     is_embeddings,
@@ -31,7 +33,7 @@ from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import BundleInfo
 from lookalike.models.pipeline import Files, Source
 from lookalike.models.registry import PRETRAINED
-from lookalike.progress import Progress, resolve_progress
+from lookalike.progress import Progress, count_noun, resolve_progress
 from lookalike.runtimes.fit import fit_pretrained
 from lookalike.runtimes.load import WeightsOption, load_encoder, pair_weights
 from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
@@ -54,7 +56,7 @@ def embed(
     """Embed every image in a folder; a run that was stopped resumes, and only new and changed files are embedded again.
 
     Args:
-        images: a folder, searched recursively; ids are paths relative to it.
+        images: a folder, searched recursively, or one whose manifest lists the images; ids are paths relative to it.
         model: an encoder, a bundle, or the name of a backbone. The head of a name is fitted on the images, once. None
             for the model that `out` holds from an earlier run.
         out: the folder of embeddings.
@@ -66,7 +68,7 @@ def embed(
         progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Raises:
-        DataError: not a folder, no readable image in it, or too many images are gone.
+        DataError: not a folder, no readable image in it, a manifest that is wrong, or too many images are gone.
         OptionError: no model where `out` has none either, or an unknown runtime or precision.
         ModelError: the model cannot be used.
         FingerprintMismatch: `out` holds embeddings of another model.
@@ -119,8 +121,15 @@ def images_folder(images: Path | str) -> Path:
 
 
 def find_images(folder: Path, progress: Progress) -> FolderImages:
-    """Find every image in a folder, recursively; ids are paths relative to it, with forward slashes."""
+    """Find the images that a folder's manifest lists, else every image in it; ids are paths relative to the folder."""
     require_folder(folder, "images")
+    manifest = find_manifest(folder)
+    if manifest is not None:
+        data = load_images(folder, progress)
+        count = count_noun(len(data), "image")
+        progress.info(f"the images are those of {manifest}, {count}; others in the folder are not used")
+        items = sorted(data.items, key=lambda item: item.id)
+        return FolderImages(items, items, {}, data.skipped)
     finder = ImageFinder()
     # sorted as in an index, which then takes the vectors without copying them
     names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in finder.walk(folder)))
@@ -136,6 +145,15 @@ def find_images(folder: Path, progress: Progress) -> FolderImages:
         progress.info(note)
     sources = Files(folder, names)
     return FolderImages(sources, sources, {}, tuple(skipped))
+
+
+def load_images(folder: Path, progress: Progress) -> Dataset:
+    """Load the images of a folder as a data set, and pass on its notes."""
+    with renamed_argument("images", "data"):
+        data = load_dataset(folder)
+    for note in data.notes:
+        progress.info(note)
+    return data
 
 
 def _refuse_output(folder: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from lookalike._files import follow_link, new_folder, require_free
 from lookalike._lock import locked
-from lookalike.api.embed import FolderImages, embed_images, find_images, images_folder
+from lookalike.api.embed import FolderImages, embed_images, find_images, images_folder, load_images
 from lookalike.data.dataset import TEST_SPLITS, Split
 from lookalike.data.folders import require_folder, skipped_suffix
-from lookalike.data.layouts import find_manifest, find_split_folders, load_dataset
+from lookalike.data.layouts import find_manifest, find_split_folders
 from lookalike.embeddings.folder import (
     is_embeddings,
     is_unfinished,
@@ -69,7 +69,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
 ) -> BuiltIndex:
     """Index a folder of images, or the embeddings that `embed` made, and store the model with the index.
 
-    Of a data set with training, query and gallery only the gallery is indexed. Embeddings are made in
+    Of a data set with training and test split, or with a manifest, only the gallery is indexed. Embeddings are made in
     `<out>.embedding`, and an approximate index is built in `<out>.building`, so that a run that was stopped resumes;
     both are removed at the end.
 
@@ -88,7 +88,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         progress: as in `embed`.
 
     Raises:
-        DataError: not a folder, or no readable image in it.
+        DataError: not a folder, no readable image in it, a data set without a gallery, or a manifest that is wrong.
         OptionError: images without a model, a value outside what is allowed, or no index within the budget.
         ModelError: the model cannot be used.
         FingerprintMismatch: the embeddings are of another model.
@@ -138,22 +138,25 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
 def _images_to_index(folder: Path, progress: Progress) -> FolderImages:
     """Find the images to index: the gallery of a data set, else every image in the folder."""
     splits = set(find_split_folders(folder))
-    if find_manifest(folder) is not None or (Split.TRAINING in splits and splits & set(TEST_SPLITS)):
-        data = load_dataset(folder)
-        for note in data.notes:
-            progress.info(note)
-        if data.gallery:
-            others = len(data) - len(data.gallery)
-            if others:
-                progress.info(
-                    f"{folder} is a data set: its {len(data.gallery)} gallery images are indexed, "
-                    f"its {others} training and query images are not"
-                )
-            metadata = {item.id: item.metadata for item in data.gallery if item.metadata}
-            return FolderImages(data.gallery, data.training or data.gallery, metadata, data.skipped)
-        if data.skipped:
-            raise DataError(f"{folder} has no gallery image to index{skipped_suffix(data.skipped)}.", argument="images")
-    return find_images(folder, progress)
+    manifest = find_manifest(folder)
+    if manifest is None and not (Split.TRAINING in splits and splits & set(TEST_SPLITS)):
+        return find_images(folder, progress)
+    data = load_images(folder, progress)
+    others = len(data) - len(data.gallery)
+    if not data.gallery:
+        advice = "put them in test/gallery" if manifest is None else f"list them in {manifest.name} as gallery"
+        raise DataError(
+            f"{folder} has no gallery image to index, only {others} for training and query"
+            f"{skipped_suffix(data.skipped)}; {advice}, or pass a folder with only the images to index.",
+            argument="images",
+        )
+    if others:
+        progress.info(
+            f"{folder} is a data set: its {len(data.gallery)} gallery images are indexed, "
+            f"its {others} training and query images are not"
+        )
+    metadata = {item.id: item.metadata for item in data.gallery if item.metadata}
+    return FolderImages(data.gallery, data.training or data.gallery, metadata, data.skipped)
 
 
 def _require_model_of(model: AnyEncoder | Path | str | None, folder: Path) -> None:

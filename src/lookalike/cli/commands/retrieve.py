@@ -49,6 +49,8 @@ from lookalike.progress import count_noun
 def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Embed every image in a folder. An interrupted run resumes where it stopped.
 
+    If the folder has a manifest, the images are those that it lists.
+
     The result holds the embeddings, their ids, the fingerprint of the model, and the model itself.
 
     \b
@@ -89,6 +91,7 @@ def embed(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
 def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Build a search index of a folder of images, or of a folder of embeddings.
 
+    Of a data set, or a folder with a manifest, only the gallery is indexed.
     An interrupted run resumes where it stopped.
 
     \b
