@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import threading
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -631,9 +632,43 @@ def test_large_images_are_blended_in_bands_and_reduced(
     image.putalpha(sample_images["rocket"].convert("L"))
     image.save(tmp_path / "p.png")
     whole = pixels(tmp_path / "p.png")
-    monkeypatch.setattr(images, "_BAND_PIXELS", image.width * 7)
+    monkeypatch.setattr(images, "_TILE_PIXELS", image.width * 7)
     assert (pixels(tmp_path / "p.png") == whole).all()
     monkeypatch.setattr(images, "_LARGE_PIXELS", 100)
     full, half = read_scaled(tmp_path / "p.png", [None, min(image.size) // 2])
     assert (full == whole).all()
     assert half.shape[:2] == (-(-image.height // 2), -(-image.width // 2))
+
+
+@pytest.mark.parametrize("tile", [7, 160 * 9])
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F", "RGBA", "LA", "PA"])
+def test_the_tiles_of_an_image_do_not_show(
+    sample_images: Images, monkeypatch: pytest.MonkeyPatch, mode: str, tile: int
+) -> None:
+    image = sample_images["cat"].crop((0, 0, 40, 12)).convert("L")
+    if mode.startswith("I"):
+        kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+        samples = np.asarray(image).astype(kind) * 257
+        image = Image.frombytes(mode, image.size, samples.astype(kind).tobytes())
+    else:
+        image = image.convert(mode)
+    whole = np.asarray(images.to_rgb(image))
+    monkeypatch.setattr(images, "_TILE_PIXELS", tile)
+    np.testing.assert_array_equal(np.asarray(images.to_rgb(image)), whole)
+
+
+def test_float_samples_have_one_white_in_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_TILE_PIXELS", 2)
+    samples = np.array([[0.5, 1.0, np.nan, np.inf, 1.0, 100.0]], np.float32)
+    assert np.asarray(images.to_rgb(Image.fromarray(samples)))[0, :, 0].tolist() == [0, 1, 0, 0, 1, 100]
+
+
+def test_large_samples_are_converted_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.full((1000, 1000), 257, np.uint16)).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_TILE_PIXELS", 1000)
+    tracemalloc.start()
+    image = read_image(tmp_path / "a.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert image.getextrema() == ((1, 1),) * 3
+    assert peak < 1_000_000  # one copy in float64 takes 8 MB; the pixels of Pillow are not counted

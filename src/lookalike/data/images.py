@@ -6,13 +6,15 @@ import contextlib
 import functools
 import importlib.util
 import io
+import itertools
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lookalike._files import RefusedFileError, open_regular
@@ -45,7 +47,7 @@ HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 _HEIF_FORMATS = dict.fromkeys(HEIF_SUFFIXES, ("HEIF", "AVIF"))
 _HEIF_KINDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
-_BAND_PIXELS = 1 << 24  # of an image with alpha, blended at once: a large one would take its memory four times
+_TILE_PIXELS = 1 << 24  # converted at once: a large image would take its memory four times
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # what decides the pixels
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by colour type
@@ -340,22 +342,40 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
-        samples = np.asarray(image)
-        values = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         white = _WHITE_16_BIT
-        if np.issubdtype(samples.dtype, np.floating):
-            white = 1 if values.size and values.max() <= 1.0 else 255
-        scaled = np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8)
-        return Image.fromarray(scaled).convert("RGB")
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rows = max(1, _BAND_PIXELS // image.width)
-        if rows >= image.height:
-            return _on_white(image)
-        blended = Image.new("RGB", image.size)
-        for top in range(0, image.height, rows):
-            blended.paste(_on_white(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
-        return blended
-    return image if mode == "RGB" else image.convert("RGB")
+        if mode == "F":
+            white = 1 if all(_values(tile).max() <= 1 for _, tile in _tiles(image)) else 255
+        convert: Callable[[Image.Image], Image.Image] = functools.partial(_eight_bits, white=white)
+    elif mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        convert = _on_white
+    else:
+        return image if mode == "RGB" else image.convert("RGB")
+    if image.width * image.height <= _TILE_PIXELS:
+        return convert(image)
+    rgb = Image.new("RGB", image.size)
+    for corner, tile in _tiles(image):
+        rgb.paste(convert(tile), corner)
+    return rgb
+
+
+def _tiles(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
+    """Yield the parts of an image that are converted at once, with their left upper corners."""
+    columns = max(1, min(image.width, _TILE_PIXELS))
+    rows = _TILE_PIXELS // columns
+    for top, left in itertools.product(range(0, image.height, rows), range(0, image.width, columns)):
+        box = (left, top, min(left + columns, image.width), min(top + rows, image.height))
+        yield (left, top), image.crop(box)
+
+
+def _values(image: Image.Image) -> npt.NDArray[np.float32]:
+    """Return samples of more than 8 bits; those that are not finite are black."""
+    return np.nan_to_num(np.asarray(image).astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _eight_bits(image: Image.Image, white: int) -> Image.Image:
+    values = _values(image).clip(0, white)
+    values *= 255 / white
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8)).convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
