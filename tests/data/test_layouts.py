@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -555,6 +556,66 @@ def test_a_parquet_manifest_of_too_many_rows(tmp_path: Path, monkeypatch: pytest
     assert "20 rows, more than 19" in refusal(tmp_path)
     monkeypatch.setattr(tables, "_MAX_ROWS", 20)
     assert "a.jpg" in refusal(tmp_path)  # read: the split is not one
+
+
+def test_a_csv_manifest_of_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "manifest.csv").write_text("path,label,split\na.jpg,cat,training\nb.jpg,dog,training\n")
+    monkeypatch.setattr(tables, "_MAX_ROWS", 2)
+    assert len(load_dataset(tmp_path).items) == 2
+    monkeypatch.setattr(tables, "_MAX_ROWS", 1)
+    assert "more than 1 rows" in refusal(tmp_path)
+
+
+def write_parquet_manifest(root: Path, rows: int, **options: Any) -> None:
+    """Write a manifest with a column `note`, one text for all rows."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    make(root, *(f"{row}.jpg" for row in range(rows)))
+    columns = {
+        "path": [f"{row}.jpg" for row in range(rows)],
+        "label": ["cat"] * rows,
+        "split": ["training"] * rows,
+        "note": ["x" * 5000] * rows,
+    }
+    parquet.write_table(pyarrow.table(columns), root / "manifest.parquet", **options)
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize(
+    ("limit", "value", "words"),
+    [
+        ("_MAX_CELL", 4999, "a cell has 5,000 characters, more than 4,999"),
+        ("_MAX_TEXT", 10_000, "more than 10,000 characters"),
+        ("_MAX_GROUP", 4000, "expands to"),
+    ],
+)
+def test_a_parquet_manifest_that_expands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, words: str, dictionary: bool
+) -> None:
+    write_parquet_manifest(tmp_path, 3, use_dictionary=dictionary, compression="gzip")
+    (item, *_) = load_dataset(tmp_path).items
+    assert item.metadata["note"] == "x" * 5000
+    monkeypatch.setattr(tables, limit, value)
+    assert words in refusal(tmp_path)
+
+
+def test_a_text_that_many_rows_of_a_parquet_manifest_repeat_is_held_once(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000), pyarrow.array(["x" * 100_000]))
+    parquet.write_table(pyarrow.table(dict.fromkeys(("path", "label", "split"), column)), tmp_path / "manifest.parquet")
+    before = pyarrow.default_memory_pool().max_memory()
+    assert "a cell has 100,000 characters" in refusal(tmp_path)
+    assert pyarrow.default_memory_pool().max_memory() < max(before, 20_000_000)  # 300 MB for each row its own
+
+
+def test_lists_in_a_parquet_manifest(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"path": ["a.jpg"], "label": ["cat"], "split": ["training"], "tags": [["a", "b"]]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "manifest.parquet")
+    assert "tags" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lookalike._files import RefusedFileError, open_regular
 from lookalike.errors import DataError, MissingExtra
@@ -14,7 +15,12 @@ from lookalike.errors import DataError, MissingExtra
 _MAX_BYTES = 1 << 30
 _MAX_ROWS = 10_000_000
 _MAX_LINE = 1 << 20  # characters; more are read as several lines
-_PARQUET_BATCH = 1024  # rows in memory at once: a file of a few bytes can hold a long text in each
+# A Parquet file of a few kilobytes can hold gigabytes of text: a row group is read at once, each distinct text once.
+_MAX_GROUP = 1 << 29  # bytes of a row group when decompressed
+_MAX_GROUP_CELLS = 1 << 25
+_MAX_CELL = 1 << 16  # characters
+_MAX_TEXT = 1 << 30  # characters of all cells
+_MAX_FIXED = 32  # bytes of a value of fixed size, such as a decimal number
 
 
 def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -35,6 +41,8 @@ def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict
     if repeated:
         raise _table_error(f"{path} has {header.count(repeated[0])} columns called {repeated[0]!r}; keep one of them.")
     for line, values in enumerate(table, start=2):
+        if line > _MAX_ROWS + 1:
+            raise _table_error(f"{path} has more than {_MAX_ROWS:,} rows; split the data.")
         if not values:
             continue
         if len(values) != len(header):
@@ -59,20 +67,67 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
     except ImportError as error:
         raise MissingExtra("pyarrow", "parquet", f"reading {path.name}") from error
     try:
-        with open_regular(path, _MAX_BYTES) as handle, parquet.ParquetFile(handle) as file:
-            rows = file.metadata.num_rows
-            if rows > _MAX_ROWS:
-                raise RefusedFileError(f"it has {rows:,} rows, more than {_MAX_ROWS:,}")
-            yield [str(name).strip().lower() for name in file.schema_arrow.names]
-            for batch in file.iter_batches(_PARQUET_BATCH):
-                columns = [column.to_pylist() for column in batch.columns]
-                for values in zip(*columns, strict=True):
-                    yield [
-                        "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
-                        for value in values
-                    ]
+        with open_regular(path, _MAX_BYTES) as handle:
+            metadata = parquet.read_metadata(handle)
+            columns = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+            with parquet.ParquetFile(handle, metadata=metadata, read_dictionary=columns) as file:
+                _require_moderate(file)
+                yield [str(name).strip().lower() for name in file.schema_arrow.names]
+                count = 0
+                for group in range(metadata.num_row_groups):
+                    table = file.read_row_group(group, use_threads=False)
+                    for cells in zip(*map(_texts, table.columns), strict=True):
+                        count += sum(map(len, cells))
+                        if count > _MAX_TEXT:
+                            raise RefusedFileError(f"it has more than {_MAX_TEXT:,} characters")
+                        yield list(cells)
     except (OSError, ValueError, ArithmeticError) as error:
         raise _table_error(f"{path} cannot be read as Parquet: {error}.") from error
+
+
+def _require_moderate(file: Any) -> None:
+    """Raise `RefusedFileError` if reading a Parquet file would take too much memory."""
+    metadata = file.metadata
+    if metadata.num_rows > _MAX_ROWS:
+        raise RefusedFileError(f"it has {metadata.num_rows:,} rows, more than {_MAX_ROWS:,}")
+    for number in range(metadata.num_columns):
+        column = metadata.schema.column(number)
+        nested = column.max_repetition_level or column.path != column.name
+        if (
+            nested
+            or column.length > _MAX_FIXED
+            or (column.physical_type == "BYTE_ARRAY" and not _is_shared(file, number))
+        ):
+            raise RefusedFileError(f"its column {column.path} holds neither text nor numbers; remove it")
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        if group.total_byte_size > _MAX_GROUP or group.num_rows * group.num_columns > _MAX_GROUP_CELLS:
+            raise RefusedFileError(
+                f"it has a row group of {group.num_rows:,} rows that expands to {group.total_byte_size:,} bytes, more "
+                f"than {_MAX_GROUP:,} or than {_MAX_GROUP_CELLS:,} cells; write smaller row groups"
+            )
+
+
+def _is_shared(file: Any, number: int) -> bool:
+    """Whether the cells of a column that have the same text share it when they are read."""
+    return hasattr(file.schema_arrow.types[number], "index_type")
+
+
+def _texts(column: Any) -> Iterator[str]:
+    """Yield the cells of a column as text; cells with the same text share it."""
+    for chunk in column.chunks:
+        if not hasattr(chunk, "dictionary"):
+            yield from map(_cell_text, chunk.to_pylist())
+            continue
+        texts = [_cell_text(value) for value in chunk.dictionary.to_pylist()]
+        yield from ("" if number is None else texts[number] for number in chunk.indices.to_pylist())
+
+
+def _cell_text(value: object) -> str:
+    """Return a cell as text, empty where there is none."""
+    text = "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+    if len(text) > _MAX_CELL:
+        raise RefusedFileError(f"a cell has {len(text):,} characters, more than {_MAX_CELL:,}")
+    return text
 
 
 def _table_error(message: str) -> DataError:
