@@ -20,7 +20,7 @@ from PIL import Image
 from lookalike._files import digest, open_regular
 from lookalike._system import cpu_count
 from lookalike.data.dataset import TEST_SPLITS, TRAINING_SPLITS, Dataset, Item, Split
-from lookalike.data.images import MAX_BYTES, one_image, read_image
+from lookalike.data.images import MAX_BYTES, one_image, open_image, read_image
 from lookalike.errors import DataError, UnreadableImage
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Skipped
@@ -232,9 +232,9 @@ def find_leaks(data: Dataset, progress: Progress) -> list[tuple[Item, ...]]:
 def _size(item: Item) -> tuple[int, int] | None:
     """Return the sides, the shorter first: EXIF orientation may swap them."""
     try:
-        with open_regular(item.path, MAX_BYTES) as file, Image.open(file) as image:
+        with open_regular(item.path, MAX_BYTES) as file, open_image(file) as image:
             return min(image.size), max(image.size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError):
         return None
 
 

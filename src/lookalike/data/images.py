@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import io
 import itertools
+import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -153,9 +154,27 @@ def _read(path: Path, file: BinaryIO) -> Image.Image:
         raise _unreadable(path, error) from error
 
 
+def open_image(file: BinaryIO) -> Image.Image:
+    """Open an image as `PIL.Image.open` does, without its limit of pixels, which warns: here `MAX_PIXELS` decides.
+
+    Python's filters of warnings, and Pillow's limit, belong to the program and all its threads. Pillow warns of a large
+    TIFF all the same, when it decodes it.
+    """
+    prefix = file.read(16)
+    for register in (Image.preinit, Image.init):  # the most common formats, then all
+        register()
+        for name in Image.ID:
+            factory, accepts = Image.OPEN[name]
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # another format
+                if accepts is None or accepts(prefix) is True:
+                    file.seek(0)
+                    return factory(file, "")
+    raise UnidentifiedImageError
+
+
 def _open(path: Path, file: BinaryIO) -> Image.Image:
     try:
-        return Image.open(file)
+        return open_image(file)
     except UnidentifiedImageError:
         file.seek(0)
         header = file.read(12)
@@ -311,7 +330,7 @@ def decode_jpeg(data: bytes, min_sides: Sequence[int | None]) -> list[Pixels] | 
         height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
         if colourspace not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
             return None
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         _wait_if_large(height * width)
         scales = _scales(min(height, width), min_sides)
