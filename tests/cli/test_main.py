@@ -119,7 +119,7 @@ OPTIONS = {
     "no budget": ("benchmark photos --bundle model --budget-ms 0 --out new", "--budget-ms", "0"),
     "an empty benchmark": ("benchmark photos --out new", "--backbone", "--bundle"),
     "a backbone twice": ("benchmark photos --backbone resnet50 --backbone resnet50 --out new", "'resnet50'"),
-    "an ensemble to benchmark": ("benchmark photos --backbone resnet50+vit_b_16 --out new", "'resnet50+vit_b_16'"),
+    "three backbones in an ensemble": ("benchmark photos --backbone resnet50+vit_b_16+efficientnet_b0 --out new", "+"),
     "random weights only": (
         "benchmark photos --backbone test_efficientnet --weights none --no-finetune --out new",
         "random weights",
