@@ -266,7 +266,7 @@ def test_changed_bytes_are_noticed(saved, name):
 
 
 def test_many_vectors_are_compared_on_request(saved, monkeypatch):
-    monkeypatch.setattr(storage, "_HASHED", 1000)
+    monkeypatch.setattr(storage, "HASHED_BYTES", 1000)
     path = saved / "index.faiss"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 0x40]))
