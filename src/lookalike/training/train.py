@@ -117,13 +117,14 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
                 return load_encoder(bundle)
             if not replace:
                 require_free(bundle)
-        main(lambda: _require_trainable(split, backbones, options))
+        seconds = main(lambda: _estimate_seconds(split, backbones, options))
         main(lambda: require_no_leaks(split, allowed=options.allow_leaks, progress=progress))
         name = bundle.name if bundle is not None else backbone
         trackers = [NO_TRACKER]  # of the main process only; one that cannot be reached is an error in all of them
         main(lambda: trackers.append(start_tracking(targets, name, key, resume=resume, progress=progress)))
         tracker = trackers[-1]
-        main(lambda: _report_estimate(split, backbones, options, progress))
+        limit = "" if options.max_minutes is None else f"; the limit is {options.max_minutes:g} min per backbone"
+        progress.info(f"estimate: {format_about(seconds)} for training, less if it stops early{limit}")
         context = TrainingContext(split, options, progress, folder, cache, distributed, tracker)
         with tracker.closing():
             tracker.log_params(options.to_dict() | {"backbone": backbone, "data": split.fingerprint})
@@ -197,21 +198,17 @@ def _run_folder(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name}.training")
 
 
-def _require_trainable(data: Dataset, backbones: Backbones, options: TrainingOptions) -> None:
-    """Raise what would end the training before its first epoch: too few classes, an unknown backbone, no weights."""
+def _estimate_seconds(data: Dataset, backbones: Backbones, options: TrainingOptions) -> float:
+    """Return about how long the training takes.
+
+    Raises what would end it before its first epoch: too few classes, an unknown backbone, no weights.
+    """
     require_classes(data, labelled(data.training))
-    for name, weights in backbones:
-        fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
-
-
-def _report_estimate(data: Dataset, backbones: Backbones, options: TrainingOptions, progress: Progress) -> None:
-    """Say how long the whole training takes before it starts."""
     total = 0.0
     for name, weights in backbones:
         encoder, recipe = fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
         total += training_seconds(seconds_per_image(encoder, data.training), data, options, recipe)
-    limit = "" if options.max_minutes is None else f"; the limit is {options.max_minutes:g} min per backbone"
-    progress.info(f"estimate: {format_about(total)} for training, less if it stops early{limit}")
+    return total
 
 
 # ---------------------------------------------------------------- resuming a finished run
