@@ -21,25 +21,74 @@ def backbones() -> str:
         [
             f"`{row.name}`",
             f"`{row.timm_name}`",
+            row.kind,
+            row.family,
+            row.feature_text,
             f"{row.parameters / 1e6:.1f} M",
+            f"{row.gmacs:.1f}",
             str(row.features),
-            f"{row.input_size} px",
+            f"{row.input_size} px" + (f" (trained at {row.trained_size})" if row.trained_size else ""),
             f"{row.size_mb:.0f} MB",
-            row.licence,
+            f"{row.licence}{', gated' if row.gated else ''}",
             row.weights_source,
         ]
         for row in la.backbones()
     ]
-    header = ["name", "in timm", "parameters", "features", "input", "weights", "licence", "where from"]
+    header = [
+        "name",
+        "in timm",
+        "kind",
+        "family",
+        "features are",
+        "parameters",
+        "GMACs",
+        "features",
+        "input",
+        "weights",
+    ]
+    inputs: dict[tuple[str, ...], list[str]] = {}
+    for row in la.backbones():
+        key = _channels(row.mean), _channels(row.std), row.interpolation
+        inputs.setdefault(key, []).append(f"`{row.name}`")
     return "\n".join(
         [
-            f"# Backbones\n\n{GENERATED} `lookalike backbones` prints the same, and whether the weights are on this",
-            "machine. Every other timm name is accepted too; names joined by `+` make an ensemble. See",
-            "[use your own weights](../how-to/weights.md).\n",
-            *_table(header, rows),
+            f"# Backbones\n\n{GENERATED} `lookalike backbones` prints a shorter table, and whether the weights are",
+            "on this machine. Every other timm name is accepted too; names joined by `+` make an ensemble. See",
+            "[choose a backbone](../how-to/backbones.md) and [use your own weights](../how-to/weights.md).\n",
+            *_table([*header, "licence", "where from"], rows),
+            _BACKBONE_NOTES,
+            *_table(
+                ["mean", "standard deviation", "interpolation", "backbones"],
+                [[*key, ", ".join(names)] for key, names in inputs.items()],
+            ),
             "",
         ]
     )
+
+
+def _channels(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+_BACKBONE_NOTES = """
+- **kind**: what the weights were trained on: labels (supervised), images alone (self-supervised), images with captions
+  (image-text).
+- **family** decides the [recipe](recipes.md).
+- **features are**: the average of the feature map, the class token, or a learned attention pooling. *Projected*: then
+  the projection into the space of images and texts, which gives the image embedding of CLIP, Perception Encoder and
+  EVA02; that of SigLIP is its attention pooling. `--set pooling=token+avg` joins the class token of a transformer with
+  the mean of its patches, `token` or `avg` takes one of them; both without a projection.
+- **GMACs**: 10⁹ multiply-adds per image.
+- **input**: the weights of DINOv2 were trained at 518 pixels; its published nearest-neighbour figures are for 224,
+  which costs a sixth. The position embedding is resampled. `--set side=2.3125` restores 518.
+- **licence** is that in timm's record of the weights; read the model card before you use them. `cc-by-nc-4.0` allows no
+  commercial use, `dinov3-license` has terms of its own.
+- A backbone by its timm name instead of its short name has timm's pooling and input size, and no projection.
+
+## Preprocessing
+
+Values per channel, for inputs in 0..1.
+"""
 
 
 def recipes() -> str:

@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from lookalike.evaluation.submission import Submission as Submission
     from lookalike.index.index import Index as Index
     from lookalike.models.bundle import save_bundle as save_bundle
+    from lookalike.models.catalogue import BackboneRow as BackboneRow
     from lookalike.models.encoder import Encoder as Encoder
     from lookalike.models.encoder import Ensemble as Ensemble
-    from lookalike.models.registry import BackboneRow as BackboneRow
     from lookalike.models.registry import backbones as backbones
     from lookalike.runtimes.load import load_encoder as load_encoder
     from lookalike.training.config import Recipe as Recipe
@@ -92,7 +92,8 @@ _NAMES = {
     "index.index": ("Index",),
     "models.bundle": ("save_bundle",),
     "models.encoder": ("Encoder", "Ensemble"),
-    "models.registry": ("BackboneRow", "backbones"),
+    "models.catalogue": ("BackboneRow",),
+    "models.registry": ("backbones",),
     "runtimes.load": ("load_encoder",),
     "training.config": ("Recipe", "TrainingOptions", "recipes"),
     "training.refit": ("refit",),

@@ -29,4 +29,7 @@ def test_a_value_by_hand(pages):
     recipes = pages.recipes()
     assert "| `lr` | 0.0001 | 0.0005 | 0.0001 | 0.0001 |" in recipes
     assert "| `frozen_statistics` | true | true | true | true |" in recipes
-    assert "| `resnet50` | `resnet50` | 23.5 M | 2048 | 224 px | 94 MB |" in pages.backbones()
+    assert (
+        "| `resnet50` | `resnet50.a1_in1k` | supervised | cnn | average | 23.5 M | 4.1 | 2048 | 224 px | 94 MB |"
+        in pages.backbones()
+    )

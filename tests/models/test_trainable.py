@@ -127,7 +127,7 @@ def test_the_preprocessing_is_in_timms_record_of_the_weights(name):
     class Module(torch.nn.Module):
         pretrained_cfg = config.to_dict()
 
-    p = preprocessing_of(row, Module())
+    p = preprocessing_of(Module())
     assert (3, p.height, p.width) == config.input_size
     assert (p.crop_pct, p.interpolation, p.crop_mode) == (config.crop_pct, config.interpolation, config.crop_mode)
     assert (p.mean, p.std) == (config.mean, config.std)

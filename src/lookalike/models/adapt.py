@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.nn import functional
 
 from lookalike.errors import OptionError
-from lookalike.models.info import AS_PRETRAINED, Adaptation
+from lookalike.models.catalogue import BackboneRow
+from lookalike.models.info import AS_PRETRAINED, PROJECTED, TOKEN, TOKEN_AVG, Adaptation
 from lookalike.models.preprocessing import Preprocessing
 
+_TOKEN_NETWORKS = (VisionTransformer, Eva)
 _ATTENTION_ATTRIBUTES = ("num_heads", "scale", "qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop")
+
+
+def adaptation_of(row: BackboneRow, module: nn.Module, changes: Adaptation) -> Adaptation:
+    """Return what a row of the catalogue changes in the network that timm builds, with further changes."""
+    pooling, side = changes.pooling, changes.side
+    if pooling == AS_PRETRAINED and row.projected:
+        pooling = PROJECTED
+    elif pooling == AS_PRETRAINED and type(module) in _TOKEN_NETWORKS and row.pooling:
+        pooling = AS_PRETRAINED if module.global_pool == row.pooling else row.pooling
+    if row.trained_size:
+        side *= row.input_size / row.trained_size
+    return Adaptation(pooling, side)
+
+
+def features_width(module: nn.Module, adaptation: Adaptation) -> int:
+    """Return the number of features of a network that was changed so."""
+    if adaptation.pooling == PROJECTED:
+        return int(module.num_classes)  # type: ignore[arg-type]
+    width = int(getattr(module, "head_hidden_size", None) or module.num_features)  # type: ignore[arg-type]
+    return 2 * width if adaptation.pooling == TOKEN_AVG else width
 
 
 def adapt_network(module: nn.Module, adaptation: Adaptation, preprocessing: Preprocessing) -> Preprocessing:
     """Change a network in place, or raise `OptionError`; return the preprocessing that it needs then."""
     if adaptation.side != 1:
         sides = (preprocessing.height, preprocessing.width)
-        height, width = (max(32, round(side * adaptation.side / 32) * 32) for side in sides)
+        patch = getattr(getattr(module, "patch_embed", None), "patch_size", None) or (32,)
+        step = 32 if 32 % patch[0] == 0 else patch[0]
+        height, width = (max(step, round(side * adaptation.side / step) * step) for side in sides)
         preprocessing = replace(preprocessing, height=height, width=width)
     repeat_adaptation(module, adaptation, preprocessing)
     return preprocessing
@@ -30,7 +55,7 @@ def adapt_network(module: nn.Module, adaptation: Adaptation, preprocessing: Prep
 
 def repeat_adaptation(module: nn.Module, adaptation: Adaptation, preprocessing: Preprocessing) -> None:
     """Change a fresh network in place as one that was changed before; the preprocessing is the changed one."""
-    if adaptation.pooling != AS_PRETRAINED:
+    if adaptation.pooling not in (AS_PRETRAINED, PROJECTED):  # a projected network is built so
         _replace_pooling(module, adaptation.pooling)
     if adaptation.side != 1:
         _set_input_size(module, preprocessing.height, preprocessing.width)
@@ -67,11 +92,52 @@ def family_of(module: nn.Module) -> str:
     return "mobile-cnn" if depthwise and has_batch_norm else "cnn"
 
 
+class TokenAndMean(nn.Module):
+    """The class token joined with the mean of the patches' tokens: `(n, tokens, width)` to `(n, 2 · width)`."""
+
+    def __init__(self, prefix_tokens: int) -> None:
+        super().__init__()
+        self.prefix_tokens = prefix_tokens
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return both in one row, the class token first."""
+        return torch.cat((x[:, 0], x[:, self.prefix_tokens :].mean(1)), 1)
+
+
+def _replace_token_pooling(module: Any, pooling: str) -> None:
+    """Change the pooling of a transformer whose final norm comes before it."""
+    advice = f"use pooling {AS_PRETRAINED!r}"
+    problem = ""
+    if pooling == "gem":
+        problem = f"pools tokens, which may be negative; use token, token+avg, avg or max, or {advice}"
+    elif module.attn_pool is not None:
+        problem = f"has learned its pooling; {advice}"
+    elif pooling in (TOKEN, TOKEN_AVG) and (module.cls_token is None or not isinstance(module.fc_norm, nn.Identity)):
+        problem = f"was not trained with the class token; {advice}"
+    if problem:
+        raise OptionError(f"pooling {pooling!r} does not fit {_name(module)}, which {problem}.", argument="pooling")
+    module.reset_classifier(0)
+    if isinstance(module.blocks[-1], ClassTokenBlock):
+        module.blocks[-1].__class__ = cast("Any", Block)
+    module.global_pool = "" if pooling == TOKEN_AVG else pooling
+    if pooling == TOKEN_AVG:
+        module.fc_norm = TokenAndMean(module.num_prefix_tokens)
+    drop_unread_tokens(module)
+
+
 def _replace_pooling(module: nn.Module, pooling: str) -> None:
+    if type(module) in _TOKEN_NETWORKS:
+        _replace_token_pooling(module, pooling)
+        return
     pools = [(n, m) for n, m in module.named_modules() if isinstance(m, SelectAdaptivePool2d)]
-    if len(pools) != 1 or getattr(pools[0][1], "input_fmt", "NCHW") not in ("", "NCHW"):
+    if (
+        pooling in (TOKEN, TOKEN_AVG)
+        or len(pools) != 1
+        or getattr(pools[0][1], "input_fmt", "NCHW") not in ("", "NCHW")
+    ):
+        needed = "has a class token" if pooling in (TOKEN, TOKEN_AVG) else "pools one feature map"
         raise OptionError(
-            f"pooling {pooling!r} needs a network that pools one feature map, which {_name(module)} does not; "
+            f"pooling {pooling!r} needs a network that {needed}, which {_name(module)} does not; "
             f"use pooling {AS_PRETRAINED!r}.",
             argument="pooling",
         )

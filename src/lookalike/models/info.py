@@ -22,7 +22,9 @@ BUNDLE_FORMAT = 3
 REPORT_VERSION = 1  # of a `TrainingReport`
 MIN_PLANNED_SHARE = 0.25  # fewer of the recipe's steps do not show whether fine-tuning helps
 
-AS_PRETRAINED = "pretrained"  # the pooling that the weights were trained with
+AS_PRETRAINED = "pretrained"  # the pooling of the network as timm builds it
+PROJECTED = "projected"  # that pooling, then the projection into the space that images and texts share
+TOKEN, TOKEN_AVG = "token", "token+avg"  # the class token; and joined with the mean of the patches
 # What the weights of an encoder are, in the words that names, tables and pages show.
 TrainingState = Literal["untrained", "frozen", "frozen + trained head", "fine-tuned", "mixed"]
 UNTRAINED: TrainingState = "untrained"
@@ -33,7 +35,7 @@ MIXED: TrainingState = "mixed"
 TRAINING_STATES = (UNTRAINED, FROZEN, TRAINED_HEAD, FINE_TUNED, MIXED)
 
 # what a bundle may hold; its record decides how much memory is taken, before the weights are compared with it
-POOLINGS = (AS_PRETRAINED, "avg", "max", "avgmax", "gem")
+POOLINGS = (AS_PRETRAINED, "avg", "max", "avgmax", "gem", TOKEN, TOKEN_AVG, PROJECTED)
 _ARCHITECTURE = re.compile(r"\w+(\.\w+)?", re.ASCII)  # no source of weights before it, such as hf-hub: or local-dir:
 _FILE_NAME = re.compile(r"[\w-]+(\.[\w-]+)+", re.ASCII)
 _MAX_SIDE_FACTOR = 8.0
@@ -54,7 +56,8 @@ class Adaptation:
     """Changes to a network as timm builds it; the default changes nothing.
 
     Attributes:
-        pooling: from feature map to features: pretrained, avg, max, avgmax or gem.
+        pooling: from feature map or tokens to features: pretrained, avg, max, avgmax, gem, token, token+avg or
+            projected.
         side: side of the input, relative to the size the weights were trained at.
 
     """

@@ -142,8 +142,9 @@ class Graph(nn.Module):
         if getattr(self.module, "dynamic_img_size", False) and patches is not None:
             # resample the position embeddings once instead of for every image
             self.module.set_input_size(img_size=(preprocessing.height, preprocessing.width))  # type: ignore[operator]
-            self.module.dynamic_img_size = False  # type: ignore[assignment]
-            patches.flatten = True
+            if getattr(self.module, "rope", None) is None:  # rotary embeddings know the size of dynamic networks only
+                self.module.dynamic_img_size = False  # type: ignore[assignment]
+                patches.flatten = True
         for block in self.module.modules():
             if isinstance(block, ClassTokenBlock):
                 block.split()

@@ -12,13 +12,14 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from lookalike.errors import ModelError
-from lookalike.models.adapt import adapt_network, repeat_adaptation
+from lookalike.models.adapt import adapt_network, adaptation_of, features_width, repeat_adaptation
 from lookalike.models.bundle import weights_digest
+from lookalike.models.catalogue import BackboneRow
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import EMBEDDING_DIM, Head, random_head
-from lookalike.models.info import FROZEN, UNTRAINED, Adaptation, BackboneInfo, TrainingState
+from lookalike.models.info import FROZEN, PROJECTED, UNTRAINED, Adaptation, BackboneInfo, TrainingState
 from lookalike.models.preprocessing import Preprocessing
-from lookalike.models.registry import NONE, PRETRAINED, BackboneRow, find_backbone
+from lookalike.models.registry import NONE, PRETRAINED, find_backbone
 from lookalike.models.torch_backbone import TorchBackbone, arrays_of, default_device, normalize_pixels
 from lookalike.models.weights import (
     load_backbone,
@@ -73,7 +74,7 @@ class TrainableEncoder:
         self.timm_name = row.timm_name
         device = default_device()
         self.module = module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        width = int(getattr(module, "head_hidden_size", None) or module.num_features)  # type: ignore[arg-type]
+        width = features_width(module, adaptation)
         with seeded_weights(0):  # the caller's random state is not used
             self.head = ProjectionHead(width).eval().to(device)
         self.preprocessing = preprocessing
@@ -178,7 +179,8 @@ def require_fit(info: BackboneInfo, shapes: Mapping[str, Sequence[int]]) -> None
 
 
 def _network(info: BackboneInfo) -> nn.Module:
-    module = uninitialized_backbone(BackboneRow(info.name, info.timm_name))
+    row = BackboneRow(info.name, info.timm_name, projected=info.adaptation.pooling == PROJECTED)
+    module = uninitialized_backbone(row)
     repeat_adaptation(module, info.adaptation, info.preprocessing)
     return module
 
@@ -190,16 +192,19 @@ def build_trainable(
     seed: int = 0,
     adapt: Callable[[nn.Module], Adaptation] | None = None,
 ) -> TrainableEncoder:
-    """Build an encoder by the name of its backbone, with a random head; `adapt` returns the changes to the network."""
+    """Build an encoder by the name of its backbone, with a random head.
+
+    `adapt` returns changes to the network that are added to those of the catalogue's row.
+    """
     row = resolve_repository(find_backbone(name))
     module, source = load_backbone(row, weights, seed=seed)
-    adaptation = adapt(module) if adapt is not None else Adaptation()
-    preprocessing = adapt_network(module, adaptation, preprocessing_of(row, module))
+    adaptation = adaptation_of(row, module, adapt(module) if adapt is not None else Adaptation())
+    preprocessing = adapt_network(module, adaptation, preprocessing_of(module))
     return TrainableEncoder(row, module, preprocessing, adaptation, source, seed=seed)
 
 
-def preprocessing_of(row: BackboneRow, module: nn.Module) -> Preprocessing:
-    """Return the preprocessing in timm's record of the weights, with the row's own mean and standard deviation."""
+def preprocessing_of(module: nn.Module) -> Preprocessing:
+    """Return the preprocessing in timm's record of the weights."""
     config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     _, height, width = config["input_size"]
     return Preprocessing(
@@ -207,8 +212,8 @@ def preprocessing_of(row: BackboneRow, module: nn.Module) -> Preprocessing:
         width=int(width),
         crop_pct=float(config["crop_pct"]),
         interpolation=config["interpolation"] if config["interpolation"] != "random" else "bicubic",
-        mean=row.mean or _channels(config["mean"]),
-        std=row.std or _channels(config["std"]),
+        mean=_channels(config["mean"]),
+        std=_channels(config["std"]),
         crop_mode=str(config["crop_mode"]),
     )
 

@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from lookalike._files import open_regular, read_json, require_uncompressed
 from lookalike.errors import ModelError, WeightsUnavailable, describe_error
 from lookalike.models.adapt import drop_unread_tokens
-from lookalike.models.registry import HUB_WEIGHTS, NONE, PRETRAINED, BackboneRow, cached_hub_file
+from lookalike.models.catalogue import HUB_WEIGHTS, BackboneRow, cached_hub_file
+from lookalike.models.registry import NONE, PRETRAINED
 from lookalike.models.torchvision_weights import (
     TORCHVISION_FAMILIES,
     convert_torchvision_state,
@@ -50,8 +51,9 @@ _READ_ERRORS = (SafetensorError, struct.error, RuntimeError, ValueError, OSError
 def load_backbone(row: BackboneRow, weights: str | Path = PRETRAINED, *, seed: int = 0) -> tuple[nn.Module, str]:
     """Create a backbone without classifier, and return it with the source of its weights, in words.
 
-    It maps `(n, 3, h, w)` to pooled features `(n, features)`. `weights` is `pretrained`, `none` (random by `seed`), or
-    the path of a safetensors or state-dict file.
+    It maps `(n, 3, h, w)` to pooled features `(n, features)`. That of a `projected` row keeps the projection into the
+    space of images and texts, which is timm's classifier of it. `weights` is `pretrained`, `none` (random by `seed`),
+    or the path of a safetensors or state-dict file.
     """
     with seeded_weights(seed):
         if str(weights) == NONE:
@@ -100,10 +102,11 @@ def _alternatives(row: BackboneRow) -> str:
     )
 
 
-def _create(row: BackboneRow, *, num_classes: int | None = 0, **options: Any) -> nn.Module:
+def _create(row: BackboneRow, *, with_classifier: bool = False, **options: Any) -> nn.Module:
     if row.config is not None:
         fields = timm.models.PretrainedCfg.__dataclass_fields__
         options["pretrained_cfg_overlay"] = {k: v for k, v in row.config.items() if k in fields}
+    num_classes = None if with_classifier or row.projected else 0  # None is that of the pretrained weights
     module: nn.Module = timm.create_model(row.timm_name, num_classes=num_classes, **options)
     drop_unread_tokens(module)
     return module.eval()
@@ -120,7 +123,7 @@ def _from_package(row: BackboneRow) -> nn.Module:
             argument="weights",
         )
     state, _ = read_state(path)
-    module = _create(row, num_classes=None)
+    module = _create(row, with_classifier=True)
     expected = module.state_dict()
     pairs = list(zip(expected.items(), state.items(), strict=False))
     if len(expected) != len(state) or any(a.shape != b.shape for (_, a), (_, b) in pairs):
@@ -225,7 +228,9 @@ def _load_file(row: BackboneRow, module: nn.Module, path: Path) -> str:
     """Load the weights in a file into a backbone, and return the file's source in words."""
     state, wrapper = read_state(path)
     expected = module.state_dict()
-    weights = _without_classifier(_inner_state(path, state, expected), module)
+    weights = _inner_state(path, state, expected)
+    if not row.projected:
+        weights = _without_classifier(weights, module)
     with _SkipInitialisation():
         converted = convert_torchvision_state(row.timm_name, weights, expected)
     if converted is not None:

@@ -76,7 +76,10 @@ class Recipe:
     crop_scale: float = _field(0.5, "minimum area of a random resized crop, as a share of the image", above=0, high=1)
     jitter: float = _field(0.25, "maximum random change of brightness, contrast and colour", low=0, below=1)
     side: float = _field(
-        1.0, "input side at inference time, relative to the side that the weights were trained with", low=0.25, high=2
+        1.0,
+        "input side at inference time, relative to the backbone's, which `lookalike backbones` lists",
+        low=0.25,
+        high=4,
     )
     resolution: float = _field(
         6 / 7,
@@ -88,9 +91,9 @@ class Recipe:
     # network
     pooling: str = _field(
         "pretrained",
-        "pooling of the feature map: pretrained, that of the network; gem has a learnable exponent (Radenović et al. "
-        "2019)",
-        choices=("pretrained", "avg", "max", "avgmax", "gem"),
+        "from feature map or tokens to features: pretrained, that of the backbone; gem has a learnable exponent "
+        "(Radenović et al. 2019); token is the class token of a transformer, token+avg joins the mean of its patches",
+        choices=("pretrained", "avg", "max", "avgmax", "gem", "token", "token+avg"),
     )
     head: str = _field(
         AUTO,

@@ -14,7 +14,8 @@ from lookalike.cli.options import PATH, data_argument, json_option
 from lookalike.progress import count_noun
 
 _BACKBONE_FIELDS = (
-    "name", "timm_name", "parameters", "features", "input_size", "licence", "weights_source", "size_mb", "available",
+    "name", "timm_name", "kind", "family", "pooling", "projected", "parameters", "gmacs", "features", "input_size",
+    "trained_size", "mean", "std", "interpolation", "licence", "gated", "weights_source", "size_mb", "available",
 )  # fmt: skip
 
 
@@ -77,8 +78,9 @@ def check(data: Path, as_json: bool, out: Path | None, clean_manifest: Path | No
 def backbones(as_json: bool) -> None:
     """List the backbones that have a short name, with their size, licence and weights.
 
-    Every other timm name is accepted as a backbone too. 'available' says whether the weights are on this machine; the
-    others are downloaded from the model hub when they are first used.
+    Every other timm name is accepted as a backbone too. 'kind' is what a backbone was pretrained on: labels
+    (supervised), images alone (self-supervised) or images with captions (image-text). 'available' says whether the
+    weights are on this machine; the others are downloaded from the model hub when they are first used.
 
     \b
     Examples:
@@ -91,10 +93,11 @@ def backbones(as_json: bool) -> None:
     if as_json:
         print_json({"backbones": [{field: getattr(row, field) for field in _BACKBONE_FIELDS} for row in rows]})
         return
-    header = ["name", "parameters", "features", "input", "size", "licence", "weights", "available"]
+    header = ["name", "kind", "parameters", "features", "input", "size", "licence", "weights", "available"]
     cells = [
         [
             row.name,
+            row.kind,
             f"{row.parameters / 1e6:.1f} M",
             str(row.features),
             f"{row.input_size} px",
