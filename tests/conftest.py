@@ -18,7 +18,7 @@ from lookalike.models.heads import fit_alignment
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.types import Pixels
 
-pytest_plugins = ["small_benchmark"]  # its fixtures are for tests/benchmark and tests/docs
+pytest_plugins = ["score_server", "small_benchmark"]  # fixtures of several test folders
 
 _FILES = {"astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 _SIDE = 160

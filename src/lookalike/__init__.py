@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lookalike.api.index import BuiltIndex as BuiltIndex
     from lookalike.api.index import index as index
     from lookalike.api.parity import Parity as Parity
+    from lookalike.api.post import post as post
     from lookalike.api.search import LoadedIndex as LoadedIndex
     from lookalike.api.search import SearchResult as SearchResult
     from lookalike.api.search import load_index as load_index
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from lookalike.evaluation.evaluation import Estimate as Estimate
     from lookalike.evaluation.evaluation import Evaluation as Evaluation
     from lookalike.evaluation.measures import Measure as Measure
+    from lookalike.evaluation.posting import Posted as Posted
     from lookalike.evaluation.submission import Submission as Submission
     from lookalike.index.index import Index as Index
     from lookalike.models.bundle import save_bundle as save_bundle
@@ -75,6 +77,7 @@ _NAMES = {
     "api.export": ("Exported", "export"),
     "api.index": ("BuiltIndex", "index"),
     "api.parity": ("Parity",),
+    "api.post": ("post",),
     "api.search": ("LoadedIndex", "SearchResult", "load_index", "search"),
     "benchmark.benchmark": ("Benchmark", "benchmark", "demo"),
     "benchmark.leaderboard": ("Leaderboard",),
@@ -88,6 +91,7 @@ _NAMES = {
     "evaluation.bootstrap": ("Comparison",),
     "evaluation.evaluation": ("Estimate", "Evaluation"),
     "evaluation.measures": ("Measure",),
+    "evaluation.posting": ("Posted",),
     "evaluation.submission": ("Submission",),
     "index.index": ("Index",),
     "models.bundle": ("save_bundle",),

@@ -144,6 +144,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     write_text(path, buffer.getvalue())
 
 
+def spreadsheet_text(text: str) -> str:
+    """Return text that a spreadsheet does not run as a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def read_json(path: Path, what: str, argument: str | None = None) -> Any:
     """Read JSON, or raise a `StorageError` that names the file by `what`; `argument` is where its path came from."""
     with reading_errors(path, what, argument), open_regular(path, _MAX_JSON_BYTES) as file:

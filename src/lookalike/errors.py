@@ -7,6 +7,7 @@ LookalikeError                  base: one sentence that says what, got, allowed,
 ├── ModelError                  a bundle, backbone name or weights that cannot be used
 │   ├── WeightsUnavailable      pretrained weights are not available on this machine
 │   └── FingerprintMismatch     an index or embeddings made by another model
+├── PostError                   a submission was not posted, or its answer has no score
 ├── StorageError                a file or folder that cannot be written or has unexpected content
 └── MissingExtra                an optional package is not installed; names the extra
 
@@ -90,6 +91,21 @@ class WeightsUnavailable(ModelError):
 
 class FingerprintMismatch(ModelError):
     """Embeddings or an index were made by another model."""
+
+
+class PostError(LookalikeError):
+    """A submission was not posted, or the answer to it has no score.
+
+    Attributes:
+        status: the HTTP status of the answer; None without one.
+        may_be_counted: whether the server may have counted the submission.
+
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, may_be_counted: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.may_be_counted = may_be_counted
 
 
 class StorageError(LookalikeError):

@@ -40,6 +40,8 @@ index photos --model model --out fresh.index
 search photos.index photos/test/query/cat0.jpg --html page.html
 evaluate photos --model model --runtime onnxruntime
 submit photos --model model --group us --out submission.json
+submit photos --model model --group us --out dry.json --post https://host.invalid/ --dry-run
+post submission.json https://host.invalid/ --dry-run
 export trained --format openvino --out openvino
 export trained --format openvino --int8 --data photos --tolerance 1 --out openvino8
 export trained --format onnx --out onnx

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lookalike._files import follow_link, require_free
 from lookalike._lock import locked
+from lookalike.api.post import SCORE_FIELD, require_postable
+from lookalike.api.post import post as post_file
 from lookalike.api.search import drop_hits
 from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
 from lookalike.data.folders import skipped_suffix
 from lookalike.data.layouts import load_data_as_trained
-from lookalike.errors import DataError, OptionError, require_integer
+from lookalike.errors import DataError, OptionError, renamed_argument, require_integer
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure, parse_measures
-from lookalike.evaluation.submission import Submission, submission_format
+from lookalike.evaluation.submission import (
+    GROUP_FIELD,
+    IMAGES_FIELD,
+    Submission,
+    require_fields,
+    submission_format,
+)
 from lookalike.index.index import Index
 from lookalike.models.bundle import find_bundle, read_bundle_info
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
@@ -82,7 +91,9 @@ def evaluate(
             f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'.",
             argument="data",
         )
-    queries, gallery, skipped = _embed_test_split(data, model, weights, runtime, precision, resolve_progress(progress))
+    queries, gallery, skipped, _ = _embed_test_split(
+        data, model, weights, runtime, precision, resolve_progress(progress)
+    )
     default_k = [n for n in _DEFAULT_K if n == 1 or n <= min(len(gallery), data.max_hits)]
     selected = requested if k else _measures(default_k, measures)
     labels = data.labels("query"), data.labels("gallery")
@@ -107,12 +118,20 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     top_k: int = 10,
     group: str = "lookalike",
     out: Path | str,
+    group_field: str = GROUP_FIELD,
+    images_field: str = IMAGES_FIELD,
+    post: str | None = None,
+    score_field: str = SCORE_FIELD,
+    again: bool = False,
+    dry_run: bool = False,
     weights: WeightsOption = PRETRAINED,
     runtime: str = AUTO,
     precision: str = AUTO,
     progress: Progress | None = None,
 ) -> Submission:
-    """Write the submission of a model for the queries of a data set; it is checked before it is written.
+    """Write the submission of a model for the queries of a data set, and post it if `post` is a URL.
+
+    It is checked before it is written, and complete on disk before it is posted.
 
     Args:
         data: a data folder with query and gallery; labels are not used.
@@ -120,21 +139,32 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
         top_k: gallery images per query.
         group: the group's name in the file.
         out: a `.json` or `.csv` file that does not exist yet.
+        group_field: name of the field of the group in JSON.
+        images_field: name of the field of the images in JSON.
+        post: the URL that a `.json` submission is posted to, as by `post`; `.posted` has the score.
+        score_field: as in `post`.
+        again: as in `post`.
+        dry_run: write the file and post nothing; `.posted.request` is what would be sent.
         weights: of a backbone by name, as in `load_encoder`.
         runtime: as in `embed`.
         precision: as in `evaluate`.
         progress: as in `embed`.
 
     Raises:
+        PostError: as in `post`; the file is complete.
         DataError: a query that cannot be read, a query folder that cannot be listed, or names that are not unique.
         OptionError: `top_k` larger than the gallery, or a file of another format.
         StorageError: `out` exists or cannot be written.
 
     """
-    submission_format(Path(out))
+    is_csv = submission_format(Path(out)) == ".csv"
     out = follow_link(out)
     require_runtime(runtime, precision)
     require_free(out, file=True)
+    require_fields(group_field, images_field)
+    if is_csv and (group_field, images_field) != (GROUP_FIELD, IMAGES_FIELD):
+        raise OptionError("a .csv submission has no `group_field` and `images_field`; write .json.", argument="out")
+    _require_postable(out, post, score_field, needed_by={"again": again, "dry_run": dry_run})
     data = _load_test_data(data, model)
     query_folder = data.root / "test" / Split.QUERY
     unlisted = next((s for s in data.skipped if s.path.is_relative_to(query_folder)), None)
@@ -142,17 +172,33 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
         raise DataError(f"a submission needs every query, but {unlisted}; make it readable.", argument="data")
     top_k = require_integer(top_k, "top_k")
     _require_hits(data, top_k)
+    progress = resolve_progress(progress)
     with locked(out):
-        queries, gallery, skipped = _embed_test_split(
-            data, model, weights, runtime, precision, resolve_progress(progress)
-        )
+        queries, gallery, skipped, encoder = _embed_test_split(data, model, weights, runtime, precision, progress)
         readable = {*queries.ids, *gallery.ids}
         _require_hits(data.replace_items(item for item in data.test if item.id in readable), top_k)
         hits = _search_others(queries, gallery, data.same_file_ids, top_k)
         submission = Submission.from_hits(hits, group, (*skipped, *gallery.skipped))
+        submission = replace(submission, group_field=group_field, images_field=images_field)
         submission.check([i.id for i in data.query], [i.id for i in data.gallery], top_k)
         submission.write(out)
-    return submission
+    if post is None:
+        return submission
+    progress.info(f"wrote {out}")
+    options: dict[str, Any] = {"score_field": score_field, "again": again, "dry_run": dry_run}
+    with renamed_argument("post", "url"), renamed_argument("out", "submission"):
+        return replace(submission, posted=post_file(out, post, model=encoder, progress=progress, **options))
+
+
+def _require_postable(out: Path, url: str | None, score_field: str, needed_by: Mapping[str, bool]) -> None:
+    """Raise the errors of `post` before the work, and for its options without a URL."""
+    if url is not None:
+        with renamed_argument("post", "url"), renamed_argument("out", "submission"):
+            require_postable(out, url, score_field)
+        return
+    option = next((name for name, value in needed_by.items() if value), None)
+    if option is not None:
+        raise OptionError(f"`{option}` needs the URL to post to; pass it as `post`.", argument=option)
 
 
 def _besides(data: Dataset) -> str:
@@ -199,8 +245,8 @@ def _embed_test_split(
     runtime: str,
     precision: str,
     progress: Progress,
-) -> tuple[Embeddings, Embeddings, tuple[Skipped, ...]]:
-    """Return the embeddings of query and gallery, and other files that were skipped: folders, and images to fit on."""
+) -> tuple[Embeddings, Embeddings, tuple[Skipped, ...], AnyEncoder]:
+    """Return the embeddings of query and gallery, skipped folders and images to fit on, and the encoder."""
     tested = data.test
     skipped = list(data.skipped)
     fitted = None
@@ -240,7 +286,7 @@ def _embed_test_split(
                 argument="data",
             )
     paths = {item.path for item in tested}
-    return queries, gallery, tuple(file for file in skipped if file.path not in paths)
+    return queries, gallery, tuple(file for file in skipped if file.path not in paths), encoder
 
 
 def _embed_gallery(

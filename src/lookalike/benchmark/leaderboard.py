@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lookalike._files import write_csv, write_json, write_text
+from lookalike._files import spreadsheet_text, write_csv, write_json, write_text
 from lookalike.benchmark.selection import Selection, pareto_front
 from lookalike.benchmark.trial import (
     SplitMeasures,
@@ -282,7 +282,7 @@ def write_leaderboard(out: Path, leaderboard: Leaderboard, selection: Selection,
 
 def _csv_record(leaderboard: Leaderboard, row: Row) -> dict[str, object]:
     trial = row.trial
-    record: dict[str, object] = {"model": _spreadsheet_text(trial.name), "type": trial.kind, "state": trial.state}
+    record: dict[str, object] = {"model": spreadsheet_text(trial.name), "type": trial.kind, "state": trial.state}
     flags = {"from_random": trial.from_random, "winner": row.winner, "on_front": row.on_front}
     record |= {name: "yes" if flag else "no" for name, flag in flags.items()}
     for column, value in leaderboard.values(row).items():
@@ -298,12 +298,7 @@ def _csv_record(leaderboard: Leaderboard, row: Row) -> dict[str, object]:
             record |= dict.fromkeys((name, f"{name}_low", f"{name}_high") if has_interval else (name,), "")
         else:
             record[name] = round(value, 6)
-    return record | {"note": _spreadsheet_text(trial.note)}
-
-
-def _spreadsheet_text(text: str) -> str:
-    """Return text that a spreadsheet does not run as a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return record | {"note": spreadsheet_text(trial.note)}
 
 
 def markdown(leaderboard: Leaderboard, selection: Selection) -> str:

@@ -27,6 +27,7 @@ COMMANDS = {
     "search": "commands.retrieve",
     "evaluate": "commands.retrieve",
     "submit": "commands.retrieve",
+    "post": "commands.retrieve",
     "export": "commands.train",
     "backbones": "commands.inspect",
     "recipes": "commands.inspect",
@@ -35,6 +36,7 @@ COMMANDS = {
 
 RUN_AGAIN = "interrupted; run the same command again."
 RESUMES = "interrupted; run the same command again to resume."
+POSTS_ONCE = "interrupted; run the same command again: it posts only what was not sent."
 RESUMES_WITH_FLAG = "interrupted; run the same command again with --resume to continue."
 
 

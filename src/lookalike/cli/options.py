@@ -83,6 +83,24 @@ track_option = click.option(
 )
 
 
+def post_options(command: F) -> F:
+    """Add the options of posting a submission."""
+    options = [
+        click.option(
+            "--score-field",
+            default="accuracy",
+            show_default=True,
+            metavar="NAME",
+            help="Field of the server's answer, a JSON object, that holds the score.",
+        ),
+        click.option("--again", is_flag=True, help="Post a file that was posted to this URL before."),
+        click.option("--dry-run", is_flag=True, help="Print what would be posted, and post nothing."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def precision_option(auto: str) -> Callable[[F], F]:
     """Return `--precision` of inference; `auto` is the help text of its default."""
     return choice_option("--precision", ("auto", "float32", "bfloat16"), f"Precision of inference. 'auto' is {auto}.")

@@ -1,1 +1,1 @@
-"""Measures, exact ranking, bootstrap intervals, submission files. NumPy only."""
+"""Measures, exact ranking, bootstrap intervals, submission files and their posting. NumPy only."""

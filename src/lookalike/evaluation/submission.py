@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -9,9 +10,11 @@ from typing import Any
 
 from lookalike._files import write_csv, write_json
 from lookalike.errors import DataError, OptionError
+from lookalike.evaluation.posting import Posted
 from lookalike.types import Hits, Skipped
 
 FORMATS = (".json", ".csv")
+GROUP_FIELD, IMAGES_FIELD = "groupname", "images"
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,12 @@ class Submission:
         group: the group's name.
         images: k distinct gallery names by query name; names are file names without folders.
         skipped: files that could not be read.
+        group_field: name of the field of the group in JSON.
+        images_field: name of the field of the images in JSON.
+        posted: what `submit` posted, if anything.
 
     Raises:
-        OptionError: an empty group name.
+        OptionError: an empty group name, or the same or an empty name for both fields.
         DataError: no query, lists of different lengths, or a name twice in one list.
 
     """
@@ -32,10 +38,14 @@ class Submission:
     group: str
     images: Mapping[str, tuple[str, ...]]
     skipped: tuple[Skipped, ...] = ()
+    group_field: str = GROUP_FIELD
+    images_field: str = IMAGES_FIELD
+    posted: Posted | None = None
 
     def __post_init__(self) -> None:
         if not self.group.strip():
             raise OptionError("`group` must not be empty; pass the name of your group.", argument="group")
+        require_fields(self.group_field, self.images_field)
         if not self.images:
             raise DataError(
                 "a submission needs at least one query; check that the query folder contains images.", argument="images"
@@ -67,6 +77,28 @@ class Submission:
         gallery = _file_names(sorted({str(item) for item in hits.ids.ravel()}), "gallery")
         images = {queries[query.query_id]: tuple(gallery[hit.id] for hit in query) for query in hits}
         return cls(group, images, skipped)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Submission:
+        """Read JSON as `to_dict` writes it, with any names of the fields; further fields are allowed.
+
+        Raises:
+            ValueError: not JSON.
+            DataError: another object.
+
+        """
+        value = json.loads(text)
+        fields = value.items() if isinstance(value, dict) else ()
+        groups = [(name, part) for name, part in fields if isinstance(part, str)]
+        images = [(name, part) for name, part in fields if isinstance(part, dict)]
+        if not groups or len(images) != 1 or not all(map(_is_list_of_names, images[0][1].values())):
+            raise DataError(
+                "the file is not a submission: expected a JSON object with the group's name and one object that lists "
+                "the gallery images of every query.",
+                argument="submission",
+            )
+        lists = {query: tuple(names) for query, names in images[0][1].items()}
+        return cls(groups[0][1], lists, group_field=groups[0][0], images_field=images[0][0])
 
     def check(self, query_ids: Iterable[str], gallery_ids: Iterable[str], top_k: int) -> None:
         """Check that every query has exactly `top_k` images of the gallery; ids are those of all images.
@@ -104,7 +136,8 @@ class Submission:
 
     def to_dict(self) -> dict[str, Any]:
         """Return `{"groupname": ..., "images": {query: [gallery, ...]}}` for JSON."""
-        return {"groupname": self.group, "images": {query: list(names) for query, names in self.images.items()}}
+        images = {query: list(names) for query, names in self.images.items()}
+        return {self.group_field: self.group, self.images_field: images}
 
     def write(self, path: Path | str) -> None:
         """Write the submission: `.json` as `to_dict`, `.csv` as query, rank1 ... rankk without the group name."""
@@ -114,6 +147,21 @@ class Submission:
         else:
             header = ["query", *(f"rank{rank}" for rank in range(1, self.top_k + 1))]
             write_csv(path, header, [[query, *names] for query, names in self.images.items()])
+
+
+def require_fields(group_field: str, images_field: str) -> None:
+    """Raise `OptionError` unless the two are different names."""
+    for argument, name in (("group_field", group_field), ("images_field", images_field)):
+        if not isinstance(name, str) or not name:
+            raise OptionError(f"`{argument}` must be the name of a field, got {name!r}.", argument=argument)
+    if group_field == images_field:
+        raise OptionError(
+            f"`group_field` and `images_field` must differ, both are {group_field!r}.", argument="images_field"
+        )
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def submission_format(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`lookalike embed`, `index`, `search`, `evaluate` and `submit`."""
+"""`lookalike embed`, `index`, `search`, `evaluate`, `submit` and `post`."""
 
 from __future__ import annotations
 
@@ -121,6 +121,46 @@ def test_submit(workspace, lookalike):
         header, *rows = csv.reader(handle)
     assert header == ["query", "rank1", "rank2", "rank3"]
     assert {query: names for query, *names in rows} == submission["images"]
+
+
+def test_submit_and_post(workspace, lookalike, score_server):
+    url = score_server.url.replace("http://", "http://us:secret@")
+    outcome = lookalike(f"submit photos --model model -k 3 --out s.json --post {url} --dry-run")
+    assert outcome.code == 0
+    path, request, *_ = outcome.out.splitlines()
+    assert (path, request) == ("s.json", f"POST {score_server.url}")
+    assert score_server.requests == []
+    outcome = lookalike(f"post s.json {url} --model model --dry-run")
+    assert (outcome.code, outcome.out.splitlines()[0]) == (0, request)
+    assert score_server.requests == []
+    outcome = lookalike(f"post s.json {url} --model model")
+    assert (outcome.code, outcome.out) == (0, "0.8125\n")
+    assert outcome.err.splitlines() == [
+        f"posted s.json to {score_server.url}: accuracy 0.8125",
+        "recorded in submissions.csv",
+    ]
+    outcome = lookalike(f"submit photos --model model -k 3 --out t.json --post {url} --again")
+    assert (outcome.code, outcome.out) == (0, "t.json\n0.8125\n")
+    assert score_server.bodies == 2 * [Path("s.json").read_bytes()]
+    with Path("submissions.csv").open(newline="") as handle:
+        first, second = csv.DictReader(handle)
+    assert (first["file"], second["file"]) == ("s.json", "t.json")
+    assert (
+        first["fingerprint"]
+        == second["fingerprint"]
+        == json.loads(Path("model/bundle.json").read_text())["fingerprint"]
+    )
+
+
+def test_a_submission_is_not_posted_twice(workspace, lookalike, fails, score_server):
+    lookalike("submit photos --model model -k 3 --out s.json")
+    lookalike(f"post s.json {score_server.url}")
+    fails(f"post s.json {score_server.url}", "s.json", "0.8125", "--again")
+    assert len(score_server.requests) == 1
+    score_server.replies = [lambda handler: handler.send_error(500)]
+    fails(f"post s.json {score_server.url} --again", "500", "may have been counted", grows="submissions.csv")
+    score_server.replies = [lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\nthanks")]
+    fails(f"post s.json {score_server.url}/2", "'thanks'", "--score-field", grows="submissions.csv")
 
 
 def test_submit_reports_unreadable_gallery_files(workspace, lookalike):

@@ -1,14 +1,14 @@
-"""`lookalike embed`, `index`, `search`, `evaluate` and `submit`."""
+"""`lookalike embed`, `index`, `search`, `evaluate`, `submit` and `post`."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lookalike.cli.app import RESUMES, Command
+from lookalike.cli.app import POSTS_ONCE, RESUMES, Command
 from lookalike.cli.console import (
     display_path,
     make_progress,
@@ -25,12 +25,16 @@ from lookalike.cli.options import (
     json_option,
     model_option,
     out_option,
+    post_options,
     precision_option,
     runtime_option,
     weights_for_model,
     weights_option,
 )
 from lookalike.progress import count_noun
+
+if TYPE_CHECKING:
+    from lookalike.evaluation.posting import Posted
 
 
 @click.command(cls=Command, interrupted=RESUMES, short_help="Embed every image in a folder.")
@@ -203,12 +207,23 @@ def evaluate(data: Path, model: str, weights: tuple[str, ...], as_json: bool, **
 @click.option("-k", "top_k", type=int, default=10, show_default=True, help="Number of gallery images per query.")
 @click.option("--group", default="lookalike", show_default=True, help="The group's name in the file.")
 @out_option("The file to write, .json or .csv; must not exist yet.")
+@click.option(
+    "--group-field", default="groupname", show_default=True, metavar="NAME", help="Field of the group in JSON."
+)
+@click.option(
+    "--images-field", default="images", show_default=True, metavar="NAME", help="Field of the images in JSON."
+)
+@click.option("--post", metavar="URL", help="Also post the .json file to this URL and print the score, as 'post' does.")
+@post_options
 def submit(data: Path, model: str, weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Write a validated submission: for every query of DATA, the names of its k nearest gallery images.
 
+    With --post it is also sent to a server. Nothing is sent otherwise.
+
     \b
-    Example:
+    Examples:
       lookalike submit photos --model runs/first/best -k 10 --out submission.json
+      lookalike submit photos --model runs/first/best --out submission.json --post https://host/submit
     """  # noqa: D301
     weights_by_name = weights_for_model(weights, model)
     from lookalike.api.evaluate import submit as run_submit
@@ -218,3 +233,35 @@ def submit(data: Path, model: str, weights: tuple[str, ...], out: Path, **values
     report_skipped(progress, submission.skipped)
     progress.info(f"{len(submission.images)} queries, {count_noun(values['top_k'], 'gallery image')} each")
     print_path(out)
+    if submission.posted is not None:
+        _print_posted(submission.posted)
+
+
+@click.command(cls=Command, interrupted=POSTS_ONCE, short_help="Post a submission file and print its score.")
+@click.argument("submission", type=PATH)
+@click.argument("url")
+@click.option("--model", type=PATH, metavar="BUNDLE", help="The bundle that made the submission, for the record.")
+@post_options
+def post(submission: Path, url: str, model: Path | None, **values: Any) -> None:
+    """Post a submission file that 'submit' wrote to URL, as it is, and print the score that the server answers.
+
+    Every request is recorded in submissions.csv next to the file. It is sent a second time only if it certainly did not
+    count: no connection was established, or the server named a time to try again. After a timeout it is not.
+
+    \b
+    Examples:
+      lookalike post submission.json https://host/submit --dry-run
+      lookalike post submission.json https://host/submit --score-field score
+    """  # noqa: D301
+    from lookalike.api.post import post as run_post
+
+    with closing(make_progress()) as progress:
+        posted = run_post(submission, url, model=model, progress=progress, **values)
+    _print_posted(posted)
+
+
+def _print_posted(posted: Posted) -> None:
+    """Print the score, or the request that a dry run did not send."""
+    from lookalike.evaluation.posting import score_text
+
+    click.echo(posted.request if posted.score is None else score_text(posted.score))
