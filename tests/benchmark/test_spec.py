@@ -78,11 +78,6 @@ def test_which_backbones_are_fine_tuned(finetune, names):
     assert check_candidates([NAME, "resnet50"], [], {NAME: "none"}, finetune=finetune)[2] == names
 
 
-def test_a_single_name_instead_of_a_list():
-    refused(OptionError, "`backbones` must be a list, got the single name resnet50", "backbones", backbones="resnet50")
-    refused(OptionError, "`finetune` must be a list", "finetune", backbones=[NAME], finetune="b")
-
-
 def test_duplicate_names(random_bundle):
     refused(OptionError, f"duplicate '{NAME}'", "backbones", backbones=[NAME, NAME])
     refused(OptionError, "duplicate 'random'", "bundles", bundles=[random_bundle, random_bundle])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import file_digest, follow_link, require_writable
 from lookalike._lock import locked
 from lookalike._strings import PackedStrings
@@ -42,6 +43,7 @@ from lookalike.types import Embeddings, Skipped
 _CURVES = "curves.png"  # the only image in the folder of a trained model
 
 
+@checked_arguments(images="load_encoder(model).embed takes a list of images")
 def embed(
     images: Path | str,
     model: AnyEncoder | Path | str | None = None,
@@ -76,7 +78,7 @@ def embed(
 
     """
     progress = resolve_progress(progress)
-    gallery = find_images(images_folder(images), progress)
+    gallery = find_images(Path(images), progress)
     out = follow_link(out)
     require_writable(out, "out")
     require_runtime(runtime, precision)
@@ -108,16 +110,6 @@ class FolderImages:
     fit_on: Sequence[Source]  # to fit a head on
     metadata: Mapping[str, Mapping[str, str]]  # by id
     skipped: tuple[Skipped, ...]  # folders that cannot be listed
-
-
-def images_folder(images: Path | str) -> Path:
-    """Return the argument `images` as a path; raise `OptionError` for a list of images."""
-    if not isinstance(images, str | Path):
-        raise OptionError(
-            f"`images` must be a folder, got {type(images).__name__}; load_encoder(model).embed takes a list.",
-            argument="images",
-        )
-    return Path(images)
 
 
 def find_images(folder: Path, progress: Progress) -> FolderImages:

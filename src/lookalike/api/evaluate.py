@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import follow_link, require_free
 from lookalike._lock import locked
 from lookalike.api.post import SCORE_FIELD, require_postable
@@ -41,6 +42,7 @@ _DEFAULT_K = (1, 3, 10)
 _AT_EACH_K = ("precision@k", "hit@k", "recall@k")
 
 
+@checked_arguments()
 def evaluate(
     data: Dataset | Path | str,
     model: AnyEncoder | Path | str,
@@ -111,6 +113,7 @@ def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measu
     )
 
 
+@checked_arguments()
 def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     data: Dataset | Path | str,
     model: AnyEncoder | Path | str,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import digest, file_digest, follow_link, require_free, storage_errors, temporary_folder
 from lookalike._lock import locked
 from lookalike._system import installed_versions
@@ -49,6 +50,7 @@ class Exported:
     skipped: tuple[Skipped, ...]
 
 
+@checked_arguments()
 def export(
     bundle: Path | str,
     *,

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import follow_link, new_folder, require_free
 from lookalike._lock import locked
-from lookalike.api.embed import FolderImages, embed_images, find_images, images_folder, load_images
+from lookalike.api.embed import FolderImages, embed_images, find_images, load_images
 from lookalike.data.dataset import TEST_SPLITS, Split
 from lookalike.data.folders import require_folder, skipped_suffix
 from lookalike.data.layouts import find_manifest, find_split_folders
@@ -52,6 +53,7 @@ class BuiltIndex:
     skipped: tuple[Skipped, ...]
 
 
+@checked_arguments(images="pass the folder of the images")
 def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     images: Path | str,
     model: AnyEncoder | Path | str | None = None,
@@ -95,7 +97,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         StorageError: `out` exists or cannot be written, or the embeddings are damaged or unfinished.
 
     """
-    images, out = images_folder(images), follow_link(out)
+    images, out = Path(images), follow_link(out)
     progress = resolve_progress(progress)
     budget = Budget.parse(min_recall, max_memory, max_ms)
     require_runtime(runtime, precision)

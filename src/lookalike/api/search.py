@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import file_identity, require_writable, write_text
 from lookalike.data.images import one_image
 from lookalike.errors import DataError, ModelError, OptionError, StorageError, UnreadableImage, renamed_argument
@@ -38,7 +39,7 @@ class LoadedIndex:
     path: Path | None = None  # the folder that it was loaded from
 
     def search(
-        self, images: Sequence[ImageInput], *, top_k: int | None = None, progress: Progress | None = None
+        self, images: Iterable[ImageInput], *, top_k: int | None = None, progress: Progress | None = None
     ) -> SearchResult:
         """Find the items that are most similar to each image; see `lookalike.search`."""
         return search(self, images, top_k=top_k, progress=progress)
@@ -89,6 +90,7 @@ class SearchResult:
         return {"queries": queries, "skipped": skipped, "missing": list(map(str, self.missing))}
 
 
+@checked_arguments()
 def load_index(index: Path | str, *, root: Path | str | None = None, verify: bool = False) -> LoadedIndex:
     """Load an index and its encoder, for many searches.
 
@@ -125,9 +127,10 @@ def load_index(index: Path | str, *, root: Path | str | None = None, verify: boo
     return LoadedIndex(items, with_precision, path)
 
 
+@checked_arguments(index="an Index has a method of its own, index.search(encoder.embed(images))")
 def search(
     index: LoadedIndex | Path | str,
-    images: Sequence[ImageInput],
+    images: Iterable[ImageInput],
     *,
     top_k: int | None = None,
     root: Path | str | None = None,
@@ -160,12 +163,6 @@ def search(
     if not sources:
         raise OptionError("`images` must hold at least one image, got none.", argument="images")
     page = None if html is None else _page_path(html)
-    if isinstance(index, Index):
-        raise OptionError(
-            "`index` must be a path or a LoadedIndex from load_index, got an Index, which has no encoder; "
-            "search it with index.search(encoder.embed(images), top_k).",
-            argument="index",
-        )
     loaded = index if isinstance(index, LoadedIndex) else load_index(index, root=root)
     if isinstance(index, LoadedIndex) and root is not None:
         loaded = replace(index, index=index.index.with_root(root))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import digest, follow_link, require_free, require_writable
 from lookalike._lock import locked
 from lookalike.benchmark.candidates import (
@@ -76,6 +77,7 @@ class Benchmark:
         return markdown(self.leaderboard, self.selection)
 
 
+@checked_arguments()
 def benchmark(  # noqa: PLR0913 - the options of the command
     data: Dataset | Path | str,
     backbones: Sequence[str] = (),
@@ -217,6 +219,7 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     return Benchmark(tuple(trials), selection, leaderboard, spec.out, skipped)
 
 
+@checked_arguments()
 def demo(
     out: Path | str = "lookalike-demo", *, data: Path | str | None = None, progress: Progress | None = None
 ) -> Benchmark:

@@ -86,9 +86,6 @@ def check_candidates(
 
     An ensemble among the backbones, such as `a+b`, means its members.
     """
-    for argument, value in (("backbones", backbones), ("bundles", bundles), ("finetune", finetune)):
-        if isinstance(value, str | Path):
-            raise OptionError(f"`{argument}` must be a list, got the single name {value!s}.", argument=argument)
     if not backbones and not bundles:
         raise OptionError(
             "a benchmark needs at least one of `backbones` and `bundles`, got none.", argument="backbones"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import require_free, write_csv, write_json
 from lookalike.data.dataset import TEST_SPLITS, TRAINING_SPLITS, Dataset, Item, Split, by_class, class_names
 from lookalike.data.duplicates import (
@@ -135,6 +136,7 @@ class CheckReport:
         """
         return tuple(item for item in self.data.items if item.id not in self.dropped)
 
+    @checked_arguments()
     def write_clean_manifest(self, path: Path | str) -> Path:
         """Write the clean data set as a manifest for `load_dataset`, and return its path.
 
@@ -188,6 +190,7 @@ def _manifest_path(item: Item, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
 
 
+@checked_arguments()
 def check(
     data: Dataset | Path | str,
     *,

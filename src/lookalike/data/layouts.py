@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lookalike._arguments import checked_arguments
 from lookalike.data.dataset import (
     TEST_SPLITS,
     TRAINING_SPLITS,
@@ -49,6 +50,7 @@ _SPLIT_NAMES = {
 _MANIFESTS = ("manifest.csv", "manifest.parquet")
 
 
+@checked_arguments()
 def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = False) -> Dataset:
     """Load a data folder of any of the five layouts; print the result to see what it contains.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import (
     HASHED_BYTES,
     FileRecord,
@@ -190,6 +191,7 @@ def read_run(path: Path | str) -> RunInfo | None:
         raise damaged_embeddings(path, f"{SHARDS_FOLDER}/{RUN_FILE}: {error}") from error
 
 
+@checked_arguments()
 def load_embeddings(path: Path | str, *, mmap: bool = True, verify: bool = False) -> Embeddings:
     """Load the embeddings in a folder; files that were changed after they were written are refused.
 

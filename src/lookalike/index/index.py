@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import new_folder, storage_errors
 from lookalike._strings import PackedStrings
 from lookalike._top_k import Ints
@@ -62,6 +63,7 @@ class Index:
         self.root = None if info.root is None else Path(info.root)
 
     @classmethod
+    @checked_arguments(embeddings="use encoder.embed(images), or Embeddings(ids, vectors, fingerprint)")
     def build(
         cls,
         embeddings: Embeddings,
@@ -138,6 +140,7 @@ class Index:
         """FAISS factory string; Flat for exact search."""
         return self.info.key
 
+    @checked_arguments()
     def with_root(self, root: Path | str) -> Index:
         """Return the same index with another folder that ids are relative to, such as the one the images moved to."""
         folder = Path(root)
@@ -208,6 +211,7 @@ class Index:
             )
         return top_k
 
+    @checked_arguments()
     def save(self, path: Path | str, *, replace: bool = False) -> None:
         """Write the index as a new folder in one step, or raise `StorageError`; `replace` overwrites an older one."""
         with new_folder(Path(path), replace=replace, argument="path") as folder:
@@ -221,6 +225,7 @@ class Index:
         write_info(folder, with_files(folder, self.info))
 
     @classmethod
+    @checked_arguments()
     def load(cls, path: Path | str, *, verify: bool = False) -> Index:
         """Read an index that `save` wrote; `StorageError` if it is not an index, of another format, or damaged.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import digest, file_digest, new_folder, read_json, require_regular, write_json
 from lookalike._system import installed_versions
 from lookalike.errors import LookalikeError, ModelError, StorageError
@@ -120,6 +121,7 @@ def describe_encoder(encoder: AnyEncoder, base: BundleInfo | None = None, **chan
     return BundleInfo(**content) if base is None else replace(base, **content)
 
 
+@checked_arguments()
 def save_bundle(
     encoder: AnyEncoder,
     out: Path | str,

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import digest
 from lookalike.data.dataset import sample_evenly
 from lookalike.errors import ModelError, OptionError
@@ -133,6 +134,7 @@ class Encoder:
         self._process.require_current()
         return replace(self, backbone=self.backbone.prepare(sample, count, progress))
 
+    @checked_arguments()
     def embed(
         self,
         images: Iterable[Source | ImageInput],
@@ -243,6 +245,7 @@ class Ensemble:
         """Return the same ensemble on the runtimes that suit `count` images such as these."""
         return replace(self, members=tuple(member.prepare(sample, count, progress) for member in self.members))
 
+    @checked_arguments()
     def embed(
         self,
         images: Iterable[Source | ImageInput],

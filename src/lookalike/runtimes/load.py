@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lookalike._arguments import checked_arguments
 from lookalike.errors import LookalikeError, ModelError, OptionError, renamed_argument
 from lookalike.models.bundle import (
     BUNDLE_FILE,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 WeightsOption = str | Path | Mapping[str, str | Path]
 
 
+@checked_arguments()
 def load_encoder(
     model: Path | str,
     *,

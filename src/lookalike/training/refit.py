@@ -10,6 +10,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import digest, follow_link, require_free
 from lookalike._lock import locked
 from lookalike.data.dataset import Dataset, Split
@@ -49,6 +50,7 @@ from lookalike.training.trainer import Trainer
 from lookalike.training.weight_selection import interpolate_weights, record_origin, replay_posthoc_head
 
 
+@checked_arguments()
 def refit(  # noqa: PLR0913 - the command's options, all but two by name
     data: Dataset | Path | str,
     model: Path | str,
@@ -57,7 +59,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     weights: WeightsOption = PRETRAINED,
     resume: bool = False,
     replace: bool = False,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     track: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> AnyEncoder:
@@ -109,7 +111,8 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
             tracker.log_params({"refit_of": first.encoder.fingerprint, "data": split.fingerprint})
             for report in filter(None, first.reports):
                 tracker.log_params({f"{report.backbone}/{field}": value for field, value in report.recipe.items()})
-            context = TrainingContext(split, options, progress, folder, cache, tracker=tracker)
+            features = None if cache is None else Path(cache)
+            context = TrainingContext(split, options, progress, folder, features, tracker=tracker)
             trained = [
                 _refit_backbone(
                     changed(context.for_backbone(n), options=first.options[n]), m, initial[m.name], first.reports[n]

@@ -168,8 +168,6 @@ class TrackerTarget:
 
 def parse_targets(texts: Sequence[str]) -> tuple[TrackerTarget, ...]:
     """Read targets, each `mlflow` or `mlflow=URI`; duplicates count once."""
-    if isinstance(texts, str):
-        raise OptionError(f"`track` must be a list of trackers, got {texts!r}; write [{texts!r}].", argument="track")
     targets = []
     for text in texts:
         name, separator, location = text.partition("=")

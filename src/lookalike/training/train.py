@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import digest, follow_link, require_free, require_writable
 from lookalike._lock import locked
 from lookalike.data.dataset import Dataset, content_hashes
@@ -46,6 +47,7 @@ from lookalike.types import take_shared
 Backbones = Sequence[tuple[str, Weights]]
 
 
+@checked_arguments()
 def train(  # noqa: PLR0913 - the command's options, all but two by name
     data: Dataset | Path | str,
     backbone: str = "efficientnet_lite0",
@@ -56,7 +58,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
     combination: str = "aligned",
     resume: bool = False,
     replace: bool = False,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     track: Sequence[str] = (),
     progress: Progress | None = None,
     **overrides: Any,
@@ -125,7 +127,8 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         tracker = trackers[-1]
         limit = "" if options.max_minutes is None else f"; the limit is {options.max_minutes:g} min per backbone"
         progress.info(f"estimate: {format_about(seconds)} for training, less if it stops early{limit}")
-        context = TrainingContext(split, options, progress, folder, cache, distributed, tracker)
+        features = None if cache is None else Path(cache)
+        context = TrainingContext(split, options, progress, folder, features, distributed, tracker)
         with tracker.closing():
             tracker.log_params(options.to_dict() | {"backbone": backbone, "data": split.fingerprint})
             if bundle is None:
