@@ -645,3 +645,36 @@ def test_links_between_class_folders_are_read_once(tmp_path: Path) -> None:
     for folder, target in (("a", "b"), ("b", "c"), ("c", "a")):
         (tmp_path / folder / "link").symlink_to(tmp_path / target)
     assert sorted(item.id for item in load_dataset(tmp_path).items) == ["a/1.jpg", "b/2.jpg", "c/3.jpg"]
+
+
+def link_to_nothing(path: Path) -> None:
+    path.symlink_to("missing")
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet", "labels.csv"])
+@pytest.mark.parametrize(
+    ("create", "cause"),
+    [(os.mkfifo, "a pipe"), (Path.mkdir, "folder"), (link_to_nothing, "a link to nothing")],
+    ids=["pipe", "folder", "link"],
+)
+def test_a_table_that_is_not_a_file_is_refused(
+    tmp_path: Path, name: str, create: Callable[[Path], None], cause: str
+) -> None:
+    make(tmp_path, *SPLITS)
+    create(tmp_path / name)
+    assert_facts(refusal(tmp_path), name, cause)
+
+
+def test_tables_that_a_manifest_replaces_are_noted(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg")
+    manifest(tmp_path, "a.jpg,cat,gallery")
+    link_to_nothing(tmp_path / "labels.csv")
+    (tmp_path / "manifest.parquet").touch()
+    assert_facts("; ".join(load_dataset(tmp_path).notes), "manifest.parquet is not used", "labels.csv is not used")
+
+
+@pytest.mark.parametrize("create", [os.mkfifo, Path.mkdir, link_to_nothing, Path.touch])
+def test_labels_of_class_folders_are_noted(tmp_path: Path, create: Callable[[Path], None]) -> None:
+    make(tmp_path, "cat/1.jpg", "dog/2.jpg")
+    create(tmp_path / "labels.csv")
+    assert_facts("; ".join(load_dataset(tmp_path).notes), "labels.csv is not used")

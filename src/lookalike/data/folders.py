@@ -162,6 +162,17 @@ def may_be_file(path: Path) -> bool:
         return True
 
 
+def may_exist(path: Path) -> bool:
+    """Whether a path is anything, be it a link to nothing, or cannot be examined: reading it gives the reason."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def skipped_suffix(skipped: Sequence[Skipped]) -> str:
     """Return the part of a sentence that reports skipped files and folders, empty if there are none."""
     return f" (skipped: {len(skipped)}, first: {skipped[0]})" if skipped else ""

@@ -30,7 +30,7 @@ from lookalike.data.dataset import (
     split_classes,
     with_validation,
 )
-from lookalike.data.folders import ImageFinder, may_be_file, require_folder, skipped_suffix
+from lookalike.data.folders import ImageFinder, may_be_file, may_exist, require_folder, skipped_suffix
 from lookalike.data.tables import read_rows
 from lookalike.errors import DataError
 from lookalike.progress import count_noun
@@ -47,6 +47,7 @@ _SPLIT_NAMES = {
     "gallery": Split.GALLERY,
     "test": Split.TEST,
 }
+_LABELS = "labels.csv"
 _MANIFESTS = ("manifest.csv", "manifest.parquet")
 
 
@@ -112,13 +113,13 @@ def _unclear_folders(root: Path, classes: Collection[str]) -> Iterator[str]:
         yield f"the folders {names} are used as classes; splits have class folders inside, or query and gallery"
     elif len(classes) == 1 and len(ImageFinder().list(root / min(classes))[0]) > 1:
         yield f"all images are in {min(classes)}, whose folders are not used as classes or splits; if they are, pass it"
-    if (root / "labels.csv").exists():
-        yield "labels.csv is not used: it labels images in test/query and test/gallery"
+    if may_exist(root / _LABELS):
+        yield f"{_LABELS} is not used: it labels images in test/query and test/gallery"
 
 
 def find_manifest(root: Path) -> Path | None:
-    """Return the manifest of a folder, or None."""
-    return next((root / name for name in _MANIFESTS if may_be_file(root / name)), None)
+    """Return the manifest of a folder, or None; one that is not a file is an error when it is read."""
+    return next((root / name for name in _MANIFESTS if may_exist(root / name)), None)
 
 
 def find_split_folders(root: Path) -> dict[Split, Path]:
@@ -286,8 +287,8 @@ def _nfc(text: str) -> str:
 
 
 def _read_labels(root: Path) -> dict[str, str]:
-    path = root / "labels.csv"
-    if not path.is_file():
+    path = root / _LABELS
+    if not may_exist(path):
         return {}
     labels: dict[str, str] = {}
     for line, row in read_rows(path, ("path", "label")):
@@ -328,10 +329,11 @@ def _from_manifest(root: Path, path: Path) -> Dataset:
     missing = [item for item in items.values() if not may_be_file(item.path)]
     if len(missing) == len(items):
         raise _error(f"none of the {len(items)} files in {path} exists (first: {missing[0].path}).")
-    notes: tuple[str, ...] = ()
+    unused = [name for name in (*_MANIFESTS, _LABELS) if name != path.name and may_exist(root / name)]
+    notes = [f"{name} is not used: {path.name} lists the images with their labels" for name in unused]
     if missing:
-        notes = (f"{path.name} names {count_noun(len(missing), 'missing file')} (first: {missing[0].id})",)
-    return Dataset(root, f"manifest ({path.name})", sort_items(items.values()), notes)
+        notes.append(f"{path.name} names {count_noun(len(missing), 'missing file')} (first: {missing[0].id})")
+    return Dataset(root, f"manifest ({path.name})", sort_items(items.values()), tuple(notes))
 
 
 def _manifest_item(root: Path, name: str, label: str | None, split: Split, metadata: Mapping[str, str]) -> Item:

@@ -58,7 +58,7 @@ def _csv_rows(path: Path) -> Iterator[list[str]]:
             yield [name.strip().lower() for name in next(reader, [])]
             yield from reader
     except (OSError, RefusedFileError, UnicodeDecodeError, csv.Error) as error:
-        raise _table_error(f"{path} cannot be read as UTF-8 CSV: {error}.") from error
+        raise _unreadable(path, "UTF-8 CSV", error) from error
 
 
 def _parquet_rows(path: Path) -> Iterator[list[str]]:
@@ -82,7 +82,7 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
                             raise RefusedFileError(f"it has more than {_MAX_TEXT:,} characters")
                         yield list(cells)
     except (OSError, ValueError, ArithmeticError) as error:
-        raise _table_error(f"{path} cannot be read as Parquet: {error}.") from error
+        raise _unreadable(path, "Parquet", error) from error
 
 
 def _require_moderate(file: Any) -> None:
@@ -128,6 +128,13 @@ def _cell_text(value: object) -> str:
     if len(text) > _MAX_CELL:
         raise RefusedFileError(f"a cell has {len(text):,} characters, more than {_MAX_CELL:,}")
     return text
+
+
+def _unreadable(path: Path, form: str, error: Exception) -> DataError:
+    cause = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+    if path.is_symlink() and not path.exists():
+        cause = "it is a link to nothing"
+    return _table_error(f"{path} cannot be read as {form}: {cause}; replace or remove it.")
 
 
 def _table_error(message: str) -> DataError:
