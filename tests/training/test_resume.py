@@ -77,6 +77,19 @@ def test_seconds_add_up_over_all_sessions(data, weights, options, recorder, tmp_
     assert 5000 < read_bundle_info(out).training[0].seconds < 5100
 
 
+def test_a_time_budget_counts_the_seconds_before_the_interruption(data, weights, quick, recorder, tmp_path):
+    out, options, listener = tmp_path / "model", quick(epochs=3, max_minutes=30), recorder()
+    kill(data, weights, out, options, recorder)
+    checkpoint = tmp_path / "model.training" / "0" / "checkpoint.pt"
+    torch.save({**torch.load(checkpoint, weights_only=True), "seconds": 60 * 30 - 0.5}, checkpoint)
+    train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=listener)
+    assert not any(t.startswith("epoch") for t in listener.tasks)
+    assert any("stopping before epoch 2/3" in text for text in listener.messages)
+    (report,) = read_bundle_info(out).training
+    assert len(report.epochs) == 1
+    assert report.fine_tuned_share is not None
+
+
 def test_killed_twice(unbroken, data, weights, options, recorder, tmp_path):
     out = tmp_path / "model"
     kill(data, weights, out, options, recorder, done=8)

@@ -169,8 +169,8 @@ def training_options(command: F) -> F:
         click.option(
             "--max-minutes",
             type=float,
-            help="Time budget for the training of each backbone; the number of epochs is planned to fit. Embedding and "
-            "timing are not included.",
+            help="Time budget for the training of each backbone; the number of epochs is planned to fit, and a run "
+            "that resumes has what is left. Embedding and timing are not included.",
         ),
         click.option(
             "--patience",

@@ -188,7 +188,8 @@ class TrainingOptions:
         recipe: name of the recipe; `auto` uses the recipe of the network's family.
         overrides: recipe fields that replace those of the recipe, passed as keyword arguments.
         frozen: train the head only, with the backbone frozen; reads the images a few times.
-        max_minutes: wall-clock budget per backbone and session; the number of epochs is planned to fit.
+        max_minutes: wall-clock budget per backbone; the number of epochs is planned to fit, and a run that resumes has
+            what is left.
         patience: epochs without improvement before training stops.
         stop_on: validation measure for early stopping and for the selection of weights.
         class_disjoint: whether validation has classes of its own; None decides by the data.

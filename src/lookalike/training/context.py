@@ -55,10 +55,10 @@ class TrainingContext:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds of the time budget that are left in this session; None without a budget."""
+        """Seconds of the time budget that all sessions have left; None without a budget."""
         if self.options.max_minutes is None:
             return None
-        return 60 * self.options.max_minutes - (time.perf_counter() - self.started)
+        return 60 * self.options.max_minutes - self.seconds
 
     def has_time_for(self, seconds: float) -> bool:
         """Whether more than `seconds` of the budget are left, by the clock of the main process."""
