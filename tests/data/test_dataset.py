@@ -70,6 +70,19 @@ def test_the_other_gallery_items_with_the_file_of_a_query(tmp_path: Path) -> Non
     assert (apart.same_file_ids, apart.max_hits, apart.same_file_note) == ({}, 1, "")
 
 
+def test_the_other_validation_images_with_the_file_of_one(tmp_path: Path) -> None:
+    for name in ("a", "b", "g"):
+        (tmp_path / name).touch()
+    (tmp_path / "a2").symlink_to(tmp_path / "a")
+    (tmp_path / "a3").hardlink_to(tmp_path / "a")
+    names = {"validation": ("a", "a2", "b", "gone", "gone2"), "training": ("a3",), "query": ("b2",), "gallery": ("g",)}
+    items = [Item(name, tmp_path / name, "cat", Split(split)) for split, ids in names.items() for name in ids]
+    data = Dataset(tmp_path, "by hand", tuple(items))
+    assert data.same_file_ids == {"a": {"a2"}, "a2": {"a"}}
+    assert (data.validation_excluded, data.max_hits, data.same_file_note) == (2, 1, "")
+    assert "leave-one-out by file: 2 of 5 validation images" in data.summary()
+
+
 def test_test_classes_are_unseen_when_most_queries_say_so() -> None:
     training = item("t", "cat", Split.TRAINING)
     queries = [item(f"q{n}", label, Split.QUERY) for n, label in enumerate(("cat", "owl", "fox"))]

@@ -6,9 +6,16 @@ import math
 import numpy as np
 import pytest
 
+from lookalike.data.dataset import Dataset, Item, Split
 from lookalike.errors import DataError, FingerprintMismatch, OptionError
 from lookalike.evaluation import ranking
-from lookalike.evaluation.evaluation import DEFAULT_MEASURES, Estimate, Evaluation, evaluate_embeddings
+from lookalike.evaluation.evaluation import (
+    DEFAULT_MEASURES,
+    Estimate,
+    Evaluation,
+    evaluate_embeddings,
+    evaluate_validation,
+)
 from lookalike.evaluation.measures import Measure
 from lookalike.types import Embeddings, Hits, l2_normalize
 
@@ -189,3 +196,16 @@ def test_compare_needs_an_evaluation(evaluation):
     with pytest.raises(OptionError, match="must be an Evaluation, got str") as caught:
         evaluation.compare("runs/first/best", "mrr")
     assert caught.value.argument == "other"
+
+
+def test_a_link_within_validation_is_not_a_hit(tmp_path):
+    """`a2` is a link to `a`, and nearest to it; without it, the nearest to `a` is `b`, of another class."""
+    positions, labels = {"a": 0, "a2": 0, "b": 10, "c": 30}, {"a": "cat", "a2": "cat", "b": "dog", "c": "cat"}
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch()
+    (tmp_path / "a2").symlink_to("a")
+    items = tuple(Item(name, tmp_path / name, label, Split.VALIDATION) for name, label in labels.items())
+    evaluation = evaluate_validation(Dataset(tmp_path, "by hand", items), embeddings(positions), ["hit@1", "mrr"])
+    assert evaluation.query_ids == ("a", "a2", "c")
+    assert evaluation.per_query("hit@1").tolist() == [0, 0, 0]
+    assert evaluation.per_query("mrr").tolist() == [0.5, 0.5, 0.5]

@@ -12,7 +12,7 @@ from lookalike.data.dataset import Dataset
 from lookalike.data.folders import skipped_suffix
 from lookalike.errors import ModelError
 from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
-from lookalike.evaluation.evaluation import evaluate_embeddings
+from lookalike.evaluation.evaluation import evaluate_validation
 from lookalike.evaluation.measures import Measure
 from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.progress import SILENT, Progress
@@ -121,12 +121,13 @@ class ComparedMeasures:
 
 def compare_measures(encoder: AnyEncoder, exported: AnyEncoder, data: Dataset, progress: Progress) -> ComparedMeasures:
     """Measure both within the validation split, each image a query and the others the gallery."""
-    labels = data.labels("validation")
     evaluations = []
     for model, task in ((encoder, "validation, bundle"), (exported, "validation, exported")):
         embeddings = model.embed(data.validation, progress=progress, task=task)
-        measures = [name for name in MEASURES if Measure.parse(name).min_gallery <= len(embeddings) - 1]
-        evaluations.append(evaluate_embeddings(embeddings, embeddings, labels, labels, measures))
+        measures = [
+            name for name in MEASURES if Measure.parse(name).min_gallery <= len(embeddings) - data.validation_excluded
+        ]
+        evaluations.append(evaluate_validation(data, embeddings, measures))
     before, after = evaluations
     means = {name: (before.mean(name), after.mean(name)) for name in before.values}
     loss = None

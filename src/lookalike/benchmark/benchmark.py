@@ -27,7 +27,6 @@ from lookalike.benchmark.run_trials import (
     embed_candidate,
     evaluate_all,
     evaluate_test,
-    evaluate_validation,
     skipped_files,
 )
 from lookalike.benchmark.selection import Selection, require_budget, select
@@ -47,6 +46,7 @@ from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
 from lookalike.data.samples import DESCRIPTION, is_demo_folder, write_demo_images
 from lookalike.errors import DataError, StorageError
+from lookalike.evaluation.evaluation import evaluate_validation
 from lookalike.evaluation.measures import Measure
 from lookalike.models.bundle import is_bundle
 from lookalike.models.registry import PRETRAINED
@@ -209,7 +209,9 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     winner = next(c for c in candidates if c.name == selection.winner)
     save_winner(spec, winner, selection, leaderboard.winner.trial, embeddings)
     winner_embeddings = winner.embeddings(embeddings)
-    evaluation = evaluate_test(spec, winner_embeddings) or evaluate_validation(spec, winner_embeddings)
+    evaluation = evaluate_test(spec, winner_embeddings) or evaluate_validation(
+        spec.data, winner_embeddings["validation"], spec.measures
+    )
     examples = find_examples(evaluation, selection.measure, spec.data)
     skipped = (*spec.data.skipped, *skipped_files(embeddings))
     description = describe_run(spec, skipped)

@@ -14,7 +14,7 @@ from lookalike.benchmark.trial import VERSION, SplitMeasures, Timing, Trial
 from lookalike.data.dataset import Item, Split, sample_evenly
 from lookalike.embeddings.shards import Shard, read_shard, write_shard
 from lookalike.errors import DataError, LookalikeError
-from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
+from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings, evaluate_validation
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder
 from lookalike.models.pipeline import image_keys
 from lookalike.runtimes.fit import feature_file, read_features
@@ -113,18 +113,12 @@ def _evaluate(spec: BenchmarkSpec, candidate: AnyCandidate, embeddings: Mapping[
         combination=candidate.combination,
         state=candidate.state,
         dim=candidate.dim,
-        validation=SplitMeasures.of(evaluate_validation(spec, embeddings)),
+        validation=SplitMeasures.of(evaluate_validation(spec.data, embeddings["validation"], spec.measures)),
         test=SplitMeasures.of(test) if test is not None else None,
         note=candidate.note,
         from_random=candidate.from_random,
         leaked=candidate.leaked,
     )
-
-
-def evaluate_validation(spec: BenchmarkSpec, embeddings: Mapping[str, Embeddings]) -> Evaluation:
-    """Evaluate embeddings on validation, leave-one-out."""
-    labels, validation = spec.data.labels("validation"), embeddings["validation"]
-    return evaluate_embeddings(validation, validation, labels, labels, spec.measures)
 
 
 def evaluate_test(spec: BenchmarkSpec, embeddings: Mapping[str, Embeddings]) -> Evaluation | None:

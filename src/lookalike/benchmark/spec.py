@@ -159,7 +159,7 @@ def select_measures(
     Raises `OptionError` if `measure` or `stop_on` need more images.
     """
     images = {"validation": len(data.validation), "gallery": len(data.gallery), **(readable or {})}
-    depth, where = images["validation"] - 1, "validation, where an image is never its own hit,"
+    depth, where = images["validation"] - data.validation_excluded, "validation, where an image is never its own hit,"
     never_hits = len(data.gallery) - data.max_hits  # a query itself, and its file
     if data.test_is_labelled and images["gallery"] - never_hits < depth:
         depth, where = images["gallery"] - never_hits, "the gallery" + (" besides the query itself" * bool(never_hits))
@@ -179,7 +179,9 @@ def validation_ceiling(data: Dataset, measure: str) -> float:
     """Return the mean of a measure on validation that the best possible ranking has."""
     labels = data.labels("validation")
     sizes = Counter(labels.values())
-    total = np.array([sizes[label] - 1 for label in labels.values() if sizes[label] > 1], dtype=np.int64)
+    same = {item: [labels.get(other) for other in data.same_file_ids.get(item, ())] for item in labels}
+    relevant = [sizes[label] - 1 - same[item].count(label) for item, label in labels.items()]
+    total = np.array([count for count in relevant if count > 0], dtype=np.int64)
     return Measure.parse(measure).ceiling(total) if len(total) else 1.0
 
 

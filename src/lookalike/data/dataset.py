@@ -135,31 +135,38 @@ class Dataset:
 
     @cached_property
     def same_file_ids(self) -> dict[str, frozenset[str]]:
-        """Other gallery items with a query's file, as links have, by the query's id; they are never its hits."""
-        if not self.query:
-            return {}
-        files = {item.id: file_identity(item.path) for item in self.test}
-        gallery_ids = defaultdict(set)
-        for item in self.gallery:
-            if files[item.id] is not None:
-                gallery_ids[files[item.id]].add(item.id)
-        same = {item.id: frozenset(gallery_ids.get(files[item.id], set()) - {item.id}) for item in self.query}
-        return {query: ids for query, ids in same.items() if ids}
+        """Other gallery items with a query's file, as links have, by the query's id; they are never its hits.
+
+        Also of each validation image, the others in that split: there each one is a query.
+        """
+        return _same_file_ids(self.query, self.gallery) | _same_file_ids(self.validation, self.validation)
 
     @property
     def max_hits(self) -> int:
         """Number of hits that every query can have: the gallery without the query itself and its file."""
         itself = any(item.split == Split.TEST for item in self.items)
-        return len(self.gallery) - itself - max(map(len, self.same_file_ids.values()), default=0)
+        return len(self.gallery) - itself - self._most_of_one_file(self.query)
+
+    @property
+    def validation_excluded(self) -> int:
+        """Largest number of validation images that are never hits of one of them: itself, and those with its file."""
+        return 1 + self._most_of_one_file(self.validation)
+
+    def _most_of_one_file(self, queries: Iterable[Item]) -> int:
+        return max((len(self.same_file_ids.get(query.id, ())) for query in queries), default=0)
 
     @property
     def same_file_note(self) -> str:
         """A remark that queries are in the gallery under other paths, empty if none is."""
-        if not self.same_file_ids:
+        return self._same_file_note(self.query, "queries are in the gallery")
+
+    def _same_file_note(self, queries: Sequence[Item], what: str) -> str:
+        ids = [query.id for query in queries if query.id in self.same_file_ids]
+        if not ids:
             return ""
         return (
-            f"leave-one-out by file: {len(self.same_file_ids)} of {len(self.query)} queries are in the gallery under "
-            f"another path too, which is not a hit (first: {next(iter(self.same_file_ids))})"
+            f"leave-one-out by file: {len(ids)} of {len(queries)} {what} under another path too, which is not a hit "
+            f"(first: {ids[0]})"
         )
 
     @property
@@ -213,8 +220,8 @@ class Dataset:
             lines.append(text)
         if any(item.split == Split.TEST for item in self.items):
             lines.append("  leave-one-out: each test image is searched in the other test images")
-        if self.same_file_note:
-            lines.append(f"  {self.same_file_note}")
+        validation_note = self._same_file_note(self.validation, "validation images are in that split")
+        lines.extend(f"  {note}" for note in (validation_note, self.same_file_note) if note)
         if self.test_classes_unseen:
             lines.append("  most queries are of classes that the training split does not have")
         lines.extend(f"  note: {note}" for note in self.notes)
@@ -225,6 +232,16 @@ class Dataset:
                 first = replace(first, path=name / first.path.relative_to(self.root))
             lines.append(f"  note: {count} skipped (first: {first})")
         return "\n".join(lines)
+
+
+def _same_file_ids(queries: Iterable[Item], gallery: Iterable[Item]) -> dict[str, frozenset[str]]:
+    """Return the other gallery items with a query's file, by the query's id, for the queries that have some."""
+    by_file = defaultdict(set)
+    for item in gallery:
+        by_file[file_identity(item.path)].add(item.id)
+    by_file.pop(None, None)  # files that do not exist
+    same = {query.id: frozenset(by_file.get(file_identity(query.path), set()) - {query.id}) for query in queries}
+    return {query: ids for query, ids in same.items() if ids}
 
 
 def sample_evenly(items: Sequence[T], limit: int, *, seed: int | None = None) -> Sequence[T]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lookalike.data.dataset import Dataset, Split
 from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.bootstrap import Comparison, mean_interval, paired_bootstrap
 from lookalike.evaluation.measures import Depth, Measure, Values, parse_measures
@@ -168,6 +169,12 @@ class Evaluation:
             "excluded": len(self.excluded),
             "gallery": self.gallery,
         }
+
+
+def evaluate_validation(data: Dataset, embeddings: Embeddings, measures: Sequence[str | Measure]) -> Evaluation:
+    """Measure the embeddings of the validation split, leave-one-out: each image is searched in the others."""
+    labels = data.labels(Split.VALIDATION)
+    return evaluate_embeddings(embeddings, embeddings, labels, labels, measures, same_file_ids=data.same_file_ids)
 
 
 def evaluate_embeddings(

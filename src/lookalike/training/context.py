@@ -11,7 +11,7 @@ import numpy as np
 
 from lookalike.data.dataset import Dataset, Item
 from lookalike.errors import DataError
-from lookalike.evaluation.evaluation import evaluate_embeddings
+from lookalike.evaluation.evaluation import evaluate_validation
 from lookalike.models.trainable import TrainableEncoder
 from lookalike.progress import SILENT, Progress
 from lookalike.runtimes.fit import Features, compute_features, feature_backbone
@@ -106,8 +106,7 @@ class TrainingContext:
     def measure_head(self, encoder: TrainableEncoder, features: Features) -> float:
         """Return the leave-one-out measure within the validation split from its features and the current head."""
         embeddings = Embeddings(features.ids, encoder.project(features.rows), "")
-        labels, stop_on = self.data.labels("validation"), self.options.stop_on
-        return evaluate_embeddings(embeddings, embeddings, labels, labels, [stop_on]).mean(stop_on)
+        return evaluate_validation(self.data, embeddings, [self.options.stop_on]).mean(self.options.stop_on)
 
 
 def labelled(items: Sequence[Item]) -> tuple[Item, ...]:

@@ -18,7 +18,7 @@ from lookalike.data.dataset import Dataset, content_hashes
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
 from lookalike.errors import OptionError, StorageError
-from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_embeddings
+from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_validation
 from lookalike.evaluation.measures import Measure
 from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, require_combination
@@ -297,7 +297,7 @@ def _validation_measures(encoder: AnyEncoder, data: Dataset, progress: Progress)
     embeddings = with_runtime(encoder, precision="float32").embed(
         data.validation, progress=progress, task=f"{encoder.name}: measures"
     )
-    labels = data.labels("validation")
-    possible = [m for m in map(Measure.parse, DEFAULT_MEASURES) if m.min_gallery < len(embeddings)]
-    evaluation = evaluate_embeddings(embeddings, embeddings, labels, labels, possible)
+    depth = len(embeddings) - data.validation_excluded
+    possible = [m for m in map(Measure.parse, DEFAULT_MEASURES) if m.min_gallery <= depth]
+    evaluation = evaluate_validation(data, embeddings, possible)
     return {name: asdict(estimate) for name, estimate in evaluation.measures.items()}
