@@ -175,6 +175,20 @@ def test_a_loaded_index_searches_many_times(index_folder, images, encoder):
     assert search(loaded, [query], top_k=3).to_dict() == expected
 
 
+def test_many_vectors_are_compared_on_request(index_folder, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("lookalike.index.storage.HASHED_BYTES", 1000)
+    folder, query = Path(shutil.copytree(index_folder, tmp_path / "changed")), images / "more" / "cat2.jpg"
+    content = (folder / "index.faiss").read_bytes()
+    (folder / "index.faiss").write_bytes(content[:-4] + bytes(4))
+    assert search(folder, [query]).hits.ids.shape == (1, 10)
+    with pytest.raises(StorageError, match=r"index\.faiss: it was changed") as caught:
+        search(folder, [query], verify=True)
+    assert caught.value.argument == "index"
+    with pytest.raises(OptionError) as refused:
+        search(load_index(folder), [query], verify=True)
+    assert refused.value.argument == "verify"
+
+
 def test_unreadable_queries(index_folder, tmp_path):
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(DataError, match=r"empty\.jpg .*the file is empty") as caught:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lookalike._lock import locked
 from lookalike.data.check import CheckReport, FindingKind, check
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, OptionError, StorageError
@@ -377,6 +378,18 @@ def test_an_existing_file_is_refused_before_the_work(
     with pytest.raises(StorageError, match="already exists"):
         check(data_folder, progress=recorder, **{option: existing})
     assert (recorder.steps, recorder.messages, existing.read_text()) == ([], [], "existing")
+
+
+@pytest.mark.parametrize("option", ["out", "clean_manifest"])
+def test_a_file_that_another_run_writes_is_refused_before_the_work(
+    data_folder: Path, tmp_path: Path, option: str, recording_progress
+) -> None:
+    path, recorder = tmp_path / "new" / "manifest.csv", recording_progress()
+    with locked(path), pytest.raises(StorageError, match="another run") as caught:
+        check(data_folder, progress=recorder, **{option: path})
+    assert (caught.value.argument, recorder.steps, recorder.messages) == (option, [], [])
+    check(data_folder, near=False, **{option: path})
+    assert [p.name for p in path.parent.iterdir()] == ["manifest.csv"]
 
 
 @pytest.mark.slow

@@ -135,6 +135,7 @@ def search(
     top_k: int | None = None,
     root: Path | str | None = None,
     html: Path | str | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Find the items of an index that are most similar to each image.
@@ -149,12 +150,13 @@ def search(
         top_k: hits per image; by default 10, or fewer if the index has fewer items.
         root: the folder of the index's images, if they were moved.
         html: also write this page with the images, replacing an older one.
+        verify: as in `load_index`, of an index that is loaded from a folder.
         progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Raises:
         DataError: none of the images can be read.
-        OptionError: `top_k` is larger than the number of items, no image or a single image instead of a list, or a page
-            that is not named .html.
+        OptionError: `top_k` is larger than the number of items, no image or a single image instead of a list, a page
+            that is not named .html, or `verify` for an index that is loaded already.
         StorageError: not an index, a damaged one, or a page that cannot be written.
         ModelError: its model is damaged.
 
@@ -163,9 +165,14 @@ def search(
     if not sources:
         raise OptionError("`images` must hold at least one image, got none.", argument="images")
     page = None if html is None else _page_path(html)
-    loaded = index if isinstance(index, LoadedIndex) else load_index(index, root=root)
-    if isinstance(index, LoadedIndex) and root is not None:
-        loaded = replace(index, index=index.index.with_root(root))
+    if not isinstance(index, LoadedIndex):
+        loaded = load_index(index, root=root, verify=verify)
+    elif verify:
+        raise OptionError(
+            "`verify` is for a folder, got an index that is loaded already; pass it to load_index.", argument="verify"
+        )
+    else:
+        loaded = index if root is None else replace(index, index=index.index.with_root(root))
     queries: dict[str, Source] = {}
     for source in sources:
         query: Source = source

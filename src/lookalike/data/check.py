@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import numpy as np
 
 from lookalike._arguments import checked_arguments
 from lookalike._files import require_free, write_csv, write_json
+from lookalike._lock import locked
 from lookalike.data.dataset import TEST_SPLITS, TRAINING_SPLITS, Dataset, Item, Split, by_class, class_names
 from lookalike.data.duplicates import (
     Scan,
@@ -213,15 +215,26 @@ def check(
         DataError: the folder cannot be loaded, or no image remains for the clean manifest. Problems of single images
             are reported, not raised.
         OptionError: a clean manifest of another name.
-        StorageError: a file exists or cannot be written.
+        StorageError: a file exists, cannot be written, or is being written by another run.
 
     """
-    if out is not None:
-        require_free(Path(out), file=True)
-    if clean_manifest is not None:
-        clean_manifest_path(clean_manifest)  # fails before the work
-    progress = resolve_progress(progress)
-    dataset = data if isinstance(data, Dataset) else load_dataset(data)
+    with ExitStack() as locks:
+        if out is not None:
+            locks.enter_context(locked(Path(out)))
+            require_free(Path(out), file=True)
+        if clean_manifest is not None:
+            manifest = clean_manifest_path(clean_manifest)  # fails before the work
+            locks.enter_context(locked(manifest, "clean_manifest"))
+        dataset = data if isinstance(data, Dataset) else load_dataset(data)
+        report = _check(dataset, near=near, progress=resolve_progress(progress))
+        if out is not None:
+            write_json(Path(out), report.to_dict())
+        if clean_manifest is not None:
+            report.write_clean_manifest(clean_manifest)
+    return report
+
+
+def _check(dataset: Dataset, *, near: bool, progress: Progress) -> CheckReport:
     progress.info(str(dataset))
     scanned = scan(dataset.items, progress)
     by_id = {item.id: item for item in dataset.items}
@@ -237,12 +250,7 @@ def check(
         *(Finding("note", "warning", f"{note}.", ()) for note in dataset.notes),
     ]
     skipped = (*dataset.skipped, *scanned.skipped.values())
-    report = CheckReport(dataset, tuple(findings), len(items), _dropped(scanned, groups), skipped)
-    if out is not None:
-        write_json(Path(out), report.to_dict())
-    if clean_manifest is not None:
-        report.write_clean_manifest(clean_manifest)
-    return report
+    return CheckReport(dataset, tuple(findings), len(items), _dropped(scanned, groups), skipped)
 
 
 def _exact(group: Sequence[Item]) -> Iterator[Finding]:

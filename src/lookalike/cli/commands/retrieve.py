@@ -120,10 +120,9 @@ def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
 @click.option("-k", "top_k", type=int, help="Number of hits per image.  [default: 10, or all if there are fewer]")
 @click.option("--root", type=PATH, metavar="DIR", help="The folder of the images in INDEX, if they were moved.")
 @click.option("--html", type=PATH, metavar="FILE", help="Also write a page with the images; replaces an .html file.")
+@click.option("--verify", is_flag=True, help="Also look for changes in more than 32 MB of vectors, at about 1 GB/s.")
 @json_option
-def search(
-    index: Path, images: tuple[Path, ...], top_k: int | None, root: Path | None, html: Path | None, as_json: bool
-) -> None:
+def search(index: Path, images: tuple[Path, ...], html: Path | None, as_json: bool, **values: Any) -> None:
     """Find the images in INDEX that are most similar to each of IMAGES.
 
     Scores are cosine similarities, at most 1; higher is more similar. An image that is in INDEX is not among its own
@@ -137,7 +136,7 @@ def search(
     from lookalike.api.search import search as run_search
 
     with closing(make_progress()) as progress:
-        result = run_search(index, images, top_k=top_k, root=root, html=html, progress=progress)
+        result = run_search(index, images, html=html, progress=progress, **values)
     report_skipped(progress, result.skipped)
     if html is not None:
         progress.info(f"page: {display_path(html)}")
