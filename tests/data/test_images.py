@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageOps, features
+from PIL import ExifTags, Image, ImageOps, features
 
 from lookalike.data import images
 from lookalike.data.images import decode_jpeg, one_image, read_image, read_pixels, read_scaled
@@ -335,7 +335,7 @@ def test_decompression_bomb(tmp_path: Path) -> None:
     assert cause(tmp_path / "p.png") == expected
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "ppm", "jp2"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "ppm", "jp2", "tif"])
 def test_the_limit_of_pillow_neither_warns_nor_decides(
     sample_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
@@ -348,6 +348,51 @@ def test_the_limit_of_pillow_neither_warns_nor_decides(
         warnings.simplefilter("error")
         assert (pixels(tmp_path / f"a.{suffix}") == expected_pixels).all()
         assert read_pixels(tmp_path / f"a.{suffix}").shape == expected_pixels.shape
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_tiff_is_read_without_a_warning(
+    sample_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str | None, orientation: int
+) -> None:
+    image, exif = sample_images["rocket"], Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "p.tif", compression=compression, exif=exif)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = pixels(tmp_path / "p.tif")
+    assert (read == np.rot90(np.asarray(image), k=-1 if orientation == 6 else 0)).all()
+
+
+# bytes of a pixel: as stored, a copy if it is turned upright, and as RGB unless it is that
+@pytest.mark.parametrize(
+    ("mode", "suffix", "orientation", "size"),
+    [
+        ("RGB", "png", 1, 4),
+        ("RGB", "png", 3, 8),
+        ("L", "png", 1, 1 + 4),
+        ("P", "png", 1, 1 + 4),
+        ("RGBA", "png", 1, 4 + 4),
+        ("RGBA", "png", 8, 4 + 4 + 4),
+        ("LA", "png", 1, 4 + 4),
+        ("I;16", "png", 1, 2 + 4),
+        ("I;16", "tif", 1, 2 + 4),
+        ("F", "tif", 1, 4 + 4),
+        ("CMYK", "jpg", 1, 4 + 4),
+    ],
+)
+def test_the_memory_of_decoding_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, suffix: str, orientation: int, size: int
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new(mode, (40, 10)).save(tmp_path / f"p.{suffix}", exif=exif)
+    monkeypatch.setattr(images, "MAX_DECODED_BYTES", 400 * size)
+    assert pixels(tmp_path / f"p.{suffix}").size == 3 * 400
+    monkeypatch.setattr(images, "MAX_DECODED_BYTES", 400 * size - 1)
+    text = cause(tmp_path / f"p.{suffix}")
+    assert mode in text and f"{400 * size:,} bytes" in text
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from lookalike._files import RefusedFileError, open_regular
 from lookalike.errors import UnreadableImage
@@ -25,6 +26,8 @@ from lookalike.types import Pixels
 # An image that claims more pixels than this (0.5 GB when decoded) is refused as a decompression bomb.
 MAX_PIXELS = 178_956_970
 MAX_BYTES = 600_000_000  # of an image file; as many uncompressed pixels as are allowed take 537 MB
+# of the pixels as Pillow stores them, and of their copies while they are converted to upright RGB
+MAX_DECODED_BYTES = 900_000_000
 
 # An image of more pixels is decoded and resized while no other such image is: one can take a gigabyte.
 _LARGE_PIXELS = 1 << 26
@@ -55,6 +58,7 @@ _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by colour type
 _PNG_BLOCK = 1 << 20  # bytes decompressed at once
 _JPEG_END = b"\xff\xd9"
 
+_STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # of a pixel; else 4
 _WHITE_16_BIT = 65535  # white of integer samples above 8 bits
 
 # What an error of opening an image means; other errors are quoted.
@@ -116,7 +120,7 @@ def read_image(path: Path | str) -> Image.Image:
 
     Raises:
         UnreadableImage: the file is missing, empty, truncated, not an image, of another format than its suffix, or
-            larger than `MAX_PIXELS`.
+            larger than `MAX_PIXELS` or `MAX_DECODED_BYTES`.
 
     """
     path = Path(path)
@@ -138,6 +142,10 @@ def _read(path: Path, file: BinaryIO) -> Image.Image:
             if pixels > MAX_PIXELS:
                 text = f"it claims {pixels:,} pixels, more than {MAX_PIXELS:,} (a decompression bomb?)"
                 raise UnreadableImage(path, text)
+            decoded_bytes = pixels * _decoded_bytes(image)
+            if decoded_bytes > MAX_DECODED_BYTES:
+                text = f"decoding its {pixels:,} pixels of mode {image.mode} takes {decoded_bytes:,} bytes"
+                raise UnreadableImage(path, f"{text}, more than {MAX_DECODED_BYTES:,}; convert it to RGB, or shrink it")
             expected = (_FORMATS | _HEIF_FORMATS).get(path.suffix.lower())
             if expected is not None and image.format not in expected:
                 raise UnreadableImage(path, f"it is named {path.suffix} but contains {image.format}; rename it")
@@ -157,8 +165,7 @@ def _read(path: Path, file: BinaryIO) -> Image.Image:
 def open_image(file: BinaryIO) -> Image.Image:
     """Open an image as `PIL.Image.open` does, without its limit of pixels, which warns: here `MAX_PIXELS` decides.
 
-    Python's filters of warnings, and Pillow's limit, belong to the program and all its threads. Pillow warns of a large
-    TIFF all the same, when it decodes it.
+    Python's filters of warnings, and Pillow's limit, belong to the program and all its threads.
     """
     prefix = file.read(16)
     for register in (Image.preinit, Image.init):  # the most common formats, then all
@@ -190,8 +197,20 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
     return image
 
 
+def _decoded_bytes(image: Image.Image) -> int:
+    """Return the bytes of a pixel while an image is decoded: as stored, turned upright, and as RGB."""
+    stored = _STORED_BYTES.get(image.mode, 4)
+    return stored * (1 + _is_turned(image)) + 4 * (image.mode != "RGB" or "transparency" in image.info)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+
+
 def _decode(path: Path, file: BinaryIO, image: Image.Image) -> Image.Image:
     image.seek(0)
+    if isinstance(image, TiffImageFile):  # which otherwise compares its size with Pillow's limit, and warns
+        image.im = Image.new(image.mode, getattr(image, "_tile_size", image.size), None).im
     try:
         image.load()
     except OSError:
@@ -357,7 +376,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode and orientation to upright RGB, by the rules of `read_image`."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if _is_turned(image):
         image = ImageOps.exif_transpose(image)
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
