@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from lookalike.data.images import one_image, read_image
+from lookalike.data.images import image_in_turn, read_image
 from lookalike.errors import UnreadableImage
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Thumbnails:
             return self._encode(image.copy())
         if image not in self._uris:
             self._uris[image] = None
-            with contextlib.suppress(UnreadableImage), one_image(image):
+            with contextlib.suppress(UnreadableImage), image_in_turn(image):
                 self._uris[image] = self._encode(read_image(image))
         return self._uris[image]
 

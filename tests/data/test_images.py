@@ -19,7 +19,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps, features
 
 from lookalike.data import images
-from lookalike.data.images import decode_jpeg, one_image, read_image, read_pixels, read_scaled
+from lookalike.data.images import decode_jpeg, image_in_turn, read_image, read_pixels, read_scaled
 from lookalike.errors import UnreadableImage
 
 Images = dict[str, Image.Image]
@@ -645,7 +645,7 @@ def test_a_file_larger_than_any_image_is_not_read(sample_images: Images, tmp_pat
 
 
 def test_a_lack_of_memory_makes_one_image_unreadable(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImage, match="memory") as caught, one_image(tmp_path / "x.png"):
+    with pytest.raises(UnreadableImage, match="memory") as caught, image_in_turn(tmp_path / "x.png"):
         raise MemoryError
     assert caught.value.temporary
 
@@ -662,7 +662,7 @@ def test_large_images_wait_for_each_other(
     inside, most = [0], [0]
 
     def use(file: Path) -> None:
-        with one_image(file):
+        with image_in_turn(file):
             read_scaled(file, [64])
             inside[0] += 1
             most[0] = max(most[0], inside[0])
@@ -672,8 +672,8 @@ def test_large_images_wait_for_each_other(
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(use, files))
     assert most == [1]
-    read_scaled(files[0], [64])  # alone, outside of `one_image`
-    with pytest.raises(UnreadableImage), one_image(files[0]):
+    read_scaled(files[0], [64])  # alone, outside of `image_in_turn`
+    with pytest.raises(UnreadableImage), image_in_turn(files[0]):
         read_scaled(files[0], [64])
         raise UnreadableImage(files[0], "x")
     use(files[1])  # the lock was released

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lookalike._arguments import checked_arguments
 from lookalike._files import file_identity, require_writable, write_text
-from lookalike.data.images import one_image
+from lookalike.data.images import image_in_turn
 from lookalike.errors import DataError, ModelError, OptionError, StorageError, UnreadableImage, renamed_argument
 from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle
@@ -284,7 +284,7 @@ def _write_page(
     def query_image(query: Source) -> str | None:
         if not isinstance(query, InMemoryImage):
             return thumbnails.uri(query.path)
-        with contextlib.suppress(UnreadableImage), one_image(query.path):
+        with contextlib.suppress(UnreadableImage), image_in_turn(query.path):
             return thumbnails.uri(Image.fromarray(decode(query, [_THUMBNAIL])[0]))
         return None
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from lookalike._system import cpu_count, cpu_name, installed_versions
 from lookalike.benchmark.trial import Timing
-from lookalike.data.images import one_image, read_scaled
+from lookalike.data.images import image_in_turn, read_scaled
 from lookalike.errors import LookalikeError
 from lookalike.models.bundle import read_bundle_info
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
@@ -175,7 +175,7 @@ def _time_single(
     rows = []
     for path in paths:
         clocks = [time.perf_counter()]
-        with one_image(path):
+        with image_in_turn(path):
             images = read_scaled(path, min_sides)
             pixels = {p: p.pixels(image)[None] for p, image in zip(preprocessings, images, strict=True)}
         clocks.append(time.perf_counter())

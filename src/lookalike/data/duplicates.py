@@ -20,7 +20,7 @@ from PIL import Image
 from lookalike._files import digest, open_regular
 from lookalike._system import cpu_count
 from lookalike.data.dataset import TEST_SPLITS, TRAINING_SPLITS, Dataset, Item, Split
-from lookalike.data.images import MAX_BYTES, one_image, open_image, read_image
+from lookalike.data.images import MAX_BYTES, image_in_turn, open_image, read_image
 from lookalike.errors import DataError, UnreadableImage
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Skipped
@@ -99,7 +99,7 @@ def _map_threads(
 
 def _trace(item: Item) -> _Trace | Skipped:
     try:
-        with one_image(item.path):
+        with image_in_turn(item.path):
             image = read_image(item.path)
             small = image.resize((_GREY, _GREY), Image.Resampling.BILINEAR, reducing_gap=2.0)
             colour = small.resize((_COLOUR, _COLOUR), Image.Resampling.BOX)
@@ -240,7 +240,7 @@ def _size(item: Item) -> tuple[int, int] | None:
 
 def _pixels(item: Item) -> str | None:
     try:
-        with one_image(item.path):
+        with image_in_turn(item.path):
             return _pixel_hash(read_image(item.path))
     except UnreadableImage:
         return None

@@ -32,7 +32,6 @@ MAX_DECODED_BYTES = 900_000_000
 # An image of more pixels is decoded and resized while no other such image is: one can take a gigabyte.
 _LARGE_PIXELS = 1 << 26
 _large_image = threading.Lock()
-_thread_local = threading.local()
 
 _FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), ("JPEG", "MPO")),
@@ -87,28 +86,38 @@ def has_heif() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
+class _Turn(threading.local):
+    """Whether this thread reads an image in turn, and whether that is a large one, so that it holds the lock."""
+
+    in_turn = False
+    is_large = False
+
+
+_turn = _Turn()
+
+
 @contextlib.contextmanager
-def one_image(path: Path | str) -> Iterator[None]:
-    """Use one image of several that threads read: large ones wait for each other until their pixels are dropped.
+def image_in_turn(path: Path | str) -> Iterator[None]:
+    """Read and use one image of several that threads read: a large one waits until no other thread uses another.
 
     A lack of memory in the block raises `UnreadableImage` for this image.
     """
-    _thread_local.waits = True
+    _turn.in_turn = True
     try:
         yield
     except MemoryError as error:
         raise _unreadable(Path(path), error) from error
     finally:
-        if not _thread_local.waits:
+        if _turn.is_large:
             _large_image.release()
-        _thread_local.waits = False
+        _turn.in_turn = _turn.is_large = False
 
 
 def _wait_if_large(pixels: int) -> None:
-    """Wait until no other thread uses a large image; outside `one_image` do nothing."""
-    if pixels > _LARGE_PIXELS and getattr(_thread_local, "waits", False):
+    """Wait until no other thread uses a large image; outside `image_in_turn` do nothing."""
+    if pixels > _LARGE_PIXELS and _turn.in_turn and not _turn.is_large:
         _large_image.acquire()
-        _thread_local.waits = False
+        _turn.is_large = True
 
 
 def read_image(path: Path | str) -> Image.Image:

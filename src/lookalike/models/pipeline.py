@@ -22,7 +22,7 @@ from PIL import Image
 from lookalike._files import digest
 from lookalike._strings import PackedStrings
 from lookalike._system import cpu_count
-from lookalike.data.images import one_image, read_in_memory, read_pipe, read_scaled
+from lookalike.data.images import image_in_turn, read_in_memory, read_pipe, read_scaled
 from lookalike.errors import OptionError, UnreadableImage, require_integer
 from lookalike.models.info import BackboneInfo
 from lookalike.models.preprocessing import Preprocessing
@@ -184,7 +184,7 @@ def decode_batches(
     min_sides = [p.min_side for p in distinct]
 
     def prepare(source: Source) -> tuple[Pixels, ...]:
-        with one_image(source.path):
+        with image_in_turn(source.path):
             return tuple(p.pixels(image) for p, image in zip(distinct, decode(source, min_sides), strict=True))
 
     done = 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from lookalike.data.images import one_image
+from lookalike.data.images import image_in_turn
 from lookalike.errors import MissingExtra, ModelError, OptionError, StorageError, UnreadableImage, describe_error
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BackboneInfo
@@ -342,7 +342,7 @@ def sample_pixels(preprocessing: Preprocessing, sample: Sequence[Source]) -> Pix
     """Return the pixels of the first readable images, or noise where there is none."""
     pixels: list[Pixels] = []
     for source in sample:
-        with contextlib.suppress(UnreadableImage), one_image(source.path):
+        with contextlib.suppress(UnreadableImage), image_in_turn(source.path):
             pixels.append(preprocessing.pixels(decode(source, [preprocessing.min_side])[0]))
         if len(pixels) == _TIMED_IMAGES:
             break

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
 from lookalike.data.dataset import Item
-from lookalike.data.images import one_image, read_pixels
+from lookalike.data.images import image_in_turn, read_pixels
 from lookalike.models.pipeline import map_ahead
 from lookalike.models.preprocessing import PILLOW_FILTERS, Preprocessing
 from lookalike.models.trainable import TrainableEncoder
@@ -170,7 +170,7 @@ def iterate_batches(
         if index < 0:
             return np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8)
         item = items[index]
-        with one_image(item.path):
+        with image_in_turn(item.path):
             image = Image.fromarray(read_pixels(item.path, preprocessing.min_side))
             return random_view(image, preprocessing, recipe, seed=seed, epoch=epoch, item_id=item.id, turn=turn)
 
