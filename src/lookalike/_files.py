@@ -322,6 +322,17 @@ class FileRecord:
             raise RefusedFileError("it was changed after it was written")
 
 
+def require_unchanged(folder: Path, files: Mapping[str, FileRecord], *, vectors: str, verify: bool) -> None:
+    """Raise `RefusedFileError` if a file was changed; a file `vectors` above 32 MB is hashed only if `verify`."""
+    for name, record in files.items():
+        try:
+            record.require(folder / name, digest_up_to=None if verify or name != vectors else HASHED_BYTES)
+        except FileNotFoundError as error:
+            raise RefusedFileError(f"{name} is missing") from error
+        except (OSError, RefusedFileError) as error:
+            raise RefusedFileError(f"{name}: {error}") from error
+
+
 def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record for JSON with the digest of its content, by which `checked_record` notices a change."""
     return {**record, "digest": _record_digest(record)}

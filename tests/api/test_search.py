@@ -176,7 +176,7 @@ def test_a_loaded_index_searches_many_times(index_folder, images, encoder):
 
 
 def test_many_vectors_are_compared_on_request(index_folder, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("lookalike.index.storage.HASHED_BYTES", 1000)
+    monkeypatch.setattr("lookalike._files.HASHED_BYTES", 1000)
     folder, query = Path(shutil.copytree(index_folder, tmp_path / "changed")), images / "more" / "cat2.jpg"
     content = (folder / "index.faiss").read_bytes()
     (folder / "index.faiss").write_bytes(content[:-4] + bytes(4))

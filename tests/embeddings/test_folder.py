@@ -11,7 +11,6 @@ import pytest
 
 from lookalike import _strings
 from lookalike._files import FileRecord
-from lookalike.embeddings import folder as folder_module
 from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.embeddings.folder import (
     EMBEDDINGS_FORMAT,
@@ -198,7 +197,7 @@ def test_a_changed_byte_is_noticed(out, encoder, sources, name):
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_many_vectors_are_hashed_on_request(out, monkeypatch, verify):
-    monkeypatch.setattr(folder_module, "HASHED_BYTES", 100)
+    monkeypatch.setattr("lookalike._files.HASHED_BYTES", 100)
     content = bytearray((out / "vectors.npy").read_bytes())
     content[-1] ^= 128  # the sign of the last value
     (out / "vectors.npy").write_bytes(content)

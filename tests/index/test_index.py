@@ -18,7 +18,6 @@ from lookalike._strings import PackedStrings
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
 from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.index import index as module
-from lookalike.index import storage
 from lookalike.index.index import Index
 from lookalike.index.storage import is_index, read_info, with_files, write_info, write_items
 from lookalike.types import Embeddings, l2_normalize
@@ -266,7 +265,7 @@ def test_changed_bytes_are_noticed(saved, name):
 
 
 def test_many_vectors_are_compared_on_request(saved, monkeypatch):
-    monkeypatch.setattr(storage, "HASHED_BYTES", 1000)
+    monkeypatch.setattr("lookalike._files.HASHED_BYTES", 1000)
     path = saved / "index.faiss"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 0x40]))

@@ -19,12 +19,12 @@ import numpy as np
 
 from lookalike._arguments import checked_arguments
 from lookalike._files import (
-    HASHED_BYTES,
     FileRecord,
     RefusedFileError,
     checked_record,
     read_json,
     reading_errors,
+    require_unchanged,
     with_digest,
     write_json,
 )
@@ -206,7 +206,7 @@ def load_embeddings(path: Path | str, *, mmap: bool = True, verify: bool = False
     """
     path = Path(path)
     info = read_embeddings_info(path)
-    require_unchanged(path, info, verify=verify)
+    require_unchanged_embeddings(path, info, verify=verify)
     vectors = _read_vectors(path, mmap=mmap)
     if vectors.shape != (info.count, info.dim):
         raise damaged_embeddings(
@@ -221,14 +221,12 @@ def load_embeddings(path: Path | str, *, mmap: bool = True, verify: bool = False
         raise damaged_embeddings(path, str(error).rstrip(".")) from error
 
 
-def require_unchanged(path: Path, info: EmbeddingsInfo, *, verify: bool = False) -> None:
+def require_unchanged_embeddings(path: Path, info: EmbeddingsInfo, *, verify: bool = False) -> None:
     """Raise `StorageError` if a file was changed after it was written; `verify` as in `load_embeddings`."""
-    for name, record in info.files.items():
-        try:
-            hash_all = verify or name != VECTORS_FILE
-            record.require(path / name, digest_up_to=None if hash_all else HASHED_BYTES)
-        except (OSError, RefusedFileError) as error:
-            raise damaged_embeddings(path, f"{name}: {error}") from error
+    try:
+        require_unchanged(path, info.files, vectors=VECTORS_FILE, verify=verify)
+    except RefusedFileError as error:
+        raise damaged_embeddings(path, str(error)) from error
 
 
 def _read_ids(path: Path) -> PackedStrings:

@@ -28,7 +28,7 @@ from lookalike.embeddings.folder import (
     failed_to_json,
     is_embeddings,
     load_embeddings,
-    require_unchanged,
+    require_unchanged_embeddings,
     write_embeddings_info,
 )
 from lookalike.errors import StorageError
@@ -111,7 +111,7 @@ class StoredVectors:
     def __init__(self, out: Path, info: EmbeddingsInfo | None) -> None:
         self._out = out
         if info is not None:
-            require_unchanged(out, info)
+            require_unchanged_embeddings(out, info)
         self._keys = [_read_keys(out, info.count) if info is not None else np.zeros(0, np.uint64)]
         self._numbers = [-1]  # of the shards, after the complete folder
         self.failed = dict(info.failed) if info is not None else {}

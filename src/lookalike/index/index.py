@@ -24,7 +24,7 @@ from lookalike.index.storage import (
     damaged_index,
     read_info,
     read_items,
-    require_unchanged,
+    require_unchanged_index,
     with_files,
     write_info,
     write_items,
@@ -233,7 +233,7 @@ class Index:
         """
         path = Path(path)
         info = read_info(path)
-        require_unchanged(path, info, verify=verify)
+        require_unchanged_index(path, info, verify=verify)
         vector_index: VectorIndex
         if info.tuning is not None:
             vector_index = ApproximateIndex.read(path, info.key, info.tuning.measured.parameters)

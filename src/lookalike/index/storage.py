@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from lookalike._files import (
-    HASHED_BYTES,
     FileRecord,
     RefusedFileError,
     checked_record,
@@ -22,6 +21,7 @@ from lookalike._files import (
     open_regular,
     read_json,
     reading_errors,
+    require_unchanged,
     storage_errors,
     with_digest,
     write_file,
@@ -124,19 +124,15 @@ def with_files(folder: Path, info: IndexInfo) -> IndexInfo:
     return replace(info, files={name: FileRecord.of(folder / name) for name in names})
 
 
-def require_unchanged(path: Path, info: IndexInfo, *, verify: bool) -> None:
+def require_unchanged_index(path: Path, info: IndexInfo, *, verify: bool) -> None:
     """Raise `StorageError` if a file of an index was changed; vectors of more than 32 MB are hashed if `verify`."""
     names = {INDEX_FILE, _ITEMS_FILE} if info.tuning is None else {INDEX_FILE, _ITEMS_FILE, ROWS_FILE}
     if set(info.files) != names:
         raise damaged_index(path, f"its files are not {', '.join(sorted(names))}")
-    for name in sorted(names):
-        try:
-            hash_all = verify or name != INDEX_FILE
-            info.files[name].require(path / name, digest_up_to=None if hash_all else HASHED_BYTES)
-        except FileNotFoundError as error:
-            raise damaged_index(path, f"{path / name} is missing") from error
-        except (OSError, RefusedFileError) as error:
-            raise damaged_index(path, f"{path / name}: {error}") from error
+    try:
+        require_unchanged(path, info.files, vectors=INDEX_FILE, verify=verify)
+    except RefusedFileError as error:
+        raise damaged_index(path, str(error)) from error
 
 
 def read_info(path: Path) -> IndexInfo:
