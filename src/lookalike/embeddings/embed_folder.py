@@ -43,12 +43,14 @@ TASK = "embedding"
 
 @dataclass(frozen=True)
 class _Job:
-    """The arguments of `embed_folder` that computing its shards needs."""
+    """The arguments of `embed_folder`, and the keys of the images."""
 
     sources: Sequence[Source]
     keys: Keys
     encoder: AnyEncoder
     out: Path
+    info: BundleInfo | None
+    skipped: Sequence[Skipped]
     shard_size: int
     batch_size: int | None
     computed: FittedEncoder | None
@@ -99,47 +101,58 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     _require_images(sources, shard_size)
     require_embeddings_of(encoder, out)
     finish_join(out)
-    finished = read_embeddings_info(out) if is_embeddings(out) else None
-    root = root_of(sources)
     keys = image_keys(sources)
-    stored = StoredVectors(out, finished)
-    rows = stored.find(keys)
-    missing = np.array([n for n in np.flatnonzero(rows < 0).tolist() if int(keys[n]) not in stored.failed], np.int64)
-    unchanged = finished is not None and not len(missing) and _is_complete(finished, keys, rows)
-    if finished is not None and unchanged:
-        _store_model(encoder, out / MODEL_FOLDER, info)
-        current = replace(finished, root=root, retried=tuple(skipped))
-        if current != finished:  # the images were moved, or other folders cannot be listed
-            write_embeddings_info(out, current)
-    else:
-        if finished is not None:
-            removed = _removed_ids(sources, rows, stored.complete.ids)
-            _report_changes(removed, finished, sources, root, out, allowed=allow_removals, progress=progress)
-        if len(missing):
-            encoder = encoder.prepare(sample_evenly(sources, SAMPLE_SIZE), len(sources), progress)
-        earlier = read_run(out)
-        run = RunInfo(encoder.name, encoder.fingerprint, encoder.precision)
-        if earlier is not None and not len(missing):
-            run = earlier
-        _store_model(encoder, out / MODEL_FOLDER, info)  # first: a head that was fitted must not be fitted again
-        write_json(out / SHARDS_FOLDER / RUN_FILE, asdict(run))
-        job = _Job(sources, keys, encoder, out, shard_size, batch_size, computed, progress)
-        retried = _compute_shards(job, missing, stored)
-        rows = stored.find(keys)
-        failed = {key: stored.failed[key] for key in keys[rows < 0].tolist() if key in stored.failed}
-        readable = np.flatnonzero(rows >= 0)
-        if not len(readable):
-            first = (*failed.values(), *retried)[0]
-            raise DataError(f"none of the {len(sources)} images can be read (first: {first}).", argument="images")
-        result = EmbeddingsInfo(run, encoder.dim, len(readable), root, failed, (*retried, *skipped))
-        ids = (sources[position].id for position in readable.tolist())
-        join_shards(out, result, ids, keys[readable], rows[readable], stored)
+    job = _Job(sources, keys, encoder, out, info, skipped, shard_size, batch_size, computed, progress)
+    unchanged = _update(job, allow_removals=allow_removals)
     shutil.rmtree(out / SHARDS_FOLDER, ignore_errors=True)
-    del sources, keys, rows, stored, missing  # of 100,000 images they take as much memory as the ids that are read now
+    del sources, keys, job  # of 100,000 images they take as much memory as the ids that are read now
     embeddings = load_embeddings(out)
     if unchanged:
         progress.info(f"{out} is up to date: no image was added, removed or changed")
     return embeddings
+
+
+def _update(job: _Job, *, allow_removals: bool) -> bool:
+    """Let a folder hold the embeddings of exactly these images; return whether it did already."""
+    finished = read_embeddings_info(job.out) if is_embeddings(job.out) else None
+    stored = StoredVectors(job.out, finished)
+    rows = stored.find(job.keys)
+    missing = [row for row in np.flatnonzero(rows < 0).tolist() if int(job.keys[row]) not in stored.failed]
+    root = root_of(job.sources)
+    if finished is not None and not missing and _is_complete(finished, job.keys, rows):
+        _store_model(job.encoder, job.out / MODEL_FOLDER, job.info)
+        current = replace(finished, root=root, retried=tuple(job.skipped))
+        if current != finished:  # the images were moved, or other folders cannot be listed
+            write_embeddings_info(job.out, current)
+        return True
+    if finished is not None:
+        removed = _removed_ids(job.sources, rows, stored.complete.ids)
+        _report_changes(job, removed, finished, root, allowed=allow_removals)
+    _embed_missing(job, np.array(missing, np.int64), stored, root)
+    return False
+
+
+def _embed_missing(job: _Job, missing: npt.NDArray[np.int64], stored: StoredVectors, root: Path | None) -> None:
+    """Embed the images at some positions, and join them with what is stored of the others."""
+    if len(missing):
+        sample = sample_evenly(job.sources, SAMPLE_SIZE)
+        job = replace(job, encoder=job.encoder.prepare(sample, len(job.sources), job.progress))
+    earlier, encoder = read_run(job.out), job.encoder
+    run = RunInfo(encoder.name, encoder.fingerprint, encoder.precision)
+    if earlier is not None and not len(missing):
+        run = earlier
+    _store_model(encoder, job.out / MODEL_FOLDER, job.info)  # first: a head that was fitted must not be fitted again
+    write_json(job.out / SHARDS_FOLDER / RUN_FILE, asdict(run))
+    retried = _compute_shards(job, missing, stored)
+    rows = stored.find(job.keys)
+    failed = {key: stored.failed[key] for key in job.keys[rows < 0].tolist() if key in stored.failed}
+    readable = np.flatnonzero(rows >= 0)
+    if not len(readable):
+        first = (*failed.values(), *retried)[0]
+        raise DataError(f"none of the {len(job.sources)} images can be read (first: {first}).", argument="images")
+    result = EmbeddingsInfo(run, encoder.dim, len(readable), root, failed, (*retried, *job.skipped))
+    ids = (job.sources[position].id for position in readable.tolist())
+    join_shards(job.out, result, ids, job.keys[readable], rows[readable], stored)
 
 
 def require_embeddings_of(encoder: AnyEncoder, out: Path) -> None:
@@ -205,21 +218,14 @@ def _removed_ids(sources: Sequence[Source], rows: npt.NDArray[np.int64], ids: Se
 
 
 def _report_changes(
-    removed: Sequence[str],
-    finished: EmbeddingsInfo,
-    sources: Sequence[Source],
-    root: Path | None,
-    out: Path,
-    *,
-    allowed: bool,
-    progress: Progress,
+    job: _Job, removed: Sequence[str], finished: EmbeddingsInfo, root: Path | None, *, allowed: bool
 ) -> None:
     """Report images that are gone, or come from another folder; `DataError` if whole folders or most images are gone.
 
     They may be on a disk that is not mounted today.
     """
     moved = finished.root != root and None not in (finished.root, root)
-    folders = _folders(removed) - _folders(source.id for source in sources) if removed else set()
+    folders = _folders(removed) - _folders(source.id for source in job.sources) if removed else set()
     if not allowed and (folders or 2 * len(removed) > finished.count):
         details = f"first: {removed[0]}"
         if folders:
@@ -228,15 +234,17 @@ def _report_changes(
             details = f"among them all of the folder {first}{others}"
         origin = f"{finished.root}; the images are now those of {root}" if moved else root or "the images"
         raise DataError(
-            f"{len(removed)} of the {finished.count} embedded images in {out} are gone from {origin} ({details}); "
+            f"{len(removed)} of the {finished.count} embedded images in {job.out} are gone from {origin} ({details}); "
             "make them available again, or pass `allow_removals` to remove their embeddings.",
             argument="allow_removals",
         )
     if moved:
-        progress.info(f"{out} held embeddings of the images in {finished.root}; they are replaced by those of {root}")
+        job.progress.info(
+            f"{job.out} held embeddings of the images in {finished.root}; they are replaced by those of {root}"
+        )
     if removed:
         noun = "embedded image is" if len(removed) == 1 else "embedded images are"
-        progress.info(f"{len(removed)} {noun} gone and removed from {out} (first: {removed[0]})")
+        job.progress.info(f"{len(removed)} {noun} gone and removed from {job.out} (first: {removed[0]})")
 
 
 def _folders(ids: Iterable[str]) -> set[str]:
