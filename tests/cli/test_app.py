@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -84,10 +83,8 @@ def test_flags_replace_option_names_in_backticks(name, message, expected):
     assert with_flags(message, cli.get_command(CONTEXT, name)) == expected
 
 
-def test_the_reference_is_up_to_date():
-    spec = importlib.util.spec_from_file_location("make_cli", REPOSITORY / "docs" / "make_cli.py")
-    make_cli = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_cli)
+def test_the_reference_is_up_to_date(load_script):
+    make_cli = load_script("docs/make_cli.py")
     written = (REPOSITORY / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     assert written == make_cli.reference(), "run: python docs/make_cli.py"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def check_words():
-    spec = importlib.util.spec_from_file_location("check_words", REPOSITORY / "docs" / "check_words.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_words"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def check_words(load_script):
+    return load_script("docs/check_words.py")
 
 
 @pytest.mark.parametrize(

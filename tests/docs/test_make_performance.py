@@ -1,6 +1,5 @@
 """The page of performance, from figures made by hand; and that it has not drifted from those that were measured."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,11 +9,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def make():
-    spec = importlib.util.spec_from_file_location("make_performance", REPOSITORY / "docs" / "make_performance.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def make(load_script):
+    return load_script("docs/make_performance.py")
 
 
 MACHINE = {"processor": "Some Processor", "cores": 2, "python": "3.12.1", "torch": "2.9"}

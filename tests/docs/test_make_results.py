@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -20,19 +18,22 @@ ROOT = Path(__file__).resolve().parents[2]
 EFFICIENTNET, RESNET = "test_efficientnet", "test_resnet"
 
 
-def script(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def pages(load_script):
+    return load_script("docs/make_results.py")
 
 
 @pytest.fixture(scope="module")
-def results(finished, tmp_path_factory):
+def real_sets(load_script):
+    return load_script("benchmarks/real_sets.py")
+
+
+@pytest.fixture(scope="module")
+def results(real_sets, finished, tmp_path_factory):
     """Results stored from the finished benchmark."""
     path = tmp_path_factory.mktemp("results") / "results.json"
     baseline = {f"{EFFICIENTNET} fine-tuned": (0.5, 0.25, 0.125)}
-    keep = script("benchmarks/real_sets.py").save_results
+    keep = real_sets.save_results
     interval = {"mean": 0.919, "low": 0.89, "high": 0.944}
     refit = {"model": EFFICIENTNET, "images": 1822, "seconds": 301.6, "measures": {"hit@1": interval}}
     keep("photos", finished.out, baseline, path, command="lookalike benchmark photos", refit=refit)
@@ -41,8 +42,8 @@ def results(finished, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(results):
-    return script("docs/make_results.py").render(results)
+def page(pages, results):
+    return pages.render(results)
 
 
 def test_the_page_has_the_command_and_the_refitted_model(page):
@@ -172,12 +173,16 @@ def paired(first: str, second: str, better: str, difference: float, *, significa
     return comparison | compared(difference, significant=significant)
 
 
-def sentences(rows: list[Row], winner: str, comparisons: list[dict], against_frozen: list[dict]) -> list[str]:
-    """Return the section on significance, without its blank lines."""
-    rows = [replace(row, winner=row.trial.name == winner) for row in rows]
-    board = Leaderboard("test", "precision@3", tuple(rows))
-    result = {"comparisons": comparisons, "against_frozen": against_frozen}
-    return [line for line in script("docs/make_results.py")._significance(result, board) if line]
+@pytest.fixture
+def sentences(pages):
+    def write(rows: list[Row], winner: str, comparisons: list[dict], against_frozen: list[dict]) -> list[str]:
+        """Return the section on significance, without its blank lines."""
+        rows = [replace(row, winner=row.trial.name == winner) for row in rows]
+        board = Leaderboard("test", "precision@3", tuple(rows))
+        result = {"comparisons": comparisons, "against_frozen": against_frozen}
+        return [line for line in pages._significance(result, board) if line]
+
+    return write
 
 
 TUNED = [
@@ -205,7 +210,7 @@ TUNED = [
         ),
     ],
 )  # fmt: skip
-def test_the_verdict_on_an_ensemble(difference, significant, verdict, said):
+def test_the_verdict_on_an_ensemble(difference, significant, verdict, said, sentences):
     pair = paired("a fine-tuned", "b fine-tuned", "a fine-tuned", difference, significant=significant)
     first, _, overview, last = sentences(TUNED, "a fine-tuned", [pair], [])
     half, sign = (0.01 if significant else 0.04), {True: "+", False: "−"}
@@ -220,7 +225,7 @@ def test_the_verdict_on_an_ensemble(difference, significant, verdict, said):
     assert f"of all 1, {better} significantly better, {worse} significantly worse" in overview
 
 
-def test_of_several_fine_tuned_ensembles_the_best_on_validation_is_reported():
+def test_of_several_fine_tuned_ensembles_the_best_on_validation_is_reported(sentences):
     rows = [
         *TUNED[:2], row_of("c fine-tuned", 0.8), row_of("a fine-tuned + b fine-tuned, aligned", 0.99, 0.6),
         row_of("a fine-tuned + c fine-tuned, aligned", 0.91, 0.7),
@@ -239,7 +244,7 @@ def test_of_several_fine_tuned_ensembles_the_best_on_validation_is_reported():
     )
 
 
-def test_without_two_fine_tuned_models_there_is_none_to_compare():
+def test_without_two_fine_tuned_models_there_is_none_to_compare(sentences):
     rows = [row_of("a frozen", 0.8), row_of("b frozen", 0.7), row_of("a frozen + b frozen, aligned", 0.85)]
     pair = paired("a frozen", "b frozen", "a frozen", 0.05, significant=True)
     first, _, _, last = sentences(rows, "a frozen", [pair], [])
@@ -256,7 +261,7 @@ def frozen(name: str, difference: float, *, significant: bool, same_model: bool 
     return {"frozen": name, "own_frozen_form": same_model} | compared(difference, significant=significant)
 
 
-def test_a_fine_tuned_winner_against_the_best_frozen_one_and_its_own_frozen_form():
+def test_a_fine_tuned_winner_against_the_best_frozen_one_and_its_own_frozen_form(sentences):
     rows = [*TUNED[:1], row_of("a frozen", 0.85), row_of("b frozen", 0.88)]
     against = [frozen("a frozen", 0.05, significant=True, same_model=True), frozen("b frozen", 0.02, significant=False)]
     assert sentences(rows, "a fine-tuned", [], against)[1] == (
@@ -273,14 +278,14 @@ def test_a_fine_tuned_winner_against_the_best_frozen_one_and_its_own_frozen_form
     )
 
 
-def test_a_frozen_ensemble_that_won_has_no_fine_tuned_member():
+def test_a_frozen_ensemble_that_won_has_no_fine_tuned_member(sentences):
     rows = [row_of("a frozen", 0.8), row_of("b frozen", 0.7), row_of("a frozen + b frozen, aligned", 0.85)]
     text = sentences(rows, "a frozen + b frozen, aligned", [], [frozen("a frozen", 0.05, significant=True)])[1]
     assert text.endswith("9 queries). None of its members is fine-tuned.")
 
 
-def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_form(make_trial):
-    against_frozen = script("benchmarks/real_sets.py")._against_frozen
+def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_form(real_sets, make_trial):
+    against_frozen = real_sets._against_frozen
 
     def ensemble(first: str, second: str, test: list[float]) -> Trial:
         trained = "fine-tuned" if "fine-tuned" in first + second else "frozen"
@@ -316,25 +321,25 @@ def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_for
     assert [c["frozen"] for c in against_frozen(trial_list[0], trials, "precision@3")] == ["b frozen"]
 
 
-def test_trials_of_an_earlier_run_are_not_read(finished_copy, finished, tmp_path):
+def test_trials_of_an_earlier_run_are_not_read(real_sets, finished_copy, finished, tmp_path):
     (finished_copy / "trials" / "gone-frozen.json").write_text('{"key": "", "trial": {"version": 1}}')
-    script("benchmarks/real_sets.py").save_results("photos", finished_copy, {}, tmp_path / "results.json")
+    real_sets.save_results("photos", finished_copy, {}, tmp_path / "results.json")
     stored = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["photos"]
     assert len(stored["rows"]) == len(finished.trials)
 
 
-def test_the_page_in_the_repository_is_up_to_date():
+def test_the_page_in_the_repository_is_up_to_date(pages):
     figures = ROOT / "docs" / "results" / "benchmarks.json"
     if not figures.is_file():
         pytest.skip("docs/results/benchmarks.json does not exist; benchmarks/real_sets.py writes it")
-    results, pages = json.loads(figures.read_text(encoding="utf-8")), script("docs/make_results.py")
+    results = json.loads(figures.read_text(encoding="utf-8"))
     assert (ROOT / "docs" / "results" / "benchmarks.md").read_text(encoding="utf-8") == pages.render(results), (
         "run: python docs/make_results.py"
     )
 
 
-def test_the_summary_has_the_winner_of_each_set(results, finished):
-    _, _, *rows = script("docs/make_results.py").summary(results)
+def test_the_summary_has_the_winner_of_each_set(pages, results, finished):
+    _, _, *rows = pages.summary(results)
     (winner,) = (t for t in finished.trials if t.name == finished.selection.winner)
     best = max(t.test.mean("precision@3") for t in finished.trials if t.kind == "single" and t.state == "frozen")
     means = [f"{winner.test.mean(m):.3f}" for m in ("precision@3", "hit@1", "map@r")]
