@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike._strings import PackedStrings, first_duplicate
-from lookalike.errors import DataError
+from lookalike.errors import DataError, OptionError
 
 # Float32 array `(n, dim)`.
 Vectors = npt.NDArray[np.float32]
@@ -100,9 +100,9 @@ class Embeddings:
 
 
 def require_embeddings(value: object, argument: str) -> None:
-    """Raise `DataError` for anything but `Embeddings`."""
+    """Raise `OptionError` for anything but `Embeddings`."""
     if not isinstance(value, Embeddings):
-        raise DataError(
+        raise OptionError(
             f"`{argument}` must be Embeddings, got {type(value).__name__}; "
             "use encoder.embed(images), or Embeddings(ids, vectors, fingerprint).",
             argument=argument,

@@ -120,7 +120,7 @@ def test_a_number_of_hits_that_is_not_an_integer(value):
 def test_something_else_than_embeddings(value):
     index = Index.build(some(4))
     for argument, call in (("queries", index.search), ("embeddings", Index.build)):
-        with pytest.raises(DataError, match="must be Embeddings") as raised:
+        with pytest.raises(OptionError, match=r"must be .*Embeddings") as raised:
             call(value)
         assert raised.value.argument == argument
 
@@ -149,7 +149,7 @@ def test_what_an_index_is_not_built_of():
             Index.build(some(3), min_recall=value)
         assert raised.value.argument == "min_recall"
     for argument in ("min_recall", "max_ms"):
-        with pytest.raises(OptionError, match=r"must be a number, got '0\.9'") as raised:
+        with pytest.raises(OptionError, match=r"must be a number.*'0\.9'") as raised:
             Index.build(some(3), **{argument: "0.9"})
         assert raised.value.argument == argument
     assert len(Index.build(some(3), min_recall=0.5)) == 3

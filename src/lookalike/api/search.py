@@ -127,7 +127,7 @@ def load_index(index: Path | str, *, root: Path | str | None = None, verify: boo
     return LoadedIndex(items, with_precision, path)
 
 
-@checked_arguments(index="an Index has a method of its own, index.search(encoder.embed(images))")
+@checked_arguments(index="load_index returns one; an Index is searched with index.search(encoder.embed(images))")
 def search(
     index: LoadedIndex | Path | str,
     images: Iterable[ImageInput],

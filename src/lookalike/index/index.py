@@ -98,7 +98,6 @@ class Index:
             StorageError: `checkpoint` holds something else, or cannot be written.
 
         """
-        require_embeddings(embeddings, "embeddings")
         budget = Budget.parse(min_recall, max_memory, max_ms)
         if not len(embeddings):
             raise DataError("an index needs at least one embedding, got none.", argument="embeddings")
