@@ -161,11 +161,14 @@ def test_a_bundle_is_measured_and_paired(again, finished, tmp_path):
     bundle = finished.out / "members" / "test-resnet-fine-tuned"
     result = again(tmp_path / "run", backbones=NAMES[:1], weights="none", finetune=False, bundles=[bundle])
     assert [t.name for t in result.trials][:3] == [
-        "test-resnet-fine-tuned",
+        "test-resnet-fine-tuned (frozen)",
         f"{EFFICIENTNET} untrained",
-        f"test-resnet-fine-tuned + {EFFICIENTNET} untrained, aligned",
+        f"test-resnet-fine-tuned (frozen) + {EFFICIENTNET} untrained, aligned",
     ]
-    assert result.selection.winner == "test-resnet-fine-tuned"  # random weights cannot win
+    assert result.selection.winner == "test-resnet-fine-tuned (frozen)"  # random weights cannot win
+    for suffix in ("md", "tex", "csv", "json"):
+        text = (tmp_path / "run" / f"leaderboard.{suffix}").read_text(encoding="utf-8")
+        assert "test-resnet-fine-tuned (frozen)" in text
     assert result.trials[0].note == ""
     assert result.trials[0].validation == next(t for t in finished.trials if t.name == SINGLES[3]).validation
 
@@ -198,7 +201,7 @@ def test_an_ensemble_bundle_is_measured_but_not_paired(again, save, finished, tm
     _, out = save(name)
     result = again(tmp_path / "run", finetune=False, bundles=[out / "best"])
     best = result.trials[0]
-    assert (best.name, best.kind, best.combination, best.dim) == ("best", "ensemble", "aligned", 512)
+    assert (best.name, best.kind, best.combination, best.dim) == ("best (mixed)", "ensemble", "aligned", 512)
     assert len(result.trials) == 3 + 3  # the combinations of the two backbones
     assert best.validation == next(t for t in finished.trials if t.name == name).validation
     pair = next(t for t in result.trials if t.name.endswith("aligned"))

@@ -82,11 +82,11 @@ def test_candidates_from_random_weights_are_marked(again, finished, tmp_path):
     result = again(tmp_path / "run", backbones=[NAME], weights="none", bundles=[bundle])
     random = {t.name: (t.state, t.from_random) for t in result.trials if t.kind == "single" or "aligned" in t.name}
     assert random == {
-        "test-resnet-frozen": ("frozen", False),
+        "test-resnet-frozen (frozen)": ("frozen", False),
         f"{NAME} untrained": ("untrained", True),
         f"{NAME} fine-tuned": ("fine-tuned", True),
-        f"test-resnet-frozen + {NAME} untrained, aligned": ("untrained", True),
-        f"test-resnet-frozen + {NAME} fine-tuned, aligned": ("mixed", True),
+        f"test-resnet-frozen (frozen) + {NAME} untrained, aligned": ("untrained", True),
+        f"test-resnet-frozen (frozen) + {NAME} fine-tuned, aligned": ("mixed", True),
         f"{NAME} untrained + {NAME} fine-tuned, aligned": ("untrained", True),
     }
     marked = {row.trial.name for row in result.leaderboard.rows if row.name.endswith(" †")}
@@ -144,7 +144,7 @@ def test_a_benchmark_without_a_possible_winner_is_refused_before_the_work(
 
 def test_candidates_and_ensembles_of_a_spec(make_spec, finished_copy):
     best, *others = make_candidates(make_spec(bundles=(finished_copy / "best",)))
-    assert best.name == "best" and best.architecture == f"{NAME}@160x160"
+    assert best.name == f"best ({best.state})" and best.architecture == f"{NAME}@160x160"
     assert [c.architecture for c in others] == [f"{NAME}@160x160"] * 2 + ["test_resnet@160x160"] * 2
     assert {c.state for c in others} <= {"frozen", "fine-tuned"}
     assert {c.kind for c in others} == {"single"}

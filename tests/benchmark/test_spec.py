@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from lookalike.benchmark.benchmark import benchmark
 from lookalike.benchmark.spec import (
     BenchmarkSpec,
+    bundle_name,
     check_candidates,
     default_measure,
     select_measures,
@@ -80,15 +82,20 @@ def test_which_backbones_are_fine_tuned(finetune, names):
 
 def test_duplicate_names(random_bundle):
     refused(OptionError, f"duplicate '{NAME}'", "backbones", backbones=[NAME, NAME])
-    refused(OptionError, "duplicate 'random'", "bundles", bundles=[random_bundle, random_bundle])
+    twice = r"'random \(untrained\)' and 'random \(untrained\)'"
+    refused(OptionError, twice, "bundles", bundles=[random_bundle, random_bundle])
 
 
-def test_names_that_map_to_the_same_file(random_bundle):
-    for name in (f"{NAME}-frozen", f"{NAME} frozen"):
-        random_bundle = random_bundle.rename(random_bundle.with_name(name))
-        refused(OptionError, f"'{NAME} frozen' and '{name}'", "bundles", backbones=[NAME], bundles=[random_bundle])
-    free = random_bundle.rename(random_bundle.with_name(NAME))
-    check_candidates([NAME], [free], "pretrained", finetune=True)
+def test_bundles_that_map_to_the_same_file(random_bundle):
+    same = shutil.copytree(random_bundle, random_bundle.with_name("random-"))
+    refused(OptionError, r"'random \(untrained\)' and 'random- \(unt", "bundles", bundles=[random_bundle, same])
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME} frozen", f"{NAME}-untrained"])
+def test_a_bundle_may_be_named_like_a_backbone(random_bundle, name):
+    bundle = random_bundle.rename(random_bundle.with_name(name))
+    check_candidates([NAME], [bundle], "pretrained", finetune=True)
+    assert slug(bundle_name(bundle, "frozen")) != slug(f"{NAME} frozen")
 
 
 def test_backbones_must_be_known_names_or_pairs(tmp_path):
@@ -142,6 +149,8 @@ def test_missing_weights_are_an_error_before_anything_is_written(again, tiny_wei
 
 def test_slug():
     assert slug("vit_b_16 frozen + a.b fine-tuned, concat") == "vit-b-16-frozen-a.b-fine-tuned-concat"
+    assert slug("my model (frozen + trained head)") == "my-model_frozen-trained-head"
+    assert slug("(a + b (mixed)) + c frozen, concat") == "a-b_mixed-c-frozen-concat"
 
 
 @pytest.fixture

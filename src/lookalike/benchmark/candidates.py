@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lookalike._files import digest
 from lookalike.benchmark.selection import Selection
-from lookalike.benchmark.spec import BenchmarkSpec
+from lookalike.benchmark.spec import BenchmarkSpec, bundle_name
 from lookalike.benchmark.trial import Trial, TrialKind
 from lookalike.data.dataset import Dataset, content_hashes, sample_evenly
 from lookalike.errors import DataError, OptionError
@@ -253,7 +253,7 @@ def bundle_candidate(data: Dataset, bundle: Path) -> Candidate:
     Images of this training split do not count: every candidate has seen them.
     """
     info = read_bundle_info(bundle)
-    candidate = _candidate(bundle, bundle.resolve().name, info)
+    candidate = _candidate(bundle, bundle_name(bundle, joint_state({m.state for m in info.members})), info)
     if info.training_data is None:
         leaked = candidate.state not in (FROZEN, UNTRAINED)
         note = "does not record its training images, which may include some of these." if leaked else ""

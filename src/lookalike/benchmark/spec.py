@@ -18,7 +18,7 @@ from lookalike.data.dataset import Dataset
 from lookalike.errors import ModelError, OptionError, StorageError, renamed_argument
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
-from lookalike.models.info import TRAINING_STATES
+from lookalike.models.info import UNTRAINED, TrainingState, joint_state
 from lookalike.models.registry import NONE, find_backbone
 from lookalike.progress import Progress
 from lookalike.runtimes.load import WeightsOption, load_bundle, pair_weights
@@ -29,9 +29,14 @@ _RECORD = "run.json"
 _VERSION = 1
 
 
+def bundle_name(bundle: Path, state: TrainingState) -> str:
+    """Return the name of a candidate that was passed in as a bundle: its folder, and what its weights are."""
+    return f"{bundle.resolve().name} ({state})"
+
+
 def slug(name: str) -> str:
-    """Return the file name of a candidate."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+    """Return the file name of a candidate; `_` stands for a bracket, so that no bundle has that of a backbone."""
+    return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in name.split(" ("))
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def check_candidates(
             "a benchmark needs at least one of `backbones` and `bundles`, got none.", argument="backbones"
         )
     folders = tuple(map(Path, bundles))
-    _require_names(backbones, folders)
+    _require_backbone_names(backbones)
     backbones = tuple(dict.fromkeys(name for b in backbones for name in b.split("+")))
     for argument, names in (("weights", weights), ("finetune", finetune)):
         unknown = () if isinstance(names, bool | str | Path) else [name for name in names if name not in backbones]
@@ -105,7 +110,7 @@ def check_candidates(
             find_backbone(backbone)
     by_backbone = dict(pair_weights(backbones, weights))
     finetuned = frozenset(finetune if not isinstance(finetune, bool) else backbones if finetune else ())
-    trained = []
+    states: list[TrainingState] = []
     for folder in folders:
         if not folder.exists():
             raise ModelError(
@@ -113,7 +118,9 @@ def check_candidates(
             )
         with renamed_argument("bundles", "model"):
             encoder = load_bundle(folder)  # which verifies it
-        trained.append(all(member.state != "untrained" for member in encoder.members))
+        states.append(joint_state({member.state for member in encoder.members}))
+    _require_bundle_names([bundle_name(*pair) for pair in zip(folders, states, strict=True)])
+    trained = [state != UNTRAINED for state in states]
     if not any((*trained, *finetuned, *(str(w) != NONE for w in by_backbone.values()))):
         raise OptionError(
             "every candidate would have random weights, which can never win; "
@@ -123,8 +130,8 @@ def check_candidates(
     return by_backbone, folders, finetuned
 
 
-def _require_names(backbones: Sequence[str], bundles: Sequence[Path]) -> None:
-    """Raise `OptionError` for an ensemble that is not of two backbones, or for two candidates of the same name."""
+def _require_backbone_names(backbones: Sequence[str]) -> None:
+    """Raise `OptionError` for an ensemble that is not of two backbones, or for a name that is there twice."""
     for ensemble in (b.split("+") for b in backbones if "+" in b):
         if len(ensemble) != 2 or ensemble[0] == ensemble[1]:
             raise OptionError(
@@ -132,22 +139,20 @@ def _require_names(backbones: Sequence[str], bundles: Sequence[Path]) -> None:
                 "single names, of which every pair is measured.",
                 argument="backbones",
             )
-    bundle_names = [b.resolve().name for b in bundles]
-    for argument, names in (("backbones", backbones), ("bundles", bundle_names)):
-        name, count = next(iter(Counter(names).most_common(1)), ("", 0))
-        if count > 1:
+    name, count = next(iter(Counter(backbones).most_common(1)), ("", 0))
+    if count > 1:
+        raise OptionError(f"duplicate {name!r} in `backbones`: names must be unique; remove it.", argument="backbones")
+
+
+def _require_bundle_names(names: Sequence[str]) -> None:
+    """Raise `OptionError` for two bundles whose results would have the same file."""
+    for number, name in enumerate(names):
+        other = next((other for other in names[:number] if slug(other) == slug(name)), None)
+        if other is not None:
             raise OptionError(
-                f"duplicate {name!r} in `{argument}`: names must be unique; remove it, or rename a bundle.",
-                argument=argument,
-            )
-    by_file: dict[str, str] = {}
-    for name in (*(f"{b} {state}" for b in backbones if "+" not in b for state in TRAINING_STATES), *bundle_names):
-        if slug(name) in by_file:
-            raise OptionError(
-                f"{by_file[slug(name)]!r} and {name!r} map to the same file name; rename one bundle.",
+                f"the results of two `bundles`, {other!r} and {name!r}, have the same file name; rename one folder.",
                 argument="bundles",
             )
-        by_file[slug(name)] = name
 
 
 def select_measures(
