@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from lookalike.benchmark.trial import Trial
 from lookalike.data.samples import write_demo_images
 from lookalike.evaluation.bootstrap import paired_bootstrap
 from lookalike.models.bundle import read_bundle_info
+from lookalike.models.info import FROZEN
 
 SETS = ("clothing", "trashnet", "caltech", "demo")
 # fine-tuning does not help on the unseen classes of caltech, so it gets less time there
@@ -38,7 +38,7 @@ UNTRAINED = ("vit_b_16", "efficientnet_b0")
 REFIT = ("clothing", "trashnet")
 REFIT_BACKBONE = "efficientnet_lite0"
 BACKBONES = ("resnet50", "efficientnet_lite0", "efficientnet_lite2")
-# precision@3, hit@1 and map@r of a minimal script, by model
+# precision@3, hit@1 and map@r of a minimal script, by model; a model without a row of its name is left out
 _ROWS = (
     "efficientnet_lite0 frozen",
     "efficientnet_lite2 frozen",
@@ -124,11 +124,12 @@ def _refit(data: Path, run: Path, out: Path, weights: list[str]) -> dict[str, An
     options = [argument for source in sources for argument in ("--weights", source)]
     lookalike("refit", str(data), "--model", str(first), "--out", str(out), "--resume", *options)
     evaluation = json.loads(lookalike("evaluate", str(data), "--model", str(out), "-k", "1", "-k", "3", "--json"))
-    report = read_bundle_info(out).training[0]
+    info = read_bundle_info(out)
+    report = info.training[0]
     assert report is not None
     measures = {name: evaluation["measures"][name] for name in ("precision@3", "hit@3", "hit@1", "map@r")}
     return {
-        "model": f"{REFIT_BACKBONE} fine-tuned",
+        "model": f"{REFIT_BACKBONE} {info.members[0].state}",
         "images": report.images,
         "seconds": report.seconds,
         "measures": measures,
@@ -170,8 +171,9 @@ def _comparisons(trials: Mapping[str, Trial], measure: str) -> list[dict[str, An
     for pair in trials.values():
         if pair.combination != "aligned" or len(pair.members) != 2 or pair.test is None:
             continue
-        better = max((trials[m] for m in pair.members), key=lambda t: t.test.mean(measure) if t.test else 0.0)
-        names = {"ensemble": pair.name, "members": list(pair.members), "better_member": better.name}
+        members = [trials[m.name] for m in pair.members]
+        better = max(members, key=lambda t: t.test.mean(measure) if t.test else 0.0)
+        names = {"ensemble": pair.name, "members": [m.name for m in members], "better_member": better.name}
         rows.append(names | _compared(pair, better, measure))
     return rows
 
@@ -183,11 +185,12 @@ def _against_frozen(winner: Trial, trials: Mapping[str, Trial], measure: str) ->
     """
     if winner.test is None:
         return []
-    frozen_form = tuple(re.sub(r" (fine-tuned|frozen.*)$", " frozen", m) for m in winner.members)
+    backbones = [m.backbone for m in winner.members]
     rows = []
     for trial in trials.values():
-        is_own = trial.members == frozen_form and trial.combination == winner.combination
-        if trial.test is None or trial.state != "frozen" or not all(m.endswith(" frozen") for m in trial.members):
+        same_backbones = all(backbones) and [m.backbone for m in trial.members] == backbones
+        is_own = same_backbones and trial.combination == winner.combination
+        if trial.test is None or trial.state != FROZEN:
             continue
         if (trial.kind == "single" or is_own) and trial.name != winner.name:
             rows.append({"frozen": trial.name, "own_frozen_form": is_own} | _compared(winner, trial, measure))

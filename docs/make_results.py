@@ -10,13 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lookalike.benchmark.leaderboard import DIFFERENCE, Leaderboard, Row, escape, table, table_line
+from lookalike.benchmark.leaderboard import Leaderboard, Row, escape, table, table_line
+from lookalike.benchmark.selection import DEFAULT_MEASURE
 from lookalike.benchmark.trial import Trial, format_difference, format_estimate, format_ms
+from lookalike.evaluation.bootstrap import Comparison
 from lookalike.evaluation.evaluation import Estimate
+from lookalike.models.info import FINE_TUNED, FROZEN
 from lookalike.progress import count_noun
 
 HERE = Path(__file__).parent
 _MISSING = "–"
+_BASELINE_MEASURES = (DEFAULT_MEASURE, "hit@1", "map@r")
 
 _INTRODUCTION = """# Results
 
@@ -26,18 +30,27 @@ edit.
 Frozen backbones (with a PCA head), fine-tuned ones, and all pairs of them. The winner is selected on a validation split
 cut from training; the tables show query and gallery, which no selection used. The training recipe was chosen with
 the numbers of `clothing` in view ([log](../log.md)), so they are optimistic.
-These runs used an earlier recipe. The current one is more accurate, most of all on unseen classes: the
-[training results](training.md) are the reference for the accuracy of one model, this page for comparisons.
-Every mean has its 95 % bootstrap interval over queries. Milliseconds are per image, from file to embedding: one at a
+The [training results](training.md) are the reference for the accuracy of one model, this page for comparisons.
+The type of a model says what its weights are; an ensemble of different ones is mixed.
+Every mean has its 95 % bootstrap interval over queries; *vs winner* is the difference of the accuracy to that of the
+winner on the same queries, by paired bootstrap. Milliseconds are per image, from file to embedding: one at a
 time (median, the medians of decoding and of the model, and 95th percentile), and in batches; memory is the peak of the
 measuring process. Trials of the same architectures share one timing.
 Rows in italics are the baseline: a minimal script with the same backbone on the same data.
 """
 
 
+_EARLIER = (
+    "Tables whose column *vs winner* is empty are of an earlier recipe, which was less accurate, most of all on unseen "
+    "classes.\n"
+)
+
+
 def render(results: Mapping[str, Any]) -> str:
     """Return the page for the results that `real_sets.py` stored, by data set."""
-    introduction = "\n".join([_INTRODUCTION, *summary(results), ""])
+    rows = [row for result in results.values() if result["training"] for row in result["rows"]]
+    earlier = [_EARLIER] if any(row["vs_winner"] is None and not row["winner"] for row in rows) else []
+    introduction = "\n".join([_INTRODUCTION, *earlier, *summary(results), ""])
     sections = [introduction, *("\n".join(_section(name, result)) for name, result in results.items())]
     return "\n".join(sections)
 
@@ -54,8 +67,9 @@ def summary(results: Mapping[str, Any]) -> list[str]:
         board = leaderboard_of(result)
         winner = board.winner.trial
         trials = [row.trial for row in board.rows]
-        frozen = max(_accuracy(board, t) for t in trials if t.kind == "single" and t.state == "frozen")
-        means = [f"{board.split_measures(winner).mean(m):.3f}" for m in (board.measure, "hit@1", "map@r")]
+        singles = [t for t in trials if t.kind == "single" and t.state == FROZEN]
+        frozen = max(board.split_measures(t).mean(DEFAULT_MEASURE) for t in singles)
+        means = [f"{board.split_measures(winner).mean(m):.3f}" for m in _BASELINE_MEASURES]
         lines.append(table_line([name, escape(winner.name), *means, format_ms(winner.cost_ms), f"{frozen:.3f}"]))
     return lines
 
@@ -65,7 +79,10 @@ def leaderboard_of(result: Mapping[str, Any]) -> Leaderboard:
     rows = []
     for stored in result["rows"]:
         trial = {key: value for key, value in stored.items() if key not in ("winner", "on_front", "vs_winner")}
-        rows.append(Row(Trial.from_dict(trial), stored["winner"], stored["on_front"]))
+        difference = stored["vs_winner"]
+        if difference is not None:
+            difference = Comparison(*(difference[key] for key in ("difference", "low", "high")))
+        rows.append(Row(Trial.from_dict(trial), stored["winner"], stored["on_front"], difference))
     return Leaderboard(result["measured_on"], result["measure"], tuple(rows))
 
 
@@ -109,14 +126,15 @@ def _section(name: str, result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(board: Leaderboard, rows: Sequence[Row], baseline: Mapping[str, Sequence[float]]) -> Iterator[str]:
-    hidden = ("type", DIFFERENCE, f"validation {board.label}", "dimensions")
+    hidden = ("dimensions",)
     lines = table(board, rows, hidden=hidden)
     yield next(lines)
     yield next(lines)
     for row, line in zip(rows, lines, strict=True):
         yield line
         if row.trial.name in baseline:
-            means = dict(zip((board.label, "hit@1", "map@r"), baseline[row.trial.name], strict=True))
+            names = (board.label if m == board.measure else m for m in _BASELINE_MEASURES)
+            means = dict(zip(names, baseline[row.trial.name], strict=True))
             columns = [name for name in board.columns[1:] if name not in hidden]
             cells = [f"*{means[name]:.3f}*" if name in means else _MISSING for name in columns]
             yield table_line([f"*baseline for {escape(row.trial.name)}*", *cells])
@@ -138,7 +156,7 @@ def _significance(result: Mapping[str, Any], board: Leaderboard) -> Iterator[str
     """Report what is significant: fine-tuned ensembles against their members, and the winner against frozen models."""
     trials = {row.trial.name: row.trial for row in board.rows}
     comparisons = result["comparisons"]
-    finetuned = [c for c in comparisons if all(m.endswith(" fine-tuned") for m in c["members"])]
+    finetuned = [c for c in comparisons if all(trials[m].state == FINE_TUNED for m in c["members"])]
     for sentences in (
         _ensemble_sentences(finetuned, trials, board),
         _frozen_sentences(result["against_frozen"], trials, board),
@@ -178,9 +196,6 @@ def _ensemble_sentences(
         f"{_accuracy(board, trials[one['ensemble']]):.3f} against "
         f"{_accuracy(board, trials[one['better_member']]):.3f} of {escape(one['better_member'])}, {_evidence(one)}."
     )
-    reset = [escape(m) for m in one["members"] if trials[m].state == "frozen"]
-    if reset:
-        yield f"Validation reset {' and '.join(reset)} to the pretrained weights."
 
 
 def _frozen_sentences(
@@ -194,7 +209,7 @@ def _frozen_sentences(
     singles = [c for c in comparisons if trials[c["frozen"]].kind == "single"]
     best = max(singles, key=lambda c: _accuracy(board, trials[c["frozen"]]), default=None)
     frozen_form = next((c for c in comparisons if c["own_frozen_form"]), None)
-    is_frozen_single = winner.kind == "single" and winner.state == "frozen"
+    is_frozen_single = winner.kind == "single" and winner.state == FROZEN
     if is_frozen_single and (best is None or _accuracy(board, trials[best["frozen"]]) <= accuracy):
         yield "It is the best frozen single model itself."
     elif best is not None:
@@ -202,7 +217,7 @@ def _frozen_sentences(
         yield _comparison(best, trials, board, which + (", its own frozen form" if best is frozen_form else ""))
     if frozen_form is not None and frozen_form is not best:
         yield _comparison(frozen_form, trials, board, "its own frozen form")
-    elif frozen_form is None and winner.state == "frozen" and not is_frozen_single:
+    elif frozen_form is None and winner.state == FROZEN and not is_frozen_single:
         yield "None of its members is fine-tuned."
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from lookalike.benchmark import run_trials
 from lookalike.benchmark.benchmark import Benchmark, benchmark
 from lookalike.benchmark.timing import TimingRequest
-from lookalike.benchmark.trial import SplitMeasures, Timing, Trial
+from lookalike.benchmark.trial import Member, SplitMeasures, Timing, Trial
 from lookalike.evaluation.evaluation import Estimate
 from lookalike.training.config import TrainingOptions
 
@@ -33,8 +33,8 @@ def measures_of(values: Sequence[float], *, prefix: str = "q") -> SplitMeasures:
         "hit@1": Estimate(share / 2, 0.0, 1.0),
         "map@r": Estimate(mean / 2, 0.0, 1.0),
     }
-    ids = [f"{prefix}{n:03}" for n in range(len(values))]
-    return SplitMeasures(measures, len(values), 2, 50, {"precision@3": list(values), "hit@3": hit}, ids)
+    ids = tuple(f"{prefix}{n:03}" for n in range(len(values)))
+    return SplitMeasures(measures, len(values), 2, 50, {"precision@3": tuple(values), "hit@3": tuple(hit)}, ids)
 
 
 def timing_of(ms: float) -> Timing:
@@ -57,11 +57,12 @@ def make_trial() -> Callable[..., Trial]:
         combination: str = "",
         note: str = "",
         from_random: bool = False,
+        members: Mapping[str, str] | None = None,  # state by name
     ) -> Trial:
         return Trial(
             name=name,
             kind=kind,  # type: ignore[arg-type]
-            members=(name,) if kind == "single" else tuple(name.split(" + ")),
+            members=tuple(Member(m, "", s) for m, s in (members or {name: state}).items()),  # type: ignore[arg-type]
             combination=combination,
             state=state,  # type: ignore[arg-type]
             dim=512,

@@ -39,6 +39,8 @@ def _read(hint: Any, value: Any, name: str) -> Any:
     if is_dataclass(hint):
         return _read_dataclass(hint, value, name)
     if origin is tuple and isinstance(value, list | tuple):
+        if arguments[-1] is ... and {type(part) for part in value} <= {arguments[0]}:  # one type, often thousands
+            return tuple(value)
         hints = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
         if len(hints) == len(value):
             return tuple(_read(hint, part, name) for hint, part in zip(hints, value, strict=True))

@@ -201,7 +201,7 @@ def test_an_ensemble_bundle_is_measured_but_not_paired(again, save, finished, tm
     _, out = save(name)
     result = again(tmp_path / "run", finetune=False, bundles=[out / "best"])
     best = result.trials[0]
-    assert (best.name, best.kind, best.combination, best.dim) == ("best (mixed)", "ensemble", "aligned", 512)
+    assert (best.name, best.kind, best.combination, best.dim) == ("best (frozen)", "ensemble", "aligned", 512)
     assert len(result.trials) == 3 + 3  # the combinations of the two backbones
     assert best.validation == next(t for t in finished.trials if t.name == name).validation
     pair = next(t for t in result.trials if t.name.endswith("aligned"))

@@ -224,13 +224,14 @@ def test_ties_in_cost_and_accuracy_are_broken_by_frozen_before_name(make_trial):
 
 
 def test_of_equal_ones_the_one_without_fine_tuned_members_wins(make_trial):
-    """Validation reset both to their pretrained weights, so that they equal the frozen ones."""
-    names = ("x fine-tuned", "x frozen")
-    assert select([make_trial(name, GOOD, 9, state="frozen") for name in names]).winner == "x frozen"
-    pairs = ("x fine-tuned + y fine-tuned", "x fine-tuned + y frozen", "x frozen + y frozen")
-    trials = [make_trial(name, GOOD, 9, state="frozen", kind="ensemble", combination="concat") for name in pairs]
-    assert front(trials) == pairs[::-1]
-    assert select(trials).winner == "x frozen + y frozen"
+    """The states of the members count, whatever the names say."""
+    states = {"a": ("fine-tuned", "fine-tuned"), "b": ("frozen", "frozen + trained head"), "c": ("frozen", "frozen")}
+    trials = [
+        make_trial(name, GOOD, 9, state="mixed", kind="ensemble", members={"x frozen": first, "y fine-tuned": second})
+        for name, (first, second) in states.items()
+    ]
+    assert front(trials) == ("c", "b", "a")
+    assert select(trials).winner == "c"
 
 
 def test_a_ratio_that_rounds_to_one_is_not_printed(make_trial):

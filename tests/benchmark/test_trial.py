@@ -25,24 +25,29 @@ def test_a_trial_is_read_back_from_json(make_trial):
 
 
 def test_json_has_version_and_members(make_trial):
-    stored = make_trial("a + b", [1.0], kind="ensemble").to_dict()
-    assert stored["version"] == 3
-    assert list(stored["members"]) == ["a", "b"]
-    assert stored["validation"]["values"]["precision@3"] == [1.0]
+    members = {"a": "fine-tuned", "b": "frozen"}
+    stored = make_trial("a + b", [1.0], kind="ensemble", members=members).to_dict()
+    assert stored["version"] == 4
+    assert stored["members"] == (
+        {"name": "a", "backbone": "", "state": "fine-tuned"}, {"name": "b", "backbone": "", "state": "frozen"},
+    )  # fmt: skip
+    assert stored["validation"]["values"]["precision@3"] == (1.0,)
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "3"])
+@pytest.mark.parametrize("version", [None, 0, 3, "4"])
 def test_another_version_is_refused(make_trial, version):
     stored = make_trial("a", [1.0]).to_dict() | {"version": version}
-    with pytest.raises(StorageError, match=r"'a' has version .* reads version 3"):
+    with pytest.raises(StorageError, match=r"'a' has version .* reads version 4"):
         Trial.from_dict(stored)
 
 
-def test_a_missing_or_unknown_field_is_refused(make_trial):
+def test_a_missing_or_wrong_field_is_refused(make_trial):
     stored = make_trial("a", [1.0]).to_dict()
-    lacking = {key: value for key, value in stored.items() if key != "timing"}
-    for broken in (lacking, stored | {"speed": 3}, stored | {"validation": None}, stored | {"timing": {"ms": 1}}):
-        with pytest.raises(StorageError, match="'a' is incomplete") as caught:
+    lacking = {key: value for key, value in stored.items() if key != "dim"}
+    wrong = [{"speed": 3}, {"validation": None}, {"timing": {"ms": 1}}, {"dim": "512"}, {"members": ["a"]}]
+    wrong += [{"state": "melted"}, {"kind": "triple"}, {"leaked": None}]
+    for broken in (lacking, *(stored | change for change in wrong)):
+        with pytest.raises(StorageError, match="'a' is damaged") as caught:
             Trial.from_dict(broken)
         assert caught.value.argument == "stored"
 

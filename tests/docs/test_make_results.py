@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from lookalike.benchmark.leaderboard import Leaderboard, Row
-from lookalike.benchmark.trial import SplitMeasures, Trial, format_estimate
+from lookalike.benchmark.trial import Member, SplitMeasures, Trial, format_estimate
 from lookalike.evaluation.bootstrap import paired_bootstrap
 from lookalike.evaluation.evaluation import Estimate
+from lookalike.models.info import joint_state
 
 ROOT = Path(__file__).resolve().parents[2]
 EFFICIENTNET, RESNET = "test_efficientnet", "test_resnet"
@@ -68,7 +69,7 @@ def test_every_aligned_pair_is_compared_with_its_better_member_on_test_queries(r
     trials = {t.name: t for t in finished.trials}
     assert list(comparisons) == [r.trial.name for r in finished.leaderboard.rows if r.trial.combination == "aligned"]
     name = f"{EFFICIENTNET} fine-tuned + {RESNET} frozen, aligned"
-    members = [trials[m] for m in trials[name].members]
+    members = [trials[m.name] for m in trials[name].members]
     better = members[0] if members[0].test.mean("precision@3") >= members[1].test.mean("precision@3") else members[1]
     assert comparisons[name]["better_member"] == better.name
     assert comparisons[name]["queries"] == 8
@@ -112,20 +113,21 @@ def test_the_baseline_is_below_its_row(page):
     lines = section(page, "photos").splitlines()
     position = next(n for n, line in enumerate(lines) if line.startswith("| *baseline for"))
     assert re.match(r"\| (\*\*)?test\\_efficientnet fine-tuned", lines[position - 1])
-    assert lines[position].endswith("| *0.500* | – | *0.250* | *0.125* | – | – | – | – | – | – |")
+    assert lines[position].endswith("| – | *0.500* | – | – | *0.250* | *0.125* | – | – | – | – | – | – | – |")
     assert "baseline for" not in section(page, "again")
 
 
 def test_a_table_has_the_columns_of_the_leaderboard_that_fit_a_page(page, finished):
     header, _, first = re.search(r"(?:^\|.*\n)+", section(page, "photos"), re.MULTILINE)[0].splitlines()[:3]
     assert header == (
-        "| model | top-3 accuracy | hit@3 | hit@1 | map@r | ms p50 | ms decode | ms model | ms p95 | ms batched | "
-        "memory MB |"
+        "| model | type | top-3 accuracy | vs winner | hit@3 | hit@1 | map@r | validation top-3 accuracy | ms p50 | "
+        "ms decode | ms model | ms p95 | ms batched | memory MB |"
     )
     trials = [row.trial for row in finished.leaderboard.rows]
     measured = next(t.test for t in trials if t.kind == "single" or t.combination == "aligned")
-    cells = [format_estimate(measured.estimate(measure)) for measure in ("precision@3", "hit@3")]
-    assert f" | {cells[0]} | {cells[1]} | " in first
+    accuracy, hit = (format_estimate(measured.estimate(measure)) for measure in ("precision@3", "hit@3"))
+    assert re.search(rf"\| {re.escape(accuracy)} \| [^|]+ \| {re.escape(hit)} \|", first)
+    assert re.search(r"\| (single|ensemble), (frozen|fine-tuned|mixed) \|", first)
 
 
 def test_the_page_has_selection_machine_significance_and_training(page, finished, results):
@@ -142,16 +144,16 @@ def test_the_page_has_selection_machine_significance_and_training(page, finished
     assert re.search(rf"^\| test\\_efficientnet \| {share:.0%} \| 2 \| \d+ \| 0\.\d{{3}} \|", text, re.M)
 
 
-def row_of(name: str, accuracy: float, validation: float = 0.5, state: str | None = None) -> Row:
-    members = name.partition(", ")[0].split(" + ")
-    states = {m.split()[-1] for m in members}
+def row_of(name: str, accuracy: float, validation: float = 0.5) -> Row:
+    names = name.partition(", ")[0].split(" + ")
+    members = [Member(m, *m.split(" ", 1)) for m in names]  # type: ignore[arg-type]
     return Row(
         Trial(
             name=name,
             kind="ensemble" if len(members) > 1 else "single",
             members=tuple(members),
             combination="aligned" if len(members) > 1 else "",
-            state=state or ("fine-tuned" if "fine-tuned" in states else "frozen"),
+            state=joint_state({m.state for m in members}),
             dim=512,
             validation=SplitMeasures({"precision@3": Estimate(validation, 0.0, 1.0)}, 9, 0, 9),
             test=SplitMeasures({"precision@3": Estimate(accuracy, 0.0, 1.0)}, 9, 0, 9),
@@ -238,10 +240,6 @@ def test_of_several_fine_tuned_ensembles_the_best_on_validation_is_reported(sent
     assert first.startswith(
         "The aligned ensemble of fine-tuned models, the best on validation, a fine-tuned + c fine-tuned, aligned, beats"
     )
-    rows[2] = row_of("c fine-tuned", 0.8, state="frozen")
-    assert sentences(rows, "a fine-tuned", pairs, [])[0].endswith(
-        " Validation reset c fine-tuned to the pretrained weights."
-    )
 
 
 def test_without_two_fine_tuned_models_there_is_none_to_compare(sentences):
@@ -287,20 +285,19 @@ def test_a_frozen_ensemble_that_won_has_no_fine_tuned_member(sentences):
 def test_the_winner_is_compared_with_frozen_single_models_and_its_own_frozen_form(real_sets, make_trial):
     against_frozen = real_sets._against_frozen
 
-    def ensemble(first: str, second: str, test: list[float]) -> Trial:
-        trained = "fine-tuned" if "fine-tuned" in first + second else "frozen"
-        trial = make_trial(
-            f"{first} + {second}", [1.0], test=test, kind="ensemble", combination="aligned", state=trained
-        )
-        return replace(trial, name=f"{trial.name}, aligned")
+    def of(name: str, test: list[float]) -> Trial:
+        row = row_of(name, 0.5)
+        return replace(make_trial(name, [1.0], test=test), **{
+            field: getattr(row.trial, field) for field in ("members", "kind", "state", "combination")
+        })  # fmt: skip
 
     trial_list = [
-        make_trial("a frozen", [1.0], test=[0.0, 0.0, 1.0, 1.0], state="frozen"),
-        make_trial("a fine-tuned", [1.0], test=[1.0, 1.0, 1.0, 1.0]),
-        make_trial("b frozen", [1.0], test=[0.0, 0.0, 0.0, 0.0], state="frozen"),
-        make_trial("b fine-tuned", [1.0], test=[0.0, 0.0, 0.0, 0.0], state="frozen"),  # reset by validation
-        ensemble("a frozen", "b frozen", [0.0, 1.0, 1.0, 1.0]),
-        ensemble("a fine-tuned", "b frozen", [1.0, 1.0, 1.0, 0.0]),
+        of("a frozen", [0.0, 0.0, 1.0, 1.0]),
+        of("a fine-tuned", [1.0, 1.0, 1.0, 1.0]),
+        of("b frozen", [0.0, 0.0, 0.0, 0.0]),
+        of("b fine-tuned", [0.0, 0.0, 0.0, 0.0]),
+        of("a frozen + b frozen, aligned", [0.0, 1.0, 1.0, 1.0]),
+        of("a fine-tuned + b frozen, aligned", [1.0, 1.0, 1.0, 0.0]),
     ]
     trials = {t.name: t for t in trial_list}
     comparisons = against_frozen(trial_list[5], trials, "precision@3")

@@ -33,7 +33,7 @@ TIMES = {
     "ms batched": "batched_ms",
 }
 _MANY_ENSEMBLES = 12
-_VERSION = 4
+_VERSION = 5
 DIFFERENCE = "vs winner"  # column of the paired difference of the accuracy to that of the winner
 _LATEX = str.maketrans(
     {

@@ -7,10 +7,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from lookalike._files import digest, read_json, write_json
+from lookalike._records import read_record
 from lookalike.benchmark.candidates import AnyCandidate, Candidate, SplitEmbeddings
 from lookalike.benchmark.spec import BenchmarkSpec, slug
 from lookalike.benchmark.timing import TimingRequest, load_candidate, measure_timing, timing_setup
-from lookalike.benchmark.trial import VERSION, SplitMeasures, Timing, Trial
+from lookalike.benchmark.trial import VERSION, Member, SplitMeasures, Timing, Trial
 from lookalike.data.dataset import Item, Split, sample_evenly
 from lookalike.embeddings.shards import Shard, read_shard, write_shard
 from lookalike.errors import DataError, LookalikeError
@@ -100,7 +101,7 @@ def _read_trial(path: Path, key: str) -> Trial | None:
     try:
         stored = read_json(path, "the trial")
         return Trial.from_dict(stored["trial"]) if stored["key"] == key else None
-    except (LookalikeError, KeyError, TypeError):
+    except (LookalikeError, AttributeError, KeyError, TypeError):
         return None  # absent, damaged or of another version
 
 
@@ -109,7 +110,7 @@ def _evaluate(spec: BenchmarkSpec, candidate: AnyCandidate, embeddings: Mapping[
     return Trial(
         name=candidate.name,
         kind=candidate.kind,
-        members=tuple(m.name for m in candidate.members),
+        members=tuple(Member(m.name, m.backbone, m.state) for m in candidate.members),
         combination=candidate.combination,
         state=candidate.state,
         dim=candidate.dim,
@@ -167,8 +168,8 @@ def _timing(path: Path, request: TimingRequest) -> Mapping[str, Timing]:
     try:
         stored = read_json(path, "the timing")
         if stored["setup"] == setup:
-            return {c: Timing(**stored["timings"][c]) for c in request.combinations}
-    except (LookalikeError, KeyError, TypeError):
+            return {c: read_record(Timing, stored["timings"][c]) for c in request.combinations}
+    except (LookalikeError, AttributeError, KeyError, TypeError, ValueError):
         pass  # absent, damaged, or without one of the combinations: all are timed
     timings = measure_timing(request)
     write_json(path, {"setup": setup, "timings": {c: asdict(timing) for c, timing in timings.items()}})

@@ -14,6 +14,7 @@ from lookalike.benchmark.trial import Trial, format_difference, format_ms
 from lookalike.errors import OptionError
 from lookalike.evaluation.bootstrap import Comparison
 from lookalike.evaluation.measures import Measure
+from lookalike.models.info import FROZEN
 from lookalike.progress import count_noun
 
 DEFAULT_MEASURE = "precision@3"
@@ -104,8 +105,8 @@ def require_budget(budget_ms: float | None) -> None:
 
 
 def _preference(trial: Trial) -> tuple[bool, int, str]:
-    """Order trials that are equal in accuracy and cost: frozen first, then by the number of fine-tuned members."""
-    return trial.state != "frozen", sum(m.endswith((" fine-tuned", " trained head")) for m in trial.members), trial.name
+    """Order trials that are equal in accuracy and cost: frozen first, then by the number of trained members."""
+    return trial.state != FROZEN, sum(m.state != FROZEN for m in trial.members), trial.name
 
 
 def _most_accurate(trials: Iterable[Trial], measure: str) -> Trial:

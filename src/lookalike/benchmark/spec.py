@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lookalike._files import digest, file_digest, read_json, write_json
+from lookalike._records import read_record
 from lookalike.benchmark.selection import DEFAULT_MEASURE, FALLBACK_MEASURE
 from lookalike.benchmark.trial import matching_hit
 from lookalike.data.dataset import Dataset
@@ -211,24 +212,24 @@ class RunRecord:
     test_data: str  # fingerprint of ids and labels of query and gallery
     options: Mapping[str, Any]
     weights: Mapping[str, str]  # by backbone, the source of its weights, for a file the digest of its content
+    version: int = _VERSION
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
         """Read run.json; `StorageError` if it is damaged or of another version."""
         stored = read_json(path, "the benchmark record")
-        try:
-            version = stored.pop("version")
-            record = cls(**stored)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"{path} is not the record of a benchmark; choose another `out` or remove it.", argument="out"
-            ) from error
+        version = stored.get("version", _VERSION) if isinstance(stored, dict) else _VERSION
         if version != _VERSION:
             raise StorageError(
                 f"{path} has version {version}, but this lookalike reads version {_VERSION}; choose another `out`.",
                 argument="out",
             )
-        return record
+        try:
+            return read_record(cls, stored)
+        except ValueError as error:
+            raise StorageError(
+                f"{path} is not the record of a benchmark ({error}); choose another `out` or remove it.", argument="out"
+            ) from error
 
 
 def write_or_check_record(spec: BenchmarkSpec) -> None:
@@ -260,4 +261,4 @@ def write_or_check_record(spec: BenchmarkSpec) -> None:
     # a killed run may leave a temporary file of the record
     elif spec.out.is_dir() and any(not p.name.startswith(f".{_RECORD}.") for p in spec.out.iterdir()):
         raise StorageError(f"{spec.out} is not empty and not a benchmark folder; choose another `out`.", argument="out")
-    write_json(path, {"version": _VERSION, **asdict(record)})
+    write_json(path, asdict(record))

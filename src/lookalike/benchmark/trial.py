@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from lookalike._records import read_record
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
 from lookalike.evaluation.evaluation import Estimate, Evaluation
@@ -14,7 +15,7 @@ from lookalike.evaluation.measures import Measure
 from lookalike.models.info import TrainingState
 
 # Version of the files in trials/. A file of another version is ignored, so that a resumed benchmark measures again.
-VERSION = 3
+VERSION = 4
 
 TrialKind = Literal["single", "ensemble"]
 
@@ -28,8 +29,8 @@ class SplitMeasures:
     excluded: int  # number of queries without a relevant image in the gallery
     gallery: int
     # by measure, one value per measured query, in the order of `query_ids`; empty in a summary
-    values: Mapping[str, list[float]] = field(default_factory=dict)
-    query_ids: list[str] = field(default_factory=list)  # the measured queries; empty in a summary
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    query_ids: tuple[str, ...] = ()  # the measured queries; empty in a summary
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> SplitMeasures:
@@ -39,19 +40,13 @@ class SplitMeasures:
             queries=len(evaluation),
             excluded=len(evaluation.excluded),
             gallery=evaluation.gallery,
-            values={name: values.tolist() for name, values in evaluation.values.items()},
-            query_ids=list(evaluation.query_ids),
+            values={name: tuple(values.tolist()) for name, values in evaluation.values.items()},
+            query_ids=tuple(evaluation.query_ids),
         )
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> SplitMeasures:
-        """Build the measures from their JSON structure; a missing or unknown field raises `TypeError` or `KeyError`."""
-        measures = {name: Estimate(**interval) for name, interval in stored["measures"].items()}
-        return cls(**{**stored, "measures": measures})
 
     def summary(self) -> SplitMeasures:
         """Return the measures without values per query."""
-        return replace(self, values={}, query_ids=[])
+        return replace(self, values={}, query_ids=())
 
     def estimate(self, measure: str) -> Estimate:
         """Return mean and interval of a measure."""
@@ -96,12 +91,21 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One candidate that a trial uses: itself, or one of the two that an ensemble combines."""
+
+    name: str  # of its own trial
+    backbone: str  # name of its backbone, "" for a bundle that was passed in
+    state: TrainingState
+
+
+@dataclass(frozen=True)
 class Trial:
     """One candidate and its measured result."""
 
     name: str  # unique in a benchmark, such as "resnet50 fine-tuned"
     kind: TrialKind
-    members: tuple[str, ...]  # names of the trials that an ensemble combines; a bundle names itself
+    members: tuple[Member, ...]  # two of an ensemble, else one; a bundle is one member
     combination: str  # how an ensemble combines its members, "" for a single encoder
     state: TrainingState
     dim: int
@@ -152,9 +156,8 @@ class Trial:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Trial:
-        """Build a trial from its JSON structure; raise `StorageError` for another version or other fields."""
-        fields = dict(stored)
-        version, name = fields.pop("version", None), fields.get("name")
+        """Build a trial from its JSON structure; raise `StorageError` for another version or a wrong field."""
+        version, name = stored.get("version"), stored.get("name")
         if version != VERSION:
             raise StorageError(
                 f"trial {name!r} has version {version!r}, but this lookalike reads version {VERSION}; "
@@ -162,14 +165,10 @@ class Trial:
                 argument="stored",
             )
         try:
-            fields["members"] = tuple(fields["members"])
-            fields["validation"] = SplitMeasures.from_dict(fields["validation"])
-            fields["test"] = SplitMeasures.from_dict(fields["test"]) if fields["test"] else None
-            fields["timing"] = Timing(**fields["timing"]) if fields["timing"] else None
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
+            return read_record(cls, {field: value for field, value in stored.items() if field != "version"})
+        except ValueError as error:
             raise StorageError(
-                f"trial {name!r} is incomplete ({error}); remove the file to measure it again.", argument="stored"
+                f"trial {name!r} is damaged ({error}); remove the file to measure it again.", argument="stored"
             ) from error
 
 
