@@ -174,6 +174,16 @@ def test_a_bundle_is_measured_and_paired(again, finished, tmp_path):
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
+def test_the_default_measure_is_one_that_validation_can_show(again, finished_copy):
+    """Validation has two images of each class, so that precision@3 is at most a third."""
+    result = again(finished_copy, measure=None)
+    assert result.selection.measure == "map@r"
+    assert "The measure is map@r, because validation has too few images per class" in result.selection.reason
+    assert result.leaderboard.measures == ("map@r", "precision@3", "hit@3", "hit@1")
+    assert "precision@3" in (finished_copy / "leaderboard.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
 def test_one_ensemble_alone(again, finished_copy, listener):
     watcher = listener()
     result = again(finished_copy, backbones=["+".join(NAMES)], finetune=False, progress=watcher)

@@ -101,7 +101,7 @@ def test_hit_at_k_has_the_k_of_the_measure(make_trial):
     [
         ("hit@1", ("hit@1", "map@r")),
         ("hit@3", ("hit@3", "hit@1", "map@r")),
-        ("map@r", ("map@r", "hit@3", "hit@1")),
+        ("map@r", ("map@r", "precision@3", "hit@3", "hit@1")),
         ("mrr", ("mrr", "hit@3", "hit@1", "map@r")),
         ("precision@1", ("top-1 accuracy", "hit@1", "map@r")),
     ],

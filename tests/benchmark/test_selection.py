@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lookalike.benchmark.selection import pareto_front, select
+from lookalike.benchmark.selection import default_measure, is_saturated, pareto_front, select
 from lookalike.errors import OptionError
 
 # Forty queries. Against GOOD, NEAR loses two and wins one: not significant. POOR loses twenty: significant.
@@ -200,14 +200,52 @@ def test_only_untrained_trials_are_refused(make_trial, budget):
         select([], budget_ms=budget)
 
 
-def test_test_scores_are_ignored(make_trial):
+def test_the_default_measure_is_one_that_validation_can_show(make_trial):
+    """The intervals of these trials are 0.1 to both sides, so those above 0.9 reach 1."""
+    near, far = [make_trial("a", accurate(39), 5), make_trial("b", accurate(35), 5)], make_trial("c", accurate(20), 5)
+    assert default_measure([near[1], far], 1.0) == ("precision@3", "")
+    measure, note = default_measure([near[0], far], 1.0)  # 39 of 40 is 0.975
+    assert measure == "map@r" and "0.975" in note
+    assert default_measure(near[:1], 1.0)[0] == "precision@3"  # there is nothing to tell apart
+    measure, note = default_measure([far], 1 / 3)
+    assert measure == "map@r" and "0.333" in note
+
+
+def test_a_measure_is_saturated_if_most_intervals_reach_its_largest_value(make_trial):
+    many, few = [make_trial(n, accurate(37), 5) for n in "ab"], [make_trial(n, accurate(20), 5) for n in "cd"]
+    assert is_saturated([*many, few[0]], "precision@3")  # 37 of 40 is 0.925, with an interval to 1.025
+    assert not is_saturated([*many, *few], "precision@3")
+    assert not is_saturated([many[0], replace(many[1], leaked=True)], "precision@3")
+    assert not is_saturated([], "precision@3")
+
+
+def test_the_reason_has_the_note_on_the_measure(make_trial):
+    note = "The measure is map@r, because of this."
+    assert note in select([make_trial("a", GOOD, 5)], measure_note=note).reason
+
+
+def test_the_reason_names_a_candidate_that_is_better_on_query_and_gallery(make_trial):
+    winner = make_trial("a", GOOD, 5, test=accurate(10))
+    trials = [winner, make_trial("b", GOOD, 50, test=accurate(30)), make_trial("c", GOOD, 50, test=accurate(11))]
+    sentence = "On query and gallery, which never decide, b is significantly better than the winner: +0.500 (95%"
+    assert sentence in select(trials).reason and select(trials).winner == "a"
+    more = [*trials, make_trial("d", GOOD, 60, test=accurate(39))]
+    assert "d is the best of 2 candidates that are significantly better" in select(more).reason
+    leaked = [*trials[:1], replace(trials[1], leaked=True), trials[2]]
+    for others in (leaked, [trials[0], trials[2]], [replace(winner, test=None), *trials[1:]]):
+        assert "query and gallery" not in select(others).reason
+
+
+def test_test_scores_do_not_decide(make_trial):
     blind = [make_trial("good", GOOD, 40), make_trial("near", NEAR, 16), make_trial("poor", POOR, 4)]
     seeing = [
         make_trial("good", GOOD, 40, test=accurate(1)),
         make_trial("near", NEAR, 16, test=accurate(2)),
         make_trial("poor", POOR, 4, test=accurate(40)),
     ]
-    assert select(seeing) == select(blind)
+    with_scores, without = select(seeing), select(blind)
+    assert replace(with_scores, reason="") == replace(without, reason="")
+    assert with_scores.reason.startswith(without.reason)
 
 
 def test_ties_in_cost_are_broken_by_accuracy_then_name(make_trial):

@@ -13,7 +13,6 @@ from lookalike.benchmark.spec import (
     BenchmarkSpec,
     bundle_name,
     check_candidates,
-    default_measure,
     select_measures,
     slug,
     validation_ceiling,
@@ -232,16 +231,12 @@ def test_a_measure_with_k_adds_hit_at_the_same_k(data, name):
     assert measures == (f"{name}@5", "hit@5", "precision@3", "hit@3", "hit@1", "map@r", "mrr")
 
 
-def test_the_ceiling_of_validation_and_the_default_measure(data, listener):
+def test_the_ceiling_of_validation(data):
     """Validation has two images of each class: of the first three hits at most one is relevant."""
     assert validation_ceiling(data, "precision@3") == pytest.approx(1 / 3)
     assert validation_ceiling(data, "map@r") == validation_ceiling(data, "hit@3") == 1
-    watcher = listener()
-    assert default_measure(data, watcher) == "map@r"
-    assert "0.333" in watcher.messages[0]
     larger = replace(data, items=tuple(replace(i, label="one", split=Split.VALIDATION) for i in data.items))
-    assert default_measure(larger, watcher) == "precision@3"
-    assert len(watcher.messages) == 1
+    assert validation_ceiling(larger, "precision@3") == 1
 
 
 def test_a_measure_that_needs_more_images_is_refused_or_skipped(data):

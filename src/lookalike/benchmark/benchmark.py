@@ -29,11 +29,17 @@ from lookalike.benchmark.run_trials import (
     evaluate_test,
     skipped_files,
 )
-from lookalike.benchmark.selection import Selection, require_budget, select
+from lookalike.benchmark.selection import (
+    DEFAULT_MEASURE,
+    FALLBACK_MEASURE,
+    Selection,
+    default_measure,
+    require_budget,
+    select,
+)
 from lookalike.benchmark.spec import (
     BenchmarkSpec,
     check_candidates,
-    default_measure,
     member_folder,
     select_measures,
     slug,
@@ -111,8 +117,8 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         finetune: fine-tune all backbones, none, or those named.
         options: training options; single ones can be passed by name, such as `epochs=3`.
         budget_ms: maximum milliseconds per image.
-        measure: the accuracy to select by; None is precision@3, or map@r where validation has too few images per class
-            for a precision@3 of 1.
+        measure: the accuracy to select by; None is precision@3, or map@r where validation cannot show precision@3: too
+            few images per class for a value of 1, or candidates so close to 1 that chance would decide.
         runtime: runtime for accuracy and time, in float32; `auto` selects the fastest.
         title: heading of the report.
         notes: further sentences for the report.
@@ -146,7 +152,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
             "add training/<class>/ folders or a manifest.csv.",
             argument="data",
         )
-    measure = measure or default_measure(data, progress)
+    first_measure = DEFAULT_MEASURE if validation_ceiling(data, DEFAULT_MEASURE) == 1 else FALLBACK_MEASURE
     spec = BenchmarkSpec(
         data=data,
         out=follow_link(out) if out is not None else Path(tempfile.mkdtemp(prefix="lookalike-benchmark-")),
@@ -154,13 +160,14 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         bundles=folders,
         finetune=finetuned,
         options=options,
-        measures=select_measures(data, measure, options),
+        measures=select_measures(data, measure or first_measure, options),
         budget_ms=budget_ms,
         runtime=runtime,
         title=title,
         notes=tuple(notes),
         progress=progress,
         requested=tuple(backbones),
+        measure_is_default=measure is None,
     )
     targets = parse_targets(track)
     require_candidates(spec)
@@ -177,7 +184,7 @@ def _run_tracked(spec: BenchmarkSpec, targets: Sequence[TrackerTarget]) -> Bench
     key = digest(spec.data.fingerprint, str(spec.out.absolute()))
     tracker = start_tracking(targets, spec.out.name, key, resume=True, progress=spec.progress)
     with tracker.closing():
-        tracker.log_params(spec.options.to_dict() | {"data": spec.data.fingerprint, "measure": spec.measures[0]})
+        tracker.log_params(spec.options.to_dict() | {"data": spec.data.fingerprint})
         result = _run(replace(spec, tracker=tracker))
         for trial in result.trials:
             for split, measures in (("validation", trial.validation), ("test", trial.test)):
@@ -186,7 +193,7 @@ def _run_tracked(spec: BenchmarkSpec, targets: Sequence[TrackerTarget]) -> Bench
                     tracker.log_metrics({f"{prefix}/{name}": i.mean for name, i in measures.measures.items()}, 1)
         for name in ("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html"):
             tracker.log_file(result.out / name)
-        tracker.log_params({"winner": result.selection.winner})
+        tracker.log_params({"winner": result.selection.winner, "measure": result.selection.measure})
         tracker.log_model(result.out / "best", result.out.name)
     return result
 
@@ -201,9 +208,7 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     readable = {split: min(len(e[split]) for e in embeddings.values()) for split in ("validation", "gallery")}
     spec = replace(spec, measures=select_measures(spec.data, spec.measures[0], spec.options, readable))
     trials = add_timings(spec, evaluate_all(spec, candidates, embeddings), candidates, embeddings)
-    measure = spec.measures[0]
-    ceiling = validation_ceiling(spec.data, measure)
-    selection = select(trials, measure=measure, budget_ms=spec.budget_ms, ceiling=ceiling)
+    selection = _select(spec, trials)
     leaderboard = build_leaderboard(trials, selection)
 
     winner = next(c for c in candidates if c.name == selection.winner)
@@ -219,6 +224,16 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     write_report(spec.out / "report.html", leaderboard, selection, description, examples, per_class)
     write_leaderboard(spec.out, leaderboard, selection, description)
     return Benchmark(tuple(trials), selection, leaderboard, spec.out, skipped)
+
+
+def _select(spec: BenchmarkSpec, trials: Sequence[Trial]) -> Selection:
+    measure, note = spec.measures[0], ""
+    if spec.measure_is_default:
+        measure, note = default_measure(trials, validation_ceiling(spec.data, DEFAULT_MEASURE))
+    if note:
+        spec.progress.info(note)
+    ceiling = validation_ceiling(spec.data, measure)
+    return select(trials, measure=measure, budget_ms=spec.budget_ms, ceiling=ceiling, measure_note=note)
 
 
 @checked_arguments()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._files import spreadsheet_text, write_csv, write_json, write_text
-from lookalike.benchmark.selection import Selection, pareto_front
+from lookalike.benchmark.selection import DEFAULT_MEASURE, FALLBACK_MEASURE, Selection, pareto_front
 from lookalike.benchmark.trial import (
     SplitMeasures,
     Trial,
@@ -96,7 +96,10 @@ class Leaderboard:
     @property
     def measures(self) -> tuple[str, ...]:
         """The measures in the table, the accuracy first, none twice."""
-        return tuple(dict.fromkeys((self.measure, matching_hit(self.measure), "hit@1", "map@r")))
+        names = [self.measure, matching_hit(self.measure), "hit@1", "map@r"]
+        if self.measure == FALLBACK_MEASURE and DEFAULT_MEASURE in self.rows[0].trial.validation.measures:
+            names.insert(1, DEFAULT_MEASURE)  # what everybody compares, although another measure decided
+        return tuple(dict.fromkeys(names))
 
     def values(self, row: Row) -> dict[str, Value]:
         """Return the values of a row by column, in the order of the columns; None if nothing was measured."""

@@ -1,6 +1,6 @@
 """Selection of the winner: the cheapest candidate that is not significantly less accurate than the most accurate one.
 
-Only measures on validation are used. Selecting by query and gallery would make their accuracy optimistic.
+Only measures on validation decide. Selecting by query and gallery would make their accuracy optimistic.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lookalike.benchmark.trial import Trial, format_difference, format_ms
-from lookalike.errors import OptionError
+from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.bootstrap import Comparison
 from lookalike.evaluation.measures import Measure
 from lookalike.models.info import FROZEN
@@ -19,6 +19,7 @@ from lookalike.progress import count_noun
 
 DEFAULT_MEASURE = "precision@3"
 FALLBACK_MEASURE = "map@r"  # whatever the number of relevant images, a perfect ranking reaches 1
+SATURATED = 0.97  # a best mean above it leaves too little room to tell candidates apart
 # Costs within 1 % of the cheapest are equal: combinations of the same members differ by less, as do repeated timings.
 _SAME_COST = 1.01
 
@@ -62,15 +63,52 @@ def pareto_front(trials: Iterable[Trial], measure: str = DEFAULT_MEASURE) -> lis
     return front
 
 
+def is_saturated(trials: Iterable[Trial], measure: str) -> bool:
+    """Whether validation cannot tell the best candidates apart by a measure, because they are near its largest value.
+
+    That is if the best mean is above 97 % of it, or if the intervals of most candidates reach it. A choice would be by
+    chance. One candidate alone needs no choice.
+    """
+    estimates = [t.validation.estimate(measure) for t in trials if t.is_candidate]
+    largest = Measure.parse(measure).max_value
+    reaching = sum(e.high >= largest - 1e-9 for e in estimates)  # rounding can miss it
+    return len(estimates) > 1 and (
+        max(e.mean for e in estimates) > SATURATED * largest or 2 * reaching > len(estimates)
+    )
+
+
+def default_measure(trials: Sequence[Trial], ceiling: float) -> tuple[str, str]:
+    """Return the measure to select by if the user named none, and a sentence that gives the cause; "" for precision@3.
+
+    It is map@r where validation has too few images per class for a precision@3 of 1, which is its `ceiling` there, or
+    where precision@3 is saturated.
+    """
+    if ceiling < 1:
+        cause = f"validation has too few images per class for a {DEFAULT_MEASURE} above {ceiling:.3f}"
+    elif is_saturated(trials, DEFAULT_MEASURE):
+        best = max(t.validation.mean(DEFAULT_MEASURE) for t in trials if t.is_candidate)
+        cause = f"candidates reach a {DEFAULT_MEASURE} of {best:.3f} on validation, too close to 1 to tell them apart"
+    else:
+        return DEFAULT_MEASURE, ""
+    return FALLBACK_MEASURE, f"The measure is {FALLBACK_MEASURE}, because {cause}."
+
+
 def select(
-    trials: Sequence[Trial], *, measure: str = DEFAULT_MEASURE, budget_ms: float | None = None, ceiling: float = 1.0
+    trials: Sequence[Trial],
+    *,
+    measure: str = DEFAULT_MEASURE,
+    budget_ms: float | None = None,
+    ceiling: float = 1.0,
+    measure_note: str = "",
 ) -> Selection:
     """Select the cheapest trial on the Pareto front that is not significantly less accurate than the most accurate.
 
     Accuracy is the validation mean of `measure`, cost the median time of one image. Significance is a paired
     bootstrap over the same queries. Costs within 1 % are equal; of these the most accurate wins, then a frozen
     candidate before a fine-tuned one, then the first by name. `ceiling` is the best mean that validation allows; the
-    reason names it if it is below 1. Raises `OptionError` if no trial can win.
+    reason names it if it is below 1, and `measure_note`, a sentence on the choice of the measure. Query and gallery
+    never decide; the reason names the best candidate that is significantly better there than the winner. Raises
+    `OptionError` if no trial can win.
     """
     excluded = {t.name: cause for t in trials if (cause := _exclusion(t, budget_ms))}
     allowed = [t for t in trials if t.name not in excluded]
@@ -90,6 +128,8 @@ def select(
     if budget_ms is not None:
         over_budget = [t for t in trials if t.is_candidate and t.name in excluded]
         reason.append(_explain_budget(over_budget, budget_ms, measure))
+    reason += [measure_note] if measure_note else []
+    reason += _explain_test(winner, allowed, measure)
     names = tuple(t.name for t in front)
     return Selection(
         winner.name, " ".join(reason), names, best.name, comparisons, excluded, measure, budget_ms, ceiling
@@ -161,6 +201,27 @@ def _explain(
         yield (
             f"The next faster one, {faster[-1].name}, takes {format_ms(faster[-1].cost_ms)} ms but is significantly "
             f"less accurate than the most accurate: {_format(comparisons[faster[-1].name])}."
+        )
+
+
+def _explain_test(winner: Trial, allowed: Sequence[Trial], measure: str) -> Iterator[str]:
+    """Name the best candidate that is significantly better than the winner on query and gallery, if there is one."""
+    better = []
+    for trial in allowed:
+        if trial is winner or trial.test is None or winner.test is None:
+            continue
+        try:
+            comparison = trial.test.compare(winner.test, measure)
+        except DataError:  # not one query was measured for both
+            continue
+        if comparison.significant and comparison.difference > 0:
+            better.append((comparison, trial.name))
+    if better:
+        comparison, name = min(better, key=lambda pair: (-pair[0].difference, pair[1]))
+        which = "is" if len(better) == 1 else f"is the best of {len(better)} candidates that are"
+        yield (
+            f"On query and gallery, which never decide, {name} {which} significantly better than the winner: "
+            f"{_format(comparison)}."
         )
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from lookalike._files import digest, file_digest, read_json, write_json
 from lookalike._records import read_record
-from lookalike.benchmark.selection import DEFAULT_MEASURE, FALLBACK_MEASURE
 from lookalike.benchmark.trial import matching_hit
 from lookalike.data.dataset import Dataset
 from lookalike.errors import ModelError, OptionError, StorageError, renamed_argument
@@ -58,6 +57,7 @@ class BenchmarkSpec:
     progress: Progress
     # backbones that are candidates themselves, and pairs of which only the ensembles are; None for all backbones
     requested: tuple[str, ...] | None = None
+    measure_is_default: bool = False  # the selection may replace it by one that validation can show
     tracker: RunTracker = NO_TRACKER  # trackers that receive every epoch and the results
 
     def is_requested(self, backbones: Sequence[str]) -> bool:
@@ -189,18 +189,6 @@ def validation_ceiling(data: Dataset, measure: str) -> float:
     relevant = [sizes[label] - 1 - same[item].count(label) for item, label in labels.items()]
     total = np.array([count for count in relevant if count > 0], dtype=np.int64)
     return Measure.parse(measure).ceiling(total) if len(total) else 1.0
-
-
-def default_measure(data: Dataset, progress: Progress) -> str:
-    """Return the measure to select by: precision@3, or map@r if precision@3 cannot reach 1 on validation."""
-    ceiling = validation_ceiling(data, DEFAULT_MEASURE)
-    if ceiling == 1:
-        return DEFAULT_MEASURE
-    progress.info(
-        f"selecting by {FALLBACK_MEASURE}: validation has too few images per class for {DEFAULT_MEASURE}, which cannot "
-        f"exceed {ceiling:.3f} there"
-    )
-    return FALLBACK_MEASURE
 
 
 @dataclass(frozen=True)

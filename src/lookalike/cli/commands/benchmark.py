@@ -75,7 +75,7 @@ _OPTIONAL_COLUMNS = (
     "--measure",
     metavar="MEASURE",
     help="Accuracy measure of the selection.  [default: precision@3, or map@r where validation has too few images per "
-    "class for it]",
+    "class for it or all candidates are close to 1]",
 )
 @runtime_option
 @training_options
