@@ -38,7 +38,7 @@ UNTRAINED = ("vit_b_16", "efficientnet_b0")
 REFIT = ("clothing", "trashnet")
 REFIT_BACKBONE = "efficientnet_lite0"
 BACKBONES = ("resnet50", "efficientnet_lite0", "efficientnet_lite2")
-# precision@3, hit@1 and map@r of a minimal script, by model; a model without a row of its name is left out
+# precision@3, hit@1 and map@r of a minimal script, by model; a model without one has no baseline
 _ROWS = (
     "efficientnet_lite0 frozen",
     "efficientnet_lite2 frozen",

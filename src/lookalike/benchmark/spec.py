@@ -35,7 +35,7 @@ def bundle_name(bundle: Path, state: TrainingState) -> str:
 
 
 def slug(name: str) -> str:
-    """Return the file name of a candidate; `_` stands for a bracket, so that no bundle has that of a backbone."""
+    """Return the file name of a candidate; a bracket becomes `_`, so that no bundle has that of a backbone."""
     return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in name.split(" ("))
 
 
