@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import open_regular, reading_errors, require_writable
 from lookalike._lock import locked
 from lookalike.errors import ModelError, OptionError, PostError
@@ -27,6 +28,7 @@ _PAUSES_S = (1.0, 4.0, 15.0)  # before the second and later tries, unless the se
 _MAX_WAIT_S = 300.0
 
 
+@checked_arguments()
 def post(
     submission: Path | str,
     url: str,
