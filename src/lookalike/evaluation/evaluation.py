@@ -14,6 +14,7 @@ from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.bootstrap import Comparison, mean_interval, paired_bootstrap
 from lookalike.evaluation.measures import Depth, Measure, Values, parse_measures
 from lookalike.evaluation.ranking import find_relevance, iter_judged
+from lookalike.reranking.reranker import Reranker
 from lookalike.types import Embeddings, Hits, Skipped
 
 # The first is called top-3 accuracy in tables.
@@ -185,12 +186,13 @@ def evaluate_embeddings(
     measures: Sequence[str | Measure] = DEFAULT_MEASURES,
     *,
     same_file_ids: Mapping[str, Collection[str]] | None = None,
+    reranker: Reranker | None = None,
 ) -> Evaluation:
     """Measure how well the gallery is ranked for the queries; labels are by item id.
 
     A query is never its own hit: the same embeddings on both sides mean leave-one-out. Nor are `same_file_ids`, the
     gallery items with a query's file, by its id. Queries without a label or without anything relevant in the gallery
-    are excluded; gallery items without a label are relevant to no query.
+    are excluded; gallery items without a label are relevant to no query. With a reranker its order is measured.
 
     Raises:
         OptionError: an unknown measure, or one that needs more hits than the gallery has.
@@ -212,7 +214,8 @@ def evaluate_embeddings(
     depth = max(depths[m.depth] if isinstance(m.depth, Depth) else m.depth for m in parsed)
     values: dict[str, list[Values]] = {str(measure): [] for measure in parsed}
     chunks = []
-    for relevant, total, hits in iter_judged(queries, gallery, relevance, depth):
+    similarities = None if reranker is None else reranker.similarities(queries, gallery, same_file_ids)
+    for relevant, total, hits in iter_judged(queries, gallery, relevance, depth, similarities):
         for measure in parsed:
             values[str(measure)].append(measure.values(relevant, total))
         chunks.append(hits)

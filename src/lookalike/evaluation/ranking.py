@@ -11,6 +11,7 @@ import numpy as np
 from lookalike._top_k import LAST, STEPS, Ints, best_first, cosine_steps
 from lookalike.errors import DataError, FingerprintMismatch
 from lookalike.evaluation.measures import Relevant, Total
+from lookalike.reranking.reranker import Similarities
 from lookalike.types import Embeddings, Hits
 
 _TOP_HITS = 10  # first hits of each query that are returned with their ids
@@ -112,16 +113,20 @@ def find_relevance(
 
 
 def iter_judged(
-    queries: Embeddings, gallery: Embeddings, relevance: Relevance, depth: int
+    queries: Embeddings,
+    gallery: Embeddings,
+    relevance: Relevance,
+    depth: int,
+    similarities: Similarities | None = None,
 ) -> Iterator[tuple[Relevant, Total, Hits]]:
     """Yield the judged rankings chunk by chunk, so that a deep ranking of many queries is never in memory at once.
 
     Each chunk of queries has `(n_query, depth)` bool, whether the hit at each rank is relevant; `(n_query,)`, the
     number of relevant gallery items; and the first hits of each query, at most ten, for display.
 
-    Hits are ordered by cosine, rounded to 6 decimals so that ties are ties on every machine, then by item id. A query
-    is never its own hit, nor is its file: where `depth` is the whole gallery, they have the last ranks and are not
-    relevant.
+    Hits are ordered by cosine, or by `similarities` after re-ranking, rounded to 6 decimals so that ties are ties on
+    every machine, then by item id. A query is never its own hit, nor is its file: where `depth` is the whole gallery,
+    they have the last ranks and are not relevant.
     """
     ids = np.array(gallery.ids, dtype=object)[relevance.gallery_rows]
     n_top = min(_TOP_HITS, relevance.max_depth)
@@ -129,8 +134,11 @@ def iter_judged(
     step = max(1, min(_CHUNK_QUERIES, _CHUNK_CELLS // relevance.gallery))
     for start in range(0, len(relevance), step):
         chunk = slice(start, start + step)
-        vectors = queries.vectors[relevance.query_rows[chunk]]
-        steps = cosine_steps(vectors, gallery.vectors.__getitem__, relevance.gallery_rows)
+        rows = relevance.query_rows[chunk]
+        if similarities is None:
+            steps = cosine_steps(queries.vectors[rows], gallery.vectors.__getitem__, relevance.gallery_rows)
+        else:
+            steps = similarities.steps(rows)
         first, last = np.searchsorted(relevance.same_file[:, 0], (start, start + step))
         positions, own_columns = relevance.same_file[first:last].T
         steps[positions - start, own_columns] = LAST
