@@ -8,7 +8,8 @@ from itertools import combinations
 
 import pytest
 
-from lookalike.benchmark.leaderboard import RunDescription, build_leaderboard, latex_escape, write_leaderboard
+from lookalike.benchmark.latex import latex_escape, latex_name
+from lookalike.benchmark.leaderboard import RunDescription, build_leaderboard, write_leaderboard
 from lookalike.benchmark.selection import select
 from lookalike.benchmark.trial import Trial
 from lookalike.evaluation.evaluation import Estimate
@@ -208,22 +209,37 @@ def test_markdown_escapes_names_and_lists_notes(make_trial, written):
 
 def test_latex(trials, written):
     text = written(trials)("tex")
-    assert r"\begin{tabular}{lrrrrrrl}" in text
-    assert r"Model & Top-3 accuracy & Vs winner & hit@3 & hit@1 & map@r & Avg.\ time per image (s) & Type \\" in text
-    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].splitlines()[1:]
-    assert body == [
-        r"lite\_0 $+$ lite\_2 fine-tuned & 0.750 (0.650--0.850) & $+$0.500 (0.000 to $+$1.000) & "
-        r"0.750 & 0.375 & 0.375 & 0.0100 & Ensemble, fine-tuned \\",
-        r"lite\_2 fine-tuned & 0.500 (0.400--0.600) & $+$0.250 ($-$0.500 to $+$1.000) & "
-        r"0.500 & 0.250 & 0.250 & 0.0060 & Single, fine-tuned \\",
-        r"\textbf{lite\_0 frozen} & \textbf{0.250 (0.150--0.350)} & \textbf{--} & "
-        r"\textbf{0.250} & \textbf{0.125} & \textbf{0.125} & \textbf{0.0040} & Single, frozen \\",
-        r"random & untrained: 1.000 (0.900--1.100) & $+$0.750 ($+$0.250 to $+$1.000) & "
-        r"1.000 & 0.500 & 0.500 & 0.0025 & Single, untrained \\",
+    lines = text[text.index(r"\toprule") : text.index(r"\bottomrule")].splitlines()
+    assert lines[1:5] == [
+        r"&  & \multicolumn{5}{c}{Query and gallery} & \multicolumn{1}{c}{Validation} & "
+        r"\multicolumn{2}{c}{Time per image} \\",
+        r"\cmidrule(lr){3-7}\cmidrule(lr){8-8}\cmidrule(lr){9-10}",
+        r"Model & Type & Top-3 accuracy & vs winner & hit@3 & hit@1 & map@r & Top-3 accuracy & "
+        r"one (ms) & batched (s) \\",
+        r"\midrule",
     ]
+    assert lines[5] == (
+        r"lite\_\allowbreak{}0 $+$ lite\_\allowbreak{}2 fine-tuned & ensemble & \interval{0.750}{0.650--0.850} & "
+        r"\interval{$+$0.500}{0.000 to $+$1.000} & \interval{0.750}{0.650--0.850} & \interval{0.375}{0.000--1.000} & "
+        r"\interval{0.375}{0.000--1.000} & \interval{0.750}{0.650--0.850} & 20.0 & 0.0100 \\"
+    )
+    assert lines[7].startswith(
+        r"\textbf{lite\_\allowbreak{}0 frozen} & single & \interval{\textbf{0.250}}{0.150--0.350} &"
+    )
+    assert r" & \textbf{--} & " in lines[7] and lines[7].endswith(r" & \textbf{8.0} & \textbf{0.0040} \\")
+    assert r"& \interval{untrained: 1.000}{0.900--1.100} &" in lines[8]
+    assert len(lines) == 9 and {line.count(" & ") for line in lines[5:]} == {9}
+    assert r"\begin{tabular}{@{}>{\raggedright\arraybackslash}p{0.24\linewidth}lrrrrrrrr@{}}" in text
     assert text.count("{") == text.count("}")
-    assert not re.search(r"(?<!\\)[&#_]", re.sub(r" & ", "", text))
-    assert r"with 95\% bootstrap intervals" in text and "batches of 32 on cpu" in text
+    assert text.count(r"\begin{") == text.count(r"\end{")
+    assert not re.search(r"(?<!\\)[&_]|(?<![\\}])#(?!\d)", re.sub(r" ?& ", "", text))
+    assert r"with 95\% bootstrap intervals" in text and "batches of 32, both on cpu" in text
+
+
+def test_latex_without_test_labels_has_one_group_of_measures(make_trial, written):
+    text = written([make_trial("a", HALF, note="uses half_"), make_trial("b", MOST)])("tex")
+    assert r"&  & \multicolumn{5}{c}{Validation} & \multicolumn{2}{c}{Time per image} \\" in text
+    assert r"a: uses half\_}" in text  # the note of a row
 
 
 def test_the_caption_says_which_split_decides_and_what_is_compared(trials, make_trial):
@@ -244,6 +260,7 @@ def test_the_note_of_the_winner_is_in_the_caption(make_trial):
 
 def test_latex_escapes():
     assert latex_escape("a_b + c & 5% #1 $x$ {y}") == r"a\_b $+$ c \& 5\% \#1 \$x\$ \{y\}"
+    assert latex_name("vit_b.in1k (frozen)") == r"vit\_\allowbreak{}b.\allowbreak{}in1k (frozen)"
     assert latex_escape("~^\\") == r"\textasciitilde{}\textasciicircum{}\textbackslash{}"
 
 
@@ -267,7 +284,7 @@ def test_of_many_ensembles_only_the_best_are_not_folded(make_trial, written):
     shown, _, folded = text("md").partition("<details><summary>39 more ensembles, none on the Pareto front</summary>")
     assert len(table_of(shown)) == 2 + 12 and "(winner)" in shown
     assert len(table_of(folded)) == 2 + 39 and "</details>" in folded
-    assert text("tex").count(r" & Ensemble, fine-tuned \\") == 6
+    assert text("tex").count(" & ensemble & ") == 6
     assert "39 more ensembles, none on the Pareto front, are in leaderboard.csv." in text("tex")
     assert len(list(csv.DictReader(text("csv").splitlines()))) == 51
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._files import spreadsheet_text, write_csv, write_json, write_text
+from lookalike.benchmark.latex import latex_bold, latex_cell, latex_name, latex_table
 from lookalike.benchmark.selection import DEFAULT_MEASURE, FALLBACK_MEASURE, Selection, pareto_front
 from lookalike.benchmark.trial import (
     SplitMeasures,
@@ -35,23 +36,6 @@ TIMES = {
 _MANY_ENSEMBLES = 12
 _VERSION = 5
 DIFFERENCE = "vs winner"  # column of the paired difference of the accuracy to that of the winner
-_LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "+": "$+$",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "–": "--",
-        "†": r"$\dagger$",
-        "−": "$-$",
-        "×": r"$\times$",
-        "→": r"$\rightarrow$",
-        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    }
-)
 
 Value = Estimate | Comparison | float | None
 
@@ -340,45 +324,41 @@ def escape(text: str) -> str:
 
 
 def _latex(leaderboard: Leaderboard) -> str:
-    r"""Return a `table` for `\input`, in booktabs style, best first, the winner in bold, without folded ensembles.
+    r"""Return a `table*` for `\input`: all measures with their intervals, validation and the time that decided.
 
-    Time is the mean per image in batches, decoding included, in seconds; that of an ensemble includes all members.
+    Best first, the winner in bold, without folded ensembles. Time in batches is a mean, decoding included, in seconds;
+    that of an ensemble includes all members.
     """
     folded = leaderboard.folded
+    shown = [row for row in leaderboard.rows if row not in folded]
+    label, tested = leaderboard.label, leaderboard.measured_on == "test"
+    measured = [label, DIFFERENCE, *leaderboard.measures[1:]]
+    decisive = [f"validation {label}"] if tested else []
+    rows = []
+    for row in shown:
+        cells, timing = dict(zip(leaderboard.columns, leaderboard.cells(row), strict=True)), row.trial.timing
+        line = [latex_bold(latex_name(row.name), row.winner), row.trial.kind]
+        line += [latex_cell(cells[column], bold=row.winner) for column in (*measured, *decisive, "ms p50")]
+        rows.append([*line, latex_bold(f"{timing.batched_ms / 1000:.4f}" if timing else "--", row.winner)])
+    groups = [("Query and gallery" if tested else "Validation", [label.capitalize(), *measured[1:]])]
+    groups += [("Validation", [label.capitalize()])] if tested else []
+    groups += [("Time per image", ["one (ms)", "batched (s)"])]
+    return latex_table(_latex_caption(leaderboard, shown), "tab:leaderboard", ("Model", "Type"), groups, rows)
+
+
+def _latex_caption(leaderboard: Leaderboard, shown: Sequence[Row]) -> str:
+    """Return the caption of the table with what is below it in the other files: the notes, and how time was taken."""
     caption = leaderboard.caption
+    folded = len(leaderboard.rows) - len(shown)
     if folded:
-        caption += f" {folded_summary(len(folded))}, {'is' if len(folded) == 1 else 'are'} in leaderboard.csv."
+        caption += f" {folded_summary(folded)}, {'is' if folded == 1 else 'are'} in leaderboard.csv."
     timings = [row.trial.timing for row in leaderboard.rows if row.trial.timing]
     if timings:
         sizes = " or ".join(map(str, sorted({t.batch_size for t in timings})))
         devices = " and ".join(sorted({t.device for t in timings}))
-        caption += f" Time is the mean in batches of {sizes} on {devices}, decoding included. Bold: the winner."
-    measures = leaderboard.measures[1:]
-    columns = map(latex_escape, (leaderboard.label.capitalize(), DIFFERENCE.capitalize(), *measures))
-    lines = [
-        r"% \usepackage{booktabs} is needed; include with \input{leaderboard.tex}.",
-        r"\begin{table}[t]",
-        r"\centering",
-        rf"\caption{{{latex_escape(caption)}}}",
-        r"\label{tab:leaderboard}",
-        rf"\begin{{tabular}}{{l{'r' * (len(measures) + 3)}l}}",
-        r"\toprule",
-        rf"Model & {' & '.join(columns)} & Avg.\ time per image (s) & Type \\",
-        r"\midrule",
-    ]
-    for row in leaderboard.rows:
-        if row not in folded:
-            timing = row.trial.timing
-            name, _, accuracy, difference, *_ = leaderboard.cells(row)
-            means = (format_value(m, leaderboard.values(row)[m], interval=False) for m in measures)
-            cells = [latex_escape(cell) for cell in (name, accuracy, difference, *means)]
-            cells.append(f"{timing.batched_ms / 1000:.4f}" if timing else "--")
-            if row.winner:
-                cells = [rf"\textbf{{{cell}}}" for cell in cells]
-            lines.append(" & ".join([*cells, row.trial.type.capitalize()]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
-
-
-def latex_escape(text: str) -> str:
-    """Return text that LaTeX prints literally."""
-    return text.translate(_LATEX)
+        caption += (
+            " Accuracy on validation and the median time of one image decide; the other time is the mean in batches of "
+            f"{sizes}, both on {devices}, decoding included. Bold: the winner."
+        )
+    notes = [f"{row.name}: {row.trial.note}" for row in shown if row.trial.note and not row.winner]
+    return " ".join([caption, *notes])
