@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lookalike.benchmark.selection import default_measure, is_saturated, pareto_front, select
+from lookalike.benchmark.selection import default_measure, is_saturated, pareto_front, require_preference, select
 from lookalike.errors import OptionError
 
 # Forty queries. Against GOOD, NEAR loses two and wins one: not significant. POOR loses twenty: significant.
@@ -66,6 +66,23 @@ def test_the_cheapest_that_is_not_significantly_worse_wins(make_trial):
     assert selection.comparisons["poor"].difference == pytest.approx(-20 / 40)
     assert selection.comparisons["poor"].significant
     assert "good" not in selection.comparisons
+
+
+def test_the_most_accurate_wins_where_accuracy_is_preferred(make_trial):
+    trials = [make_trial("good", GOOD, 40), make_trial("near", NEAR, 16), make_trial("poor", POOR, 4)]
+    selection = select(trials, prefer="accuracy")
+    assert (selection.winner, selection.front) == ("good", ("poor", "near", "good"))
+    assert "preferred to the cheapest one that is not significantly less accurate, near at 16.0 ms" in selection.reason
+    assert "−0.025" in selection.reason
+    assert select(trials, prefer="accuracy", budget_ms=20).winner == "near"
+    only = [trials[0], trials[2]]  # both preferences lead to the same one
+    assert select(only, prefer="accuracy") == select(only)
+
+
+def test_an_unknown_preference_is_refused():
+    with pytest.raises(OptionError, match="efficiency, accuracy, got 'speed'") as caught:
+        require_preference("speed")
+    assert caught.value.argument == "prefer"
 
 
 def test_the_reason_has_the_numbers(make_trial):

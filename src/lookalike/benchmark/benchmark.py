@@ -35,6 +35,7 @@ from lookalike.benchmark.selection import (
     Selection,
     default_measure,
     require_budget,
+    require_preference,
     select,
 )
 from lookalike.benchmark.spec import (
@@ -95,6 +96,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     options: TrainingOptions | None = None,
     budget_ms: float | None = None,
     measure: str | None = None,
+    prefer: str = "efficiency",
     runtime: str = "auto",
     title: str | None = None,
     notes: Sequence[str] = (),
@@ -119,6 +121,8 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         budget_ms: maximum milliseconds per image.
         measure: the accuracy to select by; None is precision@3, or map@r where validation cannot show precision@3: too
             few images per class for a value of 1, or candidates so close to 1 that chance would decide.
+        prefer: efficiency for the cheapest candidate that is not significantly less accurate than the most accurate
+            one, or accuracy for that one.
         runtime: runtime for accuracy and time, in float32; `auto` selects the fastest.
         title: heading of the report.
         notes: further sentences for the report.
@@ -139,6 +143,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         measure = str(Measure.parse(measure, argument="measure"))
     require_runtime(runtime)
     require_budget(budget_ms)
+    preference = require_preference(prefer)
     if out is not None:
         require_writable(Path(out), "out")
     weights, folders, finetuned = check_candidates(backbones, bundles, weights, finetune)
@@ -168,6 +173,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         progress=progress,
         requested=tuple(backbones),
         measure_is_default=measure is None,
+        prefer=preference,
     )
     targets = parse_targets(track)
     require_candidates(spec)
@@ -233,7 +239,14 @@ def _select(spec: BenchmarkSpec, trials: Sequence[Trial]) -> Selection:
     if note:
         spec.progress.info(note)
     ceiling = validation_ceiling(spec.data, measure)
-    return select(trials, measure=measure, budget_ms=spec.budget_ms, ceiling=ceiling, measure_note=note)
+    return select(
+        trials,
+        measure=measure,
+        budget_ms=spec.budget_ms,
+        ceiling=ceiling,
+        measure_note=note,
+        prefer=spec.prefer,
+    )
 
 
 @checked_arguments()

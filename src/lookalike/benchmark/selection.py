@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lookalike.benchmark.trial import Trial, format_difference, format_ms
 from lookalike.errors import DataError, OptionError
@@ -19,6 +19,9 @@ from lookalike.progress import count_noun
 
 DEFAULT_MEASURE = "precision@3"
 FALLBACK_MEASURE = "map@r"  # whatever the number of relevant images, a perfect ranking reaches 1
+# Of candidates that are not significantly less accurate than the most accurate one: that one, or the cheapest.
+Preference = Literal["efficiency", "accuracy"]
+PREFERENCES: tuple[Preference, ...] = ("efficiency", "accuracy")
 SATURATED = 0.97  # a best mean above it leaves too little room to tell candidates apart
 # Costs within 1 % of the cheapest are equal: combinations of the same members differ by less, as do repeated timings.
 _SAME_COST = 1.01
@@ -100,15 +103,16 @@ def select(
     budget_ms: float | None = None,
     ceiling: float = 1.0,
     measure_note: str = "",
+    prefer: Preference = "efficiency",
 ) -> Selection:
     """Select the cheapest trial on the Pareto front that is not significantly less accurate than the most accurate.
 
     Accuracy is the validation mean of `measure`, cost the median time of one image. Significance is a paired
     bootstrap over the same queries. Costs within 1 % are equal; of these the most accurate wins, then a frozen
-    candidate before a fine-tuned one, then the first by name. `ceiling` is the best mean that validation allows; the
-    reason names it if it is below 1, and `measure_note`, a sentence on the choice of the measure. Query and gallery
-    never decide; the reason names the best candidate that is significantly better there than the winner. Raises
-    `OptionError` if no trial can win.
+    candidate before a fine-tuned one, then the first by name. With `prefer` accuracy the most accurate one wins.
+    `ceiling` is the best mean that validation allows; the reason names it if it is below 1, and `measure_note`, a
+    sentence on the choice of the measure. Query and gallery never decide; the reason names the best candidate that is
+    significantly better there than the winner. Raises `OptionError` if no trial can win.
     """
     excluded = {t.name: cause for t in trials if (cause := _exclusion(t, budget_ms))}
     allowed = [t for t in trials if t.name not in excluded]
@@ -120,8 +124,9 @@ def select(
     worse = {name for name, c in comparisons.items() if c.significant and c.difference < 0}
     remaining = [t for t in front if t.name not in worse]
     cheapest = [t for t in remaining if t.cost_ms <= remaining[0].cost_ms * _SAME_COST]
-    winner = max(cheapest, key=lambda t: t.validation.mean(measure))
-    reason = list(_explain(winner, best, front, comparisons, measure))
+    efficient = max(cheapest, key=lambda t: t.validation.mean(measure))
+    winner = best if prefer == "accuracy" else efficient
+    reason = list(_explain(winner, best, front, comparisons, measure, efficient))
     if ceiling < 1:
         title = Measure.parse(measure).title
         reason.insert(1, f"No model can reach more than {ceiling:.3f} there: {title} of the best possible ranking.")
@@ -142,6 +147,14 @@ def require_budget(budget_ms: float | None) -> None:
         raise OptionError(
             f"`budget_ms` must be a positive number of milliseconds, got {budget_ms}.", argument="budget_ms"
         )
+
+
+def require_preference(prefer: str) -> Preference:
+    """Return what is preferred; raise `OptionError` for anything but accuracy and efficiency."""
+    for preference in PREFERENCES:
+        if prefer == preference:
+            return preference
+    raise OptionError(f"`prefer` must be one of {', '.join(PREFERENCES)}, got {prefer!r}.", argument="prefer")
 
 
 def _preference(trial: Trial) -> tuple[bool, int, str]:
@@ -177,7 +190,12 @@ def _no_winner(trials: Sequence[Trial], budget_ms: float | None) -> OptionError:
 
 
 def _explain(
-    winner: Trial, best: Trial, front: Sequence[Trial], comparisons: Mapping[str, Comparison], measure: str
+    winner: Trial,
+    best: Trial,
+    front: Sequence[Trial],
+    comparisons: Mapping[str, Comparison],
+    measure: str,
+    efficient: Trial,
 ) -> Iterator[str]:
     interval = winner.validation.estimate(measure)
     yield (
@@ -192,6 +210,12 @@ def _explain(
             f"{format_ms(best.cost_ms)} ms; the paired difference of {_format(comparisons[winner.name])} is not "
             f"significant, and the winner is {times}faster."
         )
+    if winner is not efficient:
+        yield (
+            "It is the most accurate candidate, which was preferred to the cheapest one that is not significantly less "
+            f"accurate, {efficient.name} at {format_ms(efficient.cost_ms)} ms: {_format(comparisons[efficient.name])}."
+        )
+        return
     faster = [t for t in front if t.cost_ms * _SAME_COST < winner.cost_ms]
     if winner is best and not faster:
         yield "It is the most accurate candidate, and no other is faster."

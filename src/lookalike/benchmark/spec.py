@@ -13,6 +13,7 @@ import numpy as np
 
 from lookalike._files import digest, file_digest, read_json, write_json
 from lookalike._records import read_record
+from lookalike.benchmark.selection import Preference
 from lookalike.benchmark.trial import matching_hit
 from lookalike.data.dataset import Dataset
 from lookalike.errors import ModelError, OptionError, StorageError, renamed_argument
@@ -58,6 +59,7 @@ class BenchmarkSpec:
     # backbones that are candidates themselves, and pairs of which only the ensembles are; None for all backbones
     requested: tuple[str, ...] | None = None
     measure_is_default: bool = False  # the selection may replace it by one that validation can show
+    prefer: Preference = "efficiency"  # what the selection prefers among candidates of equal accuracy
     tracker: RunTracker = NO_TRACKER  # trackers that receive every epoch and the results
 
     def is_requested(self, backbones: Sequence[str]) -> bool:

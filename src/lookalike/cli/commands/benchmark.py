@@ -77,6 +77,13 @@ _OPTIONAL_COLUMNS = (
     help="Accuracy measure of the selection.  [default: precision@3, or map@r where validation has too few images per "
     "class for it or all candidates are close to 1]",
 )
+@click.option(
+    "--prefer",
+    type=click.Choice(["efficiency", "accuracy"]),
+    default="efficiency",
+    show_default=True,
+    help="The cheapest candidate that is not significantly less accurate than the most accurate one, or that one.",
+)
 @runtime_option
 @training_options
 @track_option
@@ -121,6 +128,7 @@ def benchmark(
             options=make_training_options(values),
             budget_ms=values["budget_ms"],
             measure=values["measure"],
+            prefer=values["prefer"],
             runtime=values["runtime"],
             track=values["track"],
             progress=progress,
