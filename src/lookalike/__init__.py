@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from lookalike.models.catalogue import BackboneRow as BackboneRow
     from lookalike.models.encoder import Encoder as Encoder
     from lookalike.models.encoder import Ensemble as Ensemble
+    from lookalike.models.function_backbone import as_encoder as as_encoder
     from lookalike.models.registry import backbones as backbones
     from lookalike.runtimes.load import load_encoder as load_encoder
     from lookalike.training.config import Recipe as Recipe
@@ -97,6 +98,7 @@ _NAMES = {
     "models.bundle": ("save_bundle",),
     "models.encoder": ("Encoder", "Ensemble"),
     "models.catalogue": ("BackboneRow",),
+    "models.function_backbone": ("as_encoder",),
     "models.registry": ("backbones",),
     "runtimes.load": ("load_encoder",),
     "training.config": ("Recipe", "TrainingOptions", "recipes"),

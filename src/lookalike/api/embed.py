@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._arguments import checked_arguments
-from lookalike._files import file_digest, follow_link, require_writable
+from lookalike._files import follow_link, require_writable
 from lookalike._lock import locked
 from lookalike._strings import PackedStrings
 from lookalike.data.dataset import Dataset
@@ -36,7 +36,7 @@ from lookalike.models.pipeline import Files, Source
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, count_noun, resolve_progress
 from lookalike.runtimes.fit import fit_pretrained
-from lookalike.runtimes.load import WeightsOption, load_encoder, pair_weights
+from lookalike.runtimes.load import WeightsOption, load_encoder, pair_weights, weights_identity
 from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Skipped
 
@@ -181,9 +181,8 @@ def embed_images(
         encoder, info = load_encoder(bundle), dataclasses.replace(read_bundle_info(bundle), request={})
     else:
         names = str(model).split("+")
-        files = [file for _, file in pair_weights(names, weights)]
-        digests = [file_digest(Path(file)) if Path(file).is_file() else str(file) for file in files]
-        request = {"backbones": names, "weights": digests}
+        identities = [weights_identity(*pair) for pair in pair_weights(names, weights)]
+        request = {"backbones": names, "weights": identities}
         stored = _stored_model(out, str(model), request)
         if stored is None:
             # the features are reused below, so that no image is computed twice

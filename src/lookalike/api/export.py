@@ -19,12 +19,14 @@ from lookalike.data.layouts import load_training_splits
 from lookalike.errors import DataError, MissingExtra, OptionError, renamed_argument
 from lookalike.models.bundle import describe_encoder, find_bundle, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
-from lookalike.models.info import BundleInfo, GraphInfo
+from lookalike.models.info import FUNCTION, BundleInfo, GraphInfo
 from lookalike.models.pipeline import decode_batches
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes import onnx, openvino
 from lookalike.runtimes.graphs import GRAPH_RUNTIMES, ExportedBackbone, write_graph
 from lookalike.runtimes.load import load_encoder
+from lookalike.runtimes.onnx_backbone import OnnxBackbone
+from lookalike.runtimes.select import TORCH, with_runtime
 from lookalike.types import Pixels, Skipped
 
 GRAPH_FORMATS = {"openvino": openvino.RUNTIME, "onnx": onnx.RUNTIME}
@@ -104,9 +106,16 @@ def export(
         raise OptionError(
             f"{bundle} is an exported model; pass the bundle that it was exported from.", argument="bundle"
         )
+    function = next((m.backbone.name for m in info.members if m.backbone.library == FUNCTION), None)
+    if function is not None:
+        raise OptionError(
+            f"{bundle} was made with the Python function {function}, which cannot be exported; export models that are "
+            "made of files.",
+            argument="bundle",
+        )
     _require_packages(runtime, precision)
     with renamed_argument("bundle", "model"):
-        encoder = load_encoder(bundle, runtime="torch")
+        encoder = load_encoder(bundle)
     split = None if data is None else _data_of(data, info)
     with locked(out), storage_errors(out, "out"), temporary_folder(out) as folder:
         members: list[Encoder] = []
@@ -189,10 +198,14 @@ def _export_member(
     """Write the graph of a member with its head, and return it as an encoder."""
     from lookalike.models.torch_backbone import TorchBackbone
 
-    backbone = member.backbone.prepare((), 1, SILENT)
-    assert isinstance(backbone, TorchBackbone)
     files = [folder / f"member-{number}{suffix}" for suffix in GRAPH_RUNTIMES[runtime].SUFFIXES]
-    write_graph(backbone, runtime, files[0], member.head, half=precision != "float32", calibration=images)
+    half = precision != "float32"
+    if isinstance(member.backbone, OnnxBackbone):
+        member.backbone.write(runtime, files[0], member.head, half=half, calibration=images)
+    else:
+        backbone = with_runtime(member, TORCH).backbone.prepare((), 1, SILENT)
+        assert isinstance(backbone, TorchBackbone)
+        write_graph(backbone, runtime, files[0], member.head, half=half, calibration=images)
     digests = {part.name: file_digest(part) for part in files}
     fingerprint = member.fingerprint
     if precision == "int8":  # another model

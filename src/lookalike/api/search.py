@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.pipeline import File, ImageInput, InMemoryImage, Source, as_sources, decode
+from lookalike.models.preprocessing import CropResult
 from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
@@ -37,6 +38,12 @@ class LoadedIndex:
     index: Index
     encoder: AnyEncoder
     path: Path | None = None  # the folder that it was loaded from
+
+    def with_crop(self, crop: Callable[[Image.Image], CropResult], *, name: str) -> LoadedIndex:
+        """Return the index with the crop that its encoder was made with; see `Encoder.with_crop`."""
+        encoder = self.encoder.with_crop(crop, name=name)
+        self.index.require_model(encoder.fingerprint, f"{encoder.name} with the crop {name!r}", argument="name")
+        return replace(self, encoder=encoder)
 
     def search(
         self, images: Iterable[ImageInput], *, top_k: int | None = None, progress: Progress | None = None
@@ -91,18 +98,25 @@ class SearchResult:
 
 
 @checked_arguments()
-def load_index(index: Path | str, *, root: Path | str | None = None, verify: bool = False) -> LoadedIndex:
+def load_index(
+    index: Path | str,
+    *,
+    root: Path | str | None = None,
+    verify: bool = False,
+    functions: Sequence[AnyEncoder] = (),
+) -> LoadedIndex:
     """Load an index and its encoder, for many searches.
 
     Args:
         index: a folder from `lookalike index`.
         root: the folder of its images, if they were moved.
         verify: also compare more than 32 MB of vectors with their digest, at about 1 GB/s.
+        functions: the encoders from `as_encoder` that the index was made with: their functions are not in it.
 
     Raises:
         OptionError: `root` is not a folder.
         StorageError: not an index, or a damaged one.
-        ModelError: its model is missing or damaged.
+        ModelError: its model is missing or damaged, or needs a function that is not in `functions`.
         FingerprintMismatch: its model is not the one that made it.
 
     """
@@ -117,7 +131,7 @@ def load_index(index: Path | str, *, root: Path | str | None = None, verify: boo
             f"{path} has no {MODEL_FOLDER} folder to embed queries with; build the index again.", argument="index"
         )
     with renamed_argument("index", "model"):
-        encoder = load_encoder(model)
+        encoder = load_encoder(model, functions=functions)
     items.require_model(encoder.fingerprint, f"the model in {model}", argument="index")
     try:
         with_precision = with_runtime(encoder, precision=items.precision)

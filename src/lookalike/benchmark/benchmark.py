@@ -44,6 +44,7 @@ from lookalike.benchmark.spec import (
     member_folder,
     select_measures,
     slug,
+    split_functions,
     validation_ceiling,
     write_or_check_record,
 )
@@ -52,10 +53,11 @@ from lookalike.data.dataset import Dataset
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
 from lookalike.data.samples import DESCRIPTION, is_demo_folder, write_demo_images
-from lookalike.errors import DataError, StorageError
+from lookalike.errors import DataError, StorageError, renamed_argument
 from lookalike.evaluation.evaluation import evaluate_validation
 from lookalike.evaluation.measures import Measure
 from lookalike.models.bundle import is_bundle
+from lookalike.models.encoder import AnyEncoder
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.load import WeightsOption, load_pretrained
@@ -87,7 +89,7 @@ class Benchmark:
 @checked_arguments()
 def benchmark(  # noqa: PLR0913 - the options of the command
     data: Dataset | Path | str,
-    backbones: Sequence[str] = (),
+    backbones: Sequence[str | AnyEncoder] = (),
     *,
     out: Path | str | None = None,
     bundles: Sequence[Path | str] = (),
@@ -112,7 +114,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     Args:
         data: a data folder or a loaded data set.
         backbones: names; each is a frozen and, depending on `finetune`, a fine-tuned candidate. `a+b` measures only the
-            ensembles of the two.
+            ensembles of the two. Also encoders from `as_encoder`, which are frozen candidates with a head of their own.
         out: folder for leaderboard.*, report.html, trials/, timing/, members/ and best/; default: a temporary folder.
         bundles: saved encoders to measure as well.
         weights: as in `train`.
@@ -146,10 +148,14 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     preference = require_preference(prefer)
     if out is not None:
         require_writable(Path(out), "out")
-    weights, folders, finetuned = check_candidates(backbones, bundles, weights, finetune)
+    names, functions = split_functions(backbones)
+    weights, folders, finetuned = check_candidates(names, bundles, weights, finetune, functions)
     for backbone, source in weights.items():  # missing weights are found before the data is read
+        if backbone in functions:
+            continue
         if out is None or not member_folder(Path(out), backbone, "frozen").exists():
-            load_pretrained(backbone, source, seed=options.seed)
+            with renamed_argument("backbones", "model"):
+                load_pretrained(backbone, source, seed=options.seed)
     data = load_training_splits(data, options.to_dict())
     if not labelled(data.training):
         raise DataError(
@@ -171,7 +177,8 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         title=title,
         notes=tuple(notes),
         progress=progress,
-        requested=tuple(backbones),
+        requested=names,
+        functions=functions,
         measure_is_default=measure is None,
         prefer=preference,
     )

@@ -21,6 +21,7 @@ from lookalike.models.heads import fit_alignment, pca_head
 from lookalike.models.info import (
     FROZEN,
     MIN_PLANNED_SHARE,
+    TIMM,
     UNTRAINED,
     Adaptation,
     BundleInfo,
@@ -29,9 +30,11 @@ from lookalike.models.info import (
     TrainingState,
     joint_state,
 )
+from lookalike.models.pipeline import Backbone
 from lookalike.models.registry import NONE
 from lookalike.runtimes.fit import compute_features
 from lookalike.runtimes.load import load_bundle, load_pretrained
+from lookalike.runtimes.select import AUTO, backbone_with_runtime, fixed_backbone
 from lookalike.training.config import TrainingOptions
 from lookalike.training.context import TrainingContext
 from lookalike.training.curves import write_curves
@@ -61,6 +64,7 @@ class Candidate:
     export: str = ""  # runtime and precision of an exported bundle, else ""
     note: str = ""  # one sentence for the reader, or ""
     leaked: bool = False  # whether it may have been trained on images that it is evaluated on here
+    functions: tuple[Encoder, ...] = ()  # what the bundle needs to be loaded: the function that it was made with
 
     @property
     def members(self) -> tuple[Candidate, ...]:
@@ -73,7 +77,7 @@ class Candidate:
 
     def load(self, _: SplitEmbeddings) -> AnyEncoder:
         """Load its encoder."""
-        return load_bundle(self.bundle)
+        return load_bundle(self.bundle, self.functions)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class EnsembleCandidate:
 
     def load(self, embeddings: SplitEmbeddings) -> AnyEncoder:
         """Load both members as one encoder."""
-        members = tuple(member for m in self.members for member in load_bundle(m.bundle).members)
+        members = tuple(member for m in self.members for member in m.load(embeddings).members)
         return Ensemble(members, self.combination, (None, self._alignment(embeddings)))
 
     def _alignment(self, embeddings: SplitEmbeddings) -> Vectors | None:
@@ -192,9 +196,8 @@ def _frozen_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
     """Save a pretrained backbone with a PCA head, fitted on the training split."""
     folder, seed = spec.bundle_folder(backbone, "frozen"), spec.options.seed
     if not is_bundle(folder):
-        ((auto, state),) = load_pretrained(backbone, spec.weights[backbone], seed=seed)
         training = spec.data.training
-        runtime = replace(auto, runtime=spec.runtime, precision="float32")
+        runtime, state = pretrained_backbone(spec, backbone)
         ready = runtime.prepare(sample_evenly(training, SAMPLE_SIZE), len(training), spec.progress)
         features = compute_features(
             ready, training, progress=spec.progress, task=f"{backbone}: features", cache=spec.cache
@@ -202,7 +205,17 @@ def _frozen_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
         encoder = Encoder.of(ready, pca_head(features.rows, seed=seed), state)
         options = TrainingOptions(seed=seed, class_disjoint=spec.options.class_disjoint)  # how the data was split
         save_bundle(encoder, folder, training_info(encoder, spec.data, options, []))
-    return _backbone_candidate(backbone, folder)
+    functions = tuple(encoder for name, encoder in spec.functions.items() if name == backbone)
+    return replace(_backbone_candidate(backbone, folder), functions=functions)
+
+
+def pretrained_backbone(spec: BenchmarkSpec, backbone: str) -> tuple[Backbone, TrainingState]:
+    """Return a backbone on the runtime of the benchmark in float32, and its state."""
+    if backbone in spec.functions:
+        return spec.functions[backbone].backbone, spec.functions[backbone].state
+    ((pretrained, state),) = load_pretrained(backbone, spec.weights[backbone], seed=spec.options.seed)
+    runtime = AUTO if fixed_backbone(pretrained) else spec.runtime
+    return backbone_with_runtime(pretrained, runtime, "float32"), state
 
 
 def _finetuned_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
@@ -289,7 +302,8 @@ def _architecture(member: EncoderInfo) -> str:
     size = backbone.preprocessing
     changes = "" if backbone.adaptation == Adaptation() else f" changed {backbone.architecture[:8]}"
     runtime = f" on {graph.runtime} in {graph.precision}" if graph is not None else ""
-    return f"{backbone.timm_name}@{size.height}x{size.width}{changes}{runtime}"
+    name = backbone.timm_name if backbone.library == TIMM else f"{backbone.timm_name} {backbone.weights_digest[:8]}"
+    return f"{name}@{size.height}x{size.width}{changes}{runtime}"
 
 
 def save_winner(

@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lookalike.benchmark.candidates import pretrained_backbone
 from lookalike.benchmark.spec import BenchmarkSpec
+from lookalike.models.backbone_files import parse_backbone_file
 from lookalike.progress import Progress, format_about
 from lookalike.training.estimate import seconds_per_image, training_seconds
 from lookalike.training.train_backbone import fresh_encoder
@@ -45,8 +47,11 @@ def estimate_benchmark(spec: BenchmarkSpec) -> TimeEstimate:
         or (b in spec.finetune and not spec.bundle_folder(b, "fine-tuned").exists())
     ]  # fmt: skip
     for name in missing:
-        encoder, recipe = fresh_encoder(name, spec.weights[name], options, unseen=data.validation_classes_unseen)
-        per_image = seconds_per_image(encoder, data.training)
+        if name in spec.functions or parse_backbone_file(name):
+            per_image = seconds_per_image(pretrained_backbone(spec, name)[0], data.training)
+        else:
+            encoder, recipe = fresh_encoder(name, spec.weights[name], options, unseen=data.validation_classes_unseen)
+            per_image = seconds_per_image(encoder.torch_backbone(), data.training)
         candidates = 1 + (name in spec.finetune)
         seconds[f"training {name}"] = per_image * len(data.training)  # the features of the frozen candidate
         if name in spec.finetune:

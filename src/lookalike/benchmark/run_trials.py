@@ -10,7 +10,7 @@ from lookalike._files import digest, read_json, write_json
 from lookalike._records import read_record
 from lookalike.benchmark.candidates import AnyCandidate, Candidate, SplitEmbeddings
 from lookalike.benchmark.spec import BenchmarkSpec, slug
-from lookalike.benchmark.timing import TimingRequest, load_candidate, measure_timing, timing_setup
+from lookalike.benchmark.timing import TimingRequest, load_candidate, measure_timing, time_here, timing_setup
 from lookalike.benchmark.trial import VERSION, Member, SplitMeasures, Timing, Trial
 from lookalike.data.dataset import Item, Split, sample_evenly
 from lookalike.embeddings.shards import Shard, read_shard, write_shard
@@ -46,7 +46,7 @@ def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embe
         if stored is None:
             if encoder is None:
                 sample = sample_evenly(spec.data.items, SAMPLE_SIZE)
-                loaded = load_candidate(candidate.bundle, spec.runtime)
+                loaded = load_candidate(candidate.bundle, spec.runtime, candidate.functions)
                 encoder = loaded.prepare(sample, len(spec.data.items), spec.progress)
             stored = _from_features(spec, encoder, items) if split == Split.TRAINING else None
             if stored is None:
@@ -156,13 +156,14 @@ def add_timings(
         bundles = [m.bundle.resolve() for m in group[0].members]
         needed = sorted({c.combination for c in group})
         request = TimingRequest(bundles, needed, images, spec.runtime, len(spec.data.items))
-        by_combination = _timing(spec.out / "timing" / f"{slug(architecture)}.json", request)
+        functions = [function for m in group[0].members for function in m.functions]
+        by_combination = _timing(spec.out / "timing" / f"{slug(architecture)}.json", request, functions)
         timings |= {c.name: by_combination[c.combination] for c in group}
         spec.progress.step("timing", done, len(groups), architecture)
     return [replace(t, timing=timings[t.name]) for t in trials]
 
 
-def _timing(path: Path, request: TimingRequest) -> Mapping[str, Timing]:
+def _timing(path: Path, request: TimingRequest, functions: Sequence[Encoder]) -> Mapping[str, Timing]:
     """Time an architecture, or read the timing of an earlier session with the same processor, threads and packages."""
     setup = {**timing_setup(), "runtime": request.runtime}
     try:
@@ -171,6 +172,7 @@ def _timing(path: Path, request: TimingRequest) -> Mapping[str, Timing]:
             return {c: read_record(Timing, stored["timings"][c]) for c in request.combinations}
     except (LookalikeError, AttributeError, KeyError, TypeError, ValueError):
         pass  # absent, damaged, or without one of the combinations: all are timed
-    timings = measure_timing(request)
+    # a function exists in this process only
+    timings = time_here(request, functions) if functions else measure_timing(request)
     write_json(path, {"setup": setup, "timings": {c: asdict(timing) for c, timing in timings.items()}})
     return timings

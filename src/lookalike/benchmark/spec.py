@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lookalike._files import digest, file_digest, read_json, write_json
+from lookalike._files import digest, read_json, write_json
 from lookalike._records import read_record
 from lookalike.benchmark.selection import Preference
 from lookalike.benchmark.trial import matching_hit
@@ -19,10 +19,12 @@ from lookalike.data.dataset import Dataset
 from lookalike.errors import ModelError, OptionError, StorageError, renamed_argument
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
-from lookalike.models.info import UNTRAINED, TrainingState, joint_state
+from lookalike.models.backbone_files import parse_backbone_file
+from lookalike.models.encoder import AnyEncoder, Encoder
+from lookalike.models.info import FUNCTION, UNTRAINED, TrainingState, joint_state
 from lookalike.models.registry import NONE, find_backbone
 from lookalike.progress import Progress
-from lookalike.runtimes.load import WeightsOption, load_bundle, pair_weights
+from lookalike.runtimes.load import WeightsOption, load_bundle, pair_weights, weights_identity
 from lookalike.training.config import TrainingOptions
 from lookalike.training.tracking import NO_TRACKER, RunTracker
 
@@ -61,6 +63,7 @@ class BenchmarkSpec:
     measure_is_default: bool = False  # the selection may replace it by one that validation can show
     prefer: Preference = "efficiency"  # what the selection prefers among candidates of equal accuracy
     tracker: RunTracker = NO_TRACKER  # trackers that receive every epoch and the results
+    functions: Mapping[str, Encoder] = field(default_factory=dict)  # by name, those among the backbones
 
     def is_requested(self, backbones: Sequence[str]) -> bool:
         """Whether a single backbone or a pair is a candidate, not only a member of others; "" is a bundle."""
@@ -84,11 +87,32 @@ def member_folder(out: Path, backbone: str, state: str) -> Path:
     return out / "members" / f"{slug(backbone)}-{state}"
 
 
+def split_functions(backbones: Sequence[str | AnyEncoder]) -> tuple[tuple[str, ...], dict[str, Encoder]]:
+    """Return the names of all backbones, and by name the encoders among them, which must be from `as_encoder`."""
+    functions: dict[str, Encoder] = {}
+    for backbone in backbones:
+        if isinstance(backbone, str):
+            continue
+        if not (isinstance(backbone, Encoder) and backbone.info.backbone.library == FUNCTION):
+            raise OptionError(
+                f"`backbones` takes names and encoders from as_encoder, got {backbone!r}; save it with save_bundle and "
+                "pass its folder in `bundles`.",
+                argument="backbones",
+            )
+        if functions.setdefault(backbone.name, backbone) is not backbone:
+            raise OptionError(
+                f"two functions in `backbones` are called {backbone.name!r}; pass as_encoder another `name`.",
+                argument="backbones",
+            )
+    return tuple(b if isinstance(b, str) else b.name for b in backbones), functions
+
+
 def check_candidates(
     backbones: Sequence[str],
     bundles: Sequence[Path | str],
     weights: WeightsOption,
     finetune: bool | Collection[str],
+    functions: Mapping[str, Encoder] | None = None,
 ) -> tuple[dict[str, str | Path], tuple[Path, ...], frozenset[str]]:
     """Check what a benchmark is to measure, and return weights by backbone, bundles, and backbones to fine-tune.
 
@@ -98,7 +122,7 @@ def check_candidates(
         raise OptionError(
             "a benchmark needs at least one of `backbones` and `bundles`, got none.", argument="backbones"
         )
-    folders = tuple(map(Path, bundles))
+    folders, functions = tuple(map(Path, bundles)), functions or {}
     _require_backbone_names(backbones)
     backbones = tuple(dict.fromkeys(name for b in backbones for name in b.split("+")))
     for argument, names in (("weights", weights), ("finetune", finetune)):
@@ -109,10 +133,12 @@ def check_candidates(
                 argument=argument,
             )
     with renamed_argument("backbones", "backbone"):
-        for backbone in backbones:
+        for backbone in set(backbones) - set(functions):
             find_backbone(backbone)
     by_backbone = dict(pair_weights(backbones, weights))
-    finetuned = frozenset(finetune if not isinstance(finetune, bool) else backbones if finetune else ())
+    by_backbone |= {name: encoder.fingerprint for name, encoder in functions.items()}
+    fixed = {name for name in backbones if name in functions or parse_backbone_file(name)}
+    finetuned = _finetuned(finetune, backbones, fixed)
     states: list[TrainingState] = []
     for folder in folders:
         if not folder.exists():
@@ -131,6 +157,19 @@ def check_candidates(
             argument="weights",
         )
     return by_backbone, folders, finetuned
+
+
+def _finetuned(finetune: bool | Collection[str], backbones: Collection[str], fixed: set[str]) -> frozenset[str]:
+    """Return the backbones to fine-tune; those that cannot be are skipped, or an error where they are named."""
+    if isinstance(finetune, bool):
+        return frozenset(backbones) - fixed if finetune else frozenset()
+    if fixed.intersection(finetune):
+        raise OptionError(
+            f"`finetune` names {min(fixed.intersection(finetune))!r}, which cannot be fine-tuned, only used as it is; "
+            "remove it.",
+            argument="finetune",
+        )
+    return frozenset(finetune)
 
 
 def _require_backbone_names(backbones: Sequence[str]) -> None:
@@ -230,7 +269,7 @@ def write_or_check_record(spec: BenchmarkSpec) -> None:
         validation_images=digest(*(i.id for i in data.validation)),
         test_data=digest(*(f"{i.id}\t{i.label}\t{i.split}" for i in data.test)),
         options=spec.options.to_dict(),
-        weights={b: file_digest(Path(w)) if Path(w).is_file() else str(w) for b, w in spec.weights.items()},
+        weights={b: weights_identity(b, w) for b, w in spec.weights.items()},
     )
     if path.is_file():
         earlier = RunRecord.read(path)

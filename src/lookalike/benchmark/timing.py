@@ -30,7 +30,7 @@ from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.pipeline import File, run_backbones
 from lookalike.progress import SILENT
 from lookalike.runtimes.load import load_bundle
-from lookalike.runtimes.select import with_runtime
+from lookalike.runtimes.select import AUTO, fixed_backbone, with_runtime
 from lookalike.types import Vectors
 
 _SINGLE_IMAGES = 40
@@ -95,27 +95,38 @@ def main() -> None:
     """Answer the request on standard input."""
     request = TimingRequest(**json.load(sys.stdin))
     request = replace(request, bundles=list(map(Path, request.bundles)), images=list(map(Path, request.images)))
-    files = [File(str(path), path) for path in request.images]
     try:
-        timings = time_members(
-            lambda count: [
-                member
-                for bundle in request.bundles
-                for member in load_candidate(bundle, request.runtime).prepare(files, count, SILENT).members
-            ],
-            request.combinations,
-            request.images,
-            count=request.count,
-        )
+        timings = time_here(request)
     except LookalikeError as error:
         sys.exit(str(error))
     sys.stdout.write("\n" + json.dumps({c: asdict(timing) for c, timing in timings.items()}) + "\n")
 
 
-def load_candidate(bundle: Path, runtime: str) -> AnyEncoder:
-    """Load a bundle on a runtime in float32; an exported one keeps its own runtime and precision."""
-    encoder = load_bundle(bundle)
-    return encoder if read_bundle_info(bundle).is_exported else with_runtime(encoder, runtime, "float32")
+def time_here(request: TimingRequest, functions: Sequence[AnyEncoder] = ()) -> dict[str, Timing]:
+    """Time an encoder in this process, which has the functions that its bundles need."""
+    files = [File(str(path), path) for path in request.images]
+    return time_members(
+        lambda count: [
+            member
+            for bundle in request.bundles
+            for member in load_candidate(bundle, request.runtime, functions).prepare(files, count, SILENT).members
+        ],
+        request.combinations,
+        request.images,
+        count=request.count,
+    )
+
+
+def load_candidate(bundle: Path, runtime: str, functions: Sequence[AnyEncoder] = ()) -> AnyEncoder:
+    """Load a bundle on a runtime in float32; an exported one keeps its precision, and one with one runtime that."""
+    encoder = load_bundle(bundle, functions)
+    if read_bundle_info(bundle).is_exported:
+        return encoder
+    members = tuple(
+        with_runtime(member, AUTO if fixed_backbone(member.backbone) else runtime, "float32")
+        for member in encoder.members
+    )
+    return replace(encoder, members=members) if isinstance(encoder, Ensemble) else members[0]
 
 
 def time_members(

@@ -54,7 +54,8 @@ model_option = click.option(
     "--model",
     required=True,
     metavar="BUNDLE|NAME",
-    help="A bundle that 'train' or 'benchmark' wrote, or the name of a backbone (several joined by +).",
+    help="A bundle that 'train' or 'benchmark' wrote, or the name of a backbone (several joined by +), which may be "
+    "onnx:FILE or hf:FOLDER.",
 )
 weights_option = click.option(
     "--weights",

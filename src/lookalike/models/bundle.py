@@ -2,6 +2,7 @@
 
 - `bundle.json`: a `BundleInfo`
 - `model.safetensors`: `members.N.backbone.*`, `members.N.head.weight`, `members.N.head.bias`, `members.N.alignment`
+- nothing of the backbone of a function, which only its user has
 - of an exported bundle, graphs instead of backbones and heads: `member-N.xml` with `member-N.bin`, or `member-N.onnx`
 """
 

@@ -6,12 +6,13 @@ Needs no torch: what executes the backbone is behind the `Backbone` protocol.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+from PIL import Image
 
 from lookalike._arguments import checked_arguments
 from lookalike._files import digest
@@ -20,7 +21,7 @@ from lookalike.errors import ModelError, OptionError
 from lookalike.models.heads import Head
 from lookalike.models.info import EncoderInfo, TrainingState, joint_state
 from lookalike.models.pipeline import Backbone, ImageInput, Source, as_sources, run_backbones
-from lookalike.models.preprocessing import Preprocessing
+from lookalike.models.preprocessing import Crop, CropResult, Preprocessing
 from lookalike.progress import Progress, resolve_progress
 from lookalike.types import Embeddings, Pixels, Skipped, Vectors, l2_normalize
 
@@ -128,6 +129,36 @@ class Encoder:
         """Return the embeddings `(n, dim)` of preprocessed pixels `(n, h, w, 3)` uint8."""
         self._process.require_current()
         return self.project(self.backbone.submit(pixels)())
+
+    def with_crop(self, crop: Callable[[Image.Image], CropResult], *, name: str) -> Encoder:
+        """Return an encoder that embeds only a part of each image, such as what a detector finds.
+
+        It is another model with another fingerprint, unless this one was made with a crop of that name: only the name
+        is stored, in bundles and indexes, which need the crop again when they embed images.
+
+        Args:
+            crop: gets each image as a PIL image in RGB, in full size, and returns the part of it, or its box (left,
+                top, right, bottom) in pixels, or None for the whole image. One thread at a time calls it.
+            name: changes whenever the crops change; part of the fingerprint.
+
+        Raises:
+            OptionError: `crop` is not callable, or `name` is empty.
+            ModelError: the encoder was exported with another crop, or without one.
+
+        """
+        if not callable(crop):
+            raise OptionError(f"`crop` must be callable, got {type(crop).__name__}.", argument="crop")
+        if not isinstance(name, str) or not name.strip():
+            raise OptionError(f"`name` must be a text that is not empty, got {name!r}.", argument="name")
+        backbone = self.backbone.with_preprocessing(replace(self.preprocessing, crop=Crop(name, crop)))
+        if self.preprocessing.crop == name:
+            return replace(self, info=replace(self.info, backbone=backbone.info), backbone=backbone)
+        if self.head is None:
+            raise ModelError(
+                f"{self.name} was exported {'with another crop' if self.preprocessing.crop else 'without a crop'}; add "
+                f"the crop {name!r} to the bundle that it was exported from, and export that."
+            )
+        return Encoder.of(backbone, self.head, self.state)
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Encoder:
         """Return the same encoder on the runtime that suits `count` images such as these."""
@@ -240,6 +271,10 @@ class Ensemble:
         """Return the embeddings `(n, dim)` of the features of each member."""
         embeddings = [member.project(rows) for member, rows in zip(self.members, features, strict=True)]
         return combine(embeddings, self.combination, self.alignments)
+
+    def with_crop(self, crop: Callable[[Image.Image], CropResult], *, name: str) -> Ensemble:
+        """Return an ensemble that embeds only a part of each image; see `Encoder.with_crop`."""
+        return replace(self, members=tuple(member.with_crop(crop, name=name) for member in self.members))
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> Ensemble:
         """Return the same ensemble on the runtimes that suit `count` images such as these."""

@@ -22,6 +22,13 @@ BUNDLE_FORMAT = 3
 REPORT_VERSION = 1  # of a `TrainingReport`
 MIN_PLANNED_SHARE = 0.25  # fewer of the recipe's steps do not show whether fine-tuning helps
 
+# what defines the network of a backbone
+Library = Literal["timm", "onnx", "transformers", "function"]
+TIMM: Library = "timm"
+ONNX: Library = "onnx"
+TRANSFORMERS: Library = "transformers"
+FUNCTION: Library = "function"
+
 AS_PRETRAINED = "pretrained"  # the pooling of the network as timm builds it
 PROJECTED = "projected"  # that pooling, then the projection into the space that images and texts share
 TOKEN, TOKEN_AVG = "token", "token+avg"  # the class token; and joined with the mean of the patches
@@ -78,12 +85,14 @@ class BackboneInfo:
 
     Attributes:
         name: the name that the user gave.
-        timm_name: the architecture.
+        timm_name: the architecture: in timm, or of transformers the class; `onnx` or `function` for the others.
         features: number of pooled features.
         preprocessing: how an image becomes pixels.
         adaptation: changes to the network as timm builds it.
         weights: where the pretrained weights come from.
-        weights_digest: digest of the weights.
+        weights_digest: digest of the weights; of a function, of the fingerprint that the user gave.
+        library: what defines the network: timm, onnx, transformers or function.
+        config: what the library needs to build it, as JSON; empty for timm.
 
     """
 
@@ -94,18 +103,25 @@ class BackboneInfo:
     adaptation: Adaptation
     weights: str
     weights_digest: str
+    library: Library = TIMM
+    config: str = ""
 
     @cached_property
     def fingerprint(self) -> str:
         """Digest of everything that decides the pooled features."""
-        settings = json.dumps([asdict(self.preprocessing), asdict(self.adaptation)], sort_keys=True)
-        return digest(self.timm_name, settings, self.weights_digest)
+        preprocessing = {
+            key: value for key, value in asdict(self.preprocessing).items() if (key, value) != ("crop", "")
+        }
+        settings = json.dumps([preprocessing, asdict(self.adaptation)], sort_keys=True)
+        network = (self.timm_name,) if self.library == TIMM else (self.library, self.timm_name, self.config)
+        return digest(*network, settings, self.weights_digest)
 
     @property
     def architecture(self) -> str:
         """Digest of everything that decides the speed of the backbone: two sets of weights share it."""
         size = f"{self.preprocessing.height}x{self.preprocessing.width}"
-        return digest(self.timm_name, repr(self.adaptation), size, str(self.features))
+        parts = (self.timm_name, repr(self.adaptation), size, str(self.features))
+        return digest(*parts) if self.library == TIMM else digest(*parts, self.library, self.weights_digest)
 
     @classmethod
     def from_dict(cls, value: Any) -> BackboneInfo:

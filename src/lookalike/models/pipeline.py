@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar, cast, overload
+from typing import Any, BinaryIO, Protocol, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from lookalike._system import cpu_count
 from lookalike.data.images import image_in_turn, read_in_memory, read_pipe, read_scaled
 from lookalike.errors import OptionError, UnreadableImage, require_integer
 from lookalike.models.info import BackboneInfo
-from lookalike.models.preprocessing import Preprocessing
+from lookalike.models.preprocessing import Preprocessing, prepare_images
 from lookalike.progress import Progress
 from lookalike.types import Pixels, Skipped, Vectors
 
@@ -185,7 +185,7 @@ def decode_batches(
 
     def prepare(source: Source) -> tuple[Pixels, ...]:
         with image_in_turn(source.path):
-            return tuple(p.pixels(image) for p, image in zip(distinct, decode(source, min_sides), strict=True))
+            return prepare_images(distinct, decode(source, min_sides))
 
     done = 0
     with closing(map_ahead(groups, prepare, batch_size)) as results:
@@ -282,8 +282,32 @@ class Backbone(Protocol):
     def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
         """Start computing; the returned function waits for the result and is called once."""
 
+    def with_preprocessing(self, preprocessing: Preprocessing) -> Any:
+        """Return the same backbone for images that are cropped otherwise; size and normalisation do not change."""
+
     def weights(self) -> Mapping[str, np.ndarray]:
         """Return all weights by name, for a bundle."""
+
+
+class FixedBackbone:
+    """A backbone that is only run, on one runtime, never trained: a function of the user, or an ONNX file."""
+
+    info: BackboneInfo
+    runtime: str
+    precision: str
+
+    def with_preprocessing(self, preprocessing: Preprocessing) -> Any:
+        """Return the same backbone for images that are cropped otherwise; size and normalisation do not change."""
+        raise NotImplementedError
+
+    def with_precision(self, precision: str) -> Any:
+        """Return the same backbone in another precision; raise `OptionError` where it has only one."""
+        if precision not in ("auto", self.precision):
+            raise OptionError(
+                f"{self.info.name} computes in {self.precision} only, got `precision` {precision}; omit it.",
+                argument="precision",
+            )
+        return self
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from lookalike._records import read_record
-from lookalike.errors import ModelError
+from lookalike.errors import ModelError, describe_error
 from lookalike.types import Pixels
 
 MAX_SIDE = 2048  # of an input; activations of larger ones take many gigabytes
 _MIN_CROP_PCT = 0.1
+_ANY_SIDE = 1 << 30  # no image is decoded smaller
 CROP_MODES = ("center", "squash", "border")
 PILLOW_FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -29,9 +30,57 @@ _SIMD_KERNELS = {"bicubic": ("catmull_rom", 2), "bilinear": ("bilinear", 1), "la
 _thread_local = threading.local()
 
 
+# What a crop returns: the part of the image, its box (left, top, right, bottom) in pixels, or None for all of it.
+CropResult = Image.Image | Sequence[float] | None
+
+
+class Crop(str):
+    """The name of a crop, with the function that computes it: what is stored and compared is the name."""
+
+    function: Callable[[Image.Image], CropResult]
+    _lock: threading.Lock
+
+    def __new__(cls, name: str, function: Callable[[Image.Image], CropResult]) -> Crop:
+        """Join a name and a function."""
+        crop = super().__new__(cls, name)
+        crop.function = function
+        crop._lock = threading.Lock()
+        return crop
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Crop, (str(self), self.function)
+
+    def __deepcopy__(self, _: dict[int, Any]) -> str:
+        return str(self)  # what `dataclasses.asdict` stores
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """Return the part of an image `(h, w, 3)`; one thread at a time calls the function."""
+        image = Image.fromarray(pixels)
+        try:
+            with self._lock:
+                result = self.function(image)
+            if result is None:
+                return pixels
+            if not isinstance(result, Image.Image):
+                left, top, right, bottom = (round(float(side)) for side in result)
+                box = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+                if box[0] >= box[2] or box[1] >= box[3]:
+                    raise ValueError(f"the box {(left, top, right, bottom)} is empty in {image.width} × {image.height}")
+                result = image.crop(box)
+            cropped: Pixels = np.array(result.convert("RGB"))
+            if not cropped.size:
+                raise ValueError(f"the image that it returned is of {result.width} × {result.height}")
+        except Exception as error:  # of any kind: the function is the user's
+            raise ModelError(
+                f"the crop {str(self)!r} failed on an image of {image.width} × {image.height} "
+                f"({describe_error(error)}); it must return an image, a box (left, top, right, bottom), or None."
+            ) from error
+        return cropped
+
+
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop the centre, scale to 0..1, subtract the mean, divide by the standard deviation.
+    """Crop, resize, cut out the centre, scale to 0..1, subtract the mean, divide by the standard deviation.
 
     Attributes:
         height, width: of the crop, in pixels.
@@ -40,6 +89,7 @@ class Preprocessing:
         mean, std: per channel.
         crop_mode: `center` resizes until the image covers that size, `squash` to exactly that size, `border` until it
             fits into that size, with borders of the mean colour.
+        crop: the name of what cuts out the part that counts before anything else, a `Crop`; empty for the whole image.
 
     Raises:
         ModelError: a value outside what is allowed.
@@ -53,6 +103,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     crop_mode: str = "center"
+    crop: str = ""
 
     def __post_init__(self) -> None:
         if self.interpolation not in PILLOW_FILTERS:
@@ -71,11 +122,25 @@ class Preprocessing:
     @property
     def min_side(self) -> int:
         """Pixels of a shorter side worth decoding: twice the resized side, so that resizing still averages."""
-        return 2 * max(self._resized)
+        return _ANY_SIDE if self.crop else 2 * max(self._resized)
 
     def pixels(self, image: Pixels | Image.Image) -> Pixels:
         """Resize and crop an image `(h, w, 3)` to `(height, width, 3)` uint8, as timm's evaluation transform does."""
-        pixels: Pixels = np.asarray(image)
+        return self.resized(self.cropped(np.asarray(image)))
+
+    def cropped(self, pixels: Pixels) -> Pixels:
+        """Return the part of an image `(h, w, 3)` that counts."""
+        if isinstance(self.crop, Crop):
+            return self.crop(pixels)
+        if self.crop:
+            raise ModelError(
+                f"this model needs the crop {self.crop!r}, which is not stored with it; in Python, add it by "
+                f"with_crop(function, name={self.crop!r})."
+            )
+        return pixels
+
+    def resized(self, pixels: Pixels) -> Pixels:
+        """Resize what counts of an image `(h, w, 3)` to `(height, width, 3)` uint8."""
         size = self._resized_size(pixels.shape[1], pixels.shape[0])
         width, height = min(self.width, size[0]), min(self.height, size[1])
         left, top = round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
@@ -113,6 +178,20 @@ class Preprocessing:
             return read_record(cls, value)
         except ValueError as error:
             raise ModelError(f"the bundle's preprocessing is not valid ({error}); create the bundle again.") from error
+
+
+def prepare_images(preprocessings: Sequence[Preprocessing], images: Sequence[Pixels]) -> tuple[Pixels, ...]:
+    """Return one image for each preprocessing, from its own decoding; one crop of several is computed once."""
+    cropped: dict[str, Pixels] = {}
+    prepared = []
+    for preprocessing, image in zip(preprocessings, images, strict=True):
+        if not preprocessing.crop:
+            prepared.append(preprocessing.resized(image))
+            continue
+        if preprocessing.crop not in cropped:
+            cropped[preprocessing.crop] = preprocessing.cropped(image)
+        prepared.append(preprocessing.resized(cropped[preprocessing.crop]))
+    return tuple(prepared)
 
 
 def resize(pixels: Pixels, size: tuple[int, int], interpolation: str, crop: tuple[int, int, int, int]) -> Pixels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from lookalike.errors import ModelError
+from lookalike.models.backbone_files import parse_backbone_file
 from lookalike.models.catalogue import ROWS, BackboneRow
 
 PRETRAINED = "pretrained"  # values of the option `weights`
@@ -26,7 +27,7 @@ def hub_repository(name: str) -> str | None:
 
 
 def find_backbone(name: str) -> BackboneRow:
-    """Return the row of a short name, a timm name or a repository of the model hub.
+    """Return the row of a short name, a timm name, a repository of the model hub, or a file of the user.
 
     The architecture of a repository, `timm_name`, is empty until `weights.resolve_repository` reads it.
 
@@ -36,6 +37,10 @@ def find_backbone(name: str) -> BackboneRow:
     """
     if name in BACKBONES:
         return BACKBONES[name]
+    file = parse_backbone_file(name)
+    if file is not None:
+        file.require()
+        return BackboneRow(name, file.library)
     import timm
 
     repository = hub_repository(name)

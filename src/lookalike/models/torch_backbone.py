@@ -8,6 +8,7 @@ import functools
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,10 @@ class TorchBackbone:
     def with_precision(self, precision: str) -> TorchBackbone:
         """Return the same backbone in another precision."""
         return TorchBackbone(self.info, self.module, precision)
+
+    def with_preprocessing(self, preprocessing: Preprocessing) -> TorchBackbone:
+        """Return the same backbone for images that are cropped otherwise."""
+        return TorchBackbone(replace(self.info, preprocessing=preprocessing), self.module, self.precision)
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """Return all weights by name."""

@@ -13,14 +13,27 @@ from torch import nn
 
 from lookalike.errors import ModelError
 from lookalike.models.adapt import adapt_network, adaptation_of, features_width, repeat_adaptation
+from lookalike.models.backbone_files import BackboneFile, parse_backbone_file, require_pretrained
 from lookalike.models.bundle import weights_digest
 from lookalike.models.catalogue import BackboneRow
 from lookalike.models.encoder import Encoder
 from lookalike.models.heads import EMBEDDING_DIM, Head, random_head
-from lookalike.models.info import FROZEN, PROJECTED, UNTRAINED, Adaptation, BackboneInfo, TrainingState
+from lookalike.models.info import (
+    FROZEN,
+    PROJECTED,
+    TIMM,
+    TRANSFORMERS,
+    UNTRAINED,
+    Adaptation,
+    BackboneInfo,
+    Library,
+    TrainingState,
+)
+from lookalike.models.pipeline import FixedBackbone
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.models.registry import NONE, PRETRAINED, find_backbone
 from lookalike.models.torch_backbone import TorchBackbone, arrays_of, default_device, normalize_pixels
+from lookalike.models.transformers_backbone import load_transformers, network_of
 from lookalike.models.weights import (
     load_backbone,
     resolve_repository,
@@ -57,8 +70,12 @@ class TrainableEncoder:
         adaptation: the changes to the network as timm builds it; `module` has them already.
         weights: where the pretrained weights come from.
         trained: untrained (random weights), frozen (pretrained) or fine-tuned.
+        library, config: what defines the network, as in `BackboneInfo`.
 
     """
+
+    library: Library = TIMM
+    config: str = ""
 
     def __init__(
         self,
@@ -145,6 +162,8 @@ class TrainableEncoder:
             self.adaptation,
             self.weights,
             weights_digest(arrays_of(self.module)),
+            self.library,
+            self.config,
         )
         return TorchBackbone(info, self.module, precision)
 
@@ -153,6 +172,30 @@ class TrainableEncoder:
         linear = self.head.linear
         weight, bias = (p.detach().cpu().numpy().copy() for p in (linear.weight, linear.bias))
         return Encoder.of(self.torch_backbone(), Head(weight, bias, self.head_origin), self.trained)
+
+
+class _Vectors(nn.Module):
+    """In place of a network that torch does not execute; it has no weights."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+
+class FixedEncoder(TrainableEncoder):
+    """A backbone that is only run, with a head that is open to change."""
+
+    def __init__(self, backbone: FixedBackbone, trained: TrainingState, *, seed: int = 0) -> None:
+        info = backbone.info
+        row, network = BackboneRow(info.name, info.timm_name), _Vectors(info.features)
+        super().__init__(row, network, info.preprocessing, Adaptation(), info.weights, seed=seed)
+        self.trained = trained
+        self._backbone = backbone
+
+    def torch_backbone(self, precision: str = "float32") -> TorchBackbone:  # noqa: ARG002 - it has one of its own
+        """Return the backbone, which is not torch's, for images that are prepared as for this encoder."""
+        backbone: TorchBackbone = self._backbone.with_preprocessing(self.preprocessing)
+        return backbone
 
 
 def load_torch_backbone(info: BackboneInfo, weights: Mapping[str, np.ndarray]) -> TorchBackbone:
@@ -167,7 +210,7 @@ def load_torch_backbone(info: BackboneInfo, weights: Mapping[str, np.ndarray]) -
 
 def require_fit(info: BackboneInfo, shapes: Mapping[str, Sequence[int]]) -> None:
     """Raise `ModelError` unless weights of these shapes fit the network, before it takes any memory."""
-    if not timm.is_model(info.timm_name):
+    if info.library == TIMM and not timm.is_model(info.timm_name):
         raise ModelError(f"timm has no architecture called {info.timm_name!r}, which the bundle names.")
     with torch.device("meta"):
         expected = _network(info).state_dict()
@@ -179,6 +222,8 @@ def require_fit(info: BackboneInfo, shapes: Mapping[str, Sequence[int]]) -> None
 
 
 def _network(info: BackboneInfo) -> nn.Module:
+    if info.library == TRANSFORMERS:
+        return network_of(info)
     row = BackboneRow(info.name, info.timm_name, projected=info.adaptation.pooling == PROJECTED)
     module = uninitialized_backbone(row)
     repeat_adaptation(module, info.adaptation, info.preprocessing)
@@ -196,11 +241,26 @@ def build_trainable(
 
     `adapt` returns changes to the network that are added to those of the catalogue's row.
     """
+    file = parse_backbone_file(name)
+    if file is not None:
+        return _build_from_folder(file, weights, seed)
     row = resolve_repository(find_backbone(name))
     module, source = load_backbone(row, weights, seed=seed)
     adaptation = adaptation_of(row, module, adapt(module) if adapt is not None else Adaptation())
     preprocessing = adapt_network(module, adaptation, preprocessing_of(module))
     return TrainableEncoder(row, module, preprocessing, adaptation, source, seed=seed)
+
+
+def _build_from_folder(file: BackboneFile, weights: str | Path, seed: int) -> TrainableEncoder:
+    """Build an encoder from a folder of transformers; an ONNX file has no network that torch executes."""
+    require_pretrained(file, weights)
+    if file.library != TRANSFORMERS:
+        raise ModelError(f"{file.name} cannot be trained; use it as it is.", argument="backbone")
+    network, preprocessing, config = load_transformers(file)
+    row = BackboneRow(file.name, type(network.model).__name__)
+    encoder = TrainableEncoder(row, network, preprocessing, Adaptation(), f"folder {file.path.name}", seed=seed)
+    encoder.library, encoder.config = TRANSFORMERS, config
+    return encoder
 
 
 def preprocessing_of(module: nn.Module) -> Preprocessing:

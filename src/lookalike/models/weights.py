@@ -89,6 +89,11 @@ class _SkipInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def skipped_initialisation() -> TorchFunctionMode:
+    """Return the context in which networks are built for a state dict that holds every one of their weights."""
+    return _SkipInitialisation()
+
+
 def uninitialized_backbone(row: BackboneRow) -> nn.Module:
     """Create a backbone without classifier for a state dict that holds every one of its weights."""
     with _SkipInitialisation():

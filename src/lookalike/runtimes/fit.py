@@ -5,10 +5,10 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -22,7 +22,14 @@ from lookalike.models.pipeline import Backbone, Source, run_backbones, sources_d
 from lookalike.progress import Progress
 from lookalike.runtimes import openvino
 from lookalike.runtimes.load import WeightsOption, load_pretrained
-from lookalike.runtimes.select import MIN_IMAGES, AutoBackbone, TorchWeights, split_precision
+from lookalike.runtimes.select import (
+    MIN_IMAGES,
+    AutoBackbone,
+    TorchWeights,
+    backbone_with_runtime,
+    fixed_backbone,
+    split_precision,
+)
 from lookalike.types import Skipped, Vectors
 
 if TYPE_CHECKING:
@@ -164,7 +171,7 @@ def fit_pretrained(
     backbones = load_pretrained(name, weights)
     precisions = split_precision(precision, len(backbones))
     prepared = [
-        (replace(backbone, runtime=runtime, precision=p).prepare(sample, count, progress), state)
+        (backbone_with_runtime(backbone, runtime, p).prepare(sample, count, progress), state)
         for (backbone, state), p in zip(backbones, precisions, strict=True)
     ]
     subset = sample_evenly(images, FIT_IMAGES, seed=0)
@@ -182,14 +189,17 @@ def align(members: Sequence[Encoder], embeddings: Sequence[Vectors], combination
     return Ensemble(tuple(members), combination, rotations)
 
 
-def feature_backbone(backbone: TorchBackbone, images: Sequence[Source], progress: Progress) -> Backbone:
+def feature_backbone(backbone: Backbone, images: Sequence[Source], progress: Progress) -> Backbone:
     """Return a backbone that computes features for training: on OpenVINO in float32 for many images.
 
-    The torch backbone is returned for few images, on an accelerator, and where OpenVINO computes other features.
+    A backbone on torch is returned for few images, on an accelerator, and where OpenVINO computes other features.
     """
+    fixed = fixed_backbone(backbone)
+    if fixed is not None:
+        return backbone.prepare((), len(images), progress)
     if len(images) < MIN_IMAGES or backbone.device_type != "cpu" or not openvino.is_installed():
         return backbone
-    weights = TorchWeights(backbone.with_precision("float32"))
+    weights = TorchWeights(cast("TorchBackbone", backbone).with_precision("float32"))
     try:
         auto = AutoBackbone(backbone.info, weights, openvino.RUNTIME, "float32")
         return auto.prepare(sample_evenly(images, SAMPLE_SIZE), len(images), progress)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +20,7 @@ from lookalike.errors import LookalikeError, MissingExtra, ModelError, describe_
 from lookalike.models.heads import Head
 from lookalike.models.info import BackboneInfo, EncoderInfo
 from lookalike.models.pipeline import Backbone, Source
+from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import SILENT, Progress
 from lookalike.runtimes import onnx, openvino
 from lookalike.runtimes.cache import GraphCache
@@ -75,6 +78,12 @@ class GraphBackbone:
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> GraphBackbone:  # noqa: ARG002
         """Return the backbone itself."""
         return self
+
+    def with_preprocessing(self, preprocessing: Preprocessing) -> GraphBackbone:
+        """Return the same graph for images that are cropped otherwise."""
+        other = copy.copy(self)
+        other.info = replace(self.info, preprocessing=preprocessing)
+        return other
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """Return all weights by name."""
@@ -143,15 +152,21 @@ class ExportedBackbone(UnpreparedBackbone):
             )
         return self._opened[throughput]
 
+    def with_preprocessing(self, preprocessing: Preprocessing) -> ExportedBackbone:
+        """Return the same graph for images that are cropped otherwise."""
+        return ExportedBackbone(
+            replace(self._encoder_info, backbone=replace(self.info, preprocessing=preprocessing)), self._file
+        )
+
     def weights(self) -> Mapping[str, np.ndarray]:
         """Raise `ModelError`: a graph has no weights."""
         return self._for_single_images().weights()
 
 
 def open_graph(
-    file: Callable[[], Path], runtime: str, precision: str, *, throughput: bool, cache: GraphCache
+    file: Callable[[], Path | Any], runtime: str, precision: str, *, throughput: bool, cache: GraphCache
 ) -> GraphRunner:
-    """Load a graph on its runtime; `file` is called only where no compiled graph is cached."""
+    """Load a graph on its runtime; `file`, or OpenVINO's graph, is needed only where no compiled one is cached."""
     if runtime == onnx.RUNTIME:
         return onnx.OnnxRunner(file())
     if runtime != openvino.RUNTIME:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lookalike._arguments import checked_arguments
+from lookalike._files import file_digest
 from lookalike.errors import LookalikeError, ModelError, OptionError, renamed_argument
+from lookalike.models.backbone_files import parse_backbone_file, require_pretrained
 from lookalike.models.bundle import (
     BUNDLE_FILE,
     WEIGHTS_FILE,
@@ -27,11 +29,14 @@ from lookalike.models.bundle import (
     write_tensors,
 )
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
+from lookalike.models.function_backbone import FunctionBackbone
 from lookalike.models.heads import random_head
-from lookalike.models.info import BackboneInfo, TrainingState
+from lookalike.models.info import FROZEN, FUNCTION, ONNX, BackboneInfo, TrainingState
+from lookalike.models.pipeline import Backbone
 from lookalike.models.registry import PRETRAINED, find_backbone, hub_repository
 from lookalike.runtimes.cache import PretrainedCache
 from lookalike.runtimes.graphs import ExportedBackbone
+from lookalike.runtimes.onnx_backbone import OnnxBackbone, open_onnx
 from lookalike.runtimes.select import AUTO, AutoBackbone, TorchWeights, require_runtime, with_runtime
 from lookalike.types import Vectors
 
@@ -49,6 +54,7 @@ def load_encoder(
     runtime: str = AUTO,
     precision: str = AUTO,
     seed: int = 0,
+    functions: Sequence[AnyEncoder] = (),
 ) -> AnyEncoder:
     """Load an encoder or an ensemble. torch is imported only where no runtime was selected for it before.
 
@@ -60,9 +66,11 @@ def load_encoder(
         runtime: auto (the fastest on this machine), torch, openvino or onnxruntime.
         precision: auto (the fastest), float32 or bfloat16.
         seed: of random weights and projections.
+        functions: the encoders from `as_encoder` that a bundle was made with: their functions are not in it.
 
     Raises:
-        ModelError: not a model, a damaged bundle, or weights that do not fit.
+        ModelError: not a model, one that needs a function that is not in `functions`, a damaged bundle, or weights that
+            do not fit.
         WeightsUnavailable: pretrained weights are not available.
         OptionError: an unknown runtime or precision, or another one than an exported bundle has.
         MissingExtra: the runtime that it was exported for is not installed.
@@ -71,21 +79,20 @@ def load_encoder(
     require_runtime(runtime)
     bundle = find_bundle(model)
     if bundle is not None:
-        return with_runtime(load_bundle(bundle), runtime, precision)
+        return with_runtime(load_bundle(bundle, functions), runtime, precision)
     backbones = load_pretrained(str(model), weights, seed=seed)
     members = [Encoder.of(b, random_head(b.width, seed=seed), state) for b, state in backbones]
     encoder = members[0] if len(members) == 1 else Ensemble(tuple(members), "concat")
     return with_runtime(encoder, runtime, precision)
 
 
-def load_bundle(path: Path) -> AnyEncoder:
+def load_bundle(path: Path, functions: Sequence[AnyEncoder] = ()) -> AnyEncoder:
     """Load the encoder of a bundle; its runtime is selected when it embeds images."""
     info = read_bundle_info(path)
     members: list[Encoder] = []
     for number, member in enumerate(info.members):
         if member.graph is None:
-            weights = WeightsFile(path / WEIGHTS_FILE, f"members.{number}.backbone.")
-            backbone = AutoBackbone(member.backbone, StoredWeights(member.backbone, weights))
+            backbone = _stored_backbone(path, number, member.backbone, functions)
             members.append(Encoder(member, backbone, read_head(path, number, member)))
         else:
             members.append(Encoder(member, ExportedBackbone(member, checked_graph_file(path, member)), None))
@@ -104,6 +111,32 @@ def load_bundle(path: Path) -> AnyEncoder:
             argument="model",
         )
     return encoder
+
+
+def _stored_backbone(path: Path, number: int, info: BackboneInfo, functions: Sequence[AnyEncoder]) -> Backbone:
+    if info.library == FUNCTION:
+        return _find_function(path, info, functions)
+    weights = WeightsFile(path / WEIGHTS_FILE, f"members.{number}.backbone.")
+    source = StoredWeights(info, weights)
+    return OnnxBackbone(info, source) if info.library == ONNX else AutoBackbone(info, source)
+
+
+def _find_function(path: Path, info: BackboneInfo, functions: Sequence[AnyEncoder]) -> FunctionBackbone:
+    """Return the function that a bundle was made with, with the bundle's preprocessing."""
+    for encoder in functions:
+        for member in encoder.members:
+            backbone = member.backbone
+            if isinstance(backbone, FunctionBackbone) and backbone.computes(info):
+                crop = backbone.info.preprocessing.crop
+                crop = crop if crop == info.preprocessing.crop else info.preprocessing.crop
+                return backbone.with_preprocessing(replace(info.preprocessing, crop=crop))
+    names = ", ".join(encoder.name for encoder in functions)
+    raise ModelError(
+        f"{path} was made with the function {info.name}, which is not stored in it"
+        f"{f', and differs from {names}' if names else ''}; in Python, pass the encoder that as_encoder made of it in "
+        "`functions`.",
+        argument="functions",
+    )
 
 
 @dataclass(frozen=True)
@@ -137,24 +170,37 @@ class StoredWeights:
 
 def load_pretrained(
     name: str, weights: WeightsOption = PRETRAINED, *, seed: int = 0
-) -> list[tuple[AutoBackbone, TrainingState]]:
+) -> list[tuple[Backbone, TrainingState]]:
     """Load backbones by name, joined by `+`, each with its state (untrained or frozen); without torch where cached."""
-    pairs = pair_weights(_split_names(name), weights)
-    caches = [PretrainedCache(n, str(source), seed) for n, source in pairs]
-    _require_backbones(name, [n for (n, _), cache in zip(pairs, caches, strict=True) if cache.load() is None])
-    return [_load_backbone(n, source, seed, cache) for (n, source), cache in zip(pairs, caches, strict=True)]
+    with renamed_argument("model", "backbone"):
+        pairs = pair_weights(_split_names(name), weights)
+        caches = [PretrainedCache(n, str(source), seed) for n, source in pairs]
+        _require_backbones(name, [n for (n, _), cache in zip(pairs, caches, strict=True) if cache.load() is None])
+        return [_load_backbone(n, source, seed, cache) for (n, source), cache in zip(pairs, caches, strict=True)]
 
 
-def _load_backbone(
-    name: str, weights: str | Path, seed: int, cache: PretrainedCache
-) -> tuple[AutoBackbone, TrainingState]:
+def weights_identity(name: str, weights: str | Path) -> str:
+    """Return what identifies the weights of a backbone: their source, or the digest of the content of files."""
+    file = parse_backbone_file(name)
+    if file is not None:
+        return file.digest()
+    return file_digest(Path(weights)) if Path(weights).is_file() else str(weights)
+
+
+def _load_backbone(name: str, weights: str | Path, seed: int, cache: PretrainedCache) -> tuple[Backbone, TrainingState]:
+    file = parse_backbone_file(name)
+    if file is not None:
+        require_pretrained(file, weights)
+        if file.library == ONNX:
+            return open_onnx(file), FROZEN
+        cache = PretrainedCache(name, file.digest(), 0)
     cached = cache.load()
     if cached is None:
         backbone, state = _build_pretrained(name, weights, seed, cache)
         return AutoBackbone(backbone.info, TorchWeights(backbone)), state
-    info, state, file = cached
+    info, state, stored = cached
     rebuild = partial(_build_pretrained, name, weights, seed, cache)
-    return AutoBackbone(info, StoredWeights(info, WeightsFile(file, ""), rebuild)), state
+    return AutoBackbone(info, StoredWeights(info, WeightsFile(stored, ""), rebuild)), state
 
 
 def _build_pretrained(
@@ -182,7 +228,11 @@ def pair_weights(names: Sequence[str], weights: WeightsOption) -> list[tuple[str
 def _split_names(text: str) -> list[str]:
     """Split the names of backbones; what looks like a path gets an error of its own."""
     separators = (os.sep, os.altsep or os.sep)
-    names = [name for name in text.split("+") if hub_repository(name) is None or Path(name).exists()]
+    names = [
+        name
+        for name in text.split("+")
+        if parse_backbone_file(name) is None and (hub_repository(name) is None or Path(name).exists())
+    ]
     if text.startswith(("~", ".")) or any(separator in name for separator in separators for name in names):
         problem = f"is not a bundle: it has no {BUNDLE_FILE}" if Path(text).exists() else "does not exist"
         advice = "pass a bundle made by 'lookalike train' or 'lookalike benchmark'"
@@ -195,10 +245,11 @@ def _split_names(text: str) -> list[str]:
 def _require_backbones(text: str, names: Sequence[str]) -> None:
     """Raise `ModelError` for a name that is not a backbone's, before any weights are loaded."""
     try:
-        with renamed_argument("model", "backbone"):
-            for name in names:
-                find_backbone(name)
+        for name in names:
+            find_backbone(name)
     except ModelError as error:
+        if any(parse_backbone_file(name) for name in names):
+            raise
         if "+" in text and not Path(text).exists():
             raise
         message = f"{text} is neither a bundle nor the name of a backbone: {error}"  # or a misspelt folder

@@ -22,7 +22,7 @@ from lookalike.data.images import image_in_turn
 from lookalike.errors import MissingExtra, ModelError, OptionError, StorageError, UnreadableImage, describe_error
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import BackboneInfo
-from lookalike.models.pipeline import Backbone, Source, decode
+from lookalike.models.pipeline import Backbone, FixedBackbone, Source, decode
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress
 from lookalike.runtimes import onnx
@@ -97,6 +97,11 @@ class AutoBackbone(UnpreparedBackbone):
                 self._torch = None  # not needed any more
         return self._prepared[few]
 
+    def with_preprocessing(self, preprocessing: Preprocessing) -> AutoBackbone:
+        """Return the same backbone for images that are cropped otherwise."""
+        info = replace(self.info, preprocessing=preprocessing)
+        return AutoBackbone(info, OtherPreprocessing(preprocessing, self.source), self.runtime, self.precision)
+
     def on_torch(self, precision: str) -> TorchBackbone:
         """Return the backbone on torch, loaded once while torch is in use."""
         if self._torch is None:
@@ -142,7 +147,7 @@ def split_precision(precision: str, count: int) -> list[str]:
 
 
 def _member_with_runtime(encoder: Encoder, runtime: str, precision: str) -> Encoder:
-    graph, backbone = encoder.info.graph, encoder.backbone
+    graph = encoder.info.graph
     if graph is not None:
         if runtime not in (AUTO, graph.runtime) or precision not in (AUTO, graph.precision):
             raise OptionError(
@@ -151,11 +156,26 @@ def _member_with_runtime(encoder: Encoder, runtime: str, precision: str) -> Enco
                 argument="runtime",
             )
         return encoder
+    backbone = backbone_with_runtime(encoder.backbone, runtime, precision)
+    return encoder if backbone is encoder.backbone else replace(encoder, backbone=backbone)
+
+
+def backbone_with_runtime(backbone: Backbone, runtime: str = AUTO, precision: str = AUTO) -> Backbone:
+    """Return the same backbone, executed by this runtime in this precision; auto keeps what was selected before."""
+    fixed = fixed_backbone(backbone)
+    if fixed is not None:
+        if runtime not in (AUTO, fixed.runtime):
+            raise OptionError(
+                f"{backbone.info.name} runs on {fixed.runtime} only, got `runtime` {runtime}; omit it.",
+                argument="runtime",
+            )
+        selected: Backbone = fixed.with_precision(precision)
+        return backbone if precision in (AUTO, backbone.precision) else selected
     if isinstance(backbone, AutoBackbone | GraphBackbone):  # auto keeps what was selected before
         runtime = backbone.runtime if runtime == AUTO else runtime
         precision = backbone.precision if precision == AUTO else precision
         if (backbone.runtime, backbone.precision) == (runtime, precision):
-            return encoder
+            return backbone
         source = backbone.source
         assert source is not None, "an encoder that was not exported has weights"
     else:
@@ -163,7 +183,29 @@ def _member_with_runtime(encoder: Encoder, runtime: str, precision: str) -> Enco
 
         assert isinstance(backbone, TorchBackbone)
         source = TorchWeights(backbone)
-    return replace(encoder, backbone=AutoBackbone(backbone.info, source, runtime, precision))
+    return AutoBackbone(backbone.info, source, runtime, precision)
+
+
+def fixed_backbone(backbone: Backbone) -> FixedBackbone | None:
+    """Return the backbone that has one runtime and cannot be trained, behind its graph if it is prepared, or None."""
+    source = backbone.source if isinstance(backbone, GraphBackbone) else backbone
+    return source if isinstance(source, FixedBackbone) else None
+
+
+@dataclass(frozen=True)
+class OtherPreprocessing:
+    """The weights of a backbone for images that are cropped otherwise."""
+
+    preprocessing: Preprocessing
+    source: WeightsSource
+
+    def load(self) -> TorchBackbone:
+        """Return the backbone on torch."""
+        return self.source.load().with_preprocessing(self.preprocessing)
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Return its weights by name."""
+        return self.source.arrays()
 
 
 @dataclass(frozen=True)

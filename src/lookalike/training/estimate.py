@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from lookalike.data.dataset import Dataset, Item, sample_evenly
-from lookalike.models.trainable import TrainableEncoder
+from lookalike.models.pipeline import Backbone
 from lookalike.runtimes.select import measure_rate, sample_pixels
 from lookalike.training.config import Recipe, TrainingOptions
 
@@ -15,13 +15,13 @@ _SECONDS = 0.3
 _STEP = 3.0  # forward and backward pass and update, relative to a forward pass
 
 
-def seconds_per_image(encoder: TrainableEncoder, items: Sequence[Item]) -> float:
-    """Return the seconds of reading and embedding one image with torch."""
+def seconds_per_image(backbone: Backbone, items: Sequence[Item]) -> float:
+    """Return the seconds of reading one image and computing its features."""
     sample = sample_evenly(items, _SAMPLE)
     started = time.perf_counter()
-    pixels = sample_pixels(encoder.preprocessing, sample)
+    pixels = sample_pixels(backbone.info.preprocessing, sample)
     reading = (time.perf_counter() - started) / max(1, len(sample))
-    return reading + 1 / measure_rate(encoder.torch_backbone(), pixels, _SECONDS)
+    return reading + 1 / measure_rate(backbone, pixels, _SECONDS)
 
 
 def training_seconds(per_image: float, data: Dataset, options: TrainingOptions, recipe: Recipe) -> float:

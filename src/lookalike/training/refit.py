@@ -17,6 +17,7 @@ from lookalike.data.dataset import Dataset, Split
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
 from lookalike.errors import DataError, ModelError, OptionError
+from lookalike.models.backbone_files import parse_backbone_file
 from lookalike.models.bundle import is_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.models.info import BundleInfo, EpochReport, TrainingReport
@@ -24,7 +25,7 @@ from lookalike.models.registry import PRETRAINED
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.load import WeightsOption, load_encoder
-from lookalike.training.config import Recipe, TrainingOptions
+from lookalike.training.config import Recipe, TrainingOptions, override_options
 from lookalike.training.context import TrainingContext
 from lookalike.training.finetune import FinetuneState, load_checkpoint
 from lookalike.training.frozen_stage import FrozenStage, FrozenStageConfig, replay_frozen_stage
@@ -185,7 +186,12 @@ def _refit_backbone(
         same_weights = run_key(encoder, data, options, recipe) == report.run
         config = FrozenStageConfig(report.crop_mode, report.shrinkage, report.head_epochs)
     else:
-        encoder, recipe = build_trainable(name, weights, seed=options.seed), Recipe(precision="float32")
+        if parse_backbone_file(name) is not None:
+            options = override_options(options, {"frozen": True})
+            encoder, _ = fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
+        else:
+            encoder = build_trainable(name, weights, seed=options.seed)
+        recipe = Recipe(precision="float32")
         same_weights = encoder.torch_backbone().info.fingerprint == first.info.backbone.fingerprint
         config = FrozenStageConfig()
     if not same_weights:

@@ -210,7 +210,7 @@ def _estimate_seconds(data: Dataset, backbones: Backbones, options: TrainingOpti
     total = 0.0
     for name, weights in backbones:
         encoder, recipe = fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
-        total += training_seconds(seconds_per_image(encoder, data.training), data, options, recipe)
+        total += training_seconds(seconds_per_image(encoder.torch_backbone(), data.training), data, options, recipe)
     return total
 
 

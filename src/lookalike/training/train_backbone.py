@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from lookalike._files import digest
 from lookalike.data.dataset import Dataset, Item
+from lookalike.errors import OptionError
 from lookalike.models.adapt import family_of
-from lookalike.models.info import Adaptation, StageMeasures, TrainingReport
-from lookalike.models.trainable import TrainableEncoder, build_trainable
+from lookalike.models.backbone_files import BackboneFile, parse_backbone_file
+from lookalike.models.info import ONNX, Adaptation, StageMeasures, TrainingReport
+from lookalike.models.pipeline import FixedBackbone
+from lookalike.models.trainable import FixedEncoder, TrainableEncoder, build_trainable
+from lookalike.runtimes.load import load_pretrained
 from lookalike.training.config import AUTO, Recipe, TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, labelled, require_classes
 from lookalike.training.finetune import (
@@ -100,6 +104,9 @@ def fresh_encoder(
     backbone: str, weights: Weights, options: TrainingOptions, *, unseen: bool
 ) -> tuple[TrainableEncoder, Recipe]:
     """Build an encoder for training, and return it with the recipe for its network."""
+    file = parse_backbone_file(backbone)
+    if file is not None:
+        return _fixed_encoder(file, weights, options, unseen=unseen)
     recipes: list[Recipe] = []
 
     def adapt(module: nn.Module) -> Adaptation:
@@ -108,6 +115,29 @@ def fresh_encoder(
         return Adaptation(pooling=recipe.pooling, side=recipe.side)
 
     return build_trainable(backbone, weights, seed=options.seed, adapt=adapt), recipes[0]
+
+
+def _fixed_encoder(
+    file: BackboneFile, weights: Weights, options: TrainingOptions, *, unseen: bool
+) -> tuple[TrainableEncoder, Recipe]:
+    """Return the encoder of a backbone that is only run, with the recipe for its head; refuse to fine-tune it."""
+    if not options.frozen:
+        raise OptionError(
+            f"{file.name} cannot be fine-tuned, only used as it is; pass `frozen` to train its head.",
+            argument="frozen",
+        )
+    if file.library == ONNX:
+        ((backbone, state),) = load_pretrained(file.name, weights, seed=options.seed)
+        encoder: TrainableEncoder = FixedEncoder(cast(FixedBackbone, backbone), state, seed=options.seed)
+    else:
+        encoder = build_trainable(file.name, weights, seed=options.seed)
+    recipe = options.recipe_for(family_of(encoder.module), unseen=unseen)
+    if Adaptation(recipe.pooling, recipe.side) != Adaptation():
+        raise OptionError(
+            f"pooling and input size of {file.name} cannot be changed; omit `pooling` and `side`.",
+            argument="pooling",
+        )
+    return encoder, recipe
 
 
 def untrained_report(encoder: TrainableEncoder, options: TrainingOptions, recipe: Recipe) -> TrainingReport:

@@ -57,7 +57,8 @@ _OPTIONAL_COLUMNS = (
     "backbones",
     multiple=True,
     metavar="NAME",
-    help="A backbone to measure, frozen and fine-tuned; A+B for only the ensembles of two. Can be repeated.",
+    help="A backbone to measure, frozen and fine-tuned; A+B for only the ensembles of two; onnx:FILE and hf:FOLDER are "
+    "measured frozen. Can be repeated.",
 )
 @click.option(
     "--bundle", "bundles", multiple=True, type=PATH, metavar="DIR", help="A bundle to measure. Can be repeated."

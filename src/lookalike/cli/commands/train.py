@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     default="efficientnet_lite0",
     show_default=True,
     metavar="NAME",
-    help="The name of a backbone, or several joined by +.",
+    help="The name of a backbone, or several joined by +; onnx:FILE and hf:FOLDER with --frozen.",
 )
 @weights_option
 @choice_option(
