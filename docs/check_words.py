@@ -69,6 +69,7 @@ WORDS = (
         (
             r"metric[-_ ]learning",
             r"log[ _]metrics?",
+            r"define[ _]metric",
             r"metric[ _]history",
             r"metric inner product",
             r"metric type",

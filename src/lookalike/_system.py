@@ -76,11 +76,12 @@ def keep_freed_memory() -> None:
 def disable_telemetry() -> None:
     """Switch off what packages send to their makers; call it before they are imported.
 
-    ONNX Runtime looks up a host and writes a device id, MLflow reports its use. Nothing else of the environment is
-    changed, and what the user has set stays.
+    ONNX Runtime looks up a host and writes a device id, MLflow and Weights & Biases report their use. Nothing else of
+    the environment is changed, and what the user has set stays.
     """
-    for variable in ("ORT_DISABLE_TELEMETRY", "MLFLOW_DISABLE_TELEMETRY"):
-        os.environ.setdefault(variable, "1")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
 def installed_versions(*packages: str) -> dict[str, str]:

@@ -78,9 +78,9 @@ resume_option = click.option("--resume", is_flag=True, help="Resume the unfinish
 track_option = click.option(
     "--track",
     multiple=True,
-    metavar="NAME[=PATH|URI]",
-    help="Report the run to a tracker: tensorboard or mlflow, optionally with a folder or URI "
-    "(mlflow=http://host:5000). Can be repeated.",
+    metavar="NAME[=PATH|URI|PROJECT]",
+    help="Report the run to a tracker: tensorboard, mlflow or wandb, optionally with a folder, a URI or a project "
+    "(mlflow=http://host:5000, wandb=team/project). Can be repeated.",
 )
 
 

@@ -1,4 +1,4 @@
-"""Experiment tracking with TensorBoard and MLflow; off by default.
+"""Experiment tracking, off by default: any number of trackers for one run.
 
 A tracker that fails during a run is disabled with a message: hours of training are worth more than their log.
 """
@@ -7,152 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import socket
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from lookalike._system import disable_telemetry
 from lookalike.errors import MissingExtra, ModelError, OptionError
 from lookalike.progress import SILENT, Progress
-
-
-class Tracker:
-    """One run in one tracker; this base class logs nothing."""
-
-    default_location = ""  # folder or URI
-    packages: tuple[str, ...] = ()  # what it imports
-
-    def __init__(self, location: str, name: str, key: str, resume: bool) -> None:
-        """Start a run with a display name, or with `resume` continue the unfinished one with the same key."""
-
-    def log_params(self, values: Mapping[str, Any]) -> None:
-        """Log parameters of the run."""
-
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log values of a step, counted from 1."""
-
-    def log_file(self, path: Path) -> None:
-        """Store a file."""
-
-    def log_model(self, bundle: Path, name: str) -> None:
-        """Register a bundle as a model under a name."""
-
-    def close(self, state: str) -> None:
-        """End the run: finished, failed or killed."""
-
-
-class TensorBoard(Tracker):
-    """Event files, one folder per run; takes values only, since the bundle has the rest."""
-
-    default_location = "tensorboard"
-    packages = ("tensorboard",)
-
-    def __init__(self, location: str, name: str, key: str, resume: bool) -> None:
-        stem = f"{name}-{key[:8]}"
-        folders = sorted(Path(location).glob(f"{stem}*"), key=lambda folder: (len(folder.name), folder.name))
-        new = f"{stem}-{len(folders) + 1}" if folders else stem
-        folder = folders[-1] if folders and resume else Path(location) / new
-        folder.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its imports use deprecated parts of other packages
-            from tensorboard.summary import Writer
-
-            self._writer = Writer(str(folder))
-
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Write one point per value."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self, state: str) -> None:  # noqa: ARG002
-        """Flush the event file."""
-        self._writer.close()
-
-
-class MLflow(Tracker):
-    """One run of the experiment `lookalike` on a tracking server or in a local database."""
-
-    default_location = "sqlite:///mlflow.db"
-    packages = ("mlflow", "sqlalchemy", "alembic", "pandas")
-
-    _EXPERIMENT = "lookalike"
-    _KEY = "lookalike.key"
-    _LOADER = "lookalike.runtimes.load"
-    _LONGEST_PARAM = 6000  # characters
-    _PARAMS_PER_REQUEST = 100
-
-    def __init__(self, location: str, name: str, key: str, resume: bool) -> None:
-        disable_telemetry()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from mlflow import MlflowClient
-        parts = urlsplit(location)
-        if parts.scheme in ("http", "https"):  # MLflow itself retries for minutes where nothing listens
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname or "", port), timeout=5).close()
-        self._client = MlflowClient(location)
-        experiment = self._client.get_experiment_by_name(self._EXPERIMENT)
-        number = experiment.experiment_id if experiment else self._client.create_experiment(self._EXPERIMENT)
-        unfinished = f"tags.`{self._KEY}` = '{key}' and attributes.status != 'FINISHED'"
-        runs = self._client.search_runs([number], unfinished, max_results=1) if resume else []
-        if runs:
-            self._client.update_run(runs[0].info.run_id, "RUNNING")
-        run = runs[0] if runs else self._client.create_run(number, run_name=name, tags={self._KEY: key})
-        self.run_id: str = run.info.run_id
-        self._logged = set(run.data.params)
-
-    def log_params(self, values: Mapping[str, Any]) -> None:
-        """Log the parameters that are not logged yet: MLflow refuses to log one twice."""
-        from mlflow import entities
-
-        missing = [entities.Param(k, str(v)[: self._LONGEST_PARAM]) for k, v in values.items() if k not in self._logged]
-        for start in range(0, len(missing), self._PARAMS_PER_REQUEST):
-            self._client.log_batch(self.run_id, params=missing[start : start + self._PARAMS_PER_REQUEST])
-        self._logged |= {param.key for param in missing}
-
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log values of a step."""
-        for name, value in values.items():
-            self._client.log_metric(self.run_id, name, value, step=step)
-
-    def log_file(self, path: Path) -> None:
-        """Store a file among the run's artifacts."""
-        self._client.log_artifact(self.run_id, str(path))
-
-    def log_model(self, bundle: Path, name: str) -> None:
-        """Store the bundle as a model of the run, and register it as the next version of `name`."""
-        from mlflow.exceptions import MlflowException
-
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # mlflow warns about its own type hints while it is imported
-            import mlflow.pyfunc
-
-            model = Path(folder) / "model"
-            requirements = [f"lookalike=={version('lookalike')}"]
-            mlflow.pyfunc.save_model(
-                str(model), loader_module=self._LOADER, data_path=str(bundle), pip_requirements=requirements
-            )
-            self._client.log_artifacts(self.run_id, str(model), "model")
-        try:
-            self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        self._client.create_model_version(name, f"runs:/{self.run_id}/model", self.run_id)
-
-    def close(self, state: str) -> None:
-        """End the run."""
-        self._client.set_terminated(self.run_id, state.upper())
-
-
-TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+from lookalike.training.trackers import TRACKERS, Tracker
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         resume: continue the unfinished run next to `out`, also with other learning rates; a finished run is loaded.
         replace: overwrite an existing bundle, and nothing else.
         cache: a folder that keeps the features of the frozen backbone for other runs on the same images.
-        track: trackers that receive each epoch and the bundle: `tensorboard`, `mlflow`, or with a location, as in
-            `mlflow=http://host:5000`.
+        track: trackers that receive each epoch and the bundle: `tensorboard`, `mlflow`, `wandb`, or with a location, as
+            in `mlflow=http://host:5000` or `wandb=team/project`.
         progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
         overrides: options by name that replace those in `options`.
 
