@@ -65,9 +65,11 @@ def test_the_other_gallery_items_with_the_file_of_a_query(tmp_path: Path) -> Non
     data = Dataset(tmp_path, "by hand", items)
     assert data.same_file_ids == {"q": {"q2", "q3"}, "t": {"t2"}, "t2": {"t"}}
     assert data.max_hits == 7 - 2 - 1
-    assert data.same_file_note.startswith("leave-one-out by file: 3 of 5 queries")
+    both, by_file = data.leave_one_out_notes
+    assert "leave-one-out: 3 of 5 queries" in both
+    assert "leave-one-out by file: 3 of 5 queries" in by_file
     apart = data.replace_items(item for item in items if item.id in ("q", "g"))
-    assert (apart.same_file_ids, apart.max_hits, apart.same_file_note) == ({}, 1, "")
+    assert (apart.same_file_ids, apart.max_hits, apart.leave_one_out_notes) == ({}, 1, ())
 
 
 def test_the_other_validation_images_with_the_file_of_one(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_the_other_validation_images_with_the_file_of_one(tmp_path: Path) -> Non
     items = [Item(name, tmp_path / name, "cat", Split(split)) for split, ids in names.items() for name in ids]
     data = Dataset(tmp_path, "by hand", tuple(items))
     assert data.same_file_ids == {"a": {"a2"}, "a2": {"a"}}
-    assert (data.validation_excluded, data.max_hits, data.same_file_note) == (2, 1, "")
+    assert (data.validation_excluded, data.max_hits, data.leave_one_out_notes) == (2, 1, ())
     assert "leave-one-out by file: 2 of 5 validation images" in data.summary()
 
 

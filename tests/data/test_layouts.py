@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -608,6 +609,20 @@ def test_a_text_that_many_rows_of_a_parquet_manifest_repeat_is_held_once(tmp_pat
     before = pyarrow.default_memory_pool().max_memory()
     assert "a cell has 100,000 characters" in refusal(tmp_path)
     assert pyarrow.default_memory_pool().max_memory() < max(before, 20_000_000)  # 300 MB for each row its own
+
+
+@pytest.mark.parametrize("kind", ["string", "binary"])
+def test_a_huge_text_in_a_parquet_manifest_is_refused_before_it_is_copied(tmp_path: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.array(["x" * 10_000_000]).cast(kind)
+    parquet.write_table(pyarrow.table(dict.fromkeys(("path", "label", "split"), column)), tmp_path / "manifest.parquet")
+    tracemalloc.start()
+    try:
+        assert "a cell has 10,000,000 bytes" in refusal(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_lists_in_a_parquet_manifest(tmp_path: Path) -> None:

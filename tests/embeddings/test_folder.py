@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lookalike import _strings
-from lookalike._files import FileRecord
+from lookalike._files import FileRecord, with_digest
 from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.embeddings.folder import (
     EMBEDDINGS_FORMAT,
@@ -86,6 +86,15 @@ def test_another_format(out):
 def test_a_damaged_record(out, text, cause):
     (out / "embeddings.json").write_text(text)
     assert cause in refusal(out)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "many", None, []])
+@pytest.mark.parametrize("field", ["dim", "count"])
+def test_a_record_with_what_is_not_a_number(out, field, value):
+    record = {**json.loads((out / "embeddings.json").read_text()), field: value}
+    record.pop("digest")
+    (out / "embeddings.json").write_text(json.dumps(with_digest(record)))
+    assert "damaged" in refusal(out)
 
 
 @pytest.mark.parametrize("size", [0, 60, 10_000])

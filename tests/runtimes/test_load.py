@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +23,13 @@ from lookalike.runtimes.load import BundleModel, load_encoder, load_pretrained, 
 NAME = "test_efficientnet"
 
 
-def test_the_folder_of_a_benchmark_is_refused_with_its_winner(encoder, tmp_path):
+def test_the_folder_of_a_benchmark_is_refused_with_its_winner(encoder, tmp_path, monkeypatch):
     save_bundle(encoder, tmp_path / "runs" / "best")
-    with pytest.raises(ModelError) as caught:
-        load_encoder(str(tmp_path / "runs"))
-    assert f"the winner of this benchmark is {tmp_path / 'runs' / 'best'}" in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "runs", Path("runs")):
+        with pytest.raises(ModelError) as caught:
+            load_encoder(str(folder))
+        assert f"the winner of this benchmark is {folder / 'best'}" in str(caught.value)
 
 
 @pytest.fixture

@@ -274,13 +274,10 @@ def _embed_test_split(
         encoder = with_runtime(encoder, runtime, precision).prepare(sample, len(tested), progress)
     progress.info(f"model: {encoder.name}, {encoder.state}")
     gallery = _embed_gallery(data.gallery, encoder, fitted, progress)
-    if data.query == data.gallery:
-        progress.info("leave-one-out: each image is searched in the others")
-        queries = gallery
-    else:
-        queries = encoder.embed(data.query, progress=progress, task="queries")
-    if data.same_file_note:
-        progress.info(data.same_file_note)
+    same = data.query == data.gallery
+    queries = gallery if same else encoder.embed(data.query, progress=progress, task="queries")
+    for note in data.leave_one_out_notes:
+        progress.info(note)
     for split, embeddings in (("query", queries), ("gallery", gallery)):
         if not len(embeddings):
             raise DataError(

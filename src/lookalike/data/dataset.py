@@ -156,9 +156,16 @@ class Dataset:
         return max((len(self.same_file_ids.get(query.id, ())) for query in queries), default=0)
 
     @property
-    def same_file_note(self) -> str:
-        """A remark that queries are in the gallery under other paths, empty if none is."""
-        return self._same_file_note(self.query, "queries are in the gallery")
+    def leave_one_out_notes(self) -> tuple[str, ...]:
+        """Remarks that queries are in the gallery too, where none is its own hit."""
+        both = [item for item in self.query if item.split == Split.TEST]
+        itself = ""
+        if both and self.query == self.gallery:
+            itself = "leave-one-out: each test image is searched in the other test images"
+        elif both:
+            count = f"{len(both)} of {len(self.query)} queries"
+            itself = f"leave-one-out: {count} are in the gallery too, where they are not hits (first: {both[0].id})"
+        return tuple(filter(None, (itself, self._same_file_note(self.query, "queries are in the gallery"))))
 
     def _same_file_note(self, queries: Sequence[Item], what: str) -> str:
         ids = [query.id for query in queries if query.id in self.same_file_ids]
@@ -218,10 +225,8 @@ class Dataset:
             text += f" in {len(names)} {'class' if len(names) == 1 else 'classes'}" if names else ""
             text += f", {unlabelled} without a label" if unlabelled else ""
             lines.append(text)
-        if any(item.split == Split.TEST for item in self.items):
-            lines.append("  leave-one-out: each test image is searched in the other test images")
         validation_note = self._same_file_note(self.validation, "validation images are in that split")
-        lines.extend(f"  {note}" for note in (validation_note, self.same_file_note) if note)
+        lines.extend(f"  {note}" for note in (validation_note, *self.leave_one_out_notes) if note)
         if self.test_classes_unseen:
             lines.append("  most queries are of classes that the training split does not have")
         lines.extend(f"  note: {note}" for note in self.notes)

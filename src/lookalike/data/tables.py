@@ -16,7 +16,7 @@ _MAX_BYTES = 1 << 30
 _MAX_ROWS = 10_000_000
 _MAX_LINE = 1 << 20  # characters; more are read as several lines
 # A Parquet file of a few kilobytes can hold gigabytes of text: a row group is read at once, each distinct text once.
-_MAX_GROUP = 1 << 29  # bytes of a row group when decompressed
+_MAX_GROUP = 1 << 28  # bytes of a row group when decompressed
 _MAX_GROUP_CELLS = 1 << 25
 _MAX_CELL = 1 << 16  # characters
 _MAX_TEXT = 1 << 30  # characters of all cells
@@ -118,8 +118,19 @@ def _texts(column: Any) -> Iterator[str]:
         if not hasattr(chunk, "dictionary"):
             yield from map(_cell_text, chunk.to_pylist())
             continue
+        _require_short(chunk.dictionary)
         texts = [_cell_text(value) for value in chunk.dictionary.to_pylist()]
         yield from ("" if number is None else texts[number] for number in chunk.indices.to_pylist())
+
+
+def _require_short(texts: Any) -> None:
+    """Raise `RefusedFileError` for a text that is too long, before it is copied."""
+    from pyarrow import compute
+
+    if str(texts.type) in ("string", "large_string", "binary", "large_binary"):
+        longest = compute.max(compute.binary_length(texts)).as_py() or 0
+        if longest > 4 * _MAX_CELL:  # UTF-8 has at most 4 bytes per character
+            raise RefusedFileError(f"a cell has {longest:,} bytes, more than {4 * _MAX_CELL:,}")
 
 
 def _cell_text(value: object) -> str:

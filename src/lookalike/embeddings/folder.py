@@ -104,7 +104,7 @@ class EmbeddingsInfo:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> EmbeddingsInfo:
-        """Undo `to_dict`; a wrong or changed field raises AttributeError, KeyError, TypeError or ValueError."""
+        """Undo `to_dict`; a wrong field raises AttributeError, KeyError, OverflowError, TypeError or ValueError."""
         value = checked_record(value)
         return cls(
             run=read_record(RunInfo, value["run"]),
@@ -168,7 +168,7 @@ def read_embeddings_info(path: Path | str) -> EmbeddingsInfo:
         )
     try:
         return EmbeddingsInfo.from_dict(value)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise damaged_embeddings(path, f"{INFO_FILE}: {type(error).__name__} {error}") from error
 
 

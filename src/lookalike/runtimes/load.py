@@ -234,12 +234,16 @@ def _split_names(text: str) -> list[str]:
         if parse_backbone_file(name) is None and (hub_repository(name) is None or Path(name).exists())
     ]
     if text.startswith(("~", ".")) or any(separator in name for separator in separators for name in names):
-        problem = f"is not a bundle: it has no {BUNDLE_FILE}" if Path(text).exists() else "does not exist"
-        advice = "pass a bundle made by 'lookalike train' or 'lookalike benchmark'"
-        if is_bundle(Path(text) / "best"):
-            advice = f"the winner of this benchmark is {Path(text) / 'best'}"
-        raise ModelError(f"{text} {problem}, and no backbone has this name; {advice}.", argument="model")
+        raise _unknown_path(text)
     return text.split("+")
+
+
+def _unknown_path(text: str) -> ModelError:
+    problem = f"is not a bundle: it has no {BUNDLE_FILE}" if Path(text).exists() else "does not exist"
+    advice = "pass a bundle made by 'lookalike train' or 'lookalike benchmark'"
+    if is_bundle(Path(text) / "best"):
+        advice = f"the winner of this benchmark is {Path(text) / 'best'}"
+    return ModelError(f"{text} {problem}, and no backbone has this name; {advice}.", argument="model")
 
 
 def _require_backbones(text: str, names: Sequence[str]) -> None:
@@ -250,7 +254,9 @@ def _require_backbones(text: str, names: Sequence[str]) -> None:
     except ModelError as error:
         if any(parse_backbone_file(name) for name in names):
             raise
-        if "+" in text and not Path(text).exists():
+        if Path(text).exists():
+            raise _unknown_path(text) from error
+        if "+" in text:
             raise
         message = f"{text} is neither a bundle nor the name of a backbone: {error}"  # or a misspelt folder
         raise ModelError(message, argument="model") from error
