@@ -39,8 +39,9 @@ import torch
 from contest import add_out_option, shared_folder
 from lookalike._files import write_json
 from lookalike.benchmark.timing import machine
-from lookalike.data.dataset import Dataset, with_validation
+from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
+from lookalike.data.validation import with_validation
 from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.models.bundle import is_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder

@@ -18,8 +18,8 @@ from lookalike.api.evaluate import evaluate
 from lookalike.api.export import export
 from lookalike.api.index import index
 from lookalike.api.search import load_index, search
-from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
+from lookalike.data.validation import with_validation
 from lookalike.errors import DataError, MissingExtra, ModelError, OptionError, StorageError
 from lookalike.models import pipeline
 from lookalike.models.bundle import describe_encoder, read_bundle_info, save_bundle

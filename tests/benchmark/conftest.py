@@ -15,8 +15,9 @@ from lookalike.benchmark import run_trials
 from lookalike.benchmark.benchmark import Benchmark, benchmark
 from lookalike.benchmark.spec import BenchmarkSpec, select_measures
 from lookalike.benchmark.trial import Trial
-from lookalike.data.dataset import Dataset, with_validation
+from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
+from lookalike.data.validation import with_validation
 from lookalike.progress import SILENT
 from small_benchmark import NAMES, OPTIONS, fake_timing
 

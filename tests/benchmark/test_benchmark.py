@@ -16,9 +16,9 @@ from lookalike.benchmark import benchmark as benchmark_module
 from lookalike.benchmark.benchmark import DEMO_BACKBONES, DEMO_OPTIONS, benchmark, demo
 from lookalike.benchmark.candidates import make_candidates, make_ensembles, save_winner
 from lookalike.benchmark.run_trials import embed_candidate
-from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
 from lookalike.data.samples import DESCRIPTION, SCENES, write_demo_images
+from lookalike.data.validation import with_validation
 from lookalike.errors import DataError, OptionError, StorageError
 from lookalike.models.bundle import read_bundle_info
 from lookalike.runtimes.load import load_encoder

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.data.dataset import Dataset, Item, Split, by_class, class_names, sample_evenly, with_validation
+from lookalike.data.dataset import Dataset, Item, Split, by_class, class_names, sample_evenly
 from lookalike.data.layouts import load_dataset
+from lookalike.data.validation import with_validation
 from lookalike.errors import DataError, OptionError
 
 

@@ -110,7 +110,7 @@ def test_a_training_report_survives_json(report):
     assert TrainingReport.from_dict(json.loads(json.dumps(asdict(report)))) == report
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"version": None}, {"speed": 1}])
+@pytest.mark.parametrize("change", [{"version": 99}, {"version": None}, {"speed": 1}])
 def test_another_version_or_field_of_a_report_is_refused(change, report):
     with pytest.raises(ModelError):
         TrainingReport.from_dict({**asdict(report), **change})

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lookalike.data.dataset import Dataset, with_validation
+from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
+from lookalike.data.validation import with_validation
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.training.config import TrainingOptions
 

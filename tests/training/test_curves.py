@@ -48,12 +48,12 @@ def test_the_page_lists_changed_learning_rates(tmp_path):
 
 
 def test_the_page_lists_what_was_chosen(tmp_path):
-    page = page_of(tmp_path, replace(REPORT, shrinkage=0.3, posthoc_head=HeadFit(0.5, 2.0)))
+    page = page_of(tmp_path, replace(REPORT, initial_head=HeadFit(0.3, 4.0), posthoc_head=HeadFit(0.5, 2.0)))
     for text in (
         "Recipe transformer",
         "precision bfloat16",
         "pk batches",
-        "shrinkage 0.3",
+        "shrinkage 0.3, emphasis 4",
         "shrinkage 0.5, emphasis 2",
     ):
         assert text in page

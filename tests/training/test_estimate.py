@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
+from lookalike.data.validation import with_validation
 from lookalike.progress import format_about
 from lookalike.training.config import TrainingOptions, make_recipe
 from lookalike.training.estimate import training_seconds

@@ -191,8 +191,8 @@ def test_an_ensemble_resumes_with_the_current_backbone(data, quick, recorder, tm
 
 
 def test_an_unreadable_file_is_still_skipped_after_resuming(crops, weights, quick, recorder, tmp_path):
-    from lookalike.data.dataset import with_validation
     from lookalike.data.layouts import load_dataset
+    from lookalike.data.validation import with_validation
 
     data = with_validation(load_dataset(crops), seed=0)
     data.training[3].path.write_bytes(b"")
@@ -261,8 +261,8 @@ def test_an_unfinished_run_is_not_overwritten(data, weights, options, recorder, 
 
 @pytest.mark.parametrize("change", ["options", "data"])
 def test_a_run_with_other_options_or_data_is_not_resumed(change, crops, weights, quick, recorder, tmp_path):
-    from lookalike.data.dataset import with_validation
     from lookalike.data.layouts import load_dataset
+    from lookalike.data.validation import with_validation
 
     out = tmp_path / "model"
     data = with_validation(load_dataset(crops), seed=0)

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
+from lookalike.data.validation import with_validation
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.models.bundle import read_bundle_info

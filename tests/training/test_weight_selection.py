@@ -62,7 +62,7 @@ def stage(member, data):
         head_measure=0.1,
         head_epochs=0,
         head_origin="PCA",
-        shrinkage=None,
+        fit=None,
     )
 
 

@@ -38,7 +38,10 @@ _CLASSES = 10  # shown at first
 def describe_run(spec: BenchmarkSpec, skipped: Sequence[Skipped]) -> RunDescription:
     """Return how a benchmark was measured."""
     data, options = spec.data, spec.options
-    settings = {"seed": options.seed, "validation": f"{len(data.validation)} images, each queried against all others"}
+    validation = f"{len(data.validation)} images, each queried against all others"
+    if data.validation_query_ids:
+        validation = f"{len(data.validation_query)} queries in a gallery of {len(data.validation_gallery)}"
+    settings = {"seed": options.seed, "validation": validation}
     if spec.finetune:
         limit = f", at most {options.max_minutes:g} minutes" if options.max_minutes is not None else ""
         changes = "".join(f", {name} {value}" for name, value in sorted(options.overrides.items()))

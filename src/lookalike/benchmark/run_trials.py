@@ -12,61 +12,27 @@ from lookalike.benchmark.candidates import AnyCandidate, Candidate, SplitEmbeddi
 from lookalike.benchmark.spec import BenchmarkSpec, slug
 from lookalike.benchmark.timing import TimingRequest, load_candidate, measure_timing, time_here, timing_setup
 from lookalike.benchmark.trial import VERSION, Member, SplitMeasures, Timing, Trial
-from lookalike.data.dataset import Item, Split, sample_evenly
-from lookalike.embeddings.shards import Shard, read_shard, write_shard
+from lookalike.data.dataset import Split, sample_evenly
+from lookalike.embeddings.splits import SPLITS, embed_splits
 from lookalike.errors import DataError, LookalikeError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings, evaluate_validation
-from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder
-from lookalike.models.pipeline import image_keys
-from lookalike.runtimes.fit import feature_file, read_features
+from lookalike.models.encoder import Encoder
 from lookalike.types import Embeddings, Skipped
 
-SPLITS = (Split.TRAINING, Split.VALIDATION, Split.QUERY, Split.GALLERY)
 _TIMED_IMAGES = 40
 
 
 def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embeddings]:
-    """Embed all splits, or read them from the cache of an earlier session.
-
-    A cached split is valid for the same weights and the same files, compared by size and time of change.
-    """
-    encoder: AnyEncoder | None = None
-    embeddings: dict[str, Embeddings] = {}
-    by_keys: dict[bytes, Embeddings] = {}
-    for split in SPLITS:
-        items = spec.data.split(split)
-        # by fingerprint: a fine-tuned model that validation reset is the frozen one, and is not embedded again
-        name = "-".join(filter(None, (split, candidate.fingerprint, candidate.export)))
-        path = spec.cache / f"{name}.npz"
-        keys = image_keys(items)
-        stored = by_keys.get(keys.tobytes())  # leave-one-out: of both splits
-        shard = read_shard(path) if stored is None else None
-        if shard is not None:
-            stored = shard.embeddings(items, keys, candidate.fingerprint)
-        if stored is None:
-            if encoder is None:
-                sample = sample_evenly(spec.data.items, SAMPLE_SIZE)
-                loaded = load_candidate(candidate.bundle, spec.runtime, candidate.functions)
-                encoder = loaded.prepare(sample, len(spec.data.items), spec.progress)
-            stored = _from_features(spec, encoder, items) if split == Split.TRAINING else None
-            if stored is None:
-                stored = encoder.embed(items, progress=spec.progress, task=f"{candidate.name}: {split}")
-            write_shard(path, Shard.of(items, keys, stored))
-        embeddings[split] = by_keys[keys.tobytes()] = stored
-    return embeddings
-
-
-def _from_features(spec: BenchmarkSpec, encoder: AnyEncoder, items: Sequence[Item]) -> Embeddings | None:
-    """Apply the head to the cached features of a frozen backbone; None if there are none.
-
-    Their last bit may differ, so they are used for the training split only, which fits the alignments.
-    """
-    if not isinstance(encoder, Encoder) or encoder.head is None:
-        return None
-    features = read_features(feature_file(spec.cache, encoder.backbone, items))
-    if features is None:
-        return None
-    return Embeddings(features.ids, encoder.project(features.rows), encoder.fingerprint, features.skipped)
+    """Embed all splits, or read them from the cache of an earlier session."""
+    return embed_splits(
+        spec.data,
+        lambda: load_candidate(candidate.bundle, spec.runtime, candidate.functions),
+        candidate.fingerprint,
+        cache=spec.cache,
+        name=candidate.name,
+        progress=spec.progress,
+        kind=candidate.export,
+    )
 
 
 def skipped_files(embeddings: SplitEmbeddings) -> tuple[Skipped, ...]:

@@ -225,9 +225,14 @@ def select_measures(
 def validation_ceiling(data: Dataset, measure: str) -> float:
     """Return the mean of a measure on validation that the best possible ranking has."""
     labels = data.labels("validation")
-    sizes = Counter(labels.values())
-    same = {item: [labels.get(other) for other in data.same_file_ids.get(item, ())] for item in labels}
-    relevant = [sizes[label] - 1 - same[item].count(label) for item, label in labels.items()]
+    itself = not data.validation_query_ids  # leave-one-out: an image is in the gallery that it is searched in
+    sizes = Counter(item.label for item in data.validation_gallery)
+    same = {query: [labels.get(other) for other in ids] for query, ids in data.same_file_ids.items()}
+    relevant = [
+        sizes[item.label] - itself - same.get(item.id, []).count(item.label)
+        for item in data.validation_query
+        if item.label is not None
+    ]
     total = np.array([count for count in relevant if count > 0], dtype=np.int64)
     return Measure.parse(measure).ceiling(total) if len(total) else 1.0
 

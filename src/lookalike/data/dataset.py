@@ -15,12 +15,11 @@ from typing import TypeVar
 import numpy as np
 
 from lookalike._files import digest, file_digest, file_identity
-from lookalike.errors import DataError, OptionError
+from lookalike.errors import DataError
 from lookalike.types import Skipped
 
 T = TypeVar("T")
 
-_VALIDATION_FRACTION = 0.15  # of the images of each class, or of the classes
 _QUERY_FRACTION, _GALLERY_FRACTION = 0.12, 0.36  # of a class; the rest is training
 
 
@@ -68,6 +67,8 @@ class Dataset:
         items: all items, in a fixed order inside each split.
         notes: remarks from loading, one sentence each.
         skipped: folders that could not be listed, so images may be missing.
+        validation_query_ids: ids of the validation items that are searched in the others; empty where each is searched
+            in all others (leave-one-out).
 
     Raises:
         DataError: duplicate ids.
@@ -79,6 +80,7 @@ class Dataset:
     items: tuple[Item, ...]
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    validation_query_ids: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         duplicates = [name for name, count in Counter(item.id for item in self.items).items() if count > 1]
@@ -118,6 +120,17 @@ class Dataset:
         """Items to select models by; if a manifest has none, `with_validation` cuts them from training."""
         return self.split(Split.VALIDATION)
 
+    @property
+    def validation_query(self) -> tuple[Item, ...]:
+        """Validation items to search with."""
+        selected = self.validation_query_ids
+        return tuple(item for item in self.validation if not selected or item.id in selected)
+
+    @property
+    def validation_gallery(self) -> tuple[Item, ...]:
+        """Validation items to search in."""
+        return tuple(item for item in self.validation if item.id not in self.validation_query_ids)
+
     @cached_property
     def query(self) -> tuple[Item, ...]:
         """Items to search with."""
@@ -149,8 +162,8 @@ class Dataset:
 
     @property
     def validation_excluded(self) -> int:
-        """Largest number of validation images that are never hits of one of them: itself, and those with its file."""
-        return 1 + self._most_of_one_file(self.validation)
+        """Largest number of validation images that are never hits of a query: the queries, and those with its file."""
+        return (len(self.validation_query_ids) or 1) + self._most_of_one_file(self.validation)
 
     def _most_of_one_file(self, queries: Iterable[Item]) -> int:
         return max((len(self.same_file_ids.get(query.id, ())) for query in queries), default=0)
@@ -281,80 +294,11 @@ def by_class(items: Iterable[Item]) -> dict[str, list[Item]]:
     return dict(sorted(groups.items()))
 
 
-def with_validation(data: Dataset, *, seed: int = 0, class_disjoint: bool | None = None) -> Dataset:
-    """Return the data set with a validation split cut from training, never from the test split.
-
-    A data set with a validation split, which a manifest can define, is returned unchanged.
-
-    Args:
-        data: the data set.
-        seed: seed of the choice of images or classes.
-        class_disjoint: cut whole classes; by default if the test classes are unseen in training.
-
-    Raises:
-        OptionError: `class_disjoint` contradicts the existing validation split.
-        DataError: training has too few classes or images.
-
-    """
-    if data.validation:
-        shared = {item.label for item in data.validation} & {item.label for item in data.training}
-        if class_disjoint is not None and class_disjoint == bool(shared):
-            state, option = ("shares classes", "class-disjoint") if shared else ("shares no class", "stratified")
-            raise OptionError(
-                f"{data.root} already has a validation split, which {state} with training, but {option} was requested; "
-                "drop that option, or remove the validation split from the manifest.",
-                argument="class_disjoint",
-            )
-        return data
-    groups = by_class(data.training)
-    if not groups:
-        raise DataError(
-            f"{data.root} has no labelled training images; put them in training/<class>/, with at least two classes, "
-            "or list them in a manifest.csv.",
-            argument="data",
-        )
-    disjoint = data.test_classes_unseen if class_disjoint is None else class_disjoint
-    validation_ids = _whole_classes(groups, seed) if disjoint else _of_each_class(groups, seed)
-    if not validation_ids:
-        got = f"{len(groups)} {'class' if len(groups) == 1 else 'classes'} with {len(data.training)} images"
-        needs = "a class of at least 5 images"
-        if disjoint:
-            needs = "at least 4 classes" if len(groups) < 4 else "two classes of at least 2 images"
-            needs += ", because whole classes are cut"
-        raise DataError(
-            f"{data.root} has too few training images for a validation split: it needs {needs}, got {got}; add images.",
-            argument="data",
-        )
-    items = [replace(item, split=Split.VALIDATION) if item.id in validation_ids else item for item in data.items]
-    return data.replace_items(items)
-
-
-def _shuffled(items: Iterable[T], salt: str) -> list[T]:
-    shuffled = list(items)
-    random.Random(salt).shuffle(shuffled)
-    return shuffled
-
-
-def _of_each_class(groups: dict[str, list[Item]], seed: int) -> set[str]:
-    """Return the ids of a fraction of each class, enough for a precision@3 of one within validation.
-
-    At least four images of a class of twelve or more, at least two of a smaller one; none of a class under five.
-    """
-    ids: set[str] = set()
-    for label, items in groups.items():
-        if len(items) >= 5:
-            count = max(4 if len(items) >= 12 else 2, round(_VALIDATION_FRACTION * len(items)))
-            ids.update(item.id for item in _shuffled(items, f"{seed}/{label}")[:count])
-    return ids
-
-
-def _whole_classes(groups: dict[str, list[Item]], seed: int) -> set[str]:
-    """Return the ids of at least two whole classes; at least two remain for training."""
-    labels = _shuffled((label for label, items in groups.items() if len(items) >= 2), f"{seed}/classes")
-    count = max(2, round(_VALIDATION_FRACTION * len(groups)))
-    if len(groups) - count < 2 or len(labels) < 2:  # among images of one class every measure is perfect
-        return set()
-    return {item.id for label in labels[:count] for item in groups[label]}
+def shuffled(items: Iterable[T], salt: str) -> list[T]:
+    """Return the items in an order that the salt decides."""
+    result = list(items)
+    random.Random(salt).shuffle(result)
+    return result
 
 
 def split_classes(items: Iterable[Item], *, seed: int, class_disjoint: bool) -> tuple[Item, ...]:
@@ -365,7 +309,7 @@ def split_classes(items: Iterable[Item], *, seed: int, class_disjoint: bool) -> 
     queries.
     """
     groups = by_class(items)
-    test_classes = _shuffled(groups, f"{seed}/classes")[: len(groups) // 2]  # where they are class-disjoint
+    test_classes = shuffled(groups, f"{seed}/classes")[: len(groups) // 2]  # where they are class-disjoint
     result: list[Item] = []
     for label, members in groups.items():
         n = len(members)
@@ -379,8 +323,8 @@ def split_classes(items: Iterable[Item], *, seed: int, class_disjoint: bool) -> 
             n_gallery = max(1, round(_GALLERY_FRACTION * n))
         splits = [Split.QUERY] * n_query + [Split.GALLERY] * n_gallery
         splits += [Split.TRAINING] * (n - len(splits))
-        shuffled = _shuffled(members, f"{seed}/{label}")
-        result.extend(replace(item, split=split) for item, split in zip(shuffled, splits, strict=True))
+        order = shuffled(members, f"{seed}/{label}")
+        result.extend(replace(item, split=split) for item, split in zip(order, splits, strict=True))
     return sort_items(result)
 
 

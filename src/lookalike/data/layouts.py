@@ -28,10 +28,10 @@ from lookalike.data.dataset import (
     Split,
     sort_items,
     split_classes,
-    with_validation,
 )
 from lookalike.data.folders import ImageFinder, may_be_file, may_exist, require_folder, skipped_suffix
 from lookalike.data.tables import read_rows
+from lookalike.data.validation import with_validation
 from lookalike.errors import DataError
 from lookalike.progress import count_noun
 

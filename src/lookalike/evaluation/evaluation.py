@@ -172,10 +172,28 @@ class Evaluation:
         }
 
 
-def evaluate_validation(data: Dataset, embeddings: Embeddings, measures: Sequence[str | Measure]) -> Evaluation:
-    """Measure the embeddings of the validation split, leave-one-out: each image is searched in the others."""
+def evaluate_validation(
+    data: Dataset, embeddings: Embeddings, measures: Sequence[str | Measure], *, reranker: Reranker | None = None
+) -> Evaluation:
+    """Measure the embeddings of the validation split: its queries in its gallery, or each image in all others."""
     labels = data.labels(Split.VALIDATION)
-    return evaluate_embeddings(embeddings, embeddings, labels, labels, measures, same_file_ids=data.same_file_ids)
+    return evaluate_embeddings(
+        *split_validation(data, embeddings),
+        labels,
+        labels,
+        measures,
+        same_file_ids=data.same_file_ids,
+        reranker=reranker,
+    )
+
+
+def split_validation(data: Dataset, embeddings: Embeddings) -> tuple[Embeddings, Embeddings]:
+    """Return queries and gallery of the validation split, twice the same for leave-one-out."""
+    query_ids = data.validation_query_ids
+    if not query_ids:
+        return embeddings, embeddings
+    queries, gallery = ([i for i in embeddings.ids if (i in query_ids) == is_query] for is_query in (True, False))
+    return embeddings.take(queries), embeddings.take(gallery)
 
 
 def evaluate_embeddings(

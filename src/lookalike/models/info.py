@@ -19,7 +19,7 @@ from lookalike.errors import ModelError
 from lookalike.models.preprocessing import Preprocessing
 
 BUNDLE_FORMAT = 3
-REPORT_VERSION = 1  # of a `TrainingReport`
+REPORT_VERSION = 2  # of a `TrainingReport`
 MIN_PLANNED_SHARE = 0.25  # fewer of the recipe's steps do not show whether fine-tuning helps
 
 # what defines the network of a backbone
@@ -246,6 +246,10 @@ class HeadFit:
     shrinkage: float
     emphasis: float
 
+    def __str__(self) -> str:
+        """Return the parameters in words."""
+        return f"shrinkage {self.shrinkage:g}, emphasis {self.emphasis:g}"
+
 
 @dataclass(frozen=True)
 class StageMeasures:
@@ -284,7 +288,7 @@ class TrainingReport:
         sampler: how batches were made; for `auto`, the selected one.
         crop_mode: how an image becomes the network's input; for `auto`, the selected one.
         run: fingerprint of all that decided the run: weights, images, options, recipe.
-        shrinkage: of the whitening head that fine-tuning started from; None for principal components.
+        initial_head: the whitening head that fine-tuning started from; None for principal components.
         head_epochs: epochs of training the head on the frozen backbone; 0 if they did not help.
         measures: the validation measure after each stage; for a refit, those of the first training.
         images: number of training images that could be read.
@@ -312,7 +316,7 @@ class TrainingReport:
     sampler: str
     crop_mode: str = "pretrained"
     run: str = ""
-    shrinkage: float | None = None
+    initial_head: HeadFit | None = None
     head_epochs: int = 0
     measures: StageMeasures | None = None
     images: int = 0

@@ -104,7 +104,7 @@ class TrainingContext:
         return self.make_head_measure(encoder, SILENT)()
 
     def measure_head(self, encoder: TrainableEncoder, features: Features) -> float:
-        """Return the leave-one-out measure within the validation split from its features and the current head."""
+        """Return the validation measure from the features of the validation split and the current head."""
         embeddings = Embeddings(features.ids, encoder.project(features.rows), "")
         return evaluate_validation(self.data, embeddings, [self.options.stop_on]).mean(self.options.stop_on)
 

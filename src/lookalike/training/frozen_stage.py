@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from lookalike.data.dataset import Item
 from lookalike.models.heads import Head, Whitening, pca_head
+from lookalike.models.info import HeadFit
 from lookalike.models.trainable import State, TrainableEncoder
 from lookalike.runtimes.fit import Features
 from lookalike.training.batches import Indices
@@ -30,7 +31,10 @@ PRETRAINED_CROP = "pretrained"
 
 # crop modes that `auto` compares; `border` was less accurate on every data set (docs/log.md)
 CANDIDATE_CROP_MODES = (PRETRAINED_CROP, "center", "squash")
-SHRINKAGES = (0.3, 0.5, 0.7, 0.9)
+# from covariance normalisation (emphasis 1) to linear discriminant analysis, which few images per class need most
+HEAD_FITS = tuple(
+    HeadFit(shrinkage, emphasis) for emphasis in (1.0, 2.0, 4.0, 16.0) for shrinkage in (0.1, 0.3, 0.5, 0.7, 0.9)
+)
 HEAD_EPOCHS = 30
 _HEAD_BATCH_SIZE = 128
 
@@ -51,13 +55,14 @@ class FrozenStage:
     head_origin: str  # how that head was fitted, in words
     pca_measure: float  # validation measure with principal components as head
     head_measure: float  # validation measure with the best head
-    shrinkage: float | None  # of a whitening head; None for principal components
+    fit: HeadFit | None  # of a whitening head; None for principal components
     head_epochs: int  # epochs of the best head; 0 if training it did not help
     skipped: tuple[str, ...]  # training and validation files that cannot be read, with their causes
 
     def dump(self) -> dict[str, Any]:
         """Return a plain structure for a checkpoint; without the backbone, which is loaded from its weights again."""
         stored = {**vars(self), "ids": [i.id for i in self.items], "state": _head_weights(self.state)}
+        stored["fit"] = None if self.fit is None else asdict(self.fit)
         return {name: value for name, value in stored.items() if name not in ("items", "targets")}
 
     @classmethod
@@ -65,6 +70,7 @@ class FrozenStage:
         """Undo `dump` with an encoder that is fresh from its weights, whose head and crop mode are set."""
         values = dict(stored)
         ids = set(values.pop("ids"))
+        values["fit"] = None if values["fit"] is None else HeadFit(**values["fit"])
         items = tuple(i for i in items if i.id in ids)
         set_crop_mode(encoder, values["crop_mode"])
         encoder.load_state({**encoder.state(), **values.pop("state")})
@@ -76,7 +82,7 @@ class FrozenStageConfig:
     """What an earlier frozen stage chose, for one that measures nothing."""
 
     crop_mode: str = PRETRAINED_CROP
-    shrinkage: float | None = None
+    fit: HeadFit | None = None
     head_epochs: int = 0
 
 
@@ -95,12 +101,12 @@ def run_frozen_stage(context: TrainingContext, encoder: TrainableEncoder) -> Fro
     initial = pca_head(features.rows, encoder.dim, seed=options.seed)
     encoder.set_head(initial)
     pca_measure = measure()
-    shrinkage = None
+    fit = None
     if recipe.head == "whitened" or (recipe.head == AUTO and by_validation):
         whitening = Whitening(features.rows, targets, encoder.dim, seed=options.seed)
         baseline = pca_measure if recipe.head == AUTO else -math.inf
-        shrinkage = _choose_shrinkage(encoder, whitening, len(items), initial, baseline, measure)
-    config = FrozenStageConfig(crop_mode, shrinkage, HEAD_EPOCHS)
+        fit = _choose_fit(encoder, whitening, len(items), initial, baseline, measure)
+    config = FrozenStageConfig(crop_mode, fit, HEAD_EPOCHS)
     stage = _train_stage_head(context, encoder, features, items, targets, config, measure=measure)
     context.progress.info(
         f"{name}: validation {options.stop_on} {pca_measure:.4f} frozen, {stage.head_measure:.4f} with the best head"
@@ -121,9 +127,9 @@ def replay_frozen_stage(context: TrainingContext, encoder: TrainableEncoder, con
     items = _readable(context, features, (*splits["features"], *splits["validation"]))
     targets, seed = class_indices(items), context.options.seed
     encoder.set_head(pca_head(features.rows, encoder.dim, seed=seed))
-    if config.shrinkage is not None:
+    if config.fit is not None:
         whitening = Whitening(features.rows, targets, encoder.dim, seed=seed)
-        encoder.set_head(_whitened_head(whitening, config.shrinkage, len(items)))
+        encoder.set_head(whitened_head(whitening, config.fit, len(items)))
     return _train_stage_head(context, encoder, features, items, targets, config, measure=None)
 
 
@@ -276,35 +282,37 @@ def _train_stage_head(
         head_origin=origin,
         pca_measure=math.nan,
         head_measure=head_measure,
-        shrinkage=config.shrinkage,
+        fit=config.fit,
         head_epochs=head_epochs,
         skipped=tuple(map(str, features.skipped)),
     )
 
 
-def _choose_shrinkage(
+def _choose_fit(
     encoder: TrainableEncoder,
     whitening: Whitening,
     images: int,
     initial: Head,
     baseline: float,
     measure: Callable[[], float],
-) -> float | None:
-    """Set the head that measures best, and return its shrinkage; None if no whitening is above the baseline."""
+) -> HeadFit | None:
+    """Set the head that measures best, and return its fit; None if no whitening is above the baseline."""
     best, best_head = None, initial
-    for shrinkage in SHRINKAGES:
-        head = _whitened_head(whitening, shrinkage, images)
+    for fit in HEAD_FITS:
+        head = whitened_head(whitening, fit, images)
         encoder.set_head(head)
         value = measure()
         if value > baseline:
-            best, best_head, baseline = shrinkage, head, value
+            best, best_head, baseline = fit, head, value
     encoder.set_head(best_head)
     return best
 
 
-def _whitened_head(whitening: Whitening, shrinkage: float, images: int) -> Head:
-    origin = f"whitened within the classes of {images} images, shrinkage {shrinkage:g}"
-    return Head(*whitening.fit(shrinkage), origin)
+def whitened_head(whitening: Whitening, fit: HeadFit, images: int, when: str = "") -> Head:
+    """Return the whitening head with these parameters; `when` completes the words on its origin."""
+    return Head(
+        *whitening.fit(fit.shrinkage, fit.emphasis), f"whitened within the classes of {images} images{when}, {fit}"
+    )
 
 
 def _head_weights(state: State) -> State:

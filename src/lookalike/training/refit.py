@@ -184,7 +184,7 @@ def _refit_backbone(
     if report is not None:
         encoder, recipe = fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
         same_weights = run_key(encoder, data, options, recipe) == report.run
-        config = FrozenStageConfig(report.crop_mode, report.shrinkage, report.head_epochs)
+        config = FrozenStageConfig(report.crop_mode, report.initial_head, report.head_epochs)
     else:
         if parse_backbone_file(name) is not None:
             options = override_options(options, {"frozen": True})

@@ -74,7 +74,7 @@ def train_backbone(context: TrainingContext, backbone: str, weights: Weights) ->
         untrained_report(encoder, options, recipe),
         run=fingerprint,
         crop_mode=stage.crop_mode,
-        shrinkage=stage.shrinkage,
+        initial_head=stage.fit,
         head_epochs=stage.head_epochs,
         measures=StageMeasures(stage.pca_measure, stage.head_measure),
         images=len(stage.items),
@@ -169,8 +169,8 @@ def run_key(
 
 
 def validation_fingerprint(data: Dataset) -> str:
-    """Return the fingerprint of which images are held out."""
-    return digest(*sorted(i.id for i in data.validation))
+    """Return the fingerprint of which images are held out, and which of them are searched."""
+    return digest(*sorted(i.id for i in data.validation), *sorted(data.validation_query_ids))
 
 
 def _run_frozen_stage_once(context: TrainingContext, encoder: TrainableEncoder) -> FrozenStage:

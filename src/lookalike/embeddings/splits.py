@@ -1,0 +1,76 @@
+"""Embeddings of every split of a data set, kept in a folder so that a later run reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
+from lookalike.embeddings.shards import Shard, read_shard, write_shard
+from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder
+from lookalike.models.pipeline import image_keys
+from lookalike.progress import Progress
+from lookalike.runtimes.fit import feature_file, read_features
+from lookalike.types import Embeddings
+
+SPLITS = (Split.TRAINING, Split.VALIDATION, Split.QUERY, Split.GALLERY)
+
+
+def embed_splits(
+    data: Dataset,
+    load: Callable[[], AnyEncoder],
+    fingerprint: str,
+    *,
+    cache: Path,
+    name: str,
+    progress: Progress,
+    kind: str = "",
+) -> dict[str, Embeddings]:
+    """Embed all splits, or read them from the cache.
+
+    A cached split is valid for the same weights and the same files, compared by size and time of change.
+
+    Args:
+        data: the data set.
+        load: returns the encoder; called only if something is to be embedded.
+        fingerprint: of the encoder.
+        cache: the folder.
+        name: of the encoder, shown with the progress.
+        progress: receives progress and messages.
+        kind: runtime and precision of an exported encoder, which its fingerprint does not include.
+
+    """
+    encoder: AnyEncoder | None = None
+    embeddings: dict[str, Embeddings] = {}
+    by_keys: dict[bytes, Embeddings] = {}
+    for split in SPLITS:
+        items = data.split(split)
+        # by fingerprint: a fine-tuned model that validation reset is the frozen one, and is not embedded again
+        path = cache / f"{'-'.join(filter(None, (split, fingerprint, kind)))}.npz"
+        keys = image_keys(items)
+        stored = by_keys.get(keys.tobytes())  # leave-one-out: of both splits
+        shard = read_shard(path) if stored is None else None
+        if shard is not None:
+            stored = shard.embeddings(items, keys, fingerprint)
+        if stored is None:
+            if encoder is None:
+                encoder = load().prepare(sample_evenly(data.items, SAMPLE_SIZE), len(data.items), progress)
+            stored = _from_features(cache, encoder, items) if split == Split.TRAINING else None
+            if stored is None:
+                stored = encoder.embed(items, progress=progress, task=f"{name}: {split}")
+            write_shard(path, Shard.of(items, keys, stored))
+        embeddings[split] = by_keys[keys.tobytes()] = stored
+    return embeddings
+
+
+def _from_features(cache: Path, encoder: AnyEncoder, items: Sequence[Item]) -> Embeddings | None:
+    """Apply the head to the cached features of a frozen backbone; None if there are none.
+
+    Their last bit may differ, so they are used for the training split only, which fits the alignments.
+    """
+    if not isinstance(encoder, Encoder) or encoder.head is None:
+        return None
+    features = read_features(feature_file(cache, encoder.backbone, items))
+    if features is None:
+        return None
+    return Embeddings(features.ids, encoder.project(features.rows), encoder.fingerprint, features.skipped)
