@@ -179,7 +179,7 @@ def test_many_vectors_are_compared_on_request(index_folder, images, tmp_path, mo
     monkeypatch.setattr("lookalike._files.HASHED_BYTES", 1000)
     folder, query = Path(shutil.copytree(index_folder, tmp_path / "changed")), images / "more" / "cat2.jpg"
     content = (folder / "index.faiss").read_bytes()
-    (folder / "index.faiss").write_bytes(content[:-4] + bytes(4))
+    (folder / "index.faiss").write_bytes(content[:-4] + bytes([content[-4] ^ 1]) + content[-3:])
     assert search(folder, [query]).hits.ids.shape == (1, 10)
     with pytest.raises(StorageError, match=r"index\.faiss: it was changed") as caught:
         search(folder, [query], verify=True)

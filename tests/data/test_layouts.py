@@ -680,12 +680,11 @@ def test_a_table_that_is_not_a_file_is_refused(
     assert_facts(refusal(tmp_path), name, cause)
 
 
-def test_tables_that_a_manifest_replaces_are_noted(tmp_path: Path) -> None:
+def test_a_second_manifest_is_noted(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg")
     manifest(tmp_path, "a.jpg,cat,gallery")
-    link_to_nothing(tmp_path / "labels.csv")
     (tmp_path / "manifest.parquet").touch()
-    assert_facts("; ".join(load_dataset(tmp_path).notes), "manifest.parquet is not used", "labels.csv is not used")
+    assert_facts("; ".join(load_dataset(tmp_path).notes), "manifest.parquet is not used")
 
 
 @pytest.mark.parametrize("create", [os.mkfifo, Path.mkdir, link_to_nothing, Path.touch])

@@ -141,7 +141,10 @@ def load_index(
     return LoadedIndex(items, with_precision, path)
 
 
-@checked_arguments(index="load_index returns one; an Index is searched with index.search(encoder.embed(images))")
+@checked_arguments(
+    index="load_index returns one; an Index is searched with index.search(encoder.embed(images))",
+    images="if it is a single image, put it in a list",
+)
 def search(
     index: LoadedIndex | Path | str,
     images: Iterable[ImageInput],

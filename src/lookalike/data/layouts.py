@@ -329,7 +329,7 @@ def _from_manifest(root: Path, path: Path) -> Dataset:
     missing = [item for item in items.values() if not may_be_file(item.path)]
     if len(missing) == len(items):
         raise _error(f"none of the {len(items)} files in {path} exists (first: {missing[0].path}).")
-    unused = [name for name in (*_MANIFESTS, _LABELS) if name != path.name and may_exist(root / name)]
+    unused = [name for name in _MANIFESTS if name != path.name and may_exist(root / name)]
     notes = [f"{name} is not used: {path.name} lists the images with their labels" for name in unused]
     if missing:
         notes.append(f"{path.name} names {count_noun(len(missing), 'missing file')} (first: {missing[0].id})")

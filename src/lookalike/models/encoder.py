@@ -165,7 +165,7 @@ class Encoder:
         self._process.require_current()
         return replace(self, backbone=self.backbone.prepare(sample, count, progress))
 
-    @checked_arguments()
+    @checked_arguments(images="if it is a single image, put it in a list")
     def embed(
         self,
         images: Iterable[Source | ImageInput],
@@ -280,7 +280,7 @@ class Ensemble:
         """Return the same ensemble on the runtimes that suit `count` images such as these."""
         return replace(self, members=tuple(member.prepare(sample, count, progress) for member in self.members))
 
-    @checked_arguments()
+    @checked_arguments(images="if it is a single image, put it in a list")
     def embed(
         self,
         images: Iterable[Source | ImageInput],
