@@ -20,6 +20,7 @@ from lookalike.data.layouts import load_dataset
 from lookalike.data.samples import DESCRIPTION, SCENES, write_demo_images
 from lookalike.data.validation import with_validation
 from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.models import auto
 from lookalike.models.bundle import read_bundle_info
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.config import TrainingOptions
@@ -348,6 +349,13 @@ def test_killed_while_results_are_written(again, finished, finished_copy, monkey
     again(finished_copy)
     assert leaderboard_of(finished_copy) == leaderboard_of(finished.out)
     assert (finished_copy / "best" / "bundle.json").is_file()
+
+
+@pytest.mark.usefixtures("no_timing", "no_report")
+def test_auto_keeps_the_backbones_of_a_finished_benchmark(again, finished, finished_copy, monkeypatch):
+    monkeypatch.setattr(auto, "auto_backbones", None)
+    result = again(finished_copy, backbones=["auto"])
+    assert [t.name for t in result.trials] == [t.name for t in finished.trials]
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")

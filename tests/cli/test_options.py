@@ -21,6 +21,8 @@ from lookalike.training.config import FIELDS
         (["w.pth"], ["a"], Path("w.pth")),
         (["b=w.pth"], ["a", "b"], {"b": Path("w.pth")}),
         (["none", "b=w.pth"], ["a", "b"], {"a": "none", "b": Path("w.pth")}),
+        (["b=w.pth"], ["auto"], {"b": Path("w.pth")}),
+        (["pretrained", "b=w.pth"], ["a", "auto"], {"a": "pretrained", "b": Path("w.pth")}),
     ],
 )
 def test_parse_weights(values, backbones, weights):

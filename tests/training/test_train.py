@@ -12,6 +12,8 @@ from lookalike.data.layouts import load_dataset
 from lookalike.data.validation import with_validation
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import evaluate_embeddings
+from lookalike.models import auto
+from lookalike.models.auto import AutoChoice
 from lookalike.models.bundle import read_bundle_info
 from lookalike.models.heads import fit_alignment
 from lookalike.models.trainable import build_trainable
@@ -268,3 +270,22 @@ def test_record_of_a_bundle_that_was_not_trained(data, quick):
 
 def test_a_fresh_encoder_is_not_the_trained_one(trained, weights):
     assert build_trainable(SMALL, weights).fingerprint != trained[1].members[0].fingerprint
+
+
+def test_auto_trains_what_it_picks_and_a_resumed_run_keeps_it(data, weights, quick, recorder, monkeypatch, tmp_path):
+    calls = []
+
+    def pick(images, minutes, files):
+        calls.append((images, minutes, files))
+        return AutoChoice("small CNN", SMALL, "here"), AutoChoice("image-text tower", "", "no hub")
+
+    out, files, listener = tmp_path / "model", {SMALL: weights}, recorder(lambda task, _: task.startswith("epoch 2"))
+    monkeypatch.setattr(auto, "auto_backbones", pick)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, "auto", weights=files, out=out, options=quick(), progress=listener)
+    lines = [message for message in listener.messages if message.startswith("auto: ")]
+    assert len(lines) == 2
+    for _ in range(2):  # an unfinished and a finished run
+        train(data, "auto", weights=files, out=out, options=quick(), resume=True)
+        assert [member.backbone.name for member in read_bundle_info(out).members] == [SMALL]
+    assert calls == [(32, None, files)]

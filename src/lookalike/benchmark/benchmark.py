@@ -42,6 +42,7 @@ from lookalike.benchmark.spec import (
     BenchmarkSpec,
     check_candidates,
     member_folder,
+    recorded_backbones,
     select_measures,
     slug,
     split_functions,
@@ -56,6 +57,7 @@ from lookalike.data.samples import DESCRIPTION, is_demo_folder, write_demo_image
 from lookalike.errors import DataError, StorageError, renamed_argument
 from lookalike.evaluation.evaluation import evaluate_validation
 from lookalike.evaluation.measures import Measure
+from lookalike.models.auto import AUTO, expand_auto
 from lookalike.models.bundle import is_bundle
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.registry import PRETRAINED
@@ -114,7 +116,8 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     Args:
         data: a data folder or a loaded data set.
         backbones: names; each is a frozen and, depending on `finetune`, a fine-tuned candidate. `a+b` measures only the
-            ensembles of the two. Also encoders from `as_encoder`, which are frozen candidates with a head of their own.
+            ensembles of the two; `auto` picks backbones of different kinds (`lookalike.models.auto`). Also encoders
+            from `as_encoder`, which are frozen candidates with a head of their own.
         out: folder for leaderboard.*, report.html, trials/, timing/, members/ and best/; default: a temporary folder.
         bundles: saved encoders to measure as well.
         weights: as in `train`.
@@ -149,6 +152,14 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     if out is not None:
         require_writable(Path(out), "out")
     names, functions = split_functions(backbones)
+    if AUTO in names:
+        data = load_training_splits(data, options.to_dict())
+        minutes = options.max_minutes
+        earlier = recorded_backbones(Path(out) if out is not None else None)
+        if earlier:
+            names = tuple(dict.fromkeys(name for name in (*names, *earlier) if name != AUTO))
+        else:
+            names = expand_auto(names, weights, images=len(data), minutes=minutes, progress=progress)
     weights, folders, finetuned = check_candidates(names, bundles, weights, finetune, functions)
     for backbone, source in weights.items():  # missing weights are found before the data is read
         if backbone in functions:

@@ -266,6 +266,12 @@ class RunRecord:
             ) from error
 
 
+def recorded_backbones(out: Path | None) -> tuple[str, ...]:
+    """Return the backbones of the benchmark in a folder; empty where there is none."""
+    path = out / _RECORD if out is not None else None
+    return tuple(RunRecord.read(path).weights) if path is not None and path.is_file() else ()
+
+
 def write_or_check_record(spec: BenchmarkSpec) -> None:
     """Record that the output folder belongs to this benchmark, or check it; backbones may be added."""
     path, data = spec.out / _RECORD, spec.data

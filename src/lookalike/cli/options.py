@@ -131,7 +131,8 @@ def parse_weights(values: Sequence[str], backbones: Sequence[str]) -> WeightsOpt
     unnamed: list[str] = []
     for text in values:
         name, separator, value = text.partition("=")
-        if separator and name in backbones:
+        # which backbones `auto` will pick is not known yet
+        if separator and (name in backbones or ("auto" in backbones and not Path(text).exists())):
             by_name[name] = _weights_value(value)
         elif separator and not Path(text).exists():
             raise OptionError(
@@ -144,7 +145,8 @@ def parse_weights(values: Sequence[str], backbones: Sequence[str]) -> WeightsOpt
     if len(unnamed) > 1 or (len(backbones) > 1 and unnamed[0] not in ("none", "pretrained")):
         raise OptionError(f"--weights {unnamed[-1]} does not name its backbone; write NAME={unnamed[-1]}.")
     default = _weights_value(unnamed[0])
-    return {name: by_name.get(name, default) for name in backbones} if by_name else default
+    defaults = {name: default for name in backbones if name != "auto"}
+    return defaults | by_name if by_name else default
 
 
 def training_options(command: F) -> F:

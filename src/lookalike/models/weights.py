@@ -197,20 +197,32 @@ def resolve_repository(row: BackboneRow) -> BackboneRow:
 
 def _hub_file(row: BackboneRow, names: Sequence[str]) -> Path:
     """Return the path of the first of these files that a repository has, fetched unless it is in the cache."""
+    file, cause = _fetch(row.repository, names)
+    if file is None:
+        raise _unavailable(row, cause)
+    return file
+
+
+def fetch_weights(row: BackboneRow) -> str:
+    """Download the weights of a row into the cache of the model hub; return why that failed, or ""."""
+    return _fetch(row.repository, HUB_WEIGHTS)[1]
+
+
+def _fetch(repository: str, names: Sequence[str]) -> tuple[Path | None, str]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    cached = cached_hub_file(row.repository, names)
+    cached = cached_hub_file(repository, names)
     if cached is not None:
-        return Path(cached)
+        return Path(cached), ""
     cause = _hub_error()
     try:
         for name in names if not cause else ():
             with contextlib.suppress(EntryNotFoundError):
-                return Path(hf_hub_download(row.repository, name))
+                return Path(hf_hub_download(repository, name)), ""
     except Exception as error:  # the hub's client raises a dozen kinds, by version
         cause = describe_error(error)
-    raise _unavailable(row, cause or f"{row.repository} has no {' or '.join(names)}")
+    return None, cause or f"{repository} has no {' or '.join(names)}"
 
 
 def _hub_error() -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._arguments import checked_arguments
-from lookalike._files import digest, follow_link, require_free, require_writable
+from lookalike._files import digest, follow_link, read_json, require_free, require_writable, write_json
 from lookalike._lock import locked
 from lookalike.data.dataset import Dataset, content_hashes
 from lookalike.data.duplicates import require_no_leaks
@@ -20,6 +20,7 @@ from lookalike.data.layouts import load_training_splits
 from lookalike.errors import OptionError, StorageError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_validation
 from lookalike.evaluation.measures import Measure
+from lookalike.models.auto import AUTO, expand_auto
 from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, require_combination
 from lookalike.models.info import BundleInfo, TrainingData, TrainingReport
@@ -45,6 +46,7 @@ from lookalike.training.train_backbone import (
 from lookalike.types import take_shared
 
 Backbones = Sequence[tuple[str, Weights]]
+_CHOICE = "auto.json"  # in the folder of a run: the backbones that `auto` picked
 
 
 @checked_arguments()
@@ -71,7 +73,8 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
 
     Args:
         data: a data folder or a loaded data set; a validation split is taken from its training split.
-        backbone: a name; several joined by `+` are trained one after the other and become an ensemble.
+        backbone: a name; several joined by `+` are trained one after the other and become an ensemble. `auto` picks
+            backbones of different kinds (`lookalike.models.auto`).
         weights: as in `load_encoder`.
         out: folder of the bundle to write; without it nothing is written and the run cannot be resumed.
         options: training options; single ones can also be passed by name, as in `epochs=3`.
@@ -98,7 +101,8 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
     """
     options = override_options(options, overrides)
     require_combination(combination)
-    backbones = pair_initial_weights(backbone.split("+"), weights)
+    names = tuple(backbone.split("+"))
+    backbones: Backbones = () if AUTO in names else pair_initial_weights(names, weights)
     targets = parse_targets(track)
     bundle = follow_link(out) if out is not None else None
     with open_distributed() as distributed, ExitStack() as locks:
@@ -111,6 +115,12 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
             main(lambda: locks.enter_context(locked(bundle)))
             folder = main(partial(prepare_run_folder, bundle, resume=resume, replace=replace, progress=progress))
         split = load_training_splits(data, options.to_dict())
+        if AUTO in names:
+            count = len(split.training) + len(split.validation)
+            names = main(lambda: _earlier_choice(bundle, folder, resume=resume)) or main(
+                lambda: expand_auto(names, weights, images=count, minutes=options.max_minutes, progress=progress)
+            )
+            backbones = pair_initial_weights(names, weights)
         location = bundle.absolute() if bundle is not None else None
         key = digest(split.fingerprint, repr(options.without_rates()), repr(backbones), str(location))
         if resume and bundle is not None and is_bundle(bundle):
@@ -121,6 +131,8 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
                 require_free(bundle)
         seconds = main(lambda: _estimate_seconds(split, backbones, options))
         main(lambda: require_no_leaks(split, allowed=options.allow_leaks, progress=progress))
+        if folder is not None and backbone != "+".join(names):
+            main(lambda: write_json(folder / _CHOICE, {"backbones": list(names)}))
         name = bundle.name if bundle is not None else backbone
         trackers = [NO_TRACKER]  # of the main process only; one that cannot be reached is an error in all of them
         main(lambda: trackers.append(start_tracking(targets, name, key, resume=resume, progress=progress)))
@@ -195,6 +207,16 @@ def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: P
     if resume and not folder.exists() and not is_bundle(bundle):
         progress.info(f"no unfinished run next to {bundle}; starting a new one")
     return folder
+
+
+def _earlier_choice(bundle: Path | None, folder: Path | None, *, resume: bool) -> tuple[str, ...]:
+    """Return the backbones that `auto` picked when the run began; a resumed run keeps them."""
+    if not resume or bundle is None or folder is None:
+        return ()
+    if is_bundle(bundle):
+        return tuple(member.backbone.name for member in read_bundle_info(bundle).members)
+    file = folder / _CHOICE
+    return tuple(read_json(file, "the choice of backbones")["backbones"]) if file.is_file() else ()
 
 
 def _run_folder(bundle: Path) -> Path:

