@@ -79,6 +79,38 @@ def test_bfloat16_needs_a_processor_that_has_it(make_trainable, monkeypatch):
     assert raised.value.argument == "precision"
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=["gpu", "cpu"])
+def test_images_that_do_not_fit_into_memory_are_computed_in_parts(error, make_trainable, pixels, caplog):
+    """Nine images, of which three fit: nine and four fail once, then two at once for good."""
+    trainable = make_trainable("test_efficientnet")
+    backbone, images = trainable.torch_backbone(), pixels(trainable.preprocessing)
+    expected, forward, sizes = backbone.submit(images)(), trainable.module.forward, []
+
+    def limited(x):
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise error
+        return forward(x)
+
+    trainable.module.forward = limited
+    for _ in range(2):
+        np.testing.assert_allclose(backbone.submit(images)(), expected, rtol=1e-3, atol=1e-5)
+    assert sizes == [9, 4, 2, 2, 2, 2, 1, 2, 2, 2, 2, 1]
+    assert ["9 images" in caplog.messages[0], "4 images" in caplog.messages[1], len(caplog.messages)] == [True, True, 2]
+
+
+def test_an_image_that_does_not_fit_into_memory_is_an_error(make_trainable, pixels):
+    trainable = make_trainable("test_efficientnet")
+    backbone = trainable.torch_backbone()
+
+    def fails(_x):
+        raise MemoryError
+
+    trainable.module.forward = fails
+    with pytest.raises(MemoryError):
+        backbone.submit(pixels(trainable.preprocessing))
+
+
 def test_a_torch_backbone_is_ready_for_any_images(make_trainable):
     backbone = make_trainable().torch_backbone()
     assert backbone.prepare((), 10_000, SILENT) is backbone

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lookalike._lock import locked
-from lookalike.errors import ModelError, StorageError
+from lookalike.errors import StorageError
 from lookalike.models.bundle import read_bundle_info
 from lookalike.models.info import LearningRates
 from lookalike.runtimes.load import load_encoder
@@ -133,13 +133,17 @@ def test_resuming_with_lower_learning_rates(unbroken, data, weights, options, re
     assert str(out) in listener.messages[-1] and "complete" in listener.messages[-1]
 
 
-def test_a_diverged_run_can_be_resumed_with_a_lower_learning_rate(data, weights, quick, recorder, tmp_path):
-    out, high = tmp_path / "model", quick(epochs=3, lr=0.05, head_lr=0.05, loss="cross-entropy")
-    with pytest.raises(ModelError, match=r"epoch 1 \(the loss rose from 1.39 to"):
-        train(data, SMALL, weights=weights, out=out, options=high)
-    low = override_options(high, {"lr": 1e-5, "head_lr": 1e-3})
-    train(data, SMALL, weights=weights, out=out, options=low, resume=True)
-    assert len(read_bundle_info(out).training[0].epochs) == 3
+def test_a_diverging_run_lowers_its_rates_and_its_bundle_says_so(data, weights, quick, recorder, tmp_path):
+    out, listener = tmp_path / "model", recorder()
+    high = quick(epochs=3, lr=0.05, head_lr=0.05, loss="cross-entropy")
+    train(data, SMALL, weights=weights, out=out, options=high, progress=listener)
+    (report,) = read_bundle_info(out).training
+    assert report.rates[:2] == (LearningRates(0, 0.05, 0.05), LearningRates(0, 0.0125, 0.0125))
+    assert report.warnings
+    assert all(any(warning in text for text in listener.messages) for warning in report.warnings)
+    assert report.options["lr"] == 0.05
+    page = (out / "curves.html").read_text() if report.epochs else ""
+    assert not page or "Warning:" in page
 
 
 def test_finished_epochs_keep_their_learning_rates(unbroken, data, weights, options, recorder, tmp_path):

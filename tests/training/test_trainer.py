@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 
+from lookalike.errors import ModelError
 from lookalike.models import torch_backbone
 from lookalike.models.adapt import Adaptation, family_of
 from lookalike.models.heads import Head
@@ -15,6 +16,7 @@ from lookalike.models.torch_backbone import has_bfloat16
 from lookalike.models.trainable import build_trainable
 from lookalike.training import trainer as trainer_module
 from lookalike.training.config import Recipe, make_recipe
+from lookalike.training.guards import MemoryGuard
 from lookalike.training.trainer import Trainer, add_stochastic_depth, autocast, slow_layers_in_float32
 
 SMALL = "test_efficientnet"
@@ -213,6 +215,80 @@ def test_memory_layout(enabled, member):
     maps = [out for out in outputs if out.shape[1] > 1 and out.shape[2] > 1]  # for others both layouts are the same
     assert len(maps) > 5
     assert {out.is_contiguous(memory_format=torch.channels_last) for out in maps} == {enabled}
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=["gpu", "cpu"])
+def test_a_batch_that_does_not_fit_is_divided_and_updates_the_weights_alike(error, weights):
+    encoders = [build_trainable(SMALL, weights) for _ in range(2)]
+    whole, halves = (make_trainer(e, loss="arcface", batch_size=8) for e in encoders)
+    warnings = []
+    halves.warn = warnings.append
+    forward = encoders[1].module.forward
+
+    def limited(x):
+        if len(x) > 4:
+            raise error
+        return forward(x)
+
+    encoders[1].module.forward = limited
+    losses = [[train_step(trainer) for _ in range(2)] for trainer in (whole, halves)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert len(warnings) == 1 and "8 images" in warnings[0] and "with 4" in warnings[0] and ";" in warnings[0]
+    for key, value in encoders[0].state().items():
+        torch.testing.assert_close(encoders[1].state()[key], value, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("start", "loss", "changes"),
+    [("file", "arcface", 0), ("file", "triplet", 1), ("none", "proxy-anchor", 2), ("none", "arcface", 1)],
+)
+def test_what_a_divided_batch_changes_is_said(start, loss, changes, weights):
+    encoder = build_trainable(SMALL, weights if start == "file" else "none")
+    trainer, warnings = make_trainer(encoder, loss=loss, batch_size=8), []
+    trainer.warn = warnings.append
+    forward = encoder.module.forward
+
+    def limited(x):
+        if len(x) > 4:
+            raise MemoryError
+        return forward(x)
+
+    encoder.module.forward = limited
+    train_step(trainer)
+    assert warnings[0].count("; ") == 1 + changes
+
+
+def test_memory_for_less_than_two_images_is_an_error(member):
+    trainer = make_trainer(member)
+
+    def fails(_x):
+        raise MemoryError
+
+    member.module.forward = fails
+    with pytest.raises(ModelError) as raised:
+        train_step(trainer)
+    assert raised.value.argument == "batch_size"
+
+
+def test_other_errors_are_raised(member):
+    trainer = make_trainer(member)
+
+    def fails(_x):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    member.module.forward = fails
+    with pytest.raises(RuntimeError, match="mat1"):
+        train_step(trainer)
+
+
+def test_a_batch_is_divided_evenly():
+    guard = MemoryGuard(32, CPU)
+    guard.at_once = 4
+    assert [(p.start, p.stop) for p in guard.parts(9)] == [(0, 3), (3, 6), (6, 9)]
+    assert [(p.start, p.stop) for p in guard.parts(4)] == [(0, 4)]
 
 
 # ---------------------------------------------------------------- precision

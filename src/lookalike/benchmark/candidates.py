@@ -227,7 +227,9 @@ def _finetuned_candidate(spec: BenchmarkSpec, backbone: str) -> Candidate:
         train_into_bundle(context, [(backbone, spec.weights[backbone])], folder)
     shutil.rmtree(run_folder, ignore_errors=True)
     candidate = _backbone_candidate(backbone, folder)
-    return replace(candidate, note=_finetuning_note(candidate.state, read_bundle_info(folder)))
+    info = read_bundle_info(folder)
+    warnings = [f"warning: {text}." for report in info.training if report is not None for text in report.warnings]
+    return replace(candidate, note=" ".join(filter(None, [_finetuning_note(candidate.state, info), *warnings])))
 
 
 def _backbone_candidate(backbone: str, folder: Path) -> Candidate:

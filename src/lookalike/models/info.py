@@ -302,6 +302,7 @@ class TrainingReport:
             fine-tuning.
         share_measures: validation measure of each share that was tried.
         posthoc_head: the whitening head fitted after fine-tuning; None if the trained head is used.
+        warnings: what went wrong during fine-tuning and what followed, one sentence each.
         seconds: wall-clock time over all sessions.
         version: of this record.
 
@@ -329,6 +330,7 @@ class TrainingReport:
     fine_tuned_share: float | None = None
     share_measures: Mapping[str, float] = field(default_factory=dict)
     posthoc_head: HeadFit | None = None
+    warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     version: int = REPORT_VERSION
 

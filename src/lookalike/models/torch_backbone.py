@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress
 from lookalike.types import Pixels, Vectors
 
+_LOGGER = logging.getLogger("lookalike")
+
 
 class TorchBackbone:
     """A backbone on torch; its module maps `(n, 3, h, w)` float32 to pooled features and must not change afterwards.
@@ -43,6 +46,7 @@ class TorchBackbone:
         self.width = info.features
         on_gpu = self.device.type == "cuda"
         self.batch_size = 128 if on_gpu and precision != "float32" else DEFAULT_BATCH_SIZE  # 128 fills a GPU
+        self._at_once = 1 << 30  # images per forward pass; less where memory ran out
         self.in_flight = 2 if on_gpu else 1  # on a GPU one batch is computed while one waits
         if precision == "bfloat16" and not has_bfloat16(self.device):
             raise OptionError(
@@ -67,9 +71,32 @@ class TorchBackbone:
         """Return all weights by name."""
         return arrays_of(self.module)
 
-    @torch.inference_mode()
     def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
-        """Compute features `(n, features)` float32 of `(n, h, w, 3)` uint8 pixels; on a CPU at once."""
+        """Compute features `(n, features)` float32 of `(n, h, w, 3)` uint8 pixels; on a CPU at once.
+
+        When memory runs out, half as many images are computed at once from then on.
+        """
+        while len(pixels) <= self._at_once:
+            try:
+                return self._start(pixels)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or len(pixels) == 1:
+                    raise
+            # after the handler: the traceback of the error keeps the activations in memory
+            self._at_once = len(pixels) // 2
+            release_memory(self.device)
+            _LOGGER.warning(
+                "%s: memory runs out with %d images at once; continuing with %d",
+                self.info.name,
+                len(pixels),
+                self._at_once,
+            )
+        size = self._at_once  # which a part may lower
+        waits = [self.submit(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+        return lambda: np.concatenate([wait() for wait in waits])
+
+    @torch.inference_mode()
+    def _start(self, pixels: Pixels) -> Callable[[], Vectors]:
         lowered = self.precision != "float32"
         with torch.autocast(self.device.type, getattr(torch, self.precision) if lowered else None, enabled=lowered):
             features = self.module(normalize_pixels(pixels, self.info.preprocessing, self.device)).float()
@@ -112,6 +139,20 @@ def _mean_and_std(
     with torch.inference_mode(mode=False):
         tensors = [torch.tensor(value, device=device).mul(255).view(1, 3, 1, 1) for value in (mean, std)]
     return tensors[0], tensors[1]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left; on a CPU torch has no type for it."""
+    texts = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
+
+
+def release_memory(device: torch.device) -> None:
+    """Give memory that torch keeps for reuse back to the device, so that pieces of other sizes fit."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def default_device() -> torch.device:

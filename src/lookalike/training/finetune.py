@@ -15,18 +15,18 @@ import torch
 
 from lookalike._files import write_file
 from lookalike.data.dataset import Item
-from lookalike.errors import ModelError, StorageError
+from lookalike.errors import StorageError
 from lookalike.models.info import EpochReport, LearningRates
 from lookalike.models.weights import read_torch_file
 from lookalike.progress import SILENT, Progress, count_noun
 from lookalike.training.batches import Indices, epoch_order, iterate_batches, training_preprocessing
+from lookalike.training.guards import DivergenceError, FutileTrainingError, LossGuard, require_finite
 from lookalike.training.trainer import Trainer
 
 _CHECKPOINT = "checkpoint.pt"
-# number of steps over which the loss is averaged
-_WINDOW = 20
-# training has diverged when the average loss exceeds the first loss, or that of guessing, by this factor
-_DIVERGENCE_FACTOR = 4
+# after a divergence the learning rates are multiplied by this factor, twice at most
+_RATE_FACTOR = 0.25
+_MAX_REDUCTIONS = 2
 
 
 @dataclass
@@ -39,11 +39,13 @@ class FinetuneState:
     epochs: list[EpochReport] = field(default_factory=list)
     best: dict[str, torch.Tensor] | None = None  # weights of the encoder after the epoch with the best measure
     best_measure: float = -math.inf
-    first_loss: float | None = None  # the first loss of the run, or the loss of guessing if that is larger
-    recent_losses: list[float] = field(default_factory=list)  # the last losses, over epochs
+    loss_guard: LossGuard | None = None  # after the last epoch; None before the first step
     last_epoch: int | None = None  # the epoch to stop after if it is known, regardless of the time budget
-    # peak learning rates; several if a resumed run changed them
+    # peak learning rates; several if a resumed run or a divergence changed them
     rates: list[LearningRates] = field(default_factory=list)
+    requested_rates: tuple[float, float] | None = None  # lr and head_lr of the recipe
+    reductions: int = 0  # of the rates, after a divergence
+    warnings: list[str] = field(default_factory=list)  # sentences of the guards
     reserved_seconds: float = 0.0  # of the time budget, for the stages after fine-tuning
     planned_share: float = 1.0  # of the recipe's steps; less where the time budget does not allow more
 
@@ -67,22 +69,31 @@ class FinetuneState:
     def dump(self) -> dict[str, Any]:
         """Return a plain structure for a checkpoint."""
         records = {name: [asdict(record) for record in getattr(self, name)] for name in ("epochs", "rates")}
-        return {**vars(self), "recent_losses": list(self.recent_losses), **records}
+        guard = None if self.loss_guard is None else asdict(self.loss_guard)
+        return {**vars(self), "loss_guard": guard, "warnings": list(self.warnings), **records}
 
     @classmethod
     def restore(cls, stored: dict[str, Any]) -> FinetuneState:
         """Undo `dump`."""
         epochs = [EpochReport(**epoch) for epoch in stored["epochs"]]
         rates = [LearningRates(**rates) for rates in stored["rates"]]
-        return cls(**{**stored, "epochs": epochs, "rates": rates})
+        guard = None if stored["loss_guard"] is None else LossGuard(**stored["loss_guard"])
+        return cls(**{**stored, "epochs": epochs, "rates": rates, "loss_guard": guard})
 
     def set_rates(self, lr: float, head_lr: float) -> bool:
-        """Use these peak learning rates from here on; return whether they replace others."""
-        rates = LearningRates(self.epoch, lr, head_lr)
-        if self.rates and (self.rates[-1].lr, self.rates[-1].head_lr) == (lr, head_lr):
+        """Use these peak learning rates from here on; return whether they replace others that were requested."""
+        if self.requested_rates == (lr, head_lr):
             return False
-        self.rates.append(rates)
+        self.requested_rates = lr, head_lr
+        self.rates.append(LearningRates(self.epoch, lr, head_lr))
         return len(self.rates) > 1
+
+    def reduce_rates(self) -> LearningRates:
+        """Lower the peak learning rates from here on, and return them."""
+        last = self.rates[-1]
+        self.reductions += 1
+        self.rates.append(LearningRates(self.epoch, last.lr * _RATE_FACTOR, last.head_lr * _RATE_FACTOR))
+        return self.rates[-1]
 
     def is_over(self, patience: int) -> bool:
         """Whether all epochs ran, or the best one is `patience` epochs ago."""
@@ -132,6 +143,7 @@ class Validation:
     name: str
     measure: Callable[[], float]  # returns it for the encoder's current weights
     patience: int  # epochs without improvement before stopping
+    frozen: float | None = None  # the measure before fine-tuning
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
@@ -166,8 +178,7 @@ def plan_epochs(
         for batch in iterate_batches(
             items, order, preprocessing, recipe, trainer.distributed, seed=trainer.seed, epoch=0
         ):
-            loss = trainer.loss(batch.pixels, torch.from_numpy(targets[batch.indices]), valid=batch.valid)
-            loss.backward()  # type: ignore[no-untyped-call]
+            trainer.add_gradients(batch.pixels, torch.from_numpy(targets[batch.indices]), valid=batch.valid)
             times.append(time.perf_counter())
     warm = times[1:] if len(times) > 2 else times
     per_step = (warm[-1] - warm[0]) / max(1, len(warm) - 1)
@@ -203,26 +214,54 @@ def finetune(
     """Train until the plan, the patience or the time is exhausted; `run` and `trainer` are changed in place.
 
     Both are fresh or restored from a checkpoint. Without `validation` the last epoch is kept. `has_time` is called
-    before each epoch but the first, unless the last epoch is known.
+    before each epoch but the first, unless the last epoch is known. After a divergence the epoch is repeated with lower
+    learning rates. Fine-tuning that diverges again, or learns nothing, ends with the weights before that epoch; what is
+    said about it is in `run.warnings`.
     """
+    if not run.rates:
+        run.set_rates(trainer.recipe.lr, trainer.recipe.head_lr)
     while not run.is_over(validation.patience if validation else 0):
         number = f"{run.epoch + 1}/{run.end}"
         if run.epoch and run.last_epoch is None and not has_time():
             progress.info(f"  stopping before epoch {number}: the remaining time is reserved for model selection")
             return
         started = time.perf_counter()
+        before, guard = trainer.dump(), run.loss_guard
         devices = [trainer.encoder.device] if trainer.encoder.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), trainer.training():  # the caller's random state is restored
-            loss = _train_epoch(trainer, run, items, targets, progress)
-        trainer.synchronize_statistics()
+        try:
+            with torch.random.fork_rng(devices=devices), trainer.training():  # the caller's random state is restored
+                loss = _train_epoch(trainer, run, items, targets, progress)
+            trainer.synchronize_statistics()
+            require_finite(trainer.encoder.module.state_dict().values(), "weights or batch statistics")
+        except (DivergenceError, FutileTrainingError) as error:
+            trainer.load(before)
+            run.loss_guard = guard
+            if isinstance(error, DivergenceError) and run.reductions < _MAX_REDUCTIONS:
+                rates = run.reduce_rates()
+                trainer.warn(
+                    f"epoch {number} diverged ({error}); it starts again with lower learning rates, lr {rates.lr:g} "
+                    f"and head_lr {rates.head_lr:g}"
+                )
+                continue
+            advice = "; use a lower `lr`" if isinstance(error, DivergenceError) else ""
+            trainer.warn(
+                f"fine-tuning ends in epoch {number}, and the best weights before it are used: {error}{advice}"
+            )
+            return
         measure = validation.measure() if validation else None
         if measure is None or measure > run.best_measure:
             run.best_measure, run.best = -math.inf if measure is None else measure, trainer.encoder.state()
         seconds = time.perf_counter() - started
         run.epochs.append(EpochReport(loss, round(seconds, 1), measure))
-        text = f", validation {validation.name} {measure:.4f}" if validation else ""
-        progress.info(f"  epoch {number}: loss {loss:.3f}{text}, {seconds:.0f} s")
+        progress.info(f"  epoch {number}: loss {loss:.3f}{_describe_measure(validation, measure)}, {seconds:.0f} s")
         after_epoch(run)
+
+
+def _describe_measure(validation: Validation | None, measure: float | None) -> str:
+    if validation is None:
+        return ""
+    frozen = f" ({validation.frozen:.4f} before fine-tuning)" if validation.frozen is not None else ""
+    return f", validation {validation.name} {measure:.4f}{frozen}"
 
 
 def _train_epoch(
@@ -237,32 +276,23 @@ def _train_epoch(
     losses: list[float] = []
     best = f", best {run.best_measure:.3f}" if math.isfinite(run.best_measure) else ""
     preprocessing = training_preprocessing(trainer.encoder, recipe.resolution)
-    default = LearningRates(0, recipe.lr, recipe.head_lr)
-    peak = next((r for r in reversed(run.rates) if r.epoch <= epoch), default)
+    peak = next(r for r in reversed(run.rates) if r.epoch <= epoch)
     total = run.planned_epochs * run.steps_per_epoch
+    guard = run.loss_guard or LossGuard(trainer.classes, warmup=round(recipe.warmup * total))
     for batch in iterate_batches(items, order, preprocessing, recipe, trainer.distributed, seed=seed, epoch=epoch):
         step = epoch * run.steps_per_epoch + len(losses)
         trainer.set_learning_rates(learning_rate_factor(step, total, recipe.warmup), peak)
+        trainer.compare_with_guessing = not guard.has_learned
         batch_targets = torch.from_numpy(targets[batch.indices])
         losses.append(trainer.step(batch.pixels, batch_targets, valid=batch.valid, last=batch.done == len(order)))
-        _require_convergence(run, losses[-1], trainer.classes)
-        detail = f"loss {np.mean(losses[-_WINDOW:]):.3f}{best}"
-        progress.step(f"epoch {epoch + 1}/{run.end}", batch.done, len(order), detail)
-    return float(np.mean(losses))
-
-
-def _require_convergence(run: FinetuneState, loss: float, classes: int) -> None:
-    """Raise `ModelError` for a loss that is not finite, or a recent mean far above the first loss of the run."""
-    if run.first_loss is None:
-        run.first_loss = max(loss, math.log(classes))
-    run.recent_losses = [*run.recent_losses, loss][-_WINDOW:]
-    mean = float(np.mean(run.recent_losses))
-    if mean <= _DIVERGENCE_FACTOR * run.first_loss:
-        return
-    finite = math.isfinite(loss)
-    cause = f"the loss rose from {run.first_loss:.3g} to {mean:.3g}" if finite else "a loss or gradient is not finite"
-    raise ModelError(
-        f"training diverged in epoch {run.epoch + 1} ({cause}); use a lower `lr`, and `resume` to continue from the "
-        "last complete epoch.",
-        argument="lr",
-    )
+        guard = guard.add(losses[-1], trainer.guess)
+        if guard.warning:
+            trainer.warn(guard.warning)
+        if not math.isfinite(losses[-1]):  # a skipped step, whose activations may have reached the batch statistics
+            require_finite(trainer.encoder.module.buffers(), "batch statistics")
+        progress.step(f"epoch {epoch + 1}/{run.end}", batch.done, len(order), f"loss {guard.mean:.3f}{best}")
+    run.loss_guard = guard
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        raise DivergenceError("no loss of an epoch is finite")
+    return float(np.mean(finite))

@@ -19,6 +19,7 @@ class Loss:
     name: str
     description: str  # what it is, with its source
     compares: bool = False  # whether it compares the images of a batch, so that a batch needs several images per class
+    whole_batch: bool = False  # whether it is otherwise not a mean over the images of a batch
     kind: str = ""  # its class in pytorch-metric-learning; empty for cross-entropy
     settings: Mapping[str, Any] = field(default_factory=dict)
     miner: str = ""  # the class that selects pairs or triplets for it; empty for none
@@ -41,7 +42,8 @@ LOSSES: dict[str, Loss] = {
              kind="CosFaceLoss", settings={"margin": 0.2, "scale": 16}),
         Loss("subcenter-arcface", "arcface with three proxies per class (Deng et al. 2020)",
              kind="SubCenterArcFaceLoss", settings={**_ANGLE, "sub_centers": 3}),
-        Loss("proxy-anchor", "each proxy against all images of a batch (Kim et al. 2020)", kind="ProxyAnchorLoss"),
+        Loss("proxy-anchor", "each proxy against all images of a batch (Kim et al. 2020)", whole_batch=True,
+             kind="ProxyAnchorLoss"),
         Loss("multi-similarity", "mined pairs, weighted by three similarities (Wang et al. 2019)", compares=True,
              kind="MultiSimilarityLoss", miner="MultiSimilarityMiner"),
         Loss("triplet", "hardest positive and hardest negative of the batch (Hermans et al. 2017)", compares=True,

@@ -240,11 +240,17 @@ def _repeat_fine_tuning(
         training = sum(i.split is Split.TRAINING for i in stage.items)
         if steps >= math.ceil(training / size):  # not shortened by a time budget
             steps = math.ceil(len(stage.items) / size)
-        return FinetuneState(report.planned_epochs, steps, last_epoch=report.best_epoch, rates=list(report.rates))
+        return FinetuneState(
+            report.planned_epochs,
+            steps,
+            last_epoch=report.best_epoch,
+            rates=list(report.rates),
+            requested_rates=(trainer.recipe.lr, trainer.recipe.head_lr),
+        )
 
     run = run_full_stage(context, encoder, stage, checkpoint, plan, validate=False)
-    share = report.fine_tuned_share or 0.0
-    encoder.load_state(interpolate_weights(stage.state, run.best_weights, share))
+    share = (report.fine_tuned_share or 0.0) if run.best is not None else 0.0
+    encoder.load_state(interpolate_weights(stage.state, run.best or stage.state, share))
     record_origin(encoder, stage, share, head=context.recipe.loss)
     if report.posthoc_head is not None:
         replay_posthoc_head(context, encoder, stage, report.posthoc_head)

@@ -93,8 +93,8 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
     Raises:
         DataError: too little labelled training data, or query or gallery contain training images.
         MissingExtra: a tracker that is not installed.
-        ModelError: an unknown backbone, weights that do not fit, training that diverged, another process that died, or
-            a tracker that cannot be reached.
+        ModelError: an unknown backbone, weights that do not fit, too little memory for two images, another process that
+            died, or a tracker that cannot be reached.
         OptionError: weights for a backbone that is not trained, or one file for several backbones.
         StorageError: `out` exists, or has an unfinished run and `resume` is not set.
 

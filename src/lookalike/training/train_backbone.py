@@ -56,7 +56,7 @@ def train_backbone(context: TrainingContext, backbone: str, weights: Weights) ->
     run = FinetuneState.restore(checkpoint["run"]) if checkpoint is not None else None
     if run is not None and run.is_over(options.patience):
         # nothing is left to train, so that other learning rates would have no effect
-        lr, head_lr = run.rates[-1].lr, run.rates[-1].head_lr
+        lr, head_lr = run.requested_rates or (recipe.lr, recipe.head_lr)
         if (lr, head_lr) != (recipe.lr, recipe.head_lr):
             options = override_options(options, {"lr": lr, "head_lr": head_lr})
             recipe = replace(recipe, lr=lr, head_lr=head_lr)
@@ -92,10 +92,16 @@ def train_backbone(context: TrainingContext, backbone: str, weights: Weights) ->
             planned_share=run.planned_share,
             steps_per_epoch=run.steps_per_epoch,
             rates=tuple(run.rates),
-            measures=StageMeasures(stage.pca_measure, stage.head_measure, run.best_measure, selection.measure),
+            measures=StageMeasures(
+                stage.pca_measure,
+                stage.head_measure,
+                run.best_measure if run.best is not None else None,
+                selection.measure,
+            ),
             fine_tuned_share=selection.share,
             share_measures={f"{s:g}": round(value, 5) for s, value in sorted(selection.share_measures.items())},
             posthoc_head=selection.posthoc_head,
+            warnings=tuple(run.warnings),
         )
     return TrainedEncoder(encoder, stage.items, replace(report, seconds=round(context.seconds, 1)))
 
@@ -203,7 +209,14 @@ def run_full_stage(
     """
     name, options, recipe, distributed = encoder.name, context.options, context.recipe, context.distributed
     encoder.load_state({**stage.state, **stage.initial_head})
-    trainer = Trainer(encoder, len(stage.class_means), recipe, seed=options.seed, distributed=distributed)
+    warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        context.progress.info(f"{name}: {text}")
+        warnings.append(text)
+
+    classes = len(stage.class_means)
+    trainer = Trainer(encoder, classes, recipe, seed=options.seed, distributed=distributed, warn=warn)
     stored_stage = stage.dump()
     if checkpoint is None:
         trainer.objective.initialize_proxies(stage.class_means)
@@ -212,6 +225,8 @@ def run_full_stage(
     else:
         run = FinetuneState.restore(checkpoint["run"])
         trainer.load(checkpoint["state"])
+    warnings[:0] = run.warnings
+    run.warnings = warnings
     if run.set_rates(recipe.lr, recipe.head_lr):
         context.progress.info(f"{name}: new learning rates, lr {recipe.lr:g} and head_lr {recipe.head_lr:g}")
         changed = {"lr": recipe.lr, "head_lr": recipe.head_lr}
@@ -228,12 +243,15 @@ def run_full_stage(
             parts = {"frozen_stage": stored_stage, "state": trainer.dump(), "run": run.dump()}
             save_checkpoint(context.folder, {"key": context.key, "seconds": context.seconds, **parts})
 
+    validation = Validation(
+        options.stop_on, lambda: context.measure(encoder), options.patience, frozen=stage.head_measure
+    )
     finetune(
         trainer,
         run,
         stage.items,
         stage.targets,
-        Validation(options.stop_on, lambda: context.measure(encoder), options.patience) if validate else None,
+        validation if validate else None,
         after_epoch,
         has_time=lambda: context.has_time_for(run.epochs[-1].seconds + run.reserved_seconds),
         progress=context.progress,

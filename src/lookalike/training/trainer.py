@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,6 +23,8 @@ from lookalike.models.trainable import TrainableEncoder
 from lookalike.models.weights import seeded_weights
 from lookalike.training.config import AUTO, Recipe
 from lookalike.training.distributed import SINGLE_PROCESS, DistributedContext
+from lookalike.training.guards import GradientGuard, MemoryGuard
+from lookalike.training.losses import parse_loss
 from lookalike.training.objective import Objective
 
 # ---------------------------------------------------------------- precision
@@ -96,6 +98,8 @@ class LossModule(nn.Module):
         self._precision = recipe.precision
         self._distributed = distributed
         self._compiled = [torch.compile(encoder.module)] if recipe.compile else []  # in a list: not a submodule
+        self.compare_with_guessing = False
+        self.guess = torch.tensor(math.nan)  # the loss of the last batch with shuffled labels
 
     def forward(self, x: torch.Tensor, targets: torch.Tensor, valid: int) -> torch.Tensor:
         """Return the loss of the batch of all processes; of this process's images the first `valid` count."""
@@ -106,11 +110,22 @@ class LossModule(nn.Module):
             projections = self.projection(features.float())
             projections, targets = self._distributed.gather_batch(projections, targets, valid)
             loss: torch.Tensor = self.objective(projections, targets)
+            if self.compare_with_guessing:
+                order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+                with torch.no_grad():
+                    self.guess = self.objective(projections, targets[order.to(targets.device)])
         return loss
 
 
 class Trainer:
-    """An encoder with the objective and the optimizer that train it; when to stop is decided elsewhere."""
+    """An encoder with the objective and the optimizer that train it; when to stop is decided elsewhere.
+
+    Attributes:
+        compare_with_guessing: whether `step` also computes `guess`.
+        guess: the loss of the last step with shuffled labels: what it would be if nothing were learned.
+        warn: receives sentences of the guards.
+
+    """
 
     def __init__(
         self,
@@ -120,6 +135,7 @@ class Trainer:
         *,
         seed: int = 0,
         distributed: DistributedContext = SINGLE_PROCESS,
+        warn: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.encoder = encoder
         self.classes = classes
@@ -138,8 +154,18 @@ class Trainer:
         self.optimizer = _make_optimizer(encoder, self.objective, recipe)
         # float16 has a short exponent: without scaling, small gradients vanish
         self.scaler = torch.amp.GradScaler(encoder.device.type, enabled=recipe.precision == "float16")
-        self.loss_module = distributed.prepare(LossModule(encoder, self.objective, recipe, distributed))
+        self._inner = LossModule(encoder, self.objective, recipe, distributed)
+        self.loss_module = distributed.prepare(self._inner)
         self._accumulated = 0
+        self.guess = math.nan
+        self.warn = warn
+        self._gradients = GradientGuard({n: p for n, p in encoder.module.named_parameters() if p.requires_grad})
+        self._memory = MemoryGuard(
+            recipe.batch_size,
+            encoder.device,
+            self._consequences_of_parts(),
+            may_divide=distributed.world_size == 1,
+        )
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -169,33 +195,82 @@ class Trainer:
         loss: torch.Tensor = self.loss_module(x, targets, len(x) if valid is None else valid)
         return loss
 
+    @property
+    def compare_with_guessing(self) -> bool:
+        """Whether `step` also computes `guess`."""
+        return self._inner.compare_with_guessing
+
+    @compare_with_guessing.setter
+    def compare_with_guessing(self, enabled: bool) -> None:
+        self._inner.compare_with_guessing = enabled
+        self._inner.guess = torch.tensor(math.nan)
+
     def step(self, pixels: np.ndarray, targets: torch.Tensor, *, valid: int | None = None, last: bool = True) -> float:
         """Add the gradients of a batch; update the weights once enough are added, or at the last batch of an epoch.
 
-        Returns the loss; NaN, with the weights unchanged, if a gradient is not finite. With a scaled loss, overflows
-        are expected at first: such updates are skipped until the scale is below one.
+        Returns the loss; NaN, with the weights unchanged and the gradients dropped, if a gradient is not finite. With a
+        scaled loss, overflows are expected at first: such updates are skipped until the scale is below one.
         """
         update = last or self._accumulated + 1 >= self.recipe.accumulate
+        value = self.add_gradients(pixels, targets, valid=valid, update=update)
+        self._accumulated = 0 if update else self._accumulated + 1
+        return value if not update or self._update() else math.nan
+
+    def add_gradients(
+        self, pixels: np.ndarray, targets: torch.Tensor, *, valid: int | None = None, update: bool = True
+    ) -> float:
+        """Add the gradients of a batch, in parts if memory is short, and return its loss.
+
+        `update` says whether the weights are updated next. The gradients of earlier batches are dropped if memory runs
+        out. One of several processes cannot divide its share alone.
+        """
+
+        def add() -> float:
+            parts = self._memory.parts(len(pixels))
+            values = [self._add_part(pixels[p], targets[p], valid, len(pixels), update=update) for p in parts]
+            loss, self.guess = (float(sum(column)) for column in zip(*values, strict=True))
+            return loss
+
+        def warn(text: str) -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.warn(text)
+
+        return self._memory.run(add, len(pixels), warn)
+
+    def _add_part(
+        self, pixels: np.ndarray, targets: torch.Tensor, valid: int | None, count: int, *, update: bool
+    ) -> tuple[float, float]:
+        """Add the gradients of some of `count` images; return their shares of the loss and of that of guessing."""
+        share = len(pixels) / count
         with contextlib.ExitStack() as stack:
             if not update and isinstance(self.loss_module, DistributedDataParallel):
                 stack.enter_context(self.loss_module.no_sync())  # the processes average gradients once per update
             loss = self.loss(pixels, targets, valid=valid)
-            self.scaler.scale(loss / self.recipe.accumulate).backward()  # type: ignore[no-untyped-call]
-        self._accumulated = 0 if update else self._accumulated + 1
-        value = float(loss.detach())
-        return value if not update or self._update() else math.nan
+            self.scaler.scale(share * loss / self.recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+        return share * float(loss.detach()), share * float(self._inner.guess)
+
+    def _consequences_of_parts(self) -> list[str]:
+        changes = []
+        if any(loss.compares or loss.whole_batch for _, loss in parse_loss(self.recipe.loss)):
+            changes.append(f"{self.recipe.loss} compares {{images}} images instead of {self.recipe.batch_size}")
+        norms = [m for m in self.encoder.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if norms and not self.keep_statistics:
+            changes.append("batch statistics are those of {images} images")
+        return changes
 
     def _update(self) -> bool:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf)
         may_overflow = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
-        if not bool(norm.isfinite()) and not may_overflow:
-            return False
-        self.scaler.step(self.optimizer)
+        is_finite = bool(norm.isfinite())
+        if is_finite and (text := self._gradients.observe()):
+            self.warn(text)
+        if is_finite or may_overflow:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return True
+        return is_finite or may_overflow
 
     def set_learning_rates(self, factor: float, peak: LearningRates) -> None:
         """Set the learning rates to `factor` times their peaks."""
@@ -207,7 +282,7 @@ class Trainer:
         return {
             "encoder": self.encoder.state(),
             "objective": {k: v.to("cpu", copy=True) for k, v in self.objective.state_dict().items()},
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "optimizer": _copy_to_cpu(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -217,6 +292,16 @@ class Trainer:
         self.objective.load_state_dict(stored["objective"])
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scaler.load_state_dict(stored["scaler"])
+
+
+def _copy_to_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    """Copy the state of an optimizer; on a GPU a second one might not fit."""
+    copied = {number: {k: _on_cpu(v) for k, v in values.items()} for number, values in state["state"].items()}
+    return {**copy.deepcopy({k: v for k, v in state.items() if k != "state"}), "state": copied}
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
 def add_stochastic_depth(module: nn.Module, rate: float) -> None:

@@ -44,13 +44,16 @@ def select_weights(
     context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, run: FinetuneState
 ) -> WeightSelection:
     """Set the encoder to the weights and the head that validation prefers."""
-    if encoder.trained == UNTRAINED:  # random weights are not a useful starting point
-        measures, share = {}, 1.0
+    measures: dict[float, float] = {}
+    if run.best is None:  # no epoch was finished
+        share = 0.0
+    elif encoder.trained == UNTRAINED:  # random weights are not a useful starting point
+        share = 1.0
     else:
         measures = _measure_shares(context, encoder, stage, run)
         share = max(measures, key=lambda share: (measures[share], -share))  # of equals, the closest to pretrained
-    selection = WeightSelection(share, measures.get(share, run.best_measure))
-    encoder.load_state(interpolate_weights(stage.state, run.best_weights, share))
+    selection = WeightSelection(share, stage.head_measure if share == 0 else measures.get(share, run.best_measure))
+    encoder.load_state(interpolate_weights(stage.state, run.best or stage.state, share))
 
     policy = context.recipe.posthoc_head
     if policy != "trained" and run.epoch:
@@ -61,19 +64,26 @@ def select_weights(
         selection = fit_posthoc_head(context, encoder, stage, run.best_weights, shares, at_least) or selection
     record_origin(encoder, stage, selection.share, head=None if selection.posthoc_head else context.recipe.loss)
     selection = replace(selection, share_measures=measures)
-    context.progress.info(f"{encoder.name}: {_describe(selection, context.options.stop_on, run.planned_share)}")
+    if run.best is not None and share == 0:
+        run.warnings.append(_describe_loss(context.options.stop_on, stage, run))
+    context.progress.info(f"{encoder.name}: {_describe(selection, context.options.stop_on, stage, run)}")
     return selection
 
 
-def _describe(selection: WeightSelection, measure: str, planned_share: float) -> str:
+def _describe_loss(measure: str, stage: FrozenStage, run: FinetuneState) -> str:
+    """Say that validation is not above what it was before fine-tuning."""
+    cause = "fine-tuning did not help"
+    if run.planned_share < MIN_PLANNED_SHARE:
+        cause = f"too few steps to judge fine-tuning ({run.planned_share:.1%} of the recipe)"
+    return f"{cause}: validation {measure} {run.best_measure:.4f} after the best epoch, {stage.head_measure:.4f} before"
+
+
+def _describe(selection: WeightSelection, measure: str, stage: FrozenStage, run: FinetuneState) -> str:
     share, tried = selection.share, selection.share_measures
     text = f"using {share:.0%} fine-tuned + {1 - share:.0%} pretrained weights"
     if share == 0:
-        text = "fine-tuning did not help, using the pretrained weights"
-        if planned_share < MIN_PLANNED_SHARE:
-            text = (
-                f"too few steps to judge fine-tuning ({planned_share:.1%} of the recipe), using the pretrained weights"
-            )
+        text = "using the pretrained weights"
+        text = text if run.best is None else f"{_describe_loss(measure, stage, run)}; {text}"
     if tried:
         values = ", ".join(f"{share:.0%} {tried[share]:.4f}" for share in sorted(tried))
         text += f"; validation {measure} by share of fine-tuned weights: {values}"
