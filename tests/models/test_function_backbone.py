@@ -99,7 +99,7 @@ def failing(_):
 def test_wrong_vectors_are_refused(function, image_files):
     with pytest.raises(ModelError, match="colours") as error:
         colours(function).embed(image_files[:2])
-    assert str(error.value).count(". ") == 0
+    assert "\n" not in str(error.value)
 
 
 def test_no_image_needs_no_call():

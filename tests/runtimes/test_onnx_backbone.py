@@ -16,6 +16,7 @@ from lookalike.errors import FingerprintMismatch, LookalikeError, ModelError, Op
 from lookalike.models.bundle import read_bundle_info, save_bundle
 from lookalike.models.encoder import Encoder, Ensemble
 from lookalike.models.heads import random_head
+from lookalike.models.pipeline import File
 from lookalike.models.torch_backbone import _silent_exporters
 from lookalike.models.trainable import build_trainable
 from lookalike.progress import SILENT
@@ -79,8 +80,8 @@ def test_its_embeddings_are_those_of_the_network(name, network, onnx_files, imag
     encoder = load_encoder(f"onnx:{onnx_files / name}")
     assert (encoder.runtime, encoder.precision, encoder.state) == ("openvino", "float32", "frozen")
     assert (encoder.embed(image_files).vectors * expected).sum(axis=1).min() > 0.9999
-    many = encoder.embed(image_files * 5).vectors  # compiled for many images
-    assert (many[-9:] * expected).sum(axis=1).min() > 0.9999
+    many = [File(str(n), path) for n, path in enumerate(image_files * 5)]  # it is compiled for many images
+    assert (encoder.embed(many).vectors[-9:] * expected).sum(axis=1).min() > 0.9999
 
 
 def test_a_bundle_holds_the_file(onnx_files, image_files, tmp_path, encoder):

@@ -71,11 +71,11 @@ class FunctionBackbone(FixedBackbone):
                 f"the function {self.info.name} must return an array of floats of shape {expected} for "
                 f"{len(pixels)} images, got {result.dtype} of shape {result.shape}."
             )
-        rows: Vectors = result.astype(np.float32)
-        if not (np.abs(rows) < _TOO_LARGE).all():  # also false for NaN
+        if not (np.abs(result) < _TOO_LARGE).all():  # also false for NaN
             raise ModelError(
                 f"the function {self.info.name} returned values that are not finite, or larger than {_TOO_LARGE:g}."
             )
+        rows: Vectors = result.astype(np.float32)
         return rows
 
 
