@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 
 from contest import shared_folder
-from lookalike.data.dataset import with_validation
 from lookalike.data.layouts import load_dataset
+from lookalike.data.validation import with_validation
 from lookalike.models.heads import pca_head
 from lookalike.progress import SILENT
 from lookalike.runtimes.fit import compute_features
@@ -29,10 +29,9 @@ from lookalike.training.train_backbone import fresh_encoder
 from lookalike.training.trainer import Trainer
 
 
-def rate_of_nothing(trainer: Trainer) -> None:
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = 0.0
-    trainer.set_learning_rates = lambda _factor, _peak: None
+def rate_too_low(trainer: Trainer) -> None:
+    set_rates = trainer.set_learning_rates
+    trainer.set_learning_rates = lambda factor, peak: set_rates(1e-9 * factor, peak)
 
 
 def rate_too_high(trainer: Trainer) -> None:
@@ -68,7 +67,7 @@ def no_memory(trainer: Trainer) -> None:
 
 FAILURES: dict[str, Callable[[Trainer], None] | None] = {
     "none": None,
-    "learning rate 0": rate_of_nothing,
+    "learning rate x 1e-9": rate_too_low,
     "learning rate x 3000": rate_too_high,
     "detached backbone": detached,
     "NaN gradient at step 5": not_finite,

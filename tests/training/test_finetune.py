@@ -344,7 +344,7 @@ def test_lower_rates_after_a_divergence_survive_a_resume():
 
 def test_a_learning_rate_of_nothing_is_reported_at_step_40_and_ends_at_step_120(guarded, data, targets, recorder):
     progress = recorder()
-    state, warnings = guarded(lr=1e-12, head_lr=1e-12, batch_size=2, resolution=0.25)
+    state, warnings = guarded(lr=1e-12, head_lr=1e-12, batch_size=2, resolution=0.25, warmup=0.0)
     steps, original = [], state.step
     state.step = lambda *args, **options: (steps.append(1), original(*args, **options))[1]
     reported = []

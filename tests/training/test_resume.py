@@ -81,7 +81,7 @@ def test_a_time_budget_counts_the_seconds_before_the_interruption(data, weights,
     out, options, listener = tmp_path / "model", quick(epochs=3, max_minutes=30), recorder()
     kill(data, weights, out, options, recorder)
     checkpoint = tmp_path / "model.training" / "0" / "checkpoint.pt"
-    torch.save({**torch.load(checkpoint, weights_only=True), "seconds": 60 * 30 - 0.5}, checkpoint)
+    torch.save({**torch.load(checkpoint, weights_only=True), "seconds": 60.0 * 30}, checkpoint)
     train(data, SMALL, weights=weights, out=out, options=options, resume=True, progress=listener)
     assert not any(t.startswith("epoch") for t in listener.tasks)
     assert any("stopping before epoch 2/3" in text for text in listener.messages)
