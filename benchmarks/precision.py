@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,9 @@ def measure(folder: Path, backbone: str, weights: str, precisions: list[str]) ->
                 **means,
             }
             row |= {"min_cosine": float(cosines.min()), "mean_cosine": float(cosines.mean())}
-            loss = read_bundle_info(Path(work) / precision).parity["loss"]
+            loss = read_bundle_info(Path(work) / precision).parity.loss
             if loss is not None:
-                row["export_check"] = {**loss, "passes": loss["difference"] <= TOLERANCE}
+                row["export_check"] = {**asdict(loss), "passes": loss.difference <= TOLERANCE}
             row["lost"] = {name: (rows[0] if rows else row)[name] - means[name] for name in MEASURES}
             rows.append(row)
             print(row, flush=True)

@@ -13,10 +13,9 @@ from typing import Any
 from lookalike.benchmark.leaderboard import Leaderboard, Row, escape, table, table_line
 from lookalike.benchmark.selection import DEFAULT_MEASURE
 from lookalike.benchmark.trial import Trial, format_difference, format_estimate, format_ms
-from lookalike.evaluation.bootstrap import Comparison
-from lookalike.evaluation.evaluation import Estimate
 from lookalike.models.info import FINE_TUNED, FROZEN
 from lookalike.progress import count_noun
+from lookalike.types import Comparison, Estimate
 
 HERE = Path(__file__).parent
 _MISSING = "–"

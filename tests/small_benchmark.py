@@ -15,8 +15,8 @@ from lookalike.benchmark import run_trials
 from lookalike.benchmark.benchmark import Benchmark, benchmark
 from lookalike.benchmark.timing import TimingRequest
 from lookalike.benchmark.trial import Member, SplitMeasures, Timing, Trial
-from lookalike.evaluation.evaluation import Estimate
 from lookalike.training.config import TrainingOptions
+from lookalike.types import Estimate
 
 NAMES = ("test_efficientnet", "test_resnet")  # 0.1 to 0.5 million parameters
 OPTIONS = TrainingOptions(epochs=2, batch_size=8, precision="float32", resolution=0.5)

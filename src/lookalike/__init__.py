@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lookalike.api.export import export as export
     from lookalike.api.index import BuiltIndex as BuiltIndex
     from lookalike.api.index import index as index
-    from lookalike.api.parity import Parity as Parity
     from lookalike.api.post import post as post
     from lookalike.api.search import LoadedIndex as LoadedIndex
     from lookalike.api.search import SearchResult as SearchResult
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
     from lookalike.data.layouts import load_dataset as load_dataset
     from lookalike.embeddings.folder import load_embeddings as load_embeddings
     from lookalike.errors import LookalikeError as LookalikeError
-    from lookalike.evaluation.bootstrap import Comparison as Comparison
-    from lookalike.evaluation.evaluation import Estimate as Estimate
     from lookalike.evaluation.evaluation import Evaluation as Evaluation
     from lookalike.evaluation.measures import Measure as Measure
     from lookalike.evaluation.posting import Posted as Posted
@@ -58,6 +55,7 @@ if TYPE_CHECKING:
     from lookalike.models.encoder import Encoder as Encoder
     from lookalike.models.encoder import Ensemble as Ensemble
     from lookalike.models.function_backbone import as_encoder as as_encoder
+    from lookalike.models.info import Parity as Parity
     from lookalike.models.registry import backbones as backbones
     from lookalike.runtimes.load import load_encoder as load_encoder
     from lookalike.training.config import Recipe as Recipe
@@ -65,7 +63,9 @@ if TYPE_CHECKING:
     from lookalike.training.config import recipes as recipes
     from lookalike.training.refit import refit as refit
     from lookalike.training.train import train as train
+    from lookalike.types import Comparison as Comparison
     from lookalike.types import Embeddings as Embeddings
+    from lookalike.types import Estimate as Estimate
     from lookalike.types import Hit as Hit
     from lookalike.types import Hits as Hits
     from lookalike.types import QueryHits as QueryHits
@@ -77,7 +77,6 @@ _NAMES = {
     "api.evaluate": ("evaluate", "submit"),
     "api.export": ("Exported", "export"),
     "api.index": ("BuiltIndex", "index"),
-    "api.parity": ("Parity",),
     "api.post": ("post",),
     "api.search": ("LoadedIndex", "SearchResult", "load_index", "search"),
     "benchmark.benchmark": ("Benchmark", "benchmark", "demo"),
@@ -89,8 +88,7 @@ _NAMES = {
     "data.layouts": ("load_dataset",),
     "embeddings.folder": ("load_embeddings",),
     "errors": ("LookalikeError",),
-    "evaluation.bootstrap": ("Comparison",),
-    "evaluation.evaluation": ("Estimate", "Evaluation"),
+    "evaluation.evaluation": ("Evaluation",),
     "evaluation.measures": ("Measure",),
     "evaluation.posting": ("Posted",),
     "evaluation.submission": ("Submission",),
@@ -99,12 +97,13 @@ _NAMES = {
     "models.encoder": ("Encoder", "Ensemble"),
     "models.catalogue": ("BackboneRow",),
     "models.function_backbone": ("as_encoder",),
+    "models.info": ("Parity",),
     "models.registry": ("backbones",),
     "runtimes.load": ("load_encoder",),
     "training.config": ("Recipe", "TrainingOptions", "recipes"),
     "training.refit": ("refit",),
     "training.train": ("train",),
-    "types": ("Embeddings", "Hit", "Hits", "QueryHits", "Skipped"),
+    "types": ("Comparison", "Embeddings", "Estimate", "Hit", "Hits", "QueryHits", "Skipped"),
 }
 _MODULES = dict(sorted((name, module) for module, names in _NAMES.items() for name in names))
 

@@ -1,4 +1,4 @@
-"""The value objects that packages exchange: `Embeddings`, `Hits` and `Skipped`."""
+"""The value objects that packages exchange: `Embeddings`, `Hits`, `Estimate`, `Comparison` and `Skipped`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,33 @@ class Skipped:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.cause}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over queries and its 95 % interval (see `evaluation.bootstrap.mean_interval`)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two candidates on the same queries: the mean of the first minus that of the second, and its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        verdict = "significant" if self.significant else "not significant"
+        return f"{self.difference:+.4f} (95 % interval {self.low:+.4f} to {self.high:+.4f}), {verdict}"
+
+    @property
+    def significant(self) -> bool:
+        """Whether 0 lies outside the interval."""
+        return not self.low <= 0 <= self.high
 
 
 def l2_normalize(vectors: npt.ArrayLike) -> Vectors:

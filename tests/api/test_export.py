@@ -27,6 +27,7 @@ from lookalike.models.info import TrainingData
 from lookalike.progress import SILENT
 from lookalike.runtimes import openvino
 from lookalike.runtimes.load import load_encoder
+from lookalike.types import Comparison
 
 pytest.importorskip("openvino")
 
@@ -98,19 +99,19 @@ def test_int8_is_another_model(request, data_folder_original, image_files, tmp_p
     assert cosines.max() < 0.99999
     info = read_bundle_info(tmp_path / "fast")
     assert info.exported_from == expected.fingerprint
-    assert info.parity["images"] == "validation images"
-    assert info.parity["validation_images"] == 8  # 2 of the 6 training images of each class
-    assert set(info.parity["measures"]) == {"precision@3", "hit@1", "map@r"}
+    assert info.parity.images == "validation images"
+    assert info.parity.validation_images == 8  # 2 of the 6 training images of each class
+    assert set(info.parity.measures) == {"precision@3", "hit@1", "map@r"}
     assert load_encoder(tmp_path / "fast").fingerprint == embeddings.fingerprint
 
 
 def test_the_record_of_the_comparison(bundle, exported_bundle, data_folder_original, tmp_path):
     export(bundle, out=tmp_path / "measured", precision="float32", data=load_dataset(data_folder_original))
     plain, measured = (read_bundle_info(path).parity for path in (exported_bundle, tmp_path / "measured"))
-    assert (plain["images"], plain["count"], plain["measures"]) == ("generated images", 16, {})
-    assert (measured["images"], measured["count"]) == ("validation images", 8)
-    assert measured["loss"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
-    for before, after in measured["measures"].values():
+    assert (plain.images, plain.count, plain.measures) == ("generated images", 16, {})
+    assert (measured.images, measured.count) == ("validation images", 8)
+    assert measured.loss == Comparison(0.0, 0.0, 0.0)
+    for before, after in measured.measures.values():
         assert before == after
 
 
@@ -234,7 +235,7 @@ def test_images_that_cannot_be_read_are_listed_and_not_counted(bundle, data_fold
     exported = export(bundle, out=tmp_path / "fast", precision="float32", data=data_folder)
     assert [file.path for file in exported.skipped] == [validation[3].path]
     assert (exported.parity.count, exported.parity.validation_images) == (7, 7)
-    assert read_bundle_info(tmp_path / "fast").parity["validation_images"] == 7
+    assert read_bundle_info(tmp_path / "fast").parity.validation_images == 7
 
 
 def test_other_data_than_that_of_the_training_is_refused(bundle, data_folder, tmp_path):

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookalike.api.parity import Parity, compare_embeddings, generated_images
+from lookalike.api.parity import compare_embeddings, generated_images, require_parity
 from lookalike.errors import ModelError
-from lookalike.evaluation.bootstrap import Comparison
-from lookalike.types import Skipped
+from lookalike.models.info import Parity
+from lookalike.types import Comparison, Skipped
 
 GOOD = Parity("validation images", 64, 0.99, 0.995, 1.0, 200, {"precision@3": (0.9, 0.896)}, Comparison(0.4, 0.1, 0.7))
 
 
 def test_a_good_export_passes():
-    GOOD.require("int8", 0.5)
+    require_parity(GOOD, "int8", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_good_export_passes():
 )
 def test_a_bad_export_is_refused_with_its_figures(changes, precision, facts):
     with pytest.raises(ModelError) as caught:
-        replace(GOOD, **changes).require(precision, 0.5)
+        require_parity(replace(GOOD, **changes), precision, 0.5)
     assert all(fact in str(caught.value) for fact in facts)
     assert caught.value.argument in ("precision", "format", "data")
 
@@ -44,7 +44,7 @@ def test_a_bad_export_is_refused_with_its_figures(changes, precision, facts):
 def test_too_few_images_that_can_be_read():
     skipped = Skipped(Path("a.jpg"), "the file is empty")
     with pytest.raises(ModelError, match=r"on 3 validation images.*a\.jpg: the file is empty"):
-        replace(GOOD, validation_images=3, loss=None).require("int8", 0.5, [skipped])
+        require_parity(replace(GOOD, validation_images=3, loss=None), "int8", 0.5, [skipped])
 
 
 def test_figures_in_words():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +22,7 @@ from lookalike.data.validation import with_validation
 from lookalike.errors import DataError, OptionError, StorageError
 from lookalike.models import auto
 from lookalike.models.bundle import read_bundle_info
+from lookalike.models.info import BenchmarkInfo
 from lookalike.runtimes.load import load_encoder
 from lookalike.training.config import TrainingOptions
 from lookalike.training.refit import refit
@@ -113,8 +114,8 @@ def test_best_has_the_record_of_the_benchmark(finished):
     info = read_bundle_info(finished.out / "best")
     winner = next(t for t in finished.trials if t.name == finished.selection.winner)
     assert load_encoder(finished.out / "best").fingerprint == info.fingerprint
-    assert info.benchmark == {"candidate": winner.name, "reason": finished.selection.reason, "seed": 0}
-    assert info.measures["test"]["precision@3"] == asdict(winner.test.estimate("precision@3"))
+    assert info.benchmark == BenchmarkInfo(winner.name, finished.selection.reason, 0)
+    assert info.measures["test"]["precision@3"] == winner.test.estimate("precision@3")
     assert len(info.classes) == 4
     assert info.training_data.validation_images == 8
 

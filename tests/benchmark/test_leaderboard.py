@@ -12,8 +12,8 @@ from lookalike.benchmark.latex import latex_escape, latex_name
 from lookalike.benchmark.leaderboard import RunDescription, build_leaderboard, write_leaderboard
 from lookalike.benchmark.selection import select
 from lookalike.benchmark.trial import Trial
-from lookalike.evaluation.evaluation import Estimate
 from lookalike.models.encoder import COMBINATIONS
+from lookalike.types import Estimate
 
 HALF = [1.0, 1.0, 0.0, 0.0]
 MOST = [1.0, 1.0, 1.0, 0.0]

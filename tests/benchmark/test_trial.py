@@ -13,7 +13,7 @@ from lookalike.benchmark.trial import (
     matching_hit,
 )
 from lookalike.errors import OptionError, StorageError
-from lookalike.evaluation.evaluation import Estimate
+from lookalike.types import Estimate
 
 
 def test_a_trial_is_read_back_from_json(make_trial):

@@ -12,8 +12,8 @@ import pytest
 from lookalike.benchmark.leaderboard import Leaderboard, Row
 from lookalike.benchmark.trial import Member, SplitMeasures, Trial, format_estimate
 from lookalike.evaluation.bootstrap import paired_bootstrap
-from lookalike.evaluation.evaluation import Estimate
 from lookalike.models.info import joint_state
+from lookalike.types import Estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 EFFICIENTNET, RESNET = "test_efficientnet", "test_resnet"

@@ -8,6 +8,7 @@ import pytest
 from lookalike.errors import DataError
 from lookalike.evaluation import bootstrap
 from lookalike.evaluation.bootstrap import bootstrap_interval, mean_interval, paired_bootstrap
+from lookalike.types import Comparison
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3])
@@ -121,8 +122,8 @@ def test_many_different_values_have_the_bootstrap_interval():
 
 
 def test_a_comparison_prints_its_verdict():
-    assert str(bootstrap.Comparison(0.02, 0.005, 0.037)) == "+0.0200 (95 % interval +0.0050 to +0.0370), significant"
-    assert str(bootstrap.Comparison(-0.02, -0.045, 0.0)).endswith("(95 % interval -0.0450 to +0.0000), not significant")
+    assert str(Comparison(0.02, 0.005, 0.037)) == "+0.0200 (95 % interval +0.0050 to +0.0370), significant"
+    assert str(Comparison(-0.02, -0.045, 0.0)).endswith("(95 % interval -0.0450 to +0.0000), not significant")
 
 
 def test_the_score_interval_of_ones_ends_at_one():

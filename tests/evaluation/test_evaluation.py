@@ -11,13 +11,12 @@ from lookalike.errors import DataError, FingerprintMismatch, OptionError
 from lookalike.evaluation import ranking
 from lookalike.evaluation.evaluation import (
     DEFAULT_MEASURES,
-    Estimate,
     Evaluation,
     evaluate_embeddings,
     evaluate_validation,
 )
 from lookalike.evaluation.measures import Measure
-from lookalike.types import Embeddings, Hits, l2_normalize
+from lookalike.types import Embeddings, Estimate, Hits, l2_normalize
 
 
 def embeddings(degrees, fingerprint="model"):

@@ -5,29 +5,35 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from lookalike._files import with_digest
 from lookalike.errors import ModelError
 from lookalike.models.bundle import describe_encoder
 from lookalike.models.info import (
     BUNDLE_FORMAT,
     Adaptation,
     BackboneInfo,
+    BenchmarkInfo,
     BundleInfo,
     EncoderInfo,
     EpochReport,
     GraphInfo,
     HeadFit,
     LearningRates,
+    Parity,
+    RequestInfo,
     StageMeasures,
     TrainingData,
     TrainingReport,
     joint_state,
 )
 from lookalike.models.preprocessing import Preprocessing
+from lookalike.types import Comparison, Estimate
 
 BACKBONE = BackboneInfo(
     "small", "test_resnet", 64, Preprocessing(96, 64, 1.0, "bilinear"), Adaptation("gem", 1.5), "model hub", "abc"
 )
 ENCODER = EncoderInfo(BACKBONE, 512, "PCA of 9 images", "frozen", "def")
+PARITY = Parity("images", 16, 0.9, 0.99, 1.0, 200, {"hit@1": (0.5, 0.49)}, Comparison(0.4, 0.1, 0.7))
 
 
 def test_a_record_survives_json(make_ensemble):
@@ -37,8 +43,9 @@ def test_a_record_survives_json(make_ensemble):
         training_data=TrainingData("f", 24, 4, "v", ("aa", "bb")),
         options={"seed": 3},
         training=(TrainingReport("a", {"seed": 3}, {"lr": 0.1}, "cnn", "cnn", "float32", "pk"), None),
-        measures={"validation": {"precision@3": {"mean": 0.5}}},
-        request={"names": ["a"]},
+        measures={"validation": {"precision@3": Estimate(0.5, 0.4, 0.6)}},
+        request=RequestInfo(("a",), ("model hub",)),
+        benchmark=BenchmarkInfo("a", "the only candidate", 0),
         refit_of="other",
     )
     assert BundleInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
@@ -50,11 +57,29 @@ def test_a_record_survives_json(make_ensemble):
 
 def test_an_exported_record_survives_json():
     member = replace(ENCODER, graph=GraphInfo("openvino", "int8", {"member-0.xml": "1", "member-0.bin": "2"}, ""))
-    info = BundleInfo("small", 512, "def", (member,), exported_from="other", parity={"count": 16})
+    info = BundleInfo("small", 512, "def", (member,), exported_from="other", parity=PARITY)
     loaded = BundleInfo.from_dict(json.loads(json.dumps(info.to_dict())))
     assert loaded == info
     assert loaded.is_exported
     assert list(loaded.members[0].graph.digests) == ["member-0.xml", "member-0.bin"]  # the first is the one to load
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"measures": {"validation": {"precision@3": {"mean": 0.5}}}},
+        {"measures": {"validation": {"precision@3": {"mean": 0.5, "low": "0.4", "high": 0.6}}}},
+        {"benchmark": {"candidate": "a", "reason": "the only candidate", "seed": "0"}},
+        {"request": {"backbones": "a", "weights": ["none"]}},
+        {"parity": {"count": 16}},
+        {"parity": asdict(PARITY) | {"measures": {"hit@1": [0.5]}}},
+    ],
+)
+def test_a_part_of_another_form_is_refused(change):
+    record = asdict(BundleInfo("small", 512, "def", (ENCODER,)))
+    BundleInfo.from_dict(with_digest({"format": BUNDLE_FORMAT, **record}))
+    with pytest.raises(ValueError, match=r"has no|expected"):
+        BundleInfo.from_dict(with_digest({"format": BUNDLE_FORMAT, **record, **change}))
 
 
 @pytest.mark.parametrize(

@@ -138,4 +138,4 @@ def test_trained_batch_statistics_are_averaged_over_the_processes(crops, tmp_pat
     assert codes == [0, 0], ended
     info = read_bundle_info(tmp_path / "two")
     expected = info.training[0].measures.fine_tuned
-    assert info.measures["validation"]["map@r"]["mean"] == pytest.approx(expected, abs=1e-6)
+    assert info.measures["validation"]["map@r"].mean == pytest.approx(expected, abs=1e-6)

@@ -104,7 +104,7 @@ def test_mlflow_has_recipe_measures_curves_and_a_model_that_loads_back(tracked_r
     points = client.get_metric_history(run.info.run_id, f"{SMALL}/loss")
     assert [p.step for p in points] == [1, 2]
     assert [p.value for p in points] == [epoch.loss for epoch in info.training[0].epochs]
-    measured = info.measures["validation"]["precision@3"]["mean"]
+    measured = info.measures["validation"]["precision@3"].mean
     (point,) = client.get_metric_history(run.info.run_id, "validation/precision_at_3")
     assert point.value == measured
     assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"curves.png", "curves.html", "model"}
@@ -179,7 +179,7 @@ def test_wandb_has_recipe_measures_curves_and_the_bundle(tracked_run, data):
     points = [(values["step"], values[f"{SMALL}/loss"]) for values in logged if f"{SMALL}/loss" in values]
     assert points == [(n, epoch.loss) for n, epoch in enumerate(info.training[0].epochs, 1)]
     (measured,) = [v["validation/precision_at_3"] for v in logged if "validation/precision_at_3" in v]
-    assert measured == info.measures["validation"]["precision@3"]["mean"]
+    assert measured == info.measures["validation"]["precision@3"].mean
     files = {f.path for r in records if r.HasField("files") for f in r.files.files}
     assert {"curves.png", "curves.html"} <= files
     for name in ("curves.png", "curves.html"):

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lookalike._arguments import checked_arguments
 from lookalike._files import follow_link, require_writable
@@ -31,7 +30,7 @@ from lookalike.errors import (
 from lookalike.index.storage import is_index
 from lookalike.models.bundle import MODEL_FOLDER, describe_encoder, find_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
-from lookalike.models.info import BundleInfo
+from lookalike.models.info import BundleInfo, RequestInfo
 from lookalike.models.pipeline import Files, Source
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, count_noun, resolve_progress
@@ -178,11 +177,11 @@ def embed_images(
     if not isinstance(model, str | Path):
         encoder = model
     elif (bundle := find_bundle(model)) is not None:
-        encoder, info = load_encoder(bundle), dataclasses.replace(read_bundle_info(bundle), request={})
+        encoder, info = load_encoder(bundle), dataclasses.replace(read_bundle_info(bundle), request=None)
     else:
         names = str(model).split("+")
         identities = [weights_identity(*pair) for pair in pair_weights(names, weights)]
-        request = {"backbones": names, "weights": identities}
+        request = RequestInfo(tuple(names), tuple(identities))
         stored = _stored_model(out, str(model), request)
         if stored is None:
             # the features are reused below, so that no image is computed twice
@@ -231,7 +230,7 @@ def _precision_of_run(out: Path, precision: str) -> str:
     return run.precision
 
 
-def _stored_model(out: Path, name: str, request: Mapping[str, Any]) -> tuple[AnyEncoder, BundleInfo] | None:
+def _stored_model(out: Path, name: str, request: RequestInfo) -> tuple[AnyEncoder, BundleInfo] | None:
     """Load the model of `out` if the same request led to it: its head was fitted then and does not change."""
     run = read_run(out)
     if run is None:

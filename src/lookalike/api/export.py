@@ -13,13 +13,19 @@ from lookalike._arguments import checked_arguments
 from lookalike._files import digest, file_digest, follow_link, require_free, storage_errors, temporary_folder
 from lookalike._lock import locked
 from lookalike._system import installed_versions
-from lookalike.api.parity import ComparedMeasures, Parity, compare_embeddings, compare_measures, generated_images
+from lookalike.api.parity import (
+    ComparedMeasures,
+    compare_embeddings,
+    compare_measures,
+    generated_images,
+    require_parity,
+)
 from lookalike.data.dataset import Dataset, Item, sample_evenly
 from lookalike.data.layouts import load_training_splits
 from lookalike.errors import DataError, MissingExtra, OptionError, renamed_argument
 from lookalike.models.bundle import describe_encoder, find_bundle, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
-from lookalike.models.info import FUNCTION, BundleInfo, GraphInfo
+from lookalike.models.info import FUNCTION, BundleInfo, GraphInfo, Parity
 from lookalike.models.pipeline import decode_batches
 from lookalike.progress import SILENT, Progress, resolve_progress
 from lookalike.runtimes import onnx, openvino
@@ -132,13 +138,13 @@ def export(
             exported = Ensemble(tuple(members), encoder.combination, encoder.alignments)
         parity = _measure_parity(encoder, exported, split, skipped, progress)
         skipped = list(dict.fromkeys(skipped))
-        parity.require(precision, tolerance, skipped)
+        require_parity(parity, precision, tolerance, skipped)
         progress.info(f"{encoder.name}: {parity}")
         record = describe_encoder(
             exported,
             info,
             exported_from=encoder.fingerprint,
-            parity=parity.to_dict(),
+            parity=parity,
             versions={**info.versions, **installed_versions("lookalike", "torch", "timm", runtime, "onnx", "nncf")},
         )
         save_bundle(exported, out, record, replace_existing=replace)

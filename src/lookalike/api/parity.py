@@ -3,99 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lookalike.data.dataset import Dataset
 from lookalike.data.folders import skipped_suffix
 from lookalike.errors import ModelError
-from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
+from lookalike.evaluation.bootstrap import paired_bootstrap
 from lookalike.evaluation.evaluation import evaluate_validation
 from lookalike.evaluation.measures import Measure
 from lookalike.models.encoder import AnyEncoder, Encoder
+from lookalike.models.info import Parity
 from lookalike.progress import SILENT, Progress
 from lookalike.runtimes.graphs import SINGLE_MAX
 from lookalike.runtimes.select import MIN_COSINE
-from lookalike.types import Pixels, Skipped
+from lookalike.types import Comparison, Pixels, Skipped
 
 MEASURES = ("precision@3", "hit@1", "map@r")
 DECISIVE = "precision@3"
 _BATCH = 8  # images are embedded one by one and this many at once
 
 
-@dataclass(frozen=True)
-class Parity:
-    """How far an exported model differs from its bundle.
+def require_parity(parity: Parity, precision: str, tolerance: float, skipped: Sequence[Skipped] = ()) -> None:
+    """Raise `ModelError` if the model differs too much, or loses more than `tolerance` points of precision@3.
 
-    Attributes:
-        images: which images were compared.
-        count: their number.
-        min_cosine, mean_cosine: between an image's embeddings by the two, the lower of one by one and in batches.
-        batch_cosine: the smallest between its embeddings one by one and in batches.
-        validation_images: number that the measures were taken on; 0 without data.
-        measures: by name, of the bundle and of the exported model.
-        loss: points of precision@3 that the exported model is below the bundle, with the 95 % interval of the paired
-            bootstrap; None without data.
-
+    `skipped` are the files that could not be read; the error for too few images names the first.
     """
-
-    images: str
-    count: int
-    min_cosine: float
-    mean_cosine: float
-    batch_cosine: float
-    validation_images: int
-    measures: Mapping[str, tuple[float, float]]
-    loss: Comparison | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain structure for JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        text = (
-            f"cosine to the bundle at least {self.min_cosine:.4f}, mean {self.mean_cosine:.4f}, "
-            f"on {self.count} {self.images}"
+    if not parity.batch_cosine >= MIN_COSINE["bfloat16"]:  # nor where it is not a number
+        raise ModelError(
+            "the exported model computes other embeddings in batches than one by one "
+            f"(cosine {parity.batch_cosine:.4f}); choose another `format`.",
+            argument="format",
         )
-        changes = [f"{name} {before:.4f} to {after:.4f}" for name, (before, after) in self.measures.items()]
-        if changes:
-            text += f"; on {self.validation_images} validation images {', '.join(changes)}"
-        if self.loss is not None:
-            loss = self.loss
-            text += f" (a loss of {loss.difference:.2f} points, 95 % interval {loss.low:.2f} to {loss.high:.2f})"
-        return text
-
-    def require(self, precision: str, tolerance: float, skipped: Sequence[Skipped] = ()) -> None:
-        """Raise `ModelError` if the model differs too much, or loses more than `tolerance` points of precision@3.
-
-        `skipped` are the files that could not be read; the error for too few images names the first.
-        """
-        if not self.batch_cosine >= MIN_COSINE["bfloat16"]:  # nor where it is not a number
-            raise ModelError(
-                "the exported model computes other embeddings in batches than one by one "
-                f"(cosine {self.batch_cosine:.4f}); choose another `format`.",
-                argument="format",
-            )
-        if not self.min_cosine >= MIN_COSINE[precision]:
-            raise ModelError(
-                f"{precision} changes embeddings too much: {self}; a cosine of {MIN_COSINE[precision]:g} is required. "
-                "Choose another `precision`.",
-                argument="precision",
-            )
-        if precision == "int8" and self.loss is None:
-            raise ModelError(
-                f"the loss of int8 cannot be measured on {self.validation_images} validation images"
-                f"{skipped_suffix(skipped)}; more are needed.",
-                argument="data",
-            )
-        if self.loss is not None and self.loss.difference > tolerance:
-            raise ModelError(
-                f"{precision} loses more than {tolerance:g} points of {DECISIVE}: {self}. "
-                "Choose another `precision`, or a larger `tolerance`.",
-                argument="precision",
-            )
+    if not parity.min_cosine >= MIN_COSINE[precision]:
+        raise ModelError(
+            f"{precision} changes embeddings too much: {parity}; a cosine of {MIN_COSINE[precision]:g} is required. "
+            "Choose another `precision`.",
+            argument="precision",
+        )
+    if precision == "int8" and parity.loss is None:
+        raise ModelError(
+            f"the loss of int8 cannot be measured on {parity.validation_images} validation images"
+            f"{skipped_suffix(skipped)}; more are needed.",
+            argument="data",
+        )
+    if parity.loss is not None and parity.loss.difference > tolerance:
+        raise ModelError(
+            f"{precision} loses more than {tolerance:g} points of {DECISIVE}: {parity}. "
+            "Choose another `precision`, or a larger `tolerance`.",
+            argument="precision",
+        )
 
 
 def compare_embeddings(encoder: Encoder, exported: Encoder, pixels: Pixels) -> tuple[np.ndarray, float]:

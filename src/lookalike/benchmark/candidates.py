@@ -24,6 +24,7 @@ from lookalike.models.info import (
     TIMM,
     UNTRAINED,
     Adaptation,
+    BenchmarkInfo,
     BundleInfo,
     EncoderInfo,
     TrainingReport,
@@ -328,10 +329,8 @@ def save_winner(
         options=infos[0].options,
         training_data=training_data,
         training=training,
-        measures={
-            split: {name: vars(interval) for name, interval in s.measures.items()} for split, s in measures.items() if s
-        },
-        benchmark={"candidate": selection.winner, "reason": selection.reason, "seed": spec.options.seed},
+        measures={split: s.measures for split, s in measures.items() if s},
+        benchmark=BenchmarkInfo(selection.winner, selection.reason, spec.options.seed),
     )
     reports = [report for report in training if report is not None]
     curves = partial(write_curves, reports=reports, measure=spec.options.stop_on)

@@ -20,10 +20,9 @@ from lookalike.benchmark.trial import (
     matching_hit,
 )
 from lookalike.errors import DataError
-from lookalike.evaluation.bootstrap import Comparison
-from lookalike.evaluation.evaluation import Estimate
 from lookalike.evaluation.measures import Measure
 from lookalike.progress import count_noun
+from lookalike.types import Comparison, Estimate
 
 # Columns of time, and the field of `Timing` that each shows.
 TIMES = {

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from lookalike.benchmark.trial import Trial, format_difference, format_ms
 from lookalike.errors import DataError, OptionError
-from lookalike.evaluation.bootstrap import Comparison
 from lookalike.evaluation.measures import Measure
 from lookalike.models.info import FROZEN
 from lookalike.progress import count_noun
+from lookalike.types import Comparison
 
 DEFAULT_MEASURE = "precision@3"
 FALLBACK_MEASURE = "map@r"  # whatever the number of relevant images, a perfect ranking reaches 1

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from lookalike._records import read_record
 from lookalike.errors import OptionError, StorageError
-from lookalike.evaluation.bootstrap import Comparison, paired_bootstrap
-from lookalike.evaluation.evaluation import Estimate, Evaluation
+from lookalike.evaluation.bootstrap import paired_bootstrap
+from lookalike.evaluation.evaluation import Evaluation
 from lookalike.evaluation.measures import Measure
 from lookalike.models.info import TrainingState
+from lookalike.types import Comparison, Estimate
 
 # Version of the files in trials/. A file of another version is ignored, so that a resumed benchmark measures again.
 VERSION = 4

@@ -5,12 +5,11 @@ B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
 from lookalike.errors import DataError
+from lookalike.types import Comparison
 
 _FEW = 10  # with fewer queries, resamples repeat the same few values and the interval is too narrow
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
@@ -51,24 +50,6 @@ def bootstrap_interval(values: npt.ArrayLike) -> tuple[float, float]:
         means.append((array - offset)[rows].mean(axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]) + offset
     return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two candidates on the same queries: the mean of the first minus that of the second, and its 95 % interval."""
-
-    difference: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        verdict = "significant" if self.significant else "not significant"
-        return f"{self.difference:+.4f} (95 % interval {self.low:+.4f} to {self.high:+.4f}), {verdict}"
-
-    @property
-    def significant(self) -> bool:
-        """Whether 0 lies outside the interval."""
-        return not self.low <= 0 <= self.high
 
 
 def paired_bootstrap(a: npt.ArrayLike, b: npt.ArrayLike) -> Comparison:

@@ -11,23 +11,14 @@ import numpy as np
 
 from lookalike.data.dataset import Dataset, Split
 from lookalike.errors import DataError, OptionError
-from lookalike.evaluation.bootstrap import Comparison, mean_interval, paired_bootstrap
+from lookalike.evaluation.bootstrap import mean_interval, paired_bootstrap
 from lookalike.evaluation.measures import Depth, Measure, Values, parse_measures
 from lookalike.evaluation.ranking import find_relevance, iter_judged
 from lookalike.reranking.reranker import Reranker
-from lookalike.types import Embeddings, Hits, Skipped
+from lookalike.types import Comparison, Embeddings, Estimate, Hits, Skipped
 
 # The first is called top-3 accuracy in tables.
 DEFAULT_MEASURES = ("precision@3", "hit@3", "hit@1", "map@r", "mrr")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over queries and its 95 % interval (see `mean_interval`)."""
-
-    mean: float
-    low: float
-    high: float
 
 
 class ClassMean(NamedTuple):

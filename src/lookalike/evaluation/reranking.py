@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from lookalike.evaluation.bootstrap import Comparison
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
 from lookalike.reranking.reranker import Reranker
@@ -20,7 +19,7 @@ from lookalike.reranking.steps import (
     SimilarityNormalization,
     Step,
 )
-from lookalike.types import Embeddings, Vectors
+from lookalike.types import Comparison, Embeddings, Vectors
 
 # By field of `Reranking`, the parameters that are tried.
 GRID: Mapping[str, tuple[Step, ...]] = {

@@ -17,8 +17,9 @@ from lookalike._files import checked_record, digest, with_digest
 from lookalike._records import read_record
 from lookalike.errors import ModelError
 from lookalike.models.preprocessing import Preprocessing
+from lookalike.types import Comparison, Estimate
 
-BUNDLE_FORMAT = 3
+BUNDLE_FORMAT = 4
 REPORT_VERSION = 2  # of a `TrainingReport`
 MIN_PLANNED_SHARE = 0.25  # fewer of the recipe's steps do not show whether fine-tuning helps
 
@@ -358,6 +359,62 @@ def require_report_version(report: Any) -> None:
 
 
 @dataclass(frozen=True)
+class BenchmarkInfo:
+    """How a winner was selected: its name among the candidates, the reason in words, and the seed."""
+
+    candidate: str
+    reason: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class RequestInfo:
+    """A pretrained model that was requested by name: its backbones, and of each the source or digest of its weights."""
+
+    backbones: tuple[str, ...]
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported model differs from its bundle.
+
+    Attributes:
+        images: which images were compared.
+        count: their number.
+        min_cosine, mean_cosine: between an image's embeddings by the two, the lower of one by one and in batches.
+        batch_cosine: the smallest between its embeddings one by one and in batches.
+        validation_images: number that the measures were taken on; 0 without data.
+        measures: by name, of the bundle and of the exported model.
+        loss: points of precision@3 that the exported model is below the bundle, with the 95 % interval of the paired
+            bootstrap; None without data.
+
+    """
+
+    images: str
+    count: int
+    min_cosine: float
+    mean_cosine: float
+    batch_cosine: float
+    validation_images: int
+    measures: Mapping[str, tuple[float, float]]
+    loss: Comparison | None = None
+
+    def __str__(self) -> str:
+        text = (
+            f"cosine to the bundle at least {self.min_cosine:.4f}, mean {self.mean_cosine:.4f}, "
+            f"on {self.count} {self.images}"
+        )
+        changes = [f"{name} {before:.4f} to {after:.4f}" for name, (before, after) in self.measures.items()]
+        if changes:
+            text += f"; on {self.validation_images} validation images {', '.join(changes)}"
+        if self.loss is not None:
+            loss = self.loss
+            text += f" (a loss of {loss.difference:.2f} points, 95 % interval {loss.low:.2f} to {loss.high:.2f})"
+        return text
+
+
+@dataclass(frozen=True)
 class BundleInfo:
     """The content of `bundle.json`.
 
@@ -371,9 +428,9 @@ class BundleInfo:
         training_data: what it was trained on; None if it was not trained.
         options: the training options.
         training: a report per trained member.
-        measures: by split, by measure: `{"mean", "low", "high"}`.
+        measures: by split, by measure.
         benchmark: of a winner: how it was selected.
-        request: of a pretrained model that was requested by name: names and weights.
+        request: of a pretrained model that was requested by name.
         refit_of: fingerprint of the bundle that was trained again on all labelled images.
         exported_from: fingerprint of the bundle that was exported.
         parity: of an exported bundle: how far it differs from that bundle.
@@ -390,12 +447,12 @@ class BundleInfo:
     training_data: TrainingData | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     training: tuple[TrainingReport | None, ...] = ()
-    measures: Mapping[str, Any] = field(default_factory=dict)
-    benchmark: Mapping[str, Any] = field(default_factory=dict)
-    request: Mapping[str, Any] = field(default_factory=dict)
+    measures: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    benchmark: BenchmarkInfo | None = None
+    request: RequestInfo | None = None
     refit_of: str | None = None
     exported_from: str | None = None
-    parity: Mapping[str, Any] = field(default_factory=dict)
+    parity: Parity | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from dataclasses import replace as changed
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,7 @@ from lookalike.training.train_backbone import (
     train_backbone,
     validation_fingerprint,
 )
-from lookalike.types import take_shared
+from lookalike.types import Estimate, take_shared
 
 Backbones = Sequence[tuple[str, Weights]]
 _CHOICE = "auto.json"  # in the folder of a run: the backbones that `auto` picked
@@ -263,7 +262,7 @@ def finish_resumed_run(bundle: Path, targets: Sequence[TrackerTarget], key: str,
 def track_bundle(tracker: RunTracker, bundle: Path) -> None:
     """Log a finished bundle with its validation measures and curves, and remove the folder of its run."""
     measures = read_bundle_info(bundle).measures.get("validation", {})
-    tracker.log_metrics({f"validation/{name}": value["mean"] for name, value in measures.items()}, 1)
+    tracker.log_metrics({f"validation/{name}": value.mean for name, value in measures.items()}, 1)
     for name in ("curves.png", "curves.html"):
         tracker.log_file(bundle / name)
     tracker.log_model(bundle, bundle.name)
@@ -314,7 +313,7 @@ def image_hashes(data: Dataset) -> tuple[str, ...]:
     return tuple(sorted({content[:16] for content in content_hashes(data.training).values()}))
 
 
-def _validation_measures(encoder: AnyEncoder, data: Dataset, progress: Progress) -> dict[str, Any]:
+def _validation_measures(encoder: AnyEncoder, data: Dataset, progress: Progress) -> Mapping[str, Estimate]:
     """Return the default measures of the finished encoder within the validation split, as far as it is large enough."""
     embeddings = with_runtime(encoder, precision="float32").embed(
         data.validation, progress=progress, task=f"{encoder.name}: measures"
@@ -322,4 +321,4 @@ def _validation_measures(encoder: AnyEncoder, data: Dataset, progress: Progress)
     depth = len(embeddings) - data.validation_excluded
     possible = [m for m in map(Measure.parse, DEFAULT_MEASURES) if m.min_gallery <= depth]
     evaluation = evaluate_validation(data, embeddings, possible)
-    return {name: asdict(estimate) for name, estimate in evaluation.measures.items()}
+    return evaluation.measures
