@@ -13,7 +13,7 @@ import pytest
 from lookalike.api import evaluate as evaluate_module
 from lookalike.api.evaluate import evaluate, submit
 from lookalike.data.layouts import load_dataset
-from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
 from lookalike.evaluation.submission import Submission
@@ -157,6 +157,48 @@ class TestEvaluate:
         monkeypatch.setattr(evaluate_module, "with_runtime", recorded)
         evaluate(data_folder, encoder, k=[1])
         assert precisions == ["float32"]
+
+
+class TestAgainst:
+    """Another model on the same queries."""
+
+    def test_the_differences_are_those_of_two_evaluations(self, data_folder, encoder, other_encoder):
+        (data_folder / "test" / "gallery" / "cat0.jpg").write_text("not an image")
+        evaluation = evaluate(data_folder, encoder, against=other_encoder)
+        alone, other = evaluate(data_folder, encoder), evaluate(data_folder, other_encoder)
+        assert list(evaluation.against) == list(evaluation.values)
+        assert evaluation.against == {name: alone.compare(other, name) for name in alone.values}
+        assert evaluation.against_model == f"{other_encoder.name} ({other_encoder.state})"
+        assert evaluation.skipped == alone.skipped
+        assert alone.against == {}
+
+    def test_weights_by_name_belong_to_either_model(self, data_folder, encoder):
+        weights = {"test_efficientnet": "none", "test_resnet": "none"}
+        evaluation = evaluate(data_folder, "test_resnet", against="test_efficientnet", weights=weights)
+        assert evaluation.against_model == "test_efficientnet (untrained)"
+        with pytest.raises(OptionError, match="test_efficientnet") as caught:
+            evaluate(data_folder, "test_resnet", against=encoder, weights=weights)
+        assert caught.value.argument == "weights"
+
+    def test_a_model_that_cannot_be_loaded_is_reported_before_the_work(self, data_folder, encoder, decoded):
+        with pytest.raises(ModelError, match="resnet5000") as caught:
+            evaluate(data_folder, encoder, against="resnet5000")
+        assert caught.value.argument == "against"
+        assert decoded == []
+
+    def test_class_folders_are_split_as_in_the_training_of_both(
+        self, data_folder, tmp_path, encoder, other_encoder, decoded
+    ):
+        folder = data_folder / "training"
+        for seed, (name, model) in enumerate([("first", encoder), ("second", other_encoder)]):
+            save_bundle(model, tmp_path / name, describe_encoder(model, options={"seed": seed}))
+        evaluation = evaluate(folder, encoder, k=1, against=tmp_path / "second")
+        assert evaluation.query_ids == evaluate(folder, tmp_path / "second", k=1).query_ids
+        decoded.clear()
+        with pytest.raises(OptionError, match="another split") as caught:
+            evaluate(folder, tmp_path / "first", against=tmp_path / "second")
+        assert caught.value.argument == "against"
+        assert decoded == []
 
 
 @pytest.fixture(params=["folder link", "file links", "hard links", "manifest"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from lookalike.evaluation.evaluation import (
     evaluate_validation,
 )
 from lookalike.evaluation.measures import Measure
-from lookalike.types import Embeddings, Estimate, Hits, l2_normalize
+from lookalike.types import Comparison, Embeddings, Estimate, Hits, l2_normalize
 
 
 def embeddings(degrees, fingerprint="model"):
@@ -173,6 +174,23 @@ def test_compare_pairs_by_query_id():
     assert backward.query_ids == ("q3", "q1", "q2")
     same = forward.compare(backward, "mrr")
     assert (same.difference, same.low, same.high, same.significant) == (0, 0, 0, False)
+
+
+def test_the_comparison_with_another_model_is_printed_and_in_json(evaluation):
+    assert not evaluation.against and "against" not in evaluation.to_dict()
+    comparison = Comparison(0.02, 0.005, 0.037)
+    compared = replace(
+        evaluation,
+        values={"mrr": evaluation.values["mrr"]},
+        against={"mrr": comparison},
+        against_model="other (frozen)",
+    )
+    header, row, *_ = str(compared).splitlines()
+    assert header.endswith("95 % interval  vs other (frozen)")
+    assert row.endswith("1.0000  +0.0200 (95 % interval +0.0050 to +0.0370), significant")
+    content = json.loads(json.dumps(compared.to_dict()))
+    assert content["against_model"] == "other (frozen)"
+    assert content["against"] == {"mrr": {"difference": 0.02, "low": 0.005, "high": 0.037, "significant": True}}
 
 
 def test_compare_refuses_other_queries(evaluation):

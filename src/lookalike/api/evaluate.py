@@ -34,7 +34,7 @@ from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.fit import FIT_IMAGES, FittedEncoder, fit_pretrained
-from lookalike.runtimes.load import WeightsOption, load_encoder
+from lookalike.runtimes.load import WeightsOption, load_encoder, pair_weights
 from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
 from lookalike.types import Embeddings, Hits, Skipped
 
@@ -43,10 +43,11 @@ _AT_EACH_K = ("precision@k", "hit@k", "recall@k")
 
 
 @checked_arguments()
-def evaluate(
+def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
     data: Dataset | Path | str,
     model: AnyEncoder | Path | str,
     *,
+    against: AnyEncoder | Path | str | None = None,
     k: int | Sequence[int] = (),
     measures: Sequence[str | Measure] = (),
     weights: WeightsOption = PRETRAINED,
@@ -60,9 +61,10 @@ def evaluate(
         data: a data folder whose test split is labelled.
         model: an encoder, a bundle, or the name of a backbone, whose head is fitted on the training split without
             labels.
+        against: another such model to compare with on the same queries; see `Evaluation.against`.
         k: number of hits, or several; by default 1, 3 and 10, without those that exceed the size of the gallery.
         measures: further measures, such as `ndcg@10`.
-        weights: of a backbone by name, as in `load_encoder`.
+        weights: of the backbones by name, as in `load_encoder`; of both models if there are two.
         runtime: as in `embed`.
         precision: as in `embed`, but auto is float32, for comparable figures.
         progress: as in `embed`.
@@ -72,11 +74,12 @@ def evaluate(
 
     Raises:
         DataError: no labels in query and gallery.
-        OptionError: an unknown measure, or one that needs more hits than the gallery has.
+        OptionError: an unknown measure, or one that needs more hits than the gallery has; or the training of
+            `against` used another split of the same class folders.
 
     """
     require_runtime(runtime, precision)
-    data = _load_test_data(data, model)
+    data = _load_test_data(data, model, against)
     k = (k,) if isinstance(k, int) else k
     requested = _measures(k, measures)
     for measure in requested:
@@ -93,14 +96,46 @@ def evaluate(
             f"{data.root} has no labels for query and gallery; add labels.csv (path,label) or use 'lookalike submit'.",
             argument="data",
         )
-    queries, gallery, skipped, _ = _embed_test_split(
-        data, model, weights, runtime, precision, resolve_progress(progress)
-    )
+    weights, weights_against = _split_weights(model, against, weights)
+    if isinstance(against, str | Path):
+        with renamed_argument("against", "model"):
+            load_encoder(against, weights=weights_against)  # its errors come before the work
+    progress = resolve_progress(progress)
+    queries, gallery, skipped, _ = _embed_test_split(data, model, weights, runtime, precision, progress)
+    _report_leave_one_out(data, progress)
     default_k = [n for n in _DEFAULT_K if n == 1 or n <= min(len(gallery), data.max_hits)]
     selected = requested if k else _measures(default_k, measures)
     labels = data.labels("query"), data.labels("gallery")
     evaluation = evaluate_embeddings(queries, gallery, *labels, selected, same_file_ids=data.same_file_ids)
-    return replace(evaluation, skipped=(*skipped, *evaluation.skipped))
+    evaluation = replace(evaluation, skipped=(*skipped, *evaluation.skipped))
+    if against is None:
+        return evaluation
+    with renamed_argument("against", "model", "other"):
+        queries, gallery, skipped, encoder = _embed_test_split(
+            data, against, weights_against, runtime, precision, progress
+        )
+        other = evaluate_embeddings(queries, gallery, *labels, selected, same_file_ids=data.same_file_ids)
+        return replace(
+            evaluation,
+            skipped=tuple(dict.fromkeys((*evaluation.skipped, *skipped, *other.skipped))),
+            against={name: evaluation.compare(other, name) for name in evaluation.values},
+            against_model=f"{against if isinstance(against, str | Path) else encoder.name} ({encoder.state})",
+        )
+
+
+def _split_weights(
+    model: AnyEncoder | Path | str, against: AnyEncoder | Path | str | None, weights: WeightsOption
+) -> tuple[WeightsOption, WeightsOption]:
+    """Return the weights of either model; raise `OptionError` for a backbone that neither names."""
+    if against is None or not isinstance(weights, Mapping):
+        return weights, weights
+    names = [
+        str(one).split("+") if isinstance(one, str | Path) and find_bundle(one) is None else []
+        for one in (model, against)
+    ]
+    pairs = pair_weights([*names[0], *names[1]], weights)
+    first, second = ({name: source for name, source in pairs if name in part} for part in names)
+    return first, second
 
 
 def _measures(k: Sequence[int], further: Sequence[str | Measure]) -> tuple[Measure, ...]:
@@ -178,6 +213,7 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     progress = resolve_progress(progress)
     with locked(out):
         queries, gallery, skipped, encoder = _embed_test_split(data, model, weights, runtime, precision, progress)
+        _report_leave_one_out(data, progress)
         readable = {*queries.ids, *gallery.ids}
         _require_hits(data.replace_items(item for item in data.test if item.id in readable), top_k)
         hits = _search_others(queries, gallery, data.same_file_ids, top_k)
@@ -226,10 +262,26 @@ def _search_others(
     return drop_hits(hits, dropped, top_k)
 
 
-def _load_test_data(data: Dataset | Path | str, model: AnyEncoder | Path | str) -> Dataset:
-    """Load the data as the model was trained on it; refuse data without query or gallery images."""
-    bundle = find_bundle(model) if isinstance(model, str | Path) else None
-    data = load_data_as_trained(data, {} if bundle is None else read_bundle_info(bundle).options)
+def _report_leave_one_out(data: Dataset, progress: Progress) -> None:
+    for note in data.leave_one_out_notes:
+        progress.info(note)
+
+
+def _load_test_data(
+    data: Dataset | Path | str, model: AnyEncoder | Path | str, against: AnyEncoder | Path | str | None = None
+) -> Dataset:
+    """Load the data as the models were trained on it; refuse data without query or gallery images."""
+    options = _training_options(model)
+    with renamed_argument("against", "model"):
+        others = _training_options(against)
+    source, data = data, load_data_as_trained(data, options or others)
+    is_split_here = data.layout.startswith("class folders")
+    if options and others and is_split_here and load_data_as_trained(source, others).test != data.test:
+        raise OptionError(
+            f"`against` was trained on another split of {data.root} than `model`, so it may have been trained on "
+            "these test images; compare models that were trained with the same seed.",
+            argument="against",
+        )
     for split in ("query", "gallery"):
         if not data.split(split):
             advice = f"put them in test/{split}, or list them in a manifest"
@@ -239,6 +291,12 @@ def _load_test_data(data: Dataset | Path | str, model: AnyEncoder | Path | str) 
                 f"{data.root} has no {split} images{skipped_suffix(data.skipped)}; {advice}.", argument="data"
             )
     return data
+
+
+def _training_options(model: AnyEncoder | Path | str | None) -> Mapping[str, Any]:
+    """Return the training options of a bundle; empty for other models."""
+    bundle = find_bundle(model) if isinstance(model, str | Path) else None
+    return {} if bundle is None else read_bundle_info(bundle).options
 
 
 def _embed_test_split(
@@ -276,8 +334,6 @@ def _embed_test_split(
     gallery = _embed_gallery(data.gallery, encoder, fitted, progress)
     same = data.query == data.gallery
     queries = gallery if same else encoder.embed(data.query, progress=progress, task="queries")
-    for note in data.leave_one_out_notes:
-        progress.info(note)
     for split, embeddings in (("query", queries), ("gallery", gallery)):
         if not len(embeddings):
             raise DataError(

@@ -107,18 +107,19 @@ def precision_option(auto: str) -> Callable[[F], F]:
     return choice_option("--precision", ("auto", "float32", "bfloat16"), f"Precision of inference. 'auto' is {auto}.")
 
 
-def weights_for_model(values: Sequence[str], model: str | None) -> WeightsOption:
-    """Return the weights that go with `--model`, which must be the name of a backbone: a bundle has its own."""
+def weights_for_model(values: Sequence[str], model: str | None, against: str | None = None) -> WeightsOption:
+    """Return the weights of the backbones that `--model` and `--against` name: a bundle has its own."""
     from lookalike.models.bundle import find_bundle
 
     if values and model is None:
         raise OptionError(f"--weights {values[0]} needs the name of a backbone; pass it as --model.")
-    if values and find_bundle(str(model)) is not None:
+    names = [name for name in (model, against) if name is not None and find_bundle(name) is None]
+    if values and not names:
         raise OptionError(
             f"--weights {values[0]} needs the name of a backbone, but {model} is a bundle with its own weights; "
             "remove --weights."
         )
-    return parse_weights(values, tuple((model or "").split("+")))
+    return parse_weights(values, tuple(dict.fromkeys("+".join(names).split("+"))))
 
 
 def _weights_value(text: str) -> str | Path:

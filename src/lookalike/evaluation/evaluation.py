@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -43,6 +43,8 @@ class Evaluation:
         gallery: number of gallery items.
         hits: the first hits of each query that counts, at most ten, in the order of `query_ids`.
         skipped: files that could not be read.
+        against: by measure, the comparison with another model, as `compare` returns it; empty without one.
+        against_model: the name of that model.
 
     Raises:
         DataError: the attributes do not fit together.
@@ -57,6 +59,8 @@ class Evaluation:
     gallery: int
     hits: Hits
     skipped: tuple[Skipped, ...] = ()
+    against: Mapping[str, Comparison] = field(default_factory=dict)
+    against_model: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.query_ids)
@@ -83,6 +87,9 @@ class Evaluation:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
         counts = f"{len(self)} queries, {len(self.excluded)} excluded, {self.gallery} gallery images"
+        if self.against:
+            differences = [f"vs {self.against_model}", *map(str, self.against.values())]
+            lines = [f"{line}  {difference}" for line, difference in zip(lines, differences, strict=True)]
         return "\n".join([*lines, "", counts])
 
     @cached_property
@@ -154,13 +161,17 @@ class Evaluation:
         return f"{len(self.excluded)} of {total} queries excluded: {', '.join(reasons)} (first: {self.excluded[0]})."
 
     def to_dict(self) -> dict[str, Any]:
-        """Return measures and counts for JSON, as `evaluate --json` prints them."""
-        return {
+        """Return measures and counts for JSON, as `evaluate --json` prints them, and the comparison if there is one."""
+        content: dict[str, Any] = {
             "measures": {name: asdict(estimate) for name, estimate in self.measures.items()},
             "queries": len(self),
             "excluded": len(self.excluded),
             "gallery": self.gallery,
         }
+        if self.against:
+            content["against_model"] = self.against_model
+            content["against"] = {n: {**asdict(c), "significant": c.significant} for n, c in self.against.items()}
+        return content
 
 
 def evaluate_validation(

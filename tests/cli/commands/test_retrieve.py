@@ -100,6 +100,18 @@ def test_evaluate_as_json(workspace, lookalike):
     assert (outcome.json["queries"], outcome.json["gallery"]) == (8, 12)
 
 
+def test_evaluate_against_another_model(workspace, lookalike):
+    command = "evaluate photos --model model --against test_resnet --weights none -k 3"
+    outcome = lookalike(command)
+    assert (outcome.code, outcome.out.splitlines()[0].endswith("vs test_resnet (untrained)")) == (0, True)
+    content = lookalike(f"{command} --json").json
+    assert content["against_model"] == "test_resnet (untrained)"
+    assert list(content["against"]) == list(content["measures"])
+    for value in content["against"].values():
+        assert list(value) == ["difference", "low", "high", "significant"]
+        assert value["low"] <= value["difference"] <= value["high"]
+
+
 def test_evaluate_against_a_small_gallery_has_smaller_ks(workspace, lookalike):
     for name in CLASSES:
         Path(f"photos/test/gallery/{name}0.jpg").unlink()

@@ -171,8 +171,15 @@ def search(index: Path, images: tuple[Path, ...], html: Path | None, as_json: bo
     metavar="NAME",
     help="Another measure to report, such as ndcg@10 or points@1,5,10. Can be repeated.",
 )
+@click.option(
+    "--against",
+    metavar="BUNDLE|NAME",
+    help="Compare with this model: adds the difference of each measure on the same queries, with its 95 % interval.",
+)
 @json_option
-def evaluate(data: Path, model: str, weights: tuple[str, ...], as_json: bool, **values: Any) -> None:
+def evaluate(
+    data: Path, model: str, against: str | None, weights: tuple[str, ...], as_json: bool, **values: Any
+) -> None:
     """Measure a model on the query and gallery images of DATA, with 95 % intervals.
 
     precision@k is the share of relevant images among the first k hits; tables call it top-k accuracy. hit@k is whether
@@ -180,14 +187,15 @@ def evaluate(data: Path, model: str, weights: tuple[str, ...], as_json: bool, **
     relevant images that are among the first k hits.
 
     \b
-    Example:
+    Examples:
       lookalike evaluate photos --model runs/first/best -k 1 -k 3 --json
+      lookalike evaluate photos --model runs/first/best --against efficientnet_lite0
     """  # noqa: D301
-    weights_by_name = weights_for_model(weights, model)
+    weights_by_name = weights_for_model(weights, model, against)
     from lookalike.api.evaluate import evaluate as run_evaluate
 
     with closing(make_progress()) as progress:
-        evaluation = run_evaluate(data, model, weights=weights_by_name, progress=progress, **values)
+        evaluation = run_evaluate(data, model, against=against, weights=weights_by_name, progress=progress, **values)
     report_skipped(progress, evaluation.skipped)
     if evaluation.note():
         progress.info(evaluation.note())
