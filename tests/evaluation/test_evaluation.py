@@ -187,7 +187,7 @@ def test_the_comparison_with_another_model_is_printed_and_in_json(evaluation):
     )
     header, row, *_ = str(compared).splitlines()
     assert header.endswith("95 % interval  vs other (frozen)")
-    assert row.endswith("1.0000  +0.0200 (95 % interval +0.0050 to +0.0370), significant")
+    assert row.endswith("0.9823  +0.0200 (95 % interval +0.0050 to +0.0370), significant")
     content = json.loads(json.dumps(compared.to_dict()))
     assert content["against_model"] == "other (frozen)"
     assert content["against"] == {"mrr": {"difference": 0.02, "low": 0.005, "high": 0.037, "significant": True}}
