@@ -80,6 +80,12 @@ def test_an_exported_graph_is_compiled_when_it_is_first_used(exported, monkeypat
     assert (exported.batch_size, exported.in_flight) == (single.batch_size, single.in_flight)
 
 
+def test_an_exported_graph_of_another_width_than_its_record_says_is_refused(encoder, exported):
+    info = replace(encoder.info, graph=exported._encoder_info.graph, dim=128)
+    with pytest.raises(ModelError, match=r"is damaged .* 256 dimensions, its record says 128"):
+        ExportedBackbone(info, exported.folder / "graph.xml").prepare((), 1, SILENT)
+
+
 def test_an_exported_graph_has_no_weights(exported):
     with pytest.raises(ModelError, match="is an exported model"):
         exported.weights()

@@ -41,6 +41,26 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path):
             OnnxRunner(file)
 
 
+@pytest.mark.parametrize("wrong", ["no output", "two outputs", "a dynamic width", "a tensor as output"])
+def test_a_graph_that_does_not_turn_images_into_vectors_is_refused(tmp_path, wrong):
+    from onnx import TensorProto, helper, save
+
+    def describe(name, *shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    outputs = {
+        "no output": [],
+        "two outputs": [describe("y", "n", 3), describe("z", "n", 3)],
+        "a dynamic width": [describe("y", "n", "width")],
+        "a tensor as output": [describe("y", "n", 4, 4, 3)],
+    }[wrong]
+    nodes = [helper.make_node("Identity", ["x"], [output.name]) for output in outputs]
+    graph = helper.make_graph(nodes, "graph", [describe("x", "n", 4, 4, 3)], outputs)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "graph.onnx")
+    with pytest.raises(ModelError, match=r"graph\.onnx is missing or damaged"):
+        OnnxRunner(tmp_path / "graph.onnx")
+
+
 def test_pixels_of_another_size_are_refused(graph_file):
     with pytest.raises(ModelError, match="cannot compute these images"):
         OnnxRunner(graph_file).submit(np.zeros((1, 7, 5, 3), np.uint8))

@@ -105,6 +105,43 @@ def test_a_damaged_file_is_refused(tmp_path):
             compile_graph(file, "float32", throughput=False)
 
 
+def image_graph(input_shape=(-1, 4, 4, 3), output_axes=(1, 2), outputs=1):
+    """The mean of pixels as a graph, from shapes that need not be right."""
+    openvino.import_openvino()
+    from openvino import Model, opset8
+
+    images = opset8.parameter(list(input_shape), np.uint8)
+    mean = opset8.reduce_mean(opset8.convert(images, "f32"), list(output_axes))
+    return Model([mean] * outputs, [images])
+
+
+def test_a_graph_that_does_not_turn_images_into_vectors_is_refused(tmp_path):
+    assert compile_graph(image_graph(), "float32", throughput=True).width == 3
+    wrong = (
+        image_graph(output_axes=(1,)),
+        image_graph(output_axes=(1, 2, 3)),
+        image_graph(outputs=2),
+        image_graph(input_shape=(-1, 4, 3), output_axes=(1,)),
+        image_graph(input_shape=(-1, 4, 4, -1)),
+    )
+    for graph in wrong:
+        with pytest.raises(ModelError, match="does not turn images into vectors"):
+            compile_graph(graph, "float32", throughput=True)
+    entities = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10 if i else "x"}">' for i in range(12))
+    for entity in ("", entities):  # with neither layers nor edges
+        file = tmp_path / "graph.xml"
+        file.write_text(f'<!DOCTYPE n [{entity}]><net name="n" version="11"><layers/><edges/></net>')
+        with pytest.raises(ModelError, match=r"graph\.xml is missing or damaged"):
+            compile_graph(file, "float32", throughput=False)
+
+
+def test_pixels_of_another_size_are_refused():
+    runner = compile_graph(image_graph(), "float32", throughput=False)
+    with pytest.raises(ModelError, match="cannot compute these images"):
+        runner.submit(np.zeros((1, 7, 5, 3), np.uint8))()
+    assert runner.submit(np.ones((1, 4, 4, 3), np.uint8))().tolist() == [[1, 1, 1]]
+
+
 def test_the_first_layers_end_before_the_second_dense_layer(graph):
     kinds = {node.get_friendly_name(): node.get_type_name() for node in graph.get_ordered_ops()}
     first = [kinds[name] for name in openvino.first_layers(graph)]

@@ -147,6 +147,11 @@ class ExportedBackbone(UnpreparedBackbone):
             runner = open_graph(
                 lambda: self._file, self.runtime, self.precision, throughput=throughput, cache=self._cache
             )
+            if runner.width != self.width:
+                raise ModelError(
+                    f"{self._file} is damaged (it computes {runner.width} dimensions, its record says {self.width}); "
+                    "export the model again."
+                )
             self._opened[throughput] = GraphBackbone(
                 self.info, runner, self.runtime, self.precision, folder=self.folder
             )

@@ -59,12 +59,16 @@ class OnnxRunner:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = cpu_count()
             self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+            ranks = [[len(port.shape) for port in ports] for ports in (inputs, outputs)]
+            if ranks != [[4], [2]] or not isinstance(outputs[0].shape[1], int):
+                raise ValueError("it does not turn images into vectors of one length")
         except Exception as error:  # its errors have no other common base
             raise ModelError(
                 f"{file} is missing or damaged ({describe_error(error)}); export the model again."
             ) from error
-        self._input = self._session.get_inputs()[0].name
-        self.width = int(self._session.get_outputs()[0].shape[1])
+        self._input = inputs[0].name
+        self.width = int(outputs[0].shape[1])
 
     def submit(self, pixels: Pixels) -> Callable[[], Vectors]:
         """Compute `(n, h, w, 3)` uint8 pixels at once."""

@@ -111,19 +111,27 @@ class OpenVINORunner:
             request = self._compiled.create_infer_request()
         try:
             request.start_async({0: np.ascontiguousarray(pixels)}, share_inputs=True)
-        except BaseException:
+        except BaseException as error:
             self._free.append(request)
+            if isinstance(error, RuntimeError):
+                raise _cannot_compute(error) from error
             raise
 
         def wait() -> Vectors:
             try:
                 request.wait()
                 rows: Vectors = request.get_output_tensor(0).data.astype(np.float32)  # a copy: the tensor is reused
+            except RuntimeError as error:
+                raise _cannot_compute(error) from error
             finally:
                 self._free.append(request)
             return rows
 
         return wait
+
+
+def _cannot_compute(error: RuntimeError) -> ModelError:
+    return ModelError(f"OpenVINO cannot compute these images ({describe_error(error)}).")
 
 
 def _wait_for_all(pending: Sequence[Callable[[], Vectors]]) -> list[Vectors]:
@@ -145,12 +153,20 @@ def compile_graph(model: Path | Any, precision: str, *, throughput: bool) -> Ope
     core = import_openvino().Core()
     try:
         graph = core.read_model(str(model)) if isinstance(model, Path) else model.clone()
+        _require_image_graph(graph)
         if throughput:  # a graph for one batch size is faster than one for any
             graph.reshape([BATCH_SIZE, *graph.inputs[0].partial_shape[1:]])
         compiled = core.compile_model(graph, "CPU", _config(precision, throughput=throughput))
     except RuntimeError as error:
         raise ModelError(f"{model} is missing or damaged ({describe_error(error)}); export the model again.") from error
     return OpenVINORunner(compiled, throughput=throughput)
+
+
+def _require_image_graph(graph: Any) -> None:
+    """Raise `RuntimeError` unless a graph turns images into vectors of one length."""
+    ranks = [[len(port.partial_shape) for port in ports] for ports in (graph.inputs, graph.outputs)]
+    if ranks != [[4], [2]] or graph.outputs[0].partial_shape[1].is_dynamic:
+        raise RuntimeError("it does not turn images into vectors of one length")
 
 
 def load_compiled(blob: bytes, precision: str, *, throughput: bool) -> OpenVINORunner:
