@@ -89,6 +89,21 @@ def test_the_reference_is_up_to_date(load_script):
     assert written == make_cli.reference(), "run: python docs/make_cli.py"
 
 
+@pytest.mark.parametrize("command", ["train", "benchmark"])
+def test_options_and_the_output_folder_are_checked_before_torch_is_imported(command, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "file").touch()
+    code = """
+import sys
+from lookalike.cli.main import run
+for options in ("--epochs -1 --out new", "--lr nan --out new", "--out photos/..", "--out file", "--out file/new"):
+    print(run([*sys.argv[1:], *options.split()]), [m for m in ("torch", "timm") if m in sys.modules])
+"""
+    arguments = [sys.executable, "-c", code, command, "photos"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "2 []\n" * 5, done.stderr
+
+
 def test_a_command_imports_only_its_module():
     code = """
 import sys, click

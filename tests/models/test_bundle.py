@@ -171,6 +171,20 @@ def test_a_folder_without_a_record_is_not_a_bundle(tmp_path):
         assert raised.value.argument == "model"
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "endless", "dangling"])
+def test_a_record_that_is_not_a_regular_file_is_damaged(kind, tmp_path):
+    record = tmp_path / "bundle.json"
+    if kind == "folder":
+        record.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(record)
+    else:
+        record.symlink_to("/dev/zero" if kind == "endless" else "missing")
+    assert find_bundle(tmp_path) == tmp_path  # it is not taken for the name of a backbone
+    with pytest.raises(ModelError, match=r"bundle\.json is damaged"):
+        read_bundle_info(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "\xff", "[" * 50_000])
 def test_a_record_that_is_not_json_is_damaged(text, bundle):
     (bundle / "bundle.json").write_bytes(text.encode("latin-1"))

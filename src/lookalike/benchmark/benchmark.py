@@ -43,6 +43,7 @@ from lookalike.benchmark.spec import (
     check_candidates,
     member_folder,
     recorded_backbones,
+    require_benchmark_folder,
     select_measures,
     slug,
     split_functions,
@@ -150,7 +151,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     require_budget(budget_ms)
     preference = require_preference(prefer)
     if out is not None:
-        require_writable(Path(out), "out")
+        require_benchmark_folder(Path(out))
     names, functions = split_functions(backbones)
     if AUTO in names:
         data = load_training_splits(data, options.to_dict())

@@ -39,7 +39,8 @@ from lookalike.runtimes.select import AUTO, backbone_with_runtime, fixed_backbon
 from lookalike.training.config import TrainingOptions
 from lookalike.training.context import TrainingContext
 from lookalike.training.curves import write_curves
-from lookalike.training.train import image_hashes, prepare_run_folder, train_into_bundle, training_info
+from lookalike.training.run_folder import prepare_run_folder
+from lookalike.training.train import image_hashes, train_into_bundle, training_info
 from lookalike.types import Embeddings, Vectors, take_shared
 
 # By candidate name, then by split.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lookalike._files import digest, read_json, write_json
+from lookalike._files import digest, read_json, require_writable, storage_errors, write_json
 from lookalike._records import read_record
 from lookalike.benchmark.selection import Preference
 from lookalike.benchmark.trial import matching_hit
@@ -272,6 +272,19 @@ def recorded_backbones(out: Path | None) -> tuple[str, ...]:
     return tuple(RunRecord.read(path).weights) if path is not None and path.is_file() else ()
 
 
+def require_benchmark_folder(out: Path) -> None:
+    """Raise `StorageError` unless `out` is new, empty or a benchmark's, and can be written."""
+    require_writable(out, "out")
+    if out.exists() and not out.is_dir():
+        raise StorageError(f"{out} is a file; choose another `out`.", argument="out")
+    if not out.is_dir() or (out / _RECORD).is_file():
+        return
+    with storage_errors(out, "out"):  # a killed run may leave a temporary file of the record
+        foreign = any(not path.name.startswith(f".{_RECORD}.") for path in out.iterdir())
+    if foreign:
+        raise StorageError(f"{out} is not empty and not a benchmark folder; choose another `out`.", argument="out")
+
+
 def write_or_check_record(spec: BenchmarkSpec) -> None:
     """Record that the output folder belongs to this benchmark, or check it; backbones may be added."""
     path, data = spec.out / _RECORD, spec.data
@@ -296,9 +309,6 @@ def write_or_check_record(spec: BenchmarkSpec) -> None:
         record = replace(earlier, weights={**earlier.weights, **record.weights})
         if record == earlier:
             return
-    elif spec.out.exists() and not spec.out.is_dir():
-        raise StorageError(f"{spec.out} is a file; choose another `out`.", argument="out")
-    # a killed run may leave a temporary file of the record
-    elif spec.out.is_dir() and any(not p.name.startswith(f".{_RECORD}.") for p in spec.out.iterdir()):
-        raise StorageError(f"{spec.out} is not empty and not a benchmark folder; choose another `out`.", argument="out")
+    else:
+        require_benchmark_folder(spec.out)
     write_json(path, asdict(record))

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -35,8 +36,8 @@ _PACKAGES = ("lookalike", "torch", "timm", "numpy", "pillow", "pytorch-metric-le
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a folder holds a bundle."""
-    return (path / BUNDLE_FILE).is_file()
+    """Whether a folder holds a bundle, which may be damaged: what its record is, `read_bundle_info` finds out."""
+    return os.path.lexists(path / BUNDLE_FILE)
 
 
 def find_bundle(model: Path | str) -> Path | None:

@@ -29,12 +29,12 @@ from lookalike.training.config import Recipe, TrainingOptions, override_options
 from lookalike.training.context import TrainingContext
 from lookalike.training.finetune import FinetuneState, load_checkpoint
 from lookalike.training.frozen_stage import FrozenStage, FrozenStageConfig, replay_frozen_stage
+from lookalike.training.run_folder import prepare_run_folder
 from lookalike.training.tracking import parse_targets, start_tracking
 from lookalike.training.train import (
     build_ensemble,
     finish_resumed_run,
     pair_initial_weights,
-    prepare_run_folder,
     save_trained,
     track_bundle,
 )

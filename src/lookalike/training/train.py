@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._arguments import checked_arguments
-from lookalike._files import digest, follow_link, read_json, require_free, require_writable, write_json
+from lookalike._files import digest, follow_link, read_json, require_free, write_json
 from lookalike._lock import locked
 from lookalike.data.dataset import Dataset, content_hashes
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
-from lookalike.errors import OptionError, StorageError
+from lookalike.errors import OptionError
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_validation
 from lookalike.evaluation.measures import Measure
 from lookalike.models.auto import AUTO, expand_auto
@@ -33,6 +33,7 @@ from lookalike.training.context import TrainingContext, labelled, require_classe
 from lookalike.training.curves import write_curves
 from lookalike.training.distributed import open_distributed
 from lookalike.training.estimate import seconds_per_image, training_seconds
+from lookalike.training.run_folder import prepare_run_folder, run_folder
 from lookalike.training.tracking import NO_TRACKER, RunTracker, TrackerTarget, parse_targets, start_tracking
 from lookalike.training.train_backbone import (
     TrainedEncoder,
@@ -192,22 +193,6 @@ def pair_initial_weights(names: Sequence[str], weights: WeightsOption) -> Backbo
     return pair_weights(names, weights)
 
 
-def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: Progress = SILENT) -> Path:
-    """Check that the bundle can be written, and return the folder next to it for checkpoints."""
-    require_writable(bundle, "out")
-    folder = _run_folder(bundle)
-    if not ((replace or resume) and is_bundle(bundle)):  # nothing else is replaced
-        require_free(bundle)
-    if folder.exists() and not resume:
-        raise StorageError(
-            f"{folder} has an unfinished run; use `resume` to continue it, or remove the folder to start again.",
-            argument="resume",
-        )
-    if resume and not folder.exists() and not is_bundle(bundle):
-        progress.info(f"no unfinished run next to {bundle}; starting a new one")
-    return folder
-
-
 def _earlier_choice(bundle: Path | None, folder: Path | None, *, resume: bool) -> tuple[str, ...]:
     """Return the backbones that `auto` picked when the run began; a resumed run keeps them."""
     if not resume or bundle is None or folder is None:
@@ -216,10 +201,6 @@ def _earlier_choice(bundle: Path | None, folder: Path | None, *, resume: bool) -
         return tuple(member.backbone.name for member in read_bundle_info(bundle).members)
     file = folder / _CHOICE
     return tuple(read_json(file, "the choice of backbones")["backbones"]) if file.is_file() else ()
-
-
-def _run_folder(bundle: Path) -> Path:
-    return bundle.with_name(f"{bundle.name}.training")
 
 
 def _estimate_seconds(data: Dataset, backbones: Backbones, options: TrainingOptions) -> float:
@@ -253,7 +234,7 @@ def _is_bundle_of(
 def finish_resumed_run(bundle: Path, targets: Sequence[TrackerTarget], key: str, progress: Progress) -> None:
     """Report that a run is complete; if it was interrupted after its bundle was saved, track the bundle now."""
     progress.info(f"{bundle} is already complete; nothing to resume")
-    if _run_folder(bundle).exists():
+    if run_folder(bundle).exists():
         tracker = start_tracking(targets, bundle.name, key, resume=True, progress=progress)
         with tracker.closing():
             track_bundle(tracker, bundle)
@@ -266,7 +247,7 @@ def track_bundle(tracker: RunTracker, bundle: Path) -> None:
     for name in ("curves.png", "curves.html"):
         tracker.log_file(bundle / name)
     tracker.log_model(bundle, bundle.name)
-    shutil.rmtree(_run_folder(bundle), ignore_errors=True)
+    shutil.rmtree(run_folder(bundle), ignore_errors=True)
 
 
 # ---------------------------------------------------------------- what a bundle records

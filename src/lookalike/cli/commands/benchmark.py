@@ -116,6 +116,10 @@ def benchmark(
     finetune = values["finetune"]
     if finetune and values["no_finetune"]:
         raise OptionError(f"--finetune {finetune[0]} and --no-finetune exclude each other; remove one of them.")
+    options = make_training_options(values)
+    from lookalike.benchmark.spec import require_benchmark_folder
+
+    require_benchmark_folder(out)  # before torch is imported, which takes seconds
     from lookalike.benchmark.benchmark import benchmark as run_benchmark
 
     with closing(make_progress()) as progress:
@@ -126,7 +130,7 @@ def benchmark(
             bundles=bundles,
             weights=weights_by_name,
             finetune=finetune or not values["no_finetune"],
-            options=make_training_options(values),
+            options=options,
             budget_ms=values["budget_ms"],
             measure=values["measure"],
             prefer=values["prefer"],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lookalike._files import follow_link
 from lookalike.cli.app import RESUMES_WITH_FLAG, Command
 from lookalike.cli.console import make_progress, print_path, report_skipped, shell_path
 from lookalike.cli.options import (
@@ -73,11 +74,14 @@ def train(
       lookalike train photos --resume --out model          after an interruption
     """  # noqa: D301
     weights_by_name = parse_weights(weights, tuple(backbone.split("+")))
+    options = make_training_options(values)
     from lookalike.data.layouts import load_data_as_trained
+    from lookalike.training.run_folder import prepare_run_folder
+
+    prepare_run_folder(follow_link(out), resume=resume, replace=False)  # before torch is imported, which takes seconds
+    dataset = load_data_as_trained(data, options.to_dict())
     from lookalike.training.train import train as run_train
 
-    options = make_training_options(values)
-    dataset = load_data_as_trained(data, options.to_dict())
     is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun or accelerate started
     with closing(make_progress()) as terminal:
         progress = terminal if is_main else SILENT
@@ -127,11 +131,14 @@ def refit(data: Path, model: Path, weights: tuple[str, ...], resume: bool, track
     """  # noqa: D301
     from lookalike.data.layouts import load_data_as_trained
     from lookalike.models.bundle import read_bundle_info
-    from lookalike.training.refit import refit as run_refit
+    from lookalike.training.run_folder import prepare_run_folder
 
     info = read_bundle_info(model)
+    prepare_run_folder(follow_link(out), resume=resume, replace=False)  # before torch is imported, which takes seconds
     weights_by_name = parse_weights(weights, tuple(member.backbone.name for member in info.members))
     dataset = load_data_as_trained(data, info.options)
+    from lookalike.training.refit import refit as run_refit
+
     with closing(make_progress()) as progress:
         run_refit(dataset, model, out=out, weights=weights_by_name, resume=resume, track=track, progress=progress)
         _report_training(progress, out, dataset)
