@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from lookalike.benchmark.leaderboard import Leaderboard as Leaderboard
     from lookalike.benchmark.selection import Selection as Selection
     from lookalike.benchmark.trial import Trial as Trial
+    from lookalike.competition.compete import Competition as Competition
+    from lookalike.competition.compete import compete as compete
     from lookalike.data.check import CheckReport as CheckReport
     from lookalike.data.check import Finding as Finding
     from lookalike.data.check import check as check
@@ -83,6 +85,7 @@ _NAMES = {
     "benchmark.leaderboard": ("Leaderboard",),
     "benchmark.selection": ("Selection",),
     "benchmark.trial": ("Trial",),
+    "competition.compete": ("Competition", "compete"),
     "data.check": ("CheckReport", "Finding", "check"),
     "data.dataset": ("Dataset", "Item"),
     "data.layouts": ("load_dataset",),

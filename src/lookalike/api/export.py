@@ -135,7 +135,7 @@ def export(
             members.append(_export_member(member, folder, number, runtime, precision, images))
         exported: AnyEncoder = members[0]
         if isinstance(encoder, Ensemble):
-            exported = Ensemble(tuple(members), encoder.combination, encoder.alignments)
+            exported = Ensemble(tuple(members), encoder.combination, encoder.alignments, encoder.weights)
         parity = _measure_parity(encoder, exported, split, skipped, progress)
         skipped = list(dict.fromkeys(skipped))
         require_parity(parity, precision, tolerance, skipped)

@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "commands.retrieve",
     "submit": "commands.retrieve",
     "post": "commands.retrieve",
+    "compete": "commands.compete",
     "export": "commands.train",
     "backbones": "commands.inspect",
     "recipes": "commands.inspect",

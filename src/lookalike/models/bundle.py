@@ -117,6 +117,7 @@ def describe_encoder(encoder: AnyEncoder, base: BundleInfo | None = None, **chan
         "fingerprint": encoder.fingerprint,
         "members": tuple(member.info for member in encoder.members),
         "combination": encoder.combination if isinstance(encoder, Ensemble) else None,
+        "weights": encoder.weights if isinstance(encoder, Ensemble) else (),
         "versions": versions if base is None else {**base.versions, **versions},
         **changes,
     }

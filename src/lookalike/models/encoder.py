@@ -28,10 +28,11 @@ from lookalike.types import Embeddings, Pixels, Skipped, Vectors, l2_normalize
 COMBINATIONS = {
     "aligned": "rotate every embedding space onto the first, average, normalise",
     "average": "average, normalise",
-    "concat": "concatenate, normalise; the dimensions add up",
+    "concat": "concatenate, with weights if there are any, normalise; the dimensions add up",
 }
 SAMPLE_SIZE = 48  # images that a runtime is selected with
 _GROUP_SIZE = 512
+_WEIGHTS_TOLERANCE = 1e-6
 
 
 class _Process:
@@ -200,9 +201,10 @@ class Ensemble:
         members: the encoders.
         combination: a key of `COMBINATIONS`.
         alignments: for `aligned`, one `(dim, dim)` orthogonal matrix per member, None for the first.
+        weights: for `concat`, the part of each member in the cosine, summing to 1; empty for equal parts.
 
     Raises:
-        ModelError: fewer than two members, members of different dimensions, or alignments that do not fit.
+        ModelError: fewer than two members, members of different dimensions, or alignments or weights that do not fit.
         OptionError: an unknown combination.
 
     """
@@ -210,6 +212,7 @@ class Ensemble:
     members: tuple[Encoder, ...]
     combination: str = "aligned"
     alignments: tuple[Vectors | None, ...] = ()
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         require_combination(self.combination)
@@ -222,6 +225,8 @@ class Ensemble:
         object.__setattr__(self, "alignments", tuple(alignments))
         if len(alignments) != len(self.members):
             raise ModelError(f"{len(self.members)} encoders need as many alignments, got {len(alignments)}.")
+        if self.weights:
+            _require_weights(self.weights, self.combination, len(self.members))
         if self.combination == "aligned" and any(rotation is None for rotation in alignments[1:]):
             raise ModelError(
                 "an aligned ensemble needs an alignment for every encoder but the first; fit them on training images."
@@ -250,7 +255,7 @@ class Ensemble:
         parts: list[bytes | str] = [self.combination]
         for member, rotation in zip(self.members, self.alignments, strict=True):
             parts += [member.fingerprint, b"" if rotation is None else np.ascontiguousarray(rotation).tobytes()]
-        return digest(*parts)
+        return digest(*parts, *map(repr, self.weights))
 
     @property
     def state(self) -> TrainingState:
@@ -270,7 +275,7 @@ class Ensemble:
     def combine(self, features: Sequence[Vectors]) -> Vectors:
         """Return the embeddings `(n, dim)` of the features of each member."""
         embeddings = [member.project(rows) for member, rows in zip(self.members, features, strict=True)]
-        return combine(embeddings, self.combination, self.alignments)
+        return combine(embeddings, self.combination, self.alignments, self.weights)
 
     def with_crop(self, crop: Callable[[Image.Image], CropResult], *, name: str) -> Ensemble:
         """Return an ensemble that embeds only a part of each image; see `Encoder.with_crop`."""
@@ -304,9 +309,28 @@ def require_combination(combination: str) -> None:
         )
 
 
-def combine(embeddings: Sequence[Vectors], combination: str, alignments: Sequence[Vectors | None]) -> Vectors:
-    """Combine unit-length embeddings `(n, dim)` of the same images, one array per encoder, into unit-length rows."""
+def _require_weights(weights: Sequence[float], combination: str, members: int) -> None:
+    valid = len(weights) == members and all(0 < w <= 1 for w in weights) and abs(sum(weights) - 1) < _WEIGHTS_TOLERANCE
+    if combination != "concat" or not valid:
+        raise ModelError(
+            f"weights are for the combination concat, one above 0 for each of {members} encoders, with a sum of 1, got "
+            f"{', '.join(f'{w:g}' for w in weights)} for {combination}."
+        )
+
+
+def combine(
+    embeddings: Sequence[Vectors],
+    combination: str,
+    alignments: Sequence[Vectors | None],
+    weights: Sequence[float] = (),
+) -> Vectors:
+    """Combine unit-length embeddings `(n, dim)` of the same images, one array per encoder, into unit-length rows.
+
+    With weights, which are for `concat`, the cosine of the result is the weighted mean of the encoders' cosines.
+    """
     if combination == "concat":
+        if weights:
+            embeddings = [np.float32(weight**0.5) * rows for weight, rows in zip(weights, embeddings, strict=True)]
         return l2_normalize(np.concatenate(embeddings, axis=1))
     if combination == "aligned":
         pairs = zip(embeddings, alignments, strict=True)

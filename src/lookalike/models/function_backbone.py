@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import digest
 from lookalike.errors import ModelError, OptionError, describe_error, require_integer
 from lookalike.models.encoder import Encoder
@@ -79,6 +80,7 @@ class FunctionBackbone(FixedBackbone):
         return rows
 
 
+@checked_arguments()
 def as_encoder(
     function: Callable[[Pixels], Any],
     *,

@@ -424,6 +424,7 @@ class BundleInfo:
         fingerprint: of the encoder or ensemble.
         members: one encoder, or those of an ensemble.
         combination: of an ensemble; None for a single encoder.
+        weights: of the members of an ensemble; empty for equal ones.
         classes: class names that it was trained on.
         training_data: what it was trained on; None if it was not trained.
         options: the training options.
@@ -443,6 +444,7 @@ class BundleInfo:
     fingerprint: str
     members: tuple[EncoderInfo, ...]
     combination: str | None = None
+    weights: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
     training_data: TrainingData | None = None
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -99,7 +99,8 @@ def load_bundle(path: Path, functions: Sequence[AnyEncoder] = ()) -> AnyEncoder:
     try:
         encoder: AnyEncoder = members[0]
         if info.combination is not None:
-            encoder = Ensemble(tuple(members), info.combination, read_alignments(path, len(members)))
+            alignments = read_alignments(path, len(members))
+            encoder = Ensemble(tuple(members), info.combination, alignments, info.weights)
     except LookalikeError as error:
         cause = str(error).rstrip(".")
         raise ModelError(

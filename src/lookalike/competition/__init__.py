@@ -1,0 +1,1 @@
+"""The best submission before a deadline."""

@@ -1,0 +1,258 @@
+"""`compete`: the best submission before a deadline. From the first minutes on, a valid one is in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lookalike._arguments import checked_arguments
+from lookalike._files import digest, follow_link, read_json, require_free, require_writable, write_json
+from lookalike._lock import locked
+from lookalike._records import read_record
+from lookalike.competition.clock import Clock, ClockProgress, parse_deadline
+from lookalike.competition.entries import Setup
+from lookalike.competition.ladder import Ladder
+from lookalike.competition.log import Log, LogEntry
+from lookalike.competition.report import write_report
+from lookalike.data.dataset import Dataset
+from lookalike.data.layouts import load_training_splits
+from lookalike.errors import DataError, OptionError, StorageError, require_integer
+from lookalike.evaluation.measures import Measure
+from lookalike.evaluation.submission import Submission
+from lookalike.models.auto import AUTO, expand_auto
+from lookalike.models.registry import PRETRAINED
+from lookalike.progress import Progress, format_duration, resolve_progress
+from lookalike.runtimes.load import WeightsOption, pair_weights, weights_identity
+from lookalike.training.config import TrainingOptions, override_options
+from lookalike.training.context import labelled, require_classes
+
+SUBMISSION, RECORD, LOG, REPORT, BEST = "submission.json", "competition.json", "log.jsonl", "report.html", "best"
+_VERSION = 1
+DEFAULT_MEASURE, FALLBACK_MEASURE = "points@1,5,10", "hit@1"
+
+
+@dataclass(frozen=True)
+class Competition:
+    """The result of a competition; printing it shows the steps.
+
+    Attributes:
+        submission: the submission, which is also the file `submission.json` in `out`.
+        model: the models it is made from, in words.
+        measure: what was compared on validation.
+        score: its validation measure; None if nothing was measured.
+        log: every step with its reason.
+        out: the folder with all results.
+
+    """
+
+    submission: Path
+    model: str
+    measure: str
+    score: float | None
+    log: tuple[LogEntry, ...]
+    out: Path
+
+    def __str__(self) -> str:
+        lines = [f"{'time':>10}  {'outcome':<8}  {self.measure:>13}  step"]
+        for entry in self.log:
+            if entry.outcome != "started":
+                score = "" if entry.score is None else f"{entry.score:.4g}"
+                time = format_duration(entry.seconds)
+                lines.append(f"{time:>10}  {entry.outcome:<8}  {score:>13}  {entry.step}: {entry.reason}")
+        return "\n".join([*lines, "", f"submission: {self.submission}, made by {self.model}"])
+
+
+@dataclass(frozen=True)
+class CompetitionRecord:
+    """The content of `competition.json`: what must stay the same when a competition is resumed, and its clock."""
+
+    data: str  # fingerprint of the images, labels and splits
+    options: str  # digest of the training options
+    weights: Mapping[str, str]  # by backbone, where they come from; of a file, the digest of its content
+    deadline: str  # as it was given
+    started: float
+    ends: float
+    version: int = _VERSION
+
+
+@checked_arguments()
+def compete(  # noqa: PLR0913 - the command's options, all but the first by name
+    data: Dataset | Path | str,
+    *,
+    group: str,
+    out: Path | str,
+    deadline: str = "2h",
+    backbones: Sequence[str] = (AUTO,),
+    weights: WeightsOption = PRETRAINED,
+    top_k: int = 10,
+    measure: str | None = None,
+    transductive: bool = True,
+    options: TrainingOptions | None = None,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Competition:
+    """Make the best submission for the queries of a data set before a deadline.
+
+    The steps: a first submission by a pretrained backbone; the frozen backbones with heads in closed form and trained;
+    fine-tuning of the most promising, by the expected gain per minute; a training on all labelled images; ensembles
+    by forward selection; re-ranking. A submission is replaced only by one that measures better on validation. The same
+    call resumes an interrupted competition, whose clock has not stopped.
+
+    Args:
+        data: a data folder with labelled training images, and query and gallery images; their labels are not used.
+        group: the group's name in the submission.
+        out: folder for submission.json, log.jsonl, report.html, models/ and best/.
+        deadline: a duration such as `2h` or `90min`, counted from the first start, or a time such as `14:30`.
+        backbones: names; `auto` picks a few by what is at hand.
+        weights: as in `train`.
+        top_k: gallery images per query.
+        measure: what is compared on validation; None is `points@1,5,10`, or `hit@1` if validation is too small for it.
+        transductive: whether a re-ranking may use other queries and change the gallery.
+        options: training options; single ones can be passed by name.
+        progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
+        overrides: training options by name, which override `options`.
+
+    Raises:
+        DataError: too little labelled data, no queries or no gallery.
+        OptionError: no time, or a value outside its limits.
+        ModelError: none of the backbones can be used.
+        StorageError: `out` belongs to something else, or to a competition with other data, options or weights.
+
+    """
+    progress = resolve_progress(progress)
+    # images that are in training and in test are the organiser's choice; `check` reports them
+    options = override_options(options, {**overrides, "allow_leaks": True})
+    out = follow_link(out)
+    require_writable(out, "out")
+    top_k = require_integer(top_k, "top_k")
+    seconds = parse_deadline(deadline, datetime.now().astimezone())
+    split = load_training_splits(data, options.to_dict())
+    _require_data(split, top_k, group)
+    selected = _select_backbones(backbones, weights, out, len(split), seconds / 60, progress)
+    measures = _select_measures(split, measure, progress)
+    with locked(out):
+        record = _open_record(out, split, options, selected, deadline, seconds)
+        clock = Clock(record.started, record.ends)
+        timed = ClockProgress(progress, clock)
+        log = Log(out / LOG)
+        setup = Setup(split, out, selected, options, measures, group, top_k, transductive, clock, timed, log)
+        progress.info(str(split))
+        if clock.left <= 0:
+            progress.info(f"the deadline of this competition, {deadline}, is over; nothing is changed")
+            return _result(setup, "the models in its log")
+        ladder = Ladder(setup, out / SUBMISSION)
+        ladder.climb()
+        ladder.save_model(out / BEST)
+        log.add(LogEntry(clock.elapsed, "the end", "finished", f"submitted: {ladder.description}", score=ladder.score))
+        write_report(
+            out / REPORT, split, log.entries, measure=measures[0], model=ladder.description, total_seconds=clock.total
+        )
+        return _result(setup, ladder.description)
+
+
+def _result(setup: Setup, model: str) -> Competition:
+    submission = setup.out / SUBMISSION
+    if not submission.is_file():
+        raise StorageError(f"{setup.out} holds no submission: the time was over before the first one.", argument="out")
+    scores = [entry.score for entry in setup.log.entries if entry.outcome == "kept" and entry.score is not None]
+    return Competition(
+        submission, model, setup.measures[0], scores[-1] if scores else None, tuple(setup.log.entries), setup.out
+    )
+
+
+def _require_data(data: Dataset, top_k: int, group: str) -> None:
+    Submission(group, {"query": ("gallery",)})  # an empty group is an error
+    require_classes(data, labelled(data.training))
+    for split in ("query", "gallery"):
+        if not data.split(split):
+            raise DataError(
+                f"{data.root} has no {split} images; put them in test/{split}, or list them in a manifest.",
+                argument="data",
+            )
+    if not 1 <= top_k <= data.max_hits:
+        raise OptionError(
+            f"`top_k` must be from 1 to {data.max_hits}, the number of gallery images, got {top_k}.", argument="top_k"
+        )
+
+
+def _select_backbones(
+    names: Sequence[str], weights: WeightsOption, out: Path, images: int, minutes: float, progress: Progress
+) -> dict[str, str | Path]:
+    """Return the backbones with their weights; `auto` keeps what it picked when the competition began."""
+    if not names:
+        raise OptionError("`backbones` is empty; name one, or pass auto.", argument="backbones")
+    if AUTO in names and (out / RECORD).is_file():
+        earlier = _read_record(out / RECORD).weights
+        names = [name for name in dict.fromkeys((*names, *earlier)) if name != AUTO]
+    elif AUTO in names:
+        # about a third of the time is for the frozen backbones
+        names = expand_auto(names, weights, images=images, minutes=minutes / 3, progress=progress)
+    return dict(pair_weights(list(dict.fromkeys(names)), weights))
+
+
+def _read_record(path: Path) -> CompetitionRecord:
+    try:
+        return read_record(CompetitionRecord, read_json(path, "the record of the competition"))
+    except ValueError as error:
+        raise StorageError(
+            f"{path} is not the record of a competition; choose another `out` or remove it.", argument="out"
+        ) from error
+
+
+def _select_measures(data: Dataset, measure: str | None, progress: Progress) -> tuple[str, ...]:
+    """Return the measure to compare by, then those that break ties and are shown."""
+    hits = len(data.validation_gallery) - (not data.validation_query_ids)
+    if measure is not None:
+        selected = Measure.parse(measure, argument="measure")
+        if selected.min_gallery > hits:
+            raise OptionError(
+                f"`measure` {selected} needs {selected.min_gallery} hits, but validation has only {hits} images to "
+                "find; choose a smaller k.",
+                argument="measure",
+            )
+        name = str(selected)
+    else:
+        name = DEFAULT_MEASURE if Measure.parse(DEFAULT_MEASURE).min_gallery <= hits else FALLBACK_MEASURE
+        progress.info(f"comparing by {name} on validation")
+    return tuple(dict.fromkeys((name, "map@r", "hit@1")))
+
+
+def _open_record(
+    out: Path, data: Dataset, options: TrainingOptions, weights: dict[str, str | Path], deadline: str, seconds: float
+) -> CompetitionRecord:
+    """Read the record of a competition, or start one; another duration moves its end."""
+    path = out / RECORD
+    start = datetime.now().timestamp()
+    test = digest(*(f"{i.id}\t{i.split}" for i in data.test))
+    record = CompetitionRecord(
+        data=digest(data.fingerprint, test, *sorted(i.id for i in data.validation)),
+        options=digest(repr(sorted(options.to_dict().items()))),
+        weights={backbone: weights_identity(backbone, source) for backbone, source in weights.items()},
+        deadline=deadline,
+        started=start,
+        ends=start + seconds,
+    )
+    if not path.is_file():
+        if out.exists():
+            require_free(out)
+        write_json(path, asdict(record))
+        return record
+    earlier = _read_record(path)
+    differences = [name for name in ("data", "options") if getattr(record, name) != getattr(earlier, name)]
+    differences += [f"weights of {b}" for b, w in record.weights.items() if earlier.weights.get(b, w) != w]
+    if differences:
+        raise StorageError(
+            f"{out} holds a competition with different {' and '.join(differences)}; choose another `out` or remove it.",
+            argument="out",
+        )
+    changes: dict[str, Any] = {"weights": {**earlier.weights, **record.weights}}
+    if deadline != earlier.deadline:
+        # a duration counts from the first start
+        ends = record.ends if ":" in deadline else earlier.started + seconds
+        changes |= {"deadline": deadline, "ends": ends}
+    record = replace(earlier, **changes)
+    write_json(path, asdict(record))
+    return record

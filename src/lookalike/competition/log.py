@@ -1,0 +1,71 @@
+"""The log of a competition: every step with its reason, one JSON object per line; a resumed run reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from lookalike._files import open_regular, storage_errors
+from lookalike._records import read_record
+
+KEPT, DROPPED, FAILED = "kept", "dropped", "failed"
+Outcome = Literal["started", "kept", "dropped", "failed", "finished"]
+_MAX_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One line of the log.
+
+    Attributes:
+        seconds: since the start of the competition.
+        step: what was done, such as `fine-tuning efficientnet_lite0`.
+        outcome: started, kept (the submission was replaced), dropped (it was not), failed, or finished.
+        reason: why, in one sentence.
+        took: seconds that the step took.
+        score: validation measure of the best submission that the step makes possible; None if it was not measured.
+        submission: the file of the submission, inside the folder of the competition; None if there is no new one.
+
+    """
+
+    seconds: float
+    step: str
+    outcome: Outcome
+    reason: str
+    took: float = 0.0
+    score: float | None = None
+    submission: str | None = None
+
+
+class Log:
+    """Appends to `log.jsonl`; a line that a killed run has not finished is ignored."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[LogEntry] = []
+        lines: list[bytes] = []
+        if path.is_file():
+            with open_regular(path, _MAX_BYTES) as file:
+                lines = file.read().split(b"\n")
+        for line in filter(None, lines):
+            try:
+                self.entries.append(read_record(LogEntry, json.loads(line)))
+            except ValueError:
+                continue
+
+    def add(self, entry: LogEntry) -> None:
+        """Append an entry; it is on the disk afterwards."""
+        self.entries.append(entry)
+        line = json.dumps(asdict(entry), ensure_ascii=False).encode(errors="surrogateescape")
+        with storage_errors(self.path), self.path.open("ab") as file:
+            # an unfinished line is ended, so that it spoils no other
+            file.write(b"\n" + line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def has_ended(self, step: str) -> bool:
+        """Whether a step was finished before, in whatever way."""
+        return any(e.step == step and e.outcome != "started" for e in self.entries)

@@ -1,0 +1,185 @@
+"""Whole competitions with a network that trains in seconds, on real crops of four images."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import lookalike as la
+from lookalike._files import read_json, write_json
+from lookalike.competition.compete import RECORD, SUBMISSION, compete
+from lookalike.competition.log import Log
+from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.evaluation.submission import Submission
+from lookalike.training.config import TrainingOptions
+
+SMALL = "test_efficientnet"
+OPTIONS = TrainingOptions(epochs=1, batch_size=8, precision="float32", resolution=0.5)
+
+
+class Interrupt:
+    """Records lines, and interrupts at the first step of a task that contains `at`."""
+
+    def __init__(self, at=None):
+        self.at, self.lines = at, []
+
+    def step(self, task, done, total, detail=""):  # noqa: ARG002
+        if self.at is not None and self.at in task:
+            raise KeyboardInterrupt
+
+    def info(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        save_file(timm.create_model(SMALL, num_classes=0).state_dict(), path)
+    return {SMALL: path}
+
+
+@pytest.fixture
+def run(data_folder, tmp_path, weights):
+    def run(progress=None, **options):
+        values = {"group": "us", "out": tmp_path / "out", "deadline": "20min", "backbones": [SMALL], "top_k": 5}
+        values |= {"weights": weights, "options": OPTIONS, "progress": progress or Interrupt(), **options}
+        return compete(data_folder, **values)
+
+    return run
+
+
+def require_valid(folder, data_folder):
+    content = json.loads((folder / SUBMISSION).read_text())
+    data = la.load_dataset(data_folder)
+    submission = Submission(content["groupname"], {q: tuple(names) for q, names in content["images"].items()})
+    submission.check([i.id for i in data.query], [i.id for i in data.gallery], 5)
+
+
+@pytest.mark.slow
+def test_a_competition(run, data_folder, tmp_path):
+    result = run()
+
+    out = tmp_path / "out"
+    require_valid(out, data_folder)
+    written = [entry for entry in result.log if entry.outcome == "kept"]
+    assert written[0].step == "first submission"
+    assert written[0].score is None
+    scores = [entry.score for entry in written[1:]]
+    assert scores == sorted(scores)  # a submission is replaced only by a better one
+    assert result.score == scores[-1]
+    assert [e.submission for e in written] == [f"submissions/{n:03}.json" for n in range(1, len(written) + 1)]
+    assert (out / SUBMISSION).read_bytes() == (out / written[-1].submission).read_bytes()
+    assert f"training {SMALL} fine-tuned" in {entry.step for entry in result.log}
+    assert "Competition: photos" in (out / "report.html").read_text()
+    assert str(result.submission) in str(result)
+
+    again = la.submit(data_folder, out / "best", group="us", top_k=5, out=tmp_path / "again.json")
+    submitted = json.loads((out / SUBMISSION).read_text())["images"]
+    same = sum(list(names) == submitted[query] for query, names in again.images.items())
+    assert same >= len(submitted) - 1  # the runtime may differ in the last bits
+
+
+@pytest.mark.slow
+def test_an_interrupted_competition_has_a_valid_submission_and_resumes(run, data_folder, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="epoch"))
+    require_valid(out, data_folder)
+    before = Log(out / "log.jsonl").entries
+    record = read_json(out / RECORD, "record")
+
+    result = run()
+
+    assert list(result.log[: len(before)]) == before
+    assert read_json(out / RECORD, "record") == record  # the clock has not stopped
+    steps = [entry.step for entry in result.log if entry.outcome == "kept"]
+    assert steps.count("first submission") == 1
+    assert result.log[-1].outcome == "finished"
+    require_valid(out, data_folder)
+
+
+def test_after_the_deadline_nothing_changes(run, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="features"))
+    submission = (out / SUBMISSION).read_bytes()
+    record = read_json(out / RECORD, "record")
+    write_json(out / RECORD, {**record, "started": 0.0, "ends": 1.0})
+
+    progress = Interrupt()
+    result = run(progress)
+
+    assert (out / SUBMISSION).read_bytes() == submission
+    assert result.score is None
+    assert any("is over" in line for line in progress.lines)
+
+
+def test_another_competition_in_the_folder_is_refused(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="query"))
+
+    with pytest.raises(StorageError) as caught:
+        run(options=replace_epochs(2))
+
+    assert caught.value.argument == "out"
+    assert "options" in str(caught.value)
+
+
+def replace_epochs(epochs):
+    return TrainingOptions(**{**OPTIONS.to_dict(), "epochs": epochs})
+
+
+def test_a_query_that_cannot_be_read_gets_gallery_images(run, data_folder, tmp_path):
+    broken = next((data_folder / "test" / "query").iterdir())
+    broken.write_bytes(b"no image")
+    progress = Interrupt(at="leaks")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(progress)
+
+    require_valid(tmp_path / "out", data_folder)
+    assert any(f"test/query/{broken.name}" in line for line in progress.lines)
+
+
+def test_a_backbone_without_weights_is_skipped(run, weights, tmp_path):
+    progress = Interrupt(at="leaks")
+    with pytest.raises(KeyboardInterrupt):
+        run(progress, backbones=[SMALL, "test_resnet"], weights={**weights, "test_resnet": tmp_path / "missing.pth"})
+
+    (failed,) = [e for e in Log(tmp_path / "out" / "log.jsonl").entries if e.outcome == "failed"]
+    assert failed.step == "measuring test_resnet"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "argument"),
+    [
+        ({"group": " "}, OptionError, "group"),
+        ({"deadline": "soon"}, OptionError, "deadline"),
+        ({"top_k": 13}, OptionError, "top_k"),
+        ({"backbones": []}, OptionError, "backbones"),
+        ({"measure": "points@1,5,10"}, OptionError, "measure"),  # validation has 8 images
+        ({"out": 3}, OptionError, "out"),
+    ],
+)
+def test_bad_input(run, options, error, argument, tmp_path):
+    with pytest.raises(error) as caught:
+        run(**options)
+
+    assert caught.value.argument == argument
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_without_queries(tmp_path, sample_images):
+    for name, image in sample_images.items():
+        (tmp_path / "data" / "training" / name).mkdir(parents=True)
+        for number in range(5):
+            image.save(tmp_path / "data" / "training" / name / f"{number}.png")
+
+    with pytest.raises(DataError) as caught:
+        compete(tmp_path / "data", group="us", out=tmp_path / "out", backbones=[SMALL], weights="none")
+
+    assert caught.value.argument == "data"
