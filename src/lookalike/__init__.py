@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from lookalike.evaluation.evaluation import Evaluation as Evaluation
     from lookalike.evaluation.measures import Measure as Measure
     from lookalike.evaluation.posting import Posted as Posted
+    from lookalike.evaluation.reranking import RerankingChoice as RerankingChoice
+    from lookalike.evaluation.reranking import choose_reranking as choose_reranking
     from lookalike.evaluation.submission import Submission as Submission
     from lookalike.index.index import Index as Index
     from lookalike.models.bundle import save_bundle as save_bundle
@@ -59,6 +61,14 @@ if TYPE_CHECKING:
     from lookalike.models.function_backbone import as_encoder as as_encoder
     from lookalike.models.info import Parity as Parity
     from lookalike.models.registry import backbones as backbones
+    from lookalike.reranking.reranker import Reranker as Reranker
+    from lookalike.reranking.reranker import class_means as class_means
+    from lookalike.reranking.steps import ClassSimilarity as ClassSimilarity
+    from lookalike.reranking.steps import GalleryAugmentation as GalleryAugmentation
+    from lookalike.reranking.steps import KReciprocal as KReciprocal
+    from lookalike.reranking.steps import QueryExpansion as QueryExpansion
+    from lookalike.reranking.steps import Reranking as Reranking
+    from lookalike.reranking.steps import SimilarityNormalization as SimilarityNormalization
     from lookalike.runtimes.load import load_encoder as load_encoder
     from lookalike.training.config import Recipe as Recipe
     from lookalike.training.config import TrainingOptions as TrainingOptions
@@ -94,6 +104,7 @@ _NAMES = {
     "evaluation.evaluation": ("Evaluation",),
     "evaluation.measures": ("Measure",),
     "evaluation.posting": ("Posted",),
+    "evaluation.reranking": ("RerankingChoice", "choose_reranking"),
     "evaluation.submission": ("Submission",),
     "index.index": ("Index",),
     "models.bundle": ("save_bundle",),
@@ -102,6 +113,15 @@ _NAMES = {
     "models.function_backbone": ("as_encoder",),
     "models.info": ("Parity",),
     "models.registry": ("backbones",),
+    "reranking.reranker": ("Reranker", "class_means"),
+    "reranking.steps": (
+        "ClassSimilarity",
+        "GalleryAugmentation",
+        "KReciprocal",
+        "QueryExpansion",
+        "Reranking",
+        "SimilarityNormalization",
+    ),
     "runtimes.load": ("load_encoder",),
     "training.config": ("Recipe", "TrainingOptions", "recipes"),
     "training.refit": ("refit",),

@@ -18,6 +18,8 @@ from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
 from lookalike.evaluation.submission import Submission
 from lookalike.models.bundle import describe_encoder, save_bundle
+from lookalike.reranking.reranker import Reranker, class_means
+from lookalike.reranking.steps import ClassSimilarity, GalleryAugmentation, Reranking
 from lookalike.types import Skipped
 
 CLOSED = "the folder cannot be listed (permission denied)"
@@ -360,3 +362,24 @@ class TestSubmit:
                 submit(data_folder, encoder, **{"out": tmp_path / "s.json", **options})
             assert caught.value.argument == argument
         assert decoded == []
+
+
+def test_the_re_ranking_of_a_bundle_is_applied(data_folder, encoder, tmp_path, recording_progress):
+    data = load_dataset(data_folder)
+    queries, gallery = encoder.embed(data.query), encoder.embed(data.gallery)
+    means = class_means(gallery, data.labels("gallery"))
+    reranker = Reranker(Reranking(ClassSimilarity(), GalleryAugmentation(2)), means)
+    bundle = save_bundle(encoder, tmp_path / "model", reranker=reranker)
+    labels = data.labels("query"), data.labels("gallery")
+    expected = evaluate_embeddings(queries, gallery, *labels, ["map@r"], reranker=reranker)
+    progress = recording_progress()
+    np.testing.assert_allclose(
+        evaluate(data_folder, bundle, progress=progress).values["map@r"], expected.values["map@r"], atol=1e-6
+    )
+    assert any("gallery augmentation (transductive)" in text for text in progress.messages)
+    plain = evaluate_embeddings(queries, gallery, *labels, ["map@r"])
+    np.testing.assert_allclose(evaluate(data_folder, bundle, rerank=False).values["map@r"], plain.values["map@r"])
+    submission = submit(data_folder, bundle, top_k=3, out=tmp_path / "submission.json")
+    hits = reranker.search(queries, gallery, 3)
+    expected_names = [[Path(item).name for item in ids] for ids in hits.ids]
+    assert [list(names) for names in submission.images.values()] == expected_names

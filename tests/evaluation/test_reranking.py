@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lookalike.evaluation.evaluation import evaluate_embeddings
-from lookalike.evaluation.reranking import choose_reranking
+from lookalike.evaluation.reranking import MIN_QUERIES, choose_reranking
 from lookalike.reranking.reranker import Reranker
 from lookalike.reranking.steps import ClassSimilarity, GalleryAugmentation, Reranking
 from lookalike.types import Embeddings, l2_normalize
@@ -49,6 +49,12 @@ def test_transductive_steps_and_class_similarity_are_excluded(validation):
     assert not choice.reranker.transductive
     choice = choose_reranking(items, items, labels, labels, "map@r")
     assert choice.reranker.reranking.class_similarity is None
+
+
+def test_nothing_is_chosen_on_few_queries(validation):
+    items, labels, means = validation
+    queries = items.take(items.ids[: MIN_QUERIES - 1])
+    assert choose_reranking(queries, items, labels, labels, "map@r", class_means=means).gain is None
 
 
 def test_an_evaluation_with_a_reranker_measures_its_order(validation):

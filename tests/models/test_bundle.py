@@ -22,12 +22,16 @@ from lookalike.models.bundle import (
     find_bundle,
     is_bundle,
     read_bundle_info,
+    read_reranker,
     save_bundle,
 )
 from lookalike.models.encoder import Ensemble
 from lookalike.models.info import BUNDLE_FORMAT
 from lookalike.models.trainable import build_trainable
+from lookalike.reranking.reranker import Reranker
+from lookalike.reranking.steps import ClassSimilarity, QueryExpansion, Reranking
 from lookalike.runtimes.load import StoredWeights, load_bundle
+from lookalike.types import l2_normalize
 
 KINDS = ("single", "aligned", "average", "concat")
 CHANGED = "was changed after it was saved"
@@ -410,3 +414,35 @@ def test_a_file_in_the_place_of_a_parent_folder(make_trainable, tmp_path):
     with pytest.raises(StorageError, match="file is not a folder"):
         save_bundle(make_trainable().freeze(), tmp_path / "file" / "model")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+RERANKING = Reranking(ClassSimilarity(10.0, 0.3), query_expansion=QueryExpansion(2))
+
+
+def test_a_re_ranking_is_saved_with_its_class_means(make_trainable, tmp_path):
+    encoder = make_trainable().freeze()
+    means = l2_normalize(np.random.default_rng(0).standard_normal((3, encoder.dim)))
+    bundle = save_bundle(encoder, tmp_path / "bundle", reranker=Reranker(RERANKING, means))
+    reranker = read_reranker(bundle)
+    assert reranker.reranking == RERANKING
+    assert np.array_equal(reranker.class_means, means)
+    assert load_bundle(bundle).fingerprint == encoder.fingerprint
+    assert read_reranker(save_bundle(encoder, tmp_path / "plain")) is None
+    without_means = Reranker(Reranking(query_expansion=QueryExpansion(2)))
+    assert read_reranker(save_bundle(encoder, tmp_path / "other", reranker=without_means)).class_means is None
+
+
+@pytest.mark.parametrize("change", ["other means", "fewer dimensions", "no means", "another digest"])
+def test_a_changed_re_ranking_is_refused(make_trainable, tmp_path, change):
+    encoder = make_trainable().freeze()
+    bundle = save_bundle(encoder, tmp_path / "bundle", reranker=Reranker(RERANKING, np.eye(2, encoder.dim, dtype="f4")))
+    tensors = load_file(bundle / WEIGHTS_FILE)
+    if change == "another digest":
+        edit(bundle, lambda record: record["reranking"].update(class_means=""))
+    elif change == "no means":
+        del tensors["reranking.class_means"]
+    else:
+        tensors["reranking.class_means"] = torch.ones(2, encoder.dim if change == "other means" else 3)
+    save_file(tensors, bundle / WEIGHTS_FILE)
+    with pytest.raises(ModelError):
+        read_reranker(bundle)

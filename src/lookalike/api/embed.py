@@ -178,6 +178,10 @@ def embed_images(
         encoder = model
     elif (bundle := find_bundle(model)) is not None:
         encoder, info = load_encoder(bundle), dataclasses.replace(read_bundle_info(bundle), request=None)
+        if info.reranking is not None:
+            progress.info(
+                f"the model's re-ranking ({info.reranking.steps}) is for evaluate and submit; not applied here"
+            )
     else:
         names = str(model).split("+")
         identities = [weights_identity(*pair) for pair in pair_weights(names, weights)]

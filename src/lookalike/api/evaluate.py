@@ -29,10 +29,11 @@ from lookalike.evaluation.submission import (
     submission_format,
 )
 from lookalike.index.index import Index
-from lookalike.models.bundle import find_bundle, read_bundle_info
+from lookalike.models.bundle import find_bundle, read_bundle_info, read_reranker
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
+from lookalike.reranking.reranker import Reranker
 from lookalike.runtimes.fit import FIT_IMAGES, FittedEncoder, fit_pretrained
 from lookalike.runtimes.load import WeightsOption, load_encoder, pair_weights
 from lookalike.runtimes.select import AUTO, require_runtime, with_runtime
@@ -53,6 +54,7 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
     weights: WeightsOption = PRETRAINED,
     runtime: str = AUTO,
     precision: str = AUTO,
+    rerank: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a model on query and gallery: precision, hit and recall at each k, `map@r`, `mrr`, and further measures.
@@ -67,6 +69,7 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
         weights: of the backbones by name, as in `load_encoder`; of both models if there are two.
         runtime: as in `embed`.
         precision: as in `embed`, but auto is float32, for comparable figures.
+        rerank: apply the re-ranking that is stored in a bundle, if it has one.
         progress: as in `embed`.
 
     Returns:
@@ -101,12 +104,14 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
         with renamed_argument("against", "model"):
             load_encoder(against, weights=weights_against)  # its errors come before the work
     progress = resolve_progress(progress)
+    reranker = _load_reranker(model, progress) if rerank else None
     queries, gallery, skipped, _ = _embed_test_split(data, model, weights, runtime, precision, progress)
     _report_leave_one_out(data, progress)
     default_k = [n for n in _DEFAULT_K if n == 1 or n <= min(len(gallery), data.max_hits)]
     selected = requested if k else _measures(default_k, measures)
     labels = data.labels("query"), data.labels("gallery")
-    evaluation = evaluate_embeddings(queries, gallery, *labels, selected, same_file_ids=data.same_file_ids)
+    same = data.same_file_ids
+    evaluation = evaluate_embeddings(queries, gallery, *labels, selected, same_file_ids=same, reranker=reranker)
     evaluation = replace(evaluation, skipped=(*skipped, *evaluation.skipped))
     if against is None:
         return evaluation
@@ -114,7 +119,8 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
         queries, gallery, skipped, encoder = _embed_test_split(
             data, against, weights_against, runtime, precision, progress
         )
-        other = evaluate_embeddings(queries, gallery, *labels, selected, same_file_ids=data.same_file_ids)
+        reranker = _load_reranker(against, progress) if rerank else None
+        other = evaluate_embeddings(queries, gallery, *labels, selected, same_file_ids=same, reranker=reranker)
         return replace(
             evaluation,
             skipped=tuple(dict.fromkeys((*evaluation.skipped, *skipped, *other.skipped))),
@@ -165,6 +171,7 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     weights: WeightsOption = PRETRAINED,
     runtime: str = AUTO,
     precision: str = AUTO,
+    rerank: bool = True,
     progress: Progress | None = None,
 ) -> Submission:
     """Write the submission of a model for the queries of a data set, and post it if `post` is a URL.
@@ -186,6 +193,7 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
         weights: of a backbone by name, as in `load_encoder`.
         runtime: as in `embed`.
         precision: as in `evaluate`.
+        rerank: as in `evaluate`.
         progress: as in `embed`.
 
     Raises:
@@ -211,12 +219,16 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     top_k = require_integer(top_k, "top_k")
     _require_hits(data, top_k)
     progress = resolve_progress(progress)
+    reranker = _load_reranker(model, progress) if rerank else None
     with locked(out):
         queries, gallery, skipped, encoder = _embed_test_split(data, model, weights, runtime, precision, progress)
         _report_leave_one_out(data, progress)
         readable = {*queries.ids, *gallery.ids}
         _require_hits(data.replace_items(item for item in data.test if item.id in readable), top_k)
-        hits = _search_others(queries, gallery, data.same_file_ids, top_k)
+        if reranker is None:
+            hits = _search_others(queries, gallery, data.same_file_ids, top_k)
+        else:
+            hits = reranker.search(queries, gallery, top_k, same_file_ids=data.same_file_ids)
         submission = Submission.from_hits(hits, group, (*skipped, *gallery.skipped))
         submission = replace(submission, group_field=group_field, images_field=images_field)
         submission.check([i.id for i in data.query], [i.id for i in data.gallery], top_k)
@@ -260,6 +272,15 @@ def _search_others(
     hits = Index.build(gallery).search(queries, top_k + max(map(len, same)))
     dropped = np.array([[item in excluded for item in ids] for excluded, ids in zip(same, hits.ids, strict=True)])
     return drop_hits(hits, dropped, top_k)
+
+
+def _load_reranker(model: AnyEncoder | Path | str, progress: Progress) -> Reranker | None:
+    """Read the re-ranking of a bundle, if it has one."""
+    bundle = find_bundle(model) if isinstance(model, str | Path) else None
+    reranker = None if bundle is None else read_reranker(bundle)
+    if reranker is not None:
+        progress.info(f"re-ranking: {reranker}{' (transductive)' if reranker.transductive else ''}")
+    return reranker
 
 
 def _report_leave_one_out(data: Dataset, progress: Progress) -> None:

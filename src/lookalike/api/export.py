@@ -23,7 +23,14 @@ from lookalike.api.parity import (
 from lookalike.data.dataset import Dataset, Item, sample_evenly
 from lookalike.data.layouts import load_training_splits
 from lookalike.errors import DataError, MissingExtra, OptionError, renamed_argument
-from lookalike.models.bundle import describe_encoder, find_bundle, is_bundle, read_bundle_info, save_bundle
+from lookalike.models.bundle import (
+    describe_encoder,
+    find_bundle,
+    is_bundle,
+    read_bundle_info,
+    read_reranker,
+    save_bundle,
+)
 from lookalike.models.encoder import AnyEncoder, Encoder, Ensemble
 from lookalike.models.info import FUNCTION, BundleInfo, GraphInfo, Parity
 from lookalike.models.pipeline import decode_batches
@@ -147,7 +154,7 @@ def export(
             parity=parity,
             versions={**info.versions, **installed_versions("lookalike", "torch", "timm", runtime, "onnx", "nncf")},
         )
-        save_bundle(exported, out, record, replace_existing=replace)
+        save_bundle(exported, out, record, reranker=read_reranker(bundle), replace_existing=replace)
     return Exported(load_encoder(out), parity, tuple(skipped))
 
 

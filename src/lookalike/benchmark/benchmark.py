@@ -22,6 +22,7 @@ from lookalike.benchmark.candidates import (
 from lookalike.benchmark.estimate import estimate_benchmark
 from lookalike.benchmark.leaderboard import Leaderboard, build_leaderboard, markdown, write_leaderboard
 from lookalike.benchmark.report import describe_run, find_examples, write_report
+from lookalike.benchmark.reranking import rerank_candidates
 from lookalike.benchmark.run_trials import (
     add_timings,
     embed_candidate,
@@ -103,6 +104,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     measure: str | None = None,
     prefer: str = "efficiency",
     runtime: str = "auto",
+    transductive: bool = True,
     title: str | None = None,
     notes: Sequence[str] = (),
     track: Sequence[str] = (),
@@ -130,6 +132,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         prefer: efficiency for the cheapest candidate that is not significantly less accurate than the most accurate
             one, or accuracy for that one.
         runtime: runtime for accuracy and time, in float32; `auto` selects the fastest.
+        transductive: also choose re-rankings that use other queries or change the gallery.
         title: heading of the report.
         notes: further sentences for the report.
         track: trackers as in `train`; they receive the leaderboard, and the winner as a model.
@@ -186,6 +189,7 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         measures=select_measures(data, measure or first_measure, options),
         budget_ms=budget_ms,
         runtime=runtime,
+        transductive=transductive,
         title=title,
         notes=tuple(notes),
         progress=progress,
@@ -233,14 +237,17 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     readable = {split: min(len(e[split]) for e in embeddings.values()) for split in ("validation", "gallery")}
     spec = replace(spec, measures=select_measures(spec.data, spec.measures[0], spec.options, readable))
     trials = add_timings(spec, evaluate_all(spec, candidates, embeddings), candidates, embeddings)
+    reranked = rerank_candidates(spec, trials, candidates, embeddings, _measure(spec, trials)[0])
+    trials += add_timings(spec, evaluate_all(spec, reranked, embeddings), reranked, embeddings)
+    candidates += reranked
     selection = _select(spec, trials)
     leaderboard = build_leaderboard(trials, selection)
 
-    winner = next(c for c in candidates if c.name == selection.winner)
+    winner = next(c for c in candidates if c.title == selection.winner)
     save_winner(spec, winner, selection, leaderboard.winner.trial, embeddings)
     winner_embeddings = winner.embeddings(embeddings)
-    evaluation = evaluate_test(spec, winner_embeddings) or evaluate_validation(
-        spec.data, winner_embeddings["validation"], spec.measures
+    evaluation = evaluate_test(spec, winner_embeddings, winner.reranker) or evaluate_validation(
+        spec.data, winner_embeddings["validation"], spec.measures, reranker=winner.reranker
     )
     examples = find_examples(evaluation, selection.measure, spec.data)
     skipped = (*spec.data.skipped, *skipped_files(embeddings))
@@ -251,10 +258,15 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     return Benchmark(tuple(trials), selection, leaderboard, spec.out, skipped)
 
 
-def _select(spec: BenchmarkSpec, trials: Sequence[Trial]) -> Selection:
-    measure, note = spec.measures[0], ""
+def _measure(spec: BenchmarkSpec, trials: Sequence[Trial]) -> tuple[str, str]:
+    """Return the measure to select by, and why it is another than the default, or ""."""
     if spec.measure_is_default:
-        measure, note = default_measure(trials, validation_ceiling(spec.data, DEFAULT_MEASURE))
+        return default_measure(trials, validation_ceiling(spec.data, DEFAULT_MEASURE))
+    return spec.measures[0], ""
+
+
+def _select(spec: BenchmarkSpec, trials: Sequence[Trial]) -> Selection:
+    measure, note = _measure(spec, trials)
     if note:
         spec.progress.info(note)
     ceiling = validation_ceiling(spec.data, measure)

@@ -14,6 +14,7 @@ from lookalike.benchmark.selection import Selection
 from lookalike.benchmark.spec import BenchmarkSpec, bundle_name
 from lookalike.benchmark.trial import Trial, TrialKind
 from lookalike.data.dataset import Dataset, content_hashes, sample_evenly
+from lookalike.embeddings.splits import SPLITS
 from lookalike.errors import DataError, OptionError
 from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import COMBINATIONS, SAMPLE_SIZE, AnyEncoder, Encoder, Ensemble, combine
@@ -33,6 +34,7 @@ from lookalike.models.info import (
 )
 from lookalike.models.pipeline import Backbone
 from lookalike.models.registry import NONE
+from lookalike.reranking.reranker import Reranker
 from lookalike.runtimes.fit import compute_features
 from lookalike.runtimes.load import load_bundle, load_pretrained
 from lookalike.runtimes.select import AUTO, backbone_with_runtime, fixed_backbone
@@ -45,8 +47,6 @@ from lookalike.types import Embeddings, Vectors, take_shared
 
 # By candidate name, then by split.
 SplitEmbeddings = Mapping[str, Mapping[str, Embeddings]]
-
-_EVALUATED = ("validation", "query", "gallery")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ class Candidate:
     note: str = ""  # one sentence for the reader, or ""
     leaked: bool = False  # whether it may have been trained on images that it is evaluated on here
     functions: tuple[Encoder, ...] = ()  # what the bundle needs to be loaded: the function that it was made with
+    reranker: Reranker | None = None  # what is applied to its embeddings
+
+    @property
+    def title(self) -> str:
+        """Name of its trial."""
+        return _title(self.name, self.reranker)
 
     @property
     def members(self) -> tuple[Candidate, ...]:
@@ -95,13 +101,19 @@ class EnsembleCandidate:
     leaked: bool
     kind: TrialKind = "ensemble"
     note: str = ""
+    reranker: Reranker | None = None
+
+    @property
+    def title(self) -> str:
+        """Name of its trial."""
+        return _title(self.name, self.reranker)
 
     def embeddings(self, embeddings: SplitEmbeddings) -> Mapping[str, Embeddings]:
-        """Combine the embeddings of both members, by split that is evaluated."""
+        """Combine the embeddings of both members, by split."""
         alignment = self._alignment(embeddings)
         rotation = b"" if alignment is None else alignment.tobytes()
-        combined = {}
-        for split in _EVALUATED:
+        combined: dict[str, Embeddings] = {}
+        for split in SPLITS:
             first, second = take_shared([embeddings[m.name][split] for m in self.members])
             vectors = combine([first.vectors, second.vectors], self.combination, [None, alignment])
             fingerprint = digest(first.fingerprint, second.fingerprint, self.combination, rotation)
@@ -127,6 +139,10 @@ class EnsembleCandidate:
 
 
 AnyCandidate = Candidate | EnsembleCandidate
+
+
+def _title(name: str, reranker: Reranker | None) -> str:
+    return name if reranker is None else f"{name} + re-ranking"
 
 
 def make_candidates(spec: BenchmarkSpec, finished: Callable[[str], None] = lambda _: None) -> list[Candidate]:
@@ -335,4 +351,4 @@ def save_winner(
     )
     reports = [report for report in training if report is not None]
     curves = partial(write_curves, reports=reports, measure=spec.options.stop_on)
-    save_bundle(encoder, spec.out / "best", record, replace_existing=True, write_extra=curves)
+    save_bundle(encoder, spec.out / "best", record, reranker=winner.reranker, replace_existing=True, write_extra=curves)

@@ -17,6 +17,7 @@ from lookalike.embeddings.splits import SPLITS, embed_splits
 from lookalike.errors import DataError, LookalikeError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings, evaluate_validation
 from lookalike.models.encoder import Encoder
+from lookalike.reranking.reranker import Reranker
 from lookalike.types import Embeddings, Skipped
 
 _TIMED_IMAGES = 40
@@ -52,14 +53,15 @@ def evaluate_all(spec: BenchmarkSpec, candidates: Sequence[AnyCandidate], embedd
     trials = []
     for done, candidate in enumerate(candidates, start=1):
         members = (f"{contents[m.name]} {m.state} {m.from_random} {m.note}" for m in candidate.members)
-        key = digest(str(VERSION), labels, *spec.measures, *members)
-        path = spec.out / "trials" / f"{slug(candidate.name)}.json"
+        reranking = "" if candidate.reranker is None else repr(candidate.reranker.reranking)
+        key = digest(str(VERSION), labels, *spec.measures, *members, reranking)
+        path = spec.out / "trials" / f"{slug(candidate.title)}.json"
         trial = _read_trial(path, key)
         if trial is None:
             trial = _evaluate(spec, candidate, candidate.embeddings(embeddings))
             write_json(path, {"key": key, "trial": trial.to_dict()})
         trials.append(trial)
-        spec.progress.step("measuring", done, len(candidates), candidate.name)
+        spec.progress.step("measuring", done, len(candidates), candidate.title)
     return trials
 
 
@@ -72,15 +74,17 @@ def _read_trial(path: Path, key: str) -> Trial | None:
 
 
 def _evaluate(spec: BenchmarkSpec, candidate: AnyCandidate, embeddings: Mapping[str, Embeddings]) -> Trial:
-    test = evaluate_test(spec, embeddings)
+    test = evaluate_test(spec, embeddings, candidate.reranker)
     return Trial(
-        name=candidate.name,
+        name=candidate.title,
         kind=candidate.kind,
         members=tuple(Member(m.name, m.backbone, m.state) for m in candidate.members),
         combination=candidate.combination,
         state=candidate.state,
         dim=candidate.dim,
-        validation=SplitMeasures.of(evaluate_validation(spec.data, embeddings["validation"], spec.measures)),
+        validation=SplitMeasures.of(
+            evaluate_validation(spec.data, embeddings["validation"], spec.measures, reranker=candidate.reranker)
+        ),
         test=SplitMeasures.of(test) if test is not None else None,
         note=candidate.note,
         from_random=candidate.from_random,
@@ -88,14 +92,20 @@ def _evaluate(spec: BenchmarkSpec, candidate: AnyCandidate, embeddings: Mapping[
     )
 
 
-def evaluate_test(spec: BenchmarkSpec, embeddings: Mapping[str, Embeddings]) -> Evaluation | None:
+def evaluate_test(
+    spec: BenchmarkSpec, embeddings: Mapping[str, Embeddings], reranker: Reranker | None = None
+) -> Evaluation | None:
     """Evaluate embeddings on query and gallery; None if these have no labels."""
     if not spec.data.test_is_labelled:
         return None
     labels = spec.data.labels("query"), spec.data.labels("gallery")
-    same_file_ids = spec.data.same_file_ids
     return evaluate_embeddings(
-        embeddings["query"], embeddings["gallery"], *labels, spec.measures, same_file_ids=same_file_ids
+        embeddings["query"],
+        embeddings["gallery"],
+        *labels,
+        spec.measures,
+        same_file_ids=spec.data.same_file_ids,
+        reranker=reranker,
     )
 
 
@@ -124,7 +134,7 @@ def add_timings(
         request = TimingRequest(bundles, needed, images, spec.runtime, len(spec.data.items))
         functions = [function for m in group[0].members for function in m.functions]
         by_combination = _timing(spec.out / "timing" / f"{slug(architecture)}.json", request, functions)
-        timings |= {c.name: by_combination[c.combination] for c in group}
+        timings |= {c.title: by_combination[c.combination] for c in group}
         spec.progress.step("timing", done, len(groups), architecture)
     return [replace(t, timing=timings[t.name]) for t in trials]
 

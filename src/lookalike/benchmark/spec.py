@@ -62,6 +62,7 @@ class BenchmarkSpec:
     requested: tuple[str, ...] | None = None
     measure_is_default: bool = False  # the selection may replace it by one that validation can show
     prefer: Preference = "efficiency"  # what the selection prefers among candidates of equal accuracy
+    transductive: bool = True  # whether a re-ranking may use other queries or change the gallery
     tracker: RunTracker = NO_TRACKER  # trackers that receive every epoch and the results
     functions: Mapping[str, Encoder] = field(default_factory=dict)  # by name, those among the backbones
 

@@ -74,6 +74,9 @@ allow_removals_option = click.option(
     is_flag=True,
     help="Remove embeddings that an earlier run made even if most images are gone, or all images of a folder.",
 )
+rerank_option = click.option(
+    "--no-rerank", "rerank", flag_value=False, default=True, type=bool, help="Ignore the re-ranking of the bundle."
+)
 resume_option = click.option("--resume", is_flag=True, help="Resume the unfinished run next to --out.")
 track_option = click.option(
     "--track",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from lookalike._arguments import checked_arguments
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
 from lookalike.reranking.reranker import Reranker
@@ -21,6 +22,7 @@ from lookalike.reranking.steps import (
 )
 from lookalike.types import Comparison, Embeddings, Vectors
 
+MIN_QUERIES = 20  # fewer do not show whether a step gains
 # By field of `Reranking`, the parameters that are tried.
 GRID: Mapping[str, tuple[Step, ...]] = {
     "class_similarity": tuple(ClassSimilarity(t, w) for t, w in product((10.0, 20.0, 40.0), (0.3, 0.5, 0.7))),
@@ -47,6 +49,7 @@ class RerankingChoice:
     gain: Comparison | None = None
 
 
+@checked_arguments()
 def choose_reranking(  # noqa: PLR0913 - two sides with their labels, and options by name
     queries: Embeddings,
     gallery: Embeddings,
@@ -61,8 +64,8 @@ def choose_reranking(  # noqa: PLR0913 - two sides with their labels, and option
 ) -> RerankingChoice:
     """Choose the steps of a re-ranking and their parameters on validation, by forward selection.
 
-    The step that gains most is added, then the next one, as long as the gain is significant by paired bootstrap. The
-    same embeddings on both sides mean leave-one-out.
+    The step that gains most is added, then the next one, as long as the gain is significant by paired bootstrap; none
+    with fewer than `MIN_QUERIES` queries. The same embeddings on both sides mean leave-one-out.
 
     Args:
         queries: validation embeddings.
@@ -86,7 +89,7 @@ def choose_reranking(  # noqa: PLR0913 - two sides with their labels, and option
         )
 
     plain = best = evaluate(Reranking())
-    while True:
+    while len(plain.evaluation) >= MIN_QUERIES:
         reranking = best.reranker.reranking
         trials = [
             evaluate(trial)
@@ -97,8 +100,9 @@ def choose_reranking(  # noqa: PLR0913 - two sides with their labels, and option
         trial = max(trials, key=lambda t: t.evaluation.mean(measure), default=best)
         gain = trial.evaluation.compare(best.evaluation, measure)
         if not (gain.significant and gain.difference > 0):
-            return best
+            break
         best = replace(trial, gain=trial.evaluation.compare(plain.evaluation, measure))
+    return best
 
 
 def _extensions(reranking: Reranking, grid: Mapping[str, tuple[Step, ...]]) -> Iterator[Reranking]:

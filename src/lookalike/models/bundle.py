@@ -3,6 +3,7 @@
 - `bundle.json`: a `BundleInfo`
 - `model.safetensors`: `members.N.backbone.*`, `members.N.head.weight`, `members.N.head.bias`, `members.N.alignment`
 - nothing of the backbone of a function, which only its user has
+- in the same file `reranking.class_means`, if the re-ranking needs them
 - of an exported bundle, graphs instead of backbones and heads: `member-N.xml` with `member-N.bin`, or `member-N.onnx`
 """
 
@@ -22,16 +23,19 @@ import numpy as np
 from lookalike._arguments import checked_arguments
 from lookalike._files import digest, file_digest, new_folder, read_json, require_regular, write_json
 from lookalike._system import installed_versions
-from lookalike.errors import LookalikeError, ModelError, StorageError
+from lookalike.errors import LookalikeError, ModelError, OptionError, StorageError
 from lookalike.models.encoder import AnyEncoder, Ensemble
 from lookalike.models.heads import Head
-from lookalike.models.info import BUNDLE_FORMAT, BundleInfo, EncoderInfo
+from lookalike.models.info import BUNDLE_FORMAT, BundleInfo, EncoderInfo, RerankingInfo
+from lookalike.reranking.reranker import Reranker
 from lookalike.types import Vectors
 
 BUNDLE_FILE = "bundle.json"
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FOLDER = "model"  # the bundle inside a folder of embeddings or an index
 MAX_ALIGNED_DIM = 1 << 13  # of an alignment, which is square
+_MAX_CLASS_MEANS = 1 << 28  # values
+_CLASS_MEANS = "reranking.class_means"
 _PACKAGES = ("lookalike", "torch", "timm", "numpy", "pillow", "pytorch-metric-learning")
 
 
@@ -130,6 +134,7 @@ def save_bundle(
     out: Path | str,
     info: BundleInfo | None = None,
     *,
+    reranker: Reranker | None = None,
     replace_existing: bool = False,
     write_extra: Callable[[Path], object] | None = None,
 ) -> Path:
@@ -139,6 +144,7 @@ def save_bundle(
         encoder: what to save: its weights, or if it was exported its graphs.
         out: the folder; must not exist unless `replace_existing`.
         info: from `describe_encoder`; None for a record without further content.
+        reranker: what `evaluate` and `submit` apply to its embeddings.
         replace_existing: overwrite an existing bundle.
         write_extra: writes further files into the folder before it is put in place.
 
@@ -147,7 +153,7 @@ def save_bundle(
         ModelError: an ensemble of which some members were exported and others not.
 
     """
-    info = describe_encoder(encoder, info)
+    info = describe_encoder(encoder, info, reranking=None if reranker is None else _describe_reranker(reranker))
     exported = [member.info.graph is not None for member in encoder.members]
     if any(exported) and not all(exported):
         raise ModelError(f"of {encoder.name} some members were exported and others not; export all of them or none.")
@@ -165,12 +171,38 @@ def save_bundle(
             tensors |= {f"{prefix}.head.weight": member.head.weight, f"{prefix}.head.bias": member.head.bias}
         if isinstance(encoder, Ensemble):
             tensors |= {f"members.{n}.alignment": r for n, r in enumerate(encoder.alignments) if r is not None}
+        if reranker is not None and reranker.class_means is not None:
+            tensors[_CLASS_MEANS] = reranker.class_means
         if tensors:
             write_tensors(folder / WEIGHTS_FILE, tensors)
         write_json(folder / BUNDLE_FILE, info.to_dict())
         if write_extra is not None:
             write_extra(folder)
     return out
+
+
+def _describe_reranker(reranker: Reranker) -> RerankingInfo:
+    means = reranker.class_means
+    return RerankingInfo(reranker.reranking, "" if means is None else weights_digest({_CLASS_MEANS: means}))
+
+
+def read_reranker(bundle: Path) -> Reranker | None:
+    """Read the re-ranking of a bundle, None if it has none; raise `ModelError` if it was changed after it was saved."""
+    info = read_bundle_info(bundle)
+    if info.reranking is None:
+        return None
+    means = None
+    if info.reranking.class_means:
+        file = WeightsFile(bundle / WEIGHTS_FILE, _CLASS_MEANS)
+        shape = file.shapes().get("", (0,))
+        if len(shape) == 2 and shape[1] == info.dim and shape[0] * shape[1] <= _MAX_CLASS_MEANS:
+            means = file.read()[""]
+    reranker = None
+    with contextlib.suppress(OptionError):  # class means that a step needs are missing
+        reranker = Reranker(info.reranking.steps, means)
+    if reranker is None or _describe_reranker(reranker) != info.reranking:
+        raise ModelError(f"{bundle} was changed after it was saved (its re-ranking differs); create the bundle again.")
+    return reranker
 
 
 def weights_digest(tensors: Mapping[str, np.ndarray]) -> str:

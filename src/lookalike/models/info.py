@@ -17,6 +17,7 @@ from lookalike._files import checked_record, digest, with_digest
 from lookalike._records import read_record
 from lookalike.errors import ModelError
 from lookalike.models.preprocessing import Preprocessing
+from lookalike.reranking.steps import Reranking
 from lookalike.types import Comparison, Estimate
 
 BUNDLE_FORMAT = 4
@@ -415,6 +416,20 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class RerankingInfo:
+    """The re-ranking that validation selected for an encoder.
+
+    Attributes:
+        steps: its steps.
+        class_means: digest of the class means in the bundle; "" if no step needs them.
+
+    """
+
+    steps: Reranking
+    class_means: str = ""
+
+
+@dataclass(frozen=True)
 class BundleInfo:
     """The content of `bundle.json`.
 
@@ -435,6 +450,7 @@ class BundleInfo:
         refit_of: fingerprint of the bundle that was trained again on all labelled images.
         exported_from: fingerprint of the bundle that was exported.
         parity: of an exported bundle: how far it differs from that bundle.
+        reranking: what `evaluate` and `submit` apply to its embeddings; None for nothing.
         versions: of the packages that it was made with.
 
     """
@@ -455,6 +471,7 @@ class BundleInfo:
     refit_of: str | None = None
     exported_from: str | None = None
     parity: Parity | None = None
+    reranking: RerankingInfo | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property

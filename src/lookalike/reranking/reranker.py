@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lookalike._arguments import checked_arguments
 from lookalike._files import digest
 from lookalike._top_k import LAST, STEPS, Ints, best_first
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, require_integer
@@ -190,6 +191,7 @@ class Similarities:
         return means
 
 
+@checked_arguments()
 def class_means(embeddings: Embeddings, labels: Mapping[str, str]) -> Vectors:
     """Return the unit-length means `(classes, dim)` of labelled embeddings by class, in the order of the class names.
 

@@ -24,7 +24,9 @@ from lookalike.models.info import BundleInfo, EpochReport, TrainingReport
 from lookalike.models.registry import PRETRAINED
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.progress import Progress, resolve_progress
+from lookalike.reranking.reranker import Reranker, class_means
 from lookalike.runtimes.load import WeightsOption, load_encoder
+from lookalike.runtimes.select import with_runtime
 from lookalike.training.config import Recipe, TrainingOptions, override_options
 from lookalike.training.context import TrainingContext
 from lookalike.training.finetune import FinetuneState, load_checkpoint
@@ -123,7 +125,9 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
             encoder = build_ensemble(trained, first.info.combination or "aligned", progress)
             items = [changed(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in split.items]
             data, reports = split.replace_items(items), [t.report for t in trained]
-            save_trained(encoder, bundle, data, options, reports, replace=replace, refit_of=first.encoder.fingerprint)
+            reranker = _refit_reranker(first.info, encoder, data, progress)
+            record: dict[str, Any] = {"refit_of": first.encoder.fingerprint}
+            save_trained(encoder, bundle, data, options, reports, replace=replace, reranker=reranker, **record)
             track_bundle(tracker, bundle)
     return encoder
 
@@ -174,6 +178,18 @@ def _read_first(path: Path) -> _FirstTraining:
             argument="model",
         ) from error
     return _FirstTraining(path, load_encoder(path), info, reports, options)
+
+
+def _refit_reranker(info: BundleInfo, encoder: AnyEncoder, data: Dataset, progress: Progress) -> Reranker | None:
+    """Return the re-ranking of the first training, with the class means of the new encoder."""
+    if info.reranking is None:
+        return None
+    if info.reranking.steps.class_similarity is None:
+        return Reranker(info.reranking.steps)
+    embeddings = with_runtime(encoder, precision="float32").embed(
+        data.training, progress=progress, task=f"{encoder.name}: class means"
+    )
+    return Reranker(info.reranking.steps, class_means(embeddings, data.labels(Split.TRAINING)))
 
 
 def _refit_backbone(

@@ -25,6 +25,7 @@ from lookalike.models.encoder import AnyEncoder, require_combination
 from lookalike.models.info import BundleInfo, TrainingData, TrainingReport
 from lookalike.models.registry import NONE, PRETRAINED
 from lookalike.progress import SILENT, Progress, format_about, resolve_progress
+from lookalike.reranking.reranker import Reranker
 from lookalike.runtimes.fit import align
 from lookalike.runtimes.load import WeightsOption, load_encoder, pair_weights
 from lookalike.runtimes.select import with_runtime
@@ -261,12 +262,13 @@ def save_trained(
     reports: Sequence[TrainingReport],
     *,
     replace: bool,
+    reranker: Reranker | None = None,
     **record: Any,
 ) -> None:
-    """Save a trained encoder with its curves; `record` is what else its record says, fields by name."""
+    """Save a trained encoder with its curves and re-ranking; `record` is what else its record says, fields by name."""
     info = changed(training_info(encoder, data, options, reports), **record)
     curves = partial(write_curves, reports=reports, measure=options.stop_on)
-    save_bundle(encoder, bundle, info, replace_existing=replace, write_extra=curves)
+    save_bundle(encoder, bundle, info, reranker=reranker, replace_existing=replace, write_extra=curves)
 
 
 def training_info(

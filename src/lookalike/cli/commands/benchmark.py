@@ -85,6 +85,11 @@ _OPTIONAL_COLUMNS = (
     show_default=True,
     help="The cheapest candidate that is not significantly less accurate than the most accurate one, or that one.",
 )
+@click.option(
+    "--no-transductive",
+    is_flag=True,
+    help="Choose no re-ranking that uses other queries or changes the gallery.",
+)
 @runtime_option
 @training_options
 @track_option
@@ -135,6 +140,7 @@ def benchmark(
             measure=values["measure"],
             prefer=values["prefer"],
             runtime=values["runtime"],
+            transductive=not values["no_transductive"],
             track=values["track"],
             progress=progress,
         )

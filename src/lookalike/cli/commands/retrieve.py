@@ -27,6 +27,7 @@ from lookalike.cli.options import (
     out_option,
     post_options,
     precision_option,
+    rerank_option,
     runtime_option,
     weights_for_model,
     weights_option,
@@ -157,6 +158,7 @@ def search(index: Path, images: tuple[Path, ...], html: Path | None, as_json: bo
 @weights_option
 @runtime_option
 @precision_option("float32")
+@rerank_option
 @click.option(
     "-k",
     type=int,
@@ -211,6 +213,7 @@ def evaluate(
 @weights_option
 @runtime_option
 @precision_option("float32")
+@rerank_option
 @click.option("-k", "top_k", type=int, default=10, show_default=True, help="Number of gallery images per query.")
 @click.option("--group", default="lookalike", show_default=True, help="The group's name in the file.")
 @out_option("The file to write, .json or .csv; must not exist yet.")
