@@ -147,7 +147,7 @@ def test_unreadable_files_are_skipped_by_all_and_reported_also_when_cached(again
     assert "5 files skipped" in report and f"<li>{ids[0]}: " in report
     watcher = listener()
     assert again(tmp_path / "run", data=data_folder, finetune=False, progress=watcher).skipped == result.skipped
-    assert watcher.tasks == ["measuring", "timing"]
+    assert watcher.tasks == ["measuring", "timing", "choosing a re-ranking"]
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")
@@ -306,7 +306,7 @@ def test_killed_at_nine_points_it_has_the_same_results(again, finished, tmp_path
         assert not (out / "leaderboard.json").exists()
     watcher = listener()
     result = again(out, progress=watcher)
-    assert watcher.tasks == ["measuring", "timing"]  # nothing is trained or embedded again
+    assert watcher.tasks == ["measuring", "timing", "choosing a re-ranking"]  # nothing is trained or embedded again
     assert leaderboard_of(out) == leaderboard_of(finished.out)
     assert result.selection == finished.selection
     for folder in ("best", *(p.relative_to(finished.out) for p in (finished.out / "members").iterdir())):
@@ -377,7 +377,7 @@ def test_a_backbone_is_added_to_a_finished_benchmark(again, finished, tiny_weigh
 def test_budget_and_measure_of_a_finished_benchmark_change(again, finished, finished_copy, listener):
     watcher = listener()
     result = again(finished_copy, budget_ms=12.0, progress=watcher)
-    assert watcher.tasks == ["measuring", "timing"]
+    assert watcher.tasks == ["measuring", "timing", "choosing a re-ranking"]
     assert "The budget of 12 ms excluded" in result.selection.reason
     assert result.leaderboard.rows == finished.leaderboard.rows
     by_hit = again(finished_copy, measure="hit@1")

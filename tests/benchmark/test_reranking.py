@@ -47,7 +47,7 @@ def test_candidates_with_a_re_ranking_are_measured_and_saved(calls, make_spec, f
     assert "class similarity + gallery augmentation, transductive" in trial.note
     validation = embeddings[candidate.name]["validation"]
     expected = evaluate_validation(spec.data, validation, spec.measures, reranker=candidate.reranker)
-    assert trial.validation.values["map@r"] == expected.values["map@r"].tolist()
+    assert list(trial.validation.values["map@r"]) == expected.values["map@r"].tolist()
 
     save_winner(spec, candidate, finished.selection, trial, embeddings)
     stored = read_reranker(spec.out / "best")

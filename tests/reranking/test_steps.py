@@ -27,7 +27,6 @@ from lookalike.reranking.steps import (
         (GalleryAugmentation, "alpha", -1.0),
         (QueryExpansion, "k", 2.5),
         (QueryExpansion, "k", 10_000),
-        (SimilarityNormalization, "over", "training"),
         (SimilarityNormalization, "weight", -0.1),
         (KReciprocal, "k1", 0),
         (KReciprocal, "k2", True),
@@ -62,7 +61,7 @@ def test_transductive_steps():
 
 
 def test_json_round_trip():
-    reranking = Reranking(ClassSimilarity(10.0, 0.3), None, QueryExpansion(1), SimilarityNormalization(over="gallery"))
+    reranking = Reranking(ClassSimilarity(10.0, 0.3), None, QueryExpansion(1), SimilarityNormalization(5))
     assert read_record(Reranking, json.loads(json.dumps(asdict(reranking)))) == reranking
     with pytest.raises((ValueError, OptionError)):
         read_record(Reranking, {"query_expansion": {"k": -1}})

@@ -13,7 +13,7 @@ from lookalike._top_k import LAST, STEPS, Ints, best_first
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, require_integer
 from lookalike.reranking.gallery import Gallery, powers, weighted_sums
 from lookalike.reranking.k_reciprocal import JaccardSimilarities
-from lookalike.reranking.neighbours import SparseRows, Values, blocks, identity, nearest
+from lookalike.reranking.neighbours import SparseRows, Values, blocks, nearest
 from lookalike.reranking.steps import ClassSimilarity, QueryExpansion, Reranking, SimilarityNormalization
 from lookalike.types import Embeddings, Hits, Vectors, l2_normalize, require_embeddings
 
@@ -179,13 +179,10 @@ class Similarities:
         return l2_normalize(expanded)
 
     def _mean_similarity(self, step: SimilarityNormalization) -> Values:
-        """Return `weight` times the mean cosine `(n_gallery,)` of each gallery item to its k nearest images."""
-        count = len(self._gallery)
-        if step.over == "queries":
-            images, excluded = self._queries, self._excluded.transposed(count)
-        else:
-            images, excluded = self._gallery.vectors, identity(count)
-        _, cosines = nearest(self._gallery.vectors, images, min(step.k, len(images)), excluded)
+        """Return `weight` times the mean cosine `(n_gallery,)` of each gallery item to its k nearest queries."""
+        excluded = self._excluded.transposed(len(self._gallery))
+        k = min(step.k, len(self._queries))
+        _, cosines = nearest(self._gallery.vectors, self._queries, k, excluded)
         valid = cosines > LAST / STEPS
         means: Values = step.weight * np.where(valid, cosines, 0).sum(axis=1) / valid.sum(axis=1).clip(min=1)
         return means

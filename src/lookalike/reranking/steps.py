@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from lookalike.errors import OptionError
 
@@ -79,15 +79,14 @@ class QueryExpansion:
 
 @dataclass(frozen=True)
 class SimilarityNormalization:
-    """Subtracts from each cosine `weight` times the mean cosine of the gallery item to its k nearest other images.
+    """Subtracts from each cosine `weight` times the mean cosine of the gallery item to its k nearest queries.
 
-    Gallery items that are near to everything lose their advantage. With `over="queries"` and a weight of 0.5 the order
-    is that of cross-domain similarity local scaling (Conneau et al. 2018).
+    Gallery items that are near to everything lose their advantage. With a weight of 0.5 the order is that of
+    cross-domain similarity local scaling (Conneau et al. 2018).
 
     Attributes:
-        k: number of nearest images.
+        k: number of nearest queries.
         weight: from 0 to 1.
-        over: where these images are: queries or gallery.
 
     """
 
@@ -95,13 +94,10 @@ class SimilarityNormalization:
     transductive: ClassVar[bool] = True
     k: int = 10
     weight: float = 0.5
-    over: Literal["queries", "gallery"] = "queries"
 
     def __post_init__(self) -> None:
         _require_neighbours("k", self.k)
         _require_between("weight", self.weight, 0, 1)
-        if self.over not in ("queries", "gallery"):
-            raise OptionError(f"`over` must be queries or gallery, got {self.over!r}.", argument="over")
 
 
 @dataclass(frozen=True)

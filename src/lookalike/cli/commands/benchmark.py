@@ -87,7 +87,10 @@ _OPTIONAL_COLUMNS = (
 )
 @click.option(
     "--no-transductive",
-    is_flag=True,
+    "transductive",
+    flag_value=False,
+    default=True,
+    type=bool,
     help="Choose no re-ranking that uses other queries or changes the gallery.",
 )
 @runtime_option
@@ -140,7 +143,7 @@ def benchmark(
             measure=values["measure"],
             prefer=values["prefer"],
             runtime=values["runtime"],
-            transductive=not values["no_transductive"],
+            transductive=values["transductive"],
             track=values["track"],
             progress=progress,
         )
