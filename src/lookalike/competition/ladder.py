@@ -306,5 +306,4 @@ class Ladder:
             training=tuple(report for info in infos for report in info.training),
         )
         reranker = make_reranker(self.setup, self.system, entries) if self.system.reranking.steps else None
-        del reranker
-        save_bundle(encoder, path, record, replace_existing=True)
+        save_bundle(encoder, path, record, reranker=reranker, replace_existing=True)
