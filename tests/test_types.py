@@ -154,3 +154,9 @@ def test_a_mapped_array_that_was_written_to_keeps_its_values(tmp_path: Path) -> 
     mapped.setflags(write=False)
     assert Embeddings(("a", "b", "c"), mapped, "f").vectors[:, 0].tolist() == [1, 1, 1]
     assert Embeddings(("a", "b", "c"), mapped.view(np.ndarray), "f").vectors[:, 0].tolist() == [1, 1, 1]
+
+
+def test_vectors_that_are_nearly_zero_get_unit_length():
+    vectors = np.array([[3e-25, 4e-25], [3.0, 4.0], [0.0, 0.0]], dtype=np.float32)
+
+    np.testing.assert_allclose(l2_normalize(vectors), [[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]], rtol=1e-6)

@@ -21,6 +21,7 @@ Vectors = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
 _UNIT_TOLERANCE = 1e-3
+_TINY = 1e-12
 _BLOCK = 4096  # vectors whose lengths are computed at once
 
 
@@ -67,7 +68,11 @@ def l2_normalize(vectors: npt.ArrayLike) -> Vectors:
     """Scale each row of `(n, dim)` to unit length, as float32; a row of zeros stays zero."""
     array = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(array, axis=-1, keepdims=True)
-    normalized: Vectors = (array / np.maximum(lengths, 1e-12)).astype(np.float32)
+    if (lengths < _TINY).any():  # squares of numbers this small vanish, so they are enlarged first
+        largest = np.abs(array).max(axis=-1, keepdims=True, initial=0)
+        array = np.where(lengths < _TINY, array / np.where(largest > 0, largest, 1), array)
+        lengths = np.linalg.norm(array, axis=-1, keepdims=True)
+    normalized: Vectors = (array / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return normalized
 
 

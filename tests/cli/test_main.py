@@ -583,7 +583,7 @@ def test_damaged_checkpoint(damage, fails):
 
 
 def test_a_benchmark_into_another_benchmark(fails, interrupt_at):
-    interrupt_at("model: validation")
+    interrupt_at("model (frozen): validation")
     fails("benchmark photos --bundle model --out new", RESUMES, code=130, grows="new/")
     fails("benchmark photos --bundle model --seed 3 --out new", "new", "--out")
 
