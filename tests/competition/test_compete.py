@@ -99,6 +99,9 @@ def test_an_interrupted_competition_has_a_valid_submission_and_resumes(run, data
     steps = [entry.step for entry in result.log if entry.outcome == "kept"]
     assert steps.count("first submission") == 1
     assert result.log[-1].outcome == "finished"
+    scores = [entry.score for entry in result.log if entry.outcome == "kept" and entry.score is not None]
+    assert scores == sorted(scores)
+    assert f"frozen {SMALL}" not in {entry.step for entry in result.log[len(before) :]}  # it was finished before
     require_valid(out, data_folder)
 
 

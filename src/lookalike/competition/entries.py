@@ -174,10 +174,14 @@ def find_plan(folder: Path) -> Plan | None:
         return None
 
 
+def refit_bundle(setup: Setup, entry: Entry) -> Path:
+    """Return the bundle of a model that was trained again on all labelled images."""
+    return setup.bundle(f"{entry.name} refit")
+
+
 def refit_entry(setup: Setup, entry: Entry) -> Entry:
     """Train a model again on training and validation images together; a finished one is read again."""
-    name = f"{entry.backbone} {entry.kind} refit"
-    bundle = setup.bundle(name)
+    name, bundle = f"{entry.name} refit", refit_bundle(setup, entry)
     refit(
         setup.data,
         entry.bundle,

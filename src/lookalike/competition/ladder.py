@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from lookalike.competition.entries import (
     Setup,
     by_cost,
     embed_test_first,
+    refit_bundle,
     refit_entry,
     refit_seconds,
     train_entry,
@@ -64,11 +66,12 @@ class Ladder:
         self._measure_costs()
         order = by_cost(self.costs)
         self._submit_first(order[0])
+        if (self.setup.out / "models").is_dir():
+            self._restore()
         leaks = partial(require_no_leaks, self.setup.data, allowed=True, progress=self.setup.progress)
         self._run("looking for images that are in training and in test", leaks, following="the frozen backbones")
         for number, backbone in enumerate(order):
             self._add_frozen(backbone, following=order[number + 1] if number + 1 < len(order) else "fine-tuning")
-        self._add_earlier()
         self._refit_all("fine-tuning")
         while (plan := self._plan()) is not None:
             self._fine_tune(plan)
@@ -107,8 +110,9 @@ class Ladder:
         clock, cost = self.setup.clock, self.costs[backbone].frozen
         name, step = f"{backbone} frozen", f"frozen {backbone}"
         left = _FROZEN_SHARE * clock.total - clock.elapsed
-        bundle_exists = self.setup.bundle(name).exists()
-        if not bundle_exists and self.entries and not fits(cost, left):
+        if name in self.entries:
+            return
+        if self.entries and not fits(cost, left):
             self._log(step, "dropped", f"{format_about(cost)} is too long for what is left of the time for this step")
             return
         minutes = max(cost, 0.0 if self.entries else left) / 60
@@ -117,16 +121,34 @@ class Ladder:
         if entry is not None:
             self._consider(step, entry)
 
-    def _add_earlier(self) -> None:
-        """Read the fine-tuned models of an interrupted run."""
-        for step in dict.fromkeys(e.step for e in self.setup.log.entries if e.outcome in ("kept", "dropped")):
-            name = step.removeprefix("training ")
-            backbone, _, _ = name.partition(" fine-tuned")
-            if step != name and backbone in self.costs and is_bundle(self.setup.bundle(name)):
-                plan = Plan(name, backbone, "fine-tuned", 0.0)
-                entry = self._run(step, partial(train_entry, self.setup, plan), following="fine-tuning")
-                if entry is not None:
-                    self._consider(step, entry)
+    def _restore(self) -> None:
+        """Read the models of an interrupted run; the submission changes only if they allow a better one."""
+        plans = []
+        for backbone in self.costs:
+            plans.append(Plan(f"{backbone} frozen", backbone, "frozen", 0.0))
+            plans += [Plan(name, backbone, "fine-tuned", 0.0) for name in self._fine_tuned(backbone)]
+        plans = [plan for plan in plans if is_bundle(self.setup.bundle(plan.name))]
+        step = "reading the models of the interrupted run"
+        entries = self._run(step, lambda: [train_entry(self.setup, plan) for plan in plans], following="the next model")
+        if not entries:
+            return
+        self.entries = {entry.name: entry for entry in entries}
+        self.system = select_system(self.setup, entries)
+        for name in self.system.weights:
+            if is_bundle(refit_bundle(self.setup, self.entries[name])):
+                self.refits[name] = refit_entry(self.setup, self.entries[name])
+        self.description = self._describe()
+        before = [e.score for e in self.setup.log.entries if e.outcome == "kept" and e.score is not None]
+        if not before or self.score is None or self.score > before[-1]:
+            self._submit(step, f"the best now is {self.system}")
+
+    def _fine_tuned(self, backbone: str) -> Iterator[str]:
+        """Yield the names of the trainings of a backbone that are finished, then that of the next one."""
+        for number in itertools.count(1):
+            name = f"{backbone} fine-tuned" + (f" {number}" if number > 1 else "")
+            yield name
+            if not is_bundle(self.setup.bundle(name)):
+                return
 
     def _plan(self) -> Plan | None:
         unfinished = [p for p in unfinished_plans(self.setup) if p.kind == "fine-tuned" and self._frozen(p.backbone)]
@@ -137,9 +159,8 @@ class Ladder:
         best = plan_fine_tuning(backbones, left)
         if best is None:
             return None
-        number = len(self._backbone(best.backbone).runs) + 1
-        name = f"{best.backbone} fine-tuned" + (f" {number}" if number > 1 else "")
-        return Plan(name, best.backbone, "fine-tuned", best.seconds / 60, best.reason, number - 1)
+        names = list(self._fine_tuned(best.backbone))
+        return Plan(names[-1], best.backbone, "fine-tuned", best.seconds / 60, best.reason, len(names) - 1)
 
     def _fine_tune(self, plan: Plan) -> None:
         step = f"training {plan.name}"
@@ -231,7 +252,7 @@ class Ladder:
         """Write the submission of the present system; refitted models replace those they repeat."""
         assert self.system is not None
         hits = search(self.setup, self.system, self._submitted())
-        self.description = f"{self.system}" + (" (on all labelled images)" if self.refits else "")
+        self.description = self._describe()
         self._write(hits, step, reason, took=took)
 
     def _write(self, hits: Hits, step: str, reason: str, *, took: float = 0.0) -> None:
@@ -246,6 +267,9 @@ class Ladder:
         setup.progress.info(f"{step}: submission {number} written: {reason}")
 
     # ---------------------------------------------------------------- state
+
+    def _describe(self) -> str:
+        return f"{self.system}" + (" (on all labelled images)" if self.refits else "")
 
     def _submitted(self) -> list[Entry]:
         """Return the models of the submission; refitted ones replace those that they repeat."""
