@@ -53,6 +53,9 @@ def make_timeline(log: Sequence[LogEntry], measure: str, total_seconds: float) -
     def y_of(score: float) -> float:
         return _MARGIN + (_HEIGHT - _BOTTOM - _MARGIN) * (top - score) / (top - low or 1.0)
 
+    def tick(score: float) -> str:
+        return f"{score:.0f}" if top > 1 else f"{score:.2f}"
+
     points = tuple(
         Point(x_of(e.seconds), y_of(e.score or 0.0), number, f"{format_duration(e.seconds)}: {e.step}, {e.score:.4g}")
         for number, e in scored
@@ -66,7 +69,7 @@ def make_timeline(log: Sequence[LogEntry], measure: str, total_seconds: float) -
         points,
         path,
         tuple((x_of(total_seconds * share), format_duration(total_seconds * share)) for share in shares),
-        tuple((y_of(low + (top - low) * share), f"{low + (top - low) * share:.3g}") for share in shares[::2]),
+        tuple((y_of(low + (top - low) * share), tick(low + (top - low) * share)) for share in shares[::2]),
     )
 
 
