@@ -119,8 +119,8 @@ def test_values_of_fitting_types_are_passed_on(tmp_path):
         ({"count": 1.0}, ("an integer", "float 1.0")),
         ({"count": True}, ("an integer", "bool True")),
         ({"share": "0.5"}, ("a number", "str '0.5'")),
-        ({"weights": {"a": 1}}, ("a mapping (of each value: a path) or None",)),
-        ({"k": "13"}, ("an integer or a list (of each item: an integer)",)),
+        ({"weights": {"a": 1}}, ("a mapping, each value a path or None",)),
+        ({"k": "13"}, ("an integer or a list, each item an integer",)),
     ],
 )
 def test_the_message_says_what_is_allowed_and_what_was_passed(arguments, facts):

@@ -75,6 +75,8 @@ def _wrong_type(argument: str, value: object, kind: Any, advice: str | None) -> 
     text = f"{type(value).__name__} {text}" if len(text) <= 60 else type(value).__name__
     if isinstance(value, str | os.PathLike) and "\0" in str(value):
         advice = "a path holds no null character"
+    elif isinstance(value, str) and typing.get_origin(kind) in _COLLECTIONS and _is_a(kind, [value]):
+        advice = f"write [{value!r}]"
     return OptionError(
         f"`{argument}` must be {_describe(kind)}, got {text}{f'; {advice}' if advice else ''}.", argument=argument
     )
@@ -86,9 +88,9 @@ def _describe(kind: Any) -> str:
         *first, last = dict.fromkeys(map(_describe, _members(kind)))
         return f"{', '.join(first)} or {last}" if first else last
     if origin is Mapping:
-        return f"a mapping (of each value: {_describe(inner[-1])})"
+        return f"a mapping, each value {_describe(inner[-1])}"
     if origin in _COLLECTIONS:
-        return f"a list (of each item: {_describe(inner[-1])})"
+        return f"a list, each item {_describe(inner[-1])}"
     if origin is Iterable:
         return "a list"
     if kind is type(None):

@@ -56,6 +56,12 @@ def test_with_time_left_a_complete_backbone_is_trained_with_another_seed():
     assert plan_fine_tuning([Backbone("small", 0.70, 100, 1.5, (Run(1.0, 0.80),) * 3)], 3600) is None
 
 
+def test_short_runs_end_too():
+    """A backbone whose runs never get the whole recipe, because its rate was overestimated, is not trained forever."""
+    assert plan_fine_tuning([Backbone("small", 0.70, 100, 1.5, (Run(0.3, 0.75),) * 4)], 3600) is not None
+    assert plan_fine_tuning([Backbone("small", 0.70, 100, 1.5, (Run(0.3, 0.75),) * 5)], 3600) is None
+
+
 def test_estimates_have_a_margin():
     assert fits(100, 115)
     assert not fits(100, 114)

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import struct
+import time
 import warnings
 from pathlib import Path
 
@@ -145,6 +146,7 @@ def test_a_resumed_run_of_wandb_is_the_same_run_and_a_new_one_is_another(tmp_pat
     target = TrackerTarget("wandb", "lookalike")
     ids = []
     for resume, state in ((False, "killed"), (True, "failed"), (False, "finished"), (True, "finished")):
+        time.sleep(1.1)  # wandb names the folder of a run by the second, and renames a run whose folder exists
         tracker = start_tracking([target], "name", "0123456789", resume=resume, progress=SILENT)
         ids.append(next(iter(tracker._trackers.values()))._run.id)
         tracker.log_params({"a": 1})

@@ -84,7 +84,6 @@ def test_the_measures_of_a_bundle_are_those_of_its_encoder_on_validation(trained
     labels = {i.id: i.label for i in data.validation}
     expected = evaluate_embeddings(embeddings, embeddings, labels, labels).measures
     assert read_bundle_info(out).measures == {"validation": expected}
-    assert set(expected["precision@3"]) == {"mean", "low", "high"}
 
 
 def test_progress_names_each_stage(trained):

@@ -297,13 +297,15 @@ class Ladder:
         def score(entry: Entry) -> float:
             return 0.0 if entry.evaluation is None else entry.evaluation.mean(measure) / best
 
-        runs = []
+        runs, recipe_seconds = [], costs.recipe
         for entry in self.entries.values():
             if entry.backbone == name and entry.kind == "fine-tuned":
                 (report,) = read_bundle_info(entry.bundle).training
-                runs.append(Run(report.planned_share if report is not None else 1.0, score(entry)))
+                share = report.planned_share if report is not None else 1.0
+                runs.append(Run(share, score(entry)))
+                recipe_seconds = max(recipe_seconds, entry.seconds / max(share, 0.01))  # the estimate was too small
         frozen = self.entries[f"{name} frozen"]
-        return Backbone(name, score(frozen), costs.recipe, costs.refit_factor, tuple(runs))
+        return Backbone(name, score(frozen), recipe_seconds, costs.refit_factor, tuple(runs))
 
     def _log(
         self, step: str, outcome: Outcome, reason: str, *, took: float = 0.0, submission: str | None = None

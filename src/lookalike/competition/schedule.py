@@ -16,7 +16,7 @@ _EXPECTED_GAIN = 0.25
 _ENSEMBLE_GAIN = 0.1
 # what another training of a complete backbone, with another seed, adds to an ensemble
 _REPEAT_GAIN = 0.05
-_MAX_COMPLETE = 3
+_MAX_COMPLETE, _MAX_RUNS = 3, 5
 # estimates of seconds may be too small by this factor
 _SAFETY = 1.15
 _CLOSE = 0.6  # an expected gain per minute that is this close to the best is a contender
@@ -83,7 +83,7 @@ def plan_fine_tuning(backbones: Sequence[Backbone], seconds_left: float) -> Fine
     gain = _observed_gain(backbones)
     options = []
     for backbone in backbones:
-        if backbone.complete >= _MAX_COMPLETE:
+        if backbone.complete >= _MAX_COMPLETE or len(backbone.runs) >= _MAX_RUNS:
             continue
         # the fine-tuning and its refit on all images have to fit
         seconds = min(backbone.recipe_seconds, seconds_left / _SAFETY / (1 + backbone.refit_factor))
