@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--longest", type=float, default=25.0, help="seconds before a kill are drawn from 2 to this")
     parser.add_argument("--deadline", default="20min")
     parser.add_argument("--backbone", default="efficientnet_lite0")
     args = parser.parse_args()
@@ -43,7 +44,7 @@ def main() -> None:
     command += ["--deadline", args.deadline, "--backbone", args.backbone]
     chance, absent, score = random.Random(0), 0, 0.0
     for number in range(1, args.kills + 1):
-        seconds = chance.uniform(2, 25)
+        seconds = chance.uniform(2, args.longest)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             code = process.wait(seconds)

@@ -11,7 +11,7 @@ import lookalike as la
 from lookalike._files import read_json, write_json
 from lookalike.competition.compete import RECORD, SUBMISSION, compete
 from lookalike.competition.log import Log
-from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.evaluation.submission import Submission
 from lookalike.training.config import TrainingOptions
 
@@ -164,6 +164,7 @@ def test_a_backbone_without_weights_is_skipped(run, weights, tmp_path):
         ({"deadline": "soon"}, OptionError, "deadline"),
         ({"top_k": 13}, OptionError, "top_k"),
         ({"backbones": []}, OptionError, "backbones"),
+        ({"backbones": ["nosuch"], "weights": "none"}, ModelError, "backbones"),
         ({"measure": "points@1,5,10"}, OptionError, "measure"),  # validation has 8 images
         ({"out": 3}, OptionError, "out"),
     ],

@@ -19,11 +19,12 @@ from lookalike.competition.log import Log, LogEntry
 from lookalike.competition.report import write_report
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_training_splits
-from lookalike.errors import DataError, OptionError, StorageError, require_integer
+from lookalike.errors import DataError, OptionError, StorageError, renamed_argument, require_integer
 from lookalike.evaluation.measures import Measure
 from lookalike.evaluation.submission import Submission
 from lookalike.models.auto import AUTO, expand_auto
-from lookalike.models.registry import PRETRAINED
+from lookalike.models.backbone_files import parse_backbone_file
+from lookalike.models.registry import PRETRAINED, find_backbone
 from lookalike.progress import Progress, format_duration, resolve_progress
 from lookalike.runtimes.load import WeightsOption, pair_weights, weights_identity
 from lookalike.training.config import TrainingOptions, override_options
@@ -190,6 +191,10 @@ def _select_backbones(
     elif AUTO in names:
         # about a third of the time is for the frozen backbones
         names = expand_auto(names, weights, images=images, minutes=minutes / 3, progress=progress)
+    with renamed_argument("backbones", "backbone"):
+        for name in names:  # a misspelt name does not start the clock
+            if parse_backbone_file(name) is None:
+                find_backbone(name)
     return dict(pair_weights(list(dict.fromkeys(names)), weights))
 
 
