@@ -154,10 +154,10 @@ def test_a_resumed_run_of_wandb_is_the_same_run_and_a_new_one_is_another(tmp_pat
         tracker.close(state)
     assert ids[0] == ids[1] != ids[2] == ids[3]
     assert all(re.fullmatch(r"01234567-[0-9a-f]{8}", run_id) for run_id in ids)
+    wandb.teardown()  # what is not written yet is written now
     exits = [r.exit.exit_code for path in runs_of_wandb(tmp_path) for r in read_wandb(path) if r.HasField("exit")]
     assert sorted(exits) == [0, 0, 1, 1]
     assert wandb.run is None
-    wandb.teardown()
     assert capfd.readouterr() == ("", "")
 
 
