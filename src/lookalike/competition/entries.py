@@ -25,7 +25,7 @@ from lookalike.models.bundle import is_bundle, read_bundle_info
 from lookalike.models.encoder import SAMPLE_SIZE, Encoder
 from lookalike.models.heads import pca_head
 from lookalike.models.info import FINE_TUNED
-from lookalike.runtimes.fit import compute_features
+from lookalike.runtimes.fit import compute_features, project_features
 from lookalike.runtimes.load import load_bundle, load_pretrained
 from lookalike.runtimes.select import AUTO, backbone_with_runtime, with_runtime
 from lookalike.training.config import TrainingOptions, override_options
@@ -129,10 +129,7 @@ def embed_test_first(setup: Setup, backbone: str) -> dict[str, Embeddings]:
         for split in (Split.GALLERY, Split.QUERY)
     }
     encoder = Encoder.of(ready, pca_head(features[Split.GALLERY].rows, seed=setup.options.seed), state)
-    return {
-        split: Embeddings(f.ids, encoder.project(f.rows), encoder.fingerprint, f.skipped)
-        for split, f in features.items()
-    }
+    return {split: project_features(encoder, f) for split, f in features.items()}
 
 
 def train_entry(setup: Setup, plan: Plan) -> Entry:
@@ -216,10 +213,7 @@ def _embed(setup: Setup, bundle: Path, name: str) -> dict[str, Embeddings]:
             )
             for split in SPLITS
         }
-        return {
-            split: Embeddings(f.ids, encoder.project(f.rows), encoder.fingerprint, f.skipped)
-            for split, f in parts.items()
-        }
+        return {split: project_features(encoder, f) for split, f in parts.items()}
     return embed_splits(
         setup.data,
         partial(load_bundle, bundle),

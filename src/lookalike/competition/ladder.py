@@ -88,7 +88,11 @@ class Ladder:
                 errors.append(error)
                 self._log(f"measuring {backbone}", "failed", str(error))
                 continue
-            tuning = format_about(costs.recipe) + " for fine-tuning" if math.isfinite(costs.recipe) else "only run"
+            tuning = (
+                format_about(costs.recipe) + " for fine-tuning"
+                if math.isfinite(costs.recipe)
+                else "cannot be fine-tuned"
+            )
             progress.info(f"{backbone}: {format_about(costs.frozen)} frozen, {tuning}")
         if not self.costs:
             raise errors[0] if errors else ModelError("no backbone can be used.", argument="backbones")

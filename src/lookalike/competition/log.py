@@ -11,7 +11,6 @@ from typing import Literal
 from lookalike._files import open_regular, storage_errors
 from lookalike._records import read_record
 
-KEPT, DROPPED, FAILED = "kept", "dropped", "failed"
 Outcome = Literal["started", "kept", "dropped", "failed", "finished"]
 _MAX_BYTES = 100_000_000
 
@@ -65,7 +64,3 @@ class Log:
             file.write(b"\n" + line + b"\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def has_ended(self, step: str) -> bool:
-        """Whether a step was finished before, in whatever way."""
-        return any(e.step == step and e.outcome != "started" for e in self.entries)

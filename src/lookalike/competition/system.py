@@ -48,7 +48,7 @@ class System:
 
     def rank(self, measures: Sequence[str]) -> tuple[float, ...]:
         """Return the means by which systems are compared, the first one first."""
-        return tuple(self.evaluation.mean(measure) for measure in measures)
+        return _rank(self.evaluation, measures)
 
     def score(self, measure: str) -> float:
         """Return the mean of a measure on validation."""

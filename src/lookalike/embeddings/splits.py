@@ -10,7 +10,7 @@ from lookalike.embeddings.shards import Shard, read_shard, write_shard
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder
 from lookalike.models.pipeline import image_keys
 from lookalike.progress import Progress
-from lookalike.runtimes.fit import feature_file, read_features
+from lookalike.runtimes.fit import feature_file, project_features, read_features
 from lookalike.types import Embeddings
 
 SPLITS = (Split.TRAINING, Split.VALIDATION, Split.QUERY, Split.GALLERY)
@@ -71,6 +71,4 @@ def _from_features(cache: Path, encoder: AnyEncoder, items: Sequence[Item]) -> E
     if not isinstance(encoder, Encoder) or encoder.head is None:
         return None
     features = read_features(feature_file(cache, encoder.backbone, items))
-    if features is None:
-        return None
-    return Embeddings(features.ids, encoder.project(features.rows), encoder.fingerprint, features.skipped)
+    return None if features is None else project_features(encoder, features)

@@ -30,7 +30,7 @@ from lookalike.runtimes.select import (
     fixed_backbone,
     split_precision,
 )
-from lookalike.types import Skipped, Vectors
+from lookalike.types import Embeddings, Skipped, Vectors
 
 if TYPE_CHECKING:
     from lookalike.models.torch_backbone import TorchBackbone
@@ -46,6 +46,11 @@ class Features:
     ids: tuple[str, ...]
     rows: Vectors
     skipped: tuple[Skipped, ...]
+
+
+def project_features(encoder: Encoder, features: Features) -> Embeddings:
+    """Return the embeddings that the head of an encoder makes of features of its backbone."""
+    return Embeddings(features.ids, encoder.project(features.rows), encoder.fingerprint, features.skipped)
 
 
 def compute_features(
