@@ -297,16 +297,10 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """The facts by which a change of a file is noticed.
+    """The facts by which a change of a file is noticed."""
 
-    Attributes:
-        bytes: its size.
-        digest: its `file_digest`.
-
-    """
-
-    bytes: int
-    digest: str
+    bytes: int  # its size
+    digest: str  # its `file_digest`
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:

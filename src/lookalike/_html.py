@@ -35,7 +35,6 @@ class Thumbnails:
 
     Args:
         size: pixels of the longer side; a smaller image is not enlarged.
-
     """
 
     def __init__(self, size: int = 256) -> None:

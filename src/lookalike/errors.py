@@ -28,7 +28,6 @@ class LookalikeError(Exception):
 
     Attributes:
         argument: the Python name of the argument that the error concerns, if it concerns one.
-
     """
 
     def __init__(self, message: str, *, argument: str | None = None) -> None:
@@ -99,7 +98,6 @@ class PostError(LookalikeError):
     Attributes:
         status: the HTTP status of the answer; None without one.
         may_be_counted: whether the server may have counted the submission.
-
     """
 
     def __init__(self, message: str, *, status: int | None = None, may_be_counted: bool = False) -> None:

@@ -89,7 +89,6 @@ class Embeddings:
 
     Raises:
         DataError: wrong shape, dtype or length, non-finite values, or duplicate ids.
-
     """
 
     ids: Sequence[str]
@@ -205,7 +204,6 @@ class Hit:
         id: the item's id.
         score: its cosine similarity to the query; higher is better.
         path: its file, if known.
-
     """
 
     id: str
@@ -220,7 +218,6 @@ class QueryHits(Sequence[Hit]):
     Attributes:
         query_id: the query's id.
         hits: its hits.
-
     """
 
     query_id: str
@@ -247,7 +244,6 @@ class Hits(Sequence[QueryHits]):
         ids: `(n_query, k)` item ids, an object array of str.
         scores: `(n_query, k)` float32 cosine similarities; higher is better.
         root: the folder that the item ids are relative to, if known.
-
     """
 
     query_ids: tuple[str, ...]

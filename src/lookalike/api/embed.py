@@ -74,7 +74,6 @@ def embed(
         ModelError: the model cannot be used.
         FingerprintMismatch: `out` holds embeddings of another model.
         StorageError: `out` cannot be written or holds something else.
-
     """
     progress = resolve_progress(progress)
     gallery = find_images(Path(images), progress)

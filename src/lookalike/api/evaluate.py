@@ -79,7 +79,6 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
         DataError: no labels in query and gallery.
         OptionError: an unknown measure, or one that needs more hits than the gallery has; or the training of
             `against` used another split of the same class folders.
-
     """
     require_runtime(runtime, precision)
     data = _load_test_data(data, model, against)
@@ -201,7 +200,6 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
         DataError: a query that cannot be read, a query folder that cannot be listed, or names that are not unique.
         OptionError: `top_k` larger than the gallery, or a file of another format.
         StorageError: `out` exists or cannot be written.
-
     """
     is_csv = submission_format(Path(out)) == ".csv"
     out = follow_link(out)

@@ -57,7 +57,6 @@ class Exported:
         encoder: the exported encoder, loaded from the new bundle.
         parity: how far it differs from the bundle that it was exported from.
         skipped: files and folders of the data that could not be read; nothing was calibrated or compared on them.
-
     """
 
     encoder: AnyEncoder
@@ -103,7 +102,6 @@ def export(
         DataError: other data than the bundle was trained on.
         MissingExtra: a package is not installed.
         StorageError: `out` exists or cannot be written.
-
     """
     bundle, out, progress = find_bundle(bundle) or Path(bundle), follow_link(out), resolve_progress(progress)
     runtime, precision = _target(format, precision)

@@ -46,7 +46,6 @@ class BuiltIndex:
     Attributes:
         index: the index.
         skipped: files and folders that are not in it.
-
     """
 
     index: Index
@@ -95,7 +94,6 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         ModelError: the model cannot be used.
         FingerprintMismatch: the embeddings are of another model.
         StorageError: `out` exists or cannot be written, or the embeddings are damaged or unfinished.
-
     """
     images, out = Path(images), follow_link(out)
     progress = resolve_progress(progress)

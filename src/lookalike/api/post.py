@@ -62,7 +62,6 @@ def post(
         OptionError: an invalid URL, or a file that was posted to this URL before, without `again`.
         DataError: not a submission.
         StorageError: a file that cannot be read, or another run that posts from the same folder.
-
     """
     path, progress = Path(submission), resolve_progress(progress)
     address = require_postable(path, url, score_field)

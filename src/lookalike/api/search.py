@@ -62,7 +62,6 @@ class SearchResult:
         item_paths: the files of all hits, by item id.
         skipped: query files that could not be read.
         missing: files of hits that do not exist: they were moved or removed after the index was built.
-
     """
 
     hits: Hits
@@ -118,7 +117,6 @@ def load_index(
         StorageError: not an index, or a damaged one.
         ModelError: its model is missing or damaged, or needs a function that is not in `functions`.
         FingerprintMismatch: its model is not the one that made it.
-
     """
     path = Path(index)
     with renamed_argument("index", "path"):
@@ -176,7 +174,6 @@ def search(
             that is not named .html, or `verify` for an index that is loaded already.
         StorageError: not an index, a damaged one, or a page that cannot be written.
         ModelError: its model is damaged.
-
     """
     sources = as_sources(images)
     if not sources:

@@ -144,7 +144,6 @@ def benchmark(  # noqa: PLR0913 - the options of the command
         OptionError: nothing to measure, no candidate that can win, or none within the budget.
         ModelError: an unknown backbone, weights that are not available, or a bundle that is missing or damaged.
         StorageError: `out` belongs to something else, or to a benchmark with other data, options or weights.
-
     """
     progress = resolve_progress(progress)
     options = override_options(options, overrides)
@@ -295,7 +294,6 @@ def demo(
         MissingExtra: the packages with the images or the weights are not installed.
         DataError: `data` cannot be loaded.
         StorageError: `out` contains anything but a demo.
-
     """
     out, progress = follow_link(out), resolve_progress(progress)
     require_writable(out, "out")

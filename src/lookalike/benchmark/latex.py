@@ -62,7 +62,6 @@ def latex_table(
         left: titles of the columns of text; the first of them, for names, breaks its lines.
         groups: titles of groups of columns of numbers, each with the titles of its columns.
         rows: cells, already escaped.
-
     """
     numbers = [title for _, titles in groups for title in titles]
     ends = list(accumulate((len(titles) for _, titles in groups), initial=len(left)))

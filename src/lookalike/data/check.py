@@ -40,7 +40,6 @@ class Finding:
         severity: an error makes results wrong, a warning may.
         message: one sentence.
         ids: the items concerned.
-
     """
 
     code: str
@@ -51,20 +50,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class FindingKind:
-    """All findings of one kind.
+    """All findings of one kind."""
 
-    Attributes:
-        code: as in `Finding`.
-        severity: as in `Finding`.
-        count: number of findings.
-        example: the message of the first one.
-
-    """
-
-    code: str
-    severity: Severity
-    count: int
-    example: str
+    code: str  # as in `Finding`
+    severity: Severity  # as in `Finding`
+    count: int  # number of findings
+    example: str  # the message of the first one
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,6 @@ class CheckReport:
         readable: number of images that can be read.
         dropped: the ids that a clean data set excludes, with the reasons.
         skipped: files and folders that could not be read; each is also among the findings.
-
     """
 
     data: Dataset
@@ -150,7 +140,6 @@ class CheckReport:
             OptionError: another file name, which `load_dataset` would not find.
             StorageError: the file exists or cannot be written.
             DataError: no image remains.
-
         """
         target = clean_manifest_path(path)
         items = self.clean_items()
@@ -216,7 +205,6 @@ def check(
             are reported, not raised.
         OptionError: a clean manifest of another name.
         StorageError: a file exists, cannot be written, or is being written by another run.
-
     """
     with ExitStack() as locks:
         if out is not None:

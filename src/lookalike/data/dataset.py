@@ -47,7 +47,6 @@ class Item:
         label: its class, or None.
         split: its use.
         metadata: the other columns of a manifest.
-
     """
 
     id: str
@@ -72,7 +71,6 @@ class Dataset:
 
     Raises:
         DataError: duplicate ids.
-
     """
 
     root: Path

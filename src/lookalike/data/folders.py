@@ -42,7 +42,6 @@ class ImageFinder:
         without_suffix: images whose names do not end in the suffix of an image.
         hidden: hidden images, and hidden folders with images.
         excluded: folders that are never data: those of the system, and results of Lookalike.
-
     """
 
     def __init__(self) -> None:

@@ -130,7 +130,6 @@ def read_image(path: Path | str) -> Image.Image:
     Raises:
         UnreadableImage: the file is missing, empty, truncated, not an image, of another format than its suffix, or
             larger than `MAX_PIXELS` or `MAX_DECODED_BYTES`.
-
     """
     path = Path(path)
     try:

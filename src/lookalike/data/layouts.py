@@ -64,7 +64,6 @@ def load_dataset(data: Path | str, *, seed: int = 0, class_disjoint: bool = Fals
 
     Raises:
         DataError: the folder does not exist or contains no image, or a manifest or label file is wrong.
-
     """
     root = Path(data)
     require_folder(root, "data")

@@ -28,7 +28,6 @@ def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict
 
     Raises:
         DataError: the file cannot be read, is too large, lacks one of the `required` columns, or has one twice.
-
     """
     table = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
     header = next(table)

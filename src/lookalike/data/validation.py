@@ -29,7 +29,6 @@ def with_validation(data: Dataset, *, seed: int = 0, class_disjoint: bool | None
     Raises:
         OptionError: `class_disjoint` contradicts the existing validation split.
         DataError: training has too few classes or images.
-
     """
     if data.validation:
         shared = {item.label for item in data.validation} & {item.label for item in data.training}

@@ -96,7 +96,6 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
         OptionError: a shard or batch size below one.
         FingerprintMismatch: `out` holds embeddings of another model.
         StorageError: `out` holds something else, is damaged, or cannot be written.
-
     """
     _require_images(sources, shard_size)
     require_embeddings_of(encoder, out)

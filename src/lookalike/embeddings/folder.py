@@ -45,42 +45,26 @@ RUN_FILE = "run.json"  # inside the shards' folder: whose shards these are
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What decides every vector of a run.
+    """What decides every vector of a run."""
 
-    Attributes:
-        model: the encoder's name.
-        fingerprint: the encoder's.
-        precision: that it computes in.
-
-    """
-
-    model: str
-    fingerprint: str
-    precision: str
+    model: str  # the encoder's name
+    fingerprint: str  # the encoder's
+    precision: str  # that it computes in
 
 
 @dataclass(frozen=True)
 class EmbeddingsInfo:
-    """The content of `embeddings.json`.
-
-    Attributes:
-        run: the encoder.
-        dim: dimensions of a vector.
-        count: number of vectors.
-        root: the folder that every id is relative to; None if there is no such folder.
-        failed: files that cannot be decoded, by the key of the image: not tried again until they change.
-        retried: what every run tries again: files that could not be read for now, and folders that cannot be listed.
-        files: sizes and digests of the other files, by name.
-
-    """
+    """The content of `embeddings.json`."""
 
     run: RunInfo
-    dim: int
+    dim: int  # dimensions of a vector
     count: int
-    root: Path | None
+    root: Path | None  # the folder that every id is relative to; None if there is no such folder
+    # files that cannot be decoded, by the key of the image: not tried again until they change
     failed: Mapping[int, Skipped]
+    # what every run tries again: files that could not be read for now, and folders that cannot be listed
     retried: tuple[Skipped, ...]
-    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)  # sizes and digests of the other files, by name
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -202,7 +186,6 @@ def load_embeddings(path: Path | str, *, mmap: bool = True, verify: bool = False
 
     Raises:
         StorageError: not a folder of embeddings, an unfinished one, one of another format, or a damaged one.
-
     """
     path = Path(path)
     info = read_embeddings_info(path)

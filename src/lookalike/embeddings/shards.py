@@ -40,18 +40,11 @@ _BLOCK = 4096  # vectors in memory while a folder is written
 
 @dataclass(frozen=True)
 class Shard:
-    """The vectors of some images, by the keys of the images.
+    """The vectors of some images, by the keys of the images."""
 
-    Attributes:
-        keys: `(n,)`.
-        vectors: `(n, dim)`.
-        failed: files that cannot be decoded, by key.
-
-    """
-
-    keys: Keys
-    vectors: Vectors
-    failed: Mapping[int, Skipped]
+    keys: Keys  # `(n,)`
+    vectors: Vectors  # `(n, dim)`
+    failed: Mapping[int, Skipped]  # files that cannot be decoded, by key
 
     @classmethod
     def of(cls, sources: Sequence[Source], keys: Keys, embeddings: Embeddings) -> Shard:

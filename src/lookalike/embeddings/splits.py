@@ -38,7 +38,6 @@ def embed_splits(
         name: of the encoder, shown with the progress.
         progress: receives progress and messages.
         kind: runtime and precision of an exported encoder, which its fingerprint does not include.
-
     """
     encoder: AnyEncoder | None = None
     embeddings: dict[str, Embeddings] = {}

@@ -48,7 +48,6 @@ class Evaluation:
 
     Raises:
         DataError: the attributes do not fit together.
-
     """
 
     query_ids: tuple[str, ...]
@@ -133,7 +132,6 @@ class Evaluation:
         Raises:
             DataError: the two measured different queries.
             OptionError: one of them did not take the measure.
-
         """
         if not isinstance(other, Evaluation):
             raise OptionError(
@@ -218,7 +216,6 @@ def evaluate_embeddings(
         OptionError: an unknown measure, or one that needs more hits than the gallery has.
         FingerprintMismatch: the two were embedded by different models.
         DataError: labels are missing or no query counts.
-
     """
     parsed = parse_measures(measures)
     relevance = find_relevance(queries, gallery, query_labels, gallery_labels, same_file_ids)

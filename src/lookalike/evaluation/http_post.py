@@ -29,24 +29,14 @@ _SHORTEST_SECRET = 4  # characters; a shorter value of the query occurs in any t
 
 @dataclass(frozen=True, repr=False)
 class Address:
-    """Where a submission is posted. Its text has neither user nor password, and "…" for the query.
+    """Where a submission is posted. Its text has neither user nor password, and "…" for the query."""
 
-    Attributes:
-        scheme: http or https.
-        host: name or IP address.
-        port: number.
-        path: percent-encoded.
-        query: percent-encoded, may hold a token.
-        login: `user:password`, or empty.
-
-    """
-
-    scheme: str
-    host: str
+    scheme: str  # http or https
+    host: str  # name or IP address
     port: int
-    path: str
-    query: str = ""
-    login: str = ""
+    path: str  # percent-encoded
+    query: str = ""  # percent-encoded, may hold a token
+    login: str = ""  # `user:password`, or empty
 
     @classmethod
     def parse(cls, url: str, argument: str = "url") -> Address:
@@ -120,24 +110,14 @@ class NoAnswerError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server answered.
+    """What the server answered."""
 
-    Attributes:
-        status: the HTTP status.
-        reason: its text.
-        body: at most `MAX_ANSWER_BYTES` bytes.
-        location: the target of a redirect, or empty.
-        retry_after: the header of that name, or empty.
-        damage: why the body is incomplete, or empty.
-
-    """
-
-    status: int
+    status: int  # the HTTP status
     reason: str
-    body: bytes
-    location: str = ""
-    retry_after: str = ""
-    damage: str = ""
+    body: bytes  # at most `MAX_ANSWER_BYTES` bytes
+    location: str = ""  # the target of a redirect, or empty
+    retry_after: str = ""  # the header of that name, or empty
+    damage: str = ""  # why the body is incomplete, or empty
 
     def excerpt(self, address: Address) -> str:
         """Return the start of the body as a part of a sentence, without secrets of the address."""
@@ -175,7 +155,6 @@ def post_once(address: Address, body: bytes, before_sending: Callable[[], object
     Raises:
         NotSentError: no connection.
         NoAnswerError: the connection failed after `before_sending`.
-
     """
     connection, target, headers = _open(address)
     with contextlib.closing(connection):

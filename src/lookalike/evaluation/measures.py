@@ -146,7 +146,6 @@ class Measure:
 
     Raises:
         OptionError: an unknown pattern, or a k that is missing, below 1 or out of place.
-
     """
 
     pattern: str
@@ -217,7 +216,6 @@ class Measure:
         Raises:
             DataError: the ranking is shallower than `depth` (not checked for `mrr`), the shapes differ, or a query has
                 nothing relevant.
-
         """
         if relevant.ndim != 2 or total.shape != relevant.shape[:1]:
             raise DataError(

@@ -34,7 +34,6 @@ class Posted:
         time: of the request, UTC; None if it was not sent.
         status: the HTTP status; None without an answer.
         score: of the answer; None without one.
-
     """
 
     file: Path

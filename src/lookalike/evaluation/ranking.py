@@ -65,7 +65,6 @@ def find_relevance(
     Raises:
         FingerprintMismatch: the two were embedded by different models.
         DataError: a split is empty or has no label, or no query has anything relevant in the gallery.
-
     """
     if queries.fingerprint != gallery.fingerprint:
         raise FingerprintMismatch(

@@ -41,7 +41,6 @@ class RerankingChoice:
         reranker: with the steps that gain; without a step if none does.
         evaluation: of validation with these steps.
         gain: of all steps together, by the measure that was compared; None without a step.
-
     """
 
     reranker: Reranker
@@ -77,7 +76,6 @@ def choose_reranking(  # noqa: PLR0913 - two sides with their labels, and option
         same_file_ids: as in `Reranker.search`.
         allow_transductive: whether steps may use other queries or change the gallery.
         grid: by field of `Reranking`, the steps that are tried.
-
     """
     measure = str(Measure.parse(measure))
 

@@ -32,7 +32,6 @@ class Submission:
     Raises:
         OptionError: an empty group name, or the same or an empty name for both fields.
         DataError: no query, lists of different lengths, or a name twice in one list.
-
     """
 
     group: str
@@ -85,7 +84,6 @@ class Submission:
         Raises:
             ValueError: not JSON.
             DataError: another object.
-
         """
         value = json.loads(text)
         fields = value.items() if isinstance(value, dict) else ()
@@ -106,7 +104,6 @@ class Submission:
         Raises:
             OptionError: `top_k` is below 1 or larger than the gallery.
             DataError: naming the first offender.
-
         """
         queries = set(_file_names(query_ids, "query").values())
         gallery = set(_file_names(gallery_ids, "gallery").values())

@@ -50,7 +50,6 @@ class Index:
         fingerprint: of the model that made the embeddings; queries by another one are refused.
         precision: in which the embeddings were computed, as `Encoder.precision`; auto if it is unknown.
         root: the folder that ids are relative to, or None.
-
     """
 
     def __init__(self, vector_index: VectorIndex, ids: PackedStrings, metadata: Metadata, info: IndexInfo) -> None:
@@ -96,7 +95,6 @@ class Index:
             DataError: no embeddings.
             OptionError: a value is out of range, or no index is within the budget.
             StorageError: `checkpoint` holds something else, or cannot be written.
-
         """
         budget = Budget.parse(min_recall, max_memory, max_ms)
         if not len(embeddings):
@@ -165,7 +163,6 @@ class Index:
             FingerprintMismatch: the queries were embedded by another model.
             DataError: they have another number of dimensions.
             OptionError: `top_k` is below 1 or larger than the index.
-
         """
         require_embeddings(queries, "queries")
         self.require_model(queries.fingerprint, "the model of the queries", argument="queries")

@@ -211,7 +211,6 @@ class BuildCheckpoint:
 
     Attributes:
         tried: the candidates that were tried, by budget.
-
     """
 
     def __init__(self, folder: Path | None = None) -> None:

@@ -30,20 +30,12 @@ _MAX_JSON_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class BackboneFile:
-    """A model in a file or folder of the user.
+    """A model in a file or folder of the user."""
 
-    Attributes:
-        name: what the user typed.
-        library: onnx or transformers.
-        path: the file or folder.
-        settings: by name, as text: those in the name.
-
-    """
-
-    name: str
-    library: Library
-    path: Path
-    settings: Mapping[str, str] = field(default_factory=dict)
+    name: str  # what the user typed
+    library: Library  # onnx or transformers
+    path: Path  # the file or folder
+    settings: Mapping[str, str] = field(default_factory=dict)  # by name, as text: those in the name
 
     def require(self) -> None:
         """Raise `ModelError` if it does not exist, or is a folder for a file, or the reverse."""

@@ -151,7 +151,6 @@ def save_bundle(
     Raises:
         StorageError: `out` exists or cannot be written.
         ModelError: an ensemble of which some members were exported and others not.
-
     """
     info = describe_encoder(encoder, info, reranking=None if reranker is None else _describe_reranker(reranker))
     exported = [member.info.graph is not None for member in encoder.members]

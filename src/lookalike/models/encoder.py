@@ -61,7 +61,6 @@ class Encoder:
         info: its record in a bundle.
         backbone: what executes the backbone.
         head: the projection; None if the backbone's graph includes it (an exported encoder).
-
     """
 
     info: EncoderInfo
@@ -145,7 +144,6 @@ class Encoder:
         Raises:
             OptionError: `crop` is not callable, or `name` is empty.
             ModelError: the encoder was exported with another crop, or without one.
-
         """
         if not callable(crop):
             raise OptionError(f"`crop` must be callable, got {type(crop).__name__}.", argument="crop")
@@ -188,7 +186,6 @@ class Encoder:
 
         Raises:
             OptionError: a single image instead of a list.
-
         """
         return _embed(self, images, batch_size, progress, task)
 
@@ -206,7 +203,6 @@ class Ensemble:
     Raises:
         ModelError: fewer than two members, members of different dimensions, or alignments or weights that do not fit.
         OptionError: an unknown combination.
-
     """
 
     members: tuple[Encoder, ...]

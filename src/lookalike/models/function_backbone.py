@@ -110,7 +110,6 @@ def as_encoder(
 
     Raises:
         OptionError: an argument outside what is allowed.
-
     """
     if not callable(function):
         raise OptionError(f"`function` must be callable, got {type(function).__name__}.", argument="function")

@@ -19,18 +19,11 @@ EMBEDDING_DIM = 512  # one size for every backbone
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A linear projection, then L2 normalisation.
+    """A linear projection, then L2 normalisation."""
 
-    Attributes:
-        weight: `(dim, features)` float32.
-        bias: `(dim,)` float32.
-        origin: how it was made, in words.
-
-    """
-
-    weight: Vectors
-    bias: Vectors
-    origin: str
+    weight: Vectors  # `(dim, features)` float32
+    bias: Vectors  # `(dim,)` float32
+    origin: str  # how it was made, in words
 
     def __call__(self, features: Vectors) -> Vectors:
         """Return unit-length embeddings `(n, dim)` of pooled features `(n, features)`."""
@@ -95,7 +88,6 @@ class Whitening:
         targets: `(n,)` class numbers.
         dim: rows of the projection.
         seed: decides the completing basis, as in `fit_pca`.
-
     """
 
     def __init__(
@@ -120,7 +112,6 @@ class Whitening:
 
         Returns:
             weight `(dim, features)` and bias `(dim,)`, float32.
-
         """
         if self._level <= 0:  # one image per class
             return self._weight, self._bias
@@ -149,7 +140,6 @@ def fit_alignment(source: Vectors, target: Vectors) -> Vectors:
     Args:
         source: `(n, dim)` embeddings of training images by the encoder to rotate.
         target: `(n, dim)` embeddings of the same images, row by row, by the first encoder.
-
     """
     if source.shape != target.shape:
         raise DataError(f"an alignment needs embeddings of equal shape, got {source.shape} and {target.shape}.")

@@ -62,17 +62,11 @@ def joint_state(states: Collection[TrainingState]) -> TrainingState:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """Changes to a network as timm builds it; the default changes nothing.
+    """Changes to a network as timm builds it; the default changes nothing."""
 
-    Attributes:
-        pooling: from feature map or tokens to features: pretrained, avg, max, avgmax, gem, token, token+avg or
-            projected.
-        side: side of the input, relative to the size the weights were trained at.
-
-    """
-
+    # from feature map or tokens to features: pretrained, avg, max, avgmax, gem, token, token+avg or projected
     pooling: str = AS_PRETRAINED
-    side: float = 1.0
+    side: float = 1.0  # side of the input, relative to the size the weights were trained at
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -83,30 +77,17 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """A backbone with its weights.
+    """A backbone with its weights."""
 
-    Attributes:
-        name: the name that the user gave.
-        timm_name: the architecture: in timm, or of transformers the class; `onnx` or `function` for the others.
-        features: number of pooled features.
-        preprocessing: how an image becomes pixels.
-        adaptation: changes to the network as timm builds it.
-        weights: where the pretrained weights come from.
-        weights_digest: digest of the weights; of a function, of the fingerprint that the user gave.
-        library: what defines the network: timm, onnx, transformers or function.
-        config: what the library needs to build it, as JSON; empty for timm.
-
-    """
-
-    name: str
-    timm_name: str
+    name: str  # the name that the user gave
+    timm_name: str  # the architecture: in timm, or of transformers the class; `onnx` or `function` for the others
     features: int
-    preprocessing: Preprocessing
-    adaptation: Adaptation
-    weights: str
-    weights_digest: str
-    library: Library = TIMM
-    config: str = ""
+    preprocessing: Preprocessing  # how an image becomes pixels
+    adaptation: Adaptation  # changes to the network as timm builds it
+    weights: str  # where the pretrained weights come from
+    weights_digest: str  # digest of the weights; of a function, of the fingerprint that the user gave
+    library: Library = TIMM  # what defines the network: timm, onnx, transformers or function
+    config: str = ""  # what the library needs to build it, as JSON; empty for timm
 
     @cached_property
     def fingerprint(self) -> str:
@@ -141,42 +122,25 @@ class BackboneInfo:
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """The graph of an exported encoder.
+    """The graph of an exported encoder."""
 
-    Attributes:
-        runtime: openvino or onnxruntime.
-        precision: float32, bfloat16 or int8.
-        digests: by file name inside the bundle, the digest of its bytes; the first file is the one to load.
-        backbone: fingerprint of the backbone, so that an edited record is noticed.
-
-    """
-
-    runtime: str
-    precision: str
+    runtime: str  # openvino or onnxruntime
+    precision: str  # float32, bfloat16 or int8
+    # by file name inside the bundle, the digest of its bytes; the first file is the one to load
     digests: Mapping[str, str]
-    backbone: str
+    backbone: str  # fingerprint of the backbone, so that an edited record is noticed
 
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """The record of one encoder.
-
-    Attributes:
-        backbone: the backbone.
-        dim: dimensions of an embedding.
-        head: how the head was made, in words.
-        state: untrained (random weights), frozen (pretrained), frozen + trained head, or fine-tuned.
-        fingerprint: digest of everything that decides an embedding.
-        graph: of an exported encoder, the graph that includes the head.
-
-    """
+    """The record of one encoder."""
 
     backbone: BackboneInfo
-    dim: int
-    head: str
-    state: TrainingState
-    fingerprint: str
-    graph: GraphInfo | None = None
+    dim: int  # dimensions of an embedding
+    head: str  # how the head was made, in words
+    state: TrainingState  # untrained (random weights), frozen (pretrained), frozen + trained head, or fine-tuned
+    fingerprint: str  # digest of everything that decides an embedding
+    graph: GraphInfo | None = None  # of an exported encoder, the graph that includes the head
 
     def require_safe(self) -> None:
         """Raise `ValueError` for what no stored encoder has: a huge size, or files outside the bundle."""
@@ -213,7 +177,6 @@ class TrainingData:
         images, validation_images: their numbers.
         validation: fingerprint of the validation split.
         contents: short digests of the training images' bytes, so that a test set can be compared with them.
-
     """
 
     fingerprint: str
@@ -255,20 +218,12 @@ class HeadFit:
 
 @dataclass(frozen=True)
 class StageMeasures:
-    """The validation measure after each stage of a training; None for a stage that did not run.
+    """The validation measure after each stage of a training; None for a stage that did not run."""
 
-    Attributes:
-        frozen: the pretrained backbone with the principal components as head.
-        head: the pretrained backbone with its best head.
-        fine_tuned: the best epoch of fine-tuning.
-        selected: the weights and the head that were selected in the end.
-
-    """
-
-    frozen: float
-    head: float
-    fine_tuned: float | None = None
-    selected: float | None = None
+    frozen: float  # the pretrained backbone with the principal components as head
+    head: float  # the pretrained backbone with its best head
+    fine_tuned: float | None = None  # the best epoch of fine-tuning
+    selected: float | None = None  # the weights and the head that were selected in the end
 
     def __str__(self) -> str:
         """Return the measures in one line: `frozen 0.5102, head 0.6034`."""
@@ -278,63 +233,36 @@ class StageMeasures:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """How one encoder was trained.
+    """How one encoder was trained."""
 
-    Attributes:
-        backbone: the name that the user gave.
-        options: the training options, as `TrainingOptions(**options)` takes them.
-        recipe: the values of the whole recipe, by field.
-        recipe_name: the recipe's name; for `auto`, the selected one.
-        family: kind of network: cnn, mobile-cnn, transformer or hybrid.
-        precision: the precision that was trained in; for `auto`, the selected one.
-        sampler: how batches were made; for `auto`, the selected one.
-        crop_mode: how an image becomes the network's input; for `auto`, the selected one.
-        run: fingerprint of all that decided the run: weights, images, options, recipe.
-        initial_head: the whitening head that fine-tuning started from; None for principal components.
-        head_epochs: epochs of training the head on the frozen backbone; 0 if they did not help.
-        measures: the validation measure after each stage; for a refit, those of the first training.
-        images: number of training images that could be read.
-        skipped: files that could not be read, with their causes.
-        epochs: of fine-tuning.
-        planned_epochs: the number of epochs that the learning-rate schedule is for; 0 without fine-tuning.
-        planned_share: share of the recipe's steps that the time budget allowed.
-        steps_per_epoch: the number of steps in each.
-        rates: peak learning rates; several where a resumed run changed them.
-        fine_tuned_share: share of the fine-tuned weights in the interpolation with the pretrained ones; None without
-            fine-tuning.
-        share_measures: validation measure of each share that was tried.
-        posthoc_head: the whitening head fitted after fine-tuning; None if the trained head is used.
-        warnings: what went wrong during fine-tuning and what followed, one sentence each.
-        seconds: wall-clock time over all sessions.
-        version: of this record.
-
-    """
-
-    backbone: str
-    options: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    recipe_name: str
-    family: str
-    precision: str
-    sampler: str
-    crop_mode: str = "pretrained"
-    run: str = ""
+    backbone: str  # the name that the user gave
+    options: Mapping[str, Any]  # the training options, as `TrainingOptions(**options)` takes them
+    recipe: Mapping[str, Any]  # the values of the whole recipe, by field
+    recipe_name: str  # the recipe's name; for `auto`, the selected one
+    family: str  # kind of network: cnn, mobile-cnn, transformer or hybrid
+    precision: str  # the precision that was trained in; for `auto`, the selected one
+    sampler: str  # how batches were made; for `auto`, the selected one
+    crop_mode: str = "pretrained"  # how an image becomes the network's input; for `auto`, the selected one
+    run: str = ""  # fingerprint of all that decided the run: weights, images, options, recipe
+    # the whitening head that fine-tuning started from; None for principal components
     initial_head: HeadFit | None = None
-    head_epochs: int = 0
+    head_epochs: int = 0  # epochs of training the head on the frozen backbone; 0 if they did not help
+    # the validation measure after each stage; for a refit, those of the first training
     measures: StageMeasures | None = None
-    images: int = 0
-    skipped: tuple[str, ...] = ()
-    epochs: tuple[EpochReport, ...] = ()
-    planned_epochs: int = 0
-    planned_share: float = 1.0
-    steps_per_epoch: int = 0
-    rates: tuple[LearningRates, ...] = ()
+    images: int = 0  # number of training images that could be read
+    skipped: tuple[str, ...] = ()  # files that could not be read, with their causes
+    epochs: tuple[EpochReport, ...] = ()  # of fine-tuning
+    planned_epochs: int = 0  # the number of epochs that the learning-rate schedule is for; 0 without fine-tuning
+    planned_share: float = 1.0  # share of the recipe's steps that the time budget allowed
+    steps_per_epoch: int = 0  # the number of steps in each
+    rates: tuple[LearningRates, ...] = ()  # peak learning rates; several where a resumed run changed them
+    # share of the fine-tuned weights in the interpolation with the pretrained ones; None without fine-tuning
     fine_tuned_share: float | None = None
-    share_measures: Mapping[str, float] = field(default_factory=dict)
-    posthoc_head: HeadFit | None = None
-    warnings: tuple[str, ...] = ()
-    seconds: float = 0.0
-    version: int = REPORT_VERSION
+    share_measures: Mapping[str, float] = field(default_factory=dict)  # validation measure of each share that was tried
+    posthoc_head: HeadFit | None = None  # the whitening head fitted after fine-tuning; None if the trained head is used
+    warnings: tuple[str, ...] = ()  # what went wrong during fine-tuning and what followed, one sentence each
+    seconds: float = 0.0  # wall-clock time over all sessions
+    version: int = REPORT_VERSION  # of this record
 
     @property
     def best_epoch(self) -> int:
@@ -389,7 +317,6 @@ class Parity:
         measures: by name, of the bundle and of the exported model.
         loss: points of precision@3 that the exported model is below the bundle, with the 95 % interval of the paired
             bootstrap; None without data.
-
     """
 
     images: str
@@ -417,62 +344,34 @@ class Parity:
 
 @dataclass(frozen=True)
 class RerankingInfo:
-    """The re-ranking that validation selected for an encoder.
-
-    Attributes:
-        steps: its steps.
-        class_means: digest of the class means in the bundle; "" if no step needs them.
-
-    """
+    """The re-ranking that validation selected for an encoder."""
 
     steps: Reranking
-    class_means: str = ""
+    class_means: str = ""  # digest of the class means in the bundle; "" if no step needs them
 
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """The content of `bundle.json`.
+    """The content of `bundle.json`."""
 
-    Attributes:
-        name: the backbones' names, joined by `+`.
-        dim: dimensions of an embedding.
-        fingerprint: of the encoder or ensemble.
-        members: one encoder, or those of an ensemble.
-        combination: of an ensemble; None for a single encoder.
-        weights: of the members of an ensemble; empty for equal ones.
-        classes: class names that it was trained on.
-        training_data: what it was trained on; None if it was not trained.
-        options: the training options.
-        training: a report per trained member.
-        measures: by split, by measure.
-        benchmark: of a winner: how it was selected.
-        request: of a pretrained model that was requested by name.
-        refit_of: fingerprint of the bundle that was trained again on all labelled images.
-        exported_from: fingerprint of the bundle that was exported.
-        parity: of an exported bundle: how far it differs from that bundle.
-        reranking: what `evaluate` and `submit` apply to its embeddings; None for nothing.
-        versions: of the packages that it was made with.
-
-    """
-
-    name: str
-    dim: int
-    fingerprint: str
-    members: tuple[EncoderInfo, ...]
-    combination: str | None = None
-    weights: tuple[float, ...] = ()
-    classes: tuple[str, ...] = ()
-    training_data: TrainingData | None = None
+    name: str  # the backbones' names, joined by `+`
+    dim: int  # dimensions of an embedding
+    fingerprint: str  # of the encoder or ensemble
+    members: tuple[EncoderInfo, ...]  # one encoder, or those of an ensemble
+    combination: str | None = None  # of an ensemble; None for a single encoder
+    weights: tuple[float, ...] = ()  # of the members of an ensemble; empty for equal ones
+    classes: tuple[str, ...] = ()  # class names that it was trained on
+    training_data: TrainingData | None = None  # what it was trained on; None if it was not trained
     options: Mapping[str, Any] = field(default_factory=dict)
-    training: tuple[TrainingReport | None, ...] = ()
-    measures: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
-    benchmark: BenchmarkInfo | None = None
-    request: RequestInfo | None = None
-    refit_of: str | None = None
-    exported_from: str | None = None
-    parity: Parity | None = None
-    reranking: RerankingInfo | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
+    training: tuple[TrainingReport | None, ...] = ()  # a report per trained member
+    measures: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)  # by split, by measure
+    benchmark: BenchmarkInfo | None = None  # of a winner: how it was selected
+    request: RequestInfo | None = None  # of a pretrained model that was requested by name
+    refit_of: str | None = None  # fingerprint of the bundle that was trained again on all labelled images
+    exported_from: str | None = None  # fingerprint of the bundle that was exported
+    parity: Parity | None = None  # of an exported bundle: how far it differs from that bundle
+    reranking: RerankingInfo | None = None  # what `evaluate` and `submit` apply to its embeddings; None for nothing
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that it was made with
 
     @property
     def is_exported(self) -> bool:

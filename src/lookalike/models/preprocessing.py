@@ -93,7 +93,6 @@ class Preprocessing:
 
     Raises:
         ModelError: a value outside what is allowed.
-
     """
 
     height: int
@@ -208,7 +207,6 @@ def resize(pixels: Pixels, size: tuple[int, int], interpolation: str, crop: tupl
 
     Returns:
         `(height, width, 3)` uint8 of the crop.
-
     """
     source_height, source_width = pixels.shape[:2]
     left, top, width, height = crop

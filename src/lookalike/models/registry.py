@@ -33,7 +33,6 @@ def find_backbone(name: str) -> BackboneRow:
 
     Raises:
         ModelError: an unknown name; it lists the nearest ones.
-
     """
     if name in BACKBONES:
         return BACKBONES[name]

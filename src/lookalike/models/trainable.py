@@ -71,7 +71,6 @@ class TrainableEncoder:
         weights: where the pretrained weights come from.
         trained: untrained (random weights), frozen (pretrained) or fine-tuned.
         library, config: what defines the network, as in `BackboneInfo`.
-
     """
 
     library: Library = TIMM

@@ -33,7 +33,6 @@ class PooledModel(nn.Module):
     Attributes:
         pooling: `projection` for the image embedding of an image-text model, `pooler`, or `class token`.
         num_features: number of features.
-
     """
 
     def __init__(self, model: nn.Module, pooling: str, num_features: int) -> None:
@@ -65,7 +64,6 @@ def load_transformers(file: BackboneFile) -> tuple[PooledModel, Preprocessing, s
     Raises:
         MissingExtra: transformers is not installed.
         ModelError: not an image model, weights that are missing or not safetensors, or values that are not finite.
-
     """
     transformers = _import(file.name)
     file.require()

@@ -50,7 +50,6 @@ class GraphBackbone:
     Attributes:
         source: its weights; None for an exported graph.
         folder: of an exported graph, the bundle.
-
     """
 
     device_type = "cpu"
@@ -207,7 +206,6 @@ def write_graph(
 
     Raises:
         ModelError: an operation is not supported.
-
     """
     from lookalike.models.adapt import family_of
     from lookalike.models.torch_backbone import trace, write_onnx

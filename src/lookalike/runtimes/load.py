@@ -74,7 +74,6 @@ def load_encoder(
         WeightsUnavailable: pretrained weights are not available.
         OptionError: an unknown runtime or precision, or another one than an exported bundle has.
         MissingExtra: the runtime that it was exported for is not installed.
-
     """
     require_runtime(runtime)
     bundle = find_bundle(model)
@@ -278,7 +277,6 @@ class BundleModel:
 
         Raises:
             OptionError: an image cannot be read: vectors and paths would not match.
-
         """
         column = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else model_input
         paths: Sequence[str] = [str(path) for path in ([column] if isinstance(column, str | Path) else column)]

@@ -231,7 +231,6 @@ def open_onnx(file: BackboneFile) -> OnnxBackbone:
     Raises:
         ModelError: a missing or damaged file, or one whose inputs, outputs or values are not those of an encoder.
         MissingExtra: its weights are in another file, and the package that reads them is not installed.
-
     """
     file.require()
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in file.files()]

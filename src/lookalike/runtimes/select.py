@@ -127,7 +127,6 @@ def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO
 
     Raises:
         OptionError: an unknown runtime or precision, or another one than an exported encoder has.
-
     """
     exported = any(member.info.graph is not None for member in encoder.members)
     require_runtime(runtime, AUTO if exported else precision)

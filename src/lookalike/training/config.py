@@ -27,7 +27,6 @@ class Recipe:
 
     Raises:
         OptionError: for a value outside its limits, or values that exclude each other.
-
     """
 
     # optimisation
@@ -198,7 +197,6 @@ class TrainingOptions:
 
     Raises:
         OptionError: a value outside its limits, or an unknown name.
-
     """
 
     recipe: str

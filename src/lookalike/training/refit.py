@@ -90,7 +90,6 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         ModelError: not a bundle, one without a record of its training, or other weights than it was trained from.
         OptionError: weights for a backbone that is not in the bundle, or several processes.
         StorageError: `out` exists, or has an unfinished run and `resume` is not set.
-
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("refit runs in one process; start it without torchrun or accelerate.")

@@ -98,7 +98,6 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
             died, or a tracker that cannot be reached.
         OptionError: weights for a backbone that is not trained, or one file for several backbones.
         StorageError: `out` exists, or has an unfinished run and `resume` is not set.
-
     """
     options = override_options(options, overrides)
     require_combination(combination)

@@ -124,7 +124,6 @@ class Trainer:
         compare_with_guessing: whether `step` also computes `guess`.
         guess: the loss of the last step with shuffled labels: what it would be if nothing were learned.
         warn: receives sentences of the guards.
-
     """
 
     def __init__(
