@@ -25,12 +25,7 @@ _RESERVED = 24  # bytes of a name that temporary names next to a result need: `.
 _MAX_PATH = 4096
 _MAX_JSON_BYTES = 100_000_000  # of a record; lists of ids, which grow with the data, are read in other ways
 HASHED_BYTES = 32_000_000  # vectors up to this size are compared with their digest whenever they are opened: 30 ms
-_KINDS = {
-    stat.S_ISFIFO: "a pipe",
-    stat.S_ISSOCK: "a socket",
-    stat.S_ISCHR: "a device",
-    stat.S_ISBLK: "a device",
-}
+_KINDS = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
 
 
 class RefusedFileError(ValueError):

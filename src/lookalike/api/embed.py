@@ -15,18 +15,8 @@ from lookalike.data.dataset import Dataset
 from lookalike.data.folders import ImageFinder, require_folder, skipped_suffix
 from lookalike.data.layouts import find_manifest, load_dataset
 from lookalike.embeddings.embed_folder import embed_folder, require_embeddings_of
-from lookalike.embeddings.folder import (
-    is_embeddings,
-    is_unfinished,
-    read_run,
-)
-from lookalike.errors import (
-    DataError,
-    FingerprintMismatch,
-    LookalikeError,
-    OptionError,
-    renamed_argument,
-)
+from lookalike.embeddings.folder import is_embeddings, is_unfinished, read_run
+from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, renamed_argument
 from lookalike.index.storage import is_index
 from lookalike.models.bundle import MODEL_FOLDER, describe_encoder, find_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder

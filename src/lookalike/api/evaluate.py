@@ -21,13 +21,7 @@ from lookalike.data.layouts import load_data_as_trained
 from lookalike.errors import DataError, OptionError, renamed_argument, require_integer
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure, parse_measures
-from lookalike.evaluation.submission import (
-    GROUP_FIELD,
-    IMAGES_FIELD,
-    Submission,
-    require_fields,
-    submission_format,
-)
+from lookalike.evaluation.submission import GROUP_FIELD, IMAGES_FIELD, Submission, require_fields, submission_format
 from lookalike.index.index import Index
 from lookalike.models.bundle import find_bundle, read_bundle_info, read_reranker
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder

@@ -14,19 +14,8 @@ from lookalike.api.embed import FolderImages, embed_images, find_images, load_im
 from lookalike.data.dataset import TEST_SPLITS, Split
 from lookalike.data.folders import require_folder, skipped_suffix
 from lookalike.data.layouts import find_manifest, find_split_folders
-from lookalike.embeddings.folder import (
-    is_embeddings,
-    is_unfinished,
-    load_embeddings,
-    read_embeddings_info,
-)
-from lookalike.errors import (
-    DataError,
-    FingerprintMismatch,
-    OptionError,
-    StorageError,
-    renamed_argument,
-)
+from lookalike.embeddings.folder import is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
+from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError, renamed_argument
 from lookalike.index.autotune import Budget
 from lookalike.index.index import Index
 from lookalike.index.storage import is_index, remove_checkpoint

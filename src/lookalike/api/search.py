@@ -98,11 +98,7 @@ class SearchResult:
 
 @checked_arguments()
 def load_index(
-    index: Path | str,
-    *,
-    root: Path | str | None = None,
-    verify: bool = False,
-    functions: Sequence[AnyEncoder] = (),
+    index: Path | str, *, root: Path | str | None = None, verify: bool = False, functions: Sequence[AnyEncoder] = ()
 ) -> LoadedIndex:
     """Load an index and its encoder, for many searches.
 

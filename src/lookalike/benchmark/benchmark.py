@@ -23,13 +23,7 @@ from lookalike.benchmark.estimate import estimate_benchmark
 from lookalike.benchmark.leaderboard import Leaderboard, build_leaderboard, markdown, write_leaderboard
 from lookalike.benchmark.report import describe_run, find_examples, write_report
 from lookalike.benchmark.reranking import rerank_candidates
-from lookalike.benchmark.run_trials import (
-    add_timings,
-    embed_candidate,
-    evaluate_all,
-    evaluate_test,
-    skipped_files,
-)
+from lookalike.benchmark.run_trials import add_timings, embed_candidate, evaluate_all, evaluate_test, skipped_files
 from lookalike.benchmark.selection import (
     DEFAULT_MEASURE,
     FALLBACK_MEASURE,
@@ -270,12 +264,7 @@ def _select(spec: BenchmarkSpec, trials: Sequence[Trial]) -> Selection:
         spec.progress.info(note)
     ceiling = validation_ceiling(spec.data, measure)
     return select(
-        trials,
-        measure=measure,
-        budget_ms=spec.budget_ms,
-        ceiling=ceiling,
-        measure_note=note,
-        prefer=spec.prefer,
+        trials, measure=measure, budget_ms=spec.budget_ms, ceiling=ceiling, measure_note=note, prefer=spec.prefer
     )
 
 

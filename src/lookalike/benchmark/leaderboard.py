@@ -11,14 +11,7 @@ from typing import Any
 from lookalike._files import spreadsheet_text, write_csv, write_json, write_text
 from lookalike.benchmark.latex import latex_bold, latex_cell, latex_name, latex_table
 from lookalike.benchmark.selection import DEFAULT_MEASURE, FALLBACK_MEASURE, Selection, pareto_front
-from lookalike.benchmark.trial import (
-    SplitMeasures,
-    Trial,
-    format_comparison,
-    format_estimate,
-    format_ms,
-    matching_hit,
-)
+from lookalike.benchmark.trial import SplitMeasures, Trial, format_comparison, format_estimate, format_ms, matching_hit
 from lookalike.errors import DataError
 from lookalike.evaluation.measures import Measure
 from lookalike.progress import count_noun

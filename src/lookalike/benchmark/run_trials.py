@@ -110,10 +110,7 @@ def evaluate_test(
 
 
 def add_timings(
-    spec: BenchmarkSpec,
-    trials: Sequence[Trial],
-    candidates: Sequence[AnyCandidate],
-    embeddings: SplitEmbeddings,
+    spec: BenchmarkSpec, trials: Sequence[Trial], candidates: Sequence[AnyCandidate], embeddings: SplitEmbeddings
 ) -> list[Trial]:
     """Add the time of one image; candidates of the same architectures share one measurement."""
     split = Split.GALLERY if spec.data.gallery else Split.VALIDATION

@@ -217,9 +217,7 @@ def _recipe_option(name: str, field: Any) -> Callable[[F], F]:
     if text.split()[0].rstrip(",:") not in choices:  # the name of a choice keeps its case
         text = f"{text[:1].upper()}{text[1:]}"
     return click.option(
-        f"--{name.replace('_', '-')}",
-        type=click.Choice(choices) if choices else _TYPES[field.type],
-        help=f"{text}.",
+        f"--{name.replace('_', '-')}", type=click.Choice(choices) if choices else _TYPES[field.type], help=f"{text}."
     )
 
 

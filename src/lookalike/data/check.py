@@ -15,14 +15,7 @@ from lookalike._arguments import checked_arguments
 from lookalike._files import require_free, write_csv, write_json
 from lookalike._lock import locked
 from lookalike.data.dataset import TEST_SPLITS, TRAINING_SPLITS, Dataset, Item, Split, by_class, class_names
-from lookalike.data.duplicates import (
-    Scan,
-    connected_groups,
-    exact_groups,
-    is_leak,
-    near_pairs,
-    scan,
-)
+from lookalike.data.duplicates import Scan, connected_groups, exact_groups, is_leak, near_pairs, scan
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, OptionError
 from lookalike.progress import Progress, resolve_progress

@@ -20,15 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._arguments import checked_arguments
-from lookalike.data.dataset import (
-    TEST_SPLITS,
-    TRAINING_SPLITS,
-    Dataset,
-    Item,
-    Split,
-    sort_items,
-    split_classes,
-)
+from lookalike.data.dataset import TEST_SPLITS, TRAINING_SPLITS, Dataset, Item, Split, sort_items, split_classes
 from lookalike.data.folders import ImageFinder, may_be_file, may_exist, require_folder, skipped_suffix
 from lookalike.data.tables import read_rows
 from lookalike.data.validation import with_validation

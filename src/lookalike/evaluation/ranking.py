@@ -112,11 +112,7 @@ def find_relevance(
 
 
 def iter_judged(
-    queries: Embeddings,
-    gallery: Embeddings,
-    relevance: Relevance,
-    depth: int,
-    similarities: Similarities | None = None,
+    queries: Embeddings, gallery: Embeddings, relevance: Relevance, depth: int, similarities: Similarities | None = None
 ) -> Iterator[tuple[Relevant, Total, Hits]]:
     """Yield the judged rankings chunk by chunk, so that a deep ranking of many queries is never in memory at once.
 

@@ -315,10 +315,7 @@ def _require_weights(weights: Sequence[float], combination: str, members: int) -
 
 
 def combine(
-    embeddings: Sequence[Vectors],
-    combination: str,
-    alignments: Sequence[Vectors | None],
-    weights: Sequence[float] = (),
+    embeddings: Sequence[Vectors], combination: str, alignments: Sequence[Vectors | None], weights: Sequence[float] = ()
 ) -> Vectors:
     """Combine unit-length embeddings `(n, dim)` of the same images, one array per encoder, into unit-length rows.
 

@@ -135,11 +135,7 @@ class FittedEncoder:
 
 
 def fit_encoder(
-    backbones: Sequence[tuple[Backbone, TrainingState]],
-    images: Sequence[Source],
-    *,
-    seed: int = 0,
-    progress: Progress,
+    backbones: Sequence[tuple[Backbone, TrainingState]], images: Sequence[Source], *, seed: int = 0, progress: Progress
 ) -> FittedEncoder:
     """Fit heads to the principal components of at least two images, without labels; align several to an ensemble."""
     runners = [backbone for backbone, _ in backbones]

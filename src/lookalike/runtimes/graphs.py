@@ -248,9 +248,7 @@ def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer:
     module = GRAPH_RUNTIMES[runtime]
     calibration = images if module is openvino else [{graph.graph.input[0].name: p} for p in images]
     unquantized = nncf.IgnoredScope(
-        types=list(module.FLOAT_LAYERS),
-        names=[*module.first_layers(graph), *module.head_layers(graph)],
-        validate=False,
+        types=list(module.FLOAT_LAYERS), names=[*module.first_layers(graph), *module.head_layers(graph)], validate=False
     )
     with _silent_nncf():
         return nncf.quantize(

@@ -22,14 +22,7 @@ from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress
 from lookalike.runtimes import openvino
 from lookalike.runtimes.cache import GraphCache
-from lookalike.runtimes.graphs import (
-    SINGLE_MAX,
-    GraphBackbone,
-    UnpreparedBackbone,
-    WeightsSource,
-    open_graph,
-    quantize,
-)
+from lookalike.runtimes.graphs import SINGLE_MAX, GraphBackbone, UnpreparedBackbone, WeightsSource, open_graph, quantize
 from lookalike.types import Pixels
 
 if TYPE_CHECKING:

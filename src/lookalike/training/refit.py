@@ -211,8 +211,7 @@ def _refit_backbone(
         config = FrozenStageConfig()
     if not same_weights:
         raise ModelError(
-            f"these are not the weights that {name} was trained from; pass the original `weights`.",
-            argument="weights",
+            f"these are not the weights that {name} was trained from; pass the original `weights`.", argument="weights"
         )
     fine_tuning = report if report is not None and report.fine_tuned_share else None
     key = digest(run_key(encoder, data, options, recipe), "refit", repr((config, fine_tuning)))

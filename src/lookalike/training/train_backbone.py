@@ -129,8 +129,7 @@ def _fixed_encoder(
     """Return the encoder of a backbone that is only run, with the recipe for its head; refuse to fine-tune it."""
     if not options.frozen:
         raise OptionError(
-            f"{file.name} cannot be fine-tuned, only used as it is; pass `frozen` to train its head.",
-            argument="frozen",
+            f"{file.name} cannot be fine-tuned, only used as it is; pass `frozen` to train its head.", argument="frozen"
         )
     if file.library == ONNX:
         ((backbone, state),) = load_pretrained(file.name, weights, seed=options.seed)
@@ -140,8 +139,7 @@ def _fixed_encoder(
     recipe = options.recipe_for(family_of(encoder.module), unseen=unseen)
     if Adaptation(recipe.pooling, recipe.side) != Adaptation():
         raise OptionError(
-            f"pooling and input size of {file.name} cannot be changed; omit `pooling` and `side`.",
-            argument="pooling",
+            f"pooling and input size of {file.name} cannot be changed; omit `pooling` and `side`.", argument="pooling"
         )
     return encoder, recipe
 

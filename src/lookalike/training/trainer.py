@@ -160,10 +160,7 @@ class Trainer:
         self.warn = warn
         self._gradients = GradientGuard({n: p for n, p in encoder.module.named_parameters() if p.requires_grad})
         self._memory = MemoryGuard(
-            recipe.batch_size,
-            encoder.device,
-            self._consequences_of_parts(),
-            may_divide=distributed.world_size == 1,
+            recipe.batch_size, encoder.device, self._consequences_of_parts(), may_divide=distributed.world_size == 1
         )
 
     @contextlib.contextmanager

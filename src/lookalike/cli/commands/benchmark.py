@@ -46,10 +46,7 @@ _OPTIONAL_COLUMNS = (
 
 
 @click.command(
-    cls=Command,
-    interrupted=RESUMES,
-    trains=True,
-    short_help="Measure backbones and ensembles, and pick one.",
+    cls=Command, interrupted=RESUMES, trains=True, short_help="Measure backbones and ensembles, and pick one."
 )
 @data_argument
 @click.option(
@@ -66,10 +63,7 @@ _OPTIONAL_COLUMNS = (
 @weights_option
 @click.option("--no-finetune", is_flag=True, help="Skip fine-tuning; benchmark the pretrained backbones only.")
 @click.option(
-    "--finetune",
-    multiple=True,
-    metavar="NAME",
-    help="Fine-tune only this backbone. Can be repeated.  [default: all]",
+    "--finetune", multiple=True, metavar="NAME", help="Fine-tune only this backbone. Can be repeated.  [default: all]"
 )
 @click.option("--budget-ms", type=float, help="Upper limit for the time per image, in milliseconds.")
 @click.option(
@@ -159,10 +153,7 @@ def benchmark(
 
 
 @click.command(
-    cls=Command,
-    interrupted=RESUMES,
-    trains=True,
-    short_help="Run the whole job, offline, on built-in images.",
+    cls=Command, interrupted=RESUMES, trains=True, short_help="Run the whole job, offline, on built-in images."
 )
 @click.option(
     "--out", type=PATH, default=Path("lookalike-demo"), show_default=True, metavar="PATH", help="Folder of all results."

@@ -13,12 +13,7 @@ from lookalike.cli.console import make_progress, print_path, shell_path
 from lookalike.cli.options import data_argument, out_option, parse_weights, weights_option
 
 
-@click.command(
-    cls=Command,
-    interrupted=RESUMES,
-    trains=True,
-    short_help="Make the best submission before a deadline.",
-)
+@click.command(cls=Command, interrupted=RESUMES, trains=True, short_help="Make the best submission before a deadline.")
 @data_argument
 @click.option(
     "--deadline",

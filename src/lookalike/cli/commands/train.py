@@ -33,10 +33,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    cls=Command,
-    interrupted=RESUMES_WITH_FLAG,
-    trains=True,
-    short_help="Fine-tune a backbone and save it as a bundle.",
+    cls=Command, interrupted=RESUMES_WITH_FLAG, trains=True, short_help="Fine-tune a backbone and save it as a bundle."
 )
 @data_argument
 @click.option(
