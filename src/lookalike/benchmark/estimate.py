@@ -10,8 +10,7 @@ from lookalike.benchmark.candidates import pretrained_backbone
 from lookalike.benchmark.spec import BenchmarkSpec
 from lookalike.models.backbone_files import parse_backbone_file
 from lookalike.progress import Progress, format_about
-from lookalike.training.estimate import seconds_per_image, training_seconds
-from lookalike.training.train_backbone import fresh_encoder
+from lookalike.training.estimate import measure_backbone, seconds_per_image, training_seconds
 
 _TIMING_SECONDS = 15.0  # of one architecture, or of one pair of them
 
@@ -37,7 +36,7 @@ class TimeEstimate:
 
 
 def estimate_benchmark(spec: BenchmarkSpec) -> TimeEstimate:
-    """TimeEstimate every stage that has no result yet from the rate of each backbone, and report the sum."""
+    """Estimate every stage that has no result yet from the rate of each backbone, and report the sum."""
     data, options = spec.data, spec.options
     images = len(data.training) + len(data.validation) + len(data.test)
     seconds = {**dict.fromkeys((f"training {b}" for b in spec.weights), 0.0), "embedding": 0.0, "timing": 0.0}
@@ -50,8 +49,7 @@ def estimate_benchmark(spec: BenchmarkSpec) -> TimeEstimate:
         if name in spec.functions or parse_backbone_file(name):
             per_image = seconds_per_image(pretrained_backbone(spec, name)[0], data.training)
         else:
-            encoder, recipe = fresh_encoder(name, spec.weights[name], options, unseen=data.validation_classes_unseen)
-            per_image = seconds_per_image(encoder.torch_backbone(), data.training)
+            per_image, recipe = measure_backbone(name, spec.weights[name], data, options)
         candidates = 1 + (name in spec.finetune)
         seconds[f"training {name}"] = per_image * len(data.training)  # the features of the frozen candidate
         if name in spec.finetune:

@@ -9,10 +9,22 @@ from lookalike.data.dataset import Dataset, Item, sample_evenly
 from lookalike.models.pipeline import Backbone
 from lookalike.runtimes.select import measure_rate, sample_pixels
 from lookalike.training.config import Recipe, TrainingOptions
+from lookalike.training.train_backbone import Weights, fresh_encoder
+from lookalike.training.trainer import resolve_precision
 
 _SAMPLE = 16
 _SECONDS = 0.3
 _STEP = 3.0  # forward and backward pass and update, relative to a forward pass
+
+
+def measure_backbone(backbone: str, weights: Weights, data: Dataset, options: TrainingOptions) -> tuple[float, Recipe]:
+    """Return the seconds per image of a backbone, in the precision of its recipe, and the recipe.
+
+    Raises the errors of a training that could not start: an unknown backbone, no weights.
+    """
+    encoder, recipe = fresh_encoder(backbone, weights, options, unseen=data.validation_classes_unseen)
+    precision = resolve_precision(encoder.device, recipe.precision)
+    return seconds_per_image(encoder.torch_backbone(precision), data.training), recipe
 
 
 def seconds_per_image(backbone: Backbone, items: Sequence[Item]) -> float:

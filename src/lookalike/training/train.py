@@ -33,7 +33,7 @@ from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, labelled, require_classes
 from lookalike.training.curves import write_curves
 from lookalike.training.distributed import open_distributed
-from lookalike.training.estimate import seconds_per_image, training_seconds
+from lookalike.training.estimate import measure_backbone, training_seconds
 from lookalike.training.run_folder import prepare_run_folder, run_folder
 from lookalike.training.tracking import NO_TRACKER, RunTracker, TrackerTarget, parse_targets, start_tracking
 from lookalike.training.train_backbone import (
@@ -211,8 +211,8 @@ def _estimate_seconds(data: Dataset, backbones: Backbones, options: TrainingOpti
     require_classes(data, labelled(data.training))
     total = 0.0
     for name, weights in backbones:
-        encoder, recipe = fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
-        total += training_seconds(seconds_per_image(encoder.torch_backbone(), data.training), data, options, recipe)
+        per_image, recipe = measure_backbone(name, weights, data, options)
+        total += training_seconds(per_image, data, options, recipe)
     return total
 
 
