@@ -8,9 +8,7 @@ from dataclasses import replace
 from lookalike.benchmark.candidates import AnyCandidate, SplitEmbeddings
 from lookalike.benchmark.spec import BenchmarkSpec
 from lookalike.benchmark.trial import Trial
-from lookalike.evaluation.evaluation import split_validation
-from lookalike.evaluation.reranking import choose_reranking
-from lookalike.reranking.reranker import class_means
+from lookalike.evaluation.reranking import choose_on_validation
 
 _CANDIDATES = 3  # for which a re-ranking is chosen
 
@@ -22,20 +20,17 @@ def rerank_candidates(
     embeddings: SplitEmbeddings,
     measure: str,
 ) -> list[AnyCandidate]:
-    """Return the most accurate candidates with the re-ranking that gains on validation, those for which one does."""
+    """Return those of the most accurate candidates for which a re-ranking gains on validation, with it."""
     pairs = [(t, c) for t, c in zip(trials, candidates, strict=True) if t.is_candidate]
     pairs = sorted(pairs, key=lambda pair: pair[0].validation.mean(measure), reverse=True)[:_CANDIDATES]
-    labels = spec.data.labels("validation")
     reranked: list[AnyCandidate] = []
     for done, (_, candidate) in enumerate(pairs, start=1):
         by_split = candidate.embeddings(embeddings)
-        choice = choose_reranking(
-            *split_validation(spec.data, by_split["validation"]),
-            labels,
-            labels,
+        choice = choose_on_validation(
+            spec.data,
+            by_split["training"],
+            by_split["validation"],
             measure,
-            class_means=class_means(by_split["training"], spec.data.labels("training")),
-            same_file_ids=spec.data.same_file_ids,
             allow_transductive=spec.transductive,
         )
         spec.progress.step("choosing a re-ranking", done, len(pairs), candidate.name)

@@ -8,9 +8,11 @@ from itertools import product
 from typing import Any
 
 from lookalike._arguments import checked_arguments
-from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
+from lookalike.data.dataset import Dataset, Split
+from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings, split_validation
 from lookalike.evaluation.measures import Measure
 from lookalike.reranking.reranker import Reranker
+from lookalike.reranking.reranker import class_means as mean_by_class
 from lookalike.reranking.steps import (
     ClassSimilarity,
     GalleryAugmentation,
@@ -101,6 +103,22 @@ def choose_reranking(  # noqa: PLR0913 - two sides with their labels, and option
             break
         best = replace(trial, gain=trial.evaluation.compare(plain.evaluation, measure))
     return best
+
+
+def choose_on_validation(
+    data: Dataset, training: Embeddings, validation: Embeddings, measure: str, *, allow_transductive: bool
+) -> RerankingChoice:
+    """Choose a re-ranking by the validation split of a data set, from the embeddings of these splits by one model."""
+    labels = data.labels(Split.VALIDATION)
+    return choose_reranking(
+        *split_validation(data, validation),
+        labels,
+        labels,
+        measure,
+        class_means=mean_by_class(training, data.labels(Split.TRAINING)),
+        same_file_ids=data.same_file_ids,
+        allow_transductive=allow_transductive,
+    )
 
 
 def _extensions(reranking: Reranking, grid: Mapping[str, tuple[Step, ...]]) -> Iterator[Reranking]:
