@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
 from lookalike.embeddings.shards import Shard, read_shard, write_shard
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder
+from lookalike.models.info import FINE_TUNED
 from lookalike.models.pipeline import image_keys
 from lookalike.progress import Progress
-from lookalike.runtimes.fit import feature_file, project_features, read_features
+from lookalike.runtimes.fit import compute_features, feature_file, project_features, read_features
 from lookalike.types import Embeddings
 
 SPLITS = (Split.TRAINING, Split.VALIDATION, Split.QUERY, Split.GALLERY)
@@ -25,6 +27,7 @@ def embed_splits(
     name: str,
     progress: Progress,
     kind: str = "",
+    share_features: bool = False,
 ) -> dict[str, Embeddings]:
     """Embed all splits, or read them from the cache.
 
@@ -38,6 +41,9 @@ def embed_splits(
         name: of the encoder, shown with the progress.
         progress: receives progress and messages.
         kind: runtime and precision of an exported encoder, which its fingerprint does not include.
+        share_features: also keep the features of a frozen backbone, which its other heads then use. The last bit of an
+            embedding may then differ from that of `Encoder.embed`.
+
     """
     encoder: AnyEncoder | None = None
     embeddings: dict[str, Embeddings] = {}
@@ -54,19 +60,27 @@ def embed_splits(
         if stored is None:
             if encoder is None:
                 encoder = load().prepare(sample_evenly(data.items, SAMPLE_SIZE), len(data.items), progress)
-            stored = _from_features(cache, encoder, items) if split == Split.TRAINING else None
+            task = f"{name}: {split}"
+            if share_features and _is_frozen(encoder):
+                features = compute_features(
+                    encoder.backbone, items, progress=progress, task=task, cache=cache, min_count=0
+                )
+                stored = project_features(encoder, features)
+            elif split == Split.TRAINING:  # it fits the alignments, for which the last bit does not matter
+                stored = _from_features(cache, encoder, items)
             if stored is None:
-                stored = encoder.embed(items, progress=progress, task=f"{name}: {split}")
+                stored = encoder.embed(items, progress=progress, task=task)
             write_shard(path, Shard.of(items, keys, stored))
         embeddings[split] = by_keys[keys.tobytes()] = stored
     return embeddings
 
 
-def _from_features(cache: Path, encoder: AnyEncoder, items: Sequence[Item]) -> Embeddings | None:
-    """Apply the head to the cached features of a frozen backbone; None if there are none.
+def _is_frozen(encoder: AnyEncoder) -> TypeGuard[Encoder]:
+    return isinstance(encoder, Encoder) and encoder.head is not None and encoder.state != FINE_TUNED
 
-    Their last bit may differ, so they are used for the training split only, which fits the alignments.
-    """
+
+def _from_features(cache: Path, encoder: AnyEncoder, items: Sequence[Item]) -> Embeddings | None:
+    """Apply the head to the cached features of a frozen backbone; None if there are none."""
     if not isinstance(encoder, Encoder) or encoder.head is None:
         return None
     features = read_features(feature_file(cache, encoder.backbone, items))
