@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from lookalike._files import write_json
-from lookalike.competition.compete import LOG, compete
+from lookalike.competition.compete import compete
 from lookalike.competition.log import Log
+from lookalike.competition.setup import LOG
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 

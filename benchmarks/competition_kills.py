@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 from lookalike._files import read_json
-from lookalike.competition.compete import LOG, RECORD, SUBMISSION
 from lookalike.competition.log import Log
+from lookalike.competition.setup import LOG, RECORD, SUBMISSION
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 from lookalike.evaluation.submission import Submission

@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 
 import lookalike as la
 from lookalike._files import read_json, write_json
-from lookalike.competition.compete import RECORD, SUBMISSION, compete
+from lookalike.competition import run_steps
+from lookalike.competition.compete import compete
 from lookalike.competition.log import Log
+from lookalike.competition.setup import RECORD, SUBMISSION
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
 from lookalike.evaluation.submission import Submission
 from lookalike.training.config import TrainingOptions
@@ -118,7 +120,17 @@ def test_after_the_deadline_nothing_changes(run, tmp_path):
 
     assert (out / SUBMISSION).read_bytes() == submission
     assert result.score is None
+    assert result.model == f"{SMALL} frozen, head fitted to the gallery"
     assert any("is over" in line for line in progress.lines)
+
+
+def test_a_run_that_resumes_measures_no_rates(run, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="query"))
+    monkeypatch.setattr(run_steps, "estimate_costs", None)  # a call would fail
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="query"))
 
 
 def test_another_competition_in_the_folder_is_refused(run, tmp_path):

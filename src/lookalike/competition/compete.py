@@ -13,10 +13,10 @@ from lookalike._files import digest, follow_link, read_json, require_free, requi
 from lookalike._lock import locked
 from lookalike._records import read_record
 from lookalike.competition.clock import Clock, ClockProgress, parse_deadline
-from lookalike.competition.entries import Setup
-from lookalike.competition.ladder import Ladder
 from lookalike.competition.log import Log, LogEntry
 from lookalike.competition.report import write_report
+from lookalike.competition.run_steps import StepRunner
+from lookalike.competition.setup import LOG, RECORD, Setup
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_training_splits
 from lookalike.errors import DataError, OptionError, StorageError, renamed_argument, require_integer
@@ -30,7 +30,7 @@ from lookalike.runtimes.load import WeightsOption, pair_weights, weights_identit
 from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import labelled, require_classes
 
-SUBMISSION, RECORD, LOG, REPORT, BEST = "submission.json", "competition.json", "log.jsonl", "report.html", "best"
+REPORT, BEST = "report.html", "best"
 _VERSION = 1
 DEFAULT_MEASURE, FALLBACK_MEASURE = "points@1,5,10", "hit@1"
 
@@ -41,7 +41,7 @@ class Competition:
 
     Attributes:
         submission: the submission, which is also the file `submission.json` in `out`.
-        model: the models it is made from, in words.
+        model: the models it is made from, with their weights and re-ranking, in words.
         measure: what was compared on validation.
         score: its validation measure; None if nothing was measured.
         log: every step with its reason.
@@ -143,24 +143,27 @@ def compete(  # noqa: PLR0913 - the command's options, all but the first by name
         progress.info(str(split))
         if clock.left <= 0:
             progress.info(f"the deadline of this competition, {deadline}, is over; nothing is changed")
-            return _result(setup, "the models in its log")
-        ladder = Ladder(setup, out / SUBMISSION)
-        ladder.climb()
-        ladder.save_model(out / BEST)
-        log.add(LogEntry(clock.elapsed, "the end", "finished", f"submitted: {ladder.description}", score=ladder.score))
-        write_report(
-            out / REPORT, split, log.entries, measure=measures[0], model=ladder.description, total_seconds=clock.total
-        )
-        return _result(setup, ladder.description)
+            return _result(setup)
+        runner = StepRunner(setup)
+        runner.run()
+        runner.save_model(out / BEST)
+        model = _submitted(setup).model
+        log.add(LogEntry(clock.elapsed, "the end", "finished", f"submitted: {model}", score=runner.score))
+        write_report(out / REPORT, split, log.entries, measure=measures[0], model=model, total_seconds=clock.total)
+        return _result(setup)
 
 
-def _result(setup: Setup, model: str) -> Competition:
-    submission = setup.out / SUBMISSION
-    if not submission.is_file():
-        raise StorageError(f"{setup.out} holds no submission: the time was over before the first one.", argument="out")
-    scores = [entry.score for entry in setup.log.entries if entry.outcome == "kept" and entry.score is not None]
+def _submitted(setup: Setup) -> LogEntry:
+    """Return the log's entry of the submission; raise `StorageError` if there is no submission."""
+    if not setup.submission.is_file():
+        raise StorageError(f"{setup.out} has no submission; {LOG} in it says why.", argument="out")
+    return setup.log.submitted or LogEntry(0.0, "", "kept", "", model="a step that was killed before it was logged")
+
+
+def _result(setup: Setup) -> Competition:
+    entry = _submitted(setup)
     return Competition(
-        submission, model, setup.measures[0], scores[-1] if scores else None, tuple(setup.log.entries), setup.out
+        setup.submission, entry.model, setup.measures[0], entry.score, tuple(setup.log.entries), setup.out
     )
 
 

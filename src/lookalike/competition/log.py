@@ -27,6 +27,7 @@ class LogEntry:
         took: seconds that the step took.
         score: validation measure of the best submission that the step makes possible; None if it was not measured.
         submission: the file of the submission, inside the folder of the competition; None if there is no new one.
+        model: the models that a new submission is made from, in words; empty if there is none.
 
     """
 
@@ -37,6 +38,7 @@ class LogEntry:
     took: float = 0.0
     score: float | None = None
     submission: str | None = None
+    model: str = ""
 
 
 class Log:
@@ -54,6 +56,15 @@ class Log:
                 self.entries.append(read_record(LogEntry, json.loads(line)))
             except ValueError:
                 continue
+
+    @property
+    def submitted(self) -> LogEntry | None:
+        """The entry of the submission; None before the first one."""
+        return next((entry for entry in reversed(self.entries) if entry.submission is not None), None)
+
+    def has_failed(self, step: str) -> bool:
+        """Whether a step failed; it is not tried again."""
+        return any(entry.step == step and entry.outcome == "failed" for entry in self.entries)
 
     def add(self, entry: LogEntry) -> None:
         """Append an entry; it is on the disk afterwards."""

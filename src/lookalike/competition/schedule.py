@@ -25,8 +25,8 @@ _USEFUL_SHARE = 0.2  # less of a recipe is not worth its time
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """What is known of a backbone.
+class BackboneResults:
+    """What was measured of a backbone so far.
 
     Attributes:
         name: its name.
@@ -71,7 +71,7 @@ class FineTuning:
     reason: str
 
 
-def plan_fine_tuning(backbones: Sequence[Backbone], seconds_left: float) -> FineTuning | None:
+def plan_fine_tuning(backbones: Sequence[BackboneResults], seconds_left: float) -> FineTuning | None:
     """Return the fine-tuning that promises the largest gain per minute and can be refitted in time; None if none can.
 
     Args:
@@ -115,7 +115,7 @@ def plan_fine_tuning(backbones: Sequence[Backbone], seconds_left: float) -> Fine
     return FineTuning(backbone.name, seconds, f"{whole}: the largest expected gain per minute")
 
 
-def _observed_gain(backbones: Sequence[Backbone]) -> float:
+def _observed_gain(backbones: Sequence[BackboneResults]) -> float:
     """Return the share of the distance to a perfect score that complete runs have closed, or the expectation."""
     gains = [(max(run.score for run in b.runs) - b.score) / (1 - b.score) for b in backbones if b.runs and b.score < 1]
     return max(0.0, sum(gains) / len(gains)) if gains else _EXPECTED_GAIN

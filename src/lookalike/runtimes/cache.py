@@ -67,13 +67,14 @@ def save_timings(backbone: BackboneInfo, timings: Sequence[RuntimeTiming]) -> No
 
 
 def _timings_file(backbone: BackboneInfo) -> Path:
-    return cache_folder() / "timings" / f"{backbone.architecture}-{digest(_machine())[:12]}.json"
+    return cache_folder() / "timings" / f"{backbone.architecture}-{machine_key()}.json"
 
 
-def _machine() -> str:
+def machine_key() -> str:
+    """Return the digest of what decides how fast this machine is: processor, accelerators and versions of packages."""
     cpu = (cpu_name(), sorted(cpu_flags()), os.cpu_count(), cpu_count())
     accelerators = (sorted(map(str, Path("/dev").glob("nvidia[0-9]*"))), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return repr((cpu, accelerators, _versions()))
+    return digest(repr((cpu, accelerators, _versions())))[:12]
 
 
 def _versions() -> str:
@@ -152,7 +153,7 @@ class GraphCache:
             _evict(self.folder.parent)
 
     def _blob_file(self, name: str) -> Path:
-        return self.folder / f"{name}-{digest(_machine())[:12]}.blob"
+        return self.folder / f"{name}-{machine_key()}.blob"
 
 
 class PretrainedCache:

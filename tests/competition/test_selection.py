@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lookalike.competition.entries import Entry
-from lookalike.competition.system import join, select_system
+from lookalike.competition.candidates import Candidate
+from lookalike.competition.selection import join_embeddings, select_models
 from lookalike.data.dataset import Dataset, Item, Split
 from lookalike.evaluation.evaluation import evaluate_validation
 from lookalike.types import Embeddings, l2_normalize
@@ -25,14 +25,14 @@ def data(tmp_path):
     return Dataset(tmp_path, "by hand", tuple(items))
 
 
-def make_entry(data, name, vectors):
-    """Return an entry with these embeddings of validation, and of training, whose classes are the same."""
+def make_candidate(data, name, vectors):
+    """Return a candidate with these embeddings of validation, and of training, whose classes are the same."""
     rows = l2_normalize(np.array(vectors, dtype=np.float32))
     embeddings = {
         split: Embeddings([i.id for i in data.split(split)], rows, name) for split in (Split.TRAINING, Split.VALIDATION)
     }
     evaluation = evaluate_validation(data, embeddings[Split.VALIDATION], MEASURES)
-    return Entry(name, name, "frozen", data.root, embeddings, evaluation)
+    return Candidate(name, name, "frozen", data.root, embeddings, evaluation)
 
 
 def one_hot(numbers, width=4):
@@ -44,34 +44,34 @@ def test_two_models_that_see_different_classes_are_joined(data):
     e = np.eye(6)
     near_2, near_3 = 0.9 * e[2] + np.sqrt(0.19) * e[4], 0.9 * e[3] + np.sqrt(0.19) * e[5]
     mixed_up = [e[2], e[3], near_2, near_3]
-    first = make_entry(data, "first", [e[0], e[0], e[1], e[1], *mixed_up])
-    second = make_entry(data, "second", [*mixed_up, e[0], e[0], e[1], e[1]])
+    first = make_candidate(data, "first", [e[0], e[0], e[1], e[1], *mixed_up])
+    second = make_candidate(data, "second", [*mixed_up, e[0], e[0], e[1], e[1]])
     setup = SimpleNamespace(data=data, measures=MEASURES, transductive=False)
     assert first.evaluation.mean("hit@1") == second.evaluation.mean("hit@1") == 0.5
 
-    system = select_system(setup, [first, second])
+    selection = select_models(setup, [first, second])
 
     # joined, images of one class have .5, others .45
-    assert system.weights == {"first": 0.5, "second": 0.5}
-    assert system.score("hit@1") == 1.0
+    assert selection.weights == {"first": 0.5, "second": 0.5}
+    assert selection.evaluation.mean("hit@1") == 1.0
 
 
 def test_a_useless_model_gets_no_weight(data):
-    good = make_entry(data, "good", one_hot([0, 0, 1, 1, 2, 2, 3, 3]))
-    bad = make_entry(data, "bad", one_hot([0, 1, 2, 3, 0, 1, 2, 3]))
+    good = make_candidate(data, "good", one_hot([0, 0, 1, 1, 2, 2, 3, 3]))
+    bad = make_candidate(data, "bad", one_hot([0, 1, 2, 3, 0, 1, 2, 3]))
     setup = SimpleNamespace(data=data, measures=MEASURES, transductive=False)
 
-    system = select_system(setup, [bad, good])
+    selection = select_models(setup, [bad, good])
 
-    assert dict(system.weights) == {"good": 1.0}
-    assert system.score("hit@1") == 1.0
+    assert dict(selection.weights) == {"good": 1.0}
+    assert selection.evaluation.mean("hit@1") == 1.0
 
 
 def test_the_cosine_of_joined_models_is_the_weighted_mean(data):
     random = np.random.default_rng(0)
-    first, second = (make_entry(data, name, random.standard_normal((8, 6))) for name in ("first", "second"))
+    first, second = (make_candidate(data, name, random.standard_normal((8, 6))) for name in ("first", "second"))
 
-    joined = join([first, second], [0.75, 0.25])[Split.VALIDATION].vectors
+    joined = join_embeddings([first, second], [0.75, 0.25], Split.VALIDATION).vectors
 
     a, b = (e.embeddings[Split.VALIDATION].vectors for e in (first, second))
     np.testing.assert_allclose(joined @ joined.T, 0.75 * a @ a.T + 0.25 * b @ b.T, atol=1e-6)
