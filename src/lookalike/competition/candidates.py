@@ -36,50 +36,28 @@ _PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training that is to be done; it is stored, so that an interrupted training resumes as planned.
+    """A training that is to be done; it is stored, so that an interrupted training resumes as planned."""
 
-    Attributes:
-        name: of the candidate, such as `resnet50 fine-tuned`.
-        backbone: the backbone's name.
-        kind: frozen or fine-tuned.
-        minutes: time budget of the training.
-        reason: why, in words.
-        repeat: number of earlier fine-tunings of the backbone; it is added to the seed.
-
-    """
-
-    name: str
+    name: str  # of the candidate, such as `resnet50 fine-tuned`
     backbone: str
-    kind: Kind
-    minutes: float
-    reason: str = ""
-    repeat: int = 0
+    kind: Kind  # frozen or fine-tuned
+    minutes: float  # time budget of the training
+    reason: str = ""  # in words
+    repeat: int = 0  # number of earlier fine-tunings of the backbone; it is added to the seed
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A model that the submission may be made of, with its embeddings of every split.
+    """A model that the submission may be made of, with its embeddings of every split."""
 
-    Attributes:
-        name: such as `resnet50 fine-tuned`.
-        backbone: the backbone's name.
-        kind: frozen (with its best head), fine-tuned, or refit (on training and validation images).
-        bundle: its folder.
-        embeddings: by split; those of a refitted model have all labelled images in training.
-        evaluation: on validation; None for a refitted model.
-        seconds: that its training took.
-        recipe_share: the share of the recipe's epochs that the time budget allowed, from 0 to 1.
-
-    """
-
-    name: str
+    name: str  # such as `resnet50 fine-tuned`
     backbone: str
-    kind: Kind
+    kind: Kind  # frozen (with its best head), fine-tuned, or refit (on training and validation images)
     bundle: Path
-    embeddings: Mapping[str, Embeddings] = field(repr=False)
-    evaluation: Evaluation | None = field(repr=False, default=None)
-    seconds: float = 0.0
-    recipe_share: float = 1.0
+    embeddings: Mapping[str, Embeddings] = field(repr=False)  # by split; a refit has all labelled images in training
+    evaluation: Evaluation | None = field(repr=False, default=None)  # on validation; None for a refit
+    seconds: float = 0.0  # that its training took
+    recipe_share: float = 1.0  # of the recipe's epochs, which the time budget allowed
 
 
 def embed_pretrained(setup: Setup, backbone: str) -> dict[str, Embeddings]:

@@ -30,7 +30,6 @@ def parse_deadline(text: str, now: datetime) -> float:
 
     Raises:
         OptionError: another form, or less than 30 seconds.
-
     """
     seconds = _seconds(text.strip().lower(), now)
     if seconds is None:
@@ -97,7 +96,6 @@ class ClockProgress:
 
     Attributes:
         until: seconds since the epoch after which `step` raises `OutOfTimeError`.
-
     """
 
     def __init__(self, progress: Progress, clock: Clock) -> None:

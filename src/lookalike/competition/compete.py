@@ -46,7 +46,6 @@ class Competition:
         score: its validation measure; None if nothing was measured.
         log: every step with its reason.
         out: the folder with all results.
-
     """
 
     submission: Path
@@ -121,7 +120,6 @@ def compete(  # noqa: PLR0913 - the command's options, all but the first by name
         OptionError: no time, or a value outside its limits.
         ModelError: none of the backbones can be used.
         StorageError: `out` belongs to something else, or to a competition with other data, options or weights.
-
     """
     progress = resolve_progress(progress)
     # images that are in training and in test are the organiser's choice; `check` reports them

@@ -28,7 +28,6 @@ class LogEntry:
         score: validation measure of the best submission that the step makes possible; None if it was not measured.
         submission: the file of the submission, inside the folder of the competition; None if there is no new one.
         model: the models that a new submission is made from, in words; empty if there is none.
-
     """
 
     seconds: float

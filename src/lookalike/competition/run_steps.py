@@ -52,23 +52,14 @@ _FIRST, _END = "first submission", "the end"
 
 
 class StepRunner:
-    """Runs the steps and keeps the best submission; what was done before an interruption is read from the folder.
-
-    Attributes:
-        setup: of the competition.
-        costs: estimated seconds by backbone.
-        candidates: the trained models by name.
-        refits: by name of the candidate that was trained again on all labelled images.
-        selection: the models of the submission; None before one was measured.
-
-    """
+    """Runs the steps and keeps the best submission; what was done before an interruption is read from the folder."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.costs: dict[str, Costs] = {}
-        self.candidates: dict[str, Candidate] = {}
-        self.refits: dict[str, Candidate] = {}
-        self.selection: Selection | None = None
+        self.costs: dict[str, Costs] = {}  # by backbone
+        self.candidates: dict[str, Candidate] = {}  # by name
+        self.refits: dict[str, Candidate] = {}  # by name of the candidate that was trained again
+        self.selection: Selection | None = None  # None before a model was measured
         self._selection_seconds = 0.0
 
     @property

@@ -26,22 +26,13 @@ _USEFUL_SHARE = 0.2  # less of a recipe is not worth its time
 
 @dataclass(frozen=True)
 class BackboneResults:
-    """What was measured of a backbone so far.
-
-    Attributes:
-        name: its name.
-        score: validation measure of the frozen backbone with its best head, from 0 to 1.
-        recipe_seconds: of fine-tuning with the whole recipe, validation and embedding included.
-        refit_factor: seconds of a training on all labelled images relative to one on training alone.
-        runs: the fine-tunings so far.
-
-    """
+    """What was measured of a backbone so far."""
 
     name: str
-    score: float
-    recipe_seconds: float
-    refit_factor: float
-    runs: tuple[Run, ...] = ()
+    score: float  # validation measure of the frozen backbone with its best head, from 0 to 1
+    recipe_seconds: float  # of fine-tuning with the whole recipe, validation and embedding included
+    refit_factor: float  # seconds of a training on all labelled images, relative to one on training alone
+    runs: tuple[Run, ...] = ()  # the fine-tunings so far
 
     @property
     def best(self) -> float:
@@ -77,7 +68,6 @@ def plan_fine_tuning(backbones: Sequence[BackboneResults], seconds_left: float) 
     Args:
         backbones: those that can be fine-tuned, with a frozen score.
         seconds_left: until the deadline, without what the end of the competition needs.
-
     """
     best = max((b.best for b in backbones), default=0.0)
     gain = _observed_gain(backbones)

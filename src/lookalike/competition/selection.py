@@ -29,18 +29,11 @@ _MIN_GAIN = 0.002  # share of the best possible score; less is chance
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The models of a submission and their re-ranking.
+    """The models of a submission and their re-ranking."""
 
-    Attributes:
-        weights: by name of the candidate, in descending order; their sum is 1.
-        reranking: the steps; none if no step gains.
-        evaluation: on validation, re-ranked.
-
-    """
-
-    weights: Mapping[str, float]
-    reranking: Reranking
-    evaluation: Evaluation
+    weights: Mapping[str, float]  # by name of the candidate, in descending order; their sum is 1
+    reranking: Reranking  # without a step if none gains
+    evaluation: Evaluation  # on validation, re-ranked
 
     def __str__(self) -> str:
         names = [f"{weight:.0%} {name}" if len(self.weights) > 1 else name for name, weight in self.weights.items()]
@@ -141,7 +134,6 @@ def make_submission(setup: Setup, hits: Hits) -> Submission:
 
     Raises:
         DataError: the hits do not make a valid submission.
-
     """
     data = setup.data
     submission = Submission.from_hits(hits, setup.group)

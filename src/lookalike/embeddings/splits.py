@@ -43,7 +43,6 @@ def embed_splits(
         kind: runtime and precision of an exported encoder, which its fingerprint does not include.
         share_features: also keep the features of a frozen backbone, which its other heads then use. The last bit of an
             embedding may then differ from that of `Encoder.embed`.
-
     """
     encoder: AnyEncoder | None = None
     embeddings: dict[str, Embeddings] = {}
