@@ -216,7 +216,11 @@ def test_an_existing_validation_split_of_another_kind_is_refused(
 @pytest.mark.parametrize(
     ("training", "test", "needs"),
     [
-        ({"cat": 4, "dog": 4}, {"cat": 2}, "a class of at least 5 images, got 2 classes with 8 images"),
+        (
+            {"cat": 4, "dog": 4},
+            {"cat": 2},
+            "a class of at least 5 images, or at least 4 classes to cut whole classes, got 2 classes with 8 images",
+        ),
         (
             {"a": 9, "b": 9, "c": 9},
             {"x": 2},

@@ -10,6 +10,7 @@ from lookalike.data.dataset import Dataset, Item, Split, by_class, shuffled
 from lookalike.errors import DataError, OptionError
 
 _FRACTION = 0.15  # of the images of each class, or of the classes
+_MIN_IMAGES = 5  # of a class, to cut some of them
 _QUERY_FRACTION = 0.25  # of the images of the query style, where whole styles are cut
 _MAX_STYLES = 20
 
@@ -19,12 +20,16 @@ def with_validation(data: Dataset, *, seed: int = 0, class_disjoint: bool | None
 
     It has the shape of the test split: whole classes where the test classes are unseen in training; a style as the
     gallery, with queries of another, where a column of the manifest shows that the styles of the gallery are unseen;
-    else a few images of each class. A validation split that a manifest defines is returned unchanged.
+    else a few images of each class. Where classes are too small for that, whole classes are cut, with a note. A
+    validation split that a manifest defines is returned unchanged.
+
+    The labels of the test queries decide nothing but whether the test classes are unseen, and no test image is used.
 
     Args:
         data: the data set.
         seed: seed of the choice of images or classes.
-        class_disjoint: cut whole classes; by default if the test classes are unseen in training.
+        class_disjoint: cut whole classes; by default if the test classes are unseen in training, or if fewer than two
+            classes have 5 images.
 
     Raises:
         OptionError: `class_disjoint` contradicts the existing validation split.
@@ -51,19 +56,31 @@ def with_validation(data: Dataset, *, seed: int = 0, class_disjoint: bool | None
     styles = _find_styles(data) if class_disjoint is None and not disjoint else None
     if styles is not None and (cut := _cut_styles(data, styles, seed)) is not None:
         return cut
-    validation_ids = _whole_classes(groups, seed) if disjoint else _of_each_class(groups, seed)
+    # in a validation split of one class every measure is perfect
+    small = class_disjoint is None and not disjoint and sum(len(g) >= _MIN_IMAGES for g in groups.values()) < 2
+    validation_ids = _whole_classes(groups, seed) if disjoint or small else set()
+    notes = data.notes
+    if validation_ids and small:
+        notes += (
+            "validation consists of whole classes, which training then lacks, because fewer than two classes have the "
+            f"{_MIN_IMAGES} images that are needed to cut some of each",
+        )
+    elif not disjoint:
+        validation_ids = _of_each_class(groups, seed)
     if not validation_ids:
         got = f"{len(groups)} {'class' if len(groups) == 1 else 'classes'} with {len(data.training)} images"
-        needs = "a class of at least 5 images"
+        whole = "at least 4 classes" if len(groups) < 4 else "two classes of at least 2 images"
         if disjoint:
-            needs = "at least 4 classes" if len(groups) < 4 else "two classes of at least 2 images"
-            needs += ", because whole classes are cut"
+            needs = f"{whole}, because whole classes are cut"
+        else:
+            needs = f"a class of at least {_MIN_IMAGES} images"
+            needs += f", or {whole} to cut whole classes" if small else ", because none is cut as a whole"
         raise DataError(
             f"{data.root} has too few training images for a validation split: it needs {needs}, got {got}; add images.",
             argument="data",
         )
     items = [replace(item, split=Split.VALIDATION) if item.id in validation_ids else item for item in data.items]
-    return data.replace_items(items)
+    return replace(data, items=tuple(items), notes=notes)
 
 
 def _of_each_class(groups: dict[str, list[Item]], seed: int) -> set[str]:
@@ -73,7 +90,7 @@ def _of_each_class(groups: dict[str, list[Item]], seed: int) -> set[str]:
     """
     ids: set[str] = set()
     for label, items in groups.items():
-        if len(items) >= 5:
+        if len(items) >= _MIN_IMAGES:
             count = max(4 if len(items) >= 12 else 2, round(_FRACTION * len(items)))
             ids.update(item.id for item in shuffled(items, f"{seed}/{label}")[:count])
     return ids
