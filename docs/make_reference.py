@@ -81,8 +81,8 @@ _BACKBONE_NOTES = """
 - **GMACs**: 10⁹ multiply-adds per image.
 - **input**: the weights of DINOv2 were trained at 518 pixels; its published nearest-neighbour figures are for 224,
   which costs a sixth. The position embedding is resampled. `--set side=2.3125` restores 518.
-- **licence** is that in timm's record of the weights; read the model card before you use them. `cc-by-nc-4.0` allows no
-  commercial use, `dinov3-license` has terms of its own.
+- **licence** is that in timm's record of the weights, or of the authors where they name another (CLIP); read the model
+  card before you use them. `cc-by-nc-4.0` allows no commercial use, `dinov3-license` has terms of its own.
 - A backbone by its timm name instead of its short name has timm's pooling and input size, and no projection.
 
 ## Preprocessing

@@ -22,6 +22,7 @@ FAMILIES = (
     "clip_b_32", "clip_b_32_laion", "siglip_b_16", "pe_core_b", "eva02_b",
 )  # fmt: skip
 CONVOLUTIONAL = ("resnet50", "dinov3_convnext_tiny", "efficientnet_lite0")
+CLASS_TOKEN_IN_PAPER = {"dinov3_s", "dinov3_b", "dinov3_l"}  # timm averages them; the reason is next to the rows
 
 
 def meta_module(row):
@@ -55,10 +56,21 @@ def test_the_row_repeats_timms_record_of_the_weights(name):
     config = timm.get_pretrained_cfg(row.timm_name)
     assert (row.mean, row.std, row.interpolation) == (config.mean, config.std, config.interpolation)
     assert config.input_size == (3, *[row.trained_size or row.input_size] * 2)
-    assert row.licence == config.license
+    assert row.licence == ("mit" if name.startswith("clip_") else config.license)  # the reason is next to the rows
     assert row.repository == ("" if row.package else config.hf_hub_id)
     assert row.feature_text
     assert row.kind in ("supervised", "self-supervised", "image-text")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_pooling_is_that_of_timms_model(name):
+    module = meta_module(ROWS[name])
+    pooling = getattr(module, "global_pool", None) or module.head.global_pool
+    expected = getattr(pooling, "pool_type", pooling)
+    if name in CLASS_TOKEN_IN_PAPER:
+        assert expected == "avg"
+        expected = "token"
+    assert ROWS[name].pooling == expected
 
 
 def test_a_short_name_is_used_once():

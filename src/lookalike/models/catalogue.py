@@ -42,7 +42,7 @@ class BackboneRow:
         trained_size: side of the input in the weights' own record where another one is used; else 0.
         mean, std: per channel, of inputs in 0..1.
         interpolation: of the resized image.
-        licence: of the pretrained weights, by timm's record of them.
+        licence: of the pretrained weights, by timm's record of them; where their authors name another, theirs.
         gated: whether the hub asks for an account and an accepted licence before the download.
         package: import name of the package that ships ImageNet weights; None if they come from the model hub.
         weights_file: the file in that package's `models` folder.
@@ -187,7 +187,9 @@ ROWS = (
         ("dinov2_l_reg", "vit_large_patch14_reg4_dinov2.lvd142m", 303_230_976, 82.3, 1024, 224),
         trained_size=518,
     ),
-    # DINOv3 (Siméoni et al. 2025); timm's copies are not gated, Meta's own are
+    # DINOv3 (Siméoni et al. 2025); timm's copies are not gated, Meta's own are. timm averages the patches; these have the
+    # class token, because it is what Meta's network returns (`x_norm_clstoken`), what Meta's nearest-neighbour
+    # evaluation compares (`eval/knn.py`), and what the model card names for k-NN classifiers
     *_rows(
         *(SELF_SUPERVISED, "transformer", "token", _IMAGENET, "dinov3-license"),
         ("dinov3_s", "vit_small_patch16_dinov3.lvd1689m", 21_586_944, 6.3, 384, 256),
@@ -198,9 +200,10 @@ ROWS = (
         *(SELF_SUPERVISED, "cnn", "avg", _IMAGENET, "dinov3-license"),
         ("dinov3_convnext_tiny", "convnext_tiny.dinov3_lvd1689m", 27_820_128, 4.5, 768, 224),
     ),
-    # CLIP (Radford et al. 2021) by its authors, and trained on DataComp-1B and LAION-2B
+    # CLIP (Radford et al. 2021) by its authors, and trained on DataComp-1B and LAION-2B. The latter two have the licence
+    # MIT in their model cards. OpenAI's model card names none, its repository has MIT. timm's record says apache-2.0
     *_rows(
-        *(IMAGE_TEXT, "transformer", "token", _CLIP, "apache-2.0"),
+        *(IMAGE_TEXT, "transformer", "token", _CLIP, "mit"),
         ("clip_b_32", "vit_base_patch32_clip_quickgelu_224.openai", 87_849_728, 4.4, 512, 224),
         ("clip_b_16", "vit_base_patch16_clip_quickgelu_224.openai", 86_193_152, 17.6, 512, 224),
         ("clip_l_14", "vit_large_patch14_clip_quickgelu_224.openai", 303_966_976, 81.0, 768, 224),
@@ -212,7 +215,7 @@ ROWS = (
         projected=True,
     ),
     *_rows(
-        *(IMAGE_TEXT, "transformer", "token", _HALF, "apache-2.0"),
+        *(IMAGE_TEXT, "transformer", "token", _HALF, "mit"),
         ("clip_l_14_laion", "vit_large_patch14_clip_224.laion2b", 303_966_976, 81.0, 768, 224),
         projected=True,
     ),
