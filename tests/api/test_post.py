@@ -11,6 +11,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,26 @@ class TestNotSent:
         assert not caught.value.may_be_counted
         assert len(listener.messages) == 3
         assert recorded(submission_file) == []
+
+    def test_a_server_that_accepts_and_hangs(self, submission_file, monkeypatch):
+        """The handshake of TLS is a part of the connection, which does not wait as long as for an answer."""
+        monkeypatch.setattr(http_post, "CONNECT_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(http_post, "TIMEOUT_S", 300.0)
+        with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(PostError, match="timed out") as caught:
+            post(submission_file, f"https://127.0.0.1:{silent.getsockname()[1]}/")
+        assert not caught.value.may_be_counted
+        assert recorded(submission_file) == []
+
+    def test_an_answer_may_take_longer_than_the_connection(self, score_server, submission_file, monkeypatch):
+        monkeypatch.setattr(http_post, "CONNECT_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(http_post, "TIMEOUT_S", 300.0)
+
+        def late(handler):
+            time.sleep(0.3)
+            reply(200, '{"accuracy": 4}')(handler)
+
+        score_server.replies = [late]
+        assert post(submission_file, score_server.url).score == 4
 
     def test_an_unknown_host(self, submission_file, monkeypatch):
         calls = []

@@ -18,6 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 from lookalike.errors import LookalikeError, OptionError
 from lookalike.progress import printable
 
+CONNECT_TIMEOUT_S = 10.0  # of each address of the host, of the TLS handshake and of the answer of a proxy
 TIMEOUT_S = 300.0  # of each wait for the server: some compute the score before they answer
 MAX_ANSWER_BYTES = 65_536
 CONTENT_TYPE = "application/json"
@@ -187,11 +188,11 @@ def _open(address: Address) -> tuple[http.client.HTTPConnection, str, dict[str, 
     connection: http.client.HTTPConnection
     if address.scheme == "https":
         context = ssl.create_default_context()
-        connection = http.client.HTTPSConnection(first.host, first.port, timeout=TIMEOUT_S, context=context)
+        connection = http.client.HTTPSConnection(first.host, first.port, timeout=CONNECT_TIMEOUT_S, context=context)
         if proxy is not None:
             connection.set_tunnel(address.host, address.port, login)
     else:
-        connection = http.client.HTTPConnection(first.host, first.port, timeout=TIMEOUT_S)
+        connection = http.client.HTTPConnection(first.host, first.port, timeout=CONNECT_TIMEOUT_S)
         if proxy is not None:
             target, headers = address.url, headers | login
     connection.auto_open = 0  # it never connects again by itself
@@ -205,6 +206,7 @@ def _connect(connection: http.client.HTTPConnection) -> None:
         raise NotSentError(_cause(error), temporary=False) from error
     except (OSError, http.client.HTTPException) as error:
         raise NotSentError(_cause(error), temporary=True) from error
+    connection.sock.settimeout(TIMEOUT_S)
 
 
 def _read(response: http.client.HTTPResponse) -> tuple[bytes, str]:

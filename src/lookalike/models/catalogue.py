@@ -187,8 +187,8 @@ ROWS = (
         ("dinov2_l_reg", "vit_large_patch14_reg4_dinov2.lvd142m", 303_230_976, 82.3, 1024, 224),
         trained_size=518,
     ),
-    # DINOv3 (Siméoni et al. 2025); timm's copies are not gated, Meta's own are. timm averages the patches; these have the
-    # class token, because it is what Meta's network returns (`x_norm_clstoken`), what Meta's nearest-neighbour
+    # DINOv3 (Siméoni et al. 2025); timm's copies are not gated, Meta's own are. timm averages the patches; these rows
+    # have the class token, because it is what Meta's network returns (`x_norm_clstoken`), what Meta's nearest-neighbour
     # evaluation compares (`eval/knn.py`), and what the model card names for k-NN classifiers
     *_rows(
         *(SELF_SUPERVISED, "transformer", "token", _IMAGENET, "dinov3-license"),
@@ -200,8 +200,8 @@ ROWS = (
         *(SELF_SUPERVISED, "cnn", "avg", _IMAGENET, "dinov3-license"),
         ("dinov3_convnext_tiny", "convnext_tiny.dinov3_lvd1689m", 27_820_128, 4.5, 768, 224),
     ),
-    # CLIP (Radford et al. 2021) by its authors, and trained on DataComp-1B and LAION-2B. The latter two have the licence
-    # MIT in their model cards. OpenAI's model card names none, its repository has MIT. timm's record says apache-2.0
+    # CLIP (Radford et al. 2021) by its authors, and trained on DataComp-1B and LAION-2B. The latter two are MIT by
+    # their model cards. OpenAI's model card names no licence, its repository has MIT. timm's record says apache-2.0
     *_rows(
         *(IMAGE_TEXT, "transformer", "token", _CLIP, "mit"),
         ("clip_b_32", "vit_base_patch32_clip_quickgelu_224.openai", 87_849_728, 4.4, 512, 224),
