@@ -47,7 +47,7 @@ def unit(rows):
 
 def similarities(reranking, queries=QUERIES, gallery=GALLERY, **options):
     reranker = Reranker(reranking, MEANS if reranking.class_similarity else None)
-    return reranker.similarities(queries, gallery, **options).steps(np.arange(len(queries))) / 1e6
+    return reranker.similarities(queries, gallery, **options).millionths(np.arange(len(queries))) / 1e6
 
 
 def mean_of_nearest(rows, gallery, k, alpha):

@@ -133,7 +133,7 @@ def iter_judged(
         if similarities is None:
             steps = cosine_steps(queries.vectors[rows], gallery.vectors.__getitem__, relevance.gallery_rows)
         else:
-            steps = similarities.steps(rows)
+            steps = similarities.millionths(rows)
         first, last = np.searchsorted(relevance.same_file[:, 0], (start, start + step))
         positions, own_columns = relevance.same_file[first:last].T
         steps[positions - start, own_columns] = LAST

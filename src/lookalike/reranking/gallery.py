@@ -1,4 +1,4 @@
-"""The vectors of a gallery, augmented by neighbours, without what a query must not see of itself."""
+"""The vectors of a gallery, augmented by their neighbours, and for leave-one-out without the query's own part."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lookalike.types import Vectors, l2_normalize
 
 
 @dataclass(frozen=True, eq=False)
-class Replaced:
-    """Gallery vectors that differ for a query: of its position in a block and a gallery row, ordered by both."""
+class QueryVectors:
+    """Gallery vectors that are different for one query, ordered by query and row."""
 
-    positions: Ints
-    rows: Ints
+    positions: Ints  # of the query in its block
+    rows: Ints  # of the gallery
     vectors: Vectors
 
 
@@ -46,8 +46,13 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def replaced(self, position: Ints, row: Ints) -> Replaced | None:
-        """Return the vectors without the part of excluded items, given by position of the query and gallery row."""
+    def without(self, position: Ints, row: Ints) -> QueryVectors | None:
+        """Return the vectors without the part of excluded items; None if there are none.
+
+        Args:
+            position: `(n,)`, positions of the queries in their block.
+            row: `(n,)`, gallery rows of the items that are excluded for them.
+        """
         if self._items_by_neighbour is None or not len(row):
             return None
         pair, item, weight = self._items_by_neighbour.entries(row)
@@ -55,27 +60,33 @@ class Gallery:
         positions, rows = np.divmod(keys, len(self))
         parts = np.zeros((len(keys), self.vectors.shape[1]), dtype=np.float32)
         np.add.at(parts, pair_of_entry, weight[:, None].astype(np.float32) * self._original[row[pair]])
-        return Replaced(positions, rows, l2_normalize(self._sums[rows] - parts))
+        return QueryVectors(positions, rows, l2_normalize(self._sums[rows] - parts))
 
-    def steps(self, queries: Vectors, excluded: tuple[Ints, Ints], replaced: Replaced | None) -> Ints:
-        """Return the cosines `(n_query, n)` of a block of queries in millionths; excluded pairs are last."""
-        steps = cosine_steps(queries, self.vectors.__getitem__, np.arange(len(self)))
-        if replaced is not None:
-            pairs = queries[replaced.positions].astype(np.float64), replaced.vectors.astype(np.float64)
+    def millionths(self, queries: Vectors, excluded: tuple[Ints, Ints], other: QueryVectors | None) -> Ints:
+        """Return the cosines `(n_query, n)` of a block of queries in millionths.
+
+        Args:
+            queries: `(n_query, dim)`.
+            excluded: positions of queries and gallery rows, whose pairs get the lowest value.
+            other: the gallery vectors that are different for a query.
+        """
+        millionths = cosine_steps(queries, self.vectors.__getitem__, np.arange(len(self)))
+        if other is not None:
+            pairs = queries[other.positions].astype(np.float64), other.vectors.astype(np.float64)
             cosines = np.einsum("ij,ij->i", *pairs)
-            steps[replaced.positions, replaced.rows] = np.rint(cosines * STEPS)
-        steps[excluded] = LAST
-        return steps
+            millionths[other.positions, other.rows] = np.rint(cosines * STEPS)
+        millionths[excluded] = LAST
+        return millionths
 
-    def take(self, rows: Ints, replaced: Replaced | None) -> Vectors:
+    def take(self, rows: Ints, other: QueryVectors | None) -> Vectors:
         """Return the vectors `(n_query, k, dim)` of rows `(n_query, k)` for a block of queries."""
         vectors: Vectors = self.vectors[rows]
-        if replaced is not None and len(replaced.rows):
+        if other is not None and len(other.rows):
             keys = np.arange(len(rows))[:, None] * len(self) + rows
-            stored = replaced.positions * len(self) + replaced.rows
+            stored = other.positions * len(self) + other.rows
             index = np.searchsorted(stored, keys).clip(max=len(stored) - 1)
             differs = stored[index] == keys
-            vectors[differs] = replaced.vectors[index[differs]]
+            vectors[differs] = other.vectors[index[differs]]
         return vectors
 
 

@@ -34,7 +34,7 @@ class SparseRows:
 
     @classmethod
     def of(cls, shape: tuple[int, int], rows: Ints, columns: Ints, values: Values) -> SparseRows:
-        """Build a matrix; the values of equal places are added."""
+        """Build a matrix; values of the same row and column are added."""
         keys, cell = np.unique(rows * shape[1] + columns, return_inverse=True)
         sums: Values = np.bincount(cell, values, len(keys)).astype(np.float64)
         starts = np.searchsorted(keys, np.arange(shape[0] + 1) * shape[1])

@@ -108,8 +108,8 @@ class Reranker:
         ids = np.empty((len(queries), top_k), dtype=object)
         scores = np.empty((len(queries), top_k), dtype=np.float32)
         for block in blocks(len(queries), len(gallery)):
-            ranked, steps = best_first(similarities.steps(block), columns, top_k)
-            ids[block], scores[block] = similarities.gallery_ids[ranked], steps / STEPS
+            ranked, millionths = best_first(similarities.millionths(block), columns, top_k)
+            ids[block], scores[block] = similarities.gallery_ids[ranked], millionths / STEPS
         return Hits(tuple(queries.ids), ids, scores)
 
 
@@ -151,20 +151,20 @@ class Similarities:
             nodes = np.concatenate([self._gallery.vectors, self._queries[others]])
             self._jaccard = JaccardSimilarities(nodes, len(gallery), self._reranking.k_reciprocal)
 
-    def steps(self, query_rows: Ints) -> Ints:
-        """Return the similarities `(n, n_gallery)` of queries in millionths; excluded items are last."""
+    def millionths(self, query_rows: Ints) -> Ints:
+        """Return the similarities `(n, n_gallery)` of queries in millionths; excluded items have the lowest value."""
         excluded = self._excluded.entries(query_rows)[:2]
-        steps = self._gallery.steps(self._queries[query_rows], excluded, self._gallery.replaced(*excluded))
-        similarities: Values = steps.astype(np.float64)
+        millionths = self._gallery.millionths(self._queries[query_rows], excluded, self._gallery.without(*excluded))
+        similarities: Values = millionths.astype(np.float64)
         if self._penalty is not None:
             similarities -= self._penalty * STEPS
         if self._jaccard is not None and self._reranking.k_reciprocal is not None:
             weight = self._reranking.k_reciprocal.weight
             similarities = (1 - weight) * similarities + weight * STEPS * self._jaccard.rows(self._nodes[query_rows])
         if self._penalty is not None or self._jaccard is not None:
-            steps = np.rint(similarities).astype(np.int64)
-            steps[excluded] = LAST
-        return steps
+            millionths = np.rint(similarities).astype(np.int64)
+            millionths[excluded] = LAST
+        return millionths
 
     def _expanded(self, step: QueryExpansion) -> Vectors:
         k = min(step.k, self.max_depth)
@@ -172,10 +172,11 @@ class Similarities:
         columns = np.arange(len(self._gallery))
         for block in blocks(len(expanded), max(len(self._gallery), k * expanded.shape[1])) if k else ():
             excluded = self._excluded.entries(block)[:2]
-            replaced = self._gallery.replaced(*excluded)
-            nearest_columns, steps = best_first(self._gallery.steps(expanded[block], excluded, replaced), columns, k)
-            weights = powers(steps / STEPS, step.alpha)
-            expanded[block] += weighted_sums(weights, self._gallery.take(nearest_columns, replaced))
+            other = self._gallery.without(*excluded)
+            cosines = self._gallery.millionths(expanded[block], excluded, other)
+            nearest_columns, millionths = best_first(cosines, columns, k)
+            weights = powers(millionths / STEPS, step.alpha)
+            expanded[block] += weighted_sums(weights, self._gallery.take(nearest_columns, other))
         return l2_normalize(expanded)
 
     def _mean_similarity(self, step: SimilarityNormalization) -> Values:
