@@ -44,6 +44,10 @@ class BackboneFile:
             problem = f"is not a {kind}" if self.path.exists() else "does not exist"
             raise ModelError(f"{self.name}: {self.path} {problem}; pass the {kind} of the model.", argument="backbone")
 
+    def refused(self, problem: str) -> ModelError:
+        """Return the error of a file or folder that cannot be used."""
+        return ModelError(f"{self.name} cannot be used: {problem}.", argument="backbone")
+
     def files(self) -> Iterator[Path]:
         """Return the files that decide its features, as far as they exist, in the order of their names."""
         if self.library == ONNX:
@@ -91,7 +95,7 @@ class BackboneFile:
         try:
             preprocessing = Preprocessing(height, width, **values)
         except ModelError as error:
-            raise ModelError(f"{self.name} cannot be used: {error}", argument="backbone") from error
+            raise self.refused(str(error).rstrip(".")) from error
         missing = [key for key in ("mean", "std", "interpolation", "crop_pct") if key not in settings]
         if settings.get("crop_mode", "center") != "center" and "crop_pct" in missing:
             missing.remove("crop_pct")
@@ -105,9 +109,10 @@ class BackboneFile:
 
 
 def parse_backbone_file(name: str) -> BackboneFile | None:
-    """Return what a name such as `onnx:FILE?size=224` means; None for any other name.
+    """Return the file and settings of a name such as `onnx:FILE?size=224`; None for any other name.
 
-    Raises `ModelError` for an unknown setting.
+    Raises:
+        ModelError: no path, or an unknown setting.
     """
     scheme, separator, rest = name.partition(":")
     if not separator or scheme not in SCHEMES:
@@ -118,10 +123,10 @@ def parse_backbone_file(name: str) -> BackboneFile | None:
     unknown = [key for key in settings if key not in allowed] or ([query] if query and not settings else [])
     problem = f"write {scheme}:PATH" if not text else ""
     if unknown:
-        settings_text = f"the settings {', '.join(allowed)}" if allowed else "settings, which it does not take"
-        problem = f"{unknown[0]!r} is not one of {settings_text}"
+        problem = f"{unknown[0]!r} is not one of the settings {', '.join(allowed)}"
+        problem = problem if allowed else f"a folder takes no settings; remove ?{query}"
     if problem:
-        raise ModelError(f"{name!r} is not possible: {problem}.", argument="backbone")
+        raise ModelError(f"the backbone {name!r} is not valid: {problem}.", argument="backbone")
     return BackboneFile(name, SCHEMES[scheme], Path(text).expanduser(), settings)
 
 
@@ -158,7 +163,9 @@ def _parse_setting(name: str, key: str, text: str) -> Any:
             return _checked(key, [float(part) for part in text.split(",")])
         return _checked(key, float(text) if key == "crop_pct" else text)
     except ValueError as error:
-        raise ModelError(f"{name} is not possible: {key} is {text!r} ({error}).", argument="backbone") from error
+        raise ModelError(
+            f"the backbone {name!r} is not valid: {key} is {text!r} ({error}).", argument="backbone"
+        ) from error
 
 
 def _checked(key: str, value: Any) -> Any:

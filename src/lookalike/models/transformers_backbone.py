@@ -68,7 +68,7 @@ def load_transformers(file: BackboneFile) -> tuple[PooledModel, Preprocessing, s
     transformers = _import(file.name)
     file.require()
     if not (file.path / "config.json").is_file():
-        raise _refused(file, f"{file.path} has no config.json; pass a folder that save_pretrained wrote")
+        raise file.refused(f"{file.path} has no config.json; pass a folder that save_pretrained wrote")
     with _refusing(file), _quiet():
         config = transformers.AutoConfig.from_pretrained(str(file.path), **_LOCAL)
         content = config.to_dict()
@@ -86,7 +86,7 @@ def load_transformers(file: BackboneFile) -> tuple[PooledModel, Preprocessing, s
         missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
         if missing or report["mismatched_keys"]:
             name = [*missing, *(str(key[0]) for key in report["mismatched_keys"])][0]
-            raise _refused(file, f"its weights do not fit its config.json (first: {name})")
+            raise file.refused(f"its weights do not fit its config.json (first: {name})")
         pooling = _pooling(file, model, has_pooler=not report["missing_keys"])
         network = PooledModel(model.eval(), pooling, 0)
         network.num_features = _count_features(file, network, preprocessing)
@@ -143,11 +143,7 @@ def _refusing(file: BackboneFile) -> Iterator[None]:
     except LookalikeError:
         raise
     except Exception as error:  # transformers raises a dozen kinds
-        raise _refused(file, describe_error(error)) from error
-
-
-def _refused(file: BackboneFile, problem: str) -> ModelError:
-    return ModelError(f"{file.name} cannot be used: {problem}.", argument="backbone")
+        raise file.refused(describe_error(error)) from error
 
 
 def _require_small(value: Any, key: str = "config") -> None:
@@ -170,12 +166,12 @@ def _require_weights(transformers: Any, file: BackboneFile, config: Any) -> None
     if not weights:
         others = any(file.path.glob("*.bin")) or any(file.path.glob("*.pt*"))
         problem = "only weights in a pickle, which can run code; save them as safetensors" if others else "no weights"
-        raise _refused(file, f"{file.path} holds {problem}")
+        raise file.refused(f"{file.path} holds {problem}")
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(config, trust_remote_code=False)
     count, size = sum(p.numel() for p in model.parameters()), sum(path.stat().st_size for path in weights)
     if count > size:  # a weight takes at least a byte
-        raise _refused(file, f"its config.json is of {count:,} weights, but its files have {size:,} bytes")
+        raise file.refused(f"its config.json is of {count:,} weights, but its files have {size:,} bytes")
 
 
 def _preprocessing(transformers: Any, file: BackboneFile) -> Preprocessing:
@@ -183,10 +179,10 @@ def _preprocessing(transformers: Any, file: BackboneFile) -> Preprocessing:
         processor = transformers.AutoImageProcessor.from_pretrained(str(file.path), **_LOCAL)
     except OSError as error:
         problem = "it has no preprocessor_config.json, which says how images are prepared; copy it from the model"
-        raise _refused(file, problem) from error
+        raise file.refused(problem) from error
     settings = processor_settings(processor.to_dict())
     if "size" not in settings:
-        raise _refused(file, "its preprocessor_config.json has no size")
+        raise file.refused("its preprocessor_config.json has no size")
     return file.preprocessing(settings, None)
 
 
@@ -194,7 +190,7 @@ def _pooling(file: BackboneFile, model: nn.Module, *, has_pooler: bool) -> str:
     if hasattr(model, "get_image_features"):
         return PROJECTION
     if getattr(model, "main_input_name", "") != "pixel_values":
-        raise _refused(file, f"{type(model).__name__} is not an image model")
+        raise file.refused(f"{type(model).__name__} is not an image model")
     return POOLER if has_pooler and hasattr(model, "pooler") else CLASS_TOKEN
 
 
@@ -212,7 +208,7 @@ def _count_features(file: BackboneFile, network: PooledModel, preprocessing: Pre
     images = torch.rand(2, 3, preprocessing.height, preprocessing.width, generator=torch.Generator().manual_seed(0))
     features = network(images)
     if features.ndim != 2 or len(features) != 2:
-        raise _refused(file, f"for two images it returns {tuple(features.shape)}, expected one vector per image")
+        raise file.refused(f"for two images it returns {tuple(features.shape)}, expected one vector per image")
     if not features.isfinite().all():
-        raise _refused(file, "it computes values that are not finite")
+        raise file.refused("it computes values that are not finite")
     return int(features.shape[1])

@@ -251,7 +251,7 @@ def _open(name: str, states: tuple[Any, ...], unhashed: _Unhashed) -> OnnxBackbo
     size, output, pool = _signature(file, data, settings)
     if size is not None and settings.get("size", size) != size:
         sizes = [" × ".join(map(str, sides)) for sides in (size, settings["size"])]
-        raise _refused(file, f"its images are {sizes[0]}, but its settings say {sizes[1]}; correct the size in them")
+        raise file.refused(f"its images are {sizes[0]}, but its settings say {sizes[1]}; correct the size in them")
     preprocessing = file.preprocessing(settings, size)
     tensors = {TENSOR: np.frombuffer(data, np.uint8)}
     info = BackboneInfo(
@@ -262,16 +262,12 @@ def _open(name: str, states: tuple[Any, ...], unhashed: _Unhashed) -> OnnxBackbo
     return OnnxBackbone(replace(info, features=_count_features(file, info, data)), GraphBytes(tensors))
 
 
-def _refused(file: BackboneFile, problem: str) -> ModelError:
-    return ModelError(f"{file.name} cannot be used: {problem}.", argument="backbone")
-
-
 def _read(file: BackboneFile) -> bytes:
     try:
         with open_regular(file.path, MAX_BYTES) as handle:
             data = handle.read()
     except (OSError, RefusedFileError) as error:
-        raise _refused(file, describe_error(error)) from error
+        raise file.refused(describe_error(error)) from error
     return _with_external_data(file) if _EXTERNAL in data else data
 
 
@@ -284,8 +280,8 @@ def _with_external_data(file: BackboneFile) -> bytes:
     try:
         data: bytes = onnx.load(str(file.path)).SerializeToString()
     except Exception as error:  # of many kinds, for a missing file, a path that leads elsewhere, or more than 2 GB
-        raise _refused(
-            file, f"the weights that it keeps in another file cannot be read ({describe_error(error)})"
+        raise file.refused(
+            f"the weights that it keeps in another file cannot be read ({describe_error(error)})"
         ) from error
     return data
 
@@ -295,18 +291,18 @@ def _signature(file: BackboneFile, data: bytes, settings: Mapping[str, Any]) -> 
     try:
         graph = openvino.import_openvino().Core().read_model(data)
     except RuntimeError as error:
-        raise _refused(file, f"it is not an ONNX model that OpenVINO reads ({describe_error(error)})") from error
+        raise file.refused(f"it is not an ONNX model that OpenVINO reads ({describe_error(error)})") from error
     if len(graph.inputs) != 1:
-        raise _refused(file, f"it has {len(graph.inputs)} inputs, expected one: images (n, 3, h, w)")
+        raise file.refused(f"it has {len(graph.inputs)} inputs, expected one: images (n, 3, h, w)")
     shape, element = graph.inputs[0].partial_shape, graph.inputs[0].element_type.get_type_name()
     lengths = _lengths(shape)
     if len(lengths) != 4 or lengths[1] not in (3, None) or element != "f32":
         advice = "; export it with channels first" if len(lengths) == 4 and lengths[3] == 3 else ""
-        raise _refused(file, f"its input is {element} of shape {shape}, expected float32 images (n, 3, h, w){advice}")
+        raise file.refused(f"its input is {element} of shape {shape}, expected float32 images (n, 3, h, w){advice}")
     names = [output.any_name for output in graph.outputs]
     output = settings.get("output", names[0])
     if output not in names or (len(names) > 1 and "output" not in settings):
-        raise _refused(file, f"it has the outputs {', '.join(names)}; choose one, as in {file.name}?output={names[0]}")
+        raise file.refused(f"it has the outputs {', '.join(names)}; choose one, as in {file.name}?output={names[0]}")
     shape, pool = graph.output(output).partial_shape, settings.get("pool", "")
     rank = len(_lengths(shape))
     if (rank, bool(pool)) not in ((2, False), (3, True)):
@@ -315,7 +311,7 @@ def _signature(file: BackboneFile, data: bytes, settings: Mapping[str, Any]) -> 
             problem = (
                 f"its output {output} has vectors per token, {shape}; add the setting pool={' or pool='.join(POOLS)}"
             )
-        raise _refused(file, problem)
+        raise file.refused(problem)
     height, width = lengths[2:]
     return (None if height is None or width is None else (height, width)), output, pool
 
@@ -337,17 +333,16 @@ def _count_features(file: BackboneFile, info: BackboneInfo, data: bytes) -> int:
     except LookalikeError:
         raise
     except Exception as error:  # OpenVINO's errors have no other common base
-        raise _refused(
-            file,
+        raise file.refused(
             f"it does not compute two images of {preprocessing.height} × {preprocessing.width} "
             f"({describe_error(error)}); export it for any number of images of this size",
         ) from error
     if rows.shape != (2, *alone.shape[1:]) or rows.ndim != 2 or rows.dtype.kind != "f":
-        raise _refused(file, f"for two images it returns {rows.dtype} of shape {rows.shape}, expected floats (2, d)")
+        raise file.refused(f"for two images it returns {rows.dtype} of shape {rows.shape}, expected floats (2, d)")
     if not 1 <= rows.shape[1] <= _MAX_FEATURES:
-        raise _refused(file, f"its vectors have {rows.shape[1]:,} numbers, expected from 1 to {_MAX_FEATURES:,}")
+        raise file.refused(f"its vectors have {rows.shape[1]:,} numbers, expected from 1 to {_MAX_FEATURES:,}")
     if not np.isfinite(rows).all():
-        raise _refused(file, "it computes values that are not finite")
+        raise file.refused("it computes values that are not finite")
     if not np.allclose(rows[:1], alone, rtol=0.01, atol=0.01 * float(np.abs(rows).max())):
-        raise _refused(file, "an image alone gets another vector than in a batch; export it in evaluation mode")
+        raise file.refused("an image alone gets another vector than in a batch; export it in evaluation mode")
     return int(rows.shape[1])
