@@ -30,8 +30,13 @@ def machine(monkeypatch):
     return arrange
 
 
-def choose(images=1000, minutes=60, weights=None, gmacs=1e4):
-    return auto_backbones(images, minutes, weights or {}, gmacs=gmacs)
+@pytest.fixture
+def choose(monkeypatch):
+    def choose(images=1000, minutes=20, weights=None, gmacs=1e4):
+        monkeypatch.setattr(auto, "machine_gmacs", lambda: gmacs)
+        return auto_backbones(images, minutes, weights or {})
+
+    return choose
 
 
 def names(choices):
@@ -43,7 +48,7 @@ def test_every_choice_is_a_short_name_of_its_role():
         assert [role_of(BACKBONES[name]) for name in candidates] == [role] * len(candidates)
 
 
-def test_without_a_hub_the_packages_networks_are_picked_and_the_reason_is_given(machine):
+def test_without_a_hub_the_packages_networks_are_picked_and_the_reason_is_given(machine, choose):
     downloads = machine()
     choices = choose()
     assert names(choices) == ["efficientnet_lite2", "efficientnet_lite0", ""]
@@ -55,7 +60,7 @@ def test_without_a_hub_the_packages_networks_are_picked_and_the_reason_is_given(
     assert choices[2].role == IMAGE_TEXT
 
 
-def test_with_a_hub_one_of_each_kind_is_picked_and_downloaded(machine):
+def test_with_a_hub_one_of_each_kind_is_picked_and_downloaded(machine, choose):
     downloads = machine(hub="")
     choices = choose()
     assert names(choices) == ["convnext_tiny", "dinov2_l_reg", "siglip2_so400m"]
@@ -64,34 +69,34 @@ def test_with_a_hub_one_of_each_kind_is_picked_and_downloaded(machine):
     assert "dinov3_l: not on this machine, and the licence" in choices[1].reason
 
 
-def test_a_slow_machine_gets_small_networks(machine):
+def test_a_slow_machine_gets_small_networks(machine, choose):
     """One sixth of 20 minutes for 1,000 images is 0.2 s per image: 6.3 GMACs at 31.5 per second; B/16 has 17.6."""
     machine(hub="")
-    choices = choose(gmacs=32, minutes=60)
+    choices = choose(gmacs=32, minutes=20)
     assert names(choices) == ["convnext_tiny", "dinov2_s_reg", "clip_b_32_datacomp"]
     assert "dinov3_l and 5 more: too slow" in choices[1].reason
 
 
-def test_the_cheapest_is_picked_where_nothing_fits_the_time(machine):
+def test_the_cheapest_is_picked_where_nothing_fits_the_time(machine, choose):
     machine()
     choices = choose(minutes=1e-6)
     assert [choice.name for choice in choices if choice.name] == ["efficientnet_lite0"]
     assert "too slow" in choices[0].reason
 
 
-def test_weights_in_the_cache_are_used_whatever_their_licence(machine):
+def test_weights_in_the_cache_are_used_whatever_their_licence(machine, choose):
     machine(local=(*PACKAGES, "dinov3_s", "clip_b_32"))
     assert names(choose()) == ["efficientnet_lite2", "dinov3_s", "clip_b_32"]
 
 
-def test_a_hub_that_fails_later_leaves_what_is_local(machine):
+def test_a_hub_that_fails_later_leaves_what_is_local(machine, choose):
     machine(hub=lambda name: "" if name == "convnext_tiny" else "gone")
     choices = choose()
     assert names(choices) == ["convnext_tiny", "efficientnet_lite2", "efficientnet_lite0"]
     assert "gone" in choices[1].reason
 
 
-def test_files_of_the_user_are_always_picked(machine):
+def test_files_of_the_user_are_always_picked(machine, choose):
     machine()
     choices = choose(weights={"resnet50": "r.safetensors", "vit_b_16": "v.pth"}, gmacs=1)
     assert [(c.role, c.name) for c in choices[:2]] == [(CNN, "resnet50"), ("file", "vit_b_16")]
@@ -102,7 +107,7 @@ def test_files_of_the_user_are_always_picked(machine):
         choose(weights={"resnt50": "r.safetensors"})
 
 
-def test_nothing_at_hand_is_an_error(machine):
+def test_nothing_at_hand_is_an_error(machine, choose):
     machine(local=())
     with pytest.raises(WeightsUnavailable, match="no route to host") as raised:
         choose()

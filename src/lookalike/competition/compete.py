@@ -190,7 +190,7 @@ def _select_backbones(
         earlier = _read_record(out / RECORD).weights
         names = [name for name in dict.fromkeys((*names, *earlier)) if name != AUTO]
     elif AUTO in names:
-        # about a third of the time is for the frozen backbones
+        # a third of the time per backbone
         names = expand_auto(names, weights, images=images, minutes=minutes / 3, progress=progress)
     with renamed_argument("backbones", "backbone"):
         for name in names:  # a misspelt name does not start the clock

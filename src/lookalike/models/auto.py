@@ -1,4 +1,4 @@
-"""Pick backbones of different kinds by the weights that are at hand and the time that there is."""
+"""Pick backbones of different kinds by the weights that are available and the time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lookalike.progress import Progress, format_about
 
 AUTO = "auto"
 
-# by kind, the most accurate first; of those that fit the time, the first whose weights are at hand is picked
+# by role, the most accurate first; of those that are fast enough, the first whose weights are available is picked
 _CHOICES = {
     "small CNN": ("convnext_tiny", "resnet50", "efficientnet_lite2", "efficientnet_b0", "efficientnet_lite0"),
     "self-supervised transformer": (
@@ -36,7 +36,7 @@ _CHOICES = {
 }
 _OPEN_LICENCES = ("apache-2.0", "mit")
 _PASSES = 6  # over the images, that must fit into a backbone's share of the time: embedding, and part of a fine-tuning
-_DEFAULT_MINUTES = 60.0
+_DEFAULT_MINUTES = 20.0
 _EFFICIENCY = 0.4  # rate of a network, relative to that of a large matrix product
 _GMACS_PER_CORE = 20.0  # typical rate of a network on one core with AVX2
 _MIN_PRODUCTS, _SECONDS = 4, 0.3
@@ -44,7 +44,7 @@ _MIN_PRODUCTS, _SECONDS = 4, 0.3
 
 @dataclass(frozen=True)
 class AutoChoice:
-    """One line of a choice.
+    """One line of what `auto` picked.
 
     Attributes:
         role: what the backbone is in the set, such as `small CNN`.
@@ -62,45 +62,42 @@ class AutoChoice:
 
 
 def auto_backbones(
-    images: int, minutes: float | None = None, weights: Mapping[str, Any] | None = None, *, gmacs: float | None = None
+    images: int, minutes: float | None = None, weights: Mapping[str, Any] | None = None
 ) -> tuple[AutoChoice, ...]:
     """Pick a small CNN, a self-supervised transformer and an image-text tower.
 
-    Of each kind it takes the most accurate one whose weights are on this machine, or can be downloaded, and that is
-    fast enough. A backbone with a file in `weights` is always picked. Where a kind has none, another backbone on this
-    machine takes its turn. A download is tried at once, so that the choice holds; the first that fails ends all others.
+    For each role it picks the most accurate backbone that is fast enough and whose weights are on this machine, or can
+    be downloaded. A backbone with a file in `weights` is always picked. Where a role has none, another backbone on this
+    machine is picked instead. Weights are downloaded at once, so that the choice holds; after a download that fails no
+    other one is tried.
 
     Args:
         images: number of images to embed.
-        minutes: time for all backbones together; None is an hour.
+        minutes: time per backbone; None is 20 minutes.
         weights: files by backbone.
-        gmacs: 10⁹ multiply-adds per second of this machine; None measures it.
 
     Returns:
-        A line per pick, and one per kind without a pick.
+        A line per pick, and one per role without a pick.
 
     Raises:
         ModelError: an unknown backbone in `weights`.
-        WeightsUnavailable: no weights are at hand.
-
+        WeightsUnavailable: no weights are available.
     """
-    limit = 60 * (_DEFAULT_MINUTES if minutes is None else minutes) / len(_CHOICES)
-    chooser = _Chooser(images, limit, gmacs or machine_gmacs())
-    lines = [chooser.pick_file(name, path) for name, path in (weights or {}).items()]
-    roles = {role_of(find_backbone(line.name)) for line in lines}
-    open_roles = [role for role in _CHOICES if role not in roles]
-    picks = {role: chooser.pick(role, _CHOICES[role]) for role in open_roles}
-    for role, line in picks.items():
-        if not line.name:
-            picks[role] = chooser.replace(role, line, {other.name for other in (*lines, *picks.values())})
-    lines += picks.values()
-    if not any(line.name for line in lines):
-        lines.append(chooser.pick_cheapest())
-    return tuple(lines)
+    chooser = _Chooser(images, 60 * (_DEFAULT_MINUTES if minutes is None else minutes), machine_gmacs())
+    choices = [chooser.pick_file(name, path) for name, path in (weights or {}).items()]
+    roles = {role_of(find_backbone(choice.name)) for choice in choices}
+    picks = {role: chooser.pick(role, names) for role, names in _CHOICES.items() if role not in roles}
+    for role, choice in picks.items():
+        if not choice.name:
+            picks[role] = chooser.pick_substitute(choice, {other.name for other in (*choices, *picks.values())})
+    choices += picks.values()
+    if not any(choice.name for choice in choices):
+        choices.append(chooser.pick_cheapest())
+    return tuple(choices)
 
 
 def role_of(row: BackboneRow) -> str:
-    """Return the part that a backbone plays in the set; "" for none of them."""
+    """Return the role of a backbone, a key of `_CHOICES`; "" for none of them."""
     if row.kind == "image-text":
         return "image-text tower"
     if row.kind == "self-supervised":
@@ -109,10 +106,12 @@ def role_of(row: BackboneRow) -> str:
 
 
 class _Chooser:
-    """Knows what fits, and finds out once whether the model hub answers."""
+    """Picks backbones for a number of images; asks the model hub until it fails."""
 
-    def __init__(self, images: int, limit: float, gmacs: float) -> None:
-        self.images, self.limit, self.gmacs = images, limit, gmacs
+    def __init__(self, images: int, seconds: float, gmacs: float) -> None:
+        self.images = images
+        self.limit = seconds  # per backbone
+        self.gmacs = gmacs  # 10⁹ multiply-adds per second of this machine
         self.hub_error = ""
 
     def seconds(self, row: BackboneRow) -> float:
@@ -129,7 +128,7 @@ class _Chooser:
         return AutoChoice(role_of(row) or "file", name, f"{source}{time_text}")
 
     def pick(self, role: str, names: Sequence[str]) -> AutoChoice:
-        """Return the first of these backbones that is fast enough and whose weights are at hand."""
+        """Return the first of these backbones that is fast enough and whose weights are available."""
         slow: list[str] = []
         absent: list[str] = []
         restricted: list[str] = []
@@ -147,16 +146,16 @@ class _Chooser:
                 absent.append(name)
         return AutoChoice(role, "", self._skipped(slow, absent, restricted))
 
-    def replace(self, role: str, line: AutoChoice, taken: set[str]) -> AutoChoice:
-        """Return another backbone on this machine for a role that has none; the same line where there is none."""
+    def pick_substitute(self, choice: AutoChoice, taken: set[str]) -> AutoChoice:
+        """Return another backbone on this machine for a role without one; the same choice if there is none."""
         for name in (name for names in _CHOICES.values() for name in names if name not in taken):
             row = BACKBONES[name]
             if row.available and self.fits(row):
-                return AutoChoice(f"instead of the {role}", name, f"{self._source(row)}; {line.reason}")
-        return line
+                return AutoChoice(f"instead of the {choice.role}", name, f"{self._source(row)}; {choice.reason}")
+        return choice
 
     def pick_cheapest(self) -> AutoChoice:
-        """Return the cheapest backbone on this machine, however little time there is."""
+        """Return the fastest backbone on this machine, although none is fast enough."""
         rows = [BACKBONES[name] for names in _CHOICES.values() for name in names if BACKBONES[name].available]
         if not rows:
             raise WeightsUnavailable(
@@ -206,20 +205,26 @@ def expand_auto(
 ) -> tuple[str, ...]:
     """Replace `auto` among the names by the backbones that it picks, and report the choice.
 
-    `minutes` is the time per backbone, None for no limit. `weights` is that of `train`.
+    Args:
+        backbones: names; an ensemble is joined by `+`.
+        weights: as in `train`.
+        images: number of images to embed.
+        minutes: time per backbone, as in `auto_backbones`.
+        progress: receives a line per choice.
+
+    Raises:
+        OptionError: one source of weights without the name of its backbone.
+        ModelError: an unknown backbone in `weights`.
+        WeightsUnavailable: no weights are available.
     """
     if not isinstance(weights, Mapping) and str(weights) != PRETRAINED:
         raise OptionError(
-            f"`weights` {weights} does not say whose they are, which {AUTO} cannot know; pass NAME={weights}.",
+            f"`weights` {weights} must name its backbone, since {AUTO} picks several; pass NAME={weights}.",
             argument="weights",
         )
     files = {n: w for n, w in weights.items() if str(w) != PRETRAINED} if isinstance(weights, Mapping) else {}
     others = [name for b in backbones for name in b.split("+") if name != AUTO]
-    choices = auto_backbones(
-        images,
-        None if minutes is None else minutes * len(_CHOICES),
-        {name: file for name, file in files.items() if name not in others},
-    )
+    choices = auto_backbones(images, minutes, {name: file for name, file in files.items() if name not in others})
     for choice in choices:
         progress.info(f"{AUTO}: {choice}")
     picked = [choice.name for choice in choices if choice.name]
@@ -230,7 +235,8 @@ def expand_auto(
 def machine_gmacs() -> float:
     """Return about how many 10⁹ multiply-adds of a network this machine does per second.
 
-    Measured by a matrix product; on a CPU at least the typical rate of its cores, since other work may disturb it.
+    Measured by a matrix product, because a network is picked before its weights are downloaded. On a CPU it is at least
+    the typical rate of its cores, since other work may disturb the measurement.
     """
     device = default_device()
     on_gpu = device.type == "cuda"
