@@ -1,4 +1,4 @@
-"""`post`: send a submission to a server that answers with its score, never twice without being asked to."""
+"""`post`: send a submission to a server that answers with its score; it is never counted twice by accident."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def post(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Posted:
-    """Post a submission file as it is, by HTTP, and read the score from the answer, a JSON object.
+    """Post a submission file unchanged, by HTTP, and read the score from the answer, a JSON object.
 
     `submissions.csv` next to the file records every request: time, SHA-256 of the file, model, URL, status and score. A
     request is repeated only where it was certainly not counted: no connection, or an answer 429 or 503 that names a

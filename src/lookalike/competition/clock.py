@@ -1,4 +1,4 @@
-"""The time of a competition: until when it lasts, what is left, and the end of work that takes too long."""
+"""The clock of a competition: its deadline, the time left, and stopping a step that takes too long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHORTEST_S = 30.0
 
 
 class OutOfTimeError(Exception):
-    """The time of a step is over; what it has computed so far is dropped."""
+    """The time of a step is over; the step is stopped."""
 
 
 def parse_deadline(text: str, now: datetime) -> float:
@@ -90,9 +90,9 @@ class Clock:
 
 
 class ClockProgress:
-    """Shows the clock with every report, and ends work that reports after `until`.
+    """Adds the time left to every report, and stops a step that reports after `until`.
 
-    Every long function of the library reports its progress for each batch, so that this is where it can be ended.
+    Every long function of the library reports its progress for each batch, so it can be stopped here.
 
     Attributes:
         until: seconds since the epoch after which `step` raises `OutOfTimeError`.

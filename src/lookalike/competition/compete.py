@@ -1,4 +1,4 @@
-"""`compete`: the best submission before a deadline. From the first minutes on, a valid one is in place."""
+"""`compete`: make the best submission before a deadline; there is a valid one from the first minutes on."""
 
 from __future__ import annotations
 
@@ -98,15 +98,16 @@ def compete(  # noqa: PLR0913 - the command's options, all but the first by name
 
     The steps: a first submission by a pretrained backbone; the frozen backbones with heads in closed form and trained;
     fine-tuning of the most promising, by the expected gain per minute; a training on all labelled images; ensembles
-    by forward selection; re-ranking. A submission is replaced only by one that measures better on validation. The same
-    call resumes an interrupted competition, whose clock has not stopped.
+    by forward selection; re-ranking. A submission is replaced only by one that measures better on validation, or by the
+    same models trained on all labelled images. The same call resumes an interrupted competition; its clock does not
+    stop.
 
     Args:
         data: a data folder with labelled training images, and query and gallery images; their labels are not used.
         group: the group's name in the submission.
         out: folder for submission.json, log.jsonl, report.html, models/ and best/.
         deadline: a duration such as `2h` or `90min`, counted from the first start, or a time such as `14:30`.
-        backbones: names; `auto` picks a few by what is at hand.
+        backbones: names; `auto` picks up to three by the available weights and the time.
         weights: as in `train`.
         top_k: gallery images per query.
         measure: what is compared on validation; None is `points@1,5,10`, or `hit@1` if validation is too small for it.
@@ -140,7 +141,7 @@ def compete(  # noqa: PLR0913 - the command's options, all but the first by name
         setup = Setup(split, out, selected, options, measures, group, top_k, transductive, clock, timed, log)
         progress.info(str(split))
         if clock.left <= 0:
-            progress.info(f"the deadline of this competition, {deadline}, is over; nothing is changed")
+            progress.info(f"the deadline of this competition, {deadline}, is over; pass a later one to continue")
             return _result(setup)
         runner = StepRunner(setup)
         runner.run()
@@ -204,7 +205,7 @@ def _read_record(path: Path) -> CompetitionRecord:
         return read_record(CompetitionRecord, read_json(path, "the record of the competition"))
     except ValueError as error:
         raise StorageError(
-            f"{path} is not the record of a competition; choose another `out` or remove it.", argument="out"
+            f"{path} is not the record of a competition; choose another `out`, or remove the file.", argument="out"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The report of a competition: what was done when and why, and how the score on validation rose."""
+"""The report of a competition: its steps with their reasons, and the score on validation over time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _MARGIN = 720.0, 260.0, 48.0, 34.0, 16.0
 
 @dataclass(frozen=True)
 class Point:
-    """A submission in the plot: its place in pixels, its number and what it is."""
+    """A submission in the plot: its position in pixels, its number and its title."""
 
     x: float
     y: float

@@ -1,4 +1,4 @@
-"""The steps of a competition, from the cheapest to the most expensive; each may replace the submission."""
+"""Run the steps of a competition, from the cheapest to the most expensive; each may replace the submission."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class StepRunner:
         if name in self.candidates:
             return
         if self.candidates and not fits(cost, left):
-            self._log(step, "dropped", f"{format_about(cost)} is too long for what is left of the time for this step")
+            self._log(step, "dropped", f"it takes {format_about(cost)}, more than is left for frozen backbones")
             return
         minutes = max(cost, 0.0 if self.candidates else left) / 60
         plan = TrainingPlan(name, backbone, "frozen", minutes)
@@ -214,7 +214,7 @@ class StepRunner:
             refitted = self._run_step(step, work, seconds=seconds, following=following)
             if refitted is not None:
                 self.refits[name] = refitted
-                self._submit(step, "the same training with the validation images, which then cannot measure it")
+                self._submit(step, "trained with the validation images too, so that validation cannot measure it")
 
     # ---------------------------------------------------------------- running a step
 
@@ -243,7 +243,7 @@ class StepRunner:
         except StorageError:
             raise
         except OutOfTimeError:
-            text = f"it was ended after {format_duration(clock.now() - started)}, to end the competition in time"
+            text = f"it was stopped after {format_duration(clock.now() - started)}, to finish before the deadline"
         except (LookalikeError, MemoryError, RuntimeError) as error:
             text = str(error) or type(error).__name__
         finally:
@@ -269,8 +269,8 @@ class StepRunner:
             reason = f"{alone}; the best now is {selection} with {self.score:.4g}{before}"
             self._submit(step, reason, took=candidate.seconds)
         else:
-            self._log(step, "dropped", f"{alone}, which improves nothing", took=candidate.seconds)
-            setup.progress.info(f"{step}: {alone}, which improves nothing")
+            self._log(step, "dropped", f"{alone}, which does not improve the submission", took=candidate.seconds)
+            setup.progress.info(f"{step}: {alone}, which does not improve the submission")
 
     def _submit(self, step: str, reason: str, *, took: float = 0.0) -> None:
         """Write the submission of the selected models, or of their refits."""

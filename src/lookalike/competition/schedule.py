@@ -1,4 +1,4 @@
-"""What to do next: from measured rates and scores, with the time that is left. No step is started that cannot end.
+"""Plan the next fine-tuning from measured rates and scores; none is started that cannot end before the deadline.
 
 Fine-tuning follows successive halving (Jamieson and Talwalkar 2016) by the expected gain per minute: where the recipes
 of all promising backbones do not fit into the time, each is trained for a quarter of its recipe first.

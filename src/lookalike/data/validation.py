@@ -1,4 +1,4 @@
-"""Cutting a validation split from training, in the shape of the test split."""
+"""Cut a validation split from training, similar to the test split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_STYLES = 20
 def with_validation(data: Dataset, *, seed: int = 0, class_disjoint: bool | None = None) -> Dataset:
     """Return the data set with a validation split cut from training, never from the test split.
 
-    It has the shape of the test split: whole classes where the test classes are unseen in training; a style as the
+    It resembles the test split: whole classes where the test classes are unseen in training; a style as the
     gallery, with queries of another, where a column of the manifest shows that the styles of the gallery are unseen;
     else a few images of each class. Where classes are too small for that, whole classes are cut, with a note. A
     validation split that a manifest defines is returned unchanged.

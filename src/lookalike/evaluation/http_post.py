@@ -1,4 +1,4 @@
-"""One HTTP POST of which it is certain whether it was sent: nothing is repeated or redirected here."""
+"""One HTTP POST, never repeated or redirected; the error says whether it was sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was posted, and what came back: the record `submissions.csv` next to the submissions."""
+"""Posted submissions and their scores: the record `submissions.csv` next to the submissions."""
 
 from __future__ import annotations
 

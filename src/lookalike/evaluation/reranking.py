@@ -1,4 +1,4 @@
-"""Choose a re-ranking on validation: step by step, only what gains significantly."""
+"""Choose a re-ranking on validation by forward selection; only steps that gain significantly are added."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 
 @dataclass(frozen=True)
 class BackboneRow:
-    """A backbone.
+    """A backbone of the catalogue, or one that the user names.
 
     Attributes:
         name: what the user types.

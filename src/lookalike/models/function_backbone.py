@@ -91,10 +91,10 @@ def as_encoder(
     crop_mode: str = "center",
     batch_size: int = DEFAULT_BATCH_SIZE,
 ) -> Encoder:
-    """Return a Python function as an encoder, which can be embedded with, indexed, evaluated and benchmarked.
+    """Wrap a Python function as an encoder, which can embed, be indexed with, evaluated and benchmarked.
 
-    Its embeddings are the vectors of the function, scaled to unit length. The function itself is never stored: a bundle
-    or an index that was made with it asks for this encoder when it is loaded, as `functions`.
+    Its embeddings are the vectors of the function, scaled to unit length. The function itself is never stored: pass
+    this encoder as `functions` when you load a bundle or an index that was made with it.
 
     Args:
         function: maps pixels, `(n, height, width, 3)` uint8, RGB, to n vectors: an array `(n, dim)` of floats. It is
@@ -130,7 +130,7 @@ def as_encoder(
         preprocessing = Preprocessing(height, width, crop_pct=1.0, crop_mode=crop_mode)
     except ModelError as error:
         argument = "crop_mode" if str(error).startswith("crop_mode") else "size"
-        raise OptionError(f"`{argument}` is not possible: {error}", argument=argument) from error
+        raise OptionError(f"`{argument}` is not valid: {error}", argument=argument) from error
     info = BackboneInfo(
         *(name, FUNCTION, dim, preprocessing, Adaptation(), "a Python function"),
         weights_digest=digest(name, fingerprint),

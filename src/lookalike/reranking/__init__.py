@@ -1,4 +1,4 @@
-"""Re-ranking: post-processing of embeddings and cosines for a better order of the gallery. NumPy only.
+"""Re-ranking: a better order of the gallery, from embeddings that exist. NumPy only.
 
 The parameters are chosen on validation by `lookalike.evaluation.reranking`.
 """

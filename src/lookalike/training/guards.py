@@ -1,9 +1,9 @@
-"""Guards: failures of a training that would otherwise pass in silence, each noticed within its first steps.
+"""Guards: detect failures of a training within its first steps.
 
-| failure | noticed | what follows |
+| failure | guard | reaction |
 |---|---|---|
-| the loss is that of guessing | `LossGuard`, a warning, then an end | fine-tuning ends with the best weights so far |
-| the loss rises, or is not finite | `LossGuard` | back to the last epoch with lower rates, then as above |
+| the loss is that of guessing | `LossGuard` | a warning; later fine-tuning ends with the best weights so far |
+| the loss rises, or is not finite | `LossGuard` | back to the last epoch with lower rates; later an end as above |
 | weights receive no gradient | `GradientGuard` | a warning that names them; an end if none has one |
 | memory runs out | `MemoryGuard` | smaller parts of a batch, whose gradients are added |
 """
@@ -39,15 +39,15 @@ _MIN_GAIN = 0.01
 # training has diverged when the average loss exceeds the first loss, or that of guessing, by this factor
 _DIVERGENCE_FACTOR = 4
 _MAX_NOT_FINITE = 3  # steps of a window whose loss or gradient may not be finite
-_NAMES = 3  # parameters that a message lists
+_LISTED_NAMES = 3  # parameters that a message lists
 
 
 class DivergenceError(Exception):
-    """The weights are on their way to infinity; the text says how that was noticed."""
+    """The training diverges; the text says what was observed."""
 
 
 class FutileTrainingError(Exception):
-    """The training learns nothing; the text says how that was noticed."""
+    """The training learns nothing; the text says what was observed."""
 
 
 # ---------------------------------------------------------------- loss
@@ -188,8 +188,8 @@ class GradientGuard:
         if self.updates < GRADIENT_UPDATES or not self._missing:
             return ""
         missing = [name for name in self.parameters if name in self._missing]
-        names = ", ".join(missing[:_NAMES])
-        names += f" and {len(missing) - _NAMES} more" if len(missing) > _NAMES else ""
+        names = ", ".join(missing[:_LISTED_NAMES])
+        names += f" and {len(missing) - _LISTED_NAMES} more" if len(missing) > _LISTED_NAMES else ""
         text = (
             f"{len(missing)} of {count_noun(len(self.parameters), 'parameter')} of the backbone received no gradient "
             f"in the first {self.updates} updates: {names}"

@@ -30,7 +30,7 @@ from lookalike.cli.options import data_argument, out_option, parse_weights, weig
     default=("auto",),
     show_default=True,
     metavar="NAME",
-    help="A backbone. Can be repeated; 'auto' picks a few by what is on this machine and by the time.",
+    help="A backbone. Can be repeated; 'auto' picks up to three by the available weights and the time.",
 )
 @weights_option
 @click.option("-k", "top_k", type=int, default=10, show_default=True, help="Number of gallery images per query.")
@@ -48,15 +48,16 @@ from lookalike.cli.options import data_argument, out_option, parse_weights, weig
 @click.option(
     "--class-disjoint/--stratified",
     default=None,
-    help="How validation is cut from training. Say --class-disjoint if the test has other classes than training and "
-    "its labels are secret.  [default: what the data shows]",
+    help="How validation is cut from training. Pass --class-disjoint if the test classes are not in training and the "
+    "test labels are unknown.  [default: class-disjoint if the test labels show it]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of splits, order, augmentation and weights.")
 @out_option("The folder of the submission, the log, the report and the models.")
 def compete(data: Path, backbones: tuple[str, ...], weights: tuple[str, ...], out: Path, **values: Any) -> None:
     """Make the best submission for the queries of DATA before a deadline.
 
-    From the first minutes on, submission.json is valid; it is replaced only by one that measures better on validation.
+    From the first minutes on, submission.json is valid; it is replaced only by one that measures better on validation,
+    or by the same models trained on all labelled images.
     The steps: a pretrained backbone; frozen backbones with their best heads; fine-tuning of the most promising ones;
     training on all labelled images; ensembles; re-ranking. log.jsonl and report.html say why each step was kept or
     dropped. An interrupted run resumes; its clock does not stop.

@@ -253,7 +253,7 @@ def submit(data: Path, model: str, weights: tuple[str, ...], out: Path, **values
 @click.option("--model", type=PATH, metavar="BUNDLE", help="The bundle that made the submission, for the record.")
 @post_options
 def post(submission: Path, url: str, model: Path | None, **values: Any) -> None:
-    """Post a submission file that 'submit' wrote to URL, as it is, and print the score that the server answers.
+    """Post a submission file that 'submit' wrote to URL, unchanged, and print the score in the answer.
 
     Every request is recorded in submissions.csv next to the file. It is sent a second time only if it certainly did not
     count: no connection was established, or the server named a time to try again. After a timeout it is not.
