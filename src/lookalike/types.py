@@ -241,8 +241,8 @@ class Hits(Sequence[QueryHits]):
 
     Attributes:
         query_ids: n_query ids.
-        ids: `(n_query, k)` item ids, an object array of str.
-        scores: `(n_query, k)` float32 cosine similarities; higher is better.
+        ids: `(n_query, k)` item ids, an object array of str; None after the last hit of a query that has fewer than k.
+        scores: `(n_query, k)` float32 cosine similarities; higher is better; nan where there is no hit.
         root: the folder that the item ids are relative to, if known.
     """
 
@@ -272,11 +272,13 @@ class Hits(Sequence[QueryHits]):
         hits = [
             Hit(str(item), float(score), None if self.root is None else self.root / str(item))
             for item, score in zip(self.ids[query], self.scores[query], strict=True)
+            if item is not None
         ]
         return QueryHits(self.query_ids[query], tuple(hits))
 
     def __repr__(self) -> str:
-        return f"<Hits: {len(self)} queries, {self.ids.shape[1]} hits each>"
+        at_most = "at most " if np.isnan(self.scores).any() else ""
+        return f"<Hits: {len(self)} queries, {at_most}{self.ids.shape[1]} hits each>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return `{query_id: [{"id", "score"}, ...]}` for JSON."""

@@ -188,3 +188,39 @@ def test_too_few_can_be_ruled_out(monkeypatch):
 def test_pairs_that_later_bounds_rule_out_are_not_counted(monkeypatch):
     monkeypatch.setattr(exact, "_MAX_PAIRS", 7 * 150 + 7 * 20)  # a group of queries, each with all of its kind
     Vectors(groups(3000, spread=0.5)).check(groups(20, spread=0.5, seed=1), 10)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.5, 0.95])
+@pytest.mark.parametrize("itself", [False, True])
+def test_a_filter_allows_the_nearest_among_what_fits(share, itself):
+    vectors = some(700)
+    allowed = np.random.default_rng(2).random(700) < share
+    query_rows = np.arange(0, 700, 23) if itself else OUTSIDE
+    queries = vectors[query_rows] if itself else some(30, seed=1)
+    rows, scores = ExactIndex(vectors).search(queries, query_rows, 9, allowed)
+    full = oracle(vectors, queries, query_rows, 700)
+    full = full[:, :-1] if itself else full  # the query itself is the last
+    for query, ranking, hits, cosines in zip(queries, full, rows, scores, strict=True):
+        expected = [row for row in ranking if allowed[row]][:9]
+        assert hits.tolist() == expected + [-1] * (9 - len(expected))
+        np.testing.assert_allclose(cosines[: len(expected)], vectors[expected] @ query, atol=2e-6)
+        assert np.isnan(cosines[len(expected) :]).all()
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_filter_that_allows_only_what_is_far_or_near(many, side):
+    """A wide filter without any of the nearest: what is fetched first holds no hit."""
+    vectors, queries = some(700), some(5, seed=1)
+    query_rows = np.full(5, -1)
+    for query in queries:
+        allowed = side * (vectors @ query) > np.quantile(side * (vectors @ query), 0.5)
+        rows, _ = ExactIndex(vectors).search(query[None], query_rows[:1], 9, allowed)
+        expected = [row for row in oracle(vectors, query[None], query_rows[:1], 700)[0] if allowed[row]]
+        assert rows[0].tolist() == expected[:9]
+
+
+def test_ties_among_what_a_filter_allows_go_to_the_lower_row():
+    vectors = np.repeat(some(3), 100, axis=0)
+    allowed = np.arange(300) % 2 == 1
+    rows, _ = ExactIndex(vectors).search(vectors[:1], np.array([-1]), 4, allowed)
+    assert rows.tolist() == [[1, 3, 5, 7]]

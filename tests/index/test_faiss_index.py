@@ -120,6 +120,57 @@ def test_ties_beyond_what_is_fetched_first_go_to_the_lower_row(vectors):
     np.testing.assert_array_equal(scores, np.ones((1, 3), np.float32))
 
 
+@pytest.fixture(scope="module", params=SPECS, ids=lambda s: s.name)
+def tuned(request, vectors):
+    """An index of each spec whose search depth reaches a recall of about .95 without a filter."""
+    key = request.param.key(COUNT, DIM)
+    index = create(key, vectors)
+    index.set_parameters({"nprobe": 16, "efSearch": 32, "k_factor_rf": 16})
+    return index
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.02, 0.001, 0])
+@pytest.mark.parametrize("correlated", [False, True])
+def test_a_filter_allows_the_nearest_among_what_fits(tuned, vectors, queries, share, correlated):
+    """A random filter, and one that allows only what is far from most queries."""
+    order = np.argsort(vectors[:, 0]) if correlated else np.random.default_rng(3).permutation(COUNT)
+    allowed = np.zeros(COUNT, dtype=bool)
+    allowed[order[: int(share * COUNT)]] = True
+    rows = np.random.default_rng(4).permutation(COUNT)  # of each position
+    by_row = np.zeros(COUNT, dtype=bool)
+    by_row[rows] = allowed
+    hits, scores = ApproximateIndex(tuned, rows).search(queries, np.full(len(queries), -1), 10, by_row)
+    count = min(10, int(allowed.sum()))
+    assert by_row[hits[:, :count]].all() and (hits[:, count:] == -1).all()
+    assert not np.isnan(scores[:, :count]).any() and np.isnan(scores[:, count:]).all()
+    assert (np.diff(scores[:, :count], axis=1) <= 0).all()
+    assert all(len(set(row)) == count for row in hits[:, :count].tolist())
+    if count:
+        cosines = np.where(allowed, queries @ vectors.T, -2)
+        truth = rows[np.argsort(-cosines, axis=1, kind="stable")[:, :count]]
+        assert recall(hits[:, :count], truth) > FEW_BITS.get(tuned.key.rpartition(",")[2], 0.9)
+
+
+def test_vectors_come_back(tuned, vectors):
+    rows = np.random.default_rng(4).permutation(COUNT)
+    index = ApproximateIndex(tuned, rows)
+    some = np.array([2999, 0, 1500, 0])
+    back = index.vectors(some)
+    expected = np.empty_like(vectors)
+    expected[rows] = vectors
+    cosines = np.einsum("ij,ij->i", l2_normalize(back), expected[some])
+    assert cosines.min() > {"RaBitQ": 0.6, "RaBitQ4": 0.8, "HNSW32_SQ8": 0.6}.get(tuned.key.rpartition(",")[2], 0.99)
+
+
+def test_a_query_is_not_its_own_hit_under_a_filter(vectors):
+    index = ApproximateIndex(create("IVF16,Flat", vectors), np.arange(COUNT))
+    allowed = np.arange(COUNT) < 3
+    hits, scores = index.search(vectors[:2], np.array([0, -1]), 3, allowed)
+    assert sorted(hits[0].tolist()) == [-1, 1, 2]
+    assert sorted(hits[1].tolist()) == [0, 1, 2]
+    assert np.isnan(scores).sum() == 1
+
+
 @pytest.mark.parametrize("name", ["rows.npy", "index.faiss"])
 @pytest.mark.parametrize("content", [None, b"", b"garbage" * 20])
 def test_damaged_files(vectors, tmp_path, name, content):

@@ -19,6 +19,7 @@ from lookalike.index.filters import (
     Or,
     ValueColumn,
     is_value,
+    read_number,
 )
 
 NAMES = ("year", "colour", "sold", "a name", "größe", "In", "`\\'")
@@ -297,3 +298,12 @@ def test_metadata_may_hold(value):
 @pytest.mark.parametrize("value", [None, 2**53 + 1, math.nan, math.inf, [1], {"a": 1}, b"a"])
 def test_metadata_may_not_hold(value):
     assert not is_value(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("-12", -12), ("1.50", 1.5), ("2e3", 2000), (" 7 ", 7), ("0.25", 0.25), ("9007199254740992", 2**53)]
+    + [(text, None) for text in ("", "007", "1_000", "nan", "inf", "0x1", "1,5", "٣", "9007199254740993", "1e999")],
+)
+def test_the_number_that_a_cell_writes(text, number):
+    assert read_number(text) == number

@@ -18,6 +18,7 @@ from lookalike._strings import PackedStrings
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError
 from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.index import index as module
+from lookalike.index.filters import Filter
 from lookalike.index.index import Index
 from lookalike.index.storage import is_index, read_info, with_files, write_info, write_items
 from lookalike.types import Embeddings, l2_normalize
@@ -242,7 +243,7 @@ def test_a_description_that_does_not_match(saved, values, facts):
     ],
 )
 def test_items_that_do_not_match(saved, ids, facts):
-    write_items(saved, PackedStrings(ids), {})
+    write_items(saved, PackedStrings(ids), {}, {})
     write_info(saved, with_files(saved, read_info(saved)))
     with pytest.raises(StorageError, match=facts):
         Index.load(saved)
@@ -327,6 +328,104 @@ print("alive")
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert (done.stdout, done.returncode) == ("alive\n", 0), done.stderr
+
+
+COLOURS = {"a": (1, 0), "b": (0.8, 0.6), "c": (0.6, 0.8), "d": (0, 1)}
+
+
+def coloured():
+    return Index.build(
+        labelled(COLOURS),
+        labels={"a": "hat", "b": "cafe\u0301", "other": "hat"},
+        metadata={"a": {"year": 2019, "sold": True}, "b": {"year": 2020}, "c": {"year": 2021.5, "gro\u0308ße": "M"}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "ids"),
+    [
+        ("year >= 2020", ["b", "c", None, None]),
+        ("label == 'hat'", ["a", None, None, None]),
+        ("label == 'café' or größe == 'M'", ["b", "c", None, None]),
+        ("year is none or sold == true", ["a", "d", None, None]),
+        ("not sold == true", ["b", "c", "d", None]),
+        ("id in ['d', 'x'] or id < 'b'", ["a", "d", None, None]),
+        ("price > 3", [None] * 4),
+    ],
+)
+def test_only_items_that_fit_a_filter_are_hits(where, ids, tmp_path):
+    index = coloured()
+    index.save(tmp_path / "index")
+    for same in (index, Index.load(tmp_path / "index"), pickle.loads(pickle.dumps(index)), index.with_root(tmp_path)):
+        hits = same.search(labelled({"q": (1, 0)}), 4, where)
+        assert hits.ids.tolist() == [ids]
+        assert [hit.id for hit in hits[0]] == [item for item in ids if item]
+        assert np.isnan(hits.scores).tolist() == [[item is None for item in ids]]
+        assert hits.to_dict()["q"] == [{"id": hit.id, "score": round(hit.score, 6)} for hit in hits[0]]
+    assert index.search(labelled({"q": (1, 0)}), 4, Filter.parse(where)).ids.tolist() == [ids]
+
+
+def test_an_item_that_fits_is_not_its_own_hit():
+    hits = coloured().search(labelled({"a": (1, 0), "q": (1, 0)}), 2, "year < 2021")
+    assert hits.ids.tolist() == [["b", None], ["a", "b"]]
+
+
+def test_what_is_not_a_filter_is_refused_before_the_search():
+    with pytest.raises(OptionError, match="at character 6") as caught:
+        coloured().search(labelled({"q": (1, 0)}), 2, "year = 3")
+    assert caught.value.argument == "where"
+
+
+@pytest.mark.parametrize("value", [float("nan"), 2**60, [1], {"a": 1}])
+def test_metadata_that_a_filter_cannot_compare(value):
+    with pytest.raises(OptionError) as caught:
+        Index.build(labelled(COLOURS), metadata={"a": {"year": value}})
+    assert caught.value.argument == "metadata"
+    with pytest.raises(OptionError, match="reserved"):
+        Index.build(labelled(COLOURS), metadata={"a": {"label": "hat"}})
+
+
+@pytest.mark.parametrize(
+    ("labels", "metadata", "facts"),
+    [
+        ({"item0000": 3}, {}, "labels are text"),
+        ([], {}, "labels are text"),
+        ({}, {"item0000": {"year": [1]}}, "numbers or truth values"),
+        ({}, {"item0000": {"year": float("nan")}}, "numbers or truth values"),
+    ],
+)
+def test_labels_and_metadata_of_other_types(saved, labels, metadata, facts):
+    write_items(saved, Index.load(saved).ids, labels, metadata)
+    write_info(saved, with_files(saved, read_info(saved)))
+    with pytest.raises(StorageError, match=facts):
+        Index.load(saved)
+
+
+def test_the_vectors_of_items_come_back(embeddings, monkeypatch):
+    ids = ["00007", "02999", "00007"]
+    expected = embeddings.vectors[[7, 2999, 7]]
+    np.testing.assert_allclose(Index.build(embeddings).vectors_of(ids), expected, atol=1e-6)
+    monkeypatch.setattr(module, "EXACT_UNTIL", 1000)
+    approximate = Index.build(embeddings, min_recall=0.95)
+    assert np.einsum("ij,ij->i", approximate.vectors_of(ids), expected).min() > 0.95
+    assert approximate.vectors_of([]).shape == (0, embeddings.dim)
+    with pytest.raises(OptionError, match="'nothing'"):
+        approximate.vectors_of(["00007", "nothing"])
+
+
+@pytest.mark.parametrize("share", [2, 50, 1000])
+def test_a_filter_on_an_approximate_index(embeddings, monkeypatch, share):
+    monkeypatch.setattr(module, "EXACT_UNTIL", 1000)
+    metadata = {item: {"n": n % share} for n, item in enumerate(embeddings.ids)}
+    whole = Index.build(embeddings, metadata=metadata)
+    approximate = Index.build(embeddings, metadata=metadata, min_recall=0.95)
+    queries = embeddings.take(embeddings.ids[::37])
+    expected, hits = (index.search(queries, 10, "n == 0") for index in (whole, approximate))
+    agree = [
+        len({hit.id for hit in a} & {hit.id for hit in b}) / len(a) for a, b in zip(expected, hits, strict=True) if a
+    ]
+    assert np.mean(agree) > 0.9
+    assert {hit.id for query in hits for hit in query} <= set(embeddings.ids[::share])
 
 
 def test_an_approximate_index(embeddings, tmp_path, monkeypatch):

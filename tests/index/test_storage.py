@@ -122,11 +122,11 @@ def test_a_description_that_is_not_json(tmp_path):
 
 def test_items_are_written_one_id_per_line(tmp_path):
     ids, metadata = PackedStrings(["a", "b/\udcff.jpg", "ö"]), {"a": {"photographer": "Ä"}}
-    write_items(tmp_path, ids, metadata)
+    write_items(tmp_path, ids, {"b": "hat"}, metadata)
     path = tmp_path / "items.json"
     assert len(path.read_text().splitlines()) == 6
-    assert json.loads(path.read_text()) == {"ids": list(ids), "metadata": metadata}
-    assert read_items(tmp_path) == (ids, metadata)
+    assert json.loads(path.read_text()) == {"ids": list(ids), "labels": {"b": "hat"}, "metadata": metadata}
+    assert read_items(tmp_path) == (ids, {"b": "hat"}, metadata)
 
 
 @pytest.mark.parametrize(

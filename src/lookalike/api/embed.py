@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from lookalike.data.layouts import find_manifest, load_dataset
 from lookalike.embeddings.embed_folder import embed_folder, require_embeddings_of
 from lookalike.embeddings.folder import is_embeddings, is_unfinished, read_run
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, renamed_argument
-from lookalike.index.storage import is_index
+from lookalike.index.storage import Labels, Metadata, is_index
 from lookalike.models.bundle import MODEL_FOLDER, describe_encoder, find_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import BundleInfo, RequestInfo
@@ -96,8 +96,9 @@ class FolderImages:
 
     sources: Sequence[Source]
     fit_on: Sequence[Source]  # to fit a head on
-    metadata: Mapping[str, Mapping[str, str]]  # by id
     skipped: tuple[Skipped, ...]  # folders that cannot be listed
+    labels: Labels = dataclasses.field(default_factory=dict)
+    metadata: Metadata = dataclasses.field(default_factory=dict)
 
 
 def find_images(folder: Path, progress: Progress) -> FolderImages:
@@ -109,7 +110,7 @@ def find_images(folder: Path, progress: Progress) -> FolderImages:
         count = count_noun(len(data), "image")
         progress.info(f"the images are those of {manifest}, {count}; others in the folder are not used")
         items = sorted(data.items, key=lambda item: item.id)
-        return FolderImages(items, items, {}, data.skipped)
+        return FolderImages(items, items, data.skipped)
     finder = ImageFinder()
     # sorted as in an index, which then takes the vectors without copying them
     names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in finder.walk(folder)))
@@ -124,7 +125,7 @@ def find_images(folder: Path, progress: Progress) -> FolderImages:
     for note in finder.notes():
         progress.info(note)
     sources = Files(folder, names)
-    return FolderImages(sources, sources, {}, tuple(skipped))
+    return FolderImages(sources, sources, tuple(skipped))
 
 
 def load_images(folder: Path, progress: Progress) -> Dataset:

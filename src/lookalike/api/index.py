@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,15 @@ from lookalike._arguments import checked_arguments
 from lookalike._files import follow_link, new_folder, require_free
 from lookalike._lock import locked
 from lookalike.api.embed import FolderImages, embed_images, find_images, load_images
-from lookalike.data.dataset import TEST_SPLITS, Split
+from lookalike.data.dataset import TEST_SPLITS, Item, Split
 from lookalike.data.folders import require_folder, skipped_suffix
 from lookalike.data.layouts import find_manifest, find_split_folders
 from lookalike.embeddings.folder import is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError, renamed_argument
 from lookalike.index.autotune import Budget
+from lookalike.index.filters import ID, Value, read_number
 from lookalike.index.index import Index
-from lookalike.index.storage import is_index, remove_checkpoint
+from lookalike.index.storage import Labels, Metadata, is_index, remove_checkpoint
 from lookalike.models.bundle import MODEL_FOLDER, find_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.registry import PRETRAINED
@@ -99,7 +100,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
             )
         with locked(out), renamed_argument("images", "path"):
             _require_model_of(model, images)
-            return _write_index(images, {}, out, budget, replace=replace, progress=progress)
+            return _write_index(images, {}, {}, out, budget, replace=replace, progress=progress)
     gallery = _images_to_index(images, progress)
     if model is None:
         raise OptionError(
@@ -119,7 +120,9 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
             allow_removals=allow_removals,
             progress=progress,
         )
-        built = _write_index(embeddings, gallery.metadata, out, budget, replace=replace, progress=progress)
+        built = _write_index(
+            embeddings, gallery.labels, gallery.metadata, out, budget, replace=replace, progress=progress
+        )
         shutil.rmtree(embeddings, ignore_errors=True)
     return built
 
@@ -144,8 +147,28 @@ def _images_to_index(folder: Path, progress: Progress) -> FolderImages:
             f"{folder} is a data set: its {len(data.gallery)} gallery images are indexed, "
             f"its {others} training and query images are not"
         )
-    metadata = {item.id: item.metadata for item in data.gallery if item.metadata}
-    return FolderImages(data.gallery, data.training or data.gallery, metadata, data.skipped)
+    labels = {item.id: item.label for item in data.gallery if item.label is not None}
+    if any(ID in item.metadata for item in data.gallery):
+        progress.info("the column 'id' is not stored: an item's id is its path")
+    return FolderImages(
+        data.gallery, data.training or data.gallery, data.skipped, labels, _typed_metadata(data.gallery)
+    )
+
+
+def _typed_metadata(items: Sequence[Item]) -> Metadata:
+    """Return the columns of a manifest by item: a column of numbers only as numbers, and an empty cell as none.
+
+    A column of codes such as 007, or of numbers that float64 does not hold exactly, stays text.
+    """
+    columns = dict.fromkeys(name for item in items for name in item.metadata if name != ID)
+    metadata: dict[str, dict[str, Value | None]] = {}
+    for name in columns:
+        cells = {item.id: item.metadata[name] for item in items if item.metadata.get(name)}
+        numbers = {cell: read_number(cell) for cell in set(cells.values())}
+        is_numeric = None not in numbers.values()
+        for item, cell in cells.items():
+            metadata.setdefault(item, {})[name] = numbers[cell] if is_numeric else cell
+    return metadata
 
 
 def _require_model_of(model: AnyEncoder | Path | str | None, folder: Path) -> None:
@@ -171,7 +194,8 @@ def _require_model_of(model: AnyEncoder | Path | str | None, folder: Path) -> No
 
 def _write_index(
     folder: Path,
-    metadata: Mapping[str, Mapping[str, str]],
+    labels: Labels,
+    metadata: Metadata,
     out: Path,
     budget: Budget,
     *,
@@ -188,6 +212,7 @@ def _write_index(
     built = Index.build(
         embeddings,
         root=read_embeddings_info(folder).root,
+        labels=labels,
         metadata=metadata,
         min_recall=budget.min_recall,
         max_memory=budget.max_memory,

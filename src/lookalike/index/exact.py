@@ -9,6 +9,7 @@ that bound is below the k-th best lower bound is not among the k nearest; the ot
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from lookalike._system import cpu_count
 from lookalike._top_k import STEPS, Floats, Ints, best_first, cosine_steps, nearest_in_blocks
 from lookalike.index.faiss_index import INDEX_FILE, require_cosines
+from lookalike.index.filters import Mask
 from lookalike.index.storage import map_vectors, spaced, write_vectors
 from lookalike.types import Vectors
 
@@ -32,6 +34,7 @@ PREFILTER_MIN = 100_000  # from this many vectors on a prefilter pays
 PREFILTER_AFTER_QUERIES = 1000  # building the prefilter costs about as much as this many unfiltered queries
 _EXTRA_HITS = 15  # fetched beyond the requested ones, so that a small tie needs no second search
 _GROWTH = 4  # factor by which a search fetches more where ties remain open
+_GATHERED_SHARE = 0.25  # a filter that allows a smaller share of the vectors is searched by comparing only these
 _CELLS = 4_000_000  # query x candidate cells in memory at once
 
 # of the prefilter
@@ -78,34 +81,56 @@ class ExactIndex:
         """Return the vectors `(n, dim)` of rows."""
         return np.asarray(self._vectors[rows])
 
-    def search(self, queries: Vectors, query_rows: Ints, top_k: int) -> tuple[Ints, Floats]:
+    def search(
+        self, queries: Vectors, query_rows: Ints, top_k: int, allowed: Mask | None = None
+    ) -> tuple[Ints, Floats]:
         """Return rows and cosines `(n_query, top_k)`, ordered by descending cosine in millionths, then row.
 
-        `query_rows` are the rows of the queries, which are never their own hits; -1 outside the index. Candidates are
-        fetched in float32 and compared again in float64. Where a vector that was not fetched could tie with the last
-        hit, more are fetched.
+        `query_rows` are the rows of the queries, which are never their own hits; -1 outside the index. Only `allowed`
+        rows are hits, `(n,)`; where a query has fewer than `top_k`, the last rows are -1 and their cosines nan.
+
+        Candidates are fetched in float32 and compared again in float64. Where a vector that was not fetched could tie
+        with the last hit, more are fetched; with a filter, then only from the allowed vectors.
         """
-        rows = np.empty((len(queries), top_k), dtype=np.int64)
-        steps = np.empty((len(queries), top_k), dtype=np.int64)
-        pending = np.arange(len(queries))
-        fetch = top_k + 1 + _EXTRA_HITS
+        rows = np.full((len(queries), top_k), -1, dtype=np.int64)
+        steps = np.zeros((len(queries), top_k), dtype=np.int64)
+        among = None if allowed is None else np.flatnonzero(allowed)
+        share = 1.0 if among is None else len(among) / len(self)
+        gathered = share < _GATHERED_SHARE
+        fetch = math.ceil((top_k + 1 + _EXTRA_HITS) / (1 if gathered else share))
+        pending = np.arange(len(queries) if share else 0)
         while len(pending):
-            fetch = min(fetch, len(self))
+            source = among if gathered else None
+            size = len(self) if source is None else len(source)
+            fetch = min(fetch, size)
             chunk = max(1, _CELLS // fetch)
             undecided: list[int] = []
             for start in range(0, len(pending), chunk):
                 part = pending[start : start + chunk]
-                scores, candidates = self.nearest(queries[part], fetch)
+                scores, candidates = self._nearest_among(source, queries[part], fetch)
                 require_cosines(scores)
                 for query, lowest, fetched in zip(part.tolist(), scores[:, -1].tolist(), candidates, strict=True):
                     others = fetched[fetched != query_rows[query]]
+                    if allowed is not None:
+                        others = others[allowed[others]]
+                    hits = min(top_k, len(others))
                     other_steps = cosine_steps(queries[query : query + 1], self.vectors, others)
-                    rows[query], steps[query] = best_first(other_steps, others, top_k)
-                    if fetch < len(self) and lowest >= steps[query, -1] / STEPS - _float32_error(self.dim):
+                    rows[query, :hits], steps[query, :hits] = best_first(other_steps, others, hits)
+                    certain = hits == top_k and lowest < steps[query, -1] / STEPS - _float32_error(self.dim)
+                    if fetch < size and not certain:
                         undecided.append(query)
             pending = np.array(undecided, dtype=np.int64)
             fetch *= _GROWTH
-        return rows, (steps / STEPS).astype(np.float32)
+            gathered = among is not None
+        return rows, np.where(rows < 0, np.nan, steps / STEPS).astype(np.float32)
+
+    def _nearest_among(self, rows: Ints | None, queries: Vectors, count: int) -> tuple[Floats, Ints]:
+        """Do `nearest` among some rows; None for all."""
+        if rows is None:
+            return self.nearest(queries, count)
+        blocks = (self.vectors(rows[start : start + _BLOCK]) for start in range(0, len(rows), _BLOCK))
+        scores, positions = nearest_in_blocks(queries, blocks, count)
+        return scores, rows[positions]
 
     def nearest(self, queries: Vectors, count: int) -> tuple[Floats, Ints]:
         """Return float32 inner products and rows `(n_query, count)`, best first; `count` is at most the size."""

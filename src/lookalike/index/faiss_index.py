@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from lookalike._files import require_regular, storage_errors
 from lookalike._top_k import LAST, STEPS, Floats, Ints, best_first, nearest_in_blocks
 from lookalike.errors import StorageError
+from lookalike.index.filters import Mask
 from lookalike.types import Vectors
 
 # HNSW's efConstruction: with FAISS's default of 40 a graph misses the neighbours of some of a million vectors, and more
@@ -20,6 +22,8 @@ EXTRA_HITS = 5  # fetched beyond the requested ones, so that ties at the last pl
 _GROWTH = 4  # factor by which a search fetches more where ties remain open
 _MAX_SCORE = 1.5  # of a cosine; above 1 only by the rounding of an index that stores vectors in few bits
 _BLOCK = 16_384  # vectors reconstructed at once
+_WIDE_SHARE = 0.05  # where a filter allows a smaller share of the vectors, all of these are compared
+_WIDE_MARGIN = 1.5  # a wider filter fetches this much more than it needs if what it allows is spread evenly
 INDEX_FILE = "index.faiss"
 ROWS_FILE = "rows.npy"
 
@@ -93,25 +97,74 @@ class FaissIndex:
         """Append vectors `(n, dim)`."""
         self.index.add(np.ascontiguousarray(vectors))
 
-    def nearest(self, queries: Vectors, count: int) -> tuple[Floats, Ints]:
+    def nearest(self, queries: Vectors, count: int, allowed: Mask | None = None) -> tuple[Floats, Ints]:
         """Return inner products and positions `(n_query, count)`, best first; `count` is at most the number of vectors.
 
-        Products are as exact as the index stores vectors. Where the search depth yields fewer than `count` vectors, all
-        inverted lists are searched; where that is not enough, or in a graph, all vectors are compared.
+        Only `allowed` positions are returned, `(n,)`, of which there are at least `count`. Products are as exact as the
+        index stores vectors. Where the search depth yields fewer than `count` vectors, all inverted lists are searched;
+        where that is not enough, or in a graph, all vectors that are allowed are compared.
         """
         faiss = _faiss()
         queries = np.ascontiguousarray(queries)
-        scores, positions = self.index.search(queries, count, params=self._search_parameters)
-        short = positions[:, -1] < 0  # FAISS fills up with -1 at the end
-        if short.any() and (ivf := faiss.try_extract_index_ivf(self.index)) is not None:
-            all_lists = _search_parameters(self.index, {**self.parameters, "nprobe": int(ivf.nlist)})
+        ivf = faiss.try_extract_index_ivf(self.index)
+        if allowed is None:
+            scores, positions = self.index.search(queries, count, params=self._search_parameters)
+        else:
+            scores, positions = self._search_wide(queries, count, allowed)
+        short = positions[:, -1] < 0  # at the end where there are too few
+        if short.any() and ivf is not None:
+            parameters = {**self.parameters, "nprobe": int(ivf.nlist)}
+            all_lists = _search_parameters(self.index, parameters, _selector(allowed))
             scores[short], positions[short] = self.index.search(queries[short], count, params=all_lists)
             short = positions[:, -1] < 0
         if short.any():
-            sizes = ((start, min(_BLOCK, len(self) - start)) for start in range(0, len(self), _BLOCK))
-            blocks = (self.index.reconstruct_n(start, size) for start, size in sizes)
-            scores[short], positions[short] = nearest_in_blocks(queries[short], blocks, count)
+            among = np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
+            blocks = (self.vectors(among[start : start + _BLOCK]) for start in range(0, len(among), _BLOCK))
+            scores[short], best = nearest_in_blocks(queries[short], blocks, count)
+            positions[short] = among[best]
         return scores, positions
+
+    def _search_wide(self, queries: Vectors, count: int, allowed: Mask) -> tuple[Floats, Ints]:
+        """Fetch more the fewer vectors a filter allows, and drop the others; none where it allows few of all.
+
+        A graph that is itself searched with a filter, and the inverted lists near a query, miss most of what a filter
+        allows where that is far from the query. Here a query is short of hits then, at position -1.
+        """
+        scores = np.full((len(queries), count), -np.inf, dtype=np.float32)
+        positions = np.full((len(queries), count), -1, dtype=np.int64)
+        share = float(allowed.mean())
+        if share < _WIDE_SHARE:
+            return scores, positions
+        fetch = min(len(self), math.ceil(_WIDE_MARGIN * count / share))
+        deeper = {
+            "efSearch": max(fetch, math.ceil(self.parameters.get("efSearch", 16) / share)),
+            "nprobe": math.ceil(self.parameters.get("nprobe", 1) / share),
+        }
+        parameters = _search_parameters(self.index, {**self.parameters, **deeper})
+        fetched_scores, fetched = self.index.search(queries, fetch, params=parameters)
+        fits = (fetched >= 0) & allowed[fetched]
+        lines = np.arange(len(queries))[:, None]
+        columns = np.argsort(~fits, axis=1, kind="stable")[:, :count]
+        is_hit, width = fits[lines, columns], columns.shape[1]
+        scores[:, :width] = np.where(is_hit, fetched_scores[lines, columns], -np.inf)
+        positions[:, :width] = np.where(is_hit, fetched[lines, columns], -1)
+        return scores, positions
+
+    def vectors(self, positions: Ints) -> Vectors:
+        """Return the vectors `(n, dim)` at positions, as the index stores them."""
+        faiss = _faiss()
+        vectors = np.empty((len(positions), self.dim), dtype=np.float32)
+        is_refined = isinstance(faiss.downcast_index(self.index), faiss.IndexRefine)
+        if is_refined or faiss.try_extract_index_ivf(self.index) is None:
+            vectors[:] = self.index.reconstruct_batch(positions)
+            return vectors
+        # inverted lists have no order of positions: each call looks through all, for a range of them
+        blocks = positions // _BLOCK
+        for block in np.unique(blocks):
+            inside = np.flatnonzero(blocks == block)
+            first, last = int(positions[inside].min()), int(positions[inside].max())
+            vectors[inside] = self.index.reconstruct_n(first, last - first + 1)[positions[inside] - first]
+        return vectors
 
     def write(self, path: Path) -> None:
         """Write the index to a file."""
@@ -167,27 +220,39 @@ class ApproximateIndex:
         """Number of dimensions."""
         return self._index.dim
 
-    def search(self, queries: Vectors, query_rows: Ints, top_k: int) -> tuple[Ints, Floats]:
+    def vectors(self, rows: Ints) -> Vectors:
+        """Return the vectors `(n, dim)` of rows, as the index stores them."""
+        positions = np.empty(len(self), dtype=np.int64)
+        positions[self._rows] = np.arange(len(self))
+        return self._index.vectors(positions[rows])
+
+    def search(
+        self, queries: Vectors, query_rows: Ints, top_k: int, allowed: Mask | None = None
+    ) -> tuple[Ints, Floats]:
         """Rank as `ExactIndex.search`, among what the index finds and by the vectors as it stores them.
 
         Where the last vector that was fetched ties with the last hit, more are fetched.
         """
-        rows = np.empty((len(queries), top_k), dtype=np.int64)
-        steps = np.empty((len(queries), top_k), dtype=np.int64)
-        pending = np.arange(len(queries))
+        size = len(self) if allowed is None else int(allowed.sum())
+        at_positions = None if allowed is None else allowed[self._rows]
+        rows = np.full((len(queries), top_k), -1, dtype=np.int64)
+        steps = np.full((len(queries), top_k), LAST, dtype=np.int64)
+        pending = np.arange(len(queries) if size else 0)
         fetch = top_k + bool((query_rows >= 0).any()) + EXTRA_HITS
         while len(pending):
-            fetch = min(fetch, len(self))
-            scores, positions = self._index.nearest(queries[pending], fetch)
+            fetch = min(fetch, size)
+            scores, positions = self._index.nearest(queries[pending], fetch, at_positions)
             require_cosines(scores)
             near = self._rows[positions]
             near_steps = np.rint(np.multiply(scores, STEPS, dtype=np.float64)).astype(np.int64)
             lowest = near_steps[:, -1].copy()
             near_steps[near == query_rows[pending, None]] = LAST
-            rows[pending], steps[pending] = best_first(near_steps, near, top_k)
-            pending = pending[(lowest >= steps[pending, -1]) & (fetch < len(self))]
+            hits = min(top_k, fetch)
+            rows[pending, :hits], steps[pending, :hits] = best_first(near_steps, near, hits)
+            pending = pending[(lowest >= steps[pending, -1]) & (fetch < size)]
             fetch *= _GROWTH
-        return rows, (steps / STEPS).astype(np.float32)
+        rows[steps == LAST] = -1  # a query among its own hits
+        return rows, np.where(rows < 0, np.nan, steps / STEPS).astype(np.float32)
 
     def write(self, folder: Path) -> None:
         """Write the index into a folder."""
@@ -235,15 +300,21 @@ def _parts(index: Any) -> Iterator[Any]:
             return
 
 
-def _search_parameters(index: Any, parameters: Mapping[str, int]) -> Any:
-    """Return FAISS's search parameters for an index and the indexes nested in it."""
+def _selector(allowed: Mask | None) -> Any:
+    """Return FAISS's form of a mask."""
+    return None if allowed is None else _faiss().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+
+
+def _search_parameters(index: Any, parameters: Mapping[str, int], selector: Any = None) -> Any:
+    """Return FAISS's search parameters for an index and the indexes nested in it; a graph needs no selector."""
     faiss = _faiss()
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
-        inner = _search_parameters(index.base_index, parameters)
+        inner = _search_parameters(index.base_index, parameters, selector)
         return faiss.IndexRefineSearchParameters(k_factor=parameters.get("k_factor_rf", 1), base_index_params=inner)
     if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=_search_parameters(index.index, parameters))
+        inner = _search_parameters(index.index, parameters, selector)
+        return faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(efSearch=parameters.get("efSearch", 16))
-    return faiss.SearchParametersIVF(nprobe=parameters.get("nprobe", 1))
+    return faiss.SearchParametersIVF(nprobe=parameters.get("nprobe", 1), sel=selector)

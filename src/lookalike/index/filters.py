@@ -251,6 +251,29 @@ def is_value(value: object) -> bool:
     return isinstance(value, str | bool) or (isinstance(value, int) and abs(value) <= EXACT_INTEGER)
 
 
+def read_number(text: str) -> int | float | None:
+    """Return the number that a text writes, or None: also for a code such as 007, which is not written as a number."""
+    text = text.strip()
+    if re.fullmatch(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?", text) is None:
+        return None
+    number = int(text) if text.lstrip("-").isdecimal() and len(text) < 20 else float(text)
+    return number if is_value(number) else None
+
+
+def checked_metadata(item: str, facts: Mapping[str, Value | None]) -> dict[str, Value | None]:
+    """Return the metadata of an item as it is stored, or raise `OptionError` for a value that no filter can compare."""
+    for key, value in facts.items():
+        if key in (ID, LABEL):
+            raise OptionError(f"the metadata of {item!r} has the key {key!r}, which is reserved.", argument="metadata")
+        if not (value is None or is_value(value)):
+            raise OptionError(
+                f"the metadata {key!r} of {item!r} must be text, True, False, None or a number of at most 16 digits, "
+                f"got {value!r:.60}.",
+                argument="metadata",
+            )
+    return {normalized(key): value for key, value in facts.items()}
+
+
 @dataclass(frozen=True)
 class _Token:
     kind: str  # number, string, name, end, or the symbol or keyword itself
@@ -462,3 +485,35 @@ class IdColumn:
     def compares(self, compare: Callable[[Any, Any], Any], value: str | float) -> Mask:
         """Whether `compare` is true of the id of each item and this text."""
         return np.fromiter((compare(item, value) for item in self._ids), dtype=bool, count=len(self._ids))
+
+
+class ItemColumns:
+    """The columns of items that are held as mappings by id; each is made when a filter first needs it.
+
+    `ids` are distinct, and `find` returns the position of one, or -1.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        find: Callable[[str], int],
+        labels: Mapping[str, str],
+        metadata: Mapping[str, Mapping[str, Value | None]],
+    ) -> None:
+        self._ids, self._find = ids, find
+        self._labels, self._metadata = labels, metadata
+        self._columns: dict[str, Column | None] = {ID: IdColumn(ids, find)}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def column(self, name: str) -> Column | None:
+        """Return the values under a name; None where no item has one."""
+        if name not in self._columns:
+            values: Mapping[str, Value | None] = self._labels
+            if name != LABEL:
+                values = {item: facts[name] for item, facts in self._metadata.items() if name in facts}
+            self._columns[name] = None
+            if values:
+                self._columns[name] = ValueColumn(map(values.get, self._ids), len(self._ids))
+        return self._columns[name]

@@ -16,9 +16,11 @@ from lookalike.errors import DataError, FingerprintMismatch, OptionError, requir
 from lookalike.index.autotune import RECALL_AT, Budget, autotune, format_size, time_single
 from lookalike.index.exact import ExactIndex
 from lookalike.index.faiss_index import ApproximateIndex
+from lookalike.index.filters import Filter, ItemColumns, Mask, checked_metadata, normalized
 from lookalike.index.storage import (
     BuildCheckpoint,
     IndexInfo,
+    Labels,
     Metadata,
     TuningReport,
     damaged_index,
@@ -30,7 +32,7 @@ from lookalike.index.storage import (
     write_items,
 )
 from lookalike.progress import Progress, resolve_progress
-from lookalike.types import Embeddings, Hits, Vectors, require_embeddings
+from lookalike.types import Embeddings, Hits, Vectors, l2_normalize, require_embeddings
 
 EXACT_UNTIL = 20_000  # fewer vectors are compared in a millisecond or two; no approximate index pays
 APPROXIMATE_MIN = 1000  # fewer vectors are too few to tune an approximate index
@@ -45,6 +47,7 @@ class Index:
 
     Attributes:
         ids: sorted item ids, an immutable sequence.
+        labels: labels by item id, of the items that have one.
         metadata: further facts by item id.
         info: what is stored about the index.
         fingerprint: of the model that made the embeddings; queries by another one are refused.
@@ -52,9 +55,13 @@ class Index:
         root: the folder that ids are relative to, or None.
     """
 
-    def __init__(self, vector_index: VectorIndex, ids: PackedStrings, metadata: Metadata, info: IndexInfo) -> None:
+    def __init__(
+        self, vector_index: VectorIndex, ids: PackedStrings, labels: Labels, metadata: Metadata, info: IndexInfo
+    ) -> None:
         self._vector_index = vector_index
+        self._columns = ItemColumns(ids, ids.find, labels, metadata)
         self.ids = ids
+        self.labels = labels
         self.metadata = metadata
         self.info = info
         self.fingerprint = info.fingerprint
@@ -63,11 +70,12 @@ class Index:
 
     @classmethod
     @checked_arguments(embeddings="use encoder.embed(images), or Embeddings(ids, vectors, fingerprint)")
-    def build(
+    def build(  # noqa: PLR0913 - all but one by name, with defaults that fit
         cls,
         embeddings: Embeddings,
         *,
         root: Path | str | None = None,
+        labels: Labels | None = None,
         metadata: Metadata | None = None,
         min_recall: float = 1.0,
         max_memory: int | str | None = None,
@@ -83,7 +91,9 @@ class Index:
         Args:
             embeddings: at least one.
             root: the folder that ids are relative to, for `path_of`.
-            metadata: further facts by item id; ids without an embedding are ignored.
+            labels: labels by item id; ids without an embedding are ignored.
+            metadata: further facts by item id, for filters: text, numbers and truth values by key; ids without an
+                embedding are ignored.
             min_recall: mean share of the exact 10 nearest that is found, above 0 and at most 1, which is exact.
             max_memory: limit for the vectors: bytes, or text such as 500MB.
             max_ms: limit for the median milliseconds of one query.
@@ -93,7 +103,8 @@ class Index:
 
         Raises:
             DataError: no embeddings.
-            OptionError: a value is out of range, or no index is within the budget.
+            OptionError: a value is out of range, metadata that a filter cannot compare, or no index is within the
+                budget.
             StorageError: `checkpoint` holds something else, or cannot be written.
         """
         budget = Budget.parse(min_recall, max_memory, max_ms)
@@ -116,7 +127,9 @@ class Index:
             prefilter=vector_index.prefilter,
             tuning=tuning,
         )
-        return cls(vector_index, ids, {i: dict(m) for i, m in (metadata or {}).items() if ids.find(i) >= 0}, info)
+        own_labels = {item: normalized(label) for item, label in (labels or {}).items() if ids.find(item) >= 0}
+        own_metadata = {i: checked_metadata(i, facts) for i, facts in (metadata or {}).items() if ids.find(i) >= 0}
+        return cls(vector_index, ids, own_labels, own_metadata, info)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -143,7 +156,8 @@ class Index:
         folder = Path(root)
         if not folder.is_dir():
             raise OptionError(f"`root` must be a folder, got {folder}.", argument="root")
-        return Index(self._vector_index, self.ids, self.metadata, replace(self.info, root=str(folder.resolve())))
+        info = replace(self.info, root=str(folder.resolve()))
+        return Index(self._vector_index, self.ids, self.labels, self.metadata, info)
 
     def path_of(self, item: str) -> Path | None:
         """Return the path of an item's file; None for a relative id in an index without a root."""
@@ -151,10 +165,24 @@ class Index:
             return Path(item) if PurePath(item).is_absolute() else None
         return self.root / item
 
-    def search(self, queries: Embeddings, top_k: int | None = None) -> Hits:
+    def vectors_of(self, ids: Iterable[str]) -> Vectors:
+        """Return the embeddings `(n, dim)` of items: as they were added, or as an approximate index stores them.
+
+        Raises:
+            OptionError: an id is not in the index.
+        """
+        ids = tuple(ids)
+        rows = np.fromiter(map(self.ids.find, ids), dtype=np.int64, count=len(ids))
+        if (rows < 0).any():
+            raise OptionError(f"the index has no item {ids[int(np.argmin(rows))]!r}.", argument="ids")
+        return l2_normalize(self._vector_index.vectors(rows))
+
+    def search(self, queries: Embeddings, top_k: int | None = None, where: Filter | str | None = None) -> Hits:
         """Find the items nearest to each query, made by the model of the index.
 
-        `top_k` is the number of hits per query; None for 10, or as many as every query can have.
+        `top_k` is the number of hits per query; None for 10, or as many as every query can have. `where` is a filter
+        such as `label == 'hat' and year >= 2020`: only the items that fit are hits, and a query has fewer than `top_k`
+        where fewer fit.
 
         Hits are ordered by cosine, rounded to 6 decimals so that ties are ties on every machine, then by item id. A
         query is never its own hit: the item with its id is skipped.
@@ -162,8 +190,9 @@ class Index:
         Raises:
             FingerprintMismatch: the queries were embedded by another model.
             DataError: they have another number of dimensions.
-            OptionError: `top_k` is below 1 or larger than the index.
+            OptionError: `top_k` is below 1 or larger than the index, or `where` is not a filter.
         """
+        allowed = None if where is None else self._mask(where)
         require_embeddings(queries, "queries")
         self.require_model(queries.fingerprint, "the model of the queries", argument="queries")
         if queries.dim != self.dim:
@@ -173,8 +202,13 @@ class Index:
             )
         query_rows = np.fromiter(map(self.ids.find, queries.ids), dtype=np.int64)
         top_k = self._resolve_top_k(top_k, inside=bool((query_rows >= 0).any()))
-        rows, scores = self._vector_index.search(queries.vectors, query_rows, top_k)
-        return Hits(tuple(queries.ids), self.ids.take(rows), scores, self.root)
+        rows, scores = self._vector_index.search(queries.vectors, query_rows, top_k, allowed)
+        ids = self.ids.take(np.maximum(rows, 0))
+        ids[rows < 0] = None
+        return Hits(tuple(queries.ids), ids, scores, self.root)
+
+    def _mask(self, where: Filter | str) -> Mask:
+        return (Filter.parse(where) if isinstance(where, str) else where).mask(self._columns)
 
     def require_model(self, fingerprint: str, what: str = "the model", *, argument: str | None = None) -> None:
         """Raise `FingerprintMismatch` unless the model made the index; `what` begins the message."""
@@ -217,7 +251,7 @@ class Index:
         """Write the files of the index into an existing folder."""
         with storage_errors(folder):
             self._vector_index.write(folder)
-        write_items(folder, self.ids, self.metadata)
+        write_items(folder, self.ids, self.labels, self.metadata)
         write_info(folder, with_files(folder, self.info))
 
     @classmethod
@@ -237,14 +271,14 @@ class Index:
             vector_index = ExactIndex.read(path, prefilter=info.prefilter)
         else:
             raise damaged_index(path, f"it has no tuning report, but the key {info.key!r}")
-        ids, metadata = read_items(path)
+        ids, labels, metadata = read_items(path)
         if not len(ids) == len(vector_index) == info.count:
             raise damaged_index(path, f"{info.count} items expected, got {len(ids)} ids, {len(vector_index)} vectors")
         if vector_index.dim != info.dim:
             raise damaged_index(path, f"{info.dim} dimensions expected, got {vector_index.dim}")
         if not ids.is_sorted:
             raise damaged_index(path, "the ids are not sorted")
-        return cls(vector_index, ids, metadata, info)
+        return cls(vector_index, ids, labels, metadata, info)
 
 
 def _build(

@@ -33,6 +33,7 @@ from lookalike._system import installed_versions
 from lookalike._top_k import Ints
 from lookalike.errors import StorageError
 from lookalike.index.faiss_index import INDEX_FILE, ROWS_FILE, FaissIndex
+from lookalike.index.filters import Value, is_value
 from lookalike.types import Vectors
 
 FORMAT = 3
@@ -49,7 +50,8 @@ _FLAT_CODE = b"IxFI"
 _UNUSED = 1 << 20
 _INNER_PRODUCT = 0
 
-Metadata = Mapping[str, Mapping[str, str]]
+Metadata = Mapping[str, Mapping[str, Value | None]]  # by item id
+Labels = Mapping[str, str]  # by item id
 TakeVectors = Callable[[Ints], Vectors]  # returns the vectors `(n, dim)` of rows; they may be on disk
 
 
@@ -153,31 +155,37 @@ def read_info(path: Path) -> IndexInfo:
         raise damaged_index(path, f"{_INFO_FILE}: {error}") from error
 
 
-def write_items(folder: Path, ids: PackedStrings, metadata: Metadata) -> None:
-    """Write ids and metadata as one JSON object, one id per line."""
+def write_items(folder: Path, ids: PackedStrings, labels: Labels, metadata: Metadata) -> None:
+    """Write ids, labels and metadata as one JSON object, one id per line."""
+    facts = {"labels": labels, "metadata": metadata}
 
     def write(path: Path) -> None:
         with path.open("w", encoding="ascii") as file:
             file.write(_IDS_LINE[:-1])
             file.writelines(iter_json_lines(ids))
-            file.write(f",\n{json.dumps({'metadata': metadata})[1:]}\n")
+            file.write(f",\n{json.dumps(facts)[1:]}\n")
 
     write_file(folder / _ITEMS_FILE, write)
 
 
-def read_items(folder: Path) -> tuple[PackedStrings, dict[str, Any]]:
-    """Read ids and metadata, some lines at a time: a million ids parsed at once would take several times the memory."""
+def read_items(folder: Path) -> tuple[PackedStrings, Labels, Metadata]:
+    """Read ids, labels and metadata; ids some lines at a time: parsing them at once takes several times the memory."""
     path = folder / _ITEMS_FILE
     with reading_errors(path, "the index's items", argument="path"), path.open(encoding="utf-8") as file:
         if file.readline() != f"{_IDS_LINE}\n":
             raise ValueError("it does not begin with the ids")
         ids = read_json_lines(itertools.takewhile(lambda line: line[0] != "]", file))
-        metadata = json.loads("{" + file.read()).get("metadata")
+        facts = json.loads("{" + file.read())
+        labels, metadata = facts.get("labels", {}), facts.get("metadata")
         if not isinstance(metadata, dict):
             raise ValueError("it has no metadata")
         if not all(isinstance(values, dict) for values in metadata.values()):
             raise ValueError("not all metadata are objects")
-        return ids, metadata
+        if not all(value is None or is_value(value) for values in metadata.values() for value in values.values()):
+            raise ValueError("not all metadata are text, numbers or truth values")
+        if not (isinstance(labels, dict) and all(isinstance(label, str) for label in labels.values())):
+            raise ValueError("not all labels are text")
+        return ids, labels, metadata
 
 
 def write_vectors(path: Path, vectors: Vectors) -> None:
