@@ -4,7 +4,8 @@
 
 The data folders are in $LOOKALIKE_SHARED/data (default ../shared/data). After each kill, submission.json must be absent
 (only before the first one was written) or valid, and its recorded validation score must not have fallen. The last run
-must end before the deadline. Prints a line per kill, and the counts.
+must end before the deadline, and the submission must be the last one in the log and that of the saved models. Prints a
+line per kill, and the counts; ends with an error if anything else happens.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import time
 from pathlib import Path
 
 from lookalike._files import read_json
+from lookalike.api.evaluate import submit
 from lookalike.competition.log import Log
-from lookalike.competition.setup import LOG, RECORD, SUBMISSION
+from lookalike.competition.setup import BEST, LOG, RECORD, SUBMISSION
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_dataset
 from lookalike.evaluation.submission import Submission
@@ -48,10 +50,7 @@ def main() -> None:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             code = process.wait(seconds)
-            print(f"{number:3} ended by itself with {code}")
-            if code:
-                sys.exit(f"run {number} failed")
-            break
+            sys.exit(f"run {number} ended by itself with {code}; allow more time with --deadline")
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -72,7 +71,26 @@ def main() -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     require_valid(data, args.out / SUBMISSION)
     left = read_json(args.out / RECORD, "the record")["ends"] - time.time()
+    if left < 0:
+        sys.exit(f"the last run ended {-left:.0f} s after the deadline")
+    require_logged_and_saved(folder, args.out)
     print(f"{number} kills, {absent} before the first submission; the last run ended {left:.0f} s before the deadline")
+
+
+def require_logged_and_saved(data: Path, out: Path) -> None:
+    """Require that the log is complete, and that the submission is its last one and that of the models in `best/`."""
+    log = Log(out / LOG)
+    submitted = log.submitted
+    if log.entries[-1].outcome != "finished" or submitted is None or submitted.submission is None:
+        sys.exit("the log is not finished")
+    content = json.loads((out / SUBMISSION).read_text(encoding="utf-8"))
+    if content != json.loads((out / submitted.submission).read_text(encoding="utf-8")):
+        sys.exit(f"the submission is not {submitted.submission}, the last one in the log")
+    again = submit(data, out / BEST, group="kills", top_k=TOP_K, out=out / "again.json").images
+    same = sum(list(names) == content["images"][query] for query, names in again.items())
+    print(f"{same} of {len(again)} queries have the same ten images by the saved models")
+    if same < 0.95 * len(again):  # the last bits of a score may differ between runtimes
+        sys.exit("the saved models are not those of the submission")
 
 
 def require_valid(data: Dataset, path: Path) -> None:

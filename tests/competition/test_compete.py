@@ -1,6 +1,7 @@
 """Whole competitions with a network that trains in seconds, on real crops of four images."""
 
 import json
+from datetime import datetime, timedelta
 
 import pytest
 import timm
@@ -105,6 +106,79 @@ def test_an_interrupted_competition_has_a_valid_submission_and_resumes(run, data
     assert scores == sorted(scores)
     assert f"frozen {SMALL}" not in {entry.step for entry in result.log[len(before) :]}  # it was finished before
     require_valid(out, data_folder)
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_read_its_models_keeps_a_better_submission(run, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="epoch"))
+    before = Log(tmp_path / "out" / "log.jsonl").submitted
+
+    def fail(*_):
+        raise ValueError("damaged")
+
+    monkeypatch.setattr(run_steps, "read_candidate", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="epoch"))
+
+    log = Log(tmp_path / "out" / "log.jsonl")
+    assert [e.reason for e in log.entries if e.step == f"reading {SMALL} frozen"] == ["ValueError: damaged"]
+    assert log.submitted == before
+
+
+@pytest.mark.slow
+def test_a_refit_that_was_not_submitted_before_a_kill_is_submitted_by_the_next_run(run, tmp_path, monkeypatch):
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_steps.StepRunner, "_submit_refit", kill)
+        run()
+    step = f"{SMALL} frozen on all labelled images"
+    assert not Log(tmp_path / "out" / "log.jsonl").has(step, "kept")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="epoch"))
+
+    log = Log(tmp_path / "out" / "log.jsonl")
+    assert log.submitted.step == step
+    assert log.submitted.models.refitted == (f"{SMALL} frozen",)
+
+
+def test_a_submission_that_was_logged_before_a_kill_is_written_by_the_next_run(run, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="leaks"))
+    content = (out / SUBMISSION).read_bytes()
+    (out / SUBMISSION).unlink()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="leaks"))
+
+    assert (out / SUBMISSION).read_bytes() == content
+    assert "Competition: photos" in (out / "report.html").read_text()  # of the first run
+
+
+def test_a_date_is_a_deadline_however_long_the_start_takes(run, tmp_path):
+    ends = datetime.now().astimezone().replace(microsecond=0) + timedelta(hours=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="query"), deadline=ends.isoformat())
+
+    assert read_json(tmp_path / "out" / RECORD, "record")["ends"] == ends.timestamp()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("group", "them"), ("top_k", 4), ("measure", "map@r"), ("transductive", False)]
+)
+def test_other_rules_in_the_same_folder_are_refused(run, name, value):
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt(at="query"))
+
+    with pytest.raises(StorageError) as caught:
+        run(**{name: value})
+
+    assert caught.value.argument == "out"
+    assert name in str(caught.value)
 
 
 def test_after_the_deadline_nothing_changes(run, tmp_path):

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from lookalike.competition.candidates import Candidate
-from lookalike.competition.selection import join_embeddings, select_models
+from lookalike.competition.clock import Clock, ClockProgress
+from lookalike.competition.selection import evaluate_selection, join_embeddings, select_models
 from lookalike.data.dataset import Dataset, Item, Split
 from lookalike.evaluation.evaluation import evaluate_validation
+from lookalike.progress import SILENT
 from lookalike.types import Embeddings, l2_normalize
 
 MEASURES = ("hit@1", "map@r")
@@ -35,6 +37,12 @@ def make_candidate(data, name, vectors):
     return Candidate(name, name, "frozen", data.root, embeddings, evaluation)
 
 
+def make_setup(data):
+    clock = Clock(0.0, 100.0, now=lambda: 0.0)
+    progress = ClockProgress(SILENT, clock)
+    return SimpleNamespace(data=data, measures=MEASURES, transductive=False, clock=clock, progress=progress)
+
+
 def one_hot(numbers, width=4):
     return np.eye(width)[list(numbers)]
 
@@ -46,7 +54,7 @@ def test_two_models_that_see_different_classes_are_joined(data):
     mixed_up = [e[2], e[3], near_2, near_3]
     first = make_candidate(data, "first", [e[0], e[0], e[1], e[1], *mixed_up])
     second = make_candidate(data, "second", [*mixed_up, e[0], e[0], e[1], e[1]])
-    setup = SimpleNamespace(data=data, measures=MEASURES, transductive=False)
+    setup = make_setup(data)
     assert first.evaluation.mean("hit@1") == second.evaluation.mean("hit@1") == 0.5
 
     selection = select_models(setup, [first, second])
@@ -54,12 +62,15 @@ def test_two_models_that_see_different_classes_are_joined(data):
     # joined, images of one class have .5, others .45
     assert selection.weights == {"first": 0.5, "second": 0.5}
     assert selection.evaluation.mean("hit@1") == 1.0
+    again = evaluate_selection(setup, selection.weights, selection.reranking, [first, second])
+    assert again.evaluation.measures == selection.evaluation.measures
+    assert select_models(setup, [first, second], before=again) is again  # the same models: nothing is selected again
 
 
 def test_a_useless_model_gets_no_weight(data):
     good = make_candidate(data, "good", one_hot([0, 0, 1, 1, 2, 2, 3, 3]))
     bad = make_candidate(data, "bad", one_hot([0, 1, 2, 3, 0, 1, 2, 3]))
-    setup = SimpleNamespace(data=data, measures=MEASURES, transductive=False)
+    setup = make_setup(data)
 
     selection = select_models(setup, [bad, good])
 

@@ -91,7 +91,7 @@ def train_candidate(setup: Setup, plan: TrainingPlan) -> Candidate:
             "seed": setup.options.seed + plan.repeat,
         }
         options = override_options(setup.options, changes)
-        context = TrainingContext(setup.data, options, setup.progress, folder, setup.cache)
+        context = TrainingContext(setup.data, options, setup.progress, folder, setup.cache, ends=setup.progress.until)
         trained = train_backbone(context.for_backbone(0), plan.backbone, setup.weights[plan.backbone])
         encoder = build_ensemble([trained], "aligned", setup.progress)
         save_trained(encoder, bundle, setup.data, options, [trained.report], replace=True)

@@ -46,9 +46,15 @@ def parse_deadline(text: str, now: datetime) -> float:
     return seconds
 
 
+def is_duration(text: str) -> bool:
+    """Whether a deadline is a duration, which counts from the start of the competition."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    return match is not None and any(match.groups())
+
+
 def _seconds(text: str, now: datetime) -> float | None:
     duration, day_time = _DURATION.fullmatch(text), _TIME.fullmatch(text)
-    if duration is not None and any(duration.groups()):
+    if duration is not None and is_duration(text):
         hours, minutes, seconds = (float(part or 0) for part in duration.groups())
         return 3600 * hours + 60 * minutes + seconds
     try:

@@ -12,16 +12,15 @@ from lookalike._arguments import checked_arguments
 from lookalike._files import digest, follow_link, read_json, require_free, require_writable, write_json
 from lookalike._lock import locked
 from lookalike._records import read_record
-from lookalike.competition.clock import Clock, ClockProgress, parse_deadline
+from lookalike.competition.clock import Clock, ClockProgress, is_duration, parse_deadline
 from lookalike.competition.log import Log, LogEntry
-from lookalike.competition.report import write_report
 from lookalike.competition.run_steps import StepRunner
 from lookalike.competition.setup import LOG, RECORD, Setup
 from lookalike.data.dataset import Dataset
 from lookalike.data.layouts import load_training_splits
 from lookalike.errors import DataError, OptionError, StorageError, renamed_argument, require_integer
 from lookalike.evaluation.measures import Measure
-from lookalike.evaluation.submission import Submission
+from lookalike.evaluation.submission import Submission, file_names
 from lookalike.models.auto import AUTO, expand_auto
 from lookalike.models.backbone_files import parse_backbone_file
 from lookalike.models.registry import PRETRAINED, find_backbone
@@ -30,8 +29,7 @@ from lookalike.runtimes.load import WeightsOption, pair_weights, weights_identit
 from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import labelled, require_classes
 
-REPORT, BEST = "report.html", "best"
-_VERSION = 1
+_VERSION = 2
 DEFAULT_MEASURE, FALLBACK_MEASURE = "points@1,5,10", "hit@1"
 
 
@@ -72,6 +70,10 @@ class CompetitionRecord:
     data: str  # fingerprint of the images, labels and splits
     options: str  # digest of the training options
     weights: Mapping[str, str]  # by backbone, where they come from; of a file, the digest of its content
+    group: str
+    top_k: int
+    measure: str
+    transductive: bool
     deadline: str  # as it was given
     started: float
     ends: float
@@ -122,45 +124,51 @@ def compete(  # noqa: PLR0913 - the command's options, all but the first by name
         ModelError: none of the backbones can be used.
         StorageError: `out` belongs to something else, or to a competition with other data, options or weights.
     """
+    now = datetime.now().astimezone()
     progress = resolve_progress(progress)
     # images that are in training and in test are the organiser's choice; `check` reports them
     options = override_options(options, {**overrides, "allow_leaks": True})
     out = follow_link(out)
     require_writable(out, "out")
     top_k = require_integer(top_k, "top_k")
-    seconds = parse_deadline(deadline, datetime.now().astimezone())
     split = load_training_splits(data, options.to_dict())
     _require_data(split, top_k, group)
-    selected = _select_backbones(backbones, weights, out, len(split), seconds / 60, progress)
+    earlier = _read_record(out / RECORD) if (out / RECORD).is_file() else None
+    started, ends = _clock(deadline, now, earlier)
+    selected = _select_backbones(backbones, weights, earlier, len(split), (ends - started) / 60, progress)
     measures = _select_measures(split, measure, progress)
     with locked(out):
-        record = _open_record(out, split, options, selected, deadline, seconds)
-        clock = Clock(record.started, record.ends)
+        record = CompetitionRecord(
+            data=_data_digest(split),
+            options=digest(repr(sorted(options.to_dict().items()))),
+            weights={backbone: weights_identity(backbone, source) for backbone, source in selected.items()},
+            group=group,
+            top_k=top_k,
+            measure=measures[0],
+            transductive=transductive,
+            deadline=deadline,
+            started=started,
+            ends=ends,
+        )
+        _write_record(out, record, earlier)
+        clock = Clock(started, ends)
         timed = ClockProgress(progress, clock)
         log = Log(out / LOG)
         setup = Setup(split, out, selected, options, measures, group, top_k, transductive, clock, timed, log)
         progress.info(str(split))
-        if clock.left <= 0:
-            progress.info(f"the deadline of this competition, {deadline}, is over; pass a later one to continue")
-            return _result(setup)
         runner = StepRunner(setup)
-        runner.run()
-        runner.save_model(out / BEST)
-        model = _submitted(setup).model
-        log.add(LogEntry(clock.elapsed, "the end", "finished", f"submitted: {model}", score=runner.score))
-        write_report(out / REPORT, split, log.entries, measure=measures[0], model=model, total_seconds=clock.total)
+        if clock.left > 0:
+            runner.run()
+        else:
+            progress.info(f"the deadline of this competition, {deadline}, is over; pass a later one to continue")
+            runner.finish_late()
         return _result(setup)
 
 
-def _submitted(setup: Setup) -> LogEntry:
-    """Return the log's entry of the submission; raise `StorageError` if there is no submission."""
-    if not setup.submission.is_file():
-        raise StorageError(f"{setup.out} has no submission; {LOG} in it says why.", argument="out")
-    return setup.log.submitted or LogEntry(0.0, "", "kept", "", model="a step that was killed before it was logged")
-
-
 def _result(setup: Setup) -> Competition:
-    entry = _submitted(setup)
+    entry = setup.log.submitted
+    if entry is None:
+        raise StorageError(f"{setup.out} has no submission; {LOG} in it says why.", argument="out")
     return Competition(
         setup.submission, entry.model, setup.measures[0], entry.score, tuple(setup.log.entries), setup.out
     )
@@ -175,6 +183,7 @@ def _require_data(data: Dataset, top_k: int, group: str) -> None:
                 f"{data.root} has no {split} images; put them in test/{split}, or list them in a manifest.",
                 argument="data",
             )
+        file_names([item.id for item in data.split(split)], split)  # two images of one name are an error
     if not 1 <= top_k <= data.max_hits:
         raise OptionError(
             f"`top_k` must be from 1 to {data.max_hits}, the number of gallery images, got {top_k}.", argument="top_k"
@@ -182,14 +191,18 @@ def _require_data(data: Dataset, top_k: int, group: str) -> None:
 
 
 def _select_backbones(
-    names: Sequence[str], weights: WeightsOption, out: Path, images: int, minutes: float, progress: Progress
+    names: Sequence[str],
+    weights: WeightsOption,
+    earlier: CompetitionRecord | None,
+    images: int,
+    minutes: float,
+    progress: Progress,
 ) -> dict[str, str | Path]:
     """Return the backbones with their weights; `auto` keeps what it picked when the competition began."""
     if not names:
         raise OptionError("`backbones` is empty; name one, or pass auto.", argument="backbones")
-    if AUTO in names and (out / RECORD).is_file():
-        earlier = _read_record(out / RECORD).weights
-        names = [name for name in dict.fromkeys((*names, *earlier)) if name != AUTO]
+    if AUTO in names and earlier is not None:
+        names = [name for name in dict.fromkeys((*names, *earlier.weights)) if name != AUTO]
     elif AUTO in names:
         # a third of the time per backbone
         names = expand_auto(names, weights, images=images, minutes=minutes / 3, progress=progress)
@@ -227,39 +240,33 @@ def _select_measures(data: Dataset, measure: str | None, progress: Progress) -> 
     return tuple(dict.fromkeys((name, "map@r", "hit@1")))
 
 
-def _open_record(
-    out: Path, data: Dataset, options: TrainingOptions, weights: dict[str, str | Path], deadline: str, seconds: float
-) -> CompetitionRecord:
-    """Read the record of a competition, or start one; another duration moves its end."""
-    path = out / RECORD
-    start = datetime.now().timestamp()
+def _clock(deadline: str, now: datetime, earlier: CompetitionRecord | None) -> tuple[float, float]:
+    """Return start and end in seconds since the epoch; of a resumed competition only another deadline is read."""
+    if earlier is not None and deadline == earlier.deadline:
+        return earlier.started, earlier.ends
+    started = now.timestamp() if earlier is None else earlier.started
+    seconds = parse_deadline(deadline, now)
+    return started, (started if is_duration(deadline) else now.timestamp()) + seconds
+
+
+def _data_digest(data: Dataset) -> str:
     test = digest(*(f"{i.id}\t{i.split}" for i in data.test))
-    record = CompetitionRecord(
-        data=digest(data.fingerprint, test, *sorted(i.id for i in data.validation)),
-        options=digest(repr(sorted(options.to_dict().items()))),
-        weights={backbone: weights_identity(backbone, source) for backbone, source in weights.items()},
-        deadline=deadline,
-        started=start,
-        ends=start + seconds,
-    )
-    if not path.is_file():
-        if out.exists():
-            require_free(out)
-        write_json(path, asdict(record))
-        return record
-    earlier = _read_record(path)
-    differences = [name for name in ("data", "options") if getattr(record, name) != getattr(earlier, name)]
-    differences += [f"weights of {b}" for b, w in record.weights.items() if earlier.weights.get(b, w) != w]
-    if differences:
-        raise StorageError(
-            f"{out} holds a competition with different {' and '.join(differences)}; choose another `out` or remove it.",
-            argument="out",
-        )
-    changes: dict[str, Any] = {"weights": {**earlier.weights, **record.weights}}
-    if deadline != earlier.deadline:
-        # a duration counts from the first start
-        ends = record.ends if ":" in deadline else earlier.started + seconds
-        changes |= {"deadline": deadline, "ends": ends}
-    record = replace(earlier, **changes)
-    write_json(path, asdict(record))
-    return record
+    return digest(data.fingerprint, test, *sorted(i.id for i in data.validation))
+
+
+def _write_record(out: Path, record: CompetitionRecord, earlier: CompetitionRecord | None) -> None:
+    """Write the record of a new or resumed competition, or raise `StorageError` if the folder belongs to another."""
+    if earlier is None and out.exists():
+        require_free(out)
+    if earlier is not None:
+        names = ("data", "options", "group", "top_k", "measure", "transductive")
+        differences = [name for name in names if getattr(record, name) != getattr(earlier, name)]
+        differences += [f"weights of {b}" for b, w in record.weights.items() if earlier.weights.get(b, w) != w]
+        if differences:
+            raise StorageError(
+                f"{out} holds a competition with different {' and '.join(differences)}; choose another `out` or "
+                "remove it.",
+                argument="out",
+            )
+        record = replace(record, weights={**earlier.weights, **record.weights})
+    write_json(out / RECORD, asdict(record))

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from lookalike._files import open_regular, storage_errors
 from lookalike._records import read_record
+from lookalike.reranking.steps import Reranking
 
 Outcome = Literal["started", "kept", "dropped", "failed", "finished"]
 _MAX_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class SubmittedModels:
+    """What a submission is made from; a resumed run goes on with it.
+
+    Attributes:
+        weights: by name of the candidate, in descending order.
+        reranking: the steps after the search.
+        refitted: names of the candidates whose refit, on all labelled images, took their place.
+
+    """
+
+    weights: Mapping[str, float]
+    reranking: Reranking
+    refitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,7 @@ class LogEntry:
         score: validation measure of the best submission that the step makes possible; None if it was not measured.
         submission: the file of the submission, inside the folder of the competition; None if there is no new one.
         model: the models that a new submission is made from, in words; empty if there is none.
+        models: the same as a record; None if there is none, or a backbone that was not measured.
     """
 
     seconds: float
@@ -38,6 +57,7 @@ class LogEntry:
     score: float | None = None
     submission: str | None = None
     model: str = ""
+    models: SubmittedModels | None = None
 
 
 class Log:
@@ -61,9 +81,9 @@ class Log:
         """The entry of the submission; None before the first one."""
         return next((entry for entry in reversed(self.entries) if entry.submission is not None), None)
 
-    def has_failed(self, step: str) -> bool:
-        """Whether a step failed; it is not tried again."""
-        return any(entry.step == step and entry.outcome == "failed" for entry in self.entries)
+    def has(self, step: str, *outcomes: Outcome) -> bool:
+        """Whether a step had one of these outcomes."""
+        return any(entry.step == step and entry.outcome in outcomes for entry in self.entries)
 
     def add(self, entry: LogEntry) -> None:
         """Append an entry; it is on the disk afterwards."""

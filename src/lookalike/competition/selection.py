@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from lookalike._files import digest
 from lookalike.competition.candidates import Candidate
+from lookalike.competition.clock import OutOfTimeError
 from lookalike.competition.setup import Setup
 from lookalike.data.dataset import Split
 from lookalike.evaluation.evaluation import Evaluation, evaluate_validation
@@ -24,6 +25,7 @@ from lookalike.types import Embeddings, Hits, take_shared
 MAX_MODELS = 4  # of an ensemble; more make its embeddings long and hardly gain
 _ROUNDS = 8  # of forward selection; the weights are multiples of one over the number of rounds
 _RERANKING_MEASURE = "map@r"  # it judges more of the ranking than the first hits, which are often perfect on validation
+_RERANKING_SHARE = 0.05  # of the time, for choosing a re-ranking
 _MIN_GAIN = 0.002  # share of the best possible score; less is chance
 
 
@@ -46,17 +48,19 @@ def means_of(evaluation: Evaluation, measures: Sequence[str]) -> tuple[float, ..
     return tuple(evaluation.mean(measure) for measure in measures)
 
 
-def select_models(setup: Setup, candidates: Sequence[Candidate]) -> Selection:
+def select_models(setup: Setup, candidates: Sequence[Candidate], before: Selection | None = None) -> Selection:
     """Select models by forward selection with replacement (Caruana et al. 2004), then a re-ranking.
 
-    Both use validation. A further model is added only if the score rises by more than 0.2 % of its best value.
+    Both use validation. A further model is added only if the score rises by more than 0.2 % of its best value. If the
+    models are those selected `before`, so is the re-ranking.
     """
     measure = setup.measures[0]
     measured = {c.name: (c, c.evaluation) for c in candidates if c.evaluation is not None}
     best_single, best = max(measured.values(), key=lambda pair: means_of(pair[1], setup.measures))
     counts = Counter({best_single.name: 1})
-    for _ in range(_ROUNDS - 1):
+    for number in range(_ROUNDS - 1):
         trials = {}
+        setup.progress.step("selecting models", number, _ROUNDS - 1)
         for name in measured if len(counts) < MAX_MODELS else counts:
             weights = _shares(counts + Counter({name: 1}))
             models = [measured[n][0] for n in weights]
@@ -67,6 +71,8 @@ def select_models(setup: Setup, candidates: Sequence[Candidate]) -> Selection:
             break
         counts, best = counts + Counter({name: 1}), trials[name]
     weights = _shares(counts)
+    if before is not None and weights == before.weights:
+        return before
     models = [measured[name][0] for name in weights]
     training, validation = (
         join_embeddings(models, tuple(weights.values()), split) for split in (Split.TRAINING, Split.VALIDATION)
@@ -82,16 +88,41 @@ def _select_reranking(
 
     `plain` is the evaluation of the embeddings without a re-ranking.
     """
-    score = setup.measures[0]
-    for measure in dict.fromkeys((score, _RERANKING_MEASURE)):
-        reranker = choose_on_validation(
-            setup.data, training, validation, measure, allow_transductive=setup.transductive
-        ).reranker
-        if reranker.reranking.steps:
-            reranked = evaluate_validation(setup.data, validation, setup.measures, reranker=reranker)
-            if reranked.mean(score) >= plain.mean(score):
-                return reranker.reranking, reranked
+    score, progress = setup.measures[0], setup.progress
+    ends = progress.until
+    progress.until = min(ends, setup.clock.now() + _RERANKING_SHARE * setup.clock.total)
+    try:
+        for measure in dict.fromkeys((score, _RERANKING_MEASURE)):
+            reranker = choose_on_validation(
+                setup.data,
+                training,
+                validation,
+                measure,
+                allow_transductive=setup.transductive,
+                progress=progress,
+            ).reranker
+            if reranker.reranking.steps:
+                reranked = evaluate_validation(setup.data, validation, setup.measures, reranker=reranker)
+                if reranked.mean(score) >= plain.mean(score):
+                    return reranker.reranking, reranked
+    except OutOfTimeError:
+        progress.info("choosing a re-ranking takes too long; the submission is without one")
+    finally:
+        progress.until = ends
     return Reranking(), plain
+
+
+def evaluate_selection(
+    setup: Setup, weights: Mapping[str, float], reranking: Reranking, candidates: Sequence[Candidate]
+) -> Selection:
+    """Return the selection of models, in the order of their weights, and a re-ranking, measured on validation."""
+    joined = join_embeddings(candidates, tuple(weights.values()), Split.VALIDATION)
+    selection = Selection(weights, reranking, evaluate_validation(setup.data, joined, setup.measures))
+    if reranking.steps:
+        reranker = make_reranker(setup, selection, candidates)
+        evaluation = evaluate_validation(setup.data, joined, setup.measures, reranker=reranker)
+        selection = replace(selection, evaluation=evaluation)
+    return selection
 
 
 def search(setup: Setup, selection: Selection, candidates: Sequence[Candidate]) -> Hits:

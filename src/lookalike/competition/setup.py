@@ -14,6 +14,7 @@ from lookalike.training.config import TrainingOptions
 
 # files in the folder of a competition
 SUBMISSION, RECORD, LOG, COSTS = "submission.json", "competition.json", "log.jsonl", "costs.json"
+REPORT, BEST = "report.html", "best"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from lookalike._arguments import checked_arguments
 from lookalike.data.dataset import Dataset, Split
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings, split_validation
 from lookalike.evaluation.measures import Measure
+from lookalike.progress import SILENT, Progress
 from lookalike.reranking.reranker import Reranker
 from lookalike.reranking.reranker import class_means as mean_by_class
 from lookalike.reranking.steps import (
@@ -62,6 +63,7 @@ def choose_reranking(  # noqa: PLR0913 - two sides with their labels, and option
     same_file_ids: Mapping[str, Collection[str]] | None = None,
     allow_transductive: bool = True,
     grid: Mapping[str, tuple[Step, ...]] = GRID,
+    progress: Progress = SILENT,
 ) -> RerankingChoice:
     """Choose the steps of a re-ranking and their parameters on validation, by forward selection.
 
@@ -78,6 +80,7 @@ def choose_reranking(  # noqa: PLR0913 - two sides with their labels, and option
         same_file_ids: as in `Reranker.search`.
         allow_transductive: whether steps may use other queries or change the gallery.
         grid: by field of `Reranking`, the steps that are tried.
+        progress: receives a step per trial.
     """
     measure = str(Measure.parse(measure))
 
@@ -91,12 +94,16 @@ def choose_reranking(  # noqa: PLR0913 - two sides with their labels, and option
     plain = best = evaluate(Reranking())
     while len(plain.evaluation) >= MIN_QUERIES:
         reranking = best.reranker.reranking
-        trials = [
-            evaluate(trial)
+        extensions = [
+            trial
             for trial in _extensions(reranking, grid)
             if (class_means is not None or trial.class_similarity is None)
             and (allow_transductive or not trial.transductive)
         ]
+        trials = []
+        for number, extension in enumerate(extensions):
+            progress.step("choosing a re-ranking", number, len(extensions))
+            trials.append(evaluate(extension))
         trial = max(trials, key=lambda t: t.evaluation.mean(measure), default=best)
         gain = trial.evaluation.compare(best.evaluation, measure)
         if not (gain.significant and gain.difference > 0):
@@ -106,7 +113,13 @@ def choose_reranking(  # noqa: PLR0913 - two sides with their labels, and option
 
 
 def choose_on_validation(
-    data: Dataset, training: Embeddings, validation: Embeddings, measure: str, *, allow_transductive: bool
+    data: Dataset,
+    training: Embeddings,
+    validation: Embeddings,
+    measure: str,
+    *,
+    allow_transductive: bool,
+    progress: Progress = SILENT,
 ) -> RerankingChoice:
     """Choose a re-ranking by the validation split of a data set, from the embeddings of these splits by one model."""
     labels = data.labels(Split.VALIDATION)
@@ -118,6 +131,7 @@ def choose_on_validation(
         class_means=mean_by_class(training, data.labels(Split.TRAINING)),
         same_file_ids=data.same_file_ids,
         allow_transductive=allow_transductive,
+        progress=progress,
     )
 
 

@@ -72,8 +72,8 @@ class Submission:
     @classmethod
     def from_hits(cls, hits: Hits, group: str, skipped: tuple[Skipped, ...] = ()) -> Submission:
         """Make a submission of hits; an item's name is the last part of its id, which must be unique in its split."""
-        queries = _file_names(hits.query_ids, "query")
-        gallery = _file_names(sorted({str(item) for item in hits.ids.ravel()}), "gallery")
+        queries = file_names(hits.query_ids, "query")
+        gallery = file_names(sorted({str(item) for item in hits.ids.ravel()}), "gallery")
         images = {queries[query.query_id]: tuple(gallery[hit.id] for hit in query) for query in hits}
         return cls(group, images, skipped)
 
@@ -105,8 +105,8 @@ class Submission:
             OptionError: `top_k` is below 1 or larger than the gallery.
             DataError: naming the first offender.
         """
-        queries = set(_file_names(query_ids, "query").values())
-        gallery = set(_file_names(gallery_ids, "gallery").values())
+        queries = set(file_names(query_ids, "query").values())
+        gallery = set(file_names(gallery_ids, "gallery").values())
         if not 1 <= top_k <= len(gallery):
             raise OptionError(
                 f"`top_k` must be between 1 and the {len(gallery)} gallery images, got {top_k}.", argument="top_k"
@@ -169,7 +169,7 @@ def submission_format(path: Path) -> str:
     return suffix
 
 
-def _file_names(ids: Iterable[str], split: str) -> dict[str, str]:
+def file_names(ids: Iterable[str], split: str) -> dict[str, str]:
     """Return the file name of each item id; raise `DataError` if two items have the same."""
     ids_by_name: dict[str, str] = {}
     for item in ids:

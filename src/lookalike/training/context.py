@@ -37,6 +37,7 @@ class TrainingContext:
     recipe: Recipe = field(default_factory=Recipe)
     key: str = ""  # identifies the backbone's run in its checkpoint
     earlier_seconds: float = 0.0  # time that earlier sessions took until their last checkpoint
+    ends: float | None = None  # `time.time()` at which training must be over, whatever its time budget
     # `time.perf_counter()` at the start of this session of the backbone
     started: float = field(default_factory=time.perf_counter)
 
@@ -55,10 +56,13 @@ class TrainingContext:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds of the time budget that all sessions have left; None without a budget."""
-        if self.options.max_minutes is None:
-            return None
-        return 60 * self.options.max_minutes - self.seconds
+        """Seconds that are left of the time budget of all sessions, or until `ends`; None without both."""
+        limits = []
+        if self.options.max_minutes is not None:
+            limits.append(60 * self.options.max_minutes - self.seconds)
+        if self.ends is not None:
+            limits.append(self.ends - time.time())
+        return min(limits, default=None)
 
     def has_time_for(self, seconds: float) -> bool:
         """Whether more than `seconds` of the budget are left, by the clock of the main process."""
