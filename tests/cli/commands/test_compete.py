@@ -18,17 +18,17 @@ def test_a_short_competition(workspace, lookalike):
 
 
 @pytest.mark.parametrize(
-    ("options", "flag"),
+    ("options", "named"),
     [
         ("--group us --deadline soon", "--deadline"),
         ("--group ''", "--group"),
         ("--group us -k 100", "-k"),
-        ("--group us --backbone nosuch", "--backbone"),
+        ("--group us --backbone nosuch", "nosuch"),
     ],
 )
-def test_bad_input(workspace, lookalike, options, flag):
+def test_bad_input(workspace, lookalike, options, named):
     outcome = lookalike(f"compete photos --out out {options}")
 
     assert outcome.code == 2
-    assert flag in outcome.err
+    assert named in outcome.err
     assert not (workspace / "out").exists()
