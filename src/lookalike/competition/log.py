@@ -19,7 +19,7 @@ _MAX_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class SubmittedModels:
-    """What a submission is made from; a resumed run goes on with it.
+    """What a submission is made from; a resumed run continues with it.
 
     Attributes:
         weights: by name of the candidate, in descending order.

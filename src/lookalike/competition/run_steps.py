@@ -166,7 +166,7 @@ class StepRunner:
             self._add(candidate)
 
     def _restore(self) -> None:
-        """Read the models of an interrupted run and go on with those that are submitted.
+        """Read the models of an interrupted run and continue with those that are submitted.
 
         A model that the run had trained, but not yet compared or submitted, is compared or submitted now.
         """
@@ -282,7 +282,7 @@ class StepRunner:
     def _attempt(self, step: str, work: Callable[[], T], until: float | None = None) -> T | None:
         """Return what `work` returns; log why and return None if it fails or is not done at `until`.
 
-        By default that is the deadline, or never if it is over. Whatever fails, the competition goes on.
+        By default that is the deadline, or never if it is over. Whatever fails, the competition continues.
         """
         setup, clock = self.setup, self.setup.clock
         started = clock.now()
