@@ -52,7 +52,6 @@ def checked_arguments(**advice: str) -> Callable[[Callable[P, R]], Callable[P, R
 
 
 def _is_a(kind: Any, value: Any) -> bool:
-    """Whether a value is of an annotated type."""
     if kind in _ACCEPTS:
         return _ACCEPTS[kind](value)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import lookalike as la
+from lookalike._records import read_record
 from lookalike.data.images import read_image
 from lookalike.errors import FingerprintMismatch, ModelError, OptionError
 from lookalike.models.bundle import read_bundle_info, save_bundle
@@ -81,7 +82,7 @@ def test_a_record_holds_the_name():
     preprocessing = replace(Preprocessing(8, 8), crop=Crop("left", left_half))
     stored = json.loads(json.dumps(asdict(preprocessing)))
     assert stored["crop"] == "left"
-    assert Preprocessing.from_dict(stored) == preprocessing
+    assert read_record(Preprocessing, stored) == preprocessing
     copied = pickle.loads(pickle.dumps(preprocessing))
     assert copied.pixels(np.zeros((4, 4, 3), np.uint8)).shape == (8, 8, 3)
 

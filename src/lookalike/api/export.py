@@ -157,7 +157,6 @@ def export(
 
 
 def _target(format: str, precision: str) -> tuple[str, str]:
-    """Return runtime and precision."""
     if format not in GRAPH_FORMATS:
         raise OptionError(f"`format` must be one of {', '.join(GRAPH_FORMATS)}, got {format!r}.", argument="format")
     if precision not in GRAPH_PRECISIONS:
@@ -182,7 +181,6 @@ def _target(format: str, precision: str) -> tuple[str, str]:
 
 
 def _require_packages(runtime: str, precision: str) -> None:
-    """Raise `MissingExtra` or `ModelError` before the work."""
     purpose = f"exporting for {runtime} in {precision}"
     if runtime == openvino.RUNTIME:
         openvino.import_openvino()
@@ -206,7 +204,6 @@ def _data_of(data: Dataset | Path | str, info: BundleInfo) -> Dataset:
 def _export_member(
     member: Encoder, folder: Path, number: int, runtime: str, precision: str, images: Sequence[Pixels] | None
 ) -> Encoder:
-    """Write the graph of a member with its head, and return it as an encoder."""
     from lookalike.models.torch_backbone import TorchBackbone
 
     files = [folder / f"member-{number}{suffix}" for suffix in GRAPH_RUNTIMES[runtime].SUFFIXES]

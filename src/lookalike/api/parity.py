@@ -94,12 +94,12 @@ def compare_measures(encoder: AnyEncoder, exported: AnyEncoder, data: Dataset, p
     return ComparedMeasures(len(embeddings), means, loss, embeddings.skipped)
 
 
-def generated_images(height: int, width: int, count: int = 16) -> Pixels:
-    """Return images `(count, height, width, 3)` of coloured clouds, coarse and fine, to compare without data."""
+def generated_images(height: int, width: int) -> Pixels:
+    """Return images `(16, height, width, 3)` of coloured clouds, coarse and fine, to compare without data."""
     random = np.random.default_rng(0)
-    images = np.zeros((count, height, width, 3))
+    images = np.zeros((16, height, width, 3))
     for scale in (2, 5, 11, 40):
-        coarse = random.normal(size=(count, scale, scale, 3))
+        coarse = random.normal(size=(len(images), scale, scale, 3))
         rows = np.arange(height) * scale // height
         columns = np.arange(width) * scale // width
         images += coarse[:, rows][:, :, columns]

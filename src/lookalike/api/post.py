@@ -91,7 +91,7 @@ def post(
 def require_postable(submission: Path, url: str, score_field: str) -> Address:
     """Return the address of a URL; raise the errors of `post` that do not depend on the submission's content."""
     address = Address.parse(url)
-    if not isinstance(score_field, str) or not score_field:
+    if not score_field:
         raise OptionError(f"`score_field` must be the name of a field, got {score_field!r}.", argument="score_field")
     if submission.suffix.lower() != ".json":
         raise OptionError(
@@ -116,7 +116,6 @@ def _open_record(posted: Posted, again: bool) -> PostRecord:
 
 
 def _model_record(model: AnyEncoder | Path | str | None) -> tuple[str, str]:
-    """Return name and fingerprint of a model."""
     if model is None:
         return "", ""
     if not isinstance(model, str | Path):
@@ -200,7 +199,6 @@ def _read_score(answer: Answer, address: Address, score_field: str) -> float:
 
 
 def _number(body: bytes, field: str) -> float | None:
-    """Return the finite number in a field of a JSON object, or None."""
     try:
         value: Any = json.loads(body)
         value = value.get(field) if isinstance(value, dict) else None

@@ -167,7 +167,6 @@ def _most_accurate(trials: Iterable[Trial], measure: str) -> Trial:
 
 
 def _exclusion(trial: Trial, budget_ms: float | None) -> str:
-    """Return why a trial cannot win; "" if it can."""
     if not trial.exclusion and budget_ms is not None and trial.cost_ms > budget_ms:
         return f"over the budget: {format_ms(trial.cost_ms)} ms per image, the limit is {format_ms(budget_ms)}"
     return trial.exclusion

@@ -188,7 +188,6 @@ def _require_backbone_names(backbones: Sequence[str]) -> None:
 
 
 def _require_bundle_names(names: Sequence[str]) -> None:
-    """Raise `OptionError` for two bundles whose results would have the same file."""
     for number, name in enumerate(names):
         other = next((other for other in names[:number] if slug(other) == slug(name)), None)
         if other is not None:

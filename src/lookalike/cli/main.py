@@ -123,7 +123,6 @@ def _fail(sentence: str, exit_code: int) -> int:
 
 
 def _usage_message(error: click.ClickException) -> str:
-    """Return click's message and the command that shows the help."""
     context = getattr(error, "ctx", None)
     message = " ".join(error.format_message().split())
     end = "" if message.endswith((".", "?", ")")) else "."

@@ -88,7 +88,6 @@ def scan(items: Sequence[Item], progress: Progress) -> Scan:
 def _map_threads(
     function: Callable[[Item], T], items: Sequence[Item], task: str, progress: Progress
 ) -> Iterator[tuple[Item, T]]:
-    """Yield each item with the function's result, computed in threads."""
     with ThreadPoolExecutor(max(2, cpu_count())) as pool:
         for start in range(0, len(items), _SUBMIT):
             batch = items[start : start + _SUBMIT]

@@ -140,7 +140,6 @@ def find_split_folders(root: Path) -> dict[Split, Path]:
 
 
 def _named_folders(folder: Path) -> dict[Split, list[Path]]:
-    """Return the folders in a folder that have the name of a split."""
     named: dict[Split, list[Path]] = {}
     for inner in ImageFinder().list(folder)[0]:
         split = _SPLIT_NAMES.get(inner.name.lower())

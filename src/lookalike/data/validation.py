@@ -105,9 +105,6 @@ def _whole_classes(groups: dict[str, list[Item]], seed: int) -> set[str]:
     return {item.id for label in labels[:count] for item in groups[label]}
 
 
-# ---------------------------------------------------------------- styles
-
-
 @dataclass(frozen=True)
 class _Styles:
     """A column of the manifest whose values differ between training and gallery, and what is cut because of it."""

@@ -199,7 +199,6 @@ def _require_images(sources: Sequence[Source], shard_size: int) -> None:
 
 
 def _is_complete(finished: EmbeddingsInfo, keys: Keys, rows: npt.NDArray[np.int64]) -> bool:
-    """Whether a folder holds exactly these images, in this order."""
     return np.array_equal(rows[rows >= 0], np.arange(finished.count)) and keys[rows < 0].tolist() == list(
         finished.failed
     )
@@ -338,7 +337,6 @@ def _embed_shards(job: _Job, shards: Sequence[Sequence[Source]], done: int) -> G
 def _merge(
     shard: Sequence[Source], ids: Sequence[str], features: Sequence[Vectors], earlier: FittedEncoder
 ) -> tuple[tuple[str, ...], list[Vectors]]:
-    """Merge new features and those that were computed earlier, in the order of the shard."""
     rows = {item_id: row for row, item_id in enumerate(ids)}
     order = [source.id for source in shard if source.id in rows or source.id in earlier.rows]
     merged = [

@@ -316,7 +316,6 @@ def time_single(search: Callable[[Floats], object], queries: Vectors) -> float:
 
 
 def _fastest_round(measure: Callable[[], float]) -> float:
-    """Return the lowest of several measurements."""
     end = time.perf_counter() + _TIMED_SECONDS
     fastest = measure()
     while time.perf_counter() < end:

@@ -287,7 +287,6 @@ def _kind(index: Any) -> list[tuple[object, ...]]:
 
 
 def _parts(index: Any) -> Iterator[Any]:
-    """Yield an index and the indexes nested in it."""
     faiss = _faiss()
     part: Any = faiss.downcast_index(index)
     while True:

@@ -236,7 +236,6 @@ class ClassTokenBlock(Block):
 
 
 def _split_qkv(attention: Any) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Return weight and bias of the queries, and of keys and values together."""
     weight, bias = attention.qkv.weight, attention.qkv.bias
     width = len(weight) // 3
     return [(weight[s], None if bias is None else bias[s]) for s in (slice(width), slice(width, None))]

@@ -35,7 +35,7 @@ class BackboneFile:
     name: str  # what the user typed
     library: Library  # onnx or transformers
     path: Path  # the file or folder
-    settings: Mapping[str, str] = field(default_factory=dict)  # by name, as text: those in the name
+    settings: Mapping[str, str] = field(default_factory=dict, hash=False)  # by name, as text: those in the name
 
     def require(self) -> None:
         """Raise `ModelError` if it does not exist, or is a folder for a file, or the reverse."""

@@ -166,7 +166,7 @@ class Encoder:
 
     @checked_arguments(images="if it is a single image, put it in a list")
     def embed(
-        self,
+        self: AnyEncoder,
         images: Iterable[Source | ImageInput],
         *,
         batch_size: int | None = None,
@@ -187,7 +187,23 @@ class Encoder:
         Raises:
             OptionError: a single image instead of a list.
         """
-        return _embed(self, images, batch_size, progress, task)
+        sources = as_sources(images)
+        if not sources:
+            return Embeddings((), np.zeros((0, self.dim), np.float32), self.fingerprint, (), self.precision)
+        progress = resolve_progress(progress)
+        encoder = self.prepare(sample_evenly(sources, SAMPLE_SIZE), len(sources), progress)
+        backbones = [member.backbone for member in encoder.members]
+        # in groups, so that the features of a few images are in memory rather than those of all
+        groups = [sources[start : start + _GROUP_SIZE] for start in range(0, len(sources), _GROUP_SIZE)]
+        ids: list[str] = []
+        vectors: list[Vectors] = []
+        skipped: list[Skipped] = []
+        with closing(run_backbones(backbones, groups, batch_size=batch_size, progress=progress, task=task)) as batches:
+            for batch in batches:
+                ids += batch.ids
+                vectors.append(encoder.combine(batch.features))
+                skipped += batch.skipped
+        return Embeddings(tuple(ids), np.concatenate(vectors), encoder.fingerprint, tuple(skipped), encoder.precision)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -281,17 +297,7 @@ class Ensemble:
         """Return the same ensemble on the runtimes that suit `count` images such as these."""
         return replace(self, members=tuple(member.prepare(sample, count, progress) for member in self.members))
 
-    @checked_arguments(images="if it is a single image, put it in a list")
-    def embed(
-        self,
-        images: Iterable[Source | ImageInput],
-        *,
-        batch_size: int | None = None,
-        progress: Progress | None = None,
-        task: str = "embedding",
-    ) -> Embeddings:
-        """Embed images on the fastest runtimes; arguments, result and errors are those of `Encoder.embed`."""
-        return _embed(self, images, batch_size, progress, task)
+    embed = Encoder.embed  # of each image one embedding, on the fastest runtimes
 
 
 AnyEncoder = Encoder | Ensemble
@@ -329,32 +335,6 @@ def combine(
         pairs = zip(embeddings, alignments, strict=True)
         embeddings = [rows if rotation is None else rows @ rotation for rows, rotation in pairs]
     return l2_normalize(np.mean(embeddings, axis=0, dtype=np.float32))
-
-
-def _embed(
-    encoder: AnyEncoder,
-    images: Iterable[Source | ImageInput],
-    batch_size: int | None,
-    progress: Progress | None,
-    task: str,
-) -> Embeddings:
-    sources = as_sources(images)
-    if not sources:
-        return Embeddings((), np.zeros((0, encoder.dim), np.float32), encoder.fingerprint, (), encoder.precision)
-    progress = resolve_progress(progress)
-    encoder = encoder.prepare(sample_evenly(sources, SAMPLE_SIZE), len(sources), progress)
-    backbones = [member.backbone for member in encoder.members]
-    # in groups, so that the features of a few images are in memory rather than those of all
-    groups = [sources[start : start + _GROUP_SIZE] for start in range(0, len(sources), _GROUP_SIZE)]
-    ids: list[str] = []
-    vectors: list[Vectors] = []
-    skipped: list[Skipped] = []
-    with closing(run_backbones(backbones, groups, batch_size=batch_size, progress=progress, task=task)) as batches:
-        for batch in batches:
-            ids += batch.ids
-            vectors.append(encoder.combine(batch.features))
-            skipped += batch.skipped
-    return Embeddings(tuple(ids), np.concatenate(vectors), encoder.fingerprint, tuple(skipped), encoder.precision)
 
 
 def _joined(words: Iterable[str]) -> str:

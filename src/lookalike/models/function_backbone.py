@@ -111,16 +111,14 @@ def as_encoder(
     Raises:
         OptionError: an argument outside what is allowed.
     """
-    if not callable(function):
-        raise OptionError(f"`function` must be callable, got {type(function).__name__}.", argument="function")
     for argument, text in (("name", name), ("fingerprint", fingerprint)):
-        if not isinstance(text, str) or not text.strip():
+        if not text.strip():
             raise OptionError(f"`{argument}` must be a text that is not empty, got {text!r}.", argument=argument)
     if set("+:") & set(name):
         raise OptionError(f"`name` must not contain + or :, got {name!r}.", argument="name")
-    if not 1 <= require_integer(dim, "dim") <= MAX_DIM:
+    if not 1 <= dim <= MAX_DIM:
         raise OptionError(f"`dim` must be from 1 to {MAX_DIM}, got {dim}.", argument="dim")
-    if require_integer(batch_size, "batch_size") < 1:
+    if batch_size < 1:
         raise OptionError(f"`batch_size` must be at least 1, got {batch_size}.", argument="batch_size")
     sides = size if isinstance(size, tuple) else (size, size)
     if len(sides) != 2:

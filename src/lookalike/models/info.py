@@ -41,7 +41,6 @@ FROZEN: TrainingState = "frozen"
 TRAINED_HEAD: TrainingState = "frozen + trained head"
 FINE_TUNED: TrainingState = "fine-tuned"
 MIXED: TrainingState = "mixed"
-TRAINING_STATES = (UNTRAINED, FROZEN, TRAINED_HEAD, FINE_TUNED, MIXED)
 
 # what a bundle may hold; its record decides how much memory is taken, before the weights are compared with it
 POOLINGS = (AS_PRETRAINED, "avg", "max", "avgmax", "gem", TOKEN, TOKEN_AVG, PROJECTED)
@@ -106,13 +105,6 @@ class BackboneInfo:
         parts = (self.timm_name, repr(self.adaptation), size, str(self.features))
         return digest(*parts) if self.library == TIMM else digest(*parts, self.library, self.weights_digest)
 
-    @classmethod
-    def from_dict(cls, value: Any) -> BackboneInfo:
-        """Undo `dataclasses.asdict`; a missing or wrong field raises ValueError or ModelError."""
-        info = read_record(cls, value)
-        info.require_safe()
-        return info
-
     def require_safe(self) -> None:
         """Raise `ValueError` for what no stored backbone has: a name that leads elsewhere, or a huge size."""
         if not _ARCHITECTURE.fullmatch(self.timm_name):
@@ -158,14 +150,6 @@ def require_between(name: str, value: int, largest: int) -> None:
     """Raise `ValueError` unless a number is between 1 and `largest`."""
     if not 1 <= value <= largest:
         raise ValueError(f"{name} must be between 1 and {largest:,}, got {value}")
-
-
-def parse_training_state(value: object) -> TrainingState:
-    """Return a training state, or raise `ValueError`."""
-    for state in TRAINING_STATES:
-        if value == state:
-            return state
-    raise ValueError(f"{value!r} is not one of {', '.join(TRAINING_STATES)}")
 
 
 @dataclass(frozen=True)
@@ -270,22 +254,6 @@ class TrainingReport:
         measures = [-math.inf if epoch.measure is None else epoch.measure for epoch in self.epochs]
         return measures.index(max(measures)) + 1 if any(map(math.isfinite, measures)) else 0
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> TrainingReport:
-        """Undo `dataclasses.asdict`."""
-        require_report_version(value)
-        try:
-            return read_record(cls, value)
-        except ValueError as error:
-            raise ModelError(f"the training report is damaged ({error}); train again.") from error
-
-
-def require_report_version(report: Any) -> None:
-    """Raise `ModelError` for the report of another version."""
-    version = report.get("version") if isinstance(report, Mapping) else None
-    if version != REPORT_VERSION:
-        raise ModelError(f"the training report has version {version}, expected {REPORT_VERSION}; train again.")
-
 
 @dataclass(frozen=True)
 class BenchmarkInfo:
@@ -387,7 +355,9 @@ class BundleInfo:
         """Undo `to_dict`; a missing, wrong or changed field raises ValueError or ModelError."""
         content = checked_record(value)
         for report in filter(None, content.get("training") or ()):
-            require_report_version(report)
+            version = report.get("version") if isinstance(report, Mapping) else None
+            if version != REPORT_VERSION:
+                raise ModelError(f"the training report has version {version}, expected {REPORT_VERSION}; train again.")
         content.pop("format", None)
         info = read_record(cls, content)
         require_between("members", len(info.members), _MAX_MEMBERS)

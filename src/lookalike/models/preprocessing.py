@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from lookalike._records import read_record
 from lookalike.errors import ModelError, describe_error
 from lookalike.types import Pixels
 
@@ -169,14 +168,6 @@ class Preprocessing:
         pick = max if self.crop_mode == "border" else min
         ratio = pick(width / target_width, height / target_height)
         return max(1, round(width / ratio)), max(1, round(height / ratio))
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Preprocessing:
-        """Undo `dataclasses.asdict`."""
-        try:
-            return read_record(cls, value)
-        except ValueError as error:
-            raise ModelError(f"the bundle's preprocessing is not valid ({error}); create the bundle again.") from error
 
 
 def prepare_images(preprocessings: Sequence[Preprocessing], images: Sequence[Pixels]) -> tuple[Pixels, ...]:

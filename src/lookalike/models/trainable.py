@@ -47,14 +47,14 @@ State = dict[str, torch.Tensor]
 
 
 class ProjectionHead(nn.Module):
-    """Linear layer from pooled features `(n, features)` to `(n, dim)`, then L2 normalisation."""
+    """Linear layer from pooled features `(n, features)` to `(n, 512)`, then L2 normalisation."""
 
-    def __init__(self, features: int, dim: int = EMBEDDING_DIM) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(features, dim)
+        self.linear = nn.Linear(features, EMBEDDING_DIM)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return unit-length float32 rows `(n, dim)`."""
+        """Return unit-length float32 rows."""
         return nn.functional.normalize(self.linear(features).float(), dim=1)
 
 

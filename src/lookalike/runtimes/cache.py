@@ -29,9 +29,10 @@ from lookalike._files import (
     write_file,
     write_json,
 )
+from lookalike._records import read_record
 from lookalike._system import NO_CACHE, cache_folder, cpu_count, cpu_flags, cpu_name, installed_versions
 from lookalike.errors import LookalikeError, StorageError
-from lookalike.models.info import BackboneInfo, TrainingState, parse_training_state
+from lookalike.models.info import BackboneInfo, TrainingState
 
 _FORMAT = "4"
 _MAX_BYTES = 4 * 10**9
@@ -156,6 +157,12 @@ class GraphCache:
         return self.folder / f"{name}-{machine_key()}.blob"
 
 
+@dataclass(frozen=True)
+class _Pretrained:
+    backbone: BackboneInfo
+    state: TrainingState
+
+
 class PretrainedCache:
     """The backbone for a name, weights and seed; a file of weights counts by its content."""
 
@@ -171,18 +178,18 @@ class PretrainedCache:
     def load(self) -> tuple[BackboneInfo, TrainingState, Path] | None:
         """Return the backbone's info, its state, and the file of its weights; None if it is not cached."""
         try:
-            record = read_json(self.file, "pretrained backbone")
-            info = BackboneInfo.from_dict(record["backbone"])
-            weights = self._weights_file(info)
-            return (info, parse_training_state(record["state"]), weights) if weights.is_file() else None
-        except (LookalikeError, ValueError, KeyError, TypeError):
+            record = read_record(_Pretrained, read_json(self.file, "pretrained backbone"))
+            record.backbone.require_safe()
+        except (LookalikeError, ValueError):
             return None
+        weights = self._weights_file(record.backbone)
+        return (record.backbone, record.state, weights) if weights.is_file() else None
 
-    def save(self, info: BackboneInfo, state: str, write_weights: Callable[[Path], None]) -> None:
+    def save(self, info: BackboneInfo, state: TrainingState, write_weights: Callable[[Path], None]) -> None:
         """Store a backbone; where the cache cannot be written, it is built again."""
         with contextlib.suppress(LookalikeError, OSError):
             write_file(self._weights_file(info), write_weights)
-            write_json(self.file, {"backbone": asdict(info), "state": state})
+            write_json(self.file, asdict(_Pretrained(info, state)))
             _evict(self.file.parent)
 
     def _weights_file(self, info: BackboneInfo) -> Path:

@@ -118,7 +118,7 @@ def _stored_backbone(path: Path, number: int, info: BackboneInfo, functions: Seq
         return _find_function(path, info, functions)
     weights = WeightsFile(path / WEIGHTS_FILE, f"members.{number}.backbone.")
     source = StoredWeights(info, weights)
-    return OnnxBackbone(info, source) if info.library == ONNX else AutoBackbone(info, source)
+    return OnnxBackbone(info, source.arrays) if info.library == ONNX else AutoBackbone(info, source)
 
 
 def _find_function(path: Path, info: BackboneInfo, functions: Sequence[AnyEncoder]) -> FunctionBackbone:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress
 from lookalike.runtimes import openvino
 from lookalike.runtimes.cache import GraphCache
-from lookalike.runtimes.graphs import SINGLE_MAX, GraphBackbone, UnpreparedBackbone, WeightsSource, open_graph, quantize
+from lookalike.runtimes.graphs import SINGLE_MAX, GraphBackbone, UnpreparedBackbone, open_graph, quantize
 from lookalike.types import Pixels
 
 if TYPE_CHECKING:
@@ -34,30 +34,17 @@ _EXTERNAL = b"\x0a\x08location\x12"  # the key under which the format names anot
 _MAX_FEATURES = 1 << 16
 
 
-@dataclass(frozen=True)
-class GraphBytes:
-    """The bytes of an ONNX file in memory."""
-
-    tensors: Mapping[str, np.ndarray]
-
-    def load(self) -> TorchBackbone:
-        """Raise `ModelError`: torch does not read ONNX files."""
-        raise ModelError("an ONNX file runs on openvino only; omit `runtime`.", argument="runtime")
-
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        """Return the bytes as the one weight."""
-        return self.tensors
-
-
 class OnnxBackbone(UnpreparedBackbone, FixedBackbone):
     """The graph of an ONNX file, compiled by OpenVINO when it is first used."""
 
     device_type = "cpu"
     runtime = openvino.RUNTIME
 
-    def __init__(self, info: BackboneInfo, source: WeightsSource, precision: str = "float32") -> None:
+    def __init__(
+        self, info: BackboneInfo, arrays: Callable[[], Mapping[str, np.ndarray]], precision: str = "float32"
+    ) -> None:
         self.info = info
-        self.source = source
+        self.weights = self.arrays = arrays  # the bytes of the file, as the one weight
         self.precision = precision
         self.width = info.features
         p = info.preprocessing
@@ -67,7 +54,7 @@ class OnnxBackbone(UnpreparedBackbone, FixedBackbone):
         self._opened: dict[bool, GraphBackbone] = {}  # by whether it is compiled for many batches
 
     def __reduce__(self) -> tuple[Any, ...]:  # a compiled graph cannot be pickled
-        return OnnxBackbone, (self.info, self.source, self.precision)
+        return OnnxBackbone, (self.info, self.arrays, self.precision)
 
     def prepare(self, sample: Sequence[Source], count: int, progress: Progress) -> GraphBackbone:  # noqa: ARG002
         """Return the graph compiled for `count` images."""
@@ -79,7 +66,7 @@ class OnnxBackbone(UnpreparedBackbone, FixedBackbone):
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> OnnxBackbone:
         """Return the same graph for images that are prepared otherwise."""
-        return OnnxBackbone(replace(self.info, preprocessing=preprocessing), self.source, self.precision)
+        return OnnxBackbone(replace(self.info, preprocessing=preprocessing), self.arrays, self.precision)
 
     def with_precision(self, precision: str) -> OnnxBackbone:
         """Return the same graph computed in another precision."""
@@ -87,17 +74,11 @@ class OnnxBackbone(UnpreparedBackbone, FixedBackbone):
             return self
         if precision not in openvino.float_precisions():
             raise OptionError(f"`precision` {precision} is not available here; use float32.", argument="precision")
-        return OnnxBackbone(self.info, self.source, precision)
+        return OnnxBackbone(self.info, self.arrays, precision)
 
     def load(self) -> TorchBackbone:
         """Raise `ModelError`: torch does not read ONNX files."""
-        return GraphBytes({}).load()
-
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        """Return the bytes of the file as the one weight."""
-        return self.source.arrays()
-
-    weights = arrays
+        raise ModelError("an ONNX file runs on openvino only; omit `runtime`.", argument="runtime")
 
     def graph(self, head: Head | None = None) -> Any:
         """Return OpenVINO's graph from `(n, h, w, 3)` uint8 pixels to features, or to embeddings with a head."""
@@ -227,25 +208,11 @@ def open_onnx(file: BackboneFile) -> OnnxBackbone:
     """
     file.require()
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in file.files()]
-    return _open(file.name, tuple(states), _Unhashed(file))
-
-
-class _Unhashed:
-    """A value that a cache does not compare."""
-
-    def __init__(self, file: BackboneFile) -> None:
-        self.file = file
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unhashed)
-
-    def __hash__(self) -> int:
-        return 0
+    return _open(file, tuple(states))
 
 
 @functools.lru_cache(maxsize=2)
-def _open(name: str, states: tuple[Any, ...], unhashed: _Unhashed) -> OnnxBackbone:  # noqa: ARG001 - compared
-    file = unhashed.file
+def _open(file: BackboneFile, states: tuple[Any, ...]) -> OnnxBackbone:  # noqa: ARG001 - compared
     settings = file.read_settings()
     data = _read(file)
     size, output, pool = _signature(file, data, settings)
@@ -255,11 +222,11 @@ def _open(name: str, states: tuple[Any, ...], unhashed: _Unhashed) -> OnnxBackbo
     preprocessing = file.preprocessing(settings, size)
     tensors = {TENSOR: np.frombuffer(data, np.uint8)}
     info = BackboneInfo(
-        *(name, ONNX, 1, preprocessing, Adaptation(), f"file {file.path.name}", weights_digest(tensors)),
+        *(file.name, ONNX, 1, preprocessing, Adaptation(), f"file {file.path.name}", weights_digest(tensors)),
         library=ONNX,
         config=json.dumps({"output": output, "pool": pool}),
     )
-    return OnnxBackbone(replace(info, features=_count_features(file, info, data)), GraphBytes(tensors))
+    return OnnxBackbone(replace(info, features=_count_features(file, info, data)), functools.partial(dict, tensors))
 
 
 def _read(file: BackboneFile) -> bytes:
@@ -317,7 +284,6 @@ def _signature(file: BackboneFile, data: bytes, settings: Mapping[str, Any]) -> 
 
 
 def _lengths(shape: Any) -> list[int | None]:
-    """Return the length of each axis, None where it is not fixed."""
     if shape.rank.is_dynamic:
         return []
     return [None if axis.is_dynamic else axis.get_length() for axis in shape]

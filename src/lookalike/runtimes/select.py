@@ -357,7 +357,6 @@ class _Selection:
 
 
 def _available_runtimes(backbone: TorchBackbone) -> list[tuple[str, str]]:
-    """Return the runtimes and precisions that this machine offers for a backbone."""
     from lookalike.models.torch_backbone import has_bfloat16
 
     options = [(TORCH, "float32")]

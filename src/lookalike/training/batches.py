@@ -31,9 +31,6 @@ _ASPECT_RATIOS = (3 / 4, 4 / 3)
 _PADDING = (-1, 0)
 
 
-# ---------------------------------------------------------------- order
-
-
 def epoch_order(targets: Indices, recipe: Recipe, *, seed: int, epoch: int) -> Indices:
     """Return the order in which an epoch, counted from 0, shows the images, as many indices as there are images."""
     generator = np.random.default_rng([seed, epoch])
@@ -77,9 +74,6 @@ def repetitions(order: Indices) -> Indices:
         result[position] = counts.get(index, 0)
         counts[index] = counts.get(index, 0) + 1
     return result
-
-
-# ---------------------------------------------------------------- views
 
 
 def training_preprocessing(encoder: TrainableEncoder, resolution: float) -> Preprocessing:
@@ -133,9 +127,6 @@ def _random_crop(
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
-
-
-# ---------------------------------------------------------------- batches
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,6 @@ class FinetuneState:
         return bool(measures) and len(measures) - 1 - int(np.argmax(measures)) >= patience
 
 
-# ---------------------------------------------------------------- checkpoint
-
-
 def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
     """Write the state of a run: tensors, numbers, strings, and lists and dictionaries of them.
 
@@ -131,9 +128,6 @@ def load_checkpoint(folder: Path | None, key: str) -> dict[str, Any] | None:
             "original options (only `lr` and `head_lr` may differ), or remove the folder."
         )
     return content
-
-
-# ---------------------------------------------------------------- epochs
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,6 @@ def _readable(context: TrainingContext, features: Features, items: tuple[Item, .
     return readable
 
 
-# ---------------------------------------------------------------- crop mode
-
-
 def set_crop_mode(encoder: TrainableEncoder, crop_mode: str) -> None:
     """Set the crop mode of an encoder that is fresh from its weights."""
     if crop_mode != PRETRAINED_CROP:
@@ -187,9 +184,6 @@ def _choose_crop_mode(
     encoder.preprocessing = pretrained
     set_crop_mode(encoder, best)
     return best, *features[best]
-
-
-# ---------------------------------------------------------------- head
 
 
 def logit_scale(classes: int, label_smoothing: float) -> float:

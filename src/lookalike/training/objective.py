@@ -63,8 +63,6 @@ class _CrossEntropy(nn.Module):
 
 
 class _MinedLoss(nn.Module):
-    """A loss on the pairs or triplets that a miner selects."""
-
     def __init__(self, loss: nn.Module, miner: nn.Module) -> None:
         super().__init__()
         self.loss = loss

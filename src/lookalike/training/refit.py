@@ -133,8 +133,6 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
 
 @dataclass(frozen=True)
 class _FirstTraining:
-    """The bundle to refit."""
-
     path: Path
     encoder: AnyEncoder
     info: BundleInfo

@@ -180,9 +180,6 @@ def build_ensemble(trained: Sequence[TrainedEncoder], combination: str, progress
     return align(members, [e.vectors for e in take_shared(embeddings)], combination)
 
 
-# ---------------------------------------------------------------- before training
-
-
 def pair_initial_weights(names: Sequence[str], weights: WeightsOption) -> Backbones:
     """Return each backbone with its weights; one file cannot be that of several."""
     if len(names) > 1 and not isinstance(weights, Mapping) and str(weights) not in (PRETRAINED, NONE):
@@ -216,9 +213,6 @@ def _estimate_seconds(data: Dataset, backbones: Backbones, options: TrainingOpti
     return total
 
 
-# ---------------------------------------------------------------- resuming a finished run
-
-
 def _is_bundle_of(
     bundle: Path, data: Dataset, backbones: Backbones, options: TrainingOptions, combination: str
 ) -> bool:
@@ -248,9 +242,6 @@ def track_bundle(tracker: RunTracker, bundle: Path) -> None:
         tracker.log_file(bundle / name)
     tracker.log_model(bundle, bundle.name)
     shutil.rmtree(run_folder(bundle), ignore_errors=True)
-
-
-# ---------------------------------------------------------------- what a bundle records
 
 
 def save_trained(

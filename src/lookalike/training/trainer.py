@@ -27,8 +27,6 @@ from lookalike.training.guards import GradientGuard, MemoryGuard
 from lookalike.training.losses import parse_loss
 from lookalike.training.objective import Objective
 
-# ---------------------------------------------------------------- precision
-
 
 def resolve_precision(device: torch.device, precision: str) -> str:
     """Return the precision of forward passes; `auto` is bfloat16 where the device supports it natively."""
@@ -45,8 +43,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 class _Float32(nn.Module):
-    """Runs a layer in float32 inside an autocast region."""
-
     def __init__(self, layer: nn.Module, device_type: str) -> None:
         super().__init__()
         self.layer = layer
@@ -80,9 +76,6 @@ def slow_layers_in_float32(module: nn.Module, device: torch.device) -> Iterator[
     finally:
         for parent, name, layer in slow:
             setattr(parent, name, layer)
-
-
-# ---------------------------------------------------------------- trainer
 
 
 class LossModule(nn.Module):

@@ -92,9 +92,6 @@ def _describe(selection: WeightSelection, measure: str, stage: FrozenStage, run:
     return text
 
 
-# ---------------------------------------------------------------- weights
-
-
 def interpolate_weights(pretrained: State, fine_tuned: State, share: float) -> State:
     """Return `(1 - share) * pretrained + share * fine_tuned` of all floating-point tensors, others fine-tuned.
 
@@ -111,7 +108,6 @@ def interpolate_weights(pretrained: State, fine_tuned: State, share: float) -> S
 def _measure_shares(
     context: TrainingContext, encoder: TrainableEncoder, stage: FrozenStage, run: FinetuneState
 ) -> dict[float, float]:
-    """Return the validation measure of each share of the fine-tuned weights; the encoder's weights change."""
     measures = {0.0: stage.head_measure, 1.0: run.best_measure}
     for share in SHARES:
         encoder.load_state(interpolate_weights(stage.state, run.best_weights, share))
@@ -131,9 +127,6 @@ def record_origin(encoder: TrainableEncoder, stage: FrozenStage, share: float | 
         encoder.head_origin = "cross-entropy, backbone frozen" if stage.head_epochs else stage.head_origin
         if stage.head_epochs or stage.fit is not None:  # the head is fitted with labels
             encoder.trained = TRAINED_HEAD
-
-
-# ---------------------------------------------------------------- head
 
 
 def fit_posthoc_head(

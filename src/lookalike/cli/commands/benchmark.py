@@ -180,7 +180,6 @@ def demo(out: Path, data: Path | None) -> None:
 
 
 def _print_result(result: Benchmark) -> None:
-    """Print the leaderboard, the reason for the winner, and the paths of the report and the bundle."""
     board = result.leaderboard
     rows = board.short_rows(_MAX_ROWS)
     optional = [name for name in _OPTIONAL_COLUMNS if name != board.measure]
