@@ -31,11 +31,7 @@ def page_environment() -> Environment:
 
 
 class Thumbnails:
-    """The thumbnails of one page as `data:image/jpeg` URIs; each file is decoded once.
-
-    Args:
-        size: pixels of the longer side; a smaller image is not enlarged.
-    """
+    """Thumbnails with a longer side of `size` pixels as `data:image/jpeg` URIs; each file is decoded once."""
 
     def __init__(self, size: int = 256) -> None:
         self._size = size

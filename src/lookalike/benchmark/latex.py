@@ -54,14 +54,10 @@ def latex_table(
     groups: Sequence[tuple[str, Sequence[str]]],
     rows: Iterable[Sequence[str]],
 ) -> str:
-    r"""Return a `table*` for `\input`.
+    r"""Return a `table*` for `\input`; the cells of `rows` are already escaped.
 
-    Args:
-        caption: plain text above the table.
-        label: for `\ref`.
-        left: titles of the columns of text; the first of them, for names, breaks its lines.
-        groups: titles of groups of columns of numbers, each with the titles of its columns.
-        rows: cells, already escaped.
+    `left` are titles of columns of text, the first for names, which breaks its lines; `groups` are titles of groups of
+    columns of numbers, each with the titles of its columns.
     """
     numbers = [title for _, titles in groups for title in titles]
     ends = list(accumulate((len(titles) for _, titles in groups), initial=len(left)))

@@ -126,10 +126,7 @@ def read_image(path: Path | str) -> Image.Image:
     Handles EXIF orientation, greyscale, palette, alpha, CMYK, 16-bit and float samples; of an animation the first frame
     is returned. White is 65535 in 16-bit greyscale, however dark the image is, and also in 32-bit integers, which have
     no white of their own. In float samples white is 1 if no sample is above it, else 255. Values are clipped.
-
-    Raises:
-        UnreadableImage: the file is missing, empty, truncated, not an image, of another format than its suffix, or
-            larger than `MAX_PIXELS` or `MAX_DECODED_BYTES`.
+    A file that is missing, damaged, of another format than its suffix, or too large raises `UnreadableImage`.
     """
     path = Path(path)
     try:

@@ -24,11 +24,7 @@ _MAX_FIXED = 32  # bytes of a value of fixed size, such as a decimal number
 
 
 def read_rows(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield line number and cells by column of each row of a CSV or Parquet file.
-
-    Raises:
-        DataError: the file cannot be read, is too large, lacks one of the `required` columns, or has one twice.
-    """
+    """Yield line number and cells by column of each row of a CSV or Parquet file, or raise `DataError`."""
     table = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
     header = next(table)
     if any(name not in header for name in required):

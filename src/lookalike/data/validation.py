@@ -24,16 +24,7 @@ def with_validation(data: Dataset, *, seed: int = 0, class_disjoint: bool | None
     validation split that a manifest defines is returned unchanged.
 
     The labels of the test queries decide nothing but whether the test classes are unseen, and no test image is used.
-
-    Args:
-        data: the data set.
-        seed: seed of the choice of images or classes.
-        class_disjoint: cut whole classes; by default if the test classes are unseen in training, or if fewer than two
-            classes have 5 images.
-
-    Raises:
-        OptionError: `class_disjoint` contradicts the existing validation split.
-        DataError: training has too few classes or images.
+    `class_disjoint` cuts whole classes; by default that depends on the data.
     """
     if data.validation:
         shared = {item.label for item in data.validation} & {item.label for item in data.training}

@@ -70,32 +70,13 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     batch_size: int | None = None,
     progress: Progress,
 ) -> Embeddings:
-    """Embed images into a folder, with the model next to the embeddings.
+    """Embed images into a folder, with the model next to the embeddings, and return them memory-mapped.
 
     Called again with the same model it resumes where it was stopped, and computes only the images that were added or
-    changed. The embeddings of images that are gone are removed.
-
-    Args:
-        sources: the images.
-        encoder: it is stored next to the embeddings as a bundle; its runtime is selected only if there is an image to
-            compute.
-        out: a new folder, or one that an earlier call made.
-        info: further content of the bundle's record.
-        skipped: what is not among the images, such as folders that cannot be listed; stored with the skipped files.
-        computed: the features that the encoder's heads were fitted on; these images are not computed again.
-        allow_removals: remove embeddings even if most images are gone, or all of a folder.
-        shard_size: images per shard, the most that a killed run loses.
-        batch_size: images per forward pass; None lets the runtime choose.
-        progress: receives the number of images done.
-
-    Returns:
-        The embeddings in the order of the images, memory-mapped.
-
-    Raises:
-        DataError: no image, a duplicate id, no image that can be read, or too many images are gone.
-        OptionError: a shard or batch size below one.
-        FingerprintMismatch: `out` holds embeddings of another model.
-        StorageError: `out` holds something else, is damaged, or cannot be written.
+    changed. The embeddings of images that are gone are removed; `allow_removals` allows it even if most are gone, or
+    all of a folder. A runtime is selected only if there is an image to compute; those of `computed`, the features that
+    the encoder's heads were fitted on, are not. `info` is further content of the bundle's record, `skipped` what is not
+    among the images, such as folders that cannot be listed. A killed run loses at most one shard.
     """
     _require_images(sources, shard_size)
     require_embeddings_of(encoder, out)

@@ -29,20 +29,12 @@ def embed_splits(
     kind: str = "",
     share_features: bool = False,
 ) -> dict[str, Embeddings]:
-    """Embed all splits, or read them from the cache.
+    """Embed all splits, or read them from the folder `cache`; `load` returns the encoder, if something is embedded.
 
-    A cached split is valid for the same weights and the same files, compared by size and time of change.
-
-    Args:
-        data: the data set.
-        load: returns the encoder; called only if something is to be embedded.
-        fingerprint: of the encoder.
-        cache: the folder.
-        name: of the encoder, shown with the progress.
-        progress: receives progress and messages.
-        kind: runtime and precision of an exported encoder, which its fingerprint does not include.
-        share_features: also keep the features of a frozen backbone, which its other heads then use. The last bit of an
-            embedding may then differ from that of `Encoder.embed`.
+    A cached split is valid for the same weights and the same files, compared by size and time of change. `kind` is
+    runtime and precision of an exported encoder, which its fingerprint does not include. `share_features` also keeps
+    the features of a frozen backbone, which its other heads then use; the last bit of an embedding may then differ from
+    that of `Encoder.embed`.
     """
     encoder: AnyEncoder | None = None
     embeddings: dict[str, Embeddings] = {}

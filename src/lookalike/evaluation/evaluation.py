@@ -211,11 +211,6 @@ def evaluate_embeddings(
     A query is never its own hit: the same embeddings on both sides mean leave-one-out. Nor are `same_file_ids`, the
     gallery items with a query's file, by its id. Queries without a label or without anything relevant in the gallery
     are excluded; gallery items without a label are relevant to no query. With a reranker its order is measured.
-
-    Raises:
-        OptionError: an unknown measure, or one that needs more hits than the gallery has.
-        FingerprintMismatch: the two were embedded by different models.
-        DataError: labels are missing or no query counts.
     """
     parsed = parse_measures(measures)
     relevance = find_relevance(queries, gallery, query_labels, gallery_labels, same_file_ids)

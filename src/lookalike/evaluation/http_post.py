@@ -153,9 +153,7 @@ class Answer:
 def post_once(address: Address, body: bytes, before_sending: Callable[[], object]) -> Answer:
     """Connect, call `before_sending`, send the body once and read the answer; certificates are verified.
 
-    Raises:
-        NotSentError: no connection.
-        NoAnswerError: the connection failed after `before_sending`.
+    Without a connection `NotSentError` is raised, after `before_sending` `NoAnswerError`.
     """
     connection, target, headers = _open(address)
     with contextlib.closing(connection):

@@ -61,10 +61,6 @@ def find_relevance(
     """Find the queries that count: those with a label and at least one other gallery item of the same label.
 
     `same_file_ids` are gallery items with a query's file, by its id.
-
-    Raises:
-        FingerprintMismatch: the two were embedded by different models.
-        DataError: a split is empty or has no label, or no query has anything relevant in the gallery.
     """
     if queries.fingerprint != gallery.fingerprint:
         raise FingerprintMismatch(

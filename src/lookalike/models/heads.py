@@ -81,13 +81,8 @@ class Whitening:
 
     Within-class covariance normalisation (Hatch, Kajarekar, Stolcke 2006): linear discriminant analysis without its
     last step. It has no parameters per class, so that it also suits classes that are not in the training data. The
-    decompositions are made once, so that many values of shrinkage and emphasis are fitted fast.
-
-    Args:
-        features: `(n, features)` float32, n at least 2.
-        targets: `(n,)` class numbers.
-        dim: rows of the projection.
-        seed: decides the completing basis, as in `fit_pca`.
+    decompositions are made once, of features `(n, features)` and class numbers `(n,)`, so that many values of shrinkage
+    and emphasis are fitted fast.
     """
 
     def __init__(
@@ -103,15 +98,11 @@ class Whitening:
         self._means = means - means.mean(axis=0)
 
     def fit(self, shrinkage: float, emphasis: float = 1.0) -> tuple[Vectors, Vectors]:
-        """Fit a projection.
+        """Return weight `(dim, features)` and bias `(dim,)` of a projection.
 
-        Args:
-            shrinkage: above 0, at most 1: weight of a multiple of the identity in the within-class covariance.
-            emphasis: at least 1: factor on the directions between the class means, after whitening. A large value gives
-                linear discriminant analysis.
-
-        Returns:
-            weight `(dim, features)` and bias `(dim,)`, float32.
+        Shrinkage, above 0 and at most 1, is the weight of a multiple of the identity in the within-class covariance;
+        emphasis, at least 1, a factor on the directions between the class means. A large one gives linear discriminant
+        analysis.
         """
         if self._level <= 0:  # one image per class
             return self._weight, self._bias
@@ -137,9 +128,7 @@ def _complement(rows: npt.NDArray[np.float64], count: int, seed: int) -> npt.NDA
 def fit_alignment(source: Vectors, target: Vectors) -> Vectors:
     """Return the orthogonal matrix `R` that minimises `|source @ R - target|` (orthogonal Procrustes; Schönemann 1966).
 
-    Args:
-        source: `(n, dim)` embeddings of training images by the encoder to rotate.
-        target: `(n, dim)` embeddings of the same images, row by row, by the first encoder.
+    Both are `(n, dim)` embeddings of the same training images: by the encoder to rotate, and by the first encoder.
     """
     if source.shape != target.shape:
         raise DataError(f"an alignment needs embeddings of equal shape, got {source.shape} and {target.shape}.")

@@ -81,27 +81,18 @@ class Crop(str):
 class Preprocessing:
     """Crop, resize, cut out the centre, scale to 0..1, subtract the mean, divide by the standard deviation.
 
-    Attributes:
-        height, width: of the crop, in pixels.
-        crop_pct: crop size divided by image size; the image is resized to `floor(size / crop_pct)`.
-        interpolation: bicubic, bilinear, lanczos or nearest.
-        mean, std: per channel.
-        crop_mode: `center` resizes until the image covers that size, `squash` to exactly that size, `border` until it
-            fits into that size, with borders of the mean colour.
-        crop: the name of what cuts out the part that counts before anything else, a `Crop`; empty for the whole image.
-
-    Raises:
-        ModelError: a value outside what is allowed.
+    `center` resizes until the image covers that size, `squash` to exactly that size, `border` until it fits into that
+    size, with borders of the mean colour.
     """
 
-    height: int
+    height: int  # of the crop, in pixels
     width: int
-    crop_pct: float = 0.875
-    interpolation: str = "bicubic"
+    crop_pct: float = 0.875  # crop size divided by image size; the image is resized to `floor(size / crop_pct)`
+    interpolation: str = "bicubic"  # a key of `PILLOW_FILTERS`
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     crop_mode: str = "center"
-    crop: str = ""
+    crop: str = ""  # the name of what cuts out the part that counts first, a `Crop`; empty for the whole image
 
     def __post_init__(self) -> None:
         if self.interpolation not in PILLOW_FILTERS:
@@ -190,14 +181,7 @@ def resize(pixels: Pixels, size: tuple[int, int], interpolation: str, crop: tupl
     Columns first, then rows, each rounded to uint8 as in Pillow; results differ from Pillow's by rounding in about one
     pixel of a hundred. A SIMD resizer makes it nine times as fast (benchmarks/decoding.py).
 
-    Args:
-        pixels: `(h, w, 3)` uint8.
-        size: width and height of the resized image.
-        interpolation: a key of `PILLOW_FILTERS`.
-        crop: left, top, width and height of the crop, in pixels of the resized image.
-
-    Returns:
-        `(height, width, 3)` uint8 of the crop.
+    `size` is width and height of the resized image, `crop` left, top, width and height in its pixels.
     """
     source_height, source_width = pixels.shape[:2]
     left, top, width, height = crop

@@ -29,10 +29,8 @@ def hub_repository(name: str) -> str | None:
 def find_backbone(name: str) -> BackboneRow:
     """Return the row of a short name, a timm name, a repository of the model hub, or a file of the user.
 
-    The architecture of a repository, `timm_name`, is empty until `weights.resolve_repository` reads it.
-
-    Raises:
-        ModelError: an unknown name; it lists the nearest ones.
+    The architecture of a repository, `timm_name`, is empty until `weights.resolve_repository` reads it. The error for
+    an unknown name lists the nearest ones.
     """
     if name in BACKBONES:
         return BACKBONES[name]

@@ -28,12 +28,7 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 class PooledModel(nn.Module):
-    """A model of transformers from images `(n, 3, h, w)` to features `(n, features)`.
-
-    Attributes:
-        pooling: `projection` for the image embedding of an image-text model, `pooler`, or `class token`.
-        num_features: number of features.
-    """
+    """A model of transformers from images `(n, 3, h, w)` to features `(n, features)`."""
 
     def __init__(self, model: nn.Module, pooling: str, num_features: int) -> None:
         super().__init__()
@@ -59,12 +54,7 @@ class PooledModel(nn.Module):
 
 
 def load_transformers(file: BackboneFile) -> tuple[PooledModel, Preprocessing, str]:
-    """Return the network in a folder, its preprocessing, and its configuration as JSON for `network_of`.
-
-    Raises:
-        MissingExtra: transformers is not installed.
-        ModelError: not an image model, weights that are missing or not safetensors, or values that are not finite.
-    """
+    """Return the network in a folder, its preprocessing, and its configuration as JSON for `network_of`."""
     transformers = _import(file.name)
     file.require()
     if not (file.path / "config.json").is_file():

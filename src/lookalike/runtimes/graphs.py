@@ -194,18 +194,10 @@ def write_graph(
     half: bool = False,
     calibration: Sequence[Pixels] | None = None,
 ) -> None:
-    """Write the graph of a backbone for a runtime, with its head if given.
+    """Write the graph of a backbone, which is in float32, for a runtime, with its head if given.
 
-    Args:
-        backbone: on torch, in float32.
-        runtime: openvino or onnxruntime.
-        file: the file to write; OpenVINO writes a second one next to it.
-        head: it becomes part of the graph.
-        half: OpenVINO stores the weights in 16 bits.
-        calibration: images `(1, h, w, 3)` uint8; the graph is quantised to int8 with them.
-
-    Raises:
-        ModelError: an operation is not supported.
+    OpenVINO writes a second file next to `file`; with `half` it stores the weights in 16 bits. With `calibration`
+    images, `(1, h, w, 3)` uint8, the graph is quantised to int8.
     """
     from lookalike.models.adapt import family_of
     from lookalike.models.torch_backbone import trace, write_onnx

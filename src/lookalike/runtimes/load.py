@@ -269,14 +269,9 @@ class BundleModel:
         self.encoder = load_encoder(bundle)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Vectors:  # noqa: ARG002
-        """Return embeddings `(n, dim)` float32, unit length.
+        """Return embeddings `(n, dim)` float32 of n paths: a list, or a table with the paths in its first column.
 
-        Args:
-            model_input: paths of n images: a list, or a table with the paths in its first column.
-            params: unused.
-
-        Raises:
-            OptionError: an image cannot be read: vectors and paths would not match.
+        An image that cannot be read is an error: vectors and paths would not match.
         """
         column = model_input.iloc[:, 0].tolist() if hasattr(model_input, "iloc") else model_input
         paths: Sequence[str] = [str(path) for path in ([column] if isinstance(column, str | Path) else column)]

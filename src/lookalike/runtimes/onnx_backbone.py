@@ -200,12 +200,7 @@ def build_graph(info: BackboneInfo, data: bytes, head: Head | None = None) -> An
 
 
 def open_onnx(file: BackboneFile) -> OnnxBackbone:
-    """Return the backbone in an ONNX file, after it computed two images; one that did not change is opened once.
-
-    Raises:
-        ModelError: a missing or damaged file, or one whose inputs, outputs or values are not those of an encoder.
-        MissingExtra: its weights are in another file, and the package that reads them is not installed.
-    """
+    """Return the backbone in an ONNX file, after it computed two images; one that did not change is opened once."""
     file.require()
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in file.files()]
     return _open(file, tuple(states))

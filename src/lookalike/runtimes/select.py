@@ -100,12 +100,12 @@ class AutoBackbone(UnpreparedBackbone):
     def with_preprocessing(self, preprocessing: Preprocessing) -> AutoBackbone:
         """Return the same backbone for images that are cropped otherwise."""
         info = replace(self.info, preprocessing=preprocessing)
-        return AutoBackbone(info, OtherPreprocessing(preprocessing, self.source), self.runtime, self.precision)
+        return AutoBackbone(info, self.source, self.runtime, self.precision)
 
     def on_torch(self, precision: str) -> TorchBackbone:
         """Return the backbone on torch, loaded once while torch is in use."""
         if self._torch is None:
-            self._torch = self.source.load()
+            self._torch = self.source.load().with_preprocessing(self.info.preprocessing)
         return self._torch if precision == "float32" else self._torch.with_precision(precision)
 
     def weights(self) -> Mapping[str, np.ndarray]:
@@ -118,15 +118,9 @@ def with_runtime(encoder: Encoder, runtime: str = AUTO, precision: str = AUTO) -
 @overload
 def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO) -> AnyEncoder: ...
 def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO) -> AnyEncoder:
-    """Return the same encoder or ensemble, executed by this runtime in this precision.
+    """Return the same encoder or ensemble, executed by this runtime in this precision, or one per member joined by `+`.
 
-    Args:
-        encoder: an exported one keeps its runtime.
-        runtime: one of `RUNTIMES`; auto selects the fastest when images are embedded.
-        precision: one of `PRECISIONS`, or one per member joined by `+`; auto selects the fastest.
-
-    Raises:
-        OptionError: an unknown runtime or precision, or another one than an exported encoder has.
+    `auto` selects the fastest when images are embedded. An exported encoder keeps its runtime.
     """
     exported = any(member.info.graph is not None for member in encoder.members)
     require_runtime(runtime, AUTO if exported else precision)
@@ -189,22 +183,6 @@ def fixed_backbone(backbone: Backbone) -> FixedBackbone | None:
     """Return the backbone that has one runtime and cannot be trained, behind its graph if it is prepared, or None."""
     source = backbone.source if isinstance(backbone, GraphBackbone) else backbone
     return source if isinstance(source, FixedBackbone) else None
-
-
-@dataclass(frozen=True)
-class OtherPreprocessing:
-    """The weights of a backbone for images that are cropped otherwise."""
-
-    preprocessing: Preprocessing
-    source: WeightsSource
-
-    def load(self) -> TorchBackbone:
-        """Return the backbone on torch."""
-        return self.source.load().with_preprocessing(self.preprocessing)
-
-    def arrays(self) -> Mapping[str, np.ndarray]:
-        """Return its weights by name."""
-        return self.source.arrays()
 
 
 @dataclass(frozen=True)
