@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from lookalike.benchmark.candidates import make_candidates, save_winner
-from lookalike.benchmark.reranking import rerank_candidates
-from lookalike.benchmark.run_trials import embed_candidate, evaluate_all
+from lookalike.benchmark.run_trials import embed_candidate, evaluate_all, rerank_candidates
 from lookalike.evaluation import reranking
 from lookalike.evaluation.bootstrap import Comparison
 from lookalike.evaluation.evaluation import evaluate_validation

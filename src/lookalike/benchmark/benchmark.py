@@ -22,8 +22,14 @@ from lookalike.benchmark.candidates import (
 from lookalike.benchmark.estimate import estimate_benchmark
 from lookalike.benchmark.leaderboard import Leaderboard, build_leaderboard, markdown, write_leaderboard
 from lookalike.benchmark.report import describe_run, find_examples, write_report
-from lookalike.benchmark.reranking import rerank_candidates
-from lookalike.benchmark.run_trials import add_timings, embed_candidate, evaluate_all, evaluate_test, skipped_files
+from lookalike.benchmark.run_trials import (
+    add_timings,
+    embed_candidate,
+    evaluate_all,
+    evaluate_test,
+    rerank_candidates,
+    skipped_files,
+)
 from lookalike.benchmark.selection import (
     DEFAULT_MEASURE,
     FALLBACK_MEASURE,

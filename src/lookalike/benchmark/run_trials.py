@@ -16,11 +16,13 @@ from lookalike.data.dataset import Split, sample_evenly
 from lookalike.embeddings.splits import SPLITS, embed_splits
 from lookalike.errors import DataError, LookalikeError
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings, evaluate_validation
+from lookalike.evaluation.reranking import choose_on_validation
 from lookalike.models.encoder import Encoder
 from lookalike.reranking.reranker import Reranker
 from lookalike.types import Embeddings, Skipped
 
 _TIMED_IMAGES = 40
+_RERANKED = 3  # for which a re-ranking is chosen
 
 
 def embed_candidate(spec: BenchmarkSpec, candidate: Candidate) -> dict[str, Embeddings]:
@@ -149,3 +151,31 @@ def _timing(path: Path, request: TimingRequest, functions: Sequence[Encoder]) ->
     timings = time_here(request, functions) if functions else measure_timing(request)
     write_json(path, {"setup": setup, "timings": {c: asdict(timing) for c, timing in timings.items()}})
     return timings
+
+
+def rerank_candidates(
+    spec: BenchmarkSpec,
+    trials: Sequence[Trial],
+    candidates: Sequence[AnyCandidate],
+    embeddings: SplitEmbeddings,
+    measure: str,
+) -> list[AnyCandidate]:
+    """Return those of the most accurate candidates for which a re-ranking gains on validation, with it."""
+    pairs = [(t, c) for t, c in zip(trials, candidates, strict=True) if t.is_candidate]
+    pairs = sorted(pairs, key=lambda pair: pair[0].validation.mean(measure), reverse=True)[:_RERANKED]
+    reranked: list[AnyCandidate] = []
+    for done, (_, candidate) in enumerate(pairs, start=1):
+        by_split = candidate.embeddings(embeddings)
+        choice = choose_on_validation(
+            spec.data,
+            by_split["training"],
+            by_split["validation"],
+            measure,
+            allow_transductive=spec.transductive,
+        )
+        spec.progress.step("choosing a re-ranking", done, len(pairs), candidate.name)
+        if choice.gain is not None:
+            kind = ", transductive" if choice.reranker.transductive else ""
+            note = " ".join(filter(None, (candidate.note, f"re-ranked by {choice.reranker}{kind}.")))
+            reranked.append(replace(candidate, reranker=choice.reranker, note=note))
+    return reranked

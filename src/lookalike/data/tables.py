@@ -88,11 +88,8 @@ def _require_moderate(file: Any) -> None:
     for number in range(metadata.num_columns):
         column = metadata.schema.column(number)
         nested = column.max_repetition_level or column.path != column.name
-        if (
-            nested
-            or column.length > _MAX_FIXED
-            or (column.physical_type == "BYTE_ARRAY" and not _is_shared(file, number))
-        ):
+        is_shared = hasattr(file.schema_arrow.types[number], "index_type")  # cells of the same text share it when read
+        if nested or column.length > _MAX_FIXED or (column.physical_type == "BYTE_ARRAY" and not is_shared):
             raise RefusedFileError(f"its column {column.path} holds neither text nor numbers; remove it")
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         if group.total_byte_size > _MAX_GROUP or group.num_rows * group.num_columns > _MAX_GROUP_CELLS:
@@ -100,11 +97,6 @@ def _require_moderate(file: Any) -> None:
                 f"it has a row group of {group.num_rows:,} rows that expands to {group.total_byte_size:,} bytes, more "
                 f"than {_MAX_GROUP:,} or than {_MAX_GROUP_CELLS:,} cells; write smaller row groups"
             )
-
-
-def _is_shared(file: Any, number: int) -> bool:
-    """Whether the cells of a column that have the same text share it when they are read."""
-    return hasattr(file.schema_arrow.types[number], "index_type")
 
 
 def _texts(column: Any) -> Iterator[str]:

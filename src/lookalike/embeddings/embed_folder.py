@@ -99,7 +99,8 @@ def _update(job: _Job, *, allow_removals: bool) -> bool:
     rows = stored.find(job.keys)
     missing = [row for row in np.flatnonzero(rows < 0).tolist() if int(job.keys[row]) not in stored.failed]
     root = root_of(job.sources)
-    if finished is not None and not missing and _is_complete(finished, job.keys, rows):
+    is_same = finished is not None and np.array_equal(rows[rows >= 0], np.arange(finished.count))
+    if finished is not None and not missing and is_same and job.keys[rows < 0].tolist() == list(finished.failed):
         _store_model(job.encoder, job.out / MODEL_FOLDER, job.info)
         current = replace(finished, root=root, retried=tuple(job.skipped))
         if current != finished:  # the images were moved, or other folders cannot be listed
@@ -177,12 +178,6 @@ def _require_images(sources: Sequence[Source], shard_size: int) -> None:
     duplicate = first_duplicate(PackedStrings(source.id for source in sources))
     if duplicate is not None:
         raise DataError(f"duplicate image {duplicate!r}; pass each image once.", argument="images")
-
-
-def _is_complete(finished: EmbeddingsInfo, keys: Keys, rows: npt.NDArray[np.int64]) -> bool:
-    return np.array_equal(rows[rows >= 0], np.arange(finished.count)) and keys[rows < 0].tolist() == list(
-        finished.failed
-    )
 
 
 def _removed_ids(sources: Sequence[Source], rows: npt.NDArray[np.int64], ids: Sequence[str]) -> list[str]:

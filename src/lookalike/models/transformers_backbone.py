@@ -17,7 +17,7 @@ from lookalike.errors import LookalikeError, MissingExtra, ModelError, describe_
 from lookalike.models.backbone_files import BackboneFile, processor_settings
 from lookalike.models.info import BackboneInfo
 from lookalike.models.preprocessing import Preprocessing
-from lookalike.models.weights import skipped_initialisation
+from lookalike.models.weights import SkippedInitialisation
 
 PROJECTION = "projection"  # the image embedding of an image-text model
 POOLER = "pooler"
@@ -91,7 +91,7 @@ def network_of(info: BackboneInfo) -> PooledModel:
         record = json.loads(info.config)
         content = dict(record["config"])
         _require_small(content)
-        with skipped_initialisation(), _quiet():
+        with SkippedInitialisation(), _quiet():
             config = transformers.AutoConfig.for_model(content.pop("model_type"), **content)
             model = transformers.AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
         return PooledModel(model.eval(), record["pooling"], info.features)

@@ -74,8 +74,8 @@ def seeded_weights(seed: int) -> Iterator[None]:
         yield
 
 
-class _SkipInitialisation(TorchFunctionMode):
-    """Fills new weights with zeros: filling a ViT-B/16 with random numbers takes longer than reading it.
+class SkippedInitialisation(TorchFunctionMode):
+    """Lets new weights be zero, as a state dict replaces them: random ones of a ViT-B/16 take longer than reading it.
 
     They cannot stay uninitialised: torch draws a truncated normal distribution again until all values are in range.
     """
@@ -89,14 +89,9 @@ class _SkipInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def skipped_initialisation() -> TorchFunctionMode:
-    """Return the context in which networks are built for a state dict that holds every one of their weights."""
-    return _SkipInitialisation()
-
-
 def uninitialized_backbone(row: BackboneRow) -> nn.Module:
     """Create a backbone without classifier for a state dict that holds every one of its weights."""
-    with _SkipInitialisation():
+    with SkippedInitialisation():
         return _create(row)
 
 
@@ -248,7 +243,7 @@ def _load_file(row: BackboneRow, module: nn.Module, path: Path) -> str:
     weights = _inner_state(path, state, expected)
     if not row.projected:
         weights = _without_classifier(weights, module)
-    with _SkipInitialisation():
+    with SkippedInitialisation():
         converted = convert_torchvision_state(row.timm_name, weights, expected)
     if converted is not None:
         weights = converted

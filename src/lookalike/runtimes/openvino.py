@@ -153,20 +153,15 @@ def compile_graph(model: Path | Any, precision: str, *, throughput: bool) -> Ope
     core = import_openvino().Core()
     try:
         graph = core.read_model(str(model)) if isinstance(model, Path) else model.clone()
-        _require_image_graph(graph)
+        ranks = [[len(port.partial_shape) for port in ports] for ports in (graph.inputs, graph.outputs)]
+        if ranks != [[4], [2]] or graph.outputs[0].partial_shape[1].is_dynamic:
+            raise RuntimeError("it does not turn images into vectors of one length")
         if throughput:  # a graph for one batch size is faster than one for any
             graph.reshape([BATCH_SIZE, *graph.inputs[0].partial_shape[1:]])
         compiled = core.compile_model(graph, "CPU", _config(precision, throughput=throughput))
     except RuntimeError as error:
         raise ModelError(f"{model} is missing or damaged ({describe_error(error)}); export the model again.") from error
     return OpenVINORunner(compiled, throughput=throughput)
-
-
-def _require_image_graph(graph: Any) -> None:
-    """Raise `RuntimeError` unless a graph turns images into vectors of one length."""
-    ranks = [[len(port.partial_shape) for port in ports] for ports in (graph.inputs, graph.outputs)]
-    if ranks != [[4], [2]] or graph.outputs[0].partial_shape[1].is_dynamic:
-        raise RuntimeError("it does not turn images into vectors of one length")
 
 
 def load_compiled(blob: bytes, precision: str, *, throughput: bool) -> OpenVINORunner:
