@@ -18,9 +18,11 @@ flag in their place.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import operator
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class LookalikeError(Exception):
@@ -93,17 +95,12 @@ class FingerprintMismatch(ModelError):
 
 
 class PostError(LookalikeError):
-    """A submission was not posted, or the answer to it has no score.
-
-    Attributes:
-        status: the HTTP status of the answer; None without one.
-        may_be_counted: whether the server may have counted the submission.
-    """
+    """A submission was not posted, or the answer to it has no score."""
 
     def __init__(self, message: str, *, status: int | None = None, may_be_counted: bool = False) -> None:
         super().__init__(message)
-        self.status = status
-        self.may_be_counted = may_be_counted
+        self.status = status  # of the answer; None without one
+        self.may_be_counted = may_be_counted  # whether the server may have counted the submission
 
 
 class StorageError(LookalikeError):
@@ -117,3 +114,11 @@ class MissingExtra(LookalikeError):
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed; run: pip install 'lookalike[{extra}]'"
         )
+
+
+def import_extra(module: str, extra: str, purpose: str, package: str | None = None) -> Any:
+    """Import a module of an optional package, or raise `MissingExtra`."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(package or module, extra, purpose) from error

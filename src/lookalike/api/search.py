@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,10 +201,11 @@ def search(
             )
         raise DataError(f"none of the {len(queries)} images can be read (first: {first}).", argument="images")
     query_paths = {name: queries[name].path for name in embeddings.ids}
-    hit_files = _HitFiles(loaded.index)
-    hits = _search_others(loaded.index, embeddings, query_paths, top_k, hit_files)
-    item_paths = {item_id: hit_files.path(item_id) for item_id in hits.ids.ravel()}
-    missing = tuple(path for item_id, path in item_paths.items() if hit_files.identity(item_id) is None)
+    path_of = loaded.index.path_of
+    hit_file = functools.cache(lambda item: file_identity(path_of(item) or Path(item)))  # asks the system once per item
+    hits = _search_others(loaded.index, embeddings, query_paths, top_k, hit_file)
+    item_paths = {item_id: path_of(item_id) or Path(item_id) for item_id in hits.ids.ravel()}
+    missing = tuple(path for item_id, path in item_paths.items() if hit_file(item_id) is None)
     if missing:
         progress.info(
             f"{count_noun(len(missing), 'file')} of {len(item_paths)} among the hits "
@@ -215,26 +217,12 @@ def search(
     return SearchResult(hits, query_paths, item_paths, embeddings.skipped, missing)
 
 
-class _HitFiles:
-    """The files of items; the file system is asked once per item."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._identities: dict[str, tuple[int, int] | None] = {}
-
-    def path(self, item_id: str) -> Path:
-        """Return the path of an item's file."""
-        return self._index.path_of(item_id) or Path(item_id)
-
-    def identity(self, item_id: str) -> tuple[int, int] | None:
-        """Return what all paths of one file share; None if there is no file."""
-        if item_id not in self._identities:
-            self._identities[item_id] = file_identity(self.path(item_id))
-        return self._identities[item_id]
-
-
 def _search_others(
-    index: Index, queries: Embeddings, query_paths: Mapping[str, Path], top_k: int | None, hit_files: _HitFiles
+    index: Index,
+    queries: Embeddings,
+    query_paths: Mapping[str, Path],
+    top_k: int | None,
+    hit_file: Callable[[str], tuple[int, int] | None],
 ) -> Hits:
     """Search without the hits that are the query's own file under another path; only hits are compared."""
     query_files = [file_identity(query_paths[query]) for query in queries.ids]
@@ -245,7 +233,7 @@ def _search_others(
         hits = index.search(queries, count + extra)
         is_own = np.array(
             [
-                [query_file is not None and hit_files.identity(hit) == query_file for hit in ids]
+                [query_file is not None and hit_file(hit) == query_file for hit in ids]
                 for query_file, ids in zip(query_files, hits.ids, strict=True)
             ]
         )

@@ -34,22 +34,14 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF")
 
 
 class ImageFinder:
-    """Lists folders and walks through them; hidden files and folders are not listed.
-
-    Attributes:
-        skipped: folders that could not be listed.
-        unsupported: number of images of formats that are not read, by suffix.
-        without_suffix: images whose names do not end in the suffix of an image.
-        hidden: hidden images, and hidden folders with images.
-        excluded: folders that are never data: those of the system, and results of Lookalike.
-    """
+    """Lists folders and walks through them; hidden files and folders are not listed."""
 
     def __init__(self) -> None:
-        self.skipped: list[Skipped] = []
-        self.unsupported: Counter[str] = Counter()
-        self.without_suffix: list[Path] = []
-        self.hidden: list[Path] = []
-        self.excluded: list[Path] = []
+        self.skipped: list[Skipped] = []  # folders that could not be listed
+        self.unsupported: Counter[str] = Counter()  # number of images of formats that are not read, by suffix
+        self.without_suffix: list[Path] = []  # images whose names do not end in the suffix of an image
+        self.hidden: list[Path] = []  # hidden images, and hidden folders with images
+        self.excluded: list[Path] = []  # folders that are never data: those of the system, and results of Lookalike
 
     def list(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Return the folders, sorted, and the images in a folder, as far as it can be listed."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lookalike._files import new_folder, write_csv
 from lookalike.data.images import read_image
-from lookalike.errors import DataError, MissingExtra, OptionError
+from lookalike.errors import DataError, OptionError, import_extra
 
 # Class name and file names in scikit-image's data folder; drawings and synthetic images are not used.
 SCENES: dict[str, tuple[str, ...]] = {
@@ -103,10 +103,7 @@ def write_demo_images(
 
 def _source_image(name: str) -> Image.Image:
     """Read an image from the installed package, without its download machinery."""
-    try:
-        import skimage
-    except ImportError as error:
-        raise MissingExtra("scikit-image", "demo", "the demo's data set") from error
+    skimage = import_extra("skimage", "demo", "the demo's data set", "scikit-image")
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
         raise DataError(

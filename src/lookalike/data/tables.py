@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike._files import RefusedFileError, open_regular
-from lookalike.errors import DataError, MissingExtra
+from lookalike.errors import DataError, import_extra
 
 _MAX_BYTES = 1 << 30
 _MAX_ROWS = 10_000_000
@@ -57,10 +57,7 @@ def _csv_rows(path: Path) -> Iterator[list[str]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[list[str]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "parquet", f"reading {path.name}") from error
+    parquet = import_extra("pyarrow.parquet", "parquet", f"reading {path.name}", "pyarrow")
     try:
         with open_regular(path, _MAX_BYTES) as handle:
             metadata = parquet.read_metadata(handle)

@@ -215,16 +215,12 @@ def map_vectors(path: Path) -> Vectors:
 
 
 class BuildCheckpoint:
-    """A folder for an unfinished build; None saves nothing.
-
-    Attributes:
-        tried: the candidates that were tried, by budget.
-    """
+    """A folder for an unfinished build; None saves nothing."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._vectors = ""
-        self.tried: dict[str, list[OperatingPoint]] = {}
+        self.tried: dict[str, list[OperatingPoint]] = {}  # the candidates that were tried, by budget
 
     def open(self, take: TakeVectors, count: int) -> None:
         """Use the folder for these vectors; what an earlier run saved for others is ignored."""

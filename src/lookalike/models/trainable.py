@@ -59,19 +59,7 @@ class ProjectionHead(nn.Module):
 
 
 class TrainableEncoder:
-    """A backbone with its head, both open to change.
-
-    Attributes:
-        name, timm_name: the name that the user gave, and the architecture.
-        module: maps `(n, 3, h, w)` float32 to pooled features.
-        head: the `ProjectionHead`.
-        head_origin: how the head was made, in words.
-        preprocessing: how an image becomes pixels.
-        adaptation: the changes to the network as timm builds it; `module` has them already.
-        weights: where the pretrained weights come from.
-        trained: untrained (random weights), frozen (pretrained) or fine-tuned.
-        library, config: what defines the network, as in `BackboneInfo`.
-    """
+    """A backbone, `module`, with its head, both open to change; the other facts are those of `BackboneInfo`."""
 
     library: Library = TIMM
     config: str = ""
@@ -81,7 +69,7 @@ class TrainableEncoder:
         row: BackboneRow,
         module: nn.Module,
         preprocessing: Preprocessing,
-        adaptation: Adaptation,
+        adaptation: Adaptation,  # which `module` has already
         weights: str,
         *,
         seed: int = 0,
@@ -124,7 +112,7 @@ class TrainableEncoder:
         with torch.no_grad():
             self.head.linear.weight.copy_(torch.from_numpy(head.weight))
             self.head.linear.bias.copy_(torch.from_numpy(head.bias))
-        self.head_origin = head.origin
+        self.head_origin = head.origin  # how it was made, in words
 
     def to_input(self, pixels: Pixels) -> torch.Tensor:
         """Turn `(n, h, w, 3)` uint8 into the normalised `(n, 3, h, w)` float32 that the module takes."""

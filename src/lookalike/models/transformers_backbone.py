@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lookalike.errors import LookalikeError, MissingExtra, ModelError, describe_error
+from lookalike.errors import LookalikeError, ModelError, describe_error, import_extra
 from lookalike.models.backbone_files import BackboneFile, processor_settings
 from lookalike.models.info import BackboneInfo
 from lookalike.models.preprocessing import Preprocessing
@@ -55,7 +55,7 @@ class PooledModel(nn.Module):
 
 def load_transformers(file: BackboneFile) -> tuple[PooledModel, Preprocessing, str]:
     """Return the network in a folder, its preprocessing, and its configuration as JSON for `network_of`."""
-    transformers = _import(file.name)
+    transformers = import_extra("transformers", "transformers", file.name)
     file.require()
     if not (file.path / "config.json").is_file():
         raise file.refused(f"{file.path} has no config.json; pass a folder that save_pretrained wrote")
@@ -86,7 +86,7 @@ def load_transformers(file: BackboneFile) -> tuple[PooledModel, Preprocessing, s
 
 def network_of(info: BackboneInfo) -> PooledModel:
     """Return the network of a record, with weights that are to be replaced."""
-    transformers = _import(info.name)
+    transformers = import_extra("transformers", "transformers", info.name)
     try:
         record = json.loads(info.config)
         content = dict(record["config"])
@@ -100,14 +100,6 @@ def network_of(info: BackboneInfo) -> PooledModel:
             f"transformers cannot build {info.timm_name} of {info.name} ({describe_error(error)}); install the version "
             "that the bundle was made with, or create it again."
         ) from error
-
-
-def _import(name: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "transformers", name) from error
-    return transformers
 
 
 @contextlib.contextmanager

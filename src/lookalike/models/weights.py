@@ -144,7 +144,6 @@ def _from_hub(row: BackboneRow) -> nn.Module:
         raise WeightsUnavailable(
             f"timm has no pretrained weights for {row.timm_name}; {_alternatives(row)}.", argument="weights"
         )
-    cause = ""
     try:
         config = timm.get_pretrained_cfg(row.timm_name)
         if config is None or not config.hf_hub_id:  # a few come from plain addresses

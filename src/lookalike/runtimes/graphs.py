@@ -16,7 +16,7 @@ import numpy as np
 
 from lookalike._files import digest
 from lookalike._system import disable_telemetry
-from lookalike.errors import LookalikeError, MissingExtra, ModelError, describe_error
+from lookalike.errors import LookalikeError, ModelError, describe_error, import_extra
 from lookalike.models.heads import Head
 from lookalike.models.info import BackboneInfo, EncoderInfo
 from lookalike.models.pipeline import Backbone, Source
@@ -45,12 +45,7 @@ class WeightsSource(Protocol):
 
 
 class GraphBackbone:
-    """A backbone whose graph a runtime executes.
-
-    Attributes:
-        source: its weights; None for an exported graph.
-        folder: of an exported graph, the bundle.
-    """
+    """A backbone whose graph a runtime executes."""
 
     device_type = "cpu"
 
@@ -61,8 +56,8 @@ class GraphBackbone:
         runtime: str,
         precision: str,
         *,
-        source: WeightsSource | None = None,
-        folder: Path | None = None,
+        source: WeightsSource | None = None,  # None for an exported graph
+        folder: Path | None = None,  # of an exported graph, the bundle
     ) -> None:
         self.info = info
         self.runtime = runtime
@@ -232,11 +227,8 @@ def quantize(graph: Any, runtime: str, images: Sequence[Pixels], *, transformer:
     ranking of near neighbours needs the last bits of the head.
     """
     disable_telemetry()  # NNCF imports ONNX Runtime
-    try:
-        with openvino.blocked_import("openvino_telemetry"):
-            import nncf
-    except ImportError as error:
-        raise MissingExtra("nncf", "int8", "int8") from error
+    with openvino.blocked_import("openvino_telemetry"):
+        nncf = import_extra("nncf", "int8", "int8")
     module = GRAPH_RUNTIMES[runtime]
     calibration = images if module is openvino else [{graph.graph.input[0].name: p} for p in images]
     unquantized = nncf.IgnoredScope(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from lookalike._system import cpu_count, disable_telemetry
-from lookalike.errors import MissingExtra, ModelError, describe_error
+from lookalike.errors import MissingExtra, ModelError, describe_error, import_extra
 from lookalike.types import Pixels, Vectors
 
 RUNTIME = "onnxruntime"
@@ -36,15 +35,10 @@ def float_precisions() -> tuple[str, ...]:
     return ("float32",)
 
 
-def import_onnxruntime() -> ModuleType:
+def import_onnxruntime() -> Any:
     """Import ONNX Runtime with its telemetry switched off."""
     disable_telemetry()
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnxruntime", "onnx", "this runtime") from error
-    module: ModuleType = onnxruntime
-    return module
+    return import_extra("onnxruntime", "onnx", "this runtime")
 
 
 class OnnxRunner:

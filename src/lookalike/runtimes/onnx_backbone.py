@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lookalike._files import RefusedFileError, digest, open_regular
-from lookalike.errors import LookalikeError, MissingExtra, ModelError, OptionError, describe_error
+from lookalike.errors import LookalikeError, ModelError, OptionError, describe_error, import_extra
 from lookalike.models.backbone_files import POOLS, BackboneFile
 from lookalike.models.bundle import weights_digest
 from lookalike.models.heads import Head
@@ -235,10 +235,7 @@ def _read(file: BackboneFile) -> bytes:
 
 def _with_external_data(file: BackboneFile) -> bytes:
     """Return the bytes of a model with the weights that it keeps in files next to it."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtra("onnx", "onnx", f"{file.name}, whose weights are in another file,") from error
+    onnx = import_extra("onnx", "onnx", f"{file.name}, whose weights are in another file,")
     try:
         data: bytes = onnx.load(str(file.path)).SerializeToString()
     except Exception as error:  # of many kinds, for a missing file, a path that leads elsewhere, or more than 2 GB

@@ -111,13 +111,7 @@ class LossModule(nn.Module):
 
 
 class Trainer:
-    """An encoder with the objective and the optimizer that train it; when to stop is decided elsewhere.
-
-    Attributes:
-        compare_with_guessing: whether `step` also computes `guess`.
-        guess: the loss of the last step with shuffled labels: what it would be if nothing were learned.
-        warn: receives sentences of the guards.
-    """
+    """An encoder with the objective and the optimizer that train it; when to stop is decided elsewhere."""
 
     def __init__(
         self,
@@ -127,7 +121,7 @@ class Trainer:
         *,
         seed: int = 0,
         distributed: DistributedContext = SINGLE_PROCESS,
-        warn: Callable[[str], None] = lambda _text: None,
+        warn: Callable[[str], None] = lambda _text: None,  # receives sentences of the guards
     ) -> None:
         self.encoder = encoder
         self.classes = classes
@@ -149,7 +143,7 @@ class Trainer:
         self._inner = LossModule(encoder, self.objective, recipe, distributed)
         self.loss_module = distributed.prepare(self._inner)
         self._accumulated = 0
-        self.guess = math.nan
+        self.guess = math.nan  # the loss of the last step with shuffled labels, as if nothing were learned
         self.warn = warn
         self._gradients = GradientGuard({n: p for n, p in encoder.module.named_parameters() if p.requires_grad})
         self._memory = MemoryGuard(
