@@ -291,6 +291,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
 def test_parquet_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "manifest.parquet").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(MissingExtra, match=r"pyarrow.*lookalike\[parquet\]"):
         load_dataset(tmp_path)
 

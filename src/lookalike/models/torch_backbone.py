@@ -65,6 +65,8 @@ class TorchBackbone:
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> TorchBackbone:
         """Return the same backbone for images that are cropped otherwise."""
+        if preprocessing is self.info.preprocessing:
+            return self
         return TorchBackbone(replace(self.info, preprocessing=preprocessing), self.module, self.precision)
 
     def weights(self) -> Mapping[str, np.ndarray]:
