@@ -74,6 +74,9 @@ WORDS = (
             r"metric inner product",
             r"metric type",
             r"metric=",
+            r"/metrics",  # the address that Prometheus reads
+            r"\"metrics\"",
+            r"metric families",
         ),
     ),
     Word(r"\btrunks?\b", "backbone", (r"\"trunk\"", r"freeze trunk batchnorm")),  # names of pytorch-metric-learning
@@ -188,7 +191,7 @@ def python_parts(text: str) -> Iterator[tuple[int, str]]:
 def vague_names(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield the names that do not say what the value holds."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.NAME and token.string in VAGUE_NAMES:
+        if token.type == tokenize.NAME and token.string in VAGUE_NAMES and "@hypothesis.given" not in token.line:
             yield token.start[0], token.string, "what the value holds"
 
 

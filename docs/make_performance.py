@@ -64,6 +64,12 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
         "Graphs have 32 links per vector; ours are built with an efConstruction of 64, usearch's with its default of "
         "128, hnswlib's and FAISS's with 40 and with 200.",
     ),
+    (
+        "service",
+        "The service",
+        "`benchmarks/service.py`; image queries per second over HTTP, their latency, and the memory of the server. The "
+        "clients share the cores with the server. Vectors are random.",
+    ),
 )
 
 
@@ -241,6 +247,9 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
     "index_mb": ("index, MB", ",.0f"),
     "share_of_products": ("share of matrix products", ".0%"),
     "device_memory_mb": ("device memory, MB", ",.0f"),
+    "p50_ms": ("ms, median", ".3g"),
+    "p99_ms": ("ms, 99th percentile", ".3g"),
+    "server_memory_mb": ("memory of the server, MB", ",.0f"),
     "side": ("side, pixels", ".0f"),
     "first_step_s": ("first step, s", ".1f"),
     "mean_difference": ("mean difference", ".3f"),

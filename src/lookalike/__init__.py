@@ -70,6 +70,9 @@ if TYPE_CHECKING:
     from lookalike.reranking.steps import Reranking as Reranking
     from lookalike.reranking.steps import SimilarityNormalization as SimilarityNormalization
     from lookalike.runtimes.load import load_encoder as load_encoder
+    from lookalike.server.access import token as token
+    from lookalike.server.client import Client as Client
+    from lookalike.server.run import serve as serve
     from lookalike.training.config import Recipe as Recipe
     from lookalike.training.config import TrainingOptions as TrainingOptions
     from lookalike.training.config import recipes as recipes
@@ -123,6 +126,9 @@ _NAMES = {
         "SimilarityNormalization",
     ),
     "runtimes.load": ("load_encoder",),
+    "server.access": ("token",),
+    "server.client": ("Client",),
+    "server.run": ("serve",),
     "training.config": ("Recipe", "TrainingOptions", "recipes"),
     "training.refit": ("refit",),
     "training.train": ("train",),

@@ -8,6 +8,7 @@ LookalikeError                  base: one sentence that says what, got, allowed,
 │   ├── WeightsUnavailable      pretrained weights are not available on this machine
 │   └── FingerprintMismatch     an index or embeddings made by another model
 ├── PostError                   a submission was not posted, or its answer has no score
+├── ServiceError                a service refused a request of the client, or does not answer
 ├── StorageError                a file or folder that cannot be written or has unexpected content
 └── MissingExtra                an optional package is not installed; names the extra
 
@@ -101,6 +102,23 @@ class PostError(LookalikeError):
         super().__init__(message)
         self.status = status  # of the answer; None without one
         self.may_be_counted = may_be_counted  # whether the server may have counted the submission
+
+
+class ServiceError(LookalikeError):
+    """A service refused a request of the client, or did not answer.
+
+    Attributes:
+        status: the HTTP status of the answer; None without one.
+        kind: the kind of problem, such as unreadable-image; None if it is unknown.
+
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, kind: str | None = None, argument: str | None = None
+    ) -> None:
+        super().__init__(message, argument=argument)
+        self.status = status
+        self.kind = kind
 
 
 class StorageError(LookalikeError):

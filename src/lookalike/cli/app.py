@@ -25,6 +25,8 @@ COMMANDS = {
     "embed": "commands.retrieve",
     "index": "commands.retrieve",
     "search": "commands.retrieve",
+    "serve": "commands.serve",
+    "token": "commands.serve",
     "evaluate": "commands.retrieve",
     "submit": "commands.retrieve",
     "post": "commands.retrieve",

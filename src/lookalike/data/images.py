@@ -184,6 +184,24 @@ def open_image(file: BinaryIO) -> Image.Image:
     raise UnidentifiedImageError
 
 
+def read_header(name: str, data: bytes) -> tuple[str | None, int]:
+    """Return the format and the number of pixels that an encoded image claims; errors carry `name` as the path.
+
+    Pixels are not decoded.
+    """
+    path = Path(name)
+    try:
+        with _open(path, io.BytesIO(data)) as image:
+            return image.format, image.width * image.height
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        essential = _essential_png(io.BytesIO(data)) if isinstance(error, ValueError) else None
+        if essential is None:
+            raise _unreadable(path, error) from error
+        return read_header(name, essential)
+
+
 def _open(path: Path, file: BinaryIO) -> Image.Image:
     try:
         return open_image(file)

@@ -1,0 +1,98 @@
+"""`lookalike serve` and `token`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lookalike.cli.app import Command
+from lookalike.cli.console import make_progress
+from lookalike.cli.options import PATH
+from lookalike.errors import OptionError
+
+
+@click.command(cls=Command, short_help="Serve indexes over HTTP.")
+@click.argument("indexes", metavar="[NAME=]INDEX...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than this machine's "
+    "own need tokens.")  # fmt: skip
+@click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 for any free one.")
+@click.option(
+    "--token-file", type=PATH, metavar="FILE", help="File of tokens, from 'lookalike token'. Without one nothing can "
+    "be changed."
+)  # fmt: skip
+@click.option("--require-token", is_flag=True, help="Reading needs a token on this machine, too.")
+@click.option(
+    "--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name that is served, besides "
+    "localhost and addresses in numbers. Can be repeated."
+)  # fmt: skip
+@click.option(
+    "--cors-origin", "cors_origins", multiple=True, metavar="ORIGIN", help="Origin of a web page that may use the "
+    "service, such as https://shop.example. Can be repeated."
+)  # fmt: skip
+@click.option("--max-body", metavar="SIZE", default="32MB", show_default=True, help="Limit for a request's body.")
+@click.option("--max-pixels", type=int, default=50_000_000, show_default=True, help="Limit for an image.")
+@click.option(
+    "--max-queue", type=int, default=256, show_default=True, help="Images that may wait; more are refused (429)."
+)
+@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds that a request may take.")
+@click.option(
+    "--receive-timeout",
+    type=float,
+    default=20.0,
+    show_default=True,
+    help="Seconds in which a client must send a request.",
+)
+def serve(indexes: tuple[str, ...], **values: Any) -> None:
+    """Serve indexes over HTTP until Ctrl-C or SIGTERM. SIGHUP loads them again without a failed request.
+
+    The first index is the default. The name of an index is that of its folder without '.index'.
+
+    \b
+    Examples:
+      lookalike serve photos.index
+      curl -F image=@query.jpg 'http://127.0.0.1:8000/v1/search?k=10'
+      lookalike serve hats=a.index shoes=b.index --host 0.0.0.0 --token-file tokens
+    """  # noqa: D301
+    from lookalike.server.run import serve as run_serve
+
+    with closing(make_progress()) as progress:
+        run_serve(_named(indexes), **values, progress=progress)
+
+
+def _named(indexes: tuple[str, ...]) -> list[str] | dict[str, str]:
+    """Return the folders, by name if all of them have one."""
+    pairs = [text.partition("=")[::2] for text in indexes]
+    named = [
+        (name, path) for (name, path), text in zip(pairs, indexes, strict=True) if path and not Path(text).exists()
+    ]
+    if not named:
+        return list(indexes)
+    names = [name for name, _ in named]
+    if len(named) < len(indexes) or len(set(names)) < len(names):
+        raise OptionError(
+            "give each of the `indexes` a name of its own, NAME=INDEX, or none of them.", argument="indexes"
+        )
+    return dict(named)
+
+
+@click.command(cls=Command, short_help="Make a token for a service.")
+@click.argument("file", type=PATH)
+@click.option(
+    "--scope", type=click.Choice(["read", "write"]), default="read", show_default=True, help="What it allows."
+)
+@click.option("--name", metavar="NAME", help="Who it is for, in the audit log.")
+def token(file: Path, **values: Any) -> None:
+    """Make a token for 'serve', add its digest to FILE, and print it: it cannot be shown again.
+
+    Remove the line of a token to revoke it, and send the service SIGHUP.
+
+    \b
+    Examples:
+      lookalike token tokens --scope write --name importer
+    """  # noqa: D301
+    from lookalike.server.access import token as make_token
+
+    click.echo(make_token(file, **values))

@@ -1,0 +1,1 @@
+"""The HTTP service and its client; FastAPI and uvicorn are imported here only."""

@@ -1,0 +1,187 @@
+"""The bodies of requests and answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Value = str | int | float | bool | None
+
+EXAMPLE_IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SearchBody(_Request):
+    """What to search for: `image` or `vector`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"image": EXAMPLE_IMAGE}, {"vector": [0.1, -0.2, 0.3]}]})
+    image: str | None = Field(None, description="an image in base64, or a data URI")
+    vector: Annotated[list[Finite], Field(min_length=1, max_length=65_536)] | None = Field(
+        None, description="an embedding of the model of the index"
+    )
+
+
+class HitAnswer(BaseModel):
+    """An item that a search returned."""
+
+    id: str
+    score: float = Field(description="cosine similarity, at most 1; higher is more similar")
+    label: str | None = None
+    metadata: dict[str, Value] = Field(default_factory=dict)
+
+
+class SearchAnswer(BaseModel):
+    """The hits of a search, best first."""
+
+    hits: list[HitAnswer]
+    took_ms: float = Field(description="milliseconds from the headers of the request to its answer")
+
+
+class ItemAnswer(BaseModel):
+    """An item."""
+
+    id: str
+    label: str | None = None
+    metadata: dict[str, Value] = Field(default_factory=dict)
+
+
+class ItemsAnswer(BaseModel):
+    """Items in the order of their ids."""
+
+    items: list[ItemAnswer]
+    next: str | None = Field(None, description="pass it as `after` for the next items; null at the end")
+
+
+class IndexAnswer(BaseModel):
+    """An index of the service."""
+
+    name: str
+    items: int
+    model: str
+    dimensions: int
+    default: bool = Field(description="whether /v1/search and /v1/items use it")
+
+
+class IndexesAnswer(BaseModel):
+    """The indexes of the service."""
+
+    indexes: list[IndexAnswer]
+
+
+class ProblemAnswer(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str = Field(examples=["urn:lookalike:problem:unreadable-image"])
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    parameter: str | None = Field(None, description="the part of the request that is wrong")
+
+
+class EmbeddingsBody(BaseModel):
+    """OpenAI's request for embeddings, of images: exactly one of `input` and `messages`."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "efficientnet_lite0",
+                    "input": [f"data:image/png;base64,{EXAMPLE_IMAGE}"],
+                    "modality": "image",
+                },
+                {"model": "efficientnet_lite0", "input": [{"image": EXAMPLE_IMAGE}]},
+                {
+                    "model": "efficientnet_lite0",
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {
+                                    "type": "image_url",
+                                    "image_url": {"url": f"data:image/png;base64,{EXAMPLE_IMAGE}"},
+                                }
+                            ],
+                        }
+                    ],
+                },
+            ]
+        },
+    )
+    model: str = Field(description="a name from /v1/models")
+    input: Any = Field(
+        None, description='data URIs (with "modality": "image"), {"image": base64} or image_url parts, one or a list'
+    )
+    messages: list[Any] | None = Field(None, description="messages whose content is image_url parts")
+    modality: str | None = Field(None, description="image")
+    encoding_format: str = Field("float", description="float or base64")
+    dimensions: int | None = Field(None, description="refused unless it is the model's")
+    user: str | None = Field(None, description="ignored")
+
+
+class EmbeddingAnswer(BaseModel):
+    """The embedding of one image."""
+
+    object: str = "embedding"
+    index: int
+    embedding: list[float] | str = Field(description="numbers, or float32 little-endian in base64")
+
+
+class UsageAnswer(BaseModel):
+    """Tokens; images have none."""
+
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+class EmbeddingsAnswer(BaseModel):
+    """The embeddings of all images, in their order."""
+
+    object: str = "list"
+    data: list[EmbeddingAnswer]
+    model: str
+    usage: UsageAnswer
+
+
+class ModelAnswer(BaseModel):
+    """A model that embeds images."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "lookalike"
+
+
+class ModelsAnswer(BaseModel):
+    """The models of the service."""
+
+    object: str = "list"
+    data: list[ModelAnswer]
+
+
+class OpenAIError(BaseModel):
+    """What is wrong, in OpenAI's form."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class OpenAIErrorAnswer(BaseModel):
+    """An error in OpenAI's form."""
+
+    error: OpenAIError
+
+
+class StateAnswer(BaseModel):
+    """Whether the service lives, and is ready."""
+
+    status: str

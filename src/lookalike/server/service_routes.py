@@ -1,0 +1,43 @@
+"""Whether the service lives and is ready, its counts and times, and the page that describes it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from lookalike._html import page_environment
+from lookalike.server.schemas import StateAnswer
+from lookalike.server.service import Service
+
+_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+public = APIRouter(tags=["service"])
+protected = APIRouter(tags=["service"])
+
+
+@public.get("/healthz", response_model=StateAnswer, summary="Is the process alive?")
+async def healthz() -> StateAnswer:
+    """Answer as long as the process lives."""
+    return StateAnswer(status="alive")
+
+
+@public.get(
+    "/readyz", response_model=StateAnswer, summary="Is the service ready?", responses={503: {"model": StateAnswer}}
+)
+async def readyz(request: Request) -> Response:
+    """Answer 200 when every index and model is loaded, and 503 before that and while the service stops."""
+    state = request.app.state.service.state
+    return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+
+@protected.get("/metrics", summary="Counts and times, for Prometheus", response_class=Response)
+async def show_measurements(request: Request) -> Response:
+    """Return requests, time per stage, sizes of batches and the length of the queue."""
+    service: Service = request.app.state.service
+    return Response(service.monitor.text(), media_type=service.monitor.content_type)
+
+
+@public.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """Return the page made of the OpenAPI description; it loads nothing from other hosts."""
+    page = page_environment().get_template("service.html.j2").render(api=request.app.openapi())
+    return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
