@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from lookalike.evaluation.reranking import choose_reranking as choose_reranking
     from lookalike.evaluation.submission import Submission as Submission
     from lookalike.index.index import Index as Index
+    from lookalike.index.store import FileState as FileState
+    from lookalike.index.store import IndexedItem as IndexedItem
     from lookalike.models.bundle import save_bundle as save_bundle
     from lookalike.models.catalogue import BackboneRow as BackboneRow
     from lookalike.models.encoder import Encoder as Encoder
@@ -110,6 +112,7 @@ _NAMES = {
     "evaluation.reranking": ("RerankingChoice", "choose_reranking"),
     "evaluation.submission": ("Submission",),
     "index.index": ("Index",),
+    "index.store": ("FileState", "IndexedItem"),
     "models.bundle": ("save_bundle",),
     "models.encoder": ("Encoder", "Ensemble"),
     "models.catalogue": ("BackboneRow",),

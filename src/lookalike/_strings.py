@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -89,6 +90,23 @@ class PackedStrings(Sequence[str]):
                 return position
         return -1
 
+    def to_bytes(self) -> bytes:
+        """Return the strings for `from_bytes`; not of a slice."""
+        return b"".join([len(self).to_bytes(8, "little"), _little(self._ends).tobytes(), self._text])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> PackedStrings:
+        """Undo `to_bytes`, without a loop over the strings; `ValueError` for anything else."""
+        strings = cls()
+        start = 8 * (int.from_bytes(data[:8], "little") + 2)
+        ends = array("Q")
+        ends.frombytes(data[8:start])
+        ends = _little(ends)
+        if start > len(data) or ends[0] != 0 or ends[-1] != len(data) - start or (np.diff(ends) < 0).any():
+            raise ValueError("it does not hold packed strings")
+        strings._text, strings._ends, strings._range = bytearray(data[start:]), ends, range(len(ends) - 1)
+        return strings
+
     def _bytes(self, number: int) -> bytearray:
         return self._text[self._ends[number] : self._ends[number + 1]]
 
@@ -124,6 +142,14 @@ def first_duplicate(strings: Sequence[str]) -> str | None:
             return string
         seen.add(string)
     return None
+
+
+def _little(numbers: array[int]) -> array[int]:
+    """Return numbers in little-endian order, or back."""
+    if sys.byteorder == "big":
+        numbers = array("Q", numbers)
+        numbers.byteswap()
+    return numbers
 
 
 def _encode(string: str) -> bytes:

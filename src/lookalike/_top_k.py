@@ -71,6 +71,15 @@ def nearest_in_blocks(queries: Floats, blocks: Iterable[Floats], count: int) -> 
     return scores, rows
 
 
+def take_allowed(scores: Floats, rows: Ints, allowed: npt.NDArray[np.bool_], count: int) -> tuple[Floats, Ints]:
+    """Return the first `count` allowed rows of each query, best first, filled up with -inf and -1."""
+    dropped = ~allowed[rows]
+    columns = np.argsort(dropped, axis=1, kind="stable")[:, :count]
+    dropped = np.take_along_axis(dropped, columns, axis=1)
+    scores, rows = np.take_along_axis(scores, columns, axis=1), np.take_along_axis(rows, columns, axis=1)
+    return np.where(dropped, np.float32(-np.inf), scores), np.where(dropped, -1, rows)
+
+
 def _largest(values: Floats, count: int) -> tuple[Floats, Ints]:
     """Return the largest values of each row of a matrix and their columns, descending."""
     lines = np.arange(len(values))[:, None]

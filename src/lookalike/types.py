@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -244,12 +244,14 @@ class Hits(Sequence[QueryHits]):
         ids: `(n_query, k)` item ids, an object array of str; None after the last hit of a query that has fewer than k.
         scores: `(n_query, k)` float32 cosine similarities; higher is better; nan where there is no hit.
         root: the folder that the item ids are relative to, if known.
+        paths: the files of the items whose file is not their id relative to the root, by id.
     """
 
     query_ids: tuple[str, ...]
     ids: npt.NDArray[np.object_]
     scores: npt.NDArray[np.float32]
     root: Path | None = None
+    paths: Mapping[str, Path | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape != self.scores.shape or len(self.ids) != len(self.query_ids):
@@ -270,11 +272,16 @@ class Hits(Sequence[QueryHits]):
         if isinstance(query, slice):
             return tuple(self[position] for position in range(*query.indices(len(self))))
         hits = [
-            Hit(str(item), float(score), None if self.root is None else self.root / str(item))
+            Hit(str(item), float(score), self._path(item))
             for item, score in zip(self.ids[query], self.scores[query], strict=True)
             if item is not None
         ]
         return QueryHits(self.query_ids[query], tuple(hits))
+
+    def _path(self, item: str) -> Path | None:
+        if item in self.paths:
+            return self.paths[item]
+        return None if self.root is None else self.root / str(item)
 
     def __repr__(self) -> str:
         at_most = "at most " if np.isnan(self.scores).any() else ""

@@ -20,7 +20,13 @@ _SYSTEM_FOLDERS = {
 }
 
 # files by which a folder is a result of Lookalike: a bundle, an index, embeddings, a benchmark
-_RESULTS = ({"bundle.json"}, {"index.json", "items.json"}, {"embeddings.json", "vectors.npy"}, {"run.json", "trials"})
+_RESULTS = (
+    {"bundle.json"},
+    {"index.json", "items.json"},
+    {"index.json", "items.sqlite"},
+    {"embeddings.json", "vectors.npy"},
+    {"run.json", "trials"},
+)
 
 # suffixes of images that are not read
 _UNSUPPORTED = {

@@ -169,6 +169,11 @@ SPECS = (
     ),
 )
 
+# of the snapshots of a changed index: it can be filtered, and its scores are nearly exact
+SNAPSHOT_SPEC = IndexSpec(
+    "inverted lists with 16 bits per dimension", "IVF{nlist},SQfp16", lambda dim: 2 * dim + _IVF_BYTES, ("nprobe",)
+)
+
 
 class RecallProbe:
     """Queries that are not in an index, and the positions of their exact neighbours among its vectors.

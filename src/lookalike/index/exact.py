@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike._system import cpu_count
-from lookalike._top_k import STEPS, Floats, Ints, best_first, cosine_steps, nearest_in_blocks
+from lookalike._top_k import STEPS, Floats, Ints, best_first, cosine_steps, nearest_in_blocks, take_allowed
 from lookalike.index.faiss_index import INDEX_FILE, require_cosines
 from lookalike.index.filters import Mask
 from lookalike.index.storage import map_vectors, spaced, write_vectors
@@ -35,6 +35,7 @@ PREFILTER_AFTER_QUERIES = 1000  # building the prefilter costs about as much as 
 _EXTRA_HITS = 15  # fetched beyond the requested ones, so that a small tie needs no second search
 _GROWTH = 4  # factor by which a search fetches more where ties remain open
 _GATHERED_SHARE = 0.25  # a filter that allows a smaller share of the vectors is searched by comparing only these
+_MARGIN = 1.5  # a wider filter fetches this much more than it needs if what it allows is spread evenly
 _CELLS = 4_000_000  # query x candidate cells in memory at once
 
 # of the prefilter
@@ -116,13 +117,23 @@ class ExactIndex:
                     hits = min(top_k, len(others))
                     other_steps = cosine_steps(queries[query : query + 1], self.vectors, others)
                     rows[query, :hits], steps[query, :hits] = best_first(other_steps, others, hits)
-                    certain = hits == top_k and lowest < steps[query, -1] / STEPS - _float32_error(self.dim)
+                    certain = hits == top_k and lowest < steps[query, -1] / STEPS - float32_error(self.dim)
                     if fetch < size and not certain:
                         undecided.append(query)
             pending = np.array(undecided, dtype=np.int64)
             fetch *= _GROWTH
             gathered = among is not None
         return rows, np.where(rows < 0, np.nan, steps / STEPS).astype(np.float32)
+
+    def nearest_allowed(self, queries: Vectors, count: int, allowed: Mask) -> tuple[Floats, Ints]:
+        """Do `nearest` among the rows that are allowed, `(n,)`, of which there are at least `count`."""
+        number = int(np.count_nonzero(allowed))
+        fetch = math.ceil(_MARGIN * count * len(self) / number)
+        if number >= _GATHERED_SHARE * len(self) and fetch < len(self):
+            scores, rows = take_allowed(*self.nearest(queries, fetch), allowed, count)
+            if (rows[:, -1] >= 0).all():
+                return scores, rows
+        return self._nearest_among(np.flatnonzero(allowed), queries, count)
 
     def _nearest_among(self, rows: Ints | None, queries: Vectors, count: int) -> tuple[Floats, Ints]:
         """Do `nearest` among some rows; None for all."""
@@ -162,7 +173,7 @@ class ExactIndex:
         return cls(map_vectors(folder / INDEX_FILE), prefilter=prefilter)
 
 
-def _float32_error(dim: int) -> float:
+def float32_error(dim: int) -> float:
     """Return how far the float32 score of a vector can be below a rounded cosine that it ties with.
 
     A float32 sum of `dim` products of unit vectors is off by at most `dim` roundings, whatever their order (Higham

@@ -226,6 +226,18 @@ class ApproximateIndex:
         positions[self._rows] = np.arange(len(self))
         return self._index.vectors(positions[rows])
 
+    def blocks(self) -> Iterator[tuple[Ints, Vectors]]:
+        """Yield all rows and their vectors, as the index stores them."""
+        for start in range(0, len(self), _BLOCK):
+            size = min(_BLOCK, len(self) - start)
+            yield self._rows[start : start + size], self._index.index.reconstruct_n(start, size)
+
+    def nearest(self, queries: Vectors, count: int, allowed: Mask | None = None) -> tuple[Floats, Ints]:
+        """Do `FaissIndex.nearest` by rows instead of positions."""
+        at_positions = None if allowed is None else allowed[self._rows]
+        scores, positions = self._index.nearest(queries, count, at_positions)
+        return scores, self._rows[positions]
+
     def search(
         self, queries: Vectors, query_rows: Ints, top_k: int, allowed: Mask | None = None
     ) -> tuple[Ints, Floats]:

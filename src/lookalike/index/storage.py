@@ -39,7 +39,7 @@ from lookalike.types import Vectors
 FORMAT = 3
 BLOCK = 65_536  # vectors read, hashed or written at once
 _INFO_FILE = "index.json"
-_ITEMS_FILE = "items.json"
+ITEMS_FILE = "items.json"
 _STATE_FILE = "building.json"  # of an unfinished build
 _IDS_LINE = '{"ids": ['
 
@@ -128,7 +128,7 @@ def with_files(folder: Path, info: IndexInfo) -> IndexInfo:
 
 def require_unchanged_index(path: Path, info: IndexInfo, *, verify: bool) -> None:
     """Raise `StorageError` if a file of an index was changed; vectors of more than 32 MB are hashed if `verify`."""
-    names = {INDEX_FILE, _ITEMS_FILE} if info.tuning is None else {INDEX_FILE, _ITEMS_FILE, ROWS_FILE}
+    names = {INDEX_FILE, ITEMS_FILE} if info.tuning is None else {INDEX_FILE, ITEMS_FILE, ROWS_FILE}
     if set(info.files) != names:
         raise damaged_index(path, f"its files are not {', '.join(sorted(names))}")
     try:
@@ -165,12 +165,12 @@ def write_items(folder: Path, ids: PackedStrings, labels: Labels, metadata: Meta
             file.writelines(iter_json_lines(ids))
             file.write(f",\n{json.dumps(facts)[1:]}\n")
 
-    write_file(folder / _ITEMS_FILE, write)
+    write_file(folder / ITEMS_FILE, write)
 
 
 def read_items(folder: Path) -> tuple[PackedStrings, Labels, Metadata]:
     """Read ids, labels and metadata; ids some lines at a time: parsing them at once takes several times the memory."""
-    path = folder / _ITEMS_FILE
+    path = folder / ITEMS_FILE
     with reading_errors(path, "the index's items", argument="path"), path.open(encoding="utf-8") as file:
         if file.readline() != f"{_IDS_LINE}\n":
             raise ValueError("it does not begin with the ids")
@@ -195,6 +195,16 @@ def write_vectors(path: Path, vectors: Vectors) -> None:
         file.write(_HEADER.pack(_FLAT_CODE, dim, count, _UNUSED, _UNUSED, True, _INNER_PRODUCT, count * dim))
         for start in range(0, count, BLOCK):
             file.write(np.ascontiguousarray(vectors[start : start + BLOCK], dtype="<f4").data)
+
+
+def create_vectors(path: Path, count: int, dim: int) -> Vectors:
+    """Create a flat FAISS index of `count` vectors `(n, dim)`, which are to be written into the returned array."""
+    with path.open("wb") as file:
+        file.write(_HEADER.pack(_FLAT_CODE, dim, count, _UNUSED, _UNUSED, True, _INNER_PRODUCT, count * dim))
+        file.truncate(_HEADER.size + 4 * count * dim)
+    if not count:
+        return np.zeros((0, dim), np.float32)
+    return np.memmap(path, dtype="<f4", mode="r+", offset=_HEADER.size, shape=(count, dim))
 
 
 def map_vectors(path: Path) -> Vectors:
