@@ -40,6 +40,12 @@ def test_embeddings_of_python_and_a_search_with_one(service, index_folder, jpeg)
     assert [hit.id for hit in by_vector] == [hit.id for hit in by_image]
 
 
+def test_an_item_and_a_filter(service):
+    hits = service.search(item="more/cat2.jpg", where="not id in ['more/cat1.jpg']", top_k=11)
+    assert len(hits) == 10
+    assert not {"more/cat2.jpg", "more/cat1.jpg"} & {hit.id for hit in hits}
+
+
 def test_items_of_all_pages(service, monkeypatch, images):
     assert [item.id for item in service.items()] == sorted(
         p.relative_to(images).as_posix() for p in images.rglob("*.jpg")

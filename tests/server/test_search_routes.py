@@ -64,6 +64,28 @@ def image_bytes(size, image_format):
     return buffer.getvalue()
 
 
+def test_an_item_is_searched_for_by_its_id_and_is_not_its_own_hit(client, index_folder, images):
+    response = client.post("/v1/search?k=11", json={"id": "more/cat2.jpg"})
+    (expected,) = search(index_folder, [images / "more" / "cat2.jpg"], top_k=11)
+    assert [item for item, _ in hits_of(response)] == [hit.id for hit in expected]
+    assert [score for _, score in hits_of(response)] == pytest.approx([hit.score for hit in expected], abs=2e-6)
+    problem = client.post("/v1/search", json={"id": "more/dog.jpg"}).json()
+    assert (problem["status"], problem["parameter"]) == (404, "id")
+
+
+@pytest.mark.parametrize("as_form", [True, False])
+def test_a_filter_limits_the_hits(client, jpeg, as_form):
+    where = "id in ['more/cat2.jpg', 'more/rocket1.jpg', 'nothing']"
+    request = {"files": {"image": jpeg}, "data": {"where": where}}
+    if not as_form:
+        request = {"json": {"image": base64.b64encode(jpeg).decode(), "where": where}}
+    hits = hits_of(client.post("/v1/search?k=5", **request))
+    assert [item for item, _ in hits] == ["more/rocket1.jpg", "more/cat2.jpg"]
+    for bad in ("label ==", "__import__('os')", "x" * 3000):
+        response = client.post("/v1/search", files={"image": jpeg}, data={"where": bad})
+        assert (response.status_code, response.json()["parameter"]) == (422, "where")
+
+
 BAD = {
     "no image": ({"files": {"other": b"x"}}, 422, "image"),
     "an empty image": ({"files": {"image": b""}}, 422, "image"),
@@ -73,6 +95,7 @@ BAD = {
     "an array": ({"json": []}, 422, None),
     "nothing": ({"json": {}}, 422, None),
     "two queries": ({"json": {"image": "aGk=", "vector": [1.0]}}, 422, None),
+    "an image and an id": ({"files": {"image": b"x"}, "data": {"id": "a.jpg"}}, 422, None),
     "not base64": ({"json": {"image": "%%%"}}, 422, "image"),
     "a URL": ({"json": {"image": "http://127.0.0.1/a.jpg"}}, 422, "image"),
     "a data URI of text": ({"json": {"image": "data:text/plain;base64,aGk="}}, 422, "image"),

@@ -133,26 +133,37 @@ class Client:
 
     @checked_arguments()
     def search(
-        self, image: ImageInput | None = None, *, vector: Any = None, top_k: int | None = None
+        self,
+        image: ImageInput | None = None,
+        *,
+        item: str | None = None,
+        vector: Any = None,
+        top_k: int | None = None,
+        where: str | None = None,
     ) -> tuple[ServedHit, ...]:
-        """Find the items that are most similar to an image, or to an embedding.
+        """Find the items that are most similar to an image, to an item of the index, or to an embedding.
 
         Args:
             image: a path, bytes, a binary file, a PIL image or a `(h, w, 3)` uint8 array.
+            item: the id of an item, instead of an image; it is not among its own hits.
             vector: an embedding of the model of the index, instead of an image.
             top_k: number of hits; None for 10, or all items if there are fewer.
+            where: a filter such as `label == 'hat' and year >= 2020`; only the items that fit are hits.
 
         Raises:
             ServiceError: the service refuses the request, or cannot be reached.
 
         """
-        if (image is None) == (vector is None):
-            raise OptionError("pass either `image` or `vector`.", argument="image")
+        if sum(value is not None for value in (image, item, vector)) != 1:
+            raise OptionError("pass exactly one of `image`, `item` and `vector`.", argument="image")
         parameters = {} if top_k is None else {"k": top_k}
+        fields: dict[str, Any] = {} if where is None else {"where": where}
         if image is not None:
-            body: dict[str, Any] = {"files": {"image": _encoded(image)}}
+            body: dict[str, Any] = {"files": {"image": _encoded(image)}, "data": fields}
+        elif item is not None:
+            body = {"json": {"id": item, **fields}}
         else:
-            body = {"json": {"vector": np.asarray(vector, np.float64).ravel().tolist()}}
+            body = {"json": {"vector": np.asarray(vector, np.float64).ravel().tolist(), **fields}}
         answer = self._json("POST", f"{self._prefix}/search", params=parameters, **body)
         return tuple(_hit(hit) for hit in answer["hits"])
 

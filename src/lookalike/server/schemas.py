@@ -17,13 +17,23 @@ class _Request(BaseModel):
 
 
 class SearchBody(_Request):
-    """What to search for: `image` or `vector`."""
+    """What to search for: exactly one of `image`, `id` and `vector`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"image": EXAMPLE_IMAGE}, {"vector": [0.1, -0.2, 0.3]}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"image": EXAMPLE_IMAGE},
+                {"id": "hats/12.jpg", "where": "year >= 2020"},
+                {"vector": [0.1, -0.2, 0.3]},
+            ]
+        }
+    )
     image: str | None = Field(None, description="an image in base64, or a data URI")
+    id: str | None = Field(None, description="an item of the index, which is not among its own hits")
     vector: Annotated[list[Finite], Field(min_length=1, max_length=65_536)] | None = Field(
         None, description="an embedding of the model of the index"
     )
+    where: str | None = Field(None, description="a filter: only the items that fit it are hits")
 
 
 class HitAnswer(BaseModel):

@@ -42,7 +42,10 @@ SEARCH_BODY = {
             FORM: {
                 "schema": {
                     "type": "object",
-                    "properties": {"image": {"type": "string", "format": "binary", "description": "an image file"}},
+                    "properties": {
+                        "image": {"type": "string", "format": "binary", "description": "an image file"},
+                        "where": {"type": "string", "description": SearchBody.model_fields["where"].description},
+                    },
                     "required": ["image"],
                     "additionalProperties": False,
                 }
@@ -51,6 +54,7 @@ SEARCH_BODY = {
         },
     }
 }
+_ONE_OF = "send exactly one of `image`, `id` and `vector`."
 router = APIRouter(tags=["search"], responses=PROBLEMS)
 TopK = Annotated[int | None, Query(ge=1, description="number of hits; by default 10, or all items if there are fewer")]
 
@@ -78,7 +82,7 @@ async def _search(request: Request, name: str | None, top_k: int | None) -> Resp
     image, query = await _read_query(request, service)
     async with service.use(name) as served:
         vectors = await _query_vectors(served, image, query)
-        hits = await service.run("search", lambda: _find(served, vectors, top_k))
+        hits = await service.run("search", lambda: _find(served, vectors, query, top_k))
     answer = SearchAnswer(hits=hits, took_ms=round(1000 * (time.perf_counter() - start), 3))
     return json_response(answer)
 
@@ -97,20 +101,24 @@ async def _read_query(request: Request, service: Service) -> tuple[bytes | None,
         images = fields.pop("image", [])
         if len(images) != 1 or not images[0]:
             raise Problem("invalid-request", "the form must hold one image file as `image`.", parameter="image")
-        return images[0], as_model({name: values[-1] for name, values in fields.items()}, SearchBody)
+        query = as_model({name: values[-1] for name, values in fields.items()}, SearchBody)
+        if query.model_fields_set & {"id", "vector"}:
+            raise Problem("invalid-request", _ONE_OF)
+        return images[0], query
     if kind not in (JSON, ""):
         raise Problem("unsupported-media-type", f"send {FORM} or {JSON}.")
     query = parse_json(body, SearchBody)
-    if (query.image is None) == (query.vector is None):
-        raise Problem("invalid-request", "the body must hold either `image` or `vector`.")
+    if sum(value is not None for value in (query.image, query.id, query.vector)) != 1:
+        raise Problem("invalid-request", _ONE_OF)
     return (None if query.image is None else decode_image(query.image, "image")), query
 
 
-async def _query_vectors(served: ServedIndex, image: bytes | None, query: SearchBody) -> Vectors:
-    """Return the embedding `(1, dim)` of the query."""
+async def _query_vectors(served: ServedIndex, image: bytes | None, query: SearchBody) -> Vectors | None:
+    """Return the embedding `(1, dim)` of the query; None for an item, which has one in the index."""
     if image is not None:
         return await served.queue.embed([image])
-    assert query.vector is not None
+    if query.vector is None:
+        return None
     dim = served.loaded.index.dim
     if len(query.vector) != dim:
         raise Problem(
@@ -123,10 +131,15 @@ async def _query_vectors(served: ServedIndex, image: bytes | None, query: Search
     return l2_normalize(vector / largest)  # which fits into float32
 
 
-def _find(served: ServedIndex, vectors: Vectors, top_k: int | None) -> list[HitAnswer]:
+def _find(served: ServedIndex, vectors: Vectors | None, query: SearchBody, top_k: int | None) -> list[HitAnswer]:
     index = served.loaded.index
-    query = Embeddings((QUERY_ID,), vectors, served.queue.encoder.fingerprint)
-    (hits,) = index.search(query, top_k)
+    query_id = QUERY_ID
+    if vectors is None:
+        if query.id is None or query.id not in index:
+            raise Problem("not-found", "there is no item with this id.", parameter="id")
+        query_id, vectors = query.id, index.vectors_of([query.id])
+    embeddings = Embeddings((query_id,), vectors, served.queue.encoder.fingerprint)
+    (hits,) = index.search(embeddings, top_k, where=query.where)
     return [
         HitAnswer(id=hit.id, score=round(hit.score, 6), metadata=dict(index.metadata.get(hit.id, {}))) for hit in hits
     ]
