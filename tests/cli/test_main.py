@@ -228,8 +228,20 @@ DATA = {
     ),
     "one class": (one_class, FROZEN, "photos", "1 class", "2"),
     "too few images for validation": (
-        without(*(f"training/{name}/{name}{n}.jpg" for name in CLASSES for n in range(3))),
+        without(
+            "training/cat", *(f"training/{name}/{name}{n}.jpg" for name in CLASSES if name != "cat" for n in range(3))
+        ),
         FROZEN,
+        "photos",
+        "validation",
+        "5",
+        "4 classes",
+        "3 classes",
+        "9 images",
+    ),
+    "too few images for a stratified validation": (
+        without(*(f"training/{name}/{name}{n}.jpg" for name in CLASSES for n in range(3))),
+        f"{FROZEN} --stratified",
         "photos",
         "validation",
         "5",

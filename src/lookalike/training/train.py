@@ -114,7 +114,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         if bundle is not None:
             main(lambda: locks.enter_context(locked(bundle)))
             folder = main(partial(prepare_run_folder, bundle, resume=resume, replace=replace, progress=progress))
-        split = load_training_splits(data, options.to_dict())
+        split = _load_splits(data, options, progress)
         if AUTO in names:
             count = len(split.training) + len(split.validation)
             names = main(lambda: _earlier_choice(bundle, folder, resume=resume)) or main(
@@ -198,6 +198,14 @@ def _earlier_choice(bundle: Path | None, folder: Path | None, *, resume: bool) -
         return tuple(member.backbone.name for member in read_bundle_info(bundle).members)
     file = folder / _CHOICE
     return tuple(read_json(file, "the choice of backbones")["backbones"]) if file.is_file() else ()
+
+
+def _load_splits(data: Dataset | Path | str, options: TrainingOptions, progress: Progress) -> Dataset:
+    """Load the data set with a validation split, and report its notes."""
+    split = load_training_splits(data, options.to_dict())
+    for note in split.notes:
+        progress.info(f"note: {note}")
+    return split
 
 
 def _estimate_seconds(data: Dataset, backbones: Backbones, options: TrainingOptions) -> float:
