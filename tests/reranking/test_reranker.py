@@ -124,6 +124,21 @@ def test_leave_one_out_is_that_of_a_gallery_without_the_query():
         assert rows[row, row] == -10
 
 
+def test_leave_one_out_normalizes_by_items_without_the_query():
+    """A query must not raise the mean similarity of an item through its own part in that augmented item."""
+    step = GalleryAugmentation(len(GALLERY) - 1, 2.0)
+    rows = similarities(Reranking(None, step, None, SimilarityNormalization(4, 0.5)), GALLERY, GALLERY)
+    cosines = G @ G.T
+    np.fill_diagonal(cosines, 1)
+    weights = cosines.clip(min=0) ** 2
+    expected = np.full((len(G), len(G)), -10.0)
+    for item in range(len(G)):
+        others = [n for n in range(len(G)) if n != item]
+        without = np.array([unit([weights[item] @ G - weights[item, q] * G[q]])[0] @ G[q] for q in others])
+        expected[others, item] = without - 0.5 * np.sort(without)[-4:].mean()
+    np.testing.assert_allclose(rows, expected, atol=2e-6)
+
+
 def test_the_query_and_its_file_are_not_hits():
     for reranking in (Reranking(), EVERYTHING):
         reranker = Reranker(reranking, MEANS if reranking.class_similarity else None)

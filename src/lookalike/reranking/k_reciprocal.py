@@ -5,6 +5,8 @@ Z. Zhong, L. Zheng, D. Cao and S. Li, Re-ranking Person Re-identification with k
 The result is that of the dense algorithm: it uses no more of a row than its k1 nearest, and two images without a shared
 neighbour have the similarity 0. As in the authors' code, an image is its own first neighbour, and the weights of its
 neighbours sum to 1; the distance in the weights is `1 - cosine` instead of one that is scaled by the largest of all.
+The neighbours of a neighbour are added if at least two thirds of them are shared, as in the paper; the
+authors' code needs more than two thirds.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def _weights(nodes: Vectors, step: KReciprocal) -> SparseRows:
 def _reciprocal_neighbours(neighbours: Ints, half: int) -> tuple[Ints, Ints]:
     """Return the pairs of nodes and their k-reciprocal neighbours, expanded by those of similar neighbours.
 
-    The reciprocal neighbours of a neighbour, within its `half` nearest, are added if two thirds of them are
+    The reciprocal neighbours of a neighbour, within its `half` nearest, are added if at least two thirds of them are
     k-reciprocal neighbours of the node.
     """
     count, depth = neighbours.shape

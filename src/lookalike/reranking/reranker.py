@@ -13,7 +13,7 @@ from lookalike._top_k import LAST, STEPS, Ints, best_first
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, require_integer
 from lookalike.reranking.gallery import Gallery, powers, weighted_sums
 from lookalike.reranking.k_reciprocal import JaccardSimilarities
-from lookalike.reranking.neighbours import SparseRows, Values, blocks, nearest
+from lookalike.reranking.neighbours import SparseRows, Values, blocks
 from lookalike.reranking.steps import ClassSimilarity, QueryExpansion, Reranking, SimilarityNormalization
 from lookalike.types import Embeddings, Hits, Vectors, l2_normalize, require_embeddings
 
@@ -181,11 +181,14 @@ class Similarities:
 
     def _mean_similarity(self, step: SimilarityNormalization) -> Values:
         """Return `weight` times the mean cosine `(n_gallery,)` of each gallery item to its k nearest queries."""
-        excluded = self._excluded.transposed(len(self._gallery))
         k = min(step.k, len(self._queries))
-        _, cosines = nearest(self._gallery.vectors, self._queries, k, excluded)
-        valid = cosines > LAST / STEPS
-        means: Values = step.weight * np.where(valid, cosines, 0).sum(axis=1) / valid.sum(axis=1).clip(min=1)
+        largest = np.full((k, len(self._gallery)), LAST)
+        for block in blocks(len(self._queries), len(self._gallery)):
+            excluded = self._excluded.entries(block)[:2]
+            cosines = self._gallery.millionths(self._queries[block], excluded, self._gallery.without(*excluded))
+            largest = np.partition(np.concatenate([largest, cosines]), -k, axis=0)[-k:]
+        valid = largest > LAST
+        means: Values = step.weight * np.where(valid, largest / STEPS, 0).sum(axis=0) / valid.sum(axis=0).clip(min=1)
         return means
 
 
