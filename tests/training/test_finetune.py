@@ -356,6 +356,83 @@ def test_a_learning_rate_of_nothing_is_reported_at_step_40_and_ends_at_step_120(
     assert "ln 4 = 1.386" in warnings[0] and "epoch 10/50" in warnings[1]
 
 
+def test_a_short_run_that_learns_nothing_says_so_after_half_of_it_and_at_its_last_step(guarded, data, targets):
+    state, warnings = guarded()
+    set_steps(state, [1.386] * 30)
+    state.guess = 1.386
+    run = FinetuneState(10, 3)
+    finetune(state, run, data.training, targets, validation(lambda: 0.5, 50), ignore)
+    assert [text.partition(":")[0] for text in warnings] == [
+        "nothing is learned after 20 steps",
+        "fine-tuning ends in epoch 10/10, and the best weights before it are used",
+    ]
+    assert run.epoch == 9
+
+
+def test_a_run_that_ends_before_its_plan_says_that_nothing_was_learned(guarded, data, targets):
+    """The patience ends it after 24 of 60 steps; a resumed run says it again."""
+    state, warnings = guarded()
+    set_steps(state, [1.386] * 24)
+    state.guess = 1.386
+    run = FinetuneState(20, 3)
+    for _ in range(2):
+        finetune(state, run, data.training, targets, validation(lambda: 0.5, 7), ignore)
+        run = FinetuneState.restore(run.dump())
+    assert run.epoch == 8
+    assert [text.partition(":")[0] for text in warnings] == [
+        "fine-tuning is over, and nothing is learned after 24 steps"
+    ] * 2
+
+
+def test_a_guard_of_an_older_checkpoint_gets_the_plan(guarded, data, targets):
+    state, warnings = guarded()
+    set_steps(state, [1.386] * 30)
+    state.guess = 1.386
+    run = FinetuneState(10, 3, last_epoch=5)
+    finetune(state, run, data.training, targets, None, ignore)
+    stored = run.dump()
+    del stored["loss_guard"]["planned"]
+    restored = FinetuneState.restore({**stored, "last_epoch": None})
+    warnings.clear()
+    finetune(state, restored, data.training, targets, None, ignore)
+    assert "after 20 steps" in warnings[0] and "after 30 steps" in warnings[-1]
+
+
+@pytest.mark.parametrize(
+    ("values", "reported"),
+    [([0.3, 0.2, 0.1], True), ([0.4, 0.3, 0.2], False), ([0.5, 0.3, 0.2], False)],
+    ids=["below", "equal", "above"],
+)
+def test_a_first_epoch_below_frozen_is_reported_at_once(values, reported, guarded, data, targets):
+    state, warnings = guarded()
+    seen = []
+    check = Validation("map@r", scripted(values), 9, frozen=0.4)
+    finetune(state, FinetuneState(3, 1), data.training, targets, check, lambda _run: seen.append(len(warnings)))
+    assert seen == [reported] * 3
+    assert all("0.3000" in text and "0.4000" in text and "pretrained weights" in text for text in warnings)
+
+
+def test_random_weights_are_not_compared_with_frozen(guarded, data, targets):
+    state, warnings = guarded(build_trainable(SMALL, "none"))
+    check = Validation("map@r", lambda: 0.3, 9, frozen=0.4)
+    finetune(state, FinetuneState(1, 1), data.training, targets, check, ignore)
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("detached", "named"), [("projection", "projection.weight"), ("objective", "objective.losses.0.classifier.weight")]
+)
+def test_layers_behind_the_backbone_without_gradients_are_named(detached, named, guarded, data, targets):
+    """The weights of one layer are replaced in the forward pass by a copy that is not trained."""
+    state, warnings = guarded()
+    layer = state.encoder.head.linear if detached == "projection" else classifier_of(state)
+    with torch.no_grad():
+        classifier_of(state).weight.normal_(generator=torch.Generator().manual_seed(0))
+    layer.forward = lambda x: torch.nn.functional.linear(x, layer.weight.detach(), layer.bias.detach())
+    finetune(state, FinetuneState(2, 3), data.training, targets, None, ignore)
+    assert len(warnings) == 1 and named in warnings[0] and warnings[0].startswith("2 of ")
+
+
 def test_the_default_recipe_has_no_warning(guarded, data, targets):
     state, warnings = guarded(epochs=3)
     finetune(state, FinetuneState(15, 3), data.training, targets, validation(lambda: 0.5, 20), ignore)

@@ -60,6 +60,38 @@ def test_a_long_warm_up_delays_the_warning_and_the_end():
         guard.add(1.386, 1.386)
 
 
+@pytest.mark.parametrize(
+    ("planned", "warned", "last"),
+    [
+        (1000, 40, 120),
+        (100, 40, 100),
+        (60, 30, 60),  # half of it, and all of it
+        (30, 20, 30),  # never before the window is full
+        (20, None, 20),
+    ],
+)
+def test_a_short_training_is_warned_after_half_of_its_steps_and_ended_at_the_last(planned, warned, last):
+    guard, warnings = follow(LossGuard(4, planned=planned), [1.386] * (last - 1), [1.386] * (last - 1))
+    assert list(warnings) == ([warned] if warned else [])
+    with pytest.raises(FutileTrainingError, match=f"{last} steps"):
+        guard.add(1.386, 1.386)
+
+
+def test_a_long_warm_up_does_not_delay_the_warning_beyond_half_of_the_training():
+    _, warnings = follow(LossGuard(4, warmup=400, planned=100), [1.386] * 99, [1.386] * 99)
+    assert list(warnings) == [50]
+
+
+def test_last_words():
+    """A training that ends early says that nothing was learned, unless it had less than a window of steps."""
+    guard, _ = follow(LossGuard(4, planned=100), [1.386] * 19, [1.386] * 19)
+    assert guard.last_words == ""
+    guard = guard.add(1.386, 1.386)
+    assert "nothing is learned after 20 steps" in guard.last_words
+    guard, _ = follow(LossGuard(4, planned=100), [1.0] * 20, [1.386] * 20)
+    assert guard.last_words == ""
+
+
 def test_what_is_learned_once_is_not_compared_again():
     guard, _ = follow(LossGuard(4), [1.0] * 20, [1.4] * 20)
     _, warnings = follow(guard, [1.4] * 200, [math.nan] * 200)
@@ -139,6 +171,18 @@ def test_a_detached_layer_is_named_after_the_last_observed_update(detach, layers
     if detach:
         assert texts[GRADIENT_UPDATES - 1].startswith("2 of 6 parameters")
         assert "0.weight, 0.bias" in texts[GRADIENT_UPDATES - 1]
+
+
+def test_no_gradient_of_the_needed_part_is_futile(layers):
+    optimizer = torch.optim.SGD(layers.parameters(), lr=0.1)
+    guard = GradientGuard(dict(layers.named_parameters()), needed="0.")
+    for _ in range(GRADIENT_UPDATES - 1):
+        update(layers, optimizer, detach=True)
+        assert guard.observe() == ""
+        optimizer.step()
+    update(layers, optimizer, detach=True)
+    with pytest.raises(FutileTrainingError, match=r"2 of 6 .*: 0\.weight, 0\.bias"):
+        guard.observe()
 
 
 def test_no_gradient_at_all_is_futile(layers):

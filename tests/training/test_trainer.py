@@ -291,6 +291,19 @@ def test_a_batch_is_divided_evenly():
     assert [(p.start, p.stop) for p in guard.parts(4)] == [(0, 4)]
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 4, 5, 16])
+def test_no_part_of_a_batch_has_one_image(at_once):
+    """Losses cannot compare one image, and it has no batch statistics."""
+    guard = MemoryGuard(32, CPU)
+    guard.at_once = at_once
+    for count in range(2, 40):
+        parts = guard.parts(count)
+        assert [n for part in parts for n in range(count)[part]] == list(range(count))
+        assert min(part.stop - part.start for part in parts) >= 2
+        assert max(part.stop - part.start for part in parts) <= max(at_once, 3)
+    assert len(guard.parts(1)) == 1
+
+
 # ---------------------------------------------------------------- precision
 
 

@@ -6,7 +6,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from lookalike._files import write_file
 from lookalike.data.dataset import Item
 from lookalike.errors import StorageError
-from lookalike.models.info import EpochReport, LearningRates
+from lookalike.models.info import UNTRAINED, EpochReport, LearningRates
 from lookalike.models.weights import read_torch_file
 from lookalike.progress import SILENT, Progress, count_noun
 from lookalike.training.batches import Indices, epoch_order, iterate_batches, training_preprocessing
@@ -218,7 +218,7 @@ def finetune(
         number = f"{run.epoch + 1}/{run.end}"
         if run.epoch and run.last_epoch is None and not has_time():
             progress.info(f"  stopping before epoch {number}: the remaining time is reserved for model selection")
-            return
+            break
         started = time.perf_counter()
         before, guard = trainer.dump(), run.loss_guard
         devices = [trainer.encoder.device] if trainer.encoder.device.type == "cuda" else []
@@ -248,7 +248,14 @@ def finetune(
         seconds = time.perf_counter() - started
         run.epochs.append(EpochReport(loss, round(seconds, 1), measure))
         progress.info(f"  epoch {number}: loss {loss:.3f}{_describe_measure(validation, measure)}, {seconds:.0f} s")
+        if run.epoch == 1 and trainer.encoder.trained != UNTRAINED and _is_below_frozen(validation, measure):
+            trainer.warn(
+                f"after the first epoch{_describe_measure(validation, measure)}; if it stays below, the "
+                "pretrained weights are used, alone or interpolated with the fine-tuned ones"
+            )
         after_epoch(run)
+    if run.loss_guard is not None and run.loss_guard.last_words:
+        trainer.warn(f"fine-tuning is over, and {run.loss_guard.last_words}")
 
 
 def _describe_measure(validation: Validation | None, measure: float | None) -> str:
@@ -256,6 +263,11 @@ def _describe_measure(validation: Validation | None, measure: float | None) -> s
         return ""
     frozen = f" ({validation.frozen:.4f} before fine-tuning)" if validation.frozen is not None else ""
     return f", validation {validation.name} {measure:.4f}{frozen}"
+
+
+def _is_below_frozen(validation: Validation | None, measure: float | None) -> bool:
+    frozen = None if validation is None else validation.frozen
+    return measure is not None and frozen is not None and measure < frozen
 
 
 def _train_epoch(
@@ -273,6 +285,7 @@ def _train_epoch(
     peak = next(r for r in reversed(run.rates) if r.epoch <= epoch)
     total = run.planned_epochs * run.steps_per_epoch
     guard = run.loss_guard or LossGuard(trainer.classes, warmup=round(recipe.warmup * total))
+    guard = replace(guard, planned=run.end * run.steps_per_epoch)
     for batch in iterate_batches(items, order, preprocessing, recipe, trainer.distributed, seed=seed, epoch=epoch):
         step = epoch * run.steps_per_epoch + len(losses)
         trainer.set_learning_rates(learning_rate_factor(step, total, recipe.warmup), peak)

@@ -4,7 +4,7 @@
 |---|---|---|
 | the loss is that of guessing | `LossGuard` | a warning; later fine-tuning ends with the best weights so far |
 | the loss rises, or is not finite | `LossGuard` | back to the last epoch with lower rates; later an end as above |
-| weights receive no gradient | `GradientGuard` | a warning that names them; an end if none has one |
+| weights receive no gradient | `GradientGuard` | a warning that names them; an end if the backbone has none |
 | memory runs out | `MemoryGuard` | smaller parts of a batch, whose gradients are added |
 """
 
@@ -60,6 +60,7 @@ class LossGuard:
     Attributes:
         classes: number of classes.
         warmup: number of steps in which the learning rate rises.
+        planned: number of steps of the whole training; None if it is unknown.
         steps: number of losses so far.
         first_loss: the first loss, or that of guessing among the classes if that is larger; None before it.
         losses: the last `WINDOW` losses; NaN for a step that was skipped.
@@ -70,6 +71,7 @@ class LossGuard:
 
     classes: int
     warmup: int = 0
+    planned: int | None = None
     steps: int = 0
     first_loss: float | None = None
     losses: tuple[float, ...] = ()
@@ -115,13 +117,15 @@ class LossGuard:
 
     @property
     def warning_step(self) -> int:
-        """The step after which a loss of guessing is reported."""
-        return max(WARNING_STEPS, math.ceil(_STEPS_PER_WARMUP_ROOT * math.sqrt(self.warmup)))
+        """The step after which a loss of guessing is reported: half of a short training, but not before the window."""
+        step = max(WARNING_STEPS, math.ceil(_STEPS_PER_WARMUP_ROOT * math.sqrt(self.warmup)))
+        return step if self.planned is None else min(step, max(WINDOW, self.planned // 2))
 
     @property
     def final_step(self) -> int:
-        """The step after which a loss of guessing ends the training."""
-        return _FINAL_FACTOR * self.warning_step
+        """The step after which a loss of guessing ends the training: the last step of a short one."""
+        step = _FINAL_FACTOR * self.warning_step
+        return step if self.planned is None else min(step, max(WINDOW, self.planned))
 
     @property
     def warning(self) -> str:
@@ -132,6 +136,11 @@ class LossGuard:
         if skipped == 1 and not math.isfinite(self.losses[-1]):
             return f"a loss or gradient is not finite at step {self.steps}; the step is skipped"
         return ""
+
+    @property
+    def last_words(self) -> str:
+        """What to report if the training ends now; empty if something was learned, or the window is not full."""
+        return "" if self.has_learned or len(self.losses) < WINDOW else self.describe_guessing()
 
     def describe_guessing(self) -> str:
         """Say that the loss is that of guessing."""
@@ -165,11 +174,13 @@ class GradientGuard:
 
     Attributes:
         parameters: those that should be trained, by name.
+        needed: the start of the names of which at least one must have a gradient.
         updates: how many updates were observed.
 
     """
 
     parameters: Mapping[str, nn.Parameter]
+    needed: str = ""
     updates: int = 0
     _missing: set[str] = field(default_factory=set)
 
@@ -179,7 +190,7 @@ class GradientGuard:
     def observe(self) -> str:
         """Look at the gradients before an update; return a sentence after the last one if some are missing.
 
-        Raises `FutileTrainingError` if no weight has a gradient.
+        Raises `FutileTrainingError` if none of the needed ones has a gradient.
         """
         if self.updates >= GRADIENT_UPDATES:
             return ""
@@ -191,10 +202,10 @@ class GradientGuard:
         names = ", ".join(missing[:_LISTED_NAMES])
         names += f" and {len(missing) - _LISTED_NAMES} more" if len(missing) > _LISTED_NAMES else ""
         text = (
-            f"{len(missing)} of {count_noun(len(self.parameters), 'parameter')} of the backbone received no gradient "
-            f"in the first {self.updates} updates: {names}"
+            f"{len(missing)} of {count_noun(len(self.parameters), 'parameter')} received no gradient in the first "
+            f"{self.updates} updates: {names}"
         )
-        if len(missing) == len(self.parameters):
+        if all(name in self._missing for name in self.parameters if name.startswith(self.needed)):
             raise FutileTrainingError(text)
         return f"{text}; they are not trained"
 
@@ -223,8 +234,12 @@ class MemoryGuard:
         self._may_divide = may_divide
 
     def parts(self, count: int) -> list[slice]:
-        """Return slices of about equal length that divide a batch of `count` images."""
-        number = max(1, math.ceil(count / self.at_once))
+        """Return slices of about equal length that divide a batch of `count` images.
+
+        None has one image if there are more: losses cannot compare it, and it has no batch statistics. So of an odd
+        number of images at two at once, one slice has three.
+        """
+        number = max(1, min(math.ceil(count / self.at_once), count // 2))
         bounds = [round(count * n / number) for n in range(number + 1)]
         return [slice(start, end) for start, end in itertools.pairwise(bounds)]
 
@@ -240,7 +255,7 @@ class MemoryGuard:
                 if not is_out_of_memory(error):
                     raise
             # after the handler: the traceback of the error keeps the activations in memory
-            largest = min(self.at_once, count)
+            largest = max(part.stop - part.start for part in self.parts(count))
             if largest < 4 or not self._may_divide:
                 raise ModelError(
                     f"memory runs out with {count_noun(largest, 'image')} at once; use a smaller `batch_size`, `side` "

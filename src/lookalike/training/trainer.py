@@ -145,7 +145,9 @@ class Trainer:
         self._accumulated = 0
         self.guess = math.nan  # the loss of the last step with shuffled labels, as if nothing were learned
         self.warn = warn
-        self._gradients = GradientGuard({n: p for n, p in encoder.module.named_parameters() if p.requires_grad})
+        self._gradients = GradientGuard(
+            {n: p for n, p in self._inner.named_parameters() if p.requires_grad}, needed="backbone."
+        )
         self._memory = MemoryGuard(
             recipe.batch_size, encoder.device, self._consequences_of_parts(), may_divide=distributed.world_size == 1
         )
