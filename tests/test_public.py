@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import types
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -91,7 +92,7 @@ def test_the_command_line_imports_neither_models_nor_plots():
 
 
 # options with another name than the argument: flags that negate it, or that set fields of the recipe by name
-ARGUMENTS = {"no_near": "near", "no_finetune": "finetune"}
+ARGUMENTS = {"no_near": "near", "no_finetune": "finetune", "mean": "images"}
 COMMAND_ONLY = {"as_json", "settings"}
 
 
@@ -103,5 +104,7 @@ def test_every_command_is_a_function_with_the_same_name_and_arguments(name):
     arguments = {n for n, p in signature.items() if p.kind is not p.VAR_KEYWORD}
     if "overrides" in signature:
         arguments |= set(OPTION_NAMES)
+    if name == "search":
+        arguments |= {field.name for field in fields(la.Query)}
     options = {ARGUMENTS.get(p.name, p.name) for p in cli.get_command(click.Context(cli), name).params}
     assert options - COMMAND_ONLY <= arguments

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lookalike.api.index import BuiltIndex as BuiltIndex
     from lookalike.api.index import index as index
     from lookalike.api.post import post as post
+    from lookalike.api.queries import Query as Query
     from lookalike.api.search import LoadedIndex as LoadedIndex
     from lookalike.api.search import SearchResult as SearchResult
     from lookalike.api.search import load_index as load_index
@@ -95,6 +96,7 @@ _NAMES = {
     "api.export": ("Exported", "export"),
     "api.index": ("BuiltIndex", "index"),
     "api.post": ("post",),
+    "api.queries": ("Query",),
     "api.search": ("LoadedIndex", "SearchResult", "load_index", "search"),
     "benchmark.benchmark": ("Benchmark", "benchmark", "demo"),
     "benchmark.leaderboard": ("Leaderboard",),

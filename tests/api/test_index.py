@@ -59,6 +59,22 @@ class TestIndex:
         built = index(data_folder, "test_efficientnet", weights="none", out=tmp_path / "index")
         assert sorted(s.path for s in built.skipped) == sorted(paths)
 
+    def test_labels_and_numbers_of_a_manifest(self, data_folder, encoder, tmp_path, recording_progress):
+        cells = [("2020", "007", "1.5", "x"), ("", "8", "", "7"), ("1999", "9", "2e3", "")]
+        rows = [f"test/gallery/cat{n}.jpg,cat,gallery,{n},{','.join(row)}" for n, row in enumerate(cells)]
+        (data_folder / "manifest.csv").write_text("\n".join(["path,label,split,id,year,code,size,mixed", *rows]))
+        progress = recording_progress()
+        built = index(data_folder, encoder, out=tmp_path / "index", progress=progress)
+        loaded = load_index(tmp_path / "index").index
+        assert dict(loaded.labels) == {f"test/gallery/cat{n}.jpg": "cat" for n in range(3)}
+        assert loaded.metadata == built.index.metadata
+        assert [loaded.metadata[f"test/gallery/cat{n}.jpg"] for n in range(3)] == [
+            {"year": 2020, "code": "007", "size": 1.5, "mixed": "x"},
+            {"code": "8", "mixed": "7"},
+            {"year": 1999, "code": "9", "size": 2000.0},
+        ]
+        assert any("the column 'id' is not stored" in message for message in progress.messages)
+
     def test_metadata_of_a_manifest(self, data_folder, encoder, tmp_path):
         rows = ["path,label,split,author"]
         rows += [f"test/gallery/cat{n}.jpg,cat,gallery,Ann{n}" for n in range(3)]

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from lookalike.api.index import index
-from lookalike.api.search import load_index, query_id, search
+from lookalike.api.queries import query_id
+from lookalike.api.search import load_index, search
 from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.errors import DataError, FingerprintMismatch, ModelError, OptionError, StorageError
 from lookalike.index.index import Index

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,17 +16,19 @@ from PIL import Image
 
 from lookalike._arguments import checked_arguments
 from lookalike._files import file_identity, require_writable, write_text
+from lookalike.api.queries import Query, ResolvedQuery, resolve_queries
 from lookalike.data.images import image_in_turn
 from lookalike.errors import DataError, ModelError, OptionError, StorageError, UnreadableImage, renamed_argument
+from lookalike.index.filters import Comparison, Filter
 from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle
 from lookalike.models.encoder import AnyEncoder
-from lookalike.models.pipeline import File, ImageInput, InMemoryImage, Source, as_sources, decode
+from lookalike.models.pipeline import ImageInput, InMemoryImage, Source, decode, require_list
 from lookalike.models.preprocessing import CropResult
 from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
-from lookalike.types import Embeddings, Hits, QueryHits, Skipped
+from lookalike.types import Embeddings, Hits, QueryHits, Skipped, Vectors
 
 _THUMBNAIL = 256  # longer side of the images on the page, in pixels
 
@@ -47,10 +48,15 @@ class LoadedIndex:
         return replace(self, encoder=encoder)
 
     def search(
-        self, images: Iterable[ImageInput], *, top_k: int | None = None, progress: Progress | None = None
+        self,
+        images: Iterable[ImageInput | Query],
+        *,
+        top_k: int | None = None,
+        where: Filter | str | None = None,
+        progress: Progress | None = None,
     ) -> SearchResult:
-        """Find the items that are most similar to each image; see `lookalike.search`."""
-        return search(self, images, top_k=top_k, progress=progress)
+        """Find the items that are most similar to each image or query; see `lookalike.search`."""
+        return search(self, images, top_k=top_k, where=where, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,9 @@ class SearchResult:
     """The hits of a search. Iterate over it for the hits of each query: `for hit in query: hit.path, hit.score`.
 
     Attributes:
-        hits: `(n_query, top_k)` ids and cosine scores, best first.
-        query_paths: the queries' files, by query id; for an image in memory its id, such as `image 0`.
+        hits: `(n_query, top_k)` ids and cosine scores, best first; with a filter a query may have fewer.
+        query_paths: the queries' files, by query id; for an image in memory its id, such as `image 0`, and for a
+            `Query` of several examples what it is made of.
         item_paths: the files of all hits, by item id.
         skipped: query files that could not be read.
         missing: files of hits that do not exist: they were moved or removed after the index was built.
@@ -142,9 +149,10 @@ def load_index(
 )
 def search(
     index: LoadedIndex | Path | str,
-    images: Iterable[ImageInput],
+    images: Iterable[ImageInput | Query],
     *,
     top_k: int | None = None,
+    where: Filter | str | None = None,
     root: Path | str | None = None,
     html: Path | str | None = None,
     verify: bool = False,
@@ -158,8 +166,11 @@ def search(
     Args:
         index: a folder from `lookalike index`, or what `load_index` returned.
         images: paths, pipes, bytes, binary files, PIL images or `(h, w, 3)` uint8 arrays; a path that occurs twice is
-            searched for once.
-        top_k: hits per image; by default 10, or fewer if the index has fewer items.
+            searched for once. A `Query` is searched for as a whole: a region of an image, several images, an item of
+            the index, a vector, with positive and negative examples.
+        top_k: hits per query; by default 10, or fewer if the index has fewer items.
+        where: a filter such as `label == 'hat' and year >= 2020`: only items that fit are hits, so a query has fewer
+            than `top_k` where fewer fit.
         root: the folder of the index's images, if they were moved.
         html: also write this page with the images, replacing an older one.
         verify: as in `load_index`, of an index that is loaded from a folder.
@@ -167,14 +178,17 @@ def search(
 
     Raises:
         DataError: none of the images can be read.
-        OptionError: `top_k` is larger than the number of items, no image or a single image instead of a list, a page
-            that is not named .html, or `verify` for an index that is loaded already.
+        OptionError: `top_k` is larger than the number of items, `where` is not a filter, a query that the index cannot
+            answer, no image or a single image instead of a list, a page that is not named .html, or `verify` for an
+            index that is loaded already.
         StorageError: not an index, a damaged one, or a page that cannot be written.
         ModelError: its model is damaged.
     """
-    sources = as_sources(images)
-    if not sources:
+    require_list(images)
+    images = list(images)
+    if not images:
         raise OptionError("`images` must hold at least one image, got none.", argument="images")
+    condition = Filter.parse(where) if isinstance(where, str) else where
     page = None if html is None else _page_path(html)
     if not isinstance(index, LoadedIndex):
         loaded = load_index(index, root=root, verify=verify)
@@ -184,28 +198,20 @@ def search(
         )
     else:
         loaded = index if root is None else replace(index, index=index.index.with_root(root))
-    queries: dict[str, Source] = {}
-    for source in sources:
-        query: Source = source
-        if not isinstance(source, InMemoryImage):
-            query = File(query_id(source.path, loaded.index), source.path)
-        queries.setdefault(query.id, query)
+    queries, unreadable = resolve_queries(images, loaded.index)
     loaded.index.resolve_top_k(top_k, queries)
     progress = resolve_progress(progress)
-    embeddings = loaded.encoder.embed(list(queries.values()), progress=progress, task="queries")
-    if not len(embeddings):
-        first = embeddings.skipped[0]
-        if len(queries) == 1:
-            raise DataError(
-                f"the query {first.path} cannot be read: {first.cause}; pass another image.", argument="images"
-            )
-        raise DataError(f"none of the {len(queries)} images can be read (first: {first}).", argument="images")
+    embeddings = _embed(loaded, queries, unreadable, progress)
     query_paths = {name: queries[name].path for name in embeddings.ids}
     path_of = loaded.index.path_of
     hit_file = functools.cache(lambda item: file_identity(path_of(item) or Path(item)))  # asks the system once per item
-    hits = _search_others(loaded.index, embeddings, query_paths, top_k, hit_file)
-    item_paths = {item_id: path_of(item_id) or Path(item_id) for item_id in hits.ids.ravel()}
+    hits = _search_others(loaded.index, embeddings, queries, top_k, condition, hit_file)
+    item_paths = {hit.id: path_of(hit.id) or Path(hit.id) for query in hits for hit in query}
     missing = tuple(path for item_id, path in item_paths.items() if hit_file(item_id) is None)
+    if condition is not None and np.isnan(hits.scores).any():
+        unknown = _unknown_names(loaded.index, embeddings, condition)
+        if unknown:
+            progress.info(f"no item has the metadata {', '.join(map(repr, unknown))}, which the filter compares")
     if missing:
         progress.info(
             f"{count_noun(len(missing), 'file')} of {len(item_paths)} among the hits "
@@ -217,24 +223,59 @@ def search(
     return SearchResult(hits, query_paths, item_paths, embeddings.skipped, missing)
 
 
+def _embed(
+    loaded: LoadedIndex, queries: Mapping[str, ResolvedQuery], unreadable: Sequence[Skipped], progress: Progress
+) -> Embeddings:
+    """Embed the images of all queries at once, each image once; a query with an unreadable image is skipped."""
+    sources = {source.id: source for query in queries.values() for source in query.sources}
+    vectors: dict[str, Vectors] = {}
+    skipped = (*unreadable,)
+    if sources:
+        embeddings = loaded.encoder.embed(list(sources.values()), progress=progress, task="queries")
+        vectors = {item: embeddings.vectors[row : row + 1] for row, item in enumerate(embeddings.ids)}
+        skipped += embeddings.skipped
+    complete = [query for query in queries.values() if all(source.id in vectors for source in query.sources)]
+    if not complete:
+        if len(queries) + len(unreadable) == 1:
+            first = skipped[0]
+            raise DataError(
+                f"the query {first.path} cannot be read: {first.cause}; pass another image.", argument="images"
+            )
+        raise DataError(
+            f"none of the {len(queries) + len(unreadable)} images can be read (first: {skipped[0]}).",
+            argument="images",
+        )
+    rows = np.concatenate([query.vector(vectors) for query in complete])
+    return Embeddings(tuple(query.id for query in complete), rows, loaded.encoder.fingerprint, skipped)
+
+
+def _unknown_names(index: Index, embeddings: Embeddings, where: Filter) -> list[str]:
+    """Return the names that a filter compares and no item has, which may be misspelt."""
+    one = embeddings.take(embeddings.ids[:1])
+    return [
+        name for name in sorted(where.names()) if not index.search(one, 1, Comparison(name, "is not none", None))[0]
+    ]
+
+
 def _search_others(
     index: Index,
-    queries: Embeddings,
-    query_paths: Mapping[str, Path],
+    embeddings: Embeddings,
+    queries: Mapping[str, ResolvedQuery],
     top_k: int | None,
+    where: Filter | None,
     hit_file: Callable[[str], tuple[int, int] | None],
 ) -> Hits:
-    """Search without the hits that are the query's own file under another path; only hits are compared."""
-    query_files = [file_identity(query_paths[query]) for query in queries.ids]
-    count = index.resolve_top_k(top_k, queries.ids)
-    available = len(index) - any(query in index for query in queries.ids)
+    """Search without the items that a query is made of, also under another path; only hits are compared."""
+    parts = [queries[query] for query in embeddings.ids]
+    count = index.resolve_top_k(top_k, embeddings.ids)
+    available = len(index) - any(query in index for query in embeddings.ids)
     extra = 0
     while True:
-        hits = index.search(queries, count + extra)
+        hits = index.search(embeddings, count + extra, where)
         is_own = np.array(
             [
-                [query_file is not None and hit_file(hit) == query_file for hit in ids]
-                for query_file, ids in zip(query_files, hits.ids, strict=True)
+                [hit is not None and (hit in query.item_ids or hit_file(hit) in query.files) for hit in ids]
+                for query, ids in zip(parts, hits.ids, strict=True)
             ]
         )
         most = int(is_own.sum(axis=1).max())
@@ -270,7 +311,7 @@ def _write_page(
     path: Path,
     loaded: LoadedIndex,
     hits: Hits,
-    queries: Mapping[str, Source],
+    queries: Mapping[str, ResolvedQuery],
     item_paths: Mapping[str, Path],
     missing: Collection[Path],
 ) -> None:
@@ -279,7 +320,9 @@ def _write_page(
 
     thumbnails = Thumbnails(_THUMBNAIL)
 
-    def query_image(query: Source) -> str | None:
+    def query_image(query: Source | None) -> str | None:
+        if query is None:
+            return None
         if not isinstance(query, InMemoryImage):
             return thumbnails.uri(query.path)
         with contextlib.suppress(UnreadableImage), image_in_turn(query.path):
@@ -289,7 +332,7 @@ def _write_page(
     page_queries = [
         {
             "id": query.query_id,
-            "image": query_image(queries[query.query_id]),
+            "image": query_image(queries[query.query_id].image),
             "hits": [
                 {
                     "id": hit.id,
@@ -315,18 +358,3 @@ def _write_page(
     ]
     content = {"title": "Search results", "facts": facts, "queries": page_queries, "top_k": hits.ids.shape[1]}
     write_text(path, page.render(content))
-
-
-def query_id(path: Path, index: Index) -> str:
-    """Return the item id of a file in the index, else an id that no item has.
-
-    A file inside the index's root gets its path relative to it, whether it was indexed or not; any other its path.
-    """
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link to the file
-    spellings = dict.fromkeys((absolute, absolute.parent.resolve() / absolute.name, absolute.resolve()))
-    root = index.root
-    relative = [p.relative_to(root).as_posix() for p in spellings if root is not None and p.is_relative_to(root)]
-    items = [name for name in (*relative, *(p.as_posix() for p in spellings)) if name in index]
-    if items or relative:
-        return (items or relative)[0]
-    return absolute.as_posix() if path.as_posix() in index else path.as_posix()

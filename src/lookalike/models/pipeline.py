@@ -99,12 +99,17 @@ def as_sources(images: Iterable[Source | ImageInput]) -> Sequence[Source]:
     """Give paths and images in memory an id; items keep theirs."""
     if isinstance(images, Files):
         return images
+    require_list(images)
+    return [_as_source(image, number) for number, image in enumerate(images)]
+
+
+def require_list(images: object) -> None:
+    """Raise `OptionError` for a single image, and for what cannot be iterated."""
     single_array = isinstance(images, np.ndarray) and images.ndim == 3
     single = single_array or isinstance(images, _SINGLE_IMAGES) or hasattr(images, "read")
     if single or not isinstance(images, Iterable):
         what = "a single image; put it in a list" if single else f"{type(images).__name__}"
         raise OptionError(f"`images` must be a list, got {what}.", argument="images")
-    return [_as_source(image, number) for number, image in enumerate(images)]
 
 
 def _as_source(image: Source | ImageInput, number: int) -> Source:

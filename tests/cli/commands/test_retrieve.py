@@ -7,7 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from lookalike.embeddings.folder import load_embeddings
 
 CAT = "photos/test/query/cat0.jpg"
 CLASSES = ("astronaut", "cat", "coffee", "rocket")
@@ -56,6 +59,53 @@ def test_search_as_json(workspace, lookalike):
     count, skipped = outcome.err.splitlines()[-2:]
     assert count == "1 file was skipped:"
     assert skipped.startswith("  nowhere.jpg: ")
+
+
+def test_search_with_a_filter(workspace, lookalike):
+    hits = lookalike(f"search photos.index {CAT} -k 12 --json --where \"label == 'cat'\"").json["queries"][0]["hits"]
+    assert [hit["id"] for hit in hits] and all("/cat" in hit["id"] for hit in hits)
+    outcome = lookalike(f'search photos.index {CAT} --where "year > 2000"')
+    assert (outcome.code, len(outcome.table)) == (0, 2)
+    assert "no item has the metadata 'year', which the filter compares" in outcome.err
+    outcome = lookalike(f"search photos.index {CAT} --where \"label = 'cat'\"")
+    assert outcome.code == 2
+    assert outcome.errors == ["--where cannot be read at character 7: write == to compare: \"= 'cat'\"."]
+
+
+def test_search_for_more_than_images(workspace, lookalike):
+    def names(options):
+        outcome = lookalike(f"search photos.index {options} -k 3 --json")
+        assert outcome.code == 0, outcome.err
+        return [[hit["id"] for hit in query["hits"]] for query in outcome.json["queries"]]
+
+    item = "test/gallery/cat0.jpg"
+    (by_id,) = names(f"--id {item}")
+    assert item not in by_id
+    assert names(f"photos/{item}") == [by_id]
+    np.save("vector.npy", load_embeddings("photos.emb").take([item]).vectors)
+    (by_vector,) = names("--vector vector.npy")
+    assert by_vector == [item, *by_id[:2]]
+    assert names(f"{CAT} --crop 0%,0%,100%,100%") == names(CAT)
+    assert len(names(f"{CAT} photos/test/query/rocket0.jpg --mean")) == 1
+    assert len(names(f"{CAT} --id {item} --positive {item} --negative photos/test/query/rocket0.jpg")) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ("", "needs an image, an id"),
+        (f"{CAT} --crop 1,2", "--crop"),
+        ("--mean", "--mean"),
+        ("--id nothing.jpg", "--id"),
+        ("--vector labels.csv", "labels.csv"),
+        (f"--negative {CAT}", "or a positive example"),
+    ],
+)
+def test_search_for_what_is_not_a_query(workspace, lookalike, options, flag):
+    outcome = lookalike(f"search photos.index {options}")
+    assert outcome.code == 2
+    (message,) = outcome.errors
+    assert flag in message
 
 
 def test_search_prints_a_table_per_query(workspace, lookalike):

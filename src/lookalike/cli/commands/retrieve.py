@@ -117,8 +117,39 @@ def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
 
 @click.command(cls=Command, short_help="Find the images that are most similar to given ones.")
 @click.argument("index", type=PATH)
-@click.argument("images", type=PATH, nargs=-1, required=True)
-@click.option("-k", "top_k", type=int, help="Number of hits per image.  [default: 10, or all if there are fewer]")
+@click.argument("images", type=PATH, nargs=-1)
+@click.option("-k", "top_k", type=int, help="Number of hits per query.  [default: 10, or all if there are fewer]")
+@click.option(
+    "--where",
+    metavar="EXPR",
+    help="Only items that fit a filter on id, label and metadata, such as \"label == 'hat' and year >= 2020\".",
+)
+@click.option(
+    "--crop",
+    metavar="X,Y,WIDTH,HEIGHT",
+    help="Search for a part of each image: its left top corner and size in pixels of the upright image, or in %.",
+)
+@click.option("--mean", is_flag=True, help="Search for the mean of all images, as one query.")
+@click.option("--id", multiple=True, metavar="ID", help="Search for an item of INDEX. Can be repeated.")
+@click.option(
+    "--vector",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Search for an embedding: an .npy file or a JSON list of numbers. Can be repeated.",
+)
+@click.option(
+    "--positive",
+    multiple=True,
+    metavar="IMAGE|ID",
+    help="A further example of what each query looks for. Can be repeated.",
+)
+@click.option(
+    "--negative",
+    multiple=True,
+    metavar="IMAGE|ID",
+    help="An example of what no query looks for. Can be repeated.",
+)
 @click.option("--root", type=PATH, metavar="DIR", help="The folder of the images in INDEX, if they were moved.")
 @click.option("--html", type=PATH, metavar="FILE", help="Also write a page with the images; replaces an .html file.")
 @click.option("--verify", is_flag=True, help="Also look for changes in more than 32 MB of vectors, at about 1 GB/s.")
@@ -127,17 +158,26 @@ def search(index: Path, images: tuple[Path, ...], html: Path | None, as_json: bo
     """Find the images in INDEX that are most similar to each of IMAGES.
 
     Scores are cosine similarities, at most 1; higher is more similar. An image that is in INDEX is not among its own
-    hits.
+    hits, nor is an example.
 
     \b
     Examples:
       lookalike search photos.index query.jpg
       lookalike search photos.index *.jpg -k 20 --html hits.html
+      lookalike search photos.index query.jpg --where "label == 'hat'"
+      lookalike search photos.index --id hats/3.jpg --negative hats/7.jpg
     """  # noqa: D301
+    from lookalike.api.queries import make_queries, read_vector
     from lookalike.api.search import search as run_search
 
+    queries = make_queries(
+        images,
+        ids=values.pop("id"),
+        vectors=[read_vector(file) for file in values.pop("vector")],
+        **{name: values.pop(name) for name in ("crop", "mean", "positive", "negative")},
+    )
     with closing(make_progress()) as progress:
-        result = run_search(index, images, html=html, progress=progress, **values)
+        result = run_search(index, queries, html=html, progress=progress, **values)
     report_skipped(progress, result.skipped)
     if html is not None:
         progress.info(f"page: {display_path(html)}")
