@@ -528,6 +528,18 @@ def test_unexpected_error(workspace, fails, lookalike, monkeypatch):
     assert "Traceback (most recent call last):" in outcome.err
 
 
+def test_a_removed_working_folder(data_folder, tmp_path, lookalike, monkeypatch):
+    folder = tmp_path / "removed"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    outcome = lookalike(f"check {data_folder} --out findings.json")
+    monkeypatch.undo()  # pytest needs a working folder
+    assert outcome.code == 2
+    (message,) = outcome.errors
+    assert "working folder" in message
+
+
 def test_debug_shows_the_origin_of_an_expected_error(workspace, lookalike):
     outcome = lookalike("--debug check nowhere")
     assert outcome.code == 2
@@ -692,6 +704,16 @@ def test_closed_pipe(argv, workspace):
     assert done.returncode == 0
     assert "error" not in done.stderr.replace("0 errors", "")
     assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_streams(closed, workspace):
+    command = [sys.executable, "-m", "lookalike", "check", "photos", "--no-near", "--json"]
+    line = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert (done.stdout == "") == (closed == ">&-")
+    assert (done.stderr == "") == (closed == "2>&-")
 
 
 def test_file_names_with_spaces_in_another_alphabet(workspace, lookalike):

@@ -136,6 +136,7 @@ def test_images_whose_names_hide_them_are_noted(tmp_path: Path, image_files: lis
         "noext",
         "b.jpg~",
         "c.jpeg_large",
+        "d.jpg.1",
         "notes.txt",
         ".git/HEAD",
         ".cache/d.jpg",
@@ -149,9 +150,9 @@ def test_images_whose_names_hide_them_are_noted(tmp_path: Path, image_files: lis
     os.mkfifo(tmp_path / "pipe")
     finder = ImageFinder()
     assert list(finder.walk(tmp_path)) == [tmp_path / "a.jpg"]
-    assert sorted(path.name for path in finder.without_suffix) == ["b.jpg~", "c.jpeg_large", "noext"]
+    assert sorted(path.name for path in finder.without_suffix) == ["b.jpg~", "c.jpeg_large", "d.jpg.1", "noext"]
     assert sorted(path.name for path in finder.hidden) == [".cache", ".e.jpg"]
     assert [note.split(",")[0] for note in finder.notes()] == [
-        "3 images without the suffix of an image",
+        "4 images without the suffix of an image",
         "hidden images and folders are not used: " + finder.hidden[0].name,
     ]

@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -36,6 +37,7 @@ from lookalike.progress import printable
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    _replace_closed_streams()
     signal.signal(signal.SIGTERM, _terminate)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files; those that cannot be read are reported
     exit_code = run(list(sys.argv[1:] if argv is None else argv))
@@ -108,11 +110,21 @@ def _explain(error: Exception) -> int:
         _discard_stdout()  # it may be on the full disk, and would fail again when it is flushed at exit
         cause = os.strerror(error.errno).lower()
         return _fail(f"the output cannot be written ({cause}); free some space or choose another --out.", BAD_INPUT)
+    if isinstance(error, FileNotFoundError) and not _has_working_folder():
+        return _fail("the working folder does not exist any more; change to another folder.", BAD_INPUT)
     cause = f"{type(error).__name__}: {error}".rstrip(".: ")
     return _fail(
         f"unexpected error ({cause}); run the command again with --debug for a traceback, and please report it.",
         INTERNAL_ERROR,
     )
+
+
+def _has_working_folder() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _fail(sentence: str, exit_code: int) -> int:
@@ -127,6 +139,14 @@ def _usage_message(error: click.ClickException) -> str:
     message = " ".join(error.format_message().split())
     end = "" if message.endswith((".", "?", ")")) else "."
     return f"{message[:1].lower()}{message[1:]}{end} See '{context.command_path if context else PROGRAM} --help'."
+
+
+def _replace_closed_streams() -> None:
+    """Write to the null device where the caller has closed a stream: Python has None for it."""
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def _accept_any_file_name() -> None:

@@ -195,8 +195,8 @@ def _hides_images(entry: os.DirEntry[str]) -> bool:
 
 def _is_image_without_suffix(entry: os.DirEntry[str]) -> bool:
     """Whether a file is an image by its content, though its name has no suffix, or adds to that of an image."""
-    suffix = Path(entry.name).suffix
-    if suffix and not is_image_name(f"x{suffix[:4]}") and not is_image_name(f"x{suffix[:5]}"):
+    suffixes = Path(entry.name).suffixes  # x.jpg_large, x.jpg.1
+    if suffixes and not any(is_image_name(f"x{suffix[:end]}") for suffix in suffixes for end in (4, 5)):
         return False
     try:
         if not entry.is_file():

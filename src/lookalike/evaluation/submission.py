@@ -165,7 +165,7 @@ def submission_format(path: Path) -> str:
     """Return the format of a submission, `.json` or `.csv`; raise `OptionError` for another."""
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
-        raise OptionError(f"a submission must be a {' or '.join(FORMATS)} file, got {path.name!r}.", argument="out")
+        raise OptionError(f"`out` must be a {' or '.join(FORMATS)} file, got {str(path)!r}.", argument="out")
     return suffix
 
 
