@@ -388,11 +388,22 @@ def test_the_memory_of_decoding_is_bounded(
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     Image.new(mode, (40, 10)).save(tmp_path / f"p.{suffix}", exif=exif)
-    monkeypatch.setattr(images, "MAX_DECODED_BYTES", 400 * size)
+    is_turned = orientation != 1
+    pointers = (1 + is_turned + (mode != "RGB")) * (40 if is_turned else 10)  # one per row of each copy
+    total = 400 * size + 8 * pointers
+    monkeypatch.setattr(images, "MAX_DECODED_BYTES", total)
     assert pixels(tmp_path / f"p.{suffix}").size == 3 * 400
-    monkeypatch.setattr(images, "MAX_DECODED_BYTES", 400 * size - 1)
+    monkeypatch.setattr(images, "MAX_DECODED_BYTES", total - 1)
     text = cause(tmp_path / f"p.{suffix}")
-    assert mode in text and f"{400 * size:,} bytes" in text
+    assert mode in text and f"{total:,} bytes" in text
+
+
+def test_the_rows_of_a_tall_image_take_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (1, 1000)).save(tmp_path / "tall.png")
+    Image.new("L", (1000, 1)).save(tmp_path / "wide.png")
+    monkeypatch.setattr(images, "MAX_DECODED_BYTES", 20_000)
+    assert pixels(tmp_path / "wide.png").shape == (1, 1000, 3)  # 1,000 × (1 + 4) bytes and 2 pointers
+    assert "21,000 bytes" in cause(tmp_path / "tall.png")  # and 2 × 1,000 pointers
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ _PNG_BLOCK = 1 << 20  # bytes decompressed at once
 _JPEG_END = b"\xff\xd9"
 
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # of a pixel; else 4
+_ROW_BYTES = 8  # Pillow keeps a pointer to each row of an image
 _WHITE_16_BIT = 65535  # white of integer samples above 8 bits
 
 # What an error of opening an image means; other errors are quoted.
@@ -147,7 +148,7 @@ def _read(path: Path, file: BinaryIO) -> Image.Image:
             if pixels > MAX_PIXELS:
                 text = f"it claims {pixels:,} pixels, more than {MAX_PIXELS:,} (a decompression bomb?)"
                 raise UnreadableImage(path, text)
-            decoded_bytes = pixels * _decoded_bytes(image)
+            decoded_bytes = _decoded_bytes(image)
             if decoded_bytes > MAX_DECODED_BYTES:
                 text = f"decoding its {pixels:,} pixels of mode {image.mode} takes {decoded_bytes:,} bytes"
                 raise UnreadableImage(path, f"{text}, more than {MAX_DECODED_BYTES:,}; convert it to RGB, or shrink it")
@@ -221,9 +222,11 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
 
 
 def _decoded_bytes(image: Image.Image) -> int:
-    """Return the bytes of a pixel while an image is decoded: as stored, turned upright, and as RGB."""
-    stored = _STORED_BYTES.get(image.mode, 4)
-    return stored * (1 + _is_turned(image)) + 4 * (image.mode != "RGB" or "transparency" in image.info)
+    """Return the bytes that decoding takes: the image as stored, turned upright, and as RGB."""
+    turned, converted = _is_turned(image), image.mode != "RGB" or "transparency" in image.info
+    pixel_bytes = _STORED_BYTES.get(image.mode, 4) * (1 + turned) + 4 * converted
+    rows = max(image.size) if turned else image.height
+    return image.width * image.height * pixel_bytes + _ROW_BYTES * rows * (1 + turned + converted)
 
 
 def _is_turned(image: Image.Image) -> bool:
