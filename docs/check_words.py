@@ -60,6 +60,8 @@ WORDS = (
             r"photos +(?=--)",
             r"\bin photos\?",
             r"\| photos \|",
+            r"(/|error: |query )photos\b",
+            r"photos(?=</code>|: )",
         ),
     ),
     Word(r"\bengines?\b", "runtime", (r"search engines?",)),
