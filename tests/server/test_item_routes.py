@@ -67,7 +67,6 @@ def test_a_thumbnail_of_a_large_turned_image(make_client, encoder, tmp_path):
         "%2Fetc%2Fpasswd",
         "more/../../secret.jpg",
         "a%00b",
-        ".",
         "more",
     ],
 )

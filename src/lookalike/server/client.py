@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -204,6 +205,64 @@ class Client:
     def get(self, item: str) -> ServedItem:
         """Return an item by its id."""
         return _item(self._json("GET", self._path(item)))
+
+    @checked_arguments()
+    def add(
+        self,
+        image: ImageInput,
+        *,
+        item: str | None = None,
+        label: str | None = None,
+        metadata: Mapping[str, Value] | None = None,
+    ) -> ServedItem:
+        """Add an image as an item, and return it; needs a token to write.
+
+        It is not sent a second time after a lost connection: it may have been added.
+
+        Args:
+            image: as in `search`.
+            item: its id; None for a random one.
+            label: its label.
+            metadata: further facts.
+
+        Raises:
+            ServiceError: the id is in use (status 409), or the request is refused.
+
+        """
+        fields = {"id": item, "label": label, "metadata": None if metadata is None else json.dumps(dict(metadata))}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        files = {"image": _encoded(image)}
+        return _item(self._json("POST", f"{self._prefix}/items", again=False, files=files, data=fields))
+
+    @checked_arguments()
+    def update(
+        self,
+        item: str,
+        *,
+        label: str | None = None,
+        metadata: Mapping[str, Value] | None = None,
+        image: ImageInput | None = None,
+    ) -> ServedItem:
+        """Change label, metadata or image of an item, and return it; needs a token to write.
+
+        Args:
+            item: its id.
+            label: its new label; None leaves it.
+            metadata: merged with what it has; a value of None removes a name.
+            image: its new image; None leaves it.
+
+        """
+        body: dict[str, Any] = {} if label is None else {"label": label}
+        if metadata is not None:
+            body["metadata"] = dict(metadata)
+        if image is not None:
+            body["image"] = base64.b64encode(_encoded(image)).decode("ascii")
+        return _item(self._json("PATCH", self._path(item), json=body))
+
+    @checked_arguments()
+    def remove(self, item: str) -> None:
+        """Remove an item; needs a token to write."""
+        self._send("DELETE", self._path(item), again=False)
 
     @checked_arguments()
     def thumbnail(self, item: str) -> bytes:

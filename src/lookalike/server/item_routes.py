@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from bisect import bisect_right
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from starlette.responses import Response
 from lookalike._files import RefusedFileError, open_regular
 from lookalike.data.images import MAX_BYTES, image_in_turn, read_in_memory
 from lookalike.errors import UnreadableImage
+from lookalike.index.store import IndexedItem
 from lookalike.server.batching import require_acceptable
 from lookalike.server.problems import Problem
 from lookalike.server.schemas import IndexAnswer, IndexesAnswer, ItemAnswer, ItemsAnswer
@@ -25,6 +25,7 @@ from lookalike.server.service import ServedIndex, Service
 THUMBNAIL_SIDE = 256
 _THUMBNAIL_AGE_S = 3600
 _MAX_ITEMS = 1000
+_UPLOADS = "uploads"  # in the folder of an index
 IMAGE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
     304: {"description": "The client has it already"},
@@ -38,16 +39,18 @@ Limit = Annotated[int, Query(ge=1, le=_MAX_ITEMS, description="number of items")
 async def list_indexes(request: Request) -> IndexesAnswer:
     """List the indexes of the service."""
     service: Service = request.app.state.service
+    indexes = service.indexes
+    counts = await service.run("read", lambda: [len(served.loaded.index) for served in indexes.values()])
     return IndexesAnswer(
         indexes=[
             IndexAnswer(
                 name=name,
-                items=len(served.loaded.index),
+                items=count,
                 model=served.loaded.encoder.name,
                 dimensions=served.loaded.index.dim,
                 default=number == 0,
             )
-            for number, (name, served) in enumerate(service.indexes.items())
+            for number, ((name, served), count) in enumerate(zip(indexes.items(), counts, strict=True))
         ]
     )
 
@@ -58,24 +61,29 @@ async def list_items(request: Request, name: str | None = None, after: After = N
     """List items in the order of their ids; pass `next` as `after` for those that follow."""
     service: Service = request.app.state.service
     async with service.use(name) as served:
-        return json_response(_list(served, after, limit))
+        items = await service.run("read", lambda: served.loaded.index.items(after, limit + 1))
+    more = len(items) > limit
+    page = items[:limit]
+    return json_response(ItemsAnswer(items=list(map(item_answer, page)), next=page[-1].id if more else None))
 
 
-def _list(served: ServedIndex, after: str | None, limit: int) -> ItemsAnswer:
-    index = served.loaded.index
-    first = 0 if after is None else bisect_right(index.ids, after)
-    ids = list(index.ids[first : first + limit])
-    more = first + limit < len(index.ids)
-    return ItemsAnswer(items=[_answer(served, item) for item in ids], next=ids[-1] if more else None)
+def item_answer(item: IndexedItem) -> ItemAnswer:
+    """Return an item as it is answered."""
+    return ItemAnswer(id=item.id, label=item.label, metadata=dict(item.metadata))
 
 
-def _answer(served: ServedIndex, item: str) -> ItemAnswer:
-    return ItemAnswer(id=item, metadata=dict(served.loaded.index.metadata.get(item, {})))
-
-
-def _require_item(served: ServedIndex, item: str) -> None:
-    if item not in served.loaded.index:
+def require_item(served: ServedIndex, item: str) -> IndexedItem:
+    """Return an item, or raise a `Problem`."""
+    indexed = served.loaded.index.get(item)
+    if indexed is None:
         raise Problem("not-found", "there is no item with this id.", parameter="id")
+    return indexed
+
+
+def uploads_folder(served: ServedIndex) -> Path:
+    """Return the folder of the images that clients have sent to an index."""
+    assert served.loaded.path is not None  # every index of a service is loaded from a folder
+    return served.loaded.path.absolute() / _UPLOADS
 
 
 @router.get("/v1/items/{item:path}/thumbnail", response_class=Response, summary="Show a thumbnail", responses=IMAGE)
@@ -89,7 +97,6 @@ async def thumbnail(request: Request, item: str, name: str | None = None) -> Res
     """Return an item's image as a JPEG of at most 256 × 256 pixels, without EXIF data."""
     service: Service = request.app.state.service
     async with service.use(name) as served:
-        _require_item(served, item)
         data, tag = await service.run("thumbnail", lambda: _thumbnail(served, item, service))
     headers = {"ETag": tag, "Cache-Control": f"private, max-age={_THUMBNAIL_AGE_S}"}
     if request.headers.get("if-none-match") == tag:
@@ -103,9 +110,9 @@ def _thumbnail(served: ServedIndex, item: str, service: Service) -> tuple[bytes,
     The path is the one that the index recorded: no part of a request becomes a path, and a file outside the folder of
     the images is not opened.
     """
-    index = served.loaded.index
-    path = index.path_of(item)
-    if path is None or index.root is None or not _is_inside(path, index.root):
+    path = require_item(served, item).path
+    folders = [folder for folder in (served.loaded.index.root, uploads_folder(served)) if folder is not None]
+    if path is None or not any(_is_inside(path, folder) for folder in folders):
         raise Problem("not-found", "the item has no image file.", parameter="id")
     try:
         with image_in_turn(path):
@@ -133,5 +140,4 @@ async def show_item(request: Request, item: str, name: str | None = None) -> Res
     """Return label and metadata of an item."""
     service: Service = request.app.state.service
     async with service.use(name) as served:
-        _require_item(served, item)
-        return json_response(_answer(served, item))
+        return json_response(item_answer(await service.run("read", lambda: require_item(served, item))))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Value = str | int | float | bool | None
+Value = str | bool | int | Finite | None
 
 EXAMPLE_IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 
@@ -34,6 +34,32 @@ class SearchBody(_Request):
         None, description="an embedding of the model of the index"
     )
     where: str | None = Field(None, description="a filter: only the items that fit it are hits")
+
+
+class ItemChangeBody(_Request):
+    """What to change of an item; what is not sent stays."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"label": "hat", "metadata": {"year": 2021, "old": None}}]}
+    )
+    image: str | None = Field(None, description="its new image: a file in a form, base64 in JSON")
+    label: str | None = Field(None, max_length=1000, description="its label; null removes it")
+    metadata: dict[str, Value] | None = Field(
+        None, description="further facts: text, numbers and truth values by name; null removes a name"
+    )
+
+
+class ItemBody(ItemChangeBody):
+    """An item to add."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"image": EXAMPLE_IMAGE, "id": "hats/13.jpg", "label": "hat", "metadata": {"year": 2021}}]
+        }
+    )
+    image: str | None = Field(None, description="its image: a file in a form, base64 in JSON")
+    id: str | None = Field(None, description="its id; a random one if there is none")
+    label: str | None = Field(None, max_length=1000, description="its label")
 
 
 class HitAnswer(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -87,9 +88,9 @@ async def _search(request: Request, name: str | None, top_k: int | None) -> Resp
     return json_response(answer)
 
 
-def json_response(answer: BaseModel) -> Response:
+def json_response(answer: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return an answer as JSON; ids of files whose names are not valid Unicode are escaped."""
-    return Response(json.dumps(answer.model_dump()), media_type=JSON)
+    return Response(json.dumps(answer.model_dump()), status, headers, media_type=JSON)
 
 
 async def _read_query(request: Request, service: Service) -> tuple[bytes | None, SearchBody]:
@@ -138,8 +139,13 @@ def _find(served: ServedIndex, vectors: Vectors | None, query: SearchBody, top_k
         if query.id is None or query.id not in index:
             raise Problem("not-found", "there is no item with this id.", parameter="id")
         query_id, vectors = query.id, index.vectors_of([query.id])
+    if not len(index):
+        return []
     embeddings = Embeddings((query_id,), vectors, served.queue.encoder.fingerprint)
     (hits,) = index.search(embeddings, top_k, where=query.where)
+    items = index.get_all([hit.id for hit in hits])
     return [
-        HitAnswer(id=hit.id, score=round(hit.score, 6), metadata=dict(index.metadata.get(hit.id, {}))) for hit in hits
+        HitAnswer(id=hit.id, score=round(hit.score, 6), label=item.label, metadata=dict(item.metadata))
+        for hit, item in zip(hits, items, strict=True)
+        if item is not None  # removed meanwhile
     ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +18,8 @@ from typing import TypeVar
 
 from lookalike._system import cpu_count
 from lookalike.api.search import LoadedIndex, load_index
-from lookalike.errors import OptionError
+from lookalike.errors import LookalikeError, OptionError
+from lookalike.progress import SILENT
 from lookalike.server.access import Access, Token
 from lookalike.server.batching import EmbeddingQueue
 from lookalike.server.monitoring import Monitor
@@ -24,6 +27,9 @@ from lookalike.server.options import ServiceOptions
 from lookalike.server.problems import Problem
 
 _log = logging.getLogger("lookalike.server")
+_audit = logging.getLogger("lookalike.audit")
+_COMPACT_FROM = 1000  # changes since an index was compacted
+_COMPACT_SHARE = 10  # and at least one change per this many items
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 T = TypeVar("T")
 
@@ -63,6 +69,7 @@ class ServedIndex:
         loaded: the index and its encoder.
         queue: what embeds its queries.
         requests: how many use it now.
+        compacting: whether it is being compacted.
 
     """
 
@@ -70,6 +77,7 @@ class ServedIndex:
     loaded: LoadedIndex
     queue: EmbeddingQueue
     requests: int = 0
+    compacting: bool = False
 
 
 @dataclass(eq=False)
@@ -141,6 +149,9 @@ class Service:
         used = {*self.queues, *(served.queue for served in self._retired if served.requests)}
         for queue in {served.queue for served in self._retired} - used:
             queue.close()
+        for served in self._retired:
+            if not served.requests:
+                served.loaded.index.close()
         self._retired = [served for served in self._retired if served.requests]
 
     def close(self) -> None:
@@ -150,6 +161,8 @@ class Service:
             queue.close()
         self._decoders.shutdown()
         self._workers.shutdown()
+        for served in (*self._indexes.values(), *self._retired):
+            served.loaded.index.close()
 
     @contextlib.asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[ServedIndex]:
@@ -162,6 +175,24 @@ class Service:
             yield served
         finally:
             served.requests -= 1
+
+    def changed(self, served: ServedIndex, token: Token | None, action: str, item: str) -> None:
+        """Record a change in the audit log, and compact an index that many changes have made slow."""
+        name = None if token is None else token.name
+        entry = {"time": time.time(), "token": name, "action": action, "index": served.name, "item": item}
+        _audit.info("%s", json.dumps(entry))
+        index = served.loaded.index
+        if index.pending >= max(_COMPACT_FROM, len(index) // _COMPACT_SHARE) and not served.compacting:
+            served.compacting = True
+            self._workers.submit(self._compact, served)
+
+    def _compact(self, served: ServedIndex) -> None:
+        try:
+            served.loaded.index.compact(progress=SILENT)
+        except LookalikeError as error:
+            _log.error("the index %s cannot be compacted: %s", served.name, error)
+        finally:
+            served.compacting = False
 
     async def run(self, stage: str, work: Callable[[], T]) -> T:
         """Do blocking work in a thread, and record its time."""
