@@ -19,6 +19,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lookalike.api.change import Changed as Changed
+    from lookalike.api.change import add as add
+    from lookalike.api.change import remove as remove
+    from lookalike.api.change import sync as sync
+    from lookalike.api.change import update as update
     from lookalike.api.embed import embed as embed
     from lookalike.api.evaluate import evaluate as evaluate
     from lookalike.api.evaluate import submit as submit
@@ -91,6 +96,7 @@ if TYPE_CHECKING:
 
 # module: its public names
 _NAMES = {
+    "api.change": ("Changed", "add", "remove", "sync", "update"),
     "api.embed": ("embed",),
     "api.evaluate": ("evaluate", "submit"),
     "api.export": ("Exported", "export"),

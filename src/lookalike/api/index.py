@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lookalike._arguments import checked_arguments
 from lookalike._files import follow_link, new_folder, require_free
 from lookalike._lock import locked
@@ -14,12 +16,12 @@ from lookalike.api.embed import FolderImages, embed_images, find_images, load_im
 from lookalike.data.dataset import TEST_SPLITS, Item, Split
 from lookalike.data.folders import require_folder, skipped_suffix
 from lookalike.data.layouts import find_manifest, find_split_folders
-from lookalike.embeddings.folder import is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
+from lookalike.embeddings.folder import KEYS_FILE, is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError, renamed_argument
 from lookalike.index.autotune import Budget
 from lookalike.index.filters import ID, Value, read_number
 from lookalike.index.index import Index
-from lookalike.index.storage import Labels, Metadata, is_index, remove_checkpoint
+from lookalike.index.storage import Labels, Metadata, is_index, remove_checkpoint, write_keys
 from lookalike.models.bundle import MODEL_FOLDER, find_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.registry import PRETRAINED
@@ -101,7 +103,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
         with locked(out), renamed_argument("images", "path"):
             _require_model_of(model, images)
             return _write_index(images, {}, {}, out, budget, replace=replace, progress=progress)
-    gallery = _images_to_index(images, progress)
+    gallery = images_to_index(images, progress)
     if model is None:
         raise OptionError(
             f"{images} holds no embeddings, so `model` is needed: a bundle or the name of a backbone.", argument="model"
@@ -127,7 +129,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     return built
 
 
-def _images_to_index(folder: Path, progress: Progress) -> FolderImages:
+def images_to_index(folder: Path, progress: Progress) -> FolderImages:
     """Find the images to index: the gallery of a data set, else every image in the folder."""
     splits = set(find_split_folders(folder))
     manifest = find_manifest(folder)
@@ -223,5 +225,6 @@ def _write_index(
     with new_folder(out, replace=replace) as temporary:
         built.write_into(temporary)
         shutil.copytree(folder / MODEL_FOLDER, temporary / MODEL_FOLDER)
+        write_keys(temporary, embeddings.ids, np.load(folder / KEYS_FILE))
     remove_checkpoint(checkpoint)
     return BuiltIndex(built, embeddings.skipped)

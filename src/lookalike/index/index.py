@@ -348,6 +348,10 @@ class Index:
         """Close the files of a changed index, which must not be used afterwards."""
         self._stored.close()
 
+    def prepare_changes(self) -> None:
+        """Do what the first change does, and change nothing."""
+        self._changeable()
+
     def _changeable(self) -> LocalStore:
         """Return the store of a changed index; the first change makes it."""
         store = self._store

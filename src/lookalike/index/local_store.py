@@ -36,9 +36,10 @@ from lookalike.index.snapshot import (
     write_snapshot,
 )
 from lookalike.index.sqlite_items import FETCH, SqliteItems, as_blob, as_vectors, read_metadata, sqlite_errors
-from lookalike.index.storage import ITEMS_FILE, IndexInfo, create_vectors, map_vectors
-from lookalike.index.store import CHANGED_FILE, Change, Ids, IndexedItem
+from lookalike.index.storage import ITEMS_FILE, KEYS_FILE, IndexInfo, create_vectors, map_vectors
+from lookalike.index.store import CHANGED_FILE, Change, FileState, Ids, IndexedItem, located
 from lookalike.index.view import Delta, View
+from lookalike.models.pipeline import File, image_keys
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Vectors, l2_normalize
 
@@ -342,7 +343,7 @@ def convert(folder: Path, source: FolderStore, info: IndexInfo) -> None:
             _write_first_snapshot(snapshot, folder, source, info)
             recall = 1.0 if info.tuning is None else info.tuning.measured.recall
             meta = {"dim": info.dim, "min_recall": recall, "prefilter": info.prefilter}
-            SqliteItems.create(temporary, _rows(source, snapshot), meta, name)
+            SqliteItems.create(temporary, _rows(folder, source, snapshot, info), meta, name)
             try:
                 target.hardlink_to(temporary)  # unlike a renaming, it fails where the name is taken
             except FileExistsError:
@@ -377,10 +378,21 @@ def _write_first_snapshot(snapshot: Path, folder: Path, source: FolderStore, inf
     finish_snapshot(snapshot, source.ids, np.arange(1, count + 1), described)
 
 
-def _rows(source: FolderStore, snapshot: Path) -> Iterator[tuple[IndexedItem, bytes]]:
+def _rows(folder: Path, source: FolderStore, snapshot: Path, info: IndexInfo) -> Iterator[tuple[IndexedItem, bytes]]:
+    """Yield items with their vectors, and with the states of the files that did not change since they were embedded."""
     vectors = map_vectors(snapshot / INDEX_FILE)
+    root = None if info.root is None else Path(info.root)
+    try:
+        keys = np.load(folder / KEYS_FILE, allow_pickle=False)
+    except (OSError, ValueError):  # an index that was built in Python has none
+        keys = np.zeros(0, np.uint64)
     for row, item in enumerate(source.items(None, len(source))):
-        yield item, as_blob(vectors[row])
+        path, file = located(item.path, root), None
+        if len(keys) == len(source) and path is not None and image_keys([File(item.id, path)])[0] == keys[row]:
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                file = FileState(status.st_size, status.st_mtime_ns)
+        yield replace(item, file=file), as_blob(vectors[row])
 
 
 def remove_leftovers(folder: Path, current: str) -> None:
@@ -389,7 +401,7 @@ def remove_leftovers(folder: Path, current: str) -> None:
         for path in (folder / FOLDER).iterdir():
             if path.name != current:
                 shutil.rmtree(path, ignore_errors=True)
-        for name in (INDEX_FILE, ROWS_FILE, ITEMS_FILE):
+        for name in (INDEX_FILE, ROWS_FILE, ITEMS_FILE, KEYS_FILE):
             (folder / name).unlink(missing_ok=True)
         for path in folder.glob(f".{CHANGED_FILE}.*"):
             path.unlink()

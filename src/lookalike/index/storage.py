@@ -6,12 +6,13 @@ import contextlib
 import itertools
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lookalike._files import (
     FileRecord,
@@ -40,6 +41,7 @@ FORMAT = 3
 BLOCK = 65_536  # vectors read, hashed or written at once
 _INFO_FILE = "index.json"
 ITEMS_FILE = "items.json"
+KEYS_FILE = "keys.npy"
 _STATE_FILE = "building.json"  # of an unfinished build
 _IDS_LINE = '{"ids": ['
 
@@ -186,6 +188,12 @@ def read_items(folder: Path) -> tuple[PackedStrings, Labels, Metadata]:
         if not (isinstance(labels, dict) and all(isinstance(label, str) for label in labels.values())):
             raise ValueError("not all labels are text")
         return ids, labels, metadata
+
+
+def write_keys(folder: Path, ids: Sequence[str], keys: npt.NDArray[np.uint64]) -> None:
+    """Write the keys of the images, by which the first change learns the states of their files; not read before."""
+    with storage_errors(folder):
+        np.save(folder / KEYS_FILE, keys[sorted(range(len(ids)), key=list(ids).__getitem__)])
 
 
 def write_vectors(path: Path, vectors: Vectors) -> None:
