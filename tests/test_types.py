@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from lookalike.errors import DataError
-from lookalike.types import Embeddings, Hit, Hits, QueryHits, Skipped, l2_normalize, take_shared
+from lookalike.types import Calibration, Embeddings, Hit, Hits, QueryHits, Skipped, l2_normalize, take_shared
 
 ROWS = np.array([[0.6, 0.8], [1.0, 0.0]], np.float32)
 
@@ -108,6 +110,45 @@ def test_hits_print_short_and_convert_to_json() -> None:
         "q": [{"id": "a", "score": 0.75}, {"id": "b", "score": 0.5}],
         "r": [{"id": "b", "score": 0.25}, {"id": "c", "score": 0.1}],
     }
+
+
+def test_a_query_may_have_fewer_hits_than_others() -> None:
+    ids = np.array([["a", None], [None, None]], object)
+    hits = Hits(("q", "r"), ids, np.array([[0.75, np.nan], [np.nan, np.nan]], np.float32))
+    assert [query.hits for query in hits] == [(Hit("a", 0.75),), ()]
+    assert json.loads(json.dumps(hits.to_dict())) == {"q": [{"id": "a", "score": 0.75}], "r": []}
+
+
+CALIBRATION = Calibration(slope=8.0, intercept=-4.0, queries=100, error=0.01)
+
+
+def test_a_calibration_by_hand() -> None:
+    probabilities = CALIBRATION.probabilities([[0.5, 0.75], [0.25, np.nan], [-400.0, 400.0]])
+    expected = [[0.5, 1 / (1 + math.exp(-2))], [1 / (1 + math.exp(2)), np.nan], [0, 1]]
+    np.testing.assert_allclose(probabilities, expected)
+
+
+@pytest.mark.parametrize("change", [{"slope": 0.0}, {"slope": -1.0}, {"intercept": math.nan}, {"error": math.inf}])
+def test_a_calibration_refuses(change: dict[str, float]) -> None:
+    with pytest.raises(DataError, match="calibration"):
+        replace(CALIBRATION, **change)
+
+
+def test_hits_below_a_probability_are_dropped() -> None:
+    everything = HITS.with_probabilities(CALIBRATION)
+    np.testing.assert_allclose(everything.probabilities, CALIBRATION.probabilities([[0.75, 0.5], [0.25, 0.1]]))
+    assert [hit.probability for hit in everything[0]] == pytest.approx([1 / (1 + math.exp(-2)), 0.5])
+    hits = everything.with_probabilities(CALIBRATION, 0.5)
+    assert [[hit.id for hit in query] for query in hits] == [["a", "b"], []]
+    assert hits.ids.tolist() == [["a", "b"], [None, None]]
+    assert np.isnan(hits.scores[1]).all() and np.isnan(hits.probabilities[1]).all()
+    assert HITS.ids.tolist() == [["a", "b"], ["b", "c"]]
+    assert [len(query) for query in HITS.with_probabilities(CALIBRATION, 0.6)] == [1, 0]
+
+
+def test_hits_refuse_probabilities_of_another_shape() -> None:
+    with pytest.raises(DataError, match="one probability per score"):
+        replace(HITS, probabilities=np.zeros((2, 3)))
 
 
 @pytest.mark.parametrize(

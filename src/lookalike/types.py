@@ -1,10 +1,10 @@
-"""The value objects that packages exchange: `Embeddings`, `Hits`, `Estimate`, `Comparison` and `Skipped`."""
+"""The value objects that packages exchange, such as `Embeddings` and `Hits`."""
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -196,6 +196,40 @@ def _read_only_mapping(vectors: Vectors) -> mmap.mmap | None:
     return array if isinstance(array, mmap.mmap) else None
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """The probability that a hit matches its query, by their cosine: `1 / (1 + exp(-(slope * cosine + intercept)))`.
+
+    Fitted on validation by `evaluation.calibration.fit_calibration`. The slope is positive, so that the order of hits
+    by probability is that by cosine.
+
+    Attributes:
+        slope: of the cosine, above 0.
+        intercept: what is added.
+        queries: number of validation queries that it was fitted on.
+        error: expected calibration error on queries of other classes than those it was fitted on.
+
+    Raises:
+        DataError: a value that is not finite, or a slope that is not positive.
+
+    """
+
+    slope: float
+    intercept: float
+    queries: int
+    error: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite([self.slope, self.intercept, self.error]).all() and self.slope > 0):
+            raise DataError(f"a calibration needs finite values and a positive slope, got {self}.")
+
+    def probabilities(self, scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the probabilities of cosines of any shape; nan stays nan."""
+        logits = self.slope * np.asarray(scores, dtype=np.float64) + self.intercept
+        tails = np.exp(-np.abs(logits))  # never overflows
+        return np.where(logits >= 0, 1 / (1 + tails), tails / (1 + tails))
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """One item that a search returned.
@@ -204,11 +238,13 @@ class Hit:
         id: the item's id.
         score: its cosine similarity to the query; higher is better.
         path: its file, if known.
+        probability: that it matches the query, if the model has a calibration.
     """
 
     id: str
     score: float
     path: Path | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -245,6 +281,8 @@ class Hits(Sequence[QueryHits]):
         scores: `(n_query, k)` float32 cosine similarities; higher is better; nan where there is no hit.
         root: the folder that the item ids are relative to, if known.
         paths: the files of the items whose file is not their id relative to the root, by id.
+        probabilities: `(n_query, k)` float64, that hit and query match, nan where there is no hit; None without a
+            calibration.
     """
 
     query_ids: tuple[str, ...]
@@ -252,8 +290,13 @@ class Hits(Sequence[QueryHits]):
     scores: npt.NDArray[np.float32]
     root: Path | None = None
     paths: Mapping[str, Path | None] = field(default_factory=dict)
+    probabilities: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
+        if self.probabilities is not None and self.probabilities.shape != self.scores.shape:
+            raise DataError(
+                f"hits need one probability per score, got {self.probabilities.shape} for {self.scores.shape}."
+            )
         if self.ids.ndim != 2 or self.ids.shape != self.scores.shape or len(self.ids) != len(self.query_ids):
             raise DataError(
                 f"hits need ids and scores of shape (n_query, k) for {len(self.query_ids)} queries, "
@@ -271,9 +314,12 @@ class Hits(Sequence[QueryHits]):
         """Return the hits of the query at a position, or those of a slice of the queries."""
         if isinstance(query, slice):
             return tuple(self[position] for position in range(*query.indices(len(self))))
+        probabilities = [None] * self.ids.shape[1] if self.probabilities is None else self.probabilities[query].tolist()
         hits = [
-            Hit(str(item), float(score), self._path(item))
-            for item, score in zip(self.ids[query], self.scores[query], strict=True)
+            Hit(str(item), score, self._path(item), probability)
+            for item, score, probability in zip(
+                self.ids[query].tolist(), self.scores[query].tolist(), probabilities, strict=True
+            )
             if item is not None
         ]
         return QueryHits(self.query_ids[query], tuple(hits))
@@ -282,6 +328,19 @@ class Hits(Sequence[QueryHits]):
         if item in self.paths:
             return self.paths[item]
         return None if self.root is None else self.root / str(item)
+
+    def with_probabilities(self, calibration: Calibration, min_probability: float = 0.0) -> Hits:
+        """Return the hits with their probabilities, without those below `min_probability`."""
+        probabilities = calibration.probabilities(self.scores)
+        is_hit = probabilities >= min_probability  # false for nan
+        ids = self.ids.copy()
+        ids[~is_hit] = None
+        return replace(
+            self,
+            ids=ids,
+            scores=np.where(is_hit, self.scores, np.float32(np.nan)),
+            probabilities=np.where(is_hit, probabilities, np.nan),
+        )
 
     def __repr__(self) -> str:
         at_most = "at most " if np.isnan(self.scores).any() else ""

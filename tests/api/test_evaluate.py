@@ -14,13 +14,14 @@ from lookalike.api import evaluate as evaluate_module
 from lookalike.api.evaluate import evaluate, submit
 from lookalike.data.layouts import load_dataset
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
+from lookalike.evaluation.calibration import judge_first_hits, measure_reliability
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure
 from lookalike.evaluation.submission import Submission
 from lookalike.models.bundle import describe_encoder, save_bundle
 from lookalike.reranking.reranker import Reranker, class_means
 from lookalike.reranking.steps import ClassSimilarity, GalleryAugmentation, Reranking
-from lookalike.types import Skipped
+from lookalike.types import Calibration, Skipped
 
 CLOSED = "the folder cannot be listed (permission denied)"
 
@@ -53,6 +54,21 @@ class TestEvaluate:
         assert isinstance(evaluation, Evaluation)
         np.testing.assert_array_equal(evaluation.values["precision@3"], expected.values["precision@3"])
         assert "precision@3" in str(evaluation)
+
+    def test_the_reliability_of_a_calibration(self, data_folder, encoder, tmp_path):
+        calibration = Calibration(12.5, -4.0, 200, 0.02)
+        bundle = save_bundle(encoder, tmp_path / "model", describe_encoder(encoder, calibration=calibration))
+        data = load_dataset(data_folder)
+        labels = data.labels("query"), data.labels("gallery")
+        hits = judge_first_hits(encoder.embed(data.query), encoder.embed(data.gallery), *labels)
+        expected = measure_reliability(calibration.probabilities(hits.scores), hits)
+        evaluation = evaluate(data, bundle)
+        assert evaluation.reliability.error == pytest.approx(expected.error, abs=1e-3)
+        assert f"calibration error {evaluation.reliability.error:.4f}" in str(evaluation)
+        stored = json.loads(json.dumps(evaluation.to_dict()))["reliability"]
+        assert stored["log_loss"] == pytest.approx(expected.log_loss, abs=1e-3)
+        assert len(stored["bins"]) == len(evaluation.reliability.bins)
+        assert evaluate(data, encoder).reliability is None
 
     def test_class_folders_in_test_are_evaluated_leave_one_out(self, data_folder, encoder, decoded):
         shutil.rmtree(data_folder / "test")

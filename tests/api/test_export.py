@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from lookalike.models.info import TrainingData
 from lookalike.progress import SILENT
 from lookalike.runtimes import openvino
 from lookalike.runtimes.load import load_encoder
-from lookalike.types import Comparison
+from lookalike.types import Calibration, Comparison
 
 pytest.importorskip("openvino")
 
@@ -136,10 +137,14 @@ def test_the_precision_of_an_exported_bundle_cannot_be_changed(exported_bundle, 
 
 
 def test_the_model_of_an_index_can_be_exported(bundle, data_folder_original, tmp_path):
-    index(data_folder_original / "test" / "gallery", bundle, out=tmp_path / "index")
+    calibration = Calibration(12.5, -4.0, 200, 0.02)
+    info = replace(read_bundle_info(bundle), calibration=calibration)
+    calibrated = save_bundle(load_encoder(bundle), tmp_path / "calibrated", info)
+    index(data_folder_original / "test" / "gallery", calibrated, out=tmp_path / "index")
     exported = export(tmp_path / "index", out=tmp_path / "fast", precision="float32")
     assert read_bundle_info(tmp_path / "fast").exported_from == read_bundle_info(bundle).fingerprint
     assert exported.encoder.precision == "float32"
+    assert read_bundle_info(tmp_path / "fast").calibration == calibration
 
 
 @pytest.mark.parametrize(("format", "other"), [("openvino", "onnxruntime"), ("onnx", "openvino")])

@@ -18,11 +18,11 @@ from lookalike.api.search import load_index, search
 from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.errors import DataError, FingerprintMismatch, ModelError, OptionError, StorageError
 from lookalike.index.index import Index
-from lookalike.models.bundle import save_bundle
+from lookalike.models.bundle import describe_encoder, save_bundle
 from lookalike.models.encoder import Encoder
 from lookalike.models.pipeline import File
 from lookalike.progress import SILENT
-from lookalike.types import Embeddings
+from lookalike.types import Calibration, Embeddings
 
 
 def test_a_copy_is_the_first_hit_and_an_item_is_not_its_own_hit(index_folder, images, tmp_path):
@@ -63,7 +63,8 @@ def test_a_result_as_json(index_folder, images, tmp_path):
     value = json.loads(json.dumps(result.to_dict()))
     (query,) = value["queries"]
     assert query["query"] == str(images / "more" / "cat2.jpg")
-    assert [set(hit) for hit in query["hits"]] == [{"id", "path", "score"}] * 2
+    assert [set(hit) for hit in query["hits"]] == [{"id", "path", "score", "probability"}] * 2
+    assert [hit["probability"] for hit in query["hits"]] == [None, None]
     assert query["hits"][0]["score"] >= query["hits"][1]["score"]
     assert query["hits"][0]["path"] == str(images.resolve() / query["hits"][0]["id"])
     (skipped,) = value["skipped"]
@@ -245,6 +246,57 @@ def test_the_default_top_k(index_folder, images, tmp_path):
     assert len(small.index) == 8
     assert search(tmp_path / "small", [tmp_path / "copy.jpg"]).hits.ids.shape == (1, 8)
     assert search(tmp_path / "small", [tmp_path / "copy.jpg", query]).hits.ids.shape == (2, 7)  # one is in the index
+
+
+@pytest.fixture
+def calibrated_index(images, encoder, tmp_path):
+    """Index of `images` whose model has a calibration, and the calibration."""
+    calibration = Calibration(20.0, -10.0, 100, 0.01)
+    info = describe_encoder(encoder, calibration=calibration)
+    index(images, save_bundle(encoder, tmp_path / "calibrated", info), out=tmp_path / "calibrated.index")
+    return tmp_path / "calibrated.index", calibration
+
+
+def test_hits_have_the_probability_of_the_model_of_the_index(calibrated_index, images):
+    folder, calibration = calibrated_index
+    result = search(folder, [images / "astronaut0.jpg"], top_k=5)
+    scores = result.hits.scores[0]
+    assert [hit.probability for hit in result[0]] == pytest.approx(1 / (1 + np.exp(10 - 20 * scores)), rel=1e-5)
+    probabilities = [hit["probability"] for hit in result.to_dict()["queries"][0]["hits"]]
+    assert probabilities == pytest.approx(calibration.probabilities(scores), abs=1e-6)
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_a_minimum_probability_drops_hits(calibrated_index, images, tmp_path):
+    folder, _ = calibrated_index
+    queries = [images / "astronaut0.jpg", images / "more" / "rocket1.jpg"]
+    loaded = load_index(folder)
+    everything = loaded.search(queries, top_k=11)
+    first, second = ([hit.probability for hit in query] for query in everything)
+    between = (first[0] + second[0]) / 2
+    page = tmp_path / "page.html"
+    result = search(loaded, queries, top_k=11, min_probability=between, html=page)
+    better = 0 if first[0] > second[0] else 1
+    for number, query in enumerate(everything):
+        expected = [(hit.id, hit.score) for hit in query if hit.probability >= between]
+        assert [(hit.id, hit.score) for hit in result[number]] == expected
+    assert result[better] and not result[1 - better]
+    assert result.to_dict()["queries"][1 - better]["hits"] == []
+    assert set(result.item_paths) == {hit.id for hit in result[better]}
+    assert page.read_text(encoding="utf-8").count("No match.") == 1
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_a_minimum_probability_is_from_0_to_1(index_folder, images, value):
+    with pytest.raises(OptionError, match="from 0 to 1") as caught:
+        search(index_folder, [images / "astronaut0.jpg"], min_probability=value)
+    assert caught.value.argument == "min_probability"
+
+
+def test_a_minimum_probability_needs_a_calibration(index_folder, images):
+    with pytest.raises(OptionError, match="calibration") as caught:
+        search(index_folder, [images / "astronaut0.jpg"], min_probability=0.5)
+    assert caught.value.argument == "min_probability"
 
 
 def test_a_page_shows_images_ids_and_scores_in_order(index_folder, images, tmp_path):

@@ -20,6 +20,7 @@ from lookalike.data.layouts import load_dataset
 from lookalike.data.samples import DESCRIPTION, SCENES, write_demo_images
 from lookalike.data.validation import with_validation
 from lookalike.errors import DataError, OptionError, StorageError
+from lookalike.evaluation import calibration
 from lookalike.models import auto
 from lookalike.models.bundle import read_bundle_info
 from lookalike.models.info import BenchmarkInfo
@@ -81,7 +82,7 @@ def save(finished, make_spec):
         embeddings = {c.name: embed_candidate(spec, c) for c in singles}
         winner = next(c for c in (*singles, *make_ensembles(singles)) if c.name == name)
         trial = next(t for t in finished.trials if t.name == name)
-        save_winner(spec, winner, replace(finished.selection, winner=name), trial, embeddings)
+        save_winner(spec, winner, replace(finished.selection, winner=name), trial, embeddings, None)
         return winner.embeddings(embeddings), spec.out
 
     return save_as_winner
@@ -156,6 +157,21 @@ def test_without_test_labels_the_table_shows_validation(again, data_folder, tmp_
     result = again(tmp_path / "run", data=data_folder, finetune=False)
     assert result.leaderboard.measured_on == "validation"
     assert all(t.test is None for t in result.trials)
+
+
+@pytest.mark.usefixtures("no_timing")
+@pytest.mark.parametrize("labels", [True, False])
+def test_best_has_a_calibration_and_the_report_its_reliability(again, data_folder, tmp_path, monkeypatch, labels):
+    monkeypatch.setattr(calibration, "MIN_QUERIES", 2)
+    if not labels:
+        (data_folder / "labels.csv").unlink()
+    again(tmp_path / "run", data=data_folder, finetune=False)
+    info = read_bundle_info(tmp_path / "run" / "best")
+    validation = with_validation(load_dataset(data_folder)).validation
+    assert info.calibration.queries == len(validation)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Can the probabilities be trusted?" in page
+    assert f"with the {'query and gallery' if labels else 'validation'} images" in page
 
 
 @pytest.mark.usefixtures("no_timing", "no_report")

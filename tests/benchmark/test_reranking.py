@@ -48,7 +48,7 @@ def test_candidates_with_a_re_ranking_are_measured_and_saved(calls, make_spec, f
     expected = evaluate_validation(spec.data, validation, spec.measures, reranker=candidate.reranker)
     assert list(trial.validation.values["map@r"]) == expected.values["map@r"].tolist()
 
-    save_winner(spec, candidate, finished.selection, trial, embeddings)
+    save_winner(spec, candidate, finished.selection, trial, embeddings, None)
     stored = read_reranker(spec.out / "best")
     assert stored.reranking == candidate.reranker.reranking
     assert np.array_equal(stored.class_means, candidate.reranker.class_means)

@@ -104,6 +104,12 @@ OPTIONS = {
     "an unknown measure": ("evaluate photos --model model --measure precison@3", "'precison@3'", "precision@k"),
     "an unknown measure to stop on": (f"{TRAIN} --stop-on accuracy", "'accuracy'", "precision@k"),
     "an unknown measure to select by": ("benchmark photos --bundle model --measure top3 --out new", "'top3'", "map@r"),
+    "a probability above 1": (f"search photos.index {CAT} --min-probability 90", "--min-probability", "90", "1"),
+    "a model without a calibration": (
+        f"search photos.index {CAT} --min-probability 0.5",
+        "--min-probability",
+        "calibration",
+    ),
     "no hits": (f"search photos.index {CAT} -k 0", "-k", "1", "0"),
     "no hits to evaluate": ("evaluate photos --model model -k 3 -k 0", "-k", "1", "0"),
     "no hits to submit": ("submit photos --model model -k -1 --out s.csv", "-k", "1", "-1"),

@@ -15,7 +15,9 @@ from lookalike.competition.compete import compete
 from lookalike.competition.log import Log
 from lookalike.competition.setup import RECORD, SUBMISSION
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
+from lookalike.evaluation import calibration
 from lookalike.evaluation.submission import Submission
+from lookalike.models.bundle import read_bundle_info
 from lookalike.training.config import TrainingOptions
 
 SMALL = "test_efficientnet"
@@ -63,7 +65,8 @@ def require_valid(folder, data_folder):
 
 
 @pytest.mark.slow
-def test_a_competition(run, data_folder, tmp_path):
+def test_a_competition(run, data_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "MIN_QUERIES", 2)
     result = run()
 
     out = tmp_path / "out"
@@ -80,6 +83,7 @@ def test_a_competition(run, data_folder, tmp_path):
     assert "Competition: photos" in (out / "report.html").read_text()
     assert str(result.submission) in str(result)
 
+    assert read_bundle_info(out / "best").calibration is not None
     again = la.submit(data_folder, out / "best", group="us", top_k=5, out=tmp_path / "again.json")
     submitted = json.loads((out / SUBMISSION).read_text())["images"]
     same = sum(list(names) == submitted[query] for query, names in again.images.items())

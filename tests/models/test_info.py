@@ -7,6 +7,7 @@ import pytest
 
 from lookalike._files import with_digest
 from lookalike._records import read_record
+from lookalike.errors import DataError
 from lookalike.models.bundle import describe_encoder
 from lookalike.models.info import (
     BUNDLE_FORMAT,
@@ -27,7 +28,7 @@ from lookalike.models.info import (
     joint_state,
 )
 from lookalike.models.preprocessing import Preprocessing
-from lookalike.types import Comparison, Estimate
+from lookalike.types import Calibration, Comparison, Estimate
 
 BACKBONE = BackboneInfo(
     "small", "test_resnet", 64, Preprocessing(96, 64, 1.0, "bilinear"), Adaptation("gem", 1.5), "model hub", "abc"
@@ -47,6 +48,7 @@ def test_a_record_survives_json(make_ensemble):
         request=RequestInfo(("a",), ("model hub",)),
         benchmark=BenchmarkInfo("a", "the only candidate", 0),
         refit_of="other",
+        calibration=Calibration(12.5, -4.0, 200, 0.02),
     )
     assert BundleInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
     assert info.to_dict()["format"] == BUNDLE_FORMAT
@@ -72,6 +74,7 @@ def test_an_exported_record_survives_json():
         {"benchmark": {"candidate": "a", "reason": "the only candidate", "seed": "0"}},
         {"request": {"backbones": "a", "weights": ["none"]}},
         {"parity": {"count": 16}},
+        {"calibration": {"slope": 12.5, "intercept": -4.0}},
         {"parity": asdict(PARITY) | {"measures": {"hit@1": [0.5]}}},
     ],
 )
@@ -95,6 +98,13 @@ def test_a_part_of_another_form_is_refused(change):
 )
 def test_the_fingerprint_depends_on_everything_that_decides_the_features(change):
     assert replace(BACKBONE, **change).fingerprint != BACKBONE.fingerprint
+
+
+def test_an_impossible_calibration_is_refused():
+    record = asdict(BundleInfo("small", 512, "def", (ENCODER,), calibration=Calibration(12.5, -4.0, 200, 0.02)))
+    record["calibration"]["slope"] = -1.0
+    with pytest.raises(DataError, match="positive slope"):
+        BundleInfo.from_dict(with_digest({"format": BUNDLE_FORMAT, **record}))
 
 
 def test_names_do_not_change_the_fingerprint():

@@ -23,9 +23,11 @@ from lookalike.training.context import TrainingContext
 from lookalike.training.frozen_stage import FrozenStageConfig, replay_frozen_stage
 from lookalike.training.refit import refit
 from lookalike.training.train import train, training_info
+from lookalike.types import Calibration
 
 SMALL = "test_efficientnet"
 WITH_VALIDATION = 32  # 24 training and 8 validation crops
+CALIBRATION = Calibration(12.5, -4.0, 200, 0.02)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,8 @@ def rewrite(bundle: Path, *, share: float, measures: list[float], head_epochs: i
         epochs=tuple(EpochReport(1.0, 1.0, measure) for measure in measures),
         head_epochs=head_epochs,
     )
-    write_json(bundle / "bundle.json", replace(info, training=(report,)).to_dict())
+    info = replace(info, training=(report,), calibration=CALIBRATION)
+    write_json(bundle / "bundle.json", info.to_dict())
 
 
 def test_it_trains_for_the_best_number_of_epochs_on_all_images(first, crops_original, weights, recorder, tmp_path):
@@ -63,6 +66,7 @@ def test_it_trains_for_the_best_number_of_epochs_on_all_images(first, crops_orig
     (report,), (before,) = info.training, read_bundle_info(first).training
     assert report.images == WITH_VALIDATION
     assert (report.measures, report.rates, report.options) == (before.measures, before.rates, before.options)
+    assert info.calibration == CALIBRATION
     assert not info.measures and "precision@3" in read_bundle_info(first).measures["validation"]
     assert [epoch.measure for epoch in report.epochs] == [None, None]
     assert report.fine_tuned_share == 0.5

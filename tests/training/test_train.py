@@ -11,6 +11,7 @@ import pytest
 from lookalike.data.layouts import load_dataset
 from lookalike.data.validation import with_validation
 from lookalike.errors import DataError, LookalikeError, ModelError, OptionError, StorageError
+from lookalike.evaluation import calibration
 from lookalike.evaluation.evaluation import evaluate_embeddings
 from lookalike.models import auto
 from lookalike.models.auto import AutoChoice
@@ -18,6 +19,7 @@ from lookalike.models.bundle import read_bundle_info
 from lookalike.models.heads import fit_alignment
 from lookalike.models.trainable import build_trainable
 from lookalike.runtimes.load import load_encoder
+from lookalike.training import train as train_module
 from lookalike.training.train import train, training_info
 from lookalike.training.train_backbone import validation_fingerprint
 
@@ -84,6 +86,15 @@ def test_the_measures_of_a_bundle_are_those_of_its_encoder_on_validation(trained
     labels = {i.id: i.label for i in data.validation}
     expected = evaluate_embeddings(embeddings, embeddings, labels, labels).measures
     assert read_bundle_info(out).measures == {"validation": expected}
+
+
+def test_a_bundle_has_a_calibration_of_its_encoder_on_validation(data, weights, quick, monkeypatch, tmp_path):
+    for module in (calibration, train_module):
+        monkeypatch.setattr(module, "MIN_QUERIES", 2)
+    encoder = train(data, SMALL, weights=weights, out=tmp_path / "model", options=quick(frozen=True))
+    hits = calibration.validation_hits(data, encoder.embed(data.validation), encoder.embed(data.training))
+    stored = read_bundle_info(tmp_path / "model").calibration
+    assert asdict(stored) == pytest.approx(asdict(calibration.fit_calibration(hits)), rel=1e-3)
 
 
 def test_progress_names_each_stage(trained):

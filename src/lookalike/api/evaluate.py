@@ -19,8 +19,10 @@ from lookalike.data.dataset import Dataset, Item, Split, sample_evenly
 from lookalike.data.folders import skipped_suffix
 from lookalike.data.layouts import load_data_as_trained
 from lookalike.errors import DataError, OptionError, renamed_argument, require_integer
+from lookalike.evaluation.calibration import judge_first_hits, measure_reliability
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings
 from lookalike.evaluation.measures import Measure, parse_measures
+from lookalike.evaluation.reliability import Reliability
 from lookalike.evaluation.submission import GROUP_FIELD, IMAGES_FIELD, Submission, require_fields, submission_format
 from lookalike.index.index import Index
 from lookalike.models.bundle import find_bundle, read_bundle_info, read_reranker
@@ -105,7 +107,11 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
     labels = data.labels("query"), data.labels("gallery")
     same = data.same_file_ids
     evaluation = evaluate_embeddings(queries, gallery, *labels, selected, same_file_ids=same, reranker=reranker)
-    evaluation = replace(evaluation, skipped=(*skipped, *evaluation.skipped))
+    evaluation = replace(
+        evaluation,
+        skipped=(*skipped, *evaluation.skipped),
+        reliability=_measure_reliability(model, queries, gallery, *labels, same),
+    )
     if against is None:
         return evaluation
     with renamed_argument("against", "model", "other"):
@@ -120,6 +126,23 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
             against={name: evaluation.compare(other, name) for name in evaluation.values},
             against_model=f"{against if isinstance(against, str | Path) else encoder.name} ({encoder.state})",
         )
+
+
+def _measure_reliability(
+    model: AnyEncoder | Path | str,
+    queries: Embeddings,
+    gallery: Embeddings,
+    query_labels: Mapping[str, str],
+    gallery_labels: Mapping[str, str],
+    same_file_ids: Mapping[str, Collection[str]],
+) -> Reliability | None:
+    """Compare the probabilities of a bundle's calibration, if it has one, with the labels."""
+    bundle = find_bundle(model) if isinstance(model, str | Path) else None
+    calibration = None if bundle is None else read_bundle_info(bundle).calibration
+    if calibration is None:
+        return None
+    hits = judge_first_hits(queries, gallery, query_labels, gallery_labels, same_file_ids=same_file_ids)
+    return measure_reliability(calibration.probabilities(hits.scores), hits)
 
 
 def _split_weights(

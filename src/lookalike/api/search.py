@@ -19,16 +19,17 @@ from lookalike._files import file_identity, require_writable, write_text
 from lookalike.api.queries import Query, ResolvedQuery, resolve_queries
 from lookalike.data.images import image_in_turn
 from lookalike.errors import DataError, ModelError, OptionError, StorageError, UnreadableImage, renamed_argument
+from lookalike.evaluation.calibration import MIN_QUERIES
 from lookalike.index.filters import Comparison, Filter
 from lookalike.index.index import Index
-from lookalike.models.bundle import MODEL_FOLDER, is_bundle
+from lookalike.models.bundle import MODEL_FOLDER, is_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.pipeline import ImageInput, InMemoryImage, Source, decode, require_list
 from lookalike.models.preprocessing import CropResult
 from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
-from lookalike.types import Embeddings, Hits, QueryHits, Skipped, Vectors
+from lookalike.types import Calibration, Embeddings, Hits, QueryHits, Skipped, Vectors
 
 _THUMBNAIL = 256  # longer side of the images on the page, in pixels
 
@@ -40,6 +41,7 @@ class LoadedIndex:
     index: Index
     encoder: AnyEncoder
     path: Path | None = None  # the folder that it was loaded from
+    calibration: Calibration | None = None  # of its model; None if it has none
 
     def with_crop(self, crop: Callable[[Image.Image], CropResult], *, name: str) -> LoadedIndex:
         """Return the index with the crop that its encoder was made with; see `Encoder.with_crop`."""
@@ -53,10 +55,11 @@ class LoadedIndex:
         *,
         top_k: int | None = None,
         where: Filter | str | None = None,
+        min_probability: float = 0.0,
         progress: Progress | None = None,
     ) -> SearchResult:
         """Find the items that are most similar to each image or query; see `lookalike.search`."""
-        return search(self, images, top_k=top_k, where=where, progress=progress)
+        return search(self, images, top_k=top_k, where=where, min_probability=min_probability, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class SearchResult:
     """The hits of a search. Iterate over it for the hits of each query: `for hit in query: hit.path, hit.score`.
 
     Attributes:
-        hits: `(n_query, top_k)` ids and cosine scores, best first; with a filter a query may have fewer.
+        hits: `(n_query, top_k)` ids, cosine scores and, if the model has a calibration, probabilities, best first; with
+            a filter or a minimum probability a query may have fewer, or none.
         query_paths: the queries' files, by query id; for an image in memory its id, such as `image 0`, and for a
             `Query` of several examples what it is made of.
         item_paths: the files of all hits, by item id.
@@ -96,7 +100,15 @@ class SearchResult:
         queries = [
             {
                 "query": str(self.query_paths[query.query_id]),
-                "hits": [{"id": hit.id, "path": str(hit.path), "score": round(hit.score, 6)} for hit in query],
+                "hits": [
+                    {
+                        "id": hit.id,
+                        "path": str(hit.path),
+                        "score": round(hit.score, 6),
+                        "probability": None if hit.probability is None else round(hit.probability, 6),
+                    }
+                    for hit in query
+                ],
             }
             for query in self
         ]
@@ -135,24 +147,27 @@ def load_index(
     with renamed_argument("index", "model"):
         encoder = load_encoder(model, functions=functions)
     items.require_model(encoder.fingerprint, f"the model in {model}", argument="index")
+    with renamed_argument("index", "model"):
+        calibration = read_bundle_info(model).calibration
     try:
         with_precision = with_runtime(encoder, precision=items.precision)
         with_precision.prepare((), 1, SILENT)
     except (OptionError, ModelError):  # no runtime here has the precision of the index
-        return LoadedIndex(items, encoder, path)
-    return LoadedIndex(items, with_precision, path)
+        return LoadedIndex(items, encoder, path, calibration)
+    return LoadedIndex(items, with_precision, path, calibration)
 
 
 @checked_arguments(
     index="load_index returns one; an Index is searched with index.search(encoder.embed(images))",
     images="if it is a single image, put it in a list",
 )
-def search(
+def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
     index: LoadedIndex | Path | str,
     images: Iterable[ImageInput | Query],
     *,
     top_k: int | None = None,
     where: Filter | str | None = None,
+    min_probability: float = 0.0,
     root: Path | str | None = None,
     html: Path | str | None = None,
     verify: bool = False,
@@ -171,6 +186,7 @@ def search(
         top_k: hits per query; by default 10, or fewer if the index has fewer items.
         where: a filter such as `label == 'hat' and year >= 2020`: only items that fit are hits, so a query has fewer
             than `top_k` where fewer fit.
+        min_probability: from 0 to 1; hits with a lower probability are dropped, so that a query may have no hit.
         root: the folder of the index's images, if they were moved.
         html: also write this page with the images, replacing an older one.
         verify: as in `load_index`, of an index that is loaded from a folder.
@@ -179,8 +195,8 @@ def search(
     Raises:
         DataError: none of the images can be read.
         OptionError: `top_k` is larger than the number of items, `where` is not a filter, a query that the index cannot
-            answer, no image or a single image instead of a list, a page that is not named .html, or `verify` for an
-            index that is loaded already.
+            answer, no image or a single image instead of a list, a page that is not named .html, `verify` for an
+            index that is loaded already, or `min_probability` for a model without a calibration.
         StorageError: not an index, a damaged one, or a page that cannot be written.
         ModelError: its model is damaged.
     """
@@ -198,6 +214,7 @@ def search(
         )
     else:
         loaded = index if root is None else replace(index, index=index.index.with_root(root))
+    _require_calibration(loaded, min_probability)
     queries, unreadable = resolve_queries(images, loaded.index)
     loaded.index.resolve_top_k(top_k, queries)
     progress = resolve_progress(progress)
@@ -206,12 +223,14 @@ def search(
     path_of = loaded.index.path_of
     hit_file = functools.cache(lambda item: file_identity(path_of(item) or Path(item)))  # asks the system once per item
     hits = _search_others(loaded.index, embeddings, queries, top_k, condition, hit_file)
-    item_paths = {hit.id: path_of(hit.id) or Path(hit.id) for query in hits for hit in query}
-    missing = tuple(path for item_id, path in item_paths.items() if hit_file(item_id) is None)
     if condition is not None and np.isnan(hits.scores).any():
         unknown = _unknown_names(loaded.index, embeddings, condition)
         if unknown:
             progress.info(f"no item has the metadata {', '.join(map(repr, unknown))}, which the filter compares")
+    if loaded.calibration is not None:
+        hits = hits.with_probabilities(loaded.calibration, min_probability)
+    item_paths = {hit.id: path_of(hit.id) or Path(hit.id) for query in hits for hit in query}
+    missing = tuple(path for item_id, path in item_paths.items() if hit_file(item_id) is None)
     if missing:
         progress.info(
             f"{count_noun(len(missing), 'file')} of {len(item_paths)} among the hits "
@@ -221,6 +240,19 @@ def search(
     if page is not None:
         _write_page(page, loaded, hits, queries, item_paths, missing)
     return SearchResult(hits, query_paths, item_paths, embeddings.skipped, missing)
+
+
+def _require_calibration(loaded: LoadedIndex, min_probability: float) -> None:
+    if not 0 <= min_probability <= 1:
+        raise OptionError(
+            f"`min_probability` must be from 0 to 1, got {min_probability:g}.", argument="min_probability"
+        )
+    if min_probability > 0 and loaded.calibration is None:
+        raise OptionError(
+            f"`min_probability` needs a calibration, but {loaded.encoder.name} has none; build the index with a bundle "
+            f"from train or benchmark that has at least {MIN_QUERIES} validation images.",
+            argument="min_probability",
+        )
 
 
 def _embed(
@@ -337,6 +369,7 @@ def _write_page(
                 {
                     "id": hit.id,
                     "score": hit.score,
+                    "probability": hit.probability,
                     "image": thumbnails.uri(item_paths[hit.id]),
                     "same": None,
                     "caption": "missing" if item_paths[hit.id] in missing else "",
@@ -356,5 +389,11 @@ def _write_page(
         ),
         ("Date", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")),
     ]
-    content = {"title": "Search results", "facts": facts, "queries": page_queries, "top_k": hits.ids.shape[1]}
+    content = {
+        "title": "Search results",
+        "facts": facts,
+        "queries": page_queries,
+        "top_k": hits.ids.shape[1],
+        "calibrated": hits.probabilities is not None,
+    }
     write_text(path, page.render(content))

@@ -29,6 +29,7 @@ from lookalike.benchmark.run_trials import (
     evaluate_test,
     rerank_candidates,
     skipped_files,
+    winner_reliability,
 )
 from lookalike.benchmark.selection import (
     DEFAULT_MEASURE,
@@ -57,6 +58,7 @@ from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
 from lookalike.data.samples import DESCRIPTION, is_demo_folder, write_demo_images
 from lookalike.errors import DataError, StorageError, renamed_argument
+from lookalike.evaluation.calibration import calibrate
 from lookalike.evaluation.evaluation import evaluate_validation
 from lookalike.evaluation.measures import Measure
 from lookalike.models.auto import AUTO, expand_auto
@@ -243,8 +245,9 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     leaderboard = build_leaderboard(trials, selection)
 
     winner = next(c for c in candidates if c.title == selection.winner)
-    save_winner(spec, winner, selection, leaderboard.winner.trial, embeddings)
     winner_embeddings = winner.embeddings(embeddings)
+    calibration = calibrate(spec.data, winner_embeddings["validation"], winner_embeddings["training"], spec.progress)
+    save_winner(spec, winner, selection, leaderboard.winner.trial, embeddings, calibration)
     evaluation = evaluate_test(spec, winner_embeddings, winner.reranker) or evaluate_validation(
         spec.data, winner_embeddings["validation"], spec.measures, reranker=winner.reranker
     )
@@ -252,7 +255,9 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     skipped = (*spec.data.skipped, *skipped_files(embeddings))
     description = describe_run(spec, skipped)
     per_class = evaluation.per_class(selection.measure)
-    write_report(spec.out / "report.html", leaderboard, selection, description, examples, per_class)
+    reliability = None if calibration is None else winner_reliability(spec, winner_embeddings, calibration)
+    report = spec.out / "report.html"
+    write_report(report, leaderboard, selection, description, examples, per_class, reliability=reliability)
     write_leaderboard(spec.out, leaderboard, selection, description)
     return Benchmark(tuple(trials), selection, leaderboard, spec.out, skipped)
 

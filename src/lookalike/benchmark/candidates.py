@@ -43,7 +43,7 @@ from lookalike.training.context import TrainingContext
 from lookalike.training.curves import write_curves
 from lookalike.training.run_folder import prepare_run_folder
 from lookalike.training.train import image_hashes, train_into_bundle, training_info
-from lookalike.types import Embeddings, Vectors, take_shared
+from lookalike.types import Calibration, Embeddings, Vectors, take_shared
 
 # By candidate name, then by split.
 SplitEmbeddings = Mapping[str, Mapping[str, Embeddings]]
@@ -327,9 +327,14 @@ def _architecture(member: EncoderInfo) -> str:
 
 
 def save_winner(
-    spec: BenchmarkSpec, winner: AnyCandidate, selection: Selection, trial: Trial, embeddings: SplitEmbeddings
+    spec: BenchmarkSpec,
+    winner: AnyCandidate,
+    selection: Selection,
+    trial: Trial,
+    embeddings: SplitEmbeddings,
+    calibration: Calibration | None,
 ) -> None:
-    """Save the winner as the bundle best/, with the training records of its members."""
+    """Save the winner as the bundle best/, with the training records of its members and its calibration."""
     infos = [read_bundle_info(m.bundle) for m in winner.members]
     records = [info.training_data for info in infos]
     complete = [record for record in records if record is not None]
@@ -348,6 +353,7 @@ def save_winner(
         training=training,
         measures={split: s.measures for split, s in measures.items() if s},
         benchmark=BenchmarkInfo(selection.winner, selection.reason, spec.options.seed),
+        calibration=calibration,
     )
     reports = [report for report in training if report is not None]
     curves = partial(write_curves, reports=reports, measure=spec.options.stop_on)

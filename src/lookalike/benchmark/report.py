@@ -27,6 +27,7 @@ from lookalike.benchmark.timing import machine
 from lookalike.data.dataset import Dataset, Item
 from lookalike.evaluation.evaluation import ClassMean, Evaluation
 from lookalike.evaluation.measures import Measure
+from lookalike.evaluation.reliability import Reliability
 from lookalike.types import Skipped
 
 _SKIPPED = 40
@@ -111,10 +112,13 @@ def write_report(
     description: RunDescription,
     examples: Sequence[Example],
     per_class: Mapping[str, ClassMean],
+    *,
+    reliability: Reliability | None = None,
 ) -> None:
     """Write the report as one HTML file that needs no other file, no network and no script.
 
-    The better half of the examples by `value` is shown as the best queries, the others as the worst.
+    The better half of the examples by `value` is shown as the best queries, the others as the worst. Without a
+    calibration there is no reliability curve.
     """
     folded = leaderboard.folded
     singles = [row for row in leaderboard.rows if row.trial.kind == "single"]
@@ -143,6 +147,7 @@ def write_report(
         candidates=sum(t.is_candidate for t in trials),
         hardest=hardest[:_CLASSES],
         other_classes=hardest[_CLASSES:],
+        reliability=reliability,
         best=[_search(e, thumbnails) for e in ordered[:middle]],
         worst=[_search(e, thumbnails) for e in reversed(ordered[middle:])],
         facts=_facts(leaderboard, description),

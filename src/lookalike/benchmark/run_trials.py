@@ -15,11 +15,13 @@ from lookalike.benchmark.trial import VERSION, Member, SplitMeasures, Timing, Tr
 from lookalike.data.dataset import Split, sample_evenly
 from lookalike.embeddings.splits import SPLITS, embed_splits
 from lookalike.errors import DataError, LookalikeError
+from lookalike.evaluation.calibration import cross_predict, judge_first_hits, measure_reliability, validation_hits
 from lookalike.evaluation.evaluation import Evaluation, evaluate_embeddings, evaluate_validation
+from lookalike.evaluation.reliability import Reliability
 from lookalike.evaluation.reranking import choose_on_validation
 from lookalike.models.encoder import Encoder
 from lookalike.reranking.reranker import Reranker
-from lookalike.types import Embeddings, Skipped
+from lookalike.types import Calibration, Embeddings, Skipped
 
 _TIMED_IMAGES = 40
 _RERANKED = 3  # for which a re-ranking is chosen
@@ -109,6 +111,22 @@ def evaluate_test(
         same_file_ids=spec.data.same_file_ids,
         reranker=reranker,
     )
+
+
+def winner_reliability(
+    spec: BenchmarkSpec, embeddings: Mapping[str, Embeddings], calibration: Calibration
+) -> Reliability:
+    """Compare the probabilities of the winner with query and gallery; without labels with other classes of validation.
+
+    The cosines alone count: a re-ranking has no part in a search.
+    """
+    if spec.data.test_is_labelled:
+        labels = spec.data.labels("query"), spec.data.labels("gallery")
+        sides = embeddings["query"], embeddings["gallery"]
+        hits = judge_first_hits(*sides, *labels, same_file_ids=spec.data.same_file_ids)
+        return measure_reliability(calibration.probabilities(hits.scores), hits)
+    hits = validation_hits(spec.data, embeddings["validation"], embeddings["training"])
+    return measure_reliability(cross_predict(hits), hits)
 
 
 def add_timings(

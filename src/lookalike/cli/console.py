@@ -71,6 +71,11 @@ def print_table(
     return [name for column, name in enumerate(header) if column not in columns]
 
 
+def print_title(title: str) -> None:
+    """Print the title of a table that has no rows on stdout."""
+    click.echo(click.style(printable(title), bold=True))
+
+
 def _columns_that_fit(
     header: Sequence[str], rows: Sequence[Sequence[str]], width: int, optional: Sequence[str]
 ) -> list[int]:

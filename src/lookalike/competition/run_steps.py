@@ -29,6 +29,7 @@ from lookalike.competition.schedule import BackboneResults, Run, fits, plan_fine
 from lookalike.competition.selection import (
     Selection,
     evaluate_selection,
+    join_embeddings,
     make_reranker,
     make_submission,
     means_of,
@@ -39,6 +40,7 @@ from lookalike.competition.setup import BEST, REPORT, Setup
 from lookalike.data.dataset import Split
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.errors import LookalikeError, ModelError
+from lookalike.evaluation.calibration import calibrate
 from lookalike.evaluation.measures import Measure
 from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_info, save_bundle
 from lookalike.models.encoder import Ensemble
@@ -46,7 +48,7 @@ from lookalike.progress import format_about, format_duration
 from lookalike.reranking.reranker import Reranker
 from lookalike.reranking.steps import Reranking
 from lookalike.runtimes.load import load_bundle
-from lookalike.types import Hits
+from lookalike.types import Calibration, Hits
 
 T = TypeVar("T")
 
@@ -455,9 +457,19 @@ class StepRunner:
             options=infos[0].options,
             training_data=infos[0].training_data,
             training=tuple(report for info in infos for report in info.training),
+            calibration=self._calibrate(),
         )
         reranker = make_reranker(self.setup, self.selection, candidates) if self.selection.reranking.steps else None
         save_bundle(encoder, self.setup.out / BEST, record, reranker=reranker, replace_existing=True)
+
+    def _calibrate(self) -> Calibration | None:
+        """Calibrate the models of the submission on validation; refitted ones by their embeddings before the refit."""
+        assert self.selection is not None
+        candidates = [self.candidates[name] for name in self.selection.weights]
+        weights = tuple(self.selection.weights.values())
+        splits = (Split.VALIDATION, Split.TRAINING)
+        validation, training = (join_embeddings(candidates, weights, split) for split in splits)
+        return calibrate(self.setup.data, validation, training, self.setup.progress)
 
 
 def _step_of(candidate: Candidate) -> str:

@@ -14,6 +14,7 @@ from lookalike.errors import DataError, OptionError
 from lookalike.evaluation.bootstrap import mean_interval, paired_bootstrap
 from lookalike.evaluation.measures import Depth, Measure, Values, parse_measures
 from lookalike.evaluation.ranking import find_relevance, iter_judged
+from lookalike.evaluation.reliability import Reliability
 from lookalike.reranking.reranker import Reranker
 from lookalike.types import Comparison, Embeddings, Estimate, Hits, Skipped
 
@@ -45,6 +46,7 @@ class Evaluation:
         skipped: files that could not be read.
         against: by measure, the comparison with another model, as `compare` returns it; empty without one.
         against_model: the name of that model.
+        reliability: how good the probabilities of the model are; None if it has no calibration.
 
     Raises:
         DataError: the attributes do not fit together.
@@ -60,6 +62,7 @@ class Evaluation:
     skipped: tuple[Skipped, ...] = ()
     against: Mapping[str, Comparison] = field(default_factory=dict)
     against_model: str = ""
+    reliability: Reliability | None = None
 
     def __post_init__(self) -> None:
         n = len(self.query_ids)
@@ -89,7 +92,10 @@ class Evaluation:
         if self.against:
             differences = [f"vs {self.against_model}", *map(str, self.against.values())]
             lines = [f"{line}  {difference}" for line, difference in zip(lines, differences, strict=True)]
-        return "\n".join([*lines, "", counts])
+        lines += ["", counts]
+        if self.reliability is not None:
+            lines.append(str(self.reliability))
+        return "\n".join(lines)
 
     @cached_property
     def measures(self) -> Mapping[str, Estimate]:
@@ -159,7 +165,7 @@ class Evaluation:
         return f"{len(self.excluded)} of {total} queries excluded: {', '.join(reasons)} (first: {self.excluded[0]})."
 
     def to_dict(self) -> dict[str, Any]:
-        """Return measures and counts for JSON, as `evaluate --json` prints them, and the comparison if there is one."""
+        """Return measures and counts for JSON, as `evaluate --json` prints them; comparison and reliability if any."""
         content: dict[str, Any] = {
             "measures": {name: asdict(estimate) for name, estimate in self.measures.items()},
             "queries": len(self),
@@ -169,6 +175,8 @@ class Evaluation:
         if self.against:
             content["against_model"] = self.against_model
             content["against"] = {n: {**asdict(c), "significant": c.significant} for n, c in self.against.items()}
+        if self.reliability is not None:
+            content["reliability"] = self.reliability.to_dict()
         return content
 
 

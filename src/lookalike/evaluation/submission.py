@@ -73,7 +73,7 @@ class Submission:
     def from_hits(cls, hits: Hits, group: str, skipped: tuple[Skipped, ...] = ()) -> Submission:
         """Make a submission of hits; an item's name is the last part of its id, which must be unique in its split."""
         queries = file_names(hits.query_ids, "query")
-        gallery = file_names(sorted({str(item) for item in hits.ids.ravel()}), "gallery")
+        gallery = file_names(sorted({hit.id for query in hits for hit in query}), "gallery")
         images = {queries[query.query_id]: tuple(gallery[hit.id] for hit in query) for query in hits}
         return cls(group, images, skipped)
 

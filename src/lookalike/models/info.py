@@ -18,7 +18,7 @@ from lookalike._records import read_record
 from lookalike.errors import ModelError
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.reranking.steps import Reranking
-from lookalike.types import Comparison, Estimate
+from lookalike.types import Calibration, Comparison, Estimate
 
 BUNDLE_FORMAT = 4
 REPORT_VERSION = 2  # of a `TrainingReport`
@@ -339,6 +339,7 @@ class BundleInfo:
     exported_from: str | None = None  # fingerprint of the bundle that was exported
     parity: Parity | None = None  # of an exported bundle: how far it differs from that bundle
     reranking: RerankingInfo | None = None  # what `evaluate` and `submit` apply to its embeddings; None for nothing
+    calibration: Calibration | None = None  # from cosines to probabilities; None without enough validation images
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that it was made with
 
     @property

@@ -125,7 +125,8 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
             items = [changed(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in split.items]
             data, reports = split.replace_items(items), [t.report for t in trained]
             reranker = _refit_reranker(first.info, encoder, data, progress)
-            record: dict[str, Any] = {"refit_of": first.encoder.fingerprint}
+            # no image is left to fit another calibration on: those of validation are training images now
+            record: dict[str, Any] = {"refit_of": first.encoder.fingerprint, "calibration": first.info.calibration}
             save_trained(encoder, bundle, data, options, reports, replace=replace, reranker=reranker, **record)
             track_bundle(tracker, bundle)
     return encoder

@@ -13,10 +13,11 @@ from typing import Any
 from lookalike._arguments import checked_arguments
 from lookalike._files import digest, follow_link, read_json, require_free, write_json
 from lookalike._lock import locked
-from lookalike.data.dataset import Dataset, content_hashes
+from lookalike.data.dataset import Dataset, content_hashes, sample_evenly
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
 from lookalike.errors import OptionError
+from lookalike.evaluation.calibration import MIN_QUERIES, calibrate
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_validation
 from lookalike.evaluation.measures import Measure
 from lookalike.models.auto import AUTO, expand_auto
@@ -44,9 +45,10 @@ from lookalike.training.train_backbone import (
     train_backbone,
     validation_fingerprint,
 )
-from lookalike.types import Estimate, take_shared
+from lookalike.types import take_shared
 
 Backbones = Sequence[tuple[str, Weights]]
+_CALIBRATION_GALLERY = 2000  # training images among which validation images are searched, at most
 _CHOICE = "auto.json"  # in the folder of a run: the backbones that `auto` picked
 
 
@@ -160,9 +162,9 @@ def train_into_bundle(
     encoder = build_ensemble(trained, combination, context.progress)
 
     def save() -> None:
-        measures = {"validation": _validation_measures(encoder, context.data, context.progress)}
+        record = _measure_on_validation(encoder, context.data, context.progress)
         reports = [t.report for t in trained]
-        save_trained(encoder, bundle, context.data, context.options, reports, replace=replace, measures=measures)
+        save_trained(encoder, bundle, context.data, context.options, reports, replace=replace, **record)
 
     context.distributed.broadcast_from_main(save)
     return encoder
@@ -294,12 +296,18 @@ def image_hashes(data: Dataset) -> tuple[str, ...]:
     return tuple(sorted({content[:16] for content in content_hashes(data.training).values()}))
 
 
-def _validation_measures(encoder: AnyEncoder, data: Dataset, progress: Progress) -> Mapping[str, Estimate]:
-    """Return the default measures of the finished encoder within the validation split, as far as it is large enough."""
-    embeddings = with_runtime(encoder, precision="float32").embed(
-        data.validation, progress=progress, task=f"{encoder.name}: measures"
-    )
+def _measure_on_validation(encoder: AnyEncoder, data: Dataset, progress: Progress) -> Mapping[str, Any]:
+    """Return what the record says of validation: the default measures, if there are enough images, and calibration."""
+    ready = with_runtime(encoder, precision="float32")
+    embeddings = ready.embed(data.validation, progress=progress, task=f"{encoder.name}: measures")
     depth = len(embeddings) - data.validation_excluded
     possible = [m for m in map(Measure.parse, DEFAULT_MEASURES) if m.min_gallery <= depth]
     evaluation = evaluate_validation(data, embeddings, possible)
-    return evaluation.measures
+    training = embeddings.take(())
+    if len(embeddings) >= MIN_QUERIES:
+        sample = sample_evenly(labelled(data.training), _CALIBRATION_GALLERY)
+        training = ready.embed(sample, progress=progress, task=f"{encoder.name}: calibration")
+    return {
+        "measures": {"validation": evaluation.measures},
+        "calibration": calibrate(data, embeddings, training, progress),
+    }

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lookalike.embeddings.folder import load_embeddings
+from lookalike.models.bundle import read_bundle_info, save_bundle
+from lookalike.runtimes.load import load_encoder
+from lookalike.types import Calibration
 
 CAT = "photos/test/query/cat0.jpg"
 CLASSES = ("astronaut", "cat", "coffee", "rocket")
@@ -52,7 +56,7 @@ def test_search_as_json(workspace, lookalike):
     assert list(outcome.json) == ["queries", "skipped", "missing"]
     assert [q["query"] for q in outcome.json["queries"]] == [CAT, "photos/test/gallery/cat0.jpg"]
     for query in outcome.json["queries"]:
-        assert [list(hit) for hit in query["hits"]] == [["id", "path", "score"]] * 2
+        assert [list(hit) for hit in query["hits"]] == [["id", "path", "score", "probability"]] * 2
         assert all(hit["path"] == str(workspace / "photos" / hit["id"]) for hit in query["hits"])
     assert "test/gallery/cat0.jpg" not in [hit["id"] for hit in outcome.json["queries"][1]["hits"]]
     assert [skipped["path"] for skipped in outcome.json["skipped"]] == ["nowhere.jpg"]
@@ -113,6 +117,22 @@ def test_search_prints_a_table_per_query(workspace, lookalike):
     first, second = outcome.out.split("\n\n")
     assert [block.splitlines()[0] for block in (first, second)] == [CAT, "photos/test/query/rocket0.jpg"]
     assert not second.endswith("\n\n")
+
+
+def test_search_with_probabilities(workspace, lookalike):
+    calibration = Calibration(20.0, -10.0, 100, 0.01)
+    record = replace(read_bundle_info(Path("model")), calibration=calibration)
+    save_bundle(load_encoder("model"), "calibrated", record)
+    lookalike("index photos/test/gallery --model calibrated --out calibrated.index")
+    outcome = lookalike(f"search calibrated.index {CAT} -k 2")
+    _, header, *rows = outcome.table
+    assert header == ["rank", "probability", "score", "path"]
+    assert [float(row[1]) for row in rows] == pytest.approx(
+        calibration.probabilities([float(row[2]) for row in rows]), abs=0.006
+    )
+    outcome = lookalike(f"search calibrated.index {CAT} photos/test/query/rocket0.jpg --min-probability 1")
+    assert (outcome.code, outcome.out) == (0, f"{CAT}\nno match\n\nphotos/test/query/rocket0.jpg\nno match\n")
+    assert "calibration error" in lookalike("evaluate photos --model calibrated").out
 
 
 def test_search_has_ten_hits_or_all(workspace, lookalike):

@@ -15,6 +15,7 @@ from lookalike.cli.console import (
     print_json,
     print_path,
     print_table,
+    print_title,
     report_skipped,
     shell_path,
 )
@@ -125,6 +126,14 @@ def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
     help="Only items that fit a filter on id, label and metadata, such as \"label == 'hat' and year >= 2020\".",
 )
 @click.option(
+    "--min-probability",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="P",
+    help="Drop hits whose probability of a match is below P; needs a model with a calibration.",
+)
+@click.option(
     "--crop",
     metavar="X,Y,WIDTH,HEIGHT",
     help="Search for a part of each image: its left top corner and size in pixels of the upright image, or in %.",
@@ -157,13 +166,15 @@ def index(images: Path, model: str | None, weights: tuple[str, ...], out: Path, 
 def search(index: Path, images: tuple[Path, ...], html: Path | None, as_json: bool, **values: Any) -> None:
     """Find the images in INDEX that are most similar to each of IMAGES.
 
-    Scores are cosine similarities, at most 1; higher is more similar. An image that is in INDEX is not among its own
-    hits, nor is an example.
+    Scores are cosine similarities, at most 1; higher is more similar. A model that was trained or selected on enough
+    labelled images also gives each hit the probability that it matches. An image that is in INDEX is not among its
+    own hits, nor is an example.
 
     \b
     Examples:
       lookalike search photos.index query.jpg
       lookalike search photos.index *.jpg -k 20 --html hits.html
+      lookalike search photos.index query.jpg --min-probability 0.8
       lookalike search photos.index query.jpg --where "label == 'hat'"
       lookalike search photos.index --id hats/3.jpg --negative hats/7.jpg
     """  # noqa: D301
@@ -187,9 +198,18 @@ def search(index: Path, images: tuple[Path, ...], html: Path | None, as_json: bo
     for number, hits in enumerate(result.hits):
         if number:
             click.echo()
-        rows = [[str(n), f"{hit.score:.4f}", display_path(result.item_paths[hit.id])] for n, hit in enumerate(hits, 1)]
         title = str(result.query_paths[hits.query_id])
-        print_table(["rank", "score", "path"], rows, right=["rank", "score"], title=title)
+        if not hits:
+            print_title(title)
+            click.echo("no match")
+            continue
+        header = ["rank", "score", "path"]
+        rows = [[str(n), f"{hit.score:.4f}", display_path(result.item_paths[hit.id])] for n, hit in enumerate(hits, 1)]
+        if result.hits.probabilities is not None:
+            header.insert(1, "probability")
+            for row, hit in zip(rows, hits, strict=True):
+                row.insert(1, f"{hit.probability:.2f}")
+        print_table(header, rows, right=["rank", "probability", "score"], title=title)
 
 
 @click.command(cls=Command, short_help="Measure a model on the query and gallery images of DATA.")
