@@ -110,7 +110,6 @@ def row(name: str, head: str, method: str, probabilities: np.ndarray, hits: Firs
     cells = [
         f"{reliability.log_loss:.3f}",
         f"{reliability.error:.3f}",
-        f"{best.present:.3f}, {best.absent:.3f}",
         *texts,
     ]
     print(f"| {name} | {head} | {method} | {' | '.join(cells)} |", flush=True)
