@@ -101,5 +101,5 @@ def test_csv_file_replaces_an_old_one(tmp_path):
 
 
 def test_another_format(tmp_path):
-    with refuse(".json or .csv", "'submission.txt'", error=OptionError, argument="out"):
+    with refuse(".json or .csv", "submission.txt'", error=OptionError, argument="out"):
         GOOD.write(tmp_path / "submission.txt")
