@@ -29,6 +29,11 @@ SMALL = "test_efficientnet"  # 0.1 million parameters, images of 160 × 160
 OTHER = "test_resnet"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest tests, the code blocks of the pages, first: at the end, one process would wait for another."""
+    items.sort(key=lambda item: item.path.name != "test_code_blocks.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Compute in one thread: work this small only waits for itself in several, for minutes on a busy machine."""

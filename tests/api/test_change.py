@@ -64,6 +64,15 @@ def test_wrong_arguments_change_nothing(index_folder, images):
     assert len(Index.load(index_folder)) == 12
 
 
+def test_an_image_outside_the_root_is_named_by_its_absolute_path(index_folder, images, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(next(images.glob("*.jpg")), tmp_path / "elsewhere" / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    path = (tmp_path / "elsewhere" / "a.jpg").as_posix()
+    assert add(index_folder, ["elsewhere/a.jpg"]).added == (path,)
+    assert load_index(index_folder).index.path_of(path).is_file()
+
+
 def test_an_unreadable_image_is_skipped(index_folder, images):
     (images / "broken.jpg").write_bytes(b"no image")
     changed = add(index_folder, [images / "broken.jpg"])

@@ -56,7 +56,7 @@ def test_evaluate_and_submit(colours, data_folder, tmp_path):
 
 
 def test_a_benchmark_measures_it_frozen_and_in_ensembles(colours, data_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark_module, "write_report", lambda *_: None)
+    monkeypatch.setattr(benchmark_module, "write_report", lambda *_, **__: None)
     backbones = [colours, la.as_encoder(mean_colour, dim=3, name="others", fingerprint="1", size=8)]
     run = la.benchmark(data_folder, backbones, out=tmp_path / "run", progress=SILENT)
     names = [trial.name for trial in run.trials]

@@ -58,7 +58,7 @@ def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the report, the slowest step."""
-    monkeypatch.setattr(benchmark_module, "write_report", lambda *_: None)
+    monkeypatch.setattr(benchmark_module, "write_report", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ USAGE = {
     "an unknown option before the command": ("--versoin", "--versoin", "--version", "lookalike --help"),
     "no data": ("check", "DATA", "lookalike check --help"),
     "no --out": ("train photos", "--out", "lookalike train --help"),
-    "no image": ("search photos.index", "IMAGES", "lookalike search --help"),
+    "no image": ("search photos.index", "image", "id", "vector"),
     "no shell": ("completion", "SHELL", "bash", "zsh", "fish"),
     "an unknown shell": ("completion tcsh", "'tcsh'", "bash", "zsh", "fish"),
     "an extra argument": ("check photos model", "(model)", "lookalike check --help"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from PIL import ExifTags, Image
@@ -88,9 +89,12 @@ def test_an_item_whose_path_leads_out_of_the_folder_has_no_thumbnail(make_client
 
 def make_client_unchecked(make_client, index_folder):
     """Make the description of an index fit its changed items."""
-    from lookalike.index.storage import read_info, with_files, write_info
+    from lookalike._files import FileRecord
+    from lookalike.index.storage import ITEMS_FILE, read_info, write_info
 
-    write_info(index_folder, with_files(index_folder, read_info(index_folder)))
+    info = read_info(index_folder)
+    files = {**info.files, ITEMS_FILE: FileRecord.of(index_folder / ITEMS_FILE)}
+    write_info(index_folder, replace(info, files=files))
     return make_client({"small": index_folder})
 
 

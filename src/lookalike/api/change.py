@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,7 @@ def add(
     for number, source in enumerate(sources):
         if ids is None and isinstance(source, InMemoryImage):
             raise DataError("an image in memory needs an id; pass `ids`.", argument="ids")
-        item = query_id(source.path, loaded.index) if ids is None else ids[number]
+        item = _item_id(source.path, loaded.index) if ids is None else ids[number]
         named[item] = (
             InMemoryImage(item, source.image) if isinstance(source, InMemoryImage) else File(item, source.path)
         )
@@ -277,6 +278,11 @@ def _state(source: Source) -> FileState | None:
         return FileState(status.st_size, status.st_mtime_ns, file_digest(source.path))
     except (OSError, ValueError):
         return None  # embedding it gives the reason
+
+
+def _item_id(path: Path, index: Index) -> str:
+    """Return the id of a file: its path relative to the index's root if it is below it, else its absolute path."""
+    return query_id(Path(os.path.abspath(path)), index)  # noqa: PTH100 - resolve() would follow a link to the file
 
 
 def _embed_and_add(
