@@ -87,9 +87,10 @@ def require_logged_and_saved(data: Path, out: Path) -> None:
     if content != json.loads((out / submitted.submission).read_text(encoding="utf-8")):
         sys.exit(f"the submission is not {submitted.submission}, the last one in the log")
     again = submit(data, out / BEST, group="kills", top_k=TOP_K, out=out / "again.json").images
-    same = sum(list(names) == content["images"][query] for query, names in again.items())
-    print(f"{same} of {len(again)} queries have the same ten images by the saved models")
-    if same < 0.95 * len(again):  # the last bits of a score may differ between runtimes
+    shared = [len({*names} & {*content["images"][query]}) / TOP_K for query, names in again.items()]
+    share = sum(shared) / len(shared)
+    print(f"{share:.1%} of the images in the submission are also found with the saved models")
+    if share < 0.95:  # the saved models may run in another precision
         sys.exit("the saved models are not those of the submission")
 
 
