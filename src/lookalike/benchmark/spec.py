@@ -298,17 +298,24 @@ def write_or_check_record(spec: BenchmarkSpec) -> None:
     if path.is_file():
         earlier = RunRecord.read(path)
         names = ("training_data", "validation_images", "test_data", "options")
-        differences = [n.replace("_", " ") for n in names if getattr(record, n) != getattr(earlier, n)]
-        differences += [f"weights of {b}" for b, w in record.weights.items() if earlier.weights.get(b, w) != w]
-        if differences:
-            raise StorageError(
-                f"{spec.out} holds a benchmark with different {' and '.join(differences)}; "
-                "choose another `out` or remove it.",
-                argument="out",
-            )
+        require_same_run(spec.out, "benchmark", record, earlier, {name: name.replace("_", " ") for name in names})
         record = replace(earlier, weights={**earlier.weights, **record.weights})
         if record == earlier:
             return
     else:
         require_benchmark_folder(spec.out)
     write_json(path, asdict(record))
+
+
+def require_same_run(out: Path, kind: str, record: Any, earlier: Any, fields: Mapping[str, str]) -> None:
+    """Raise `StorageError` if fields of two records, or `weights` of a backbone, differ.
+
+    `fields` holds the fields' names in the message.
+    """
+    differences = [text for name, text in fields.items() if getattr(record, name) != getattr(earlier, name)]
+    differences += [f"weights of {b}" for b, w in record.weights.items() if earlier.weights.get(b, w) != w]
+    if differences:
+        raise StorageError(
+            f"{out} holds a {kind} with different {' and '.join(differences)}; choose another `out` or remove it.",
+            argument="out",
+        )

@@ -12,6 +12,7 @@ from lookalike._arguments import checked_arguments
 from lookalike._files import digest, follow_link, read_json, require_free, require_writable, write_json
 from lookalike._lock import locked
 from lookalike._records import read_record
+from lookalike.benchmark.spec import require_same_run
 from lookalike.competition.clock import Clock, ClockProgress, is_duration, parse_deadline
 from lookalike.competition.log import Log, LogEntry
 from lookalike.competition.run_steps import StepRunner
@@ -260,13 +261,6 @@ def _write_record(out: Path, record: CompetitionRecord, earlier: CompetitionReco
         require_free(out)
     if earlier is not None:
         names = ("data", "options", "group", "top_k", "measure", "transductive")
-        differences = [name for name in names if getattr(record, name) != getattr(earlier, name)]
-        differences += [f"weights of {b}" for b, w in record.weights.items() if earlier.weights.get(b, w) != w]
-        if differences:
-            raise StorageError(
-                f"{out} holds a competition with different {' and '.join(differences)}; choose another `out` or "
-                "remove it.",
-                argument="out",
-            )
+        require_same_run(out, "competition", record, earlier, {name: name for name in names})
         record = replace(record, weights={**earlier.weights, **record.weights})
     write_json(out / RECORD, asdict(record))
