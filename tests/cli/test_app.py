@@ -46,6 +46,12 @@ def test_examples_can_be_parsed(name):
         command.make_context(name, re.sub(r"(>>? .*| {3,}\w.*)$", "", line).split())
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_alone_has_the_help_options_of_the_program(name):
+    command = cli.get_command(CONTEXT, name)
+    assert command.make_context(name, [], resilient_parsing=True).help_option_names == ["-h", "--help"]
+
+
 def test_version(lookalike):
     outcome = lookalike("--version")
     assert (outcome.code, outcome.out) == (0, "lookalike, version 0.1.0\n")

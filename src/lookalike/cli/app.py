@@ -45,6 +45,8 @@ RUN_AGAIN = "interrupted; run the same command again."
 RESUMES = "interrupted; run the same command again to resume."
 POSTS_ONCE = "interrupted; run the same command again: it posts only what was not sent."
 RESUMES_WITH_FLAG = "interrupted; run the same command again with --resume to continue."
+# A command has them of its own: click keeps the first help option that it makes, with or without a parent.
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class CommandError(Exception):
@@ -59,7 +61,7 @@ class Command(click.Command):
     """A command of Lookalike; `interrupted` is the sentence after a signal, `trains` whether it trains networks."""
 
     def __init__(self, *args: Any, interrupted: str = RUN_AGAIN, trains: bool = False, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, context_settings=CONTEXT_SETTINGS, **options)
         self.interrupted = interrupted
         self.trains = trains
 
@@ -103,7 +105,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings=CONTEXT_SETTINGS,
     epilog="Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 'check' found errors, 2 bad "
     "input, 3 internal error, 130 interrupted. Add --debug to any command for a traceback.",
 )
