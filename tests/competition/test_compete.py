@@ -1,6 +1,7 @@
 """Whole competitions with a network that trains in seconds, on real crops of four images."""
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -12,6 +13,7 @@ import lookalike as la
 from lookalike._files import read_json, write_json
 from lookalike.competition import run_steps
 from lookalike.competition.compete import compete
+from lookalike.competition.costs import estimate_costs
 from lookalike.competition.log import Log
 from lookalike.competition.setup import RECORD, SUBMISSION
 from lookalike.errors import DataError, ModelError, OptionError, StorageError
@@ -20,7 +22,7 @@ from lookalike.evaluation.submission import Submission
 from lookalike.models.bundle import read_bundle_info
 from lookalike.training.config import TrainingOptions
 
-SMALL = "test_efficientnet"
+SMALL, OTHER = "test_efficientnet", "test_resnet"
 OPTIONS = TrainingOptions(epochs=1, batch_size=8, precision="float32", resolution=0.5)
 
 
@@ -88,6 +90,21 @@ def test_a_competition(run, data_folder, tmp_path, monkeypatch):
     submitted = json.loads((out / SUBMISSION).read_text())["images"]
     same = sum(list(names) == submitted[query] for query, names in again.images.items())
     assert same >= len(submitted) - 1  # the runtime may differ in the last bits
+
+
+@pytest.mark.slow
+def test_a_backbone_that_is_slow_when_frozen_is_tried_in_the_time_that_fine_tuning_leaves(run, weights, monkeypatch):
+    def estimate(setup, name):
+        costs = estimate_costs(setup, name)
+        return replace(costs, frozen=600.0) if name == OTHER else costs  # half of the time
+
+    monkeypatch.setattr(run_steps, "estimate_costs", estimate)
+    monkeypatch.setattr(run_steps, "plan_fine_tuning", lambda *_: None)
+    result = run(backbones=[SMALL, OTHER], weights=weights | {OTHER: "none"})
+
+    outcomes = [entry.outcome for entry in result.log if entry.step == f"frozen {OTHER}"]
+    assert outcomes[:2] == ["dropped", "started"]
+    assert outcomes[2:] in (["kept"], ["dropped"])  # by its measures
 
 
 @pytest.mark.slow

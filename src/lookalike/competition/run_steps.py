@@ -84,10 +84,13 @@ class StepRunner:
         leaks = partial(require_no_leaks, self.setup.data, allowed=True, progress=self.setup.progress)
         self._run_step("looking for images that are in training and in test", leaks, following="the frozen backbones")
         for number, backbone in enumerate(order):
-            self._train_frozen(backbone, following=order[number + 1] if number + 1 < len(order) else "fine-tuning")
+            following = order[number + 1] if number + 1 < len(order) else "fine-tuning"
+            self._train_frozen(backbone, _FROZEN_SHARE * self.setup.clock.total - self.setup.clock.elapsed, following)
         self._refit_all("fine-tuning")
         while (plan := self._plan()) is not None:
             self._fine_tune(plan)
+        for backbone in order:  # those that would have taken time from fine-tuning
+            self._train_frozen(backbone, self.setup.clock.left - self._end_seconds - self._refit_seconds(), "the end")
         self._refit_all(_END)
         self._finish()
 
@@ -152,10 +155,10 @@ class StepRunner:
 
         self._run_step(_FIRST, submit, following="the frozen backbones", once=False)
 
-    def _train_frozen(self, backbone: str, following: str) -> None:
-        clock, cost = self.setup.clock, self.costs[backbone].frozen
+    def _train_frozen(self, backbone: str, left: float, following: str) -> None:
+        """Train the head of a frozen backbone if the `left` seconds are enough, or if there is no candidate yet."""
+        cost = self.costs[backbone].frozen
         name, step = f"{backbone} frozen", f"frozen {backbone}"
-        left = _FROZEN_SHARE * clock.total - clock.elapsed
         if name in self.candidates:
             return
         if self.candidates and not fits(cost, left):
@@ -253,6 +256,12 @@ class StepRunner:
             refitted = self._run_step(step, work, seconds=seconds, following=following)
             if refitted is not None:
                 self._submit_refit(name, refitted)
+
+    def _refit_seconds(self) -> float:
+        """Return about how long the training of the submitted models on all labelled images takes."""
+        names = [] if self.selection is None else [name for name in self.selection.weights if name not in self.refits]
+        candidates = [self.candidates[name] for name in names]
+        return sum(refit_seconds(candidate, self.costs[candidate.backbone]) for candidate in candidates)
 
     def _submit_refit(self, name: str, refitted: Candidate) -> None:
         self.refits[name] = refitted
