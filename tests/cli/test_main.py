@@ -767,3 +767,25 @@ def test_file_name_that_is_not_unicode(workspace, capfdbinary):
     code, out, _ = outcome("search", "new.index", typed, "-k", "1", "--json", "--html", "hits.html")
     assert (code, json.loads(out)["queries"][0]["query"]) == (0, typed)
     assert Path("hits.html").is_file()
+
+
+def test_wrong_options_are_refused_before_torch_is_imported(tmp_path):
+    (tmp_path / "labels.csv").write_text("a,b\n")
+    lines = (
+        "benchmark data --out x",
+        "benchmark data --out x --bundle labels.csv",
+        "benchmark data --out x --backbone resnet50 --budget-ms 0",
+        "train data --out x --track excel",
+        "compete data --group us --deadline soon --out x",
+        "compete data --group us --deadline 1s --out x",
+    )
+    program = (
+        "import sys; from lookalike.cli.app import BAD_INPUT; from lookalike.cli.main import run; "
+        f"assert all(run(line.split()) == BAD_INPUT for line in {lines}); assert 'torch' not in sys.modules"
+    )
+    errors = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stderr.splitlines()
+    expected = ("--backbone and --bundle", "labels.csv is not a bundle", "--budget-ms", "--track", "soon", "30 s away")
+    assert len(errors) == len(lines)
+    assert all(fact in line for fact, line in zip(expected, errors, strict=True)), errors

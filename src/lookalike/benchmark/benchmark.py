@@ -36,7 +36,6 @@ from lookalike.benchmark.selection import (
     FALLBACK_MEASURE,
     Selection,
     default_measure,
-    require_budget,
     require_preference,
     select,
 )
@@ -45,7 +44,7 @@ from lookalike.benchmark.spec import (
     check_candidates,
     member_folder,
     recorded_backbones,
-    require_benchmark_folder,
+    require_request,
     select_measures,
     slug,
     split_functions,
@@ -152,10 +151,8 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     if measure is not None:
         measure = str(Measure.parse(measure, argument="measure"))
     require_runtime(runtime)
-    require_budget(budget_ms)
     preference = require_preference(prefer)
-    if out is not None:
-        require_benchmark_folder(Path(out))
+    require_request(backbones, bundles, Path(out) if out is not None else None, budget_ms)
     names, functions = split_functions(backbones)
     if AUTO in names:
         data = load_training_splits(data, options.to_dict())

@@ -13,13 +13,14 @@ import numpy as np
 
 from lookalike._files import digest, read_json, require_writable, storage_errors, write_json
 from lookalike._records import read_record
-from lookalike.benchmark.selection import Preference
+from lookalike.benchmark.selection import Preference, require_budget
 from lookalike.benchmark.trial import matching_hit
 from lookalike.data.dataset import Dataset
 from lookalike.errors import ModelError, OptionError, StorageError, renamed_argument
 from lookalike.evaluation.evaluation import DEFAULT_MEASURES
 from lookalike.evaluation.measures import Measure
 from lookalike.models.backbone_files import parse_backbone_file
+from lookalike.models.bundle import read_bundle_info
 from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.models.info import FUNCTION, UNTRAINED, TrainingState, joint_state
 from lookalike.models.registry import NONE, find_backbone
@@ -108,6 +109,26 @@ def split_functions(backbones: Sequence[str | AnyEncoder]) -> tuple[tuple[str, .
     return tuple(b if isinstance(b, str) else b.name for b in backbones), functions
 
 
+def require_request(
+    backbones: Sequence[str | AnyEncoder], bundles: Sequence[Path | str], out: Path | None, budget_ms: float | None
+) -> None:
+    """Check what can be checked without torch, whose import takes seconds."""
+    if not backbones and not bundles:
+        raise OptionError(
+            "a benchmark needs at least one of `backbones` and `bundles`, got none.", argument="backbones"
+        )
+    require_budget(budget_ms)
+    for folder in map(Path, bundles):
+        if not folder.exists():
+            raise ModelError(
+                f"bundle {folder} does not exist; pass a folder written by 'lookalike train'.", argument="bundles"
+            )
+        with renamed_argument("bundles", "model"):
+            read_bundle_info(folder)
+    if out is not None:
+        require_benchmark_folder(out)
+
+
 def check_candidates(
     backbones: Sequence[str],
     bundles: Sequence[Path | str],
@@ -119,10 +140,6 @@ def check_candidates(
 
     An ensemble among the backbones, such as `a+b`, means its members.
     """
-    if not backbones and not bundles:
-        raise OptionError(
-            "a benchmark needs at least one of `backbones` and `bundles`, got none.", argument="backbones"
-        )
     folders, functions = tuple(map(Path, bundles)), functions or {}
     _require_backbone_names(backbones)
     backbones = tuple(dict.fromkeys(name for b in backbones for name in b.split("+")))
@@ -142,10 +159,6 @@ def check_candidates(
     finetuned = _finetuned(finetune, backbones, fixed)
     states: list[TrainingState] = []
     for folder in folders:
-        if not folder.exists():
-            raise ModelError(
-                f"bundle {folder} does not exist; pass a folder written by 'lookalike train'.", argument="bundles"
-            )
         with renamed_argument("bundles", "model"):
             encoder = load_bundle(folder)  # which verifies it
         states.append(joint_state({member.state for member in encoder.members}))

@@ -61,9 +61,16 @@ class Command(click.Command):
     """A command of Lookalike; `interrupted` is the sentence after a signal, `trains` whether it trains networks."""
 
     def __init__(self, *args: Any, interrupted: str = RUN_AGAIN, trains: bool = False, **options: Any) -> None:
-        super().__init__(*args, context_settings=CONTEXT_SETTINGS, **options)
+        super().__init__(*args, **options | {"context_settings": CONTEXT_SETTINGS})
         self.interrupted = interrupted
         self.trains = trains
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options; `CommandError` for a value that the library refuses."""
+        try:
+            return super().parse_args(ctx, args)
+        except LookalikeError as error:
+            raise CommandError(with_flags(str(error), self)) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; `CommandError` if it fails as expected or is interrupted."""

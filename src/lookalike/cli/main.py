@@ -5,6 +5,7 @@ Exit codes: 0 success; 1 `check` found errors; 2 bad input; 3 internal error; 13
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import io
@@ -54,6 +55,7 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _exit_at_once(exit_code: int) -> NoReturn:
     """Exit without the interpreter's shutdown: threads of a runtime that were interrupted can crash in it."""
+    atexit._run_exitfuncs()  # which remove temporary folders, also those of other libraries
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -78,9 +78,20 @@ rerank_option = click.option(
     "--no-rerank", "rerank", flag_value=False, default=True, type=bool, help="Ignore the re-ranking of the bundle."
 )
 resume_option = click.option("--resume", is_flag=True, help="Resume the unfinished run next to --out.")
+
+
+def _known_trackers(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    if values:
+        from lookalike.training.tracking import parse_targets
+
+        parse_targets(values)
+    return values
+
+
 track_option = click.option(
     "--track",
     multiple=True,
+    callback=_known_trackers,
     metavar="NAME[=PATH|URI|PROJECT]",
     help="Report the run to a tracker: tensorboard, mlflow or wandb, optionally with a folder, a URI or a project "
     "(mlflow=http://host:5000, wandb=team/project). Can be repeated.",

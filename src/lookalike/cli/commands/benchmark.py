@@ -119,9 +119,9 @@ def benchmark(
     if finetune and values["no_finetune"]:
         raise OptionError(f"--finetune {finetune[0]} and --no-finetune exclude each other; remove one of them.")
     options = make_training_options(values)
-    from lookalike.benchmark.spec import require_benchmark_folder
+    from lookalike.benchmark.spec import require_request
 
-    require_benchmark_folder(out)  # before torch is imported, which takes seconds
+    require_request(backbones, bundles, out, values["budget_ms"])  # before torch is imported, which takes seconds
     from lookalike.benchmark.benchmark import benchmark as run_benchmark
 
     with closing(make_progress()) as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def compete(data: Path, backbones: tuple[str, ...], weights: tuple[str, ...], ou
                                --backbone resnet50 --backbone dinov2_s_reg
     """  # noqa: D301
     weights_by_name = parse_weights(weights, backbones)
+    from lookalike.competition.clock import parse_deadline
+
+    if not out.exists():  # a competition that goes on keeps its deadline, which may be over
+        parse_deadline(values["deadline"], datetime.now().astimezone())  # before torch is imported
     from lookalike.competition.compete import compete as run_compete
 
     with closing(make_progress()) as progress:
