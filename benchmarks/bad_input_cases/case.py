@@ -26,6 +26,7 @@ class Expected:
         silent: regular expressions that it does not contain.
         files: paths that exist afterwards.
         no_files: paths that do not.
+        leaves: regular expressions of what may be left in the temporary folder.
         max_mb: the most memory of the largest process.
         connects: whether the command has a reason to use the network.
 
@@ -36,6 +37,7 @@ class Expected:
     silent: Sequence[str] = ()
     files: Sequence[str] = ()
     no_files: Sequence[str] = ()
+    leaves: Sequence[str] = ()
     max_mb: int = 2_000
     connects: bool = False
 

@@ -93,7 +93,7 @@ bundle(
     "a-surrogate-as-name",
     "A name with half a character (a lone surrogate).",
     lambda r: r.update(name="\ud800"),
-    exit=None,
+    exit=0,
     says=[],
 )
 
