@@ -39,17 +39,9 @@ Rows in italics are the baseline: a minimal script with the same backbone on the
 """
 
 
-_EARLIER = (
-    "Tables whose column *vs winner* is empty are of an earlier recipe, which was less accurate, most of all on unseen "
-    "classes.\n"
-)
-
-
 def render(results: Mapping[str, Any]) -> str:
     """Return the page for the results that `real_sets.py` stored, by data set."""
-    rows = [row for result in results.values() if result["training"] for row in result["rows"]]
-    earlier = [_EARLIER] if any(row["vs_winner"] is None and not row["winner"] for row in rows) else []
-    introduction = "\n".join([_INTRODUCTION, *earlier, *summary(results), ""])
+    introduction = "\n".join([_INTRODUCTION, *summary(results), ""])
     sections = [introduction, *("\n".join(_section(name, result)) for name, result in results.items())]
     return "\n".join(sections)
 

@@ -72,7 +72,7 @@ def compete(data: Path, backbones: tuple[str, ...], weights: tuple[str, ...], ou
     weights_by_name = parse_weights(weights, backbones)
     from lookalike.competition.clock import parse_deadline
 
-    if not out.exists():  # a competition that goes on keeps its deadline, which may be over
+    if not out.exists():  # one that resumes keeps its deadline, which may be over
         parse_deadline(values["deadline"], datetime.now().astimezone())  # before torch is imported
     from lookalike.competition.compete import compete as run_compete
 
