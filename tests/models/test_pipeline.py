@@ -18,6 +18,7 @@ from lookalike.models.pipeline import (
     DecodedBatch,
     File,
     Files,
+    ImagePart,
     InMemoryImage,
     as_sources,
     decode,
@@ -174,6 +175,20 @@ def test_a_pil_image_of_any_mode_is_decoded_as_its_file(sample_images, tmp_path,
 def test_an_array_is_taken_as_it_is(sample_images):
     pixels = np.array(sample_images["cat"])
     assert decode(InMemoryImage("i", pixels), [10, 20])[1] is pixels
+
+
+def test_a_part_is_cut_out_of_the_whole_image(tmp_path):
+    """At full size, also where half of the pixels would be enough, and only when it is decoded."""
+    Image.effect_noise((64, 48), 90).convert("RGB").save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = np.asarray(image)[8:24, 16:]
+    part = ImagePart("part", File("a", tmp_path / "a.jpg"), lambda pixels: pixels[8:24, 16:])
+    for pixels in decode(part, [4, 8]):
+        np.testing.assert_array_equal(pixels, expected)
+    missing = ImagePart("part", File("b", tmp_path / "missing.jpg"), lambda pixels: pixels)
+    assert missing.path == tmp_path / "missing.jpg"
+    with pytest.raises(UnreadableImage, match=r"missing\.jpg"):
+        decode(missing, [4])
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", "truncated"])

@@ -18,16 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike._files import RefusedFileError, file_identity, open_regular
-from lookalike.data.images import image_in_turn
 from lookalike.errors import DataError, OptionError, UnreadableImage, renamed_argument
 from lookalike.index.index import Index
-from lookalike.models.pipeline import File, ImageInput, InMemoryImage, Source, as_sources, decode
+from lookalike.models.pipeline import File, ImageInput, ImagePart, InMemoryImage, Source, as_sources
 from lookalike.types import Pixels, Skipped, Vectors, l2_normalize
 
 POSITIVE_WEIGHT = 0.75  # of the mean of positive examples, where the query has 1
 NEGATIVE_WEIGHT = 0.15
 _MAX_VECTOR_BYTES = 1 << 20
-_ALL_PIXELS = 1 << 30  # a side that no image has: it is decoded at full size
 _ZERO = 1e-6  # length of a vector whose parts cancel out
 
 
@@ -291,11 +289,7 @@ class _Examples:
             self.item_ids.add(source.id)
             self._exclude(source.path)
         self.add_name(str(source.path) if crop is None else f"{source.path} [{crop}]", sign)
-        if crop is None:
-            return source
-        with image_in_turn(source.path):
-            pixels = crop.cut(decode(source, [_ALL_PIXELS])[0])
-        return InMemoryImage(f"{source.id} [{crop}]", pixels)
+        return source if crop is None else ImagePart(f"{source.id} [{crop}]", source, crop.cut)
 
     def _exclude(self, path: Path | None) -> None:
         identity = None if path is None else file_identity(path)

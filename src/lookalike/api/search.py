@@ -24,7 +24,7 @@ from lookalike.index.filters import Comparison, Filter
 from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
-from lookalike.models.pipeline import ImageInput, InMemoryImage, Source, decode, require_list
+from lookalike.models.pipeline import File, ImageInput, Source, decode, require_list
 from lookalike.models.preprocessing import CropResult
 from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
 from lookalike.runtimes.load import load_encoder
@@ -355,7 +355,7 @@ def _write_page(
     def query_image(query: Source | None) -> str | None:
         if query is None:
             return None
-        if not isinstance(query, InMemoryImage):
+        if isinstance(query, File):
             return thumbnails.uri(query.path)
         with contextlib.suppress(UnreadableImage), image_in_turn(query.path):
             return thumbnails.uri(Image.fromarray(decode(query, [_THUMBNAIL])[0]))

@@ -30,6 +30,7 @@ from lookalike.progress import Progress
 from lookalike.types import Pixels, Skipped, Vectors
 
 DEFAULT_BATCH_SIZE = 16
+_ALL_PIXELS = 1 << 30  # a side that no image has: it is decoded at full size
 _FILES_PER_TASK = 4  # handing one file over to a thread costs a tenth of decoding it
 _WARM_UP_BATCHES = 4  # the first batches wait for everything, so they say nothing about the bottleneck
 S = TypeVar("S")
@@ -71,6 +72,20 @@ class InMemoryImage:
     def path(self) -> Path:
         """The id, for messages."""
         return Path(self.id)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImagePart:
+    """A part of an image, cut out when the image is decoded: until then it takes no memory."""
+
+    id: str
+    image: Source
+    cut: Callable[[Pixels], Pixels]
+
+    @property
+    def path(self) -> Path:
+        """The path of the whole image."""
+        return self.image.path
 
 
 class Files(Sequence[File]):
@@ -165,6 +180,8 @@ def sources_digest(fingerprint: str, sources: Sequence[Source]) -> str:
 
 def decode(source: Source, min_sides: Sequence[int]) -> list[Pixels]:
     """Return the image `(h, w, 3)` uint8 once per minimum side, decoded at a reduced scale where that is enough."""
+    if isinstance(source, ImagePart):
+        return [source.cut(decode(source.image, [_ALL_PIXELS])[0])] * len(min_sides)
     if isinstance(source, InMemoryImage):
         return read_in_memory(source.id, source.image, min_sides)
     return read_scaled(source.path, min_sides)
