@@ -89,6 +89,13 @@ class Region:
         return np.ascontiguousarray(part)
 
 
+@dataclass(frozen=True)
+class ItemId:
+    """The id of an item as an example. Unlike a plain text it never names a file."""
+
+    id: str
+
+
 @dataclass(frozen=True, eq=False)
 class Query:
     """One query of a search, made of examples; an image, an item or a vector that occurs in it is not its own hit.
@@ -110,8 +117,8 @@ class Query:
     id: str | None = None
     vector: npt.ArrayLike | None = None
     crop: Region | str | None = None
-    positive: Sequence[ImageInput] = ()
-    negative: Sequence[ImageInput] = ()
+    positive: Sequence[ImageInput | ItemId] = ()
+    negative: Sequence[ImageInput | ItemId] = ()
     _vector: Vectors | None = field(init=False, repr=False, default=None)  # (1, dim)
 
     def __post_init__(self) -> None:
@@ -262,16 +269,20 @@ class _Examples:
 
     def item(self, item_id: str, sign: str = "+") -> Vectors:
         """Return the vector `(1, dim)` of an item."""
+        if item_id not in self._index:
+            raise OptionError(f"`id` must be an item of the index, got {item_id!r}.", argument="id")
         self.add_name(item_id, sign)
         self.item_ids.add(item_id)
         self._exclude(self._index.path_of(item_id))
         return self._index.vectors_of([item_id])
 
-    def group(self, examples: Sequence[ImageInput], sign: str = "+") -> _Group:
+    def group(self, examples: Sequence[ImageInput | ItemId], sign: str = "+") -> _Group:
         """Look up images and ids of items."""
         sources, vectors = [], []
         for example in examples:
-            if isinstance(example, str) and example in self._index:
+            if isinstance(example, ItemId):
+                vectors.append(self.item(example.id, sign))
+            elif isinstance(example, str) and example in self._index:
                 vectors.append(self.item(example, sign))
             else:
                 sources.append(self.image(example, None, sign))
@@ -334,8 +345,6 @@ def _resolve(query: Query, index: Index, number: int) -> ResolvedQuery:
     path: Path | None = None
     image: Source | None = None
     if query.id is not None:
-        if query.id not in index:
-            raise OptionError(f"`id` must be an item of the index, got {query.id!r}.", argument="id")
         start = _Group(vectors=(examples.item(query.id),))
         path = index.path_of(query.id)
         image = None if path is None else File(query.id, path)
@@ -350,9 +359,9 @@ def _resolve(query: Query, index: Index, number: int) -> ResolvedQuery:
     else:
         crop = query.crop if isinstance(query.crop, Region) else None
         start = _Group(tuple(examples.image(example, crop) for example in query.images))
-    with renamed_argument("positive", "images"):
+    with renamed_argument("positive", "images", "id"):
         positive = examples.group(query.positive)
-    with renamed_argument("negative", "images"):
+    with renamed_argument("negative", "images", "id"):
         negative = examples.group(query.negative, "-")
     if image is None:
         image = next(iter((*start.sources, *positive.sources)), None)

@@ -214,15 +214,15 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
         )
     else:
         loaded = index if root is None else replace(index, index=index.index.with_root(root))
-    _require_calibration(loaded, min_probability)
+    require_calibration(loaded, min_probability)
     queries, unreadable = resolve_queries(images, loaded.index)
     loaded.index.resolve_top_k(top_k, queries)
     progress = resolve_progress(progress)
     embeddings = _embed(loaded, queries, unreadable, progress)
     query_paths = {name: queries[name].path for name in embeddings.ids}
     path_of = loaded.index.path_of
-    hit_file = functools.cache(lambda item: file_identity(path_of(item) or Path(item)))  # asks the system once per item
-    hits = _search_others(loaded.index, embeddings, queries, top_k, condition, hit_file)
+    hit_file = file_lookup(loaded.index)
+    hits = search_others(loaded.index, embeddings, queries, top_k, condition, hit_file)
     if condition is not None and np.isnan(hits.scores).any():
         unknown = _unknown_names(loaded.index, embeddings, condition)
         if unknown:
@@ -242,7 +242,8 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
     return SearchResult(hits, query_paths, item_paths, embeddings.skipped, missing)
 
 
-def _require_calibration(loaded: LoadedIndex, min_probability: float) -> None:
+def require_calibration(loaded: LoadedIndex, min_probability: float) -> None:
+    """Raise `OptionError` for a minimum probability that is out of range, or that needs a missing calibration."""
     if not 0 <= min_probability <= 1:
         raise OptionError(
             f"`min_probability` must be from 0 to 1, got {min_probability:g}.", argument="min_probability"
@@ -289,7 +290,12 @@ def _unknown_names(index: Index, embeddings: Embeddings, where: Filter) -> list[
     ]
 
 
-def _search_others(
+def file_lookup(index: Index) -> Callable[[str], tuple[int, int] | None]:
+    """Return a function from an item's id to its `file_identity`, which asks the system once per item."""
+    return functools.cache(lambda item: file_identity(index.path_of(item) or Path(item)))
+
+
+def search_others(
     index: Index,
     embeddings: Embeddings,
     queries: Mapping[str, ResolvedQuery],
@@ -306,7 +312,11 @@ def _search_others(
         hits = index.search(embeddings, count + extra, where)
         is_own = np.array(
             [
-                [hit is not None and (hit in query.item_ids or hit_file(hit) in query.files) for hit in ids]
+                [
+                    hit is not None
+                    and (hit in query.item_ids or (len(query.files) > 0 and hit_file(hit) in query.files))
+                    for hit in ids
+                ]
                 for query, ids in zip(parts, hits.ids, strict=True)
             ]
         )
