@@ -13,11 +13,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from lookalike.api.index import index
+from lookalike.models.bundle import describe_encoder, save_bundle
 from lookalike.models.encoder import Encoder
 from lookalike.server.access import Token, read_tokens, token
 from lookalike.server.app import create_app
 from lookalike.server.options import ServiceOptions
 from lookalike.server.service import Service
+from lookalike.types import Calibration
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +43,14 @@ def images(served_original: Path) -> Path:
 def index_folder(served_original: Path, tmp_path: Path) -> Path:
     """An index of `images`, yours to change."""
     return Path(shutil.copytree(served_original / "small.index", tmp_path / "small.index"))
+
+
+@pytest.fixture
+def calibrated_folder(images: Path, encoder: Encoder, tmp_path: Path) -> Path:
+    """An index of `images` whose model has a calibration."""
+    info = describe_encoder(encoder, calibration=Calibration(20.0, -10.0, 100, 0.01))
+    index(images, save_bundle(encoder, tmp_path / "calibrated", info), out=tmp_path / "calibrated.index")
+    return tmp_path / "calibrated.index"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lookalike.api.queries import Query
 from lookalike.api.search import load_index, search
 from lookalike.errors import DataError, LookalikeError, OptionError, ServiceError
 from lookalike.server import client as client_module
@@ -46,6 +47,51 @@ def test_an_item_and_a_filter(service):
     assert not {"more/cat2.jpg", "more/cat1.jpg"} & {hit.id for hit in hits}
 
 
+def ids(hits):
+    return [hit.id for hit in hits]
+
+
+def test_several_images_crops_and_examples(service, index_folder, images, jpeg):
+    cat, rocket = images / "more" / "cat2.jpg", images / "more" / "rocket1.jpg"
+    calls = [
+        (service.search([jpeg, cat], top_k=8), Query([jpeg, cat.read_bytes()])),
+        (service.search([jpeg]), Query([jpeg])),
+        (service.search(cat, crop="0%,0%,50%,50%", top_k=8), Query([cat.read_bytes()], crop="0%,0%,50%,50%")),
+        (
+            service.search(jpeg, positive=["more/cat2.jpg", rocket], negative=[cat], top_k=8),
+            Query([jpeg], positive=["more/cat2.jpg", rocket.read_bytes()], negative=[cat.read_bytes()]),
+        ),
+        (service.search(positive=["more/cat2.jpg"], top_k=8), Query(positive=["more/cat2.jpg"])),
+        (
+            service.search(item="more/cat2.jpg", negative=[jpeg], top_k=8),
+            Query(id="more/cat2.jpg", negative=[jpeg]),
+        ),
+    ]
+    for hits, query in calls:
+        (expected,) = search(index_folder, [query], top_k=len(hits))
+        assert ids(hits) == ids(expected)
+        assert len(hits) >= 8
+
+
+def test_probabilities_and_no_match(make_client, calibrated_folder, jpeg):
+    client = make_client({"calibrated": calibrated_folder})
+    (expected,) = search(calibrated_folder, [jpeg], top_k=5)
+    with Client(transport=client._transport) as remote:
+        hits = remote.search(jpeg, top_k=5)
+        assert [hit.probability for hit in hits] == pytest.approx([hit.probability for hit in expected], abs=2e-5)
+        assert remote.search(jpeg, min_probability=hits[1].probability - 1e-6) == hits[:2]
+        assert remote.search(jpeg, min_probability=1.0) == ()
+        assert remote.indexes()[0].calibrated
+
+
+def test_a_text_is_an_item_and_never_a_file(service, images):
+    path = images / "more" / "cat2.jpg"
+    with pytest.raises(ServiceError) as caught:
+        service.search(positive=[str(path)])
+    assert (caught.value.status, caught.value.argument) == (404, "positive.0")
+    assert service.search(positive=[path])
+
+
 def test_items_of_all_pages(service, monkeypatch, images):
     assert [item.id for item in service.items()] == sorted(
         p.relative_to(images).as_posix() for p in images.rglob("*.jpg")
@@ -82,6 +128,12 @@ def test_bad_arguments_are_not_sent(service, tmp_path):
     for call, error in (
         (service.search, OptionError),
         (lambda: service.search(b"x", vector=[1.0]), OptionError),
+        (lambda: service.search([]), OptionError),
+        (lambda: service.search(negative=["more/cat2.jpg"]), OptionError),
+        (lambda: service.search(b"x", min_probability=float("nan")), OptionError),
+        (lambda: service.search(b"x", positive="more/cat2.jpg"), OptionError),
+        (lambda: service.search(vector=[float("nan")]), OptionError),
+        (lambda: service.search(vector=["a"]), OptionError),
         (lambda: service.search(tmp_path / "missing.jpg"), DataError),
         (lambda: service.get(7), OptionError),
         (lambda: Client("127.0.0.1:8000"), OptionError),

@@ -16,7 +16,7 @@ import numpy as np
 from lookalike.data.images import image_in_turn, read_header
 from lookalike.errors import UnreadableImage
 from lookalike.models.encoder import AnyEncoder
-from lookalike.models.pipeline import InMemoryImage, decode
+from lookalike.models.pipeline import ImagePart, InMemoryImage, Source, decode
 from lookalike.models.preprocessing import prepare_images
 from lookalike.progress import SILENT
 from lookalike.runtimes.graphs import SINGLE_MAX
@@ -32,20 +32,20 @@ FORMATS = frozenset(
 _RATE_MEMORY = 0.9  # weight of earlier batches in the mean rate
 
 
-def require_acceptable(data: bytes, max_pixels: int) -> None:
+def require_acceptable(name: str, data: bytes, max_pixels: int) -> None:
     """Raise `UnreadableImage` for what the header of an image shows: another format, or too many pixels."""
-    image_format, pixels = read_header("image", data)
+    image_format, pixels = read_header(name, data)
     if image_format not in FORMATS:
-        raise UnreadableImage("image", f"images of the format {image_format} are not accepted")
+        raise UnreadableImage(name, f"images of the format {image_format} are not accepted")
     if pixels > max_pixels:
-        raise UnreadableImage("image", f"it has {pixels:,} pixels, more than {max_pixels:,}")
+        raise UnreadableImage(name, f"it has {pixels:,} pixels, more than {max_pixels:,}")
 
 
 @dataclass(eq=False)
 class _Job:
     """An image on its way to its embedding `(dim,)`."""
 
-    image: InMemoryImage
+    image: Source  # encoded, in memory, or a part of such an image
     embedding: Future[Vectors] = field(default_factory=Future)
     pixels: tuple[Pixels, ...] = ()  # by member of the encoder
     decoded_s: float = 0.0  # when it was decoded
@@ -115,11 +115,12 @@ class EmbeddingQueue:
             self._changed.notify_all()
         self._thread.join()
 
-    async def embed(self, images: Sequence[bytes]) -> Vectors:
-        """Return the embeddings `(n, dim)` of encoded images.
+    async def embed(self, images: Sequence[bytes | Source]) -> Vectors:
+        """Return the embeddings `(n, dim)` of encoded images: bytes, or sources of these, or parts of these.
 
         Raises:
-            UnreadableImage: one of them cannot be decoded, or is not accepted.
+            UnreadableImage: one of them cannot be decoded, or is not accepted; its path is that of the source.
+            OptionError: a part is outside of its image.
             Problem: too many images are waiting.
 
         """
@@ -132,7 +133,7 @@ class EmbeddingQueue:
             raise
         return np.stack(rows)
 
-    def _submit(self, images: Sequence[bytes]) -> list[_Job]:
+    def _submit(self, images: Sequence[bytes | Source]) -> list[_Job]:
         with self._changed:
             waiting = max(self._pending, self._decoding)  # what was given up is still being decoded
             if waiting + len(images) > self._options.max_queue:
@@ -145,7 +146,10 @@ class EmbeddingQueue:
                 )
             self._pending += len(images)
             self._decoding += len(images)
-        jobs = [_Job(InMemoryImage(f"image {number}", image)) for number, image in enumerate(images)]
+        jobs = [
+            _Job(InMemoryImage(f"image {number}", image) if isinstance(image, bytes) else image)
+            for number, image in enumerate(images)
+        ]
         for job in jobs:
             job.embedding.add_done_callback(self._finished)
             self._decoders.submit(self._decode, job)
@@ -158,9 +162,8 @@ class EmbeddingQueue:
     def _decode(self, job: _Job) -> None:
         try:
             if not job.embedding.cancelled():
-                with self._monitor.timed("decode"), image_in_turn(job.image.id):
-                    assert isinstance(job.image.image, bytes)
-                    require_acceptable(job.image.image, self._options.max_pixels)
+                with self._monitor.timed("decode"), image_in_turn(job.image.path):
+                    require_acceptable(str(job.image.path), _encoded(job.image), self._options.max_pixels)
                     decoded = decode(job.image, [p.min_side for p in self._preprocessings])
                     prepared = prepare_images(self._preprocessings, decoded)
                 job.pixels = tuple(prepared[slot] for slot in self._slots)
@@ -219,6 +222,13 @@ class EmbeddingQueue:
         self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate if self._rate else rate
         for job, embedding in zip(jobs, embeddings, strict=True):
             job.embedding.set_result(embedding)
+
+
+def _encoded(source: Source) -> bytes:
+    """Return the encoded image of a source: nothing that a client sends becomes the path of a file."""
+    whole = source.image if isinstance(source, ImagePart) else source
+    assert isinstance(whole, InMemoryImage) and isinstance(whole.image, bytes)
+    return whole.image
 
 
 def _fail(jobs: Sequence[_Job], error: Exception) -> None:

@@ -62,7 +62,7 @@ class _Form:
     """Collects the parts of a multipart body, in memory."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[str, bytes]] = []
+        self.parts: list[tuple[str, bytes, bool]] = []  # name, data, whether it has a file name
         self.is_complete = False
         self._data = bytearray()
         self._headers: dict[str, bytes] = {}
@@ -102,14 +102,18 @@ class _Form:
         _, options = parse_options_header(self._headers.get("content-disposition"))
         if b"name" not in options:
             raise Problem("malformed-body", "a part of the form has no name.")
-        self.parts.append((options[b"name"].decode("utf-8", "replace"), bytes(self._data)))
+        name = options[b"name"].decode("utf-8", "replace")
+        self.parts.append((name, bytes(self._data), b"filename" in options))
 
     def _complete(self) -> None:
         self.is_complete = True
 
 
-def parse_form(request: Request, body: bytes, files: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the values of a multipart body by name: bytes of the fields in `files`, text of all others."""
+def parse_form(request: Request, body: bytes, files: Sequence[str], mixed: Sequence[str] = ()) -> dict[str, list[Any]]:
+    """Return the values of a multipart body by name: bytes of the fields in `files`, text of all others.
+
+    A field in `mixed` is bytes if it has a file name, else text.
+    """
     _, options = parse_options_header(request.headers.get("content-type"))
     form = _Form()
     try:
@@ -123,10 +127,11 @@ def parse_form(request: Request, body: bytes, files: Sequence[str]) -> dict[str,
     if not form.is_complete:
         raise Problem("malformed-body", "the form ends early.")
     values: dict[str, list[Any]] = {}
-    for name, data in form.parts:
-        if name not in files and len(data) > _MAX_TEXT:
+    for name, data, has_file_name in form.parts:
+        is_file = name in files or (has_file_name and name in mixed)
+        if not is_file and len(data) > _MAX_TEXT:
             raise Problem("invalid-request", f"the field is longer than {_MAX_TEXT:,} bytes.", parameter=name)
-        values.setdefault(name, []).append(data if name in files else data.decode("utf-8", "replace"))
+        values.setdefault(name, []).append(data if is_file else data.decode("utf-8", "replace"))
     return values
 
 

@@ -6,10 +6,10 @@ import base64
 import io
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -53,10 +53,12 @@ class ServedHit(ServedItem):
 
     Attributes:
         score: its cosine similarity to the query; higher is better.
+        probability: that it has the label of the query; None if the model of the index has no calibration.
 
     """
 
     score: float = 0.0
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class IndexSummary:
         items: the number of its items.
         model: the name of its model.
         dimensions: of its embeddings.
+        calibrated: whether its hits have a probability.
         default: whether calls without an index use it.
 
     """
@@ -76,6 +79,7 @@ class IndexSummary:
     items: int
     model: str
     dimensions: int
+    calibrated: bool
     default: bool
 
 
@@ -133,38 +137,65 @@ class Client:
         self._http.close()
 
     @checked_arguments()
-    def search(
+    def search(  # noqa: PLR0913 - all but one by name, with defaults that fit
         self,
-        image: ImageInput | None = None,
+        image: ImageInput | Sequence[ImageInput] | None = None,
         *,
         item: str | None = None,
         vector: Any = None,
+        crop: str | None = None,
+        positive: Sequence[ImageInput] = (),
+        negative: Sequence[ImageInput] = (),
         top_k: int | None = None,
         where: str | None = None,
+        min_probability: float = 0.0,
     ) -> tuple[ServedHit, ...]:
         """Find the items that are most similar to an image, to an item of the index, or to an embedding.
 
         Args:
-            image: a path, bytes, a binary file, a PIL image or a `(h, w, 3)` uint8 array.
+            image: a path, bytes, a binary file, a PIL image or a `(h, w, 3)` uint8 array; the mean of a list of
+                images is searched for.
             item: the id of an item, instead of an image; it is not among its own hits.
             vector: an embedding of the model of the index, instead of an image.
+            crop: the part of each of `image` that counts, such as 10,20,300,200 (x, y, width and height in pixels) or
+                25%,25%,50%,50%.
+            positive: further examples of what is searched for, or only these: a text is the id of an item, never a
+                file; pass a file as a `Path`. Items are not among the hits.
+            negative: examples of what is not searched for, like `positive`.
             top_k: number of hits; None for 10, or all items if there are fewer.
             where: a filter such as `label == 'hat' and year >= 2020`; only the items that fit are hits.
+            min_probability: from 0 to 1; hits with a lower probability are dropped, so that there may be none.
 
         Raises:
+            OptionError: nothing to search for, more than one of `image`, `item` and `vector`, or a wrong value.
+            DataError: a file cannot be read.
             ServiceError: the service refuses the request, or cannot be reached.
 
         """
-        if sum(value is not None for value in (image, item, vector)) != 1:
-            raise OptionError("pass exactly one of `image`, `item` and `vector`.", argument="image")
+        images = _as_list(image)
+        starts = sum((bool(images), item is not None, vector is not None))
+        if starts > 1 or not (starts or positive):
+            raise OptionError("pass one of `image`, `item` and `vector`, or `positive` examples.", argument="image")
+        if not 0 <= min_probability <= 1:
+            raise OptionError(
+                f"`min_probability` must be from 0 to 1, got {min_probability:g}.", argument="min_probability"
+            )
         parameters = {} if top_k is None else {"k": top_k}
-        fields: dict[str, Any] = {} if where is None else {"where": where}
-        if image is not None:
-            body: dict[str, Any] = {"files": {"image": _encoded(image)}, "data": fields}
-        elif item is not None:
-            body = {"json": {"id": item, **fields}}
+        fields: dict[str, Any] = {
+            "id": item,
+            "vector": None if vector is None else _numbers(vector),
+            "crop": crop,
+            "where": where,
+            "min_probability": min_probability or None,
+            "positive": [_example(example) for example in positive] or None,
+            "negative": [_example(example) for example in negative] or None,
+        }
+        fields = {name: value for name, value in fields.items() if value is not None}
+        if images and not (positive or negative):  # a form holds the bytes as they are
+            files = [("image", _encoded(image)) for image in images]
+            body: dict[str, Any] = {"files": files, "data": fields}
         else:
-            body = {"json": {"vector": np.asarray(vector, np.float64).ravel().tolist(), **fields}}
+            body = {"json": fields | ({"image": list(map(_base64, images))} if images else {})}
         answer = self._json("POST", f"{self._prefix}/search", params=parameters, **body)
         return tuple(_hit(hit) for hit in answer["hits"])
 
@@ -177,7 +208,7 @@ class Client:
             model: a name of `models`; None for the first one.
 
         """
-        inputs = [{"image": base64.b64encode(_encoded(image)).decode("ascii")} for image in images]
+        inputs = [{"image": _base64(image)} for image in images]
         body = {"model": model or self.models()[0], "input": inputs, "encoding_format": "base64"}
         answer = self._json("POST", "/v1/embeddings", json=body)
         return np.stack([np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in answer["data"]])
@@ -256,7 +287,7 @@ class Client:
         if metadata is not None:
             body["metadata"] = dict(metadata)
         if image is not None:
-            body["image"] = base64.b64encode(_encoded(image)).decode("ascii")
+            body["image"] = _base64(image)
         return _item(self._json("PATCH", self._path(item), json=body))
 
     @checked_arguments()
@@ -325,12 +356,41 @@ def _encoded(image: ImageInput) -> bytes:
     return buffer.getvalue()
 
 
+def _base64(image: ImageInput) -> str:
+    return base64.b64encode(_encoded(image)).decode("ascii")
+
+
+def _as_list(image: ImageInput | Sequence[ImageInput] | None) -> list[ImageInput]:
+    if image is None:
+        return []
+    if isinstance(image, Sequence) and not isinstance(image, str | bytes | bytearray | memoryview):
+        return list(image)
+    return [cast(ImageInput, image)]
+
+
+def _numbers(vector: Any) -> list[float]:
+    try:
+        numbers = np.asarray(vector, np.float64).ravel()
+    except (TypeError, ValueError, OverflowError):
+        raise OptionError("`vector` must be a list of numbers.", argument="vector") from None
+    if not np.isfinite(numbers).all():
+        raise OptionError("`vector` must hold finite numbers.", argument="vector")
+    return numbers.tolist()
+
+
+def _example(example: ImageInput) -> str | dict[str, str]:
+    """Return an example as JSON: the id of an item, or an image."""
+    return example if isinstance(example, str) else {"image": _base64(example)}
+
+
 def _item(values: Mapping[str, Any]) -> ServedItem:
     return ServedItem(values["id"], values.get("label"), values.get("metadata", {}))
 
 
 def _hit(values: Mapping[str, Any]) -> ServedHit:
-    return ServedHit(values["id"], values.get("label"), values.get("metadata", {}), values["score"])
+    return ServedHit(
+        values["id"], values.get("label"), values.get("metadata", {}), values["score"], values.get("probability")
+    )
 
 
 def _retry_after(response: httpx2.Response) -> float:

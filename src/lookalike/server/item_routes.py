@@ -48,6 +48,7 @@ async def list_indexes(request: Request) -> IndexesAnswer:
                 items=count,
                 model=served.loaded.encoder.name,
                 dimensions=served.loaded.index.dim,
+                calibrated=served.loaded.calibration is not None,
                 default=number == 0,
             )
             for number, ((name, served), count) in enumerate(zip(indexes.items(), counts, strict=True))
@@ -118,7 +119,7 @@ def _thumbnail(served: ServedIndex, item: str, service: Service) -> tuple[bytes,
         with image_in_turn(path):
             with open_regular(path, MAX_BYTES) as file:
                 data = file.read()
-            require_acceptable(data, service.options.max_pixels)
+            require_acceptable(item, data, service.options.max_pixels)
             (pixels,) = read_in_memory(item, data, [2 * THUMBNAIL_SIDE])
     except (UnreadableImage, OSError, RefusedFileError):
         raise Problem("not-found", "the item's image file is missing or cannot be read.", parameter="id") from None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-STAGES = ("receive", "decode", "wait", "embed", "search", "read", "thumbnail", "change")
+STAGES = ("receive", "resolve", "decode", "wait", "embed", "search", "read", "thumbnail", "change")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -29,8 +29,8 @@ class Monitor:
         )  # fmt: skip
         stages = Histogram(
             "lookalike_stage_seconds",
-            "Time per stage: receive (the body), decode (an image), wait (for a batch), embed (a batch), search, "
-            "read (items), thumbnail, change (of an index)",
+            "Time per stage: receive (the body), resolve (a query's items), decode (an image), wait (for a batch), "
+            "embed (a batch), search, read (items), thumbnail, change (of an index)",
             ("stage",),
             buckets=_SECONDS,
             registry=self.registry,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Value = str | bool | int | Finite | None
 
+_MAX_EXAMPLES = 100  # as many as a form has fields
 EXAMPLE_IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 
 
@@ -16,24 +18,90 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image in base64, or a data URI."""
+
+    text: str
+
+
+def _as_example(value: object) -> str | EncodedImage:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and value.keys() == {"image"} and isinstance(value["image"], str):
+        return EncodedImage(value["image"])
+    raise ValueError('must be the id of an item, or {"image": base64}')
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Images = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+Example = Annotated[
+    str | EncodedImage,
+    PlainValidator(_as_example),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "description": "the id of an item"},
+                {
+                    "type": "object",
+                    "properties": {"image": {"type": "string", "description": "an image in base64, or a data URI"}},
+                    "required": ["image"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
+
+
 class SearchBody(_Request):
-    """What to search for: exactly one of `image`, `id` and `vector`."""
+    """What to search for: one of `image`, `id` and `vector`, or only `positive` examples."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {"image": EXAMPLE_IMAGE},
+                {"image": [EXAMPLE_IMAGE, EXAMPLE_IMAGE], "crop": "25%,25%,50%,50%", "min_probability": 0.8},
                 {"id": "hats/12.jpg", "where": "year >= 2020"},
+                {"id": "hats/12.jpg", "positive": ["hats/3.jpg", {"image": EXAMPLE_IMAGE}], "negative": ["caps/7.jpg"]},
                 {"vector": [0.1, -0.2, 0.3]},
             ]
         }
     )
-    image: str | None = Field(None, description="an image in base64, or a data URI")
+    image: Images | None = Field(
+        None, description="an image in base64, or a data URI; the mean of a list of images is searched for"
+    )
     id: str | None = Field(None, description="an item of the index, which is not among its own hits")
     vector: Annotated[list[Finite], Field(min_length=1, max_length=65_536)] | None = Field(
         None, description="an embedding of the model of the index"
     )
+    crop: str | None = Field(
+        None,
+        description="the part of each `image` that counts: x,y,width,height in pixels of the upright image, such as "
+        "10,20,300,200, or in shares of its sides, such as 25%,25%,50%,50%",
+        examples=["25%,25%,50%,50%"],
+    )
+    positive: list[Example] = Field(
+        default_factory=list,
+        max_length=_MAX_EXAMPLES,
+        description="examples of what is searched for: ids of items, which are not hits, or images",
+    )
+    negative: list[Example] = Field(
+        default_factory=list,
+        max_length=_MAX_EXAMPLES,
+        description="examples of what is not searched for: ids of items, or images",
+    )
     where: str | None = Field(None, description="a filter: only the items that fit it are hits")
+    min_probability: Finite = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="hits with a lower probability are dropped, so that there may be none; needs an index whose model "
+        "has a calibration",
+    )
 
 
 class ItemChangeBody(_Request):
@@ -67,12 +135,15 @@ class HitAnswer(BaseModel):
 
     id: str
     score: float = Field(description="cosine similarity, at most 1; higher is more similar")
+    probability: float | None = Field(
+        None, description="that it has the label of the query; null if the model of the index has no calibration"
+    )
     label: str | None = None
     metadata: dict[str, Value] = Field(default_factory=dict)
 
 
 class SearchAnswer(BaseModel):
-    """The hits of a search, best first."""
+    """The hits of a search, best first; none if nothing matches."""
 
     hits: list[HitAnswer]
     took_ms: float = Field(description="milliseconds from the headers of the request to its answer")
@@ -100,6 +171,7 @@ class IndexAnswer(BaseModel):
     items: int
     model: str
     dimensions: int
+    calibrated: bool = Field(description="whether hits have a probability")
     default: bool = Field(description="whether /v1/search and /v1/items use it")
 
 
