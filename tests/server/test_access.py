@@ -47,6 +47,18 @@ def test_a_file_of_something_else_is_refused_and_stays(tmp_path, text):
     assert file.read_bytes() == text
 
 
+def test_a_client_can_ask_what_it_may_do(make_client, tokens):
+    for client, without in (
+        (make_client(token_file=tokens["file"]), (200, "read")),
+        (make_client(token_file=tokens["file"], require_token=True), (401, None)),
+    ):
+        answers = {}
+        for name, value in {"none": None, "wrong": "wrong", "read": tokens["read"], "write": tokens["write"]}.items():
+            response = client.get("/v1/access", headers={"Authorization": f"Bearer {value}"} if value else {})
+            answers[name] = response.status_code, response.json().get("scope")
+        assert answers == {"none": without, "wrong": (401, None), "read": (200, "read"), "write": (200, "write")}
+
+
 def test_on_this_machine_reading_is_open(make_client, tokens):
     client = make_client(token_file=tokens["file"])
     assert client.get("/v1/items").status_code == 200

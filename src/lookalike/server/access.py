@@ -110,14 +110,26 @@ class Access:
             if scope == WRITE and not any(token.scope == WRITE for token in self.tokens):
                 raise Problem("forbidden", "this service is read-only: it was started without a write token.")
             raise _unauthorized("send the header Authorization: Bearer TOKEN.")
+        token = self._token(authorization)
+        if scope == WRITE and token.scope != WRITE:
+            raise Problem("forbidden", "the token may only read.")
+        return token
+
+    def scope(self, request: Request) -> str:
+        """Return what a request may do, read or write; a `Problem` if its token is not valid, or one is missing."""
+        authorization = request.headers.get("authorization")
+        if authorization is None:
+            self.require(READ, request)
+            return READ
+        return self._token(authorization).scope
+
+    def _token(self, authorization: str) -> Token:
         kind, _, value = authorization.partition(" ")
         digest = _digest(value.strip())
         # every digest is compared, so that the time says nothing about which one is nearly right
         matches = [token for token in self.tokens if hmac.compare_digest(token.digest, digest)]
         if kind.lower() != "bearer" or not matches:
             raise _unauthorized("the token is not valid.")
-        if scope == WRITE and matches[0].scope != WRITE:
-            raise Problem("forbidden", "the token may only read.")
         return matches[0]
 
     def require_host(self, headers: dict[bytes, bytes]) -> None:

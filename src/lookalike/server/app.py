@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from lookalike._system import installed_versions
-from lookalike.server import change_routes, item_routes, openai_routes, search_routes, service_routes
+from lookalike.server import change_routes, item_routes, model_routes, openai_routes, search_routes, service_routes
 from lookalike.server.access import READ
 from lookalike.server.gate import Gate
 from lookalike.server.problems import Problem
@@ -59,10 +59,12 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     may = [Depends(may_read), Depends(_bearer)]
     app.include_router(search_routes.router, dependencies=may)
+    app.include_router(model_routes.router, dependencies=may)
     app.include_router(item_routes.router, dependencies=may)
     app.include_router(change_routes.router, dependencies=[Depends(_bearer)])
     app.include_router(openai_routes.router, dependencies=may)
     app.include_router(service_routes.protected, dependencies=may)
+    app.include_router(service_routes.access, dependencies=[Depends(_bearer)])
     app.include_router(service_routes.public)
     if STATIC.is_dir():
         app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")

@@ -181,6 +181,46 @@ class IndexesAnswer(BaseModel):
     indexes: list[IndexAnswer]
 
 
+class MemberAnswer(BaseModel):
+    """One backbone of a model."""
+
+    name: str
+    state: str = Field(description="untrained, frozen, frozen + trained head, or fine-tuned")
+    width: int = Field(description="of its input, in pixels")
+    height: int
+
+
+class EstimateAnswer(BaseModel):
+    """A mean over queries and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class ModelCardAnswer(BaseModel):
+    """What is known of a model."""
+
+    name: str
+    state: str = Field(description="untrained, frozen, frozen + trained head, fine-tuned, or mixed")
+    dimensions: int
+    members: list[MemberAnswer] = Field(description="one, or those of an ensemble")
+    combination: str | None = Field(None, description="of an ensemble: aligned, average or concat")
+    runtime: str
+    precision: str
+    training_images: int | None = Field(None, description="null if it was not trained")
+    classes: int = Field(description="number of classes that it was trained on")
+    calibrated: bool = Field(description="whether it turns cosines into probabilities")
+    measures: dict[str, dict[str, EstimateAnswer]] = Field(description="by split, by measure")
+    reason: str | None = Field(None, description="why a benchmark selected it; null if none did")
+
+
+class AccessAnswer(BaseModel):
+    """What a request may do."""
+
+    scope: str = Field(description="read (search and look), or write (also add, change and remove items)")
+
+
 class ProblemAnswer(BaseModel):
     """An error (RFC 9457)."""
 

@@ -19,6 +19,8 @@ from typing import TypeVar
 from lookalike._system import cpu_count
 from lookalike.api.search import LoadedIndex, load_index
 from lookalike.errors import LookalikeError, OptionError
+from lookalike.models.bundle import MODEL_FOLDER, read_bundle_info
+from lookalike.models.info import BundleInfo
 from lookalike.progress import SILENT
 from lookalike.server.access import Access, Token
 from lookalike.server.batching import EmbeddingQueue
@@ -68,6 +70,7 @@ class ServedIndex:
         name: in the address.
         loaded: the index and its encoder.
         queue: what embeds its queries.
+        model: the record of its model.
         requests: how many use it now.
         compacting: whether it is being compacted.
 
@@ -76,6 +79,7 @@ class ServedIndex:
     name: str
     loaded: LoadedIndex
     queue: EmbeddingQueue
+    model: BundleInfo
     requests: int = 0
     compacting: bool = False
 
@@ -134,7 +138,7 @@ class Service:
                 key = loaded.encoder.fingerprint, loaded.encoder.precision
                 if key not in queues:
                     queues[key] = EmbeddingQueue(loaded.encoder, self.options, self.monitor, self._decoders)
-                new[name] = ServedIndex(name, loaded, queues[key])
+                new[name] = ServedIndex(name, loaded, queues[key], read_bundle_info(path / MODEL_FOLDER))
             self._indexes = new
             for name in new:
                 self.monitor.watch_index(name, partial(self._count, name))

@@ -6,12 +6,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from lookalike._html import page_environment
-from lookalike.server.schemas import StateAnswer
+from lookalike.server.schemas import AccessAnswer, StateAnswer
+from lookalike.server.search_routes import PROBLEMS
 from lookalike.server.service import Service
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 public = APIRouter(tags=["service"])
 protected = APIRouter(tags=["service"])
+access = APIRouter(tags=["service"], responses={401: PROBLEMS[401]})
 
 
 @public.get("/healthz", response_model=StateAnswer, summary="Is the process alive?")
@@ -27,6 +29,13 @@ async def readyz(request: Request) -> Response:
     """Answer 200 when every index and model is loaded, and 503 before that and while the service stops."""
     state = request.app.state.service.state
     return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+
+@access.get("/v1/access", response_model=AccessAnswer, summary="What may this client do?")
+async def show_access(request: Request) -> AccessAnswer:
+    """Say what the token of the request may do, or what may be done without one."""
+    service: Service = request.app.state.service
+    return AccessAnswer(scope=service.access.scope(request))
 
 
 @protected.get("/metrics", summary="Counts and times, for Prometheus", response_class=Response)
