@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,13 +15,20 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from lookalike._system import installed_versions
-from lookalike.server import change_routes, item_routes, model_routes, openai_routes, search_routes, service_routes
+from lookalike.server import (
+    change_routes,
+    item_routes,
+    model_routes,
+    openai_routes,
+    page_routes,
+    search_routes,
+    service_routes,
+)
 from lookalike.server.access import READ
 from lookalike.server.gate import Gate
 from lookalike.server.problems import Problem
 from lookalike.server.service import Service
 
-STATIC = Path(__file__).parent / "static"
 _DESCRIPTION = """Search images by an image. Errors are problem details (RFC 9457); those of `/v1/embeddings` and
 `/v1/models` have OpenAI's form."""
 _bearer = HTTPBearer(auto_error=False, description="a token of `lookalike token`")
@@ -66,8 +72,8 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(service_routes.protected, dependencies=may)
     app.include_router(service_routes.access, dependencies=[Depends(_bearer)])
     app.include_router(service_routes.public)
-    if STATIC.is_dir():
-        app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")
+    app.include_router(page_routes.router)
+    app.mount("/page", StaticFiles(directory=page_routes.FILES), name="page")
     app.add_exception_handler(HTTPException, _framework_problem)
     app.add_exception_handler(RequestValidationError, _parameter_problem)
     if service.options.cors_origins:

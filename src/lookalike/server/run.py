@@ -129,7 +129,9 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
         address = _address(listener)
 
         def started() -> None:
-            progress.info(f"serving on {address}, described on {address}/docs; Ctrl-C stops it")
+            progress.info(
+                f"serving on {address}, also for browsers; {address}/docs describes the routes; Ctrl-C stops it"
+            )
             if on_start is not None:
                 on_start(address)
 

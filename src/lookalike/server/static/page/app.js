@@ -1,0 +1,501 @@
+// The page: what is searched for, the search, and its hits.
+
+import { Problem, forgetThumbnails, getJson } from "./api.js";
+import { showAbout } from "./about.js";
+import { CropBox } from "./crop.js";
+import { addDialog, removeDialog, tokenDialog } from "./dialogs.js";
+import { element, hitCard, showMarks, showPlaceholders, showThumbnail, thumbnail } from "./hits.js";
+
+const SLOW_AFTER_MS = 4000;
+const FIRST_ITEMS = 15; // shown before the first search
+const byId = (id) => document.getElementById(id);
+const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+
+let indexes = [];
+let index = null; // one of `indexes`
+let access = null; // {scope}; null while the service lets nobody in
+let query = null; // {file, url, crop} for an image, {id} for an item
+let hits = [];
+let running = null; // AbortController of the search
+const examples = new Map(); // id: {hit, kind}, kind is positive or negative
+const trail = new Map(); // queries by the key of their entry in the browser's history
+
+const kindOf = (id) => examples.get(id)?.kind ?? null;
+const canWrite = () => access?.scope === "write";
+
+// Start, and another index or token
+
+async function start() {
+  byId("status").textContent = "Loading…";
+  hideMessages();
+  try {
+    access = await getJson("v1/access");
+    await loadIndexes();
+  } catch (error) {
+    byId("status").textContent = "";
+    if (error instanceof Problem && error.status === 401) access = null;
+    showError(error, start);
+    showWritable();
+    return;
+  }
+  showWritable();
+  const id = new URLSearchParams(location.hash.slice(1)).get("id");
+  if (query) search();
+  else if (id) setQuery({ id }, { isNew: false });
+  else browse();
+}
+
+async function loadIndexes() {
+  ({ indexes } = await getJson("v1/indexes"));
+  const name = index?.name ?? new URLSearchParams(location.hash.slice(1)).get("index");
+  index = indexes.find((other) => other.name === name) ?? indexes[0];
+  byId("index").replaceChildren(
+    ...indexes.map((other) => element("option", { value: other.name, selected: other === index }, other.name)),
+  );
+  byId("index-field").hidden = indexes.length < 2;
+  byId("probability-field").hidden = !index.calibrated;
+}
+
+function showWritable() {
+  byId("open-add").hidden = !canWrite() || !index;
+}
+
+// The first items, so that there is something to search with.
+async function browse() {
+  clearHits();
+  try {
+    const { items } = await getJson(`v1/indexes/${encodeURIComponent(index.name)}/items?limit=${FIRST_ITEMS}`);
+    if (query) return;
+    byId("status").textContent = `${count(index.items, "item")} in ${index.name}`;
+    if (!items.length) {
+      showEmpty("The index is empty", canWrite() ? "Add an item to search for it." : "Add items with `lookalike add`.");
+      return;
+    }
+    showEmpty("Which image are you looking for?", "Drop, paste or choose one, or start with an item below.");
+    showHits(items, "Items");
+  } catch (error) {
+    showError(error, browse);
+  }
+}
+
+// The query
+
+function setQuery(next, { isNew = true } = {}) {
+  query = next;
+  examples.clear();
+  showExamples();
+  showQuery();
+  if (isNew) {
+    const key = `${performance.timeOrigin} ${trail.size}`; // entries of before a reload have other keys
+    trail.set(key, query);
+    history.pushState({ key }, "", query.id === undefined ? "#" : `#${addressOf(query.id)}`);
+  }
+  search();
+}
+
+function addressOf(id) {
+  const parts = new URLSearchParams({ id });
+  if (indexes.length > 1) parts.set("index", index.name);
+  return parts;
+}
+
+function showQuery() {
+  const isImage = query?.file !== undefined;
+  byId("image-query").hidden = !isImage;
+  byId("item-query").hidden = query === null || isImage;
+  byId("drop").classList.toggle("small", query !== null);
+  byId("search").disabled = query === null;
+  if (isImage) {
+    byId("preview").src = query.url;
+    cropBox.set(query.crop ?? null);
+    turnCrop(Boolean(query.crop));
+  } else if (query) {
+    byId("item-id").textContent = query.id;
+    showThumbnail(byId("item-thumbnail"), index.name, query.id);
+  }
+}
+
+function setFile(file) {
+  if (!file) return;
+  setQuery({ file, url: URL.createObjectURL(file), crop: null });
+}
+
+const cropBox = new CropBox({
+  stage: byId("stage"),
+  box: byId("box"),
+  fields: { x: byId("crop-x"), y: byId("crop-y"), width: byId("crop-width"), height: byId("crop-height") },
+  changed: () => {
+    query.crop = cropBox.value;
+    turnCrop(true);
+    search();
+  },
+});
+
+function turnCrop(on) {
+  cropBox.turn(on);
+  byId("crop").setAttribute("aria-pressed", String(on));
+  byId("crop-fields").hidden = !on;
+  byId("whole").hidden = !cropBox.value;
+}
+
+function showPreview(isShown) {
+  byId("stage").hidden = !isShown;
+  byId("crop-buttons").hidden = !isShown;
+  byId("no-preview").hidden = isShown;
+  if (!isShown) turnCrop(false);
+}
+
+// The search
+
+// A form for an image, which is a file; JSON for an item.
+function bodyOf() {
+  const fields = query.file === undefined ? { id: query.id } : { image: query.file, crop: cropBox.text };
+  for (const kind of ["positive", "negative"]) {
+    const ids = [...examples].filter(([, example]) => example.kind === kind).map(([id]) => id);
+    if (ids.length) fields[kind] = ids;
+  }
+  fields.where = byId("where").value.trim();
+  fields.min_probability = Number(minProbability());
+  const sent = Object.entries(fields).filter(([, value]) => value);
+  if (query.file === undefined) return Object.fromEntries(sent);
+  const form = new FormData();
+  for (const [name, value] of sent) for (const one of [value].flat()) form.append(name, one);
+  return form;
+}
+
+const minProbability = () => (index.calibrated ? byId("min-probability").value : "");
+
+// The service refuses more hits than the index can have.
+function topK() {
+  const inQuery = examples.size + (query.id === undefined ? 0 : 1);
+  const most = index.items - inQuery;
+  return most < 1 ? "" : `?k=${Math.min(Number(byId("top-k").value), most)}`;
+}
+
+async function search({ isRepeated = false } = {}) {
+  if (!query || !index) return;
+  running?.abort();
+  const controller = new AbortController();
+  running = controller;
+  showBusy(true);
+  const slow = setTimeout(() => { byId("slow").hidden = false; }, SLOW_AFTER_MS);
+  try {
+    const path = `v1/indexes/${encodeURIComponent(index.name)}/search${topK()}`;
+    const answer = await getJson(path, { method: "POST", body: bodyOf(), signal: controller.signal });
+    if (running !== controller) return;
+    showAnswer(answer);
+  } catch (error) {
+    if (running !== controller) return;
+    if (error.parameter === "k" && !isRepeated) {
+      // Items were removed meanwhile.
+      await loadIndexes().catch(() => {});
+      search({ isRepeated: true });
+      return;
+    }
+    showSearchError(error);
+  } finally {
+    clearTimeout(slow);
+    if (running === controller) {
+      running = null;
+      showBusy(false);
+    }
+  }
+}
+
+function showBusy(isBusy) {
+  byId("hits").setAttribute("aria-busy", String(isBusy));
+  byId("progress").hidden = !isBusy;
+  if (!isBusy) {
+    byId("slow").hidden = true;
+    return;
+  }
+  hideMessages();
+  byId("status").textContent = "Searching…";
+  if (!hits.length) showPlaceholders(byId("hits"), 10);
+}
+
+function showAnswer(answer) {
+  byId("hits-title").textContent = "Hits";
+  if (!answer.hits.length) {
+    clearHits();
+    byId("status").textContent = "No match";
+    showEmpty(...noMatch());
+    return;
+  }
+  byId("status").textContent = `${count(answer.hits.length, "hit")} in ${Math.max(1, Math.round(answer.took_ms))} ms`;
+  showHits(answer.hits, "Hits");
+}
+
+function noMatch() {
+  if (!index.items) return ["The index is empty", "There is nothing to find yet."];
+  const probability = byId("min-probability");
+  const reasons = [];
+  if (byId("where").value.trim()) reasons.push("fits the filter");
+  if (minProbability()) reasons.push(`is a match with a probability of ${probability.selectedOptions[0].text}`);
+  if (!reasons.length) return ["No match", "There is no other item in the index."];
+  return ["No match", `No item ${reasons.join(" and ")}. Loosen it to see more.`];
+}
+
+function showSearchError(error) {
+  if (error.name === "AbortError") {
+    clearHits();
+    byId("status").textContent = "Stopped";
+    return;
+  }
+  byId("status").textContent = "";
+  if (error.parameter === "where") {
+    byId("where-error").textContent = error.message;
+    byId("where").setAttribute("aria-invalid", "true");
+    if (!hits.length) clearHits(); // the placeholders
+    return;
+  }
+  clearHits();
+  showError(error, search);
+}
+
+// Messages
+
+function hideMessages() {
+  for (const id of ["error", "empty", "slow"]) byId(id).hidden = true;
+  byId("where-error").textContent = "";
+  byId("where").removeAttribute("aria-invalid");
+}
+
+function showEmpty(title, text) {
+  byId("empty").hidden = false;
+  byId("empty-title").textContent = title;
+  byId("empty-text").textContent = text;
+}
+
+function showError(error, again) {
+  if (!(error instanceof Problem)) throw error;
+  const needsToken = error.status === 401 || error.status === 403;
+  byId("error").hidden = false;
+  byId("error-text").textContent = error.message;
+  const button = byId("error-action");
+  button.hidden = false;
+  button.textContent = needsToken ? "Enter a token" : "Try again";
+  button.onclick = needsToken ? () => openToken(access) : () => again();
+}
+
+// Hits
+
+function clearHits() {
+  hits = [];
+  byId("hits").replaceChildren();
+}
+
+function showHits(next, title) {
+  const list = byId("hits");
+  const hadFocus = list.contains(document.activeElement);
+  forgetThumbnails();
+  hits = next;
+  byId("hits-title").textContent = title;
+  list.replaceChildren(...hits.map((hit, number) => hitCard(index.name, hit, number + 1, actions())));
+  showMarks(list, kindOf);
+  if (hadFocus) list.focus({ preventScroll: true });
+  if (byId("hits-title").getBoundingClientRect().top < 0) byId("hits-title").scrollIntoView();
+}
+
+function actions() {
+  return {
+    search: (hit) => setQuery({ id: hit.id }),
+    toggle: toggleExample,
+    remove: canWrite() ? openRemove : null,
+    kindOf,
+  };
+}
+
+function toggleExample(hit, kind) {
+  if (kindOf(hit.id) === kind) examples.delete(hit.id);
+  else examples.set(hit.id, { hit, kind });
+  showExamples();
+}
+
+function showExamples() {
+  for (const kind of ["positive", "negative"]) {
+    const chips = [...examples.values()].filter((example) => example.kind === kind).map(({ hit }) => chip(hit, kind));
+    byId(kind).replaceChildren(...chips);
+    byId(kind).parentElement.hidden = !chips.length;
+  }
+  byId("examples").hidden = !examples.size;
+  document.body.classList.toggle("has-examples", examples.size > 0);
+  showMarks(byId("hits"), kindOf);
+}
+
+function chip(hit, kind) {
+  return element(
+    "li",
+    {},
+    element(
+      "button",
+      {
+        type: "button",
+        "aria-label": `Remove the ${kind} example ${hit.label ?? hit.id}`,
+        title: "Remove the example",
+        onclick: () => {
+          toggleExample(hit, kind);
+          (examples.size ? byId("search-examples") : byId("hits")).focus({ preventScroll: true });
+        },
+      },
+      thumbnail(index.name, hit.id),
+    ),
+  );
+}
+
+// With examples but no query, the first positive example is the query.
+function searchExamples() {
+  if (query) {
+    search();
+    return;
+  }
+  const first = [...examples].find(([, { kind }]) => kind === "positive");
+  if (!first) {
+    byId("status").textContent = "Mark a positive example, or choose an image.";
+    return;
+  }
+  const rest = [...examples].filter(([id]) => id !== first[0]);
+  setQuery({ id: first[0] });
+  for (const [id, example] of rest) examples.set(id, example);
+  if (rest.length) {
+    showExamples();
+    search();
+  }
+}
+
+// Dialogs
+
+const openToken = tokenDialog((next) => {
+  access = next;
+  forgetThumbnails(true);
+  clearHits();
+  start();
+});
+const openAdd = addDialog({
+  index: () => index.name,
+  queryImage: () => query?.file ?? null,
+  added: async (item) => {
+    await loadIndexes().catch(() => {});
+    byId("status").textContent = `Added ${item.id}`;
+    if (!query) await browse();
+    byId("status").textContent = `Added ${item.id}`;
+  },
+});
+const openRemove = removeDialog({
+  index: () => index.name,
+  removed: (item) => {
+    const cards = [...byId("hits").children];
+    const position = cards.findIndex((card) => card.dataset.id === item.id);
+    cards[position]?.remove();
+    const neighbour = cards[position + 1] ?? cards[position - 1];
+    (neighbour?.querySelector("button") ?? byId("hits")).focus({ preventScroll: true });
+    hits = hits.filter((hit) => hit.id !== item.id);
+    examples.delete(item.id);
+    showExamples();
+    loadIndexes().catch(() => {});
+    byId("status").textContent = `Removed ${item.id}`;
+  },
+});
+
+byId("open-token").addEventListener("click", () => openToken(access));
+byId("open-add").addEventListener("click", openAdd);
+byId("open-about").addEventListener("click", async () => {
+  if (index) await loadIndexes().catch(() => {});
+  showAbout(index);
+});
+// As a link it would change the address, which holds the query.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  byId("hits").focus();
+});
+for (const dialog of document.querySelectorAll("dialog")) {
+  // A click beside a dialog closes it.
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+}
+
+// Inputs
+
+for (const input of [byId("file"), byId("camera")]) {
+  input.addEventListener("change", () => {
+    setFile(input.files[0]);
+    input.value = ""; // so that the same file can be chosen again
+  });
+}
+byId("preview").addEventListener("load", () => showPreview(true));
+byId("preview").addEventListener("error", () => showPreview(false));
+byId("crop").addEventListener("click", () => {
+  const on = !cropBox.isOn;
+  if (on && !cropBox.value) cropBox.set({ x: 10, y: 10, width: 80, height: 80 });
+  turnCrop(on);
+  if (on) byId("box").focus({ preventScroll: true });
+});
+byId("whole").addEventListener("click", () => {
+  cropBox.set(null);
+  query.crop = null;
+  turnCrop(false);
+  byId("crop").focus();
+  search();
+});
+byId("query").addEventListener("submit", (event) => {
+  event.preventDefault();
+  search();
+});
+for (const id of ["top-k", "min-probability"]) byId(id).addEventListener("change", () => search());
+byId("stop").addEventListener("click", () => running?.abort());
+byId("search-examples").addEventListener("click", searchExamples);
+byId("clear-examples").addEventListener("click", () => {
+  examples.clear();
+  showExamples();
+  byId("hits").focus({ preventScroll: true });
+});
+byId("index").addEventListener("change", async () => {
+  index = indexes.find((other) => other.name === byId("index").value);
+  byId("probability-field").hidden = !index.calibrated;
+  examples.clear();
+  showExamples();
+  clearHits();
+  hideMessages();
+  if (query?.file === undefined) {
+    query = null; // an item of another index
+    showQuery();
+    history.replaceState(null, "", "#");
+    await browse();
+  } else await search();
+});
+
+document.addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find((other) => other.type.startsWith("image/"));
+  if (!file || document.querySelector("dialog[open]")) return;
+  event.preventDefault();
+  setFile(file);
+});
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dragging");
+});
+document.addEventListener("dragleave", (event) => {
+  if (event.relatedTarget === null) document.body.classList.remove("dragging");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dragging");
+  if (document.querySelector("dialog[open]")) return;
+  const file = event.dataTransfer.files[0];
+  if (file) setFile(file);
+  else byId("status").textContent = "Only files can be dropped. Save the image first.";
+});
+window.addEventListener("popstate", (event) => {
+  const id = new URLSearchParams(location.hash.slice(1)).get("id");
+  const earlier = trail.get(event.state?.key) ?? (id ? { id } : null);
+  if (earlier) setQuery(earlier, { isNew: false });
+  else {
+    query = null;
+    examples.clear();
+    showExamples();
+    showQuery();
+    hideMessages();
+    browse();
+  }
+});
+
+start();
