@@ -26,7 +26,8 @@ from lookalike.models import pipeline
 from lookalike.models.bundle import describe_encoder, read_bundle_info, save_bundle
 from lookalike.models.info import TrainingData
 from lookalike.progress import SILENT
-from lookalike.runtimes import openvino
+from lookalike.runtimes import openvino, select
+from lookalike.runtimes.cache import RuntimeTiming
 from lookalike.runtimes.load import load_encoder
 from lookalike.types import Calibration, Comparison
 
@@ -62,6 +63,15 @@ def test_embeddings_equal_those_of_the_bundle(bundle, image_files, tmp_path, for
         np.testing.assert_allclose(embeddings.vectors, expected.vectors, atol=atol)
         assert (embeddings.ids, embeddings.fingerprint) == (expected.ids, expected.fingerprint)
         assert embeddings.precision == precision
+
+
+def test_a_model_is_compared_in_float32_where_bfloat16_is_the_fastest(bundle, tmp_path, monkeypatch):
+    def fastest(_):
+        return (RuntimeTiming("torch", "bfloat16", 100.0), RuntimeTiming("torch", "float32", 50.0))
+
+    monkeypatch.setattr(select, "load_timings", fastest)
+    exported = export(bundle, out=tmp_path / "exact", precision="float32")
+    assert exported.parity.min_cosine > 0.999999
 
 
 @pytest.mark.parametrize(

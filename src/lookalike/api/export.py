@@ -126,7 +126,7 @@ def export(
         )
     _require_packages(runtime, precision)
     with renamed_argument("bundle", "model"):
-        encoder = load_encoder(bundle)
+        encoder = load_encoder(bundle, precision="float32")  # what an exported model is compared with
     split = None if data is None else _data_of(data, info)
     with locked(out), storage_errors(out, "out"), temporary_folder(out) as folder:
         members: list[Encoder] = []
