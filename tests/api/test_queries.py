@@ -19,7 +19,7 @@ from lookalike.api.queries import (
     read_vector,
     resolve_queries,
 )
-from lookalike.api.search import load_index, search
+from lookalike.api.search import LoadedIndex, load_index, search
 from lookalike.errors import DataError, LookalikeError, OptionError
 from lookalike.index.index import Index
 from lookalike.types import Embeddings, l2_normalize
@@ -133,6 +133,17 @@ def test_positive_and_negative_examples_by_rocchio(loaded, images, tmp_path):
     (hits,) = search(loaded, [Query(positive=["more/cat2.jpg"], negative=[negative])], top_k=10)
     expected = POSITIVE_WEIGHT * vectors[1] - NEGATIVE_WEIGHT * vectors[2]
     assert [hit.id for hit in hits] == ranked(loaded, expected, {"more/cat2.jpg", "more/coffee2.jpg"})
+
+
+def test_a_query_made_of_all_items_has_no_hit(loaded, images):
+    paths = [str(images / "more" / name) for name in ("cat2.jpg", "rocket1.jpg")]
+    small = LoadedIndex(Index.build(loaded.encoder.embed(paths)), loaded.encoder)
+    all_items = Query(id=paths[0], positive=paths[1:])
+    result = search(small, [all_items, images / "more" / "cat1.jpg"])
+    assert [[hit.id for hit in hits] for hits in result] == [[], [paths[0]]]
+    with pytest.raises(OptionError, match="only 0 items besides the query") as caught:
+        search(small, [all_items], top_k=1)
+    assert caught.value.argument == "top_k"
 
 
 def test_queries_of_all_kinds_in_one_search(loaded, images, tmp_path):

@@ -326,6 +326,8 @@ def search_others(
         extra = most
         if top_k is None:
             count = max(1, min(count, available - extra))
+            if available <= extra:  # a query is made of all items, and has no hit
+                break
         if count > available - extra:
             raise OptionError(
                 f"`top_k` is {count}, but the index has only {available - extra} items besides the query itself; "
@@ -338,7 +340,9 @@ def search_others(
 def drop_hits(hits: Hits, dropped: npt.NDArray[np.bool_], count: int) -> Hits:
     """Return the first `count` hits of each query that are not dropped; `dropped` is `(n_query, top_k)`."""
     rows, columns = np.arange(len(hits))[:, None], np.argsort(dropped, axis=1, kind="stable")[:, :count]
-    return replace(hits, ids=hits.ids[rows, columns], scores=hits.scores[rows, columns])
+    ids, scores, is_dropped = hits.ids[rows, columns], hits.scores[rows, columns], dropped[rows, columns]
+    ids[is_dropped], scores[is_dropped] = None, np.nan  # where fewer than `count` are left
+    return replace(hits, ids=ids, scores=scores)
 
 
 def _page_path(html: Path | str) -> Path:
