@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from lookalike.api.index import index
 from lookalike.api.queries import Query
 from lookalike.api.search import load_index, search
+from lookalike.server.schemas import SearchBody
 
 
 def expected_hits(index_folder, query, top_k, **options):
@@ -156,6 +158,15 @@ def test_queries_of_all_kinds_have_the_hits_of_python(client, index_folder, comb
     hits = hits_of(client.post("/v1/search?k=8", **(form if as_form else as_json(form))))
     assert [item for item, _ in hits] == [item for item, _ in expected]
     assert [score for _, score in hits] == pytest.approx([score for _, score in expected], abs=5e-6)
+
+
+def test_form_and_json_are_described_with_the_same_fields(client):
+    bodies = client.get("/openapi.json").json()["paths"]["/v1/search"]["post"]["requestBody"]["content"]
+    form, body = (bodies[kind]["schema"] for kind in ("multipart/form-data", "application/json"))
+    assert {*form["properties"], "vector"} == set(body["properties"]) == set(SearchBody.model_fields)
+    assert "$ref" not in str(bodies)  # it would point outside of the description
+    for example in body["examples"]:
+        SearchBody.model_validate_json(json.dumps(example))
 
 
 def test_a_vector_with_examples_has_the_hits_of_python(client, index_folder):
