@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -63,10 +63,12 @@ def test_other_paths_stay_as_they_were(client):
 class Site:
     """A service in a thread of this process."""
 
-    def __init__(self, folder: Path, **options: object) -> None:
+    def __init__(self, folder: Path, names: Sequence[str] = ("small",), **options: object) -> None:
         file = folder / "tokens"
         self.tokens = {scope: token(file, scope=scope) for scope in ("read", "write")}
-        self.service = Service({"small": folder / "small.index"}, ServiceOptions(**options), read_tokens(file))
+        self.service = Service(
+            {name: folder / f"{name}.index" for name in names}, ServiceOptions(**options), read_tokens(file)
+        )
         self.service.load()
         served = self.service.indexes["small"]
         served.loaded = replace(served.loaded, calibration=Calibration(8.0, -6.0, 40, 0.05))
@@ -371,6 +373,26 @@ def test_a_service_that_needs_a_token(open_page, folder, query):
         page.get_by_role("button", name="Forget it").click()
         expect(page.locator("#error")).to_be_visible()
         expect(page.locator(".hit")).to_have_count(0)
+    finally:
+        site.stop()
+
+
+def test_the_choice_of_the_index(open_page, folder, query):
+    shutil.copytree(folder / "small.index", folder / "other.index")
+    site = Site(folder, ("small", "other"))
+    site.service.indexes["other"].loaded.index.remove(["more/cat2.jpg"])
+    try:
+        page = open_page(site)
+        expect(page.locator(".hit")).to_have_count(ITEMS)
+        page.locator(".open").first.click()
+        expect(page.locator("#status")).to_contain_text(f"{ITEMS - 1} hits in")
+        page.get_by_label("Index", exact=True).select_option("other")  # an item is of one index, an image of any
+        expect(page.locator("#status")).to_have_text(f"{ITEMS - 1} items in other")
+        expect(page.get_by_label("Probability")).to_be_hidden()
+        pick(page, query, ITEMS - 1)
+        page.get_by_label("Index", exact=True).select_option("small")
+        expect(page.locator("#status")).to_contain_text(f"{ITEMS} hits in")
+        expect(page.get_by_label("Probability")).to_be_visible()
     finally:
         site.stop()
 

@@ -41,7 +41,7 @@ function facts(pairs) {
 
 function cardOf(card) {
   const trained = card.training_images === null
-    ? "not on images of yours"
+    ? null
     : `${number(card.training_images)} images of ${number(card.classes)} classes`;
   const parts = [
     facts([
@@ -52,7 +52,8 @@ function cardOf(card) {
       ["Dimensions", number(card.dimensions)],
       ["Trained on", trained],
       ["Probabilities", card.calibrated ? "yes" : "no: the model has no calibration"],
-      ["Runtime", `${card.runtime}, ${card.precision}`],
+      ["Runtime", card.runtime === "auto" ? null : card.runtime], // auto names none
+      ["Precision", card.precision],
     ]),
   ];
   for (const [split, measures] of Object.entries(card.measures)) {

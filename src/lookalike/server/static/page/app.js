@@ -220,6 +220,7 @@ function showAnswer(answer) {
     clearHits();
     byId("status").textContent = "No match";
     showEmpty(...noMatch());
+    showTop();
     return;
   }
   byId("status").textContent = `${count(answer.hits.length, "hit")} in ${Math.max(1, Math.round(answer.took_ms))} ms`;
@@ -228,12 +229,11 @@ function showAnswer(answer) {
 
 function noMatch() {
   if (!index.items) return ["The index is empty", "There is nothing to find yet."];
-  const probability = byId("min-probability");
   const reasons = [];
   if (byId("where").value.trim()) reasons.push("fits the filter");
-  if (minProbability()) reasons.push(`is a match with a probability of ${probability.selectedOptions[0].text}`);
+  if (minProbability()) reasons.push(`is a match with a probability of at least ${Math.round(100 * minProbability())} %`);
   if (!reasons.length) return ["No match", "There is no other item in the index."];
-  return ["No match", `No item ${reasons.join(" and ")}. Loosen it to see more.`];
+  return ["No match", `No item ${reasons.join(" and ")}. Change this to see more.`];
 }
 
 function showSearchError(error) {
@@ -244,13 +244,15 @@ function showSearchError(error) {
   }
   byId("status").textContent = "";
   if (error.parameter === "where") {
-    byId("where-error").textContent = error.message;
+    byId("where-error").textContent = error.message.replace("`where`", "The filter");
     byId("where").setAttribute("aria-invalid", "true");
+    byId("where-error").scrollIntoView({ block: "nearest" });
     if (!hits.length) clearHits(); // the placeholders
     return;
   }
   clearHits();
   showError(error, search);
+  showTop();
 }
 
 // Messages
@@ -294,7 +296,13 @@ function showHits(next, title) {
   list.replaceChildren(...hits.map((hit, number) => hitCard(index.name, hit, number + 1, actions())));
   showMarks(list, kindOf);
   if (hadFocus) list.focus({ preventScroll: true });
-  if (byId("hits-title").getBoundingClientRect().top < 0) byId("hits-title").scrollIntoView();
+  showTop();
+}
+
+// Scrolls back to the first hit or the message, if it is above the window.
+function showTop() {
+  const title = byId("hits-title");
+  if (title.getBoundingClientRect().top < 0) title.scrollIntoView();
 }
 
 function actions() {

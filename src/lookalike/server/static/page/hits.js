@@ -43,13 +43,13 @@ export function percent(probability) {
 
 function scoreOf(hit) {
   if (typeof hit.score !== "number") return null; // an item that is shown without a search
-  const cosine = `cosine ${hit.score.toFixed(3)}`;
-  if (typeof hit.probability !== "number") return element("p", { class: "score" }, cosine);
+  const cosine = hit.score.toFixed(3);
+  if (typeof hit.probability !== "number") return element("p", { class: "score" }, element("b", {}, cosine), "cosine");
   return element(
     "p",
     { class: "score" },
     element("b", { title: "Probability that it has the label of the query" }, percent(hit.probability)),
-    element("span", { class: "cosine" }, cosine),
+    `cosine ${cosine}`,
   );
 }
 
