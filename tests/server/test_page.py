@@ -393,6 +393,12 @@ def test_the_choice_of_the_index(open_page, folder, query):
         page.get_by_label("Index", exact=True).select_option("small")
         expect(page.locator("#status")).to_contain_text(f"{ITEMS} hits in")
         expect(page.get_by_label("Probability")).to_be_visible()
+        page.locator(".open").first.click()
+        expect(page.locator("#status")).to_contain_text(f"{ITEMS - 1} hits in")
+        page.get_by_label("Index", exact=True).select_option("other")
+        page.goto(f"{site.url}#id=more%2Fcat1.jpg&index=small")  # a link to an item
+        expect(page.locator("#item-id")).to_have_text("more/cat1.jpg")
+        expect(page.get_by_label("Index", exact=True)).to_have_value("small")
     finally:
         site.stop()
 

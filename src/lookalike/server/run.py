@@ -49,7 +49,8 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
 ) -> None:
     """Serve indexes over HTTP until the process gets SIGTERM or SIGINT; what has begun is finished first.
 
-    SIGHUP loads the indexes and tokens again without a failed request. `/docs` of the service describes its routes.
+    SIGHUP loads the indexes and tokens again without a failed request. `/` of the service is a web page to search
+    with, `/docs` describes its routes.
 
     Args:
         indexes: folders from `lookalike index`, or a mapping of these by name; the first one is the default.

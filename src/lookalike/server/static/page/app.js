@@ -14,7 +14,7 @@ const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number 
 let indexes = [];
 let index = null; // one of `indexes`
 let access = null; // {scope}; null while the service lets nobody in
-let query = null; // {file, url, crop} for an image, {id} for an item
+let query = null; // {file, url, crop} for an image, {id, index} for an item
 let hits = [];
 let running = null; // AbortController of the search
 const examples = new Map(); // id: {hit, kind}, kind is positive or negative
@@ -39,21 +39,21 @@ async function start() {
     return;
   }
   showWritable();
-  const id = new URLSearchParams(location.hash.slice(1)).get("id");
+  const linked = queryOfAddress();
   if (query) search();
-  else if (id) setQuery({ id }, { isNew: false });
+  else if (linked) setQuery(linked, { isNew: false });
   else browse();
 }
 
 async function loadIndexes() {
   ({ indexes } = await getJson("v1/indexes"));
-  const name = index?.name ?? new URLSearchParams(location.hash.slice(1)).get("index");
-  index = indexes.find((other) => other.name === name) ?? indexes[0];
+  const [first] = indexes;
+  index = indexes.find(({ name }) => name === index?.name) ?? first;
   byId("index").replaceChildren(
-    ...indexes.map((other) => element("option", { value: other.name, selected: other === index }, other.name)),
+    ...indexes.map(({ name }) => element("option", { value: name }, name)),
   );
   byId("index-field").hidden = indexes.length < 2;
-  byId("probability-field").hidden = !index.calibrated;
+  useIndex(index);
 }
 
 function showWritable() {
@@ -82,6 +82,8 @@ async function browse() {
 
 function setQuery(next, { isNew = true } = {}) {
   query = next;
+  const itsIndex = indexes.find(({ name }) => name === query.index);
+  if (itsIndex && itsIndex !== index) useIndex(itsIndex);
   examples.clear();
   showExamples();
   showQuery();
@@ -91,6 +93,18 @@ function setQuery(next, { isNew = true } = {}) {
     history.pushState({ key }, "", query.id === undefined ? "#" : `#${addressOf(query.id)}`);
   }
   search();
+}
+
+function useIndex(other) {
+  index = other;
+  byId("index").value = index.name;
+  byId("probability-field").hidden = !index.calibrated;
+}
+
+// The query of the address: an item that a link or the browser's history names.
+function queryOfAddress() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  return parts.has("id") ? { id: parts.get("id"), index: parts.get("index") } : null;
 }
 
 function addressOf(id) {
@@ -104,7 +118,6 @@ function showQuery() {
   byId("image-query").hidden = !isImage;
   byId("item-query").hidden = query === null || isImage;
   byId("drop").classList.toggle("small", query !== null);
-  byId("search").disabled = query === null;
   if (isImage) {
     byId("preview").src = query.url;
     cropBox.set(query.crop ?? null);
@@ -307,7 +320,7 @@ function showTop() {
 
 function actions() {
   return {
-    search: (hit) => setQuery({ id: hit.id }),
+    search: (hit) => setQuery({ id: hit.id, index: index.name }),
     toggle: toggleExample,
     remove: canWrite() ? openRemove : null,
     kindOf,
@@ -351,19 +364,19 @@ function chip(hit, kind) {
   );
 }
 
-// With examples but no query, the first positive example is the query.
-function searchExamples() {
+// Without a query, the first positive example is the query.
+function searchAgain() {
   if (query) {
     search();
     return;
   }
   const first = [...examples].find(([, { kind }]) => kind === "positive");
   if (!first) {
-    byId("status").textContent = "Mark a positive example, or choose an image.";
+    byId("status").textContent = "Choose an image or an item to search with.";
     return;
   }
   const rest = [...examples].filter(([id]) => id !== first[0]);
-  setQuery({ id: first[0] });
+  setQuery({ id: first[0], index: index.name });
   for (const [id, example] of rest) examples.set(id, example);
   if (rest.length) {
     showExamples();
@@ -446,19 +459,18 @@ byId("whole").addEventListener("click", () => {
 });
 byId("query").addEventListener("submit", (event) => {
   event.preventDefault();
-  search();
+  searchAgain();
 });
 for (const id of ["top-k", "min-probability"]) byId(id).addEventListener("change", () => search());
 byId("stop").addEventListener("click", () => running?.abort());
-byId("search-examples").addEventListener("click", searchExamples);
+byId("search-examples").addEventListener("click", searchAgain);
 byId("clear-examples").addEventListener("click", () => {
   examples.clear();
   showExamples();
   byId("hits").focus({ preventScroll: true });
 });
 byId("index").addEventListener("change", async () => {
-  index = indexes.find((other) => other.name === byId("index").value);
-  byId("probability-field").hidden = !index.calibrated;
+  useIndex(indexes.find(({ name }) => name === byId("index").value));
   examples.clear();
   showExamples();
   clearHits();
@@ -493,8 +505,7 @@ document.addEventListener("drop", (event) => {
   else byId("status").textContent = "Only files can be dropped. Save the image first.";
 });
 window.addEventListener("popstate", (event) => {
-  const id = new URLSearchParams(location.hash.slice(1)).get("id");
-  const earlier = trail.get(event.state?.key) ?? (id ? { id } : null);
+  const earlier = trail.get(event.state?.key) ?? queryOfAddress();
   if (earlier) setQuery(earlier, { isNew: false });
   else {
     query = null;
