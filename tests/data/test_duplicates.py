@@ -71,7 +71,11 @@ def test_scan_of_nothing(tmp_path: Path) -> None:
     assert near_pairs(scanned, []).shape == (0, 2)
 
 
-def test_exact_is_the_same_pixels_whatever_the_bytes(sample_images: Images, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pixels", [100, duplicates._HASHED_PIXELS])  # less than a row, all at once
+def test_exact_is_the_same_pixels_whatever_the_bytes(
+    sample_images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: int
+) -> None:
+    monkeypatch.setattr(duplicates, "_HASHED_PIXELS", pixels)
     cat = sample_images["cat"]
     other_bytes, bmp = io.BytesIO(), tmp_path / "bmp.bmp"
     cat.save(other_bytes, "PNG", compress_level=0)

@@ -8,6 +8,7 @@ fast; the thumbnails reject images that only resemble each other, such as differ
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lookalike._files import digest, open_regular
+from lookalike._files import open_regular
 from lookalike._system import cpu_count
 from lookalike.data.dataset import TEST_SPLITS, TRAINING_SPLITS, Dataset, Item, Split
 from lookalike.data.images import MAX_BYTES, image_in_turn, open_image, read_image
@@ -39,6 +40,7 @@ MAX_DIFFERENCE = 16.0
 MIN_CONTRAST = 2.0
 
 _GREY, _COLOUR = 32, 8  # sides of the thumbnails
+_HASHED_PIXELS = 1 << 24  # at once: the bytes of a large image would take its memory three times
 _PAIRS = 1 << 21  # hash pairs compared in one step: about 50 MB
 _SUBMIT = 1024  # items given to the threads at a time, so that an interrupt takes effect soon
 
@@ -108,7 +110,11 @@ def _trace(item: Item) -> _Trace | Skipped:
 
 
 def _pixel_hash(image: Image.Image) -> str:
-    return digest(f"{image.width}x{image.height}", image.tobytes())
+    state = hashlib.blake2b(f"{image.width}x{image.height}".encode(), digest_size=16)
+    rows = max(1, _HASHED_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        state.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
+    return state.hexdigest()
 
 
 def perceptual_hashes(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
