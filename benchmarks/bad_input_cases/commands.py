@@ -160,7 +160,7 @@ FIRST.add(
     BENCHMARK + " --bundle trained --bundle model" + GREP.format("vs winner", "md") + GREP.format("hit@1", "tex"),
     uses=["data", "model"],
     exit=0,
-    says=[r"frozen \+ trained head", r"leaderboard\.md", r"leaderboard\.tex"],
+    says=[r"trained \(frozen", r"leaderboard\.md", r"leaderboard\.tex"],
     files=["x/report.html", "x/best/bundle.json"],
     max_mb=3_000,
 )  # fmt: skip
@@ -221,7 +221,24 @@ FIRST.add(
     says=["lookalike submit"],
     max_mb=3_000,
 )
-FIRST.add("no-arguments", "`lookalike` alone shows the help.", "lookalike", exit=2, says=["Usage: lookalike", "submit"])
+FIRST.add(
+    "no-arguments", "`lookalike` alone shows the help.", "lookalike || test $? = 2", exit=0, says=["Usage", "submit"]
+)
+FIRST.add(
+    "a-probability-without-a-calibration",
+    "A score that says whether a match is real, of a model without enough validation images for it.",
+    SEARCH + " --min-probability 0.5",
+    uses=INDEXED,
+    says=["--min-probability", "calibration", "20 validation images"],
+)
+FIRST.add(
+    "adding-and-removing-items",
+    "An item is removed from an index and added again.",
+    "lookalike remove photos.index cat/0.jpg && lookalike add photos.index photos/cat/0.jpg && " + SEARCH + " -k 3",
+    uses=INDEXED,
+    exit=0,
+    says=[r"cat/0\.jpg"],
+)
 FIRST.skip(
     "Timing of runtimes with a countdown, once per architecture",
     "needs 400 images; measured by benchmarks/embedding.py",
