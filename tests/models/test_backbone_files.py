@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lookalike.errors import ModelError
-from lookalike.models.backbone_files import parse_backbone_file, processor_settings
+from lookalike.models.backbone_files import parse_backbone_file, processor_settings, without_folders
 from lookalike.models.preprocessing import Preprocessing
 
 
@@ -30,6 +30,19 @@ def test_names():
 def settings_of(tmp_path, record, query="", name="a.onnx.json"):
     (tmp_path / name).write_text(record if isinstance(record, str) else json.dumps(record))
     return parse_backbone_file(f"onnx:{tmp_path / 'a.onnx'}{query}").read_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("resnet50", "resnet50"),
+        ("onnx:my models/a.onnx?size=224", "onnx:a.onnx?size=224"),
+        ("hf:/srv/dino + onnx:/srv/b.onnx", "hf:dino + onnx:b.onnx"),
+        ("hf-hub:org/name", "hf-hub:org/name"),
+    ],
+)
+def test_names_without_folders(name, shown):
+    assert without_folders(name) == shown
 
 
 def test_a_record_and_what_overrides_it(tmp_path):

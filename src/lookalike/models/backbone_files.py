@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,11 @@ _SETTINGS = (*_PREPROCESSING, "output", "pool")
 _PROCESSOR_KEYS = ("image_mean", "image_std", "do_resize", "do_normalize", "resample", "image_processor")
 _PILLOW_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _MAX_JSON_BYTES = 1 << 20
+
+
+def without_folders(name: str) -> str:
+    """Return the name of a model without the folders of the files in it: `onnx:models/a.onnx` is `onnx:a.onnx`."""
+    return re.sub(rf"\b({'|'.join(SCHEMES)}):[^+?]*/", r"\1:", name)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lookalike._files import RefusedFileError, open_regular
 from lookalike.data.images import MAX_BYTES, image_in_turn, read_in_memory
 from lookalike.errors import UnreadableImage
 from lookalike.index.store import IndexedItem
+from lookalike.models.backbone_files import without_folders
 from lookalike.server.batching import require_acceptable
 from lookalike.server.problems import Problem
 from lookalike.server.schemas import IndexAnswer, IndexesAnswer, ItemAnswer, ItemsAnswer
@@ -23,7 +24,7 @@ from lookalike.server.search_routes import PROBLEMS, json_response
 from lookalike.server.service import ServedIndex, Service
 
 THUMBNAIL_SIDE = 256
-_THUMBNAIL_AGE_S = 3600
+_THUMBNAIL_AGE_S = 60  # an image may be replaced; until then browsers need not ask again
 _MAX_ITEMS = 1000
 _UPLOADS = "uploads"  # in the folder of an index
 IMAGE: dict[int | str, dict[str, Any]] = {
@@ -46,7 +47,7 @@ async def list_indexes(request: Request) -> IndexesAnswer:
             IndexAnswer(
                 name=name,
                 items=count,
-                model=served.loaded.encoder.name,
+                model=without_folders(served.loaded.encoder.name),
                 dimensions=served.loaded.index.dim,
                 calibrated=served.loaded.calibration is not None,
                 default=number == 0,

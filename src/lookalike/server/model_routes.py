@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from lookalike.models.backbone_files import without_folders
 from lookalike.models.info import BundleInfo
 from lookalike.server.schemas import EstimateAnswer, MemberAnswer, ModelCardAnswer
 from lookalike.server.search_routes import PROBLEMS
@@ -23,12 +24,12 @@ async def show_card(request: Request, name: str) -> ModelCardAnswer:
 def _card(served: ServedIndex, info: BundleInfo) -> ModelCardAnswer:
     encoder, data = served.loaded.encoder, info.training_data
     return ModelCardAnswer(
-        name=info.name,
+        name=without_folders(info.name),
         state=encoder.state,
         dimensions=info.dim,
         members=[
             MemberAnswer(
-                name=member.backbone.name,
+                name=without_folders(member.backbone.name),
                 state=member.state,
                 width=member.backbone.preprocessing.width,
                 height=member.backbone.preprocessing.height,
@@ -48,5 +49,11 @@ def _card(served: ServedIndex, info: BundleInfo) -> ModelCardAnswer:
             }
             for split, measures in info.measures.items()
         },
-        reason=None if info.benchmark is None else info.benchmark.reason,
+        reason=None if info.benchmark is None else _without_folders(info.benchmark.reason, info),
     )
+
+
+def _without_folders(text: str, info: BundleInfo) -> str:
+    for member in info.members:
+        text = text.replace(member.backbone.name, without_folders(member.backbone.name))
+    return text

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from lookalike.models.backbone_files import without_folders
 from lookalike.server.batching import EmbeddingQueue
 from lookalike.server.bodies import content_type, decode_image, parse_json, read_body
 from lookalike.server.problems import Problem
@@ -38,7 +39,7 @@ router = APIRouter(tags=["OpenAI"], responses=ERRORS)
 def models(service: Service) -> dict[str, tuple[EmbeddingQueue, int]]:
     """Return what embeds, and when it was loaded, by the model's name; digits are added where names are equal."""
     queues = service.queues
-    names = [queue.encoder.name for queue in queues]
+    names = [without_folders(queue.encoder.name) for queue in queues]
     return {
         name if names.count(name) == 1 else f"{name}@{queue.encoder.fingerprint[:_DIGITS]}": (queue, queue.created)
         for name, queue in zip(names, queues, strict=True)
