@@ -93,7 +93,7 @@ def test_the_command_line_imports_neither_models_nor_plots():
 
 # options with another name than the argument: flags that negate it, or that set fields of the recipe by name
 ARGUMENTS = {"no_near": "near", "no_finetune": "finetune", "mean": "images", "no_label": "label", "unset": "metadata"}
-COMMAND_ONLY = {"as_json", "settings"}
+COMMAND_ONLY = {"as_json", "settings", "show_settings"}
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])

@@ -61,7 +61,8 @@ class Command(click.Command):
     """A command of Lookalike; `interrupted` is the sentence after a signal, `trains` whether it trains networks."""
 
     def __init__(self, *args: Any, interrupted: str = RUN_AGAIN, trains: bool = False, **options: Any) -> None:
-        super().__init__(*args, **options | {"context_settings": CONTEXT_SETTINGS})
+        settings = CONTEXT_SETTINGS | options.pop("context_settings", {})
+        super().__init__(*args, context_settings=settings, **options)  # type: ignore[misc]
         self.interrupted = interrupted
         self.trains = trains
 

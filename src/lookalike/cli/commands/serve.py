@@ -2,20 +2,93 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from lookalike.cli.app import Command
 from lookalike.cli.console import make_progress
 from lookalike.cli.options import PATH
 from lookalike.errors import OptionError
 
+_PREFIX = "LOOKALIKE_SERVE"
+_ASIDE = ("settings", "show_settings")  # options that are not settings themselves
+_SOURCES = {
+    ParameterSource.COMMANDLINE: "command line",
+    ParameterSource.ENVIRONMENT: "environment",
+    ParameterSource.DEFAULT_MAP: "settings file",
+    ParameterSource.DEFAULT: "default",
+}
 
-@click.command(cls=Command, short_help="Serve indexes over HTTP.")
-@click.argument("indexes", metavar="[NAME=]INDEX...", nargs=-1, required=True)
+
+def _read_settings(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Let a TOML file replace the defaults of the other options."""
+    if path is None:
+        return
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OptionError(
+            f"the `settings` {path} cannot be read ({getattr(error, 'strerror', None) or error}).", argument="settings"
+        ) from error
+    parameters = {_key(parameter): parameter for parameter in ctx.command.params if parameter.name not in _ASIDE}
+    defaults: dict[str, object] = {}
+    for key, value in values.items():
+        if key not in parameters:
+            raise OptionError(
+                f"{path} has the key {key!r}, but the keys are {', '.join(parameters)}.", argument="settings"
+            )
+        parameter = parameters[key]
+        many = parameter.multiple or parameter.nargs == -1
+        if not (isinstance(value, list) and all(isinstance(one, str) for one in value) if many else _is_plain(value)):
+            kind = "a list of texts" if many else "a text, a number or true or false"
+            raise OptionError(f"{key!r} in {path} must be {kind}, got {value!r}.", argument="settings")
+        defaults[str(parameter.name)] = value if many else str(value)  # which is parsed as on the command line
+    ctx.default_map = defaults
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _setting_lines(ctx: click.Context) -> Iterator[str]:
+    """Yield all settings in the form of a settings file. None is secret: a token file holds digests."""
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        if name not in _ASIDE:
+            value = ctx.params[name]
+            text = (
+                f"# {_key(parameter)} is not set"
+                if value is None
+                else f"{_key(parameter)} = {json.dumps(value, default=str)}"
+            )
+            source = ctx.get_parameter_source(name)
+            yield f"{text}  # {_SOURCES.get(source, 'default') if source else 'default'}"
+
+
+def _key(parameter: click.Parameter) -> str:
+    """Return the key of a parameter in a settings file: its option without dashes."""
+    return max(parameter.opts, key=len).lstrip("-")
+
+
+@click.command(cls=Command, short_help="Serve indexes over HTTP.", context_settings={"auto_envvar_prefix": _PREFIX})
+@click.argument("indexes", metavar="[NAME=]INDEX...", nargs=-1, required=True, envvar=f"{_PREFIX}_INDEXES")
+@click.option(
+    "--settings",
+    type=PATH,
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=_read_settings,
+    help="TOML file of options, such as port = 80; the command line and the environment override it.",
+)
+@click.option("--show-settings", is_flag=True, help="Print all settings, and where they come from, and exit.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than this machine's "
     "own need tokens.")  # fmt: skip
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 for any free one.")
@@ -45,10 +118,12 @@ from lookalike.errors import OptionError
     show_default=True,
     help="Seconds in which a client must send a request.",
 )
-def serve(indexes: tuple[str, ...], **values: Any) -> None:
+@click.pass_context
+def serve(ctx: click.Context, /, indexes: tuple[str, ...], show_settings: bool, **values: Any) -> None:
     """Serve indexes over HTTP until Ctrl-C or SIGTERM. SIGHUP loads them again without a failed request.
 
-    The first index is the default. The name of an index is that of its folder without '.index'.
+    The first index is the default. The name of an index is that of its folder without '.index'. An option can also be
+    given by the environment, as LOOKALIKE_SERVE_PORT=80, or by a settings file.
 
     \b
     Examples:
@@ -56,6 +131,10 @@ def serve(indexes: tuple[str, ...], **values: Any) -> None:
       curl -F image=@query.jpg 'http://127.0.0.1:8000/v1/search?k=10'
       lookalike serve hats=a.index shoes=b.index --host 0.0.0.0 --token-file tokens
     """  # noqa: D301
+    if show_settings:
+        for line in _setting_lines(ctx):
+            click.echo(line)
+        return
     from lookalike.server.run import serve as run_serve
 
     with closing(make_progress()) as progress:
