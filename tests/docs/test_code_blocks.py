@@ -62,8 +62,8 @@ def test_every_block_names_its_language(path):
 
 @pytest.fixture(scope="module")
 def folder(data_folder_original, tmp_path_factory):
-    """One folder for all pages, so that a benchmark that an earlier page has run is not run again."""
-    folder = tmp_path_factory.mktemp("pages")
+    """One folder and one cache for all pages: what an earlier page has measured or compiled is not done again."""
+    folder = tmp_path_factory.mktemp("pages") / "work"
     shutil.copytree(data_folder_original, folder / "photos")
     shutil.copy(next((folder / "photos" / "test" / "query").glob("*.jpg")), folder / "query.jpg")
     return folder
@@ -75,6 +75,7 @@ def test_the_code_blocks_run(page, folder, monkeypatch):
     for path in folder.iterdir():
         if path.name not in ("photos", "query.jpg", "runs"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.setenv("LOOKALIKE_CACHE", str(folder.parent / "cache"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for language, block in code_blocks(page):
         text = block
