@@ -33,6 +33,14 @@ def served_original(data_folder_original: Path, encoder: Encoder, tmp_path_facto
     return folder
 
 
+@pytest.fixture(scope="module")
+def folder(served_original, tmp_path_factory) -> Path:
+    """A folder with an index, `small.index`, that the tests of a file may change."""
+    folder = tmp_path_factory.mktemp("service")
+    shutil.copytree(served_original / "small.index", folder / "small.index")
+    return folder
+
+
 @pytest.fixture
 def images(served_original: Path) -> Path:
     """Twelve images; never change them."""

@@ -89,14 +89,6 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def folder(served_original, tmp_path_factory) -> Path:
-    """A folder with an index that may be changed, and tokens."""
-    folder = tmp_path_factory.mktemp("site")
-    shutil.copytree(served_original / "small.index", folder / "small.index")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def site(folder) -> Iterator[Site]:
     """A service that lets everybody on this machine read."""
     site = Site(folder)

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
@@ -71,14 +70,6 @@ class Process:
         self._read.join(WAIT_S)
         self.process.stderr.close()
         return code
-
-
-@pytest.fixture(scope="module")
-def folder(served_original, tmp_path_factory) -> Path:
-    """A folder of its own, in which the service runs."""
-    folder = tmp_path_factory.mktemp("process")
-    shutil.copytree(served_original / "small.index", folder / "small.index")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def _read_settings(ctx: click.Context, _: click.Parameter, path: Path | None) ->
         raise OptionError(
             f"the `settings` {path} cannot be read ({getattr(error, 'strerror', None) or error}).", argument="settings"
         ) from error
-    parameters = {_key(parameter): parameter for parameter in ctx.command.params if parameter.name not in _ASIDE}
+    parameters = _parameters(ctx)
     defaults: dict[str, object] = {}
     for key, value in values.items():
         if key not in parameters:
@@ -59,22 +59,17 @@ def _is_plain(value: object) -> bool:
 
 def _setting_lines(ctx: click.Context) -> Iterator[str]:
     """Yield all settings in the form of a settings file. None is secret: a token file holds digests."""
-    for parameter in ctx.command.params:
+    for key, parameter in _parameters(ctx).items():
         name = str(parameter.name)
-        if name not in _ASIDE:
-            value = ctx.params[name]
-            text = (
-                f"# {_key(parameter)} is not set"
-                if value is None
-                else f"{_key(parameter)} = {json.dumps(value, default=str)}"
-            )
-            source = ctx.get_parameter_source(name)
-            yield f"{text}  # {_SOURCES.get(source, 'default') if source else 'default'}"
+        value, source = ctx.params[name], ctx.get_parameter_source(name)
+        text = f"# {key} is not set" if value is None else f"{key} = {json.dumps(value, default=str)}"
+        yield f"{text}  # {_SOURCES.get(source, 'default') if source else 'default'}"
 
 
-def _key(parameter: click.Parameter) -> str:
-    """Return the key of a parameter in a settings file: its option without dashes."""
-    return max(parameter.opts, key=len).lstrip("-")
+def _parameters(ctx: click.Context) -> dict[str, click.Parameter]:
+    """Return what can be set, by the key in a settings file: an option without dashes."""
+    parameters = (parameter for parameter in ctx.command.params if parameter.name not in _ASIDE)
+    return {max(parameter.opts, key=len).lstrip("-"): parameter for parameter in parameters}
 
 
 @click.command(cls=Command, short_help="Serve indexes over HTTP.", context_settings={"auto_envvar_prefix": _PREFIX})

@@ -80,19 +80,14 @@ export function addDialog({ index, queryImage, added }) {
       const text = byId(`add-${name}`).value.trim();
       if (text) form.append(name, text);
     }
-    submit.disabled = true;
-    try {
+    await run(submit, error, async () => {
       const metadata = parseMetadata(byId("add-metadata").value);
       if (metadata) form.append("metadata", JSON.stringify(metadata));
       const path = `v1/indexes/${encodeURIComponent(index())}/items`;
       const item = await getJson(path, { method: "POST", body: form });
       dialog.close();
       added(item);
-    } catch (problem) {
-      showIn(error, problem);
-    } finally {
-      submit.disabled = false;
-    }
+    });
   });
   return () => {
     byId("add-form").reset();
@@ -101,6 +96,18 @@ export function addDialog({ index, queryImage, added }) {
     error.textContent = "";
     dialog.showModal();
   };
+}
+
+// Disables the button during the work, and shows why it failed.
+async function run(button, error, work) {
+  button.disabled = true;
+  try {
+    await work();
+  } catch (problem) {
+    showIn(error, problem);
+  } finally {
+    button.disabled = false;
+  }
 }
 
 export function parseMetadata(text) {
@@ -130,18 +137,13 @@ export function removeDialog({ index, removed }) {
   byId("remove-cancel").addEventListener("click", () => dialog.close());
   confirm.addEventListener("click", async () => {
     error.textContent = "";
-    confirm.disabled = true;
-    try {
+    await run(confirm, error, async () => {
       const path = itemPath(index(), item.id);
       if (path === null) throw new Problem("its id is not valid Unicode; remove it with 'lookalike remove'.");
       await request(path, { method: "DELETE" });
       dialog.close();
       removed(item);
-    } catch (problem) {
-      showIn(error, problem);
-    } finally {
-      confirm.disabled = false;
-    }
+    });
   });
   return (next) => {
     item = next;
