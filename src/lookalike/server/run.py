@@ -131,7 +131,7 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
 
         def started() -> None:
             progress.info(
-                f"serving on {address}, also for browsers; {address}/docs describes the routes; Ctrl-C stops it"
+                f"serving on {address}, with a web page; {address}/docs describes the routes; Ctrl-C stops it"
             )
             if on_start is not None:
                 on_start(address)
