@@ -1,4 +1,4 @@
-"""A Python function through every verb: embed, index, search, evaluate, submit, benchmark."""
+"""A Python function through every verb: embed, index, search, evaluate, submit, benchmark, train, refit."""
 
 from __future__ import annotations
 
@@ -67,6 +67,36 @@ def test_a_benchmark_measures_it_frozen_and_in_ensembles(colours, data_folder, t
     assert la.load_encoder(tmp_path / "run" / "best", functions=backbones).fingerprint == best.fingerprint
     again = la.benchmark(data_folder, backbones, out=tmp_path / "run", progress=SILENT)
     assert [trial.name for trial in again.trials] == names
+
+
+def test_its_head_is_trained_and_refitted(colours, data_folder, tmp_path):
+    others = la.as_encoder(mean_colour, dim=3, name="others", fingerprint="1", size=8)
+    out, backbone = tmp_path / "model", [colours, others]
+    ensemble = la.train(data_folder, backbone, frozen=True, out=out, progress=SILENT)
+    assert [(m.name, m.state, m.dim) for m in ensemble.members] == [
+        (name, "frozen + trained head", 512) for name in ("colours", "others")
+    ]
+    resumed = la.train(data_folder, backbone, frozen=True, out=out, resume=True, progress=SILENT)
+    assert resumed.fingerprint == ensemble.fingerprint
+    la.submit(data_folder, out, functions=backbone, out=tmp_path / "submission.json", progress=SILENT)
+    refitted = la.refit(data_folder, out, out=tmp_path / "final", functions=backbone, progress=SILENT)
+    assert read_bundle_info(tmp_path / "final").refit_of == ensemble.fingerprint != refitted.fingerprint
+    with pytest.raises(ModelError) as error:
+        la.refit(data_folder, out, out=tmp_path / "again", functions=[colours], progress=SILENT)
+    assert error.value.argument == "functions"
+
+
+def test_what_a_training_refuses(colours, data_folder, encoder):
+    for backbone, changes, argument in (
+        (colours, {}, "frozen"),
+        (encoder, {"frozen": True}, "backbone"),
+        ([], {"frozen": True}, "backbone"),
+        (colours, {"frozen": True, "weights": {"colours": "none"}}, "weights"),
+        (colours, {"frozen": True, "side": 0.5}, "pooling"),
+    ):
+        with pytest.raises(OptionError) as error:
+            la.train(data_folder, backbone, progress=SILENT, **changes)
+        assert error.value.argument == argument
 
 
 def test_what_a_benchmark_refuses(colours, data_folder, encoder):

@@ -92,6 +92,26 @@ def test_a_competition(run, data_folder, tmp_path, monkeypatch):
     assert same >= len(submitted) - 1  # the runtime may differ in the last bits
 
 
+def test_a_function_is_a_candidate_and_its_models_need_it(run, data_folder, tmp_path):
+    def mean_colour(pixels):
+        return pixels.mean(axis=(1, 2)) / 255
+
+    colours = la.as_encoder(mean_colour, dim=3, name="colours", fingerprint="1", size=16)
+    result = run(backbones=[colours], weights="pretrained")
+
+    steps = {entry.step for entry in result.log if entry.outcome == "kept"}
+    assert {"first submission", "frozen colours", "colours frozen on all labelled images"} <= steps
+    best = tmp_path / "out" / "best"
+    with pytest.raises(ModelError) as caught:
+        la.submit(data_folder, best, out=tmp_path / "again.json")
+    assert caught.value.argument == "functions"
+    la.submit(data_folder, best, group="us", top_k=5, out=tmp_path / "again.json", functions=[colours])
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "out" / SUBMISSION).read_bytes()
+    with pytest.raises(OptionError) as unknown:
+        run(weights="pretrained", backbones=["auto"])
+    assert "colours" in str(unknown.value)
+
+
 @pytest.mark.slow
 def test_a_backbone_that_is_slow_when_frozen_is_tried_in_the_time_that_fine_tuning_leaves(run, weights, monkeypatch):
     def estimate(setup, name):

@@ -51,6 +51,7 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
     runtime: str = AUTO,
     precision: str = AUTO,
     rerank: bool = True,
+    functions: Sequence[AnyEncoder] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a model on query and gallery: precision, hit and recall at each k, `map@r`, `mrr`, and further measures.
@@ -66,6 +67,7 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
         runtime: as in `embed`.
         precision: as in `embed`, but auto is float32, for comparable figures.
         rerank: apply the re-ranking that is stored in a bundle, if it has one.
+        functions: as in `load_encoder`.
         progress: as in `embed`.
 
     Returns:
@@ -97,10 +99,11 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
     weights, weights_against = _split_weights(model, against, weights)
     if isinstance(against, str | Path):
         with renamed_argument("against", "model"):
-            load_encoder(against, weights=weights_against)  # its errors come before the work
+            load_encoder(against, weights=weights_against, functions=functions)  # its errors come before the work
     progress = resolve_progress(progress)
     reranker = _load_reranker(model, progress) if rerank else None
-    queries, gallery, skipped, _ = _embed_test_split(data, model, weights, runtime, precision, progress)
+    options: dict[str, Any] = {"functions": functions, "progress": progress}
+    queries, gallery, skipped, _ = _embed_test_split(data, model, weights, runtime, precision, **options)
     _report_leave_one_out(data, progress)
     default_k = [n for n in _DEFAULT_K if n == 1 or n <= min(len(gallery), data.max_hits)]
     selected = requested if k else _measures(default_k, measures)
@@ -116,7 +119,7 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
         return evaluation
     with renamed_argument("against", "model", "other"):
         queries, gallery, skipped, encoder = _embed_test_split(
-            data, against, weights_against, runtime, precision, progress
+            data, against, weights_against, runtime, precision, **options
         )
         reranker = _load_reranker(against, progress) if rerank else None
         other = evaluate_embeddings(queries, gallery, *labels, selected, same_file_ids=same, reranker=reranker)
@@ -188,6 +191,7 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     runtime: str = AUTO,
     precision: str = AUTO,
     rerank: bool = True,
+    functions: Sequence[AnyEncoder] = (),
     progress: Progress | None = None,
 ) -> Submission:
     """Write the submission of a model for the queries of a data set, and post it if `post` is a URL.
@@ -210,6 +214,7 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
         runtime: as in `embed`.
         precision: as in `evaluate`.
         rerank: as in `evaluate`.
+        functions: as in `load_encoder`.
         progress: as in `embed`.
 
     Raises:
@@ -236,7 +241,9 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     progress = resolve_progress(progress)
     reranker = _load_reranker(model, progress) if rerank else None
     with locked(out):
-        queries, gallery, skipped, encoder = _embed_test_split(data, model, weights, runtime, precision, progress)
+        queries, gallery, skipped, encoder = _embed_test_split(
+            data, model, weights, runtime, precision, functions=functions, progress=progress
+        )
         _report_leave_one_out(data, progress)
         readable = {*queries.ids, *gallery.ids}
         _require_hits(data.replace_items(item for item in data.test if item.id in readable), top_k)
@@ -341,6 +348,8 @@ def _embed_test_split(
     weights: WeightsOption,
     runtime: str,
     precision: str,
+    *,
+    functions: Sequence[AnyEncoder],
     progress: Progress,
 ) -> tuple[Embeddings, Embeddings, tuple[Skipped, ...], AnyEncoder]:
     """Return the embeddings of query and gallery, skipped folders and images to fit on, and the encoder."""
@@ -361,8 +370,8 @@ def _embed_test_split(
         encoder = fitted.encoder
         skipped += fitted.skipped
     else:
-        encoder = load_encoder(model) if isinstance(model, str | Path) else model
-        if precision == AUTO and encoder.precision in (AUTO, "float32"):
+        encoder = load_encoder(model, functions=functions) if isinstance(model, str | Path) else model
+        if precision == AUTO and all(member.precision in (AUTO, "float32") for member in encoder.members):
             precision = "float32"
         sample = sample_evenly(tested, SAMPLE_SIZE)
         encoder = with_runtime(encoder, runtime, precision).prepare(sample, len(tested), progress)

@@ -47,7 +47,6 @@ from lookalike.benchmark.spec import (
     require_request,
     select_measures,
     slug,
-    split_functions,
     validation_ceiling,
     write_or_check_record,
 )
@@ -63,6 +62,7 @@ from lookalike.evaluation.measures import Measure
 from lookalike.models.auto import AUTO, expand_auto
 from lookalike.models.bundle import is_bundle
 from lookalike.models.encoder import AnyEncoder
+from lookalike.models.function_backbone import split_functions
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.runtimes.load import WeightsOption, load_pretrained

@@ -22,7 +22,7 @@ from lookalike.evaluation.measures import Measure
 from lookalike.models.backbone_files import parse_backbone_file
 from lookalike.models.bundle import read_bundle_info
 from lookalike.models.encoder import AnyEncoder, Encoder
-from lookalike.models.info import FUNCTION, UNTRAINED, TrainingState, joint_state
+from lookalike.models.info import UNTRAINED, TrainingState, joint_state
 from lookalike.models.registry import NONE, find_backbone
 from lookalike.progress import Progress
 from lookalike.runtimes.load import WeightsOption, load_bundle, pair_weights, weights_identity
@@ -87,26 +87,6 @@ class BenchmarkSpec:
 def member_folder(out: Path, backbone: str, state: str) -> Path:
     """Return the folder of the bundle of a backbone in the folder of a benchmark."""
     return out / "members" / f"{slug(backbone)}-{state}"
-
-
-def split_functions(backbones: Sequence[str | AnyEncoder]) -> tuple[tuple[str, ...], dict[str, Encoder]]:
-    """Return the names of all backbones, and by name the encoders among them, which must be from `as_encoder`."""
-    functions: dict[str, Encoder] = {}
-    for backbone in backbones:
-        if isinstance(backbone, str):
-            continue
-        if not (isinstance(backbone, Encoder) and backbone.info.backbone.library == FUNCTION):
-            raise OptionError(
-                f"`backbones` takes names and encoders from as_encoder, got {backbone!r}; save it with save_bundle and "
-                "pass its folder in `bundles`.",
-                argument="backbones",
-            )
-        if functions.setdefault(backbone.name, backbone) is not backbone:
-            raise OptionError(
-                f"two functions in `backbones` are called {backbone.name!r}; pass as_encoder another `name`.",
-                argument="backbones",
-            )
-    return tuple(b if isinstance(b, str) else b.name for b in backbones), functions
 
 
 def require_request(

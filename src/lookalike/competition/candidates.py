@@ -132,11 +132,13 @@ def refit_bundle(setup: Setup, candidate: Candidate) -> Path:
 def refit_candidate(setup: Setup, candidate: Candidate) -> Candidate:
     """Train a model again on training and validation images together; a finished one is read."""
     name, bundle = f"{candidate.name} refit", refit_bundle(setup, candidate)
+    weights = setup.weights[candidate.backbone]
     refit(
         setup.data,
         candidate.bundle,
         out=bundle,
-        weights={candidate.backbone: setup.weights[candidate.backbone]},
+        weights={} if isinstance(weights, Encoder) else {candidate.backbone: weights},
+        functions=setup.functions,
         resume=True,
         cache=setup.cache,
         progress=setup.progress,
@@ -149,7 +151,7 @@ def refit_candidate(setup: Setup, candidate: Candidate) -> Candidate:
 def _embed(setup: Setup, bundle: Path, name: str) -> dict[str, Embeddings]:
     return embed_splits(
         setup.data,
-        partial(_load, bundle),
+        partial(_load, setup, bundle),
         read_bundle_info(bundle).fingerprint,
         cache=setup.cache,
         name=name,
@@ -158,7 +160,7 @@ def _embed(setup: Setup, bundle: Path, name: str) -> dict[str, Embeddings]:
     )
 
 
-def _load(bundle: Path) -> AnyEncoder:
-    encoder = load_bundle(bundle)
+def _load(setup: Setup, bundle: Path) -> AnyEncoder:
+    encoder = load_bundle(bundle, setup.functions)
     # in float32 a frozen backbone computes the features that its training has stored
     return encoder if encoder.state == FINE_TUNED else with_runtime(encoder, precision="float32")

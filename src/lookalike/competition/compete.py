@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,11 +24,15 @@ from lookalike.evaluation.measures import Measure
 from lookalike.evaluation.submission import Submission, file_names
 from lookalike.models.auto import AUTO, expand_auto
 from lookalike.models.backbone_files import parse_backbone_file
+from lookalike.models.encoder import Encoder
+from lookalike.models.function_backbone import split_functions
+from lookalike.models.info import FUNCTION
 from lookalike.models.registry import PRETRAINED, find_backbone
 from lookalike.progress import Progress, format_duration, resolve_progress
-from lookalike.runtimes.load import WeightsOption, pair_weights, weights_identity
+from lookalike.runtimes.load import Weights, WeightsOption, weights_identity
 from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import labelled, require_classes
+from lookalike.training.train import pair_initial_weights
 
 _VERSION = 2
 DEFAULT_MEASURE, FALLBACK_MEASURE = "points@1,5,10", "hit@1"
@@ -88,7 +92,7 @@ def compete(  # noqa: PLR0913 - the command's options, all but the first by name
     group: str,
     out: Path | str,
     deadline: str = "2h",
-    backbones: Sequence[str] = (AUTO,),
+    backbones: Sequence[str | Encoder] = (AUTO,),
     weights: WeightsOption = PRETRAINED,
     top_k: int = 10,
     measure: str | None = None,
@@ -110,7 +114,8 @@ def compete(  # noqa: PLR0913 - the command's options, all but the first by name
         group: the group's name in the submission.
         out: folder for submission.json, log.jsonl, report.html, models/ and best/.
         deadline: a duration such as `2h` or `90min`, counted from the first start, or a time such as `14:30`.
-        backbones: names; `auto` picks up to three by the available weights and the time.
+        backbones: names; `auto` picks up to three by the available weights and the time. Also encoders from
+            `as_encoder`, which are candidates with a trained head; to use `best/`, pass them to `load_encoder`.
         weights: as in `train`.
         top_k: gallery images per query.
         measure: what is compared on validation; None is `points@1,5,10`, or `hit@1` if validation is too small for it.
@@ -192,26 +197,39 @@ def _require_data(data: Dataset, top_k: int, group: str) -> None:
 
 
 def _select_backbones(
-    names: Sequence[str],
+    backbones: Sequence[str | Encoder],
     weights: WeightsOption,
     earlier: CompetitionRecord | None,
     images: int,
     minutes: float,
     progress: Progress,
-) -> dict[str, str | Path]:
+) -> dict[str, Weights]:
     """Return the backbones with their weights; `auto` keeps what it picked when the competition began."""
-    if not names:
+    if not backbones:
         raise OptionError("`backbones` is empty; name one, or pass auto.", argument="backbones")
+    names, functions = split_functions(backbones)
     if AUTO in names and earlier is not None:
-        names = [name for name in dict.fromkeys((*names, *earlier.weights)) if name != AUTO]
+        names = tuple(name for name in dict.fromkeys((*names, *earlier.weights)) if name != AUTO)
+        _require_functions(earlier, functions)
     elif AUTO in names:
         # a third of the time per backbone
         names = expand_auto(names, weights, images=images, minutes=minutes / 3, progress=progress)
     with renamed_argument("backbones", "backbone"):
         for name in names:  # a misspelt name does not start the clock
-            if parse_backbone_file(name) is None:
+            if name not in functions and parse_backbone_file(name) is None:
                 find_backbone(name)
-    return dict(pair_weights(list(dict.fromkeys(names)), weights))
+    return dict(pair_initial_weights(tuple(dict.fromkeys(names)), weights, functions))
+
+
+def _require_functions(earlier: CompetitionRecord, functions: Collection[str]) -> None:
+    """Raise `OptionError` if a competition is resumed without a function that it began with."""
+    missing = [n for n, i in earlier.weights.items() if i.startswith(f"{FUNCTION} ") and n not in functions]
+    if missing:
+        raise OptionError(
+            f"this competition uses the function {missing[0]}, which is not stored; in Python, pass the encoder that "
+            "as_encoder made of it in `backbones`.",
+            argument="backbones",
+        )
 
 
 def _read_record(path: Path) -> CompetitionRecord:

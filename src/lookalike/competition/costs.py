@@ -13,6 +13,7 @@ from lookalike.competition.setup import Setup
 from lookalike.errors import StorageError
 from lookalike.models.backbone_files import parse_backbone_file
 from lookalike.models.bundle import read_bundle_info
+from lookalike.models.encoder import Encoder
 from lookalike.runtimes.cache import machine_key
 from lookalike.training.config import override_options
 from lookalike.training.estimate import measure_backbone, training_seconds
@@ -40,7 +41,7 @@ def estimate_costs(setup: Setup, backbone: str) -> Costs:
     """Measure the rate of a backbone for a second and estimate its steps."""
     data, options = setup.data, setup.options
     frozen_options = override_options(options, {"frozen": True})
-    can_be_tuned = parse_backbone_file(backbone) is None
+    can_be_tuned = parse_backbone_file(backbone) is None and not isinstance(setup.weights[backbone], Encoder)
     per_image, recipe = measure_backbone(
         backbone, setup.weights[backbone], data, options if can_be_tuned else frozen_options
     )

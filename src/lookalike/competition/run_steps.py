@@ -456,7 +456,7 @@ class StepRunner:
         if self.selection is None:
             return
         candidates = self._submitted()
-        members = [load_bundle(candidate.bundle).members[0] for candidate in candidates]
+        members = [load_bundle(candidate.bundle, self.setup.functions).members[0] for candidate in candidates]
         weights = tuple(self.selection.weights.values())
         encoder = members[0] if len(members) == 1 else Ensemble(tuple(members), "concat", weights=weights)
         infos = [read_bundle_info(candidate.bundle) for candidate in candidates]

@@ -10,6 +10,8 @@ from lookalike.benchmark.spec import slug
 from lookalike.competition.clock import Clock, ClockProgress
 from lookalike.competition.log import Log
 from lookalike.data.dataset import Dataset
+from lookalike.models.encoder import Encoder
+from lookalike.runtimes.load import Weights
 from lookalike.training.config import TrainingOptions
 
 # files in the folder of a competition
@@ -23,7 +25,7 @@ class Setup:
 
     data: Dataset  # with its validation split
     out: Path
-    weights: Mapping[str, str | Path]  # by backbone
+    weights: Mapping[str, Weights]  # by backbone
     options: TrainingOptions
     measures: tuple[str, ...]  # the first is the score; the others break ties and are shown with it
     group: str
@@ -42,6 +44,11 @@ class Setup:
     def costs_file(self) -> Path:
         """The file of the costs of each backbone."""
         return self.out / COSTS
+
+    @property
+    def functions(self) -> tuple[Encoder, ...]:
+        """The functions among the backbones; a bundle that was made with one needs it to be loaded."""
+        return tuple(weights for weights in self.weights.values() if isinstance(weights, Encoder))
 
     @property
     def cache(self) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from lookalike._arguments import checked_arguments
 from lookalike._files import digest
 from lookalike.errors import ModelError, OptionError, describe_error, require_integer
-from lookalike.models.encoder import Encoder
+from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.models.heads import Head
 from lookalike.models.info import FROZEN, FUNCTION, Adaptation, BackboneInfo
 from lookalike.models.pipeline import DEFAULT_BATCH_SIZE, FixedBackbone, Source
@@ -136,3 +136,25 @@ def as_encoder(
     )
     head = Head(np.eye(dim, dtype=np.float32), np.zeros(dim, np.float32), "none")
     return Encoder.of(FunctionBackbone(info, function, batch_size), head, FROZEN)
+
+
+def split_functions(
+    backbones: Sequence[str | AnyEncoder], argument: str = "backbones"
+) -> tuple[tuple[str, ...], dict[str, Encoder]]:
+    """Return the names of all backbones, and by name the encoders among them, which must be from `as_encoder`."""
+    functions: dict[str, Encoder] = {}
+    for backbone in backbones:
+        if isinstance(backbone, str):
+            continue
+        if not (isinstance(backbone, Encoder) and backbone.info.backbone.library == FUNCTION):
+            raise OptionError(
+                f"`{argument}` takes names and encoders from as_encoder, got {backbone!r}; benchmark takes others as "
+                "bundles: save it with save_bundle and pass its folder in `bundles`.",
+                argument=argument,
+            )
+        if functions.setdefault(backbone.name, backbone) is not backbone:
+            raise OptionError(
+                f"two functions in `{argument}` are called {backbone.name!r}; pass as_encoder another `name`.",
+                argument=argument,
+            )
+    return tuple(b if isinstance(b, str) else b.name for b in backbones), functions

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lookalike.models.torch_backbone import TorchBackbone
 
 WeightsOption = str | Path | Mapping[str, str | Path]
+Weights = str | Path | Encoder  # of one backbone; of a function, the encoder from `as_encoder`
 
 
 @checked_arguments()
@@ -169,9 +170,11 @@ class StoredWeights:
 
 
 def load_pretrained(
-    name: str, weights: WeightsOption = PRETRAINED, *, seed: int = 0
+    name: str, weights: WeightsOption | Encoder = PRETRAINED, *, seed: int = 0
 ) -> list[tuple[Backbone, TrainingState]]:
     """Load backbones by name, joined by `+`, each with its state (untrained or frozen); without torch where cached."""
+    if isinstance(weights, Encoder):
+        return [(weights.backbone, weights.state)]
     with renamed_argument("model", "backbone"):
         pairs = pair_weights(_split_names(name), weights)
         caches = [PretrainedCache(n, str(source), seed) for n, source in pairs]
@@ -179,8 +182,10 @@ def load_pretrained(
         return [_load_backbone(n, source, seed, cache) for (n, source), cache in zip(pairs, caches, strict=True)]
 
 
-def weights_identity(name: str, weights: str | Path) -> str:
-    """Return what identifies the weights of a backbone: their source, or the digest of the content of files."""
+def weights_identity(name: str, weights: Weights) -> str:
+    """Return what identifies the weights of a backbone: their source, or the digest of a function or of files."""
+    if isinstance(weights, Encoder):
+        return f"{FUNCTION} {weights.fingerprint}"
     file = parse_backbone_file(name)
     if file is not None:
         return file.digest()

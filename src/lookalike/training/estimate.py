@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from lookalike.data.dataset import Dataset, Item, sample_evenly
 from lookalike.models.pipeline import Backbone
+from lookalike.runtimes.load import Weights
 from lookalike.runtimes.select import measure_rate, sample_pixels
 from lookalike.training.config import Recipe, TrainingOptions
-from lookalike.training.train_backbone import Weights, fresh_encoder
+from lookalike.training.train_backbone import fresh_encoder
 from lookalike.training.trainer import resolve_precision
 
 _SAMPLE = 16

@@ -25,7 +25,7 @@ from lookalike.models.registry import PRETRAINED
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.progress import Progress, resolve_progress
 from lookalike.reranking.reranker import Reranker, class_means
-from lookalike.runtimes.load import WeightsOption, load_encoder
+from lookalike.runtimes.load import Weights, WeightsOption, load_encoder
 from lookalike.runtimes.select import with_runtime
 from lookalike.training.config import Recipe, TrainingOptions, override_options
 from lookalike.training.context import TrainingContext
@@ -42,7 +42,6 @@ from lookalike.training.train import (
 )
 from lookalike.training.train_backbone import (
     TrainedEncoder,
-    Weights,
     fresh_encoder,
     run_full_stage,
     run_key,
@@ -64,6 +63,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     replace: bool = False,
     cache: Path | str | None = None,
     track: Sequence[str] = (),
+    functions: Sequence[AnyEncoder] = (),
     progress: Progress | None = None,
 ) -> AnyEncoder:
     """Train the encoders of a bundle again, on the training and the validation images together.
@@ -80,6 +80,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         replace: overwrite an existing bundle, and nothing else.
         cache: as in `train`.
         track: as in `train`.
+        functions: the encoders from `as_encoder` that the bundle was made with: their functions are not in it.
         progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Returns:
@@ -94,14 +95,15 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("refit runs in one process; start it without torchrun or accelerate.")
     progress = resolve_progress(progress)
-    first, bundle, targets = _read_first(Path(model)), follow_link(out), parse_targets(track)
+    first, bundle, targets = _read_first(Path(model), functions), follow_link(out), parse_targets(track)
     names = [encoder.name for encoder in first.encoder.members]
-    initial = dict(pair_initial_weights(names, weights))
+    by_name = {member.name: member for encoder in functions for member in encoder.members if member.name in names}
+    initial = dict(pair_initial_weights(names, weights, by_name))
     folder = prepare_run_folder(bundle, resume=resume, replace=replace, progress=progress)
     key = digest(first.encoder.fingerprint, str(bundle.absolute()))
     if resume and is_bundle(bundle) and read_bundle_info(bundle).refit_of == first.encoder.fingerprint:
         finish_resumed_run(bundle, targets, key, progress)
-        return load_encoder(bundle)
+        return load_encoder(bundle, functions=functions)
     if not replace:
         require_free(bundle)
     split = first.split(data)
@@ -157,7 +159,7 @@ class _FirstTraining:
         return split
 
 
-def _read_first(path: Path) -> _FirstTraining:
+def _read_first(path: Path, functions: Sequence[AnyEncoder]) -> _FirstTraining:
     info = read_bundle_info(path)
     if info.is_exported:
         raise ModelError(f"{path} is an exported model; pass the bundle that it was exported from.", argument="model")
@@ -175,7 +177,7 @@ def _read_first(path: Path) -> _FirstTraining:
             f"{path} has no complete record of its training; pass a bundle that 'lookalike train' trained.",
             argument="model",
         ) from error
-    return _FirstTraining(path, load_encoder(path), info, reports, options)
+    return _FirstTraining(path, load_encoder(path, functions=functions), info, reports, options)
 
 
 def _refit_reranker(info: BundleInfo, encoder: AnyEncoder, data: Dataset, progress: Progress) -> Reranker | None:
@@ -200,7 +202,7 @@ def _refit_backbone(
         same_weights = run_key(encoder, data, options, recipe) == report.run
         config = FrozenStageConfig(report.crop_mode, report.initial_head, report.head_epochs)
     else:
-        if parse_backbone_file(name) is not None:
+        if isinstance(weights, Encoder) or parse_backbone_file(name) is not None:
             options = override_options(options, {"frozen": True})
             encoder, _ = fresh_encoder(name, weights, options, unseen=data.validation_classes_unseen)
         else:

@@ -22,13 +22,14 @@ from lookalike.evaluation.evaluation import DEFAULT_MEASURES, evaluate_validatio
 from lookalike.evaluation.measures import Measure
 from lookalike.models.auto import AUTO, expand_auto
 from lookalike.models.bundle import describe_encoder, is_bundle, read_bundle_info, save_bundle
-from lookalike.models.encoder import AnyEncoder, require_combination
+from lookalike.models.encoder import AnyEncoder, Encoder, require_combination
+from lookalike.models.function_backbone import split_functions
 from lookalike.models.info import BundleInfo, TrainingData, TrainingReport
 from lookalike.models.registry import NONE, PRETRAINED
 from lookalike.progress import SILENT, Progress, format_about, resolve_progress
 from lookalike.reranking.reranker import Reranker
 from lookalike.runtimes.fit import align
-from lookalike.runtimes.load import WeightsOption, load_encoder, pair_weights
+from lookalike.runtimes.load import Weights, WeightsOption, load_encoder, pair_weights
 from lookalike.runtimes.select import with_runtime
 from lookalike.training.config import TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, labelled, require_classes
@@ -39,7 +40,6 @@ from lookalike.training.run_folder import prepare_run_folder, run_folder
 from lookalike.training.tracking import NO_TRACKER, RunTracker, TrackerTarget, parse_targets, start_tracking
 from lookalike.training.train_backbone import (
     TrainedEncoder,
-    Weights,
     fresh_encoder,
     run_key,
     train_backbone,
@@ -55,7 +55,7 @@ _CHOICE = "auto.json"  # in the folder of a run: the backbones that `auto` picke
 @checked_arguments()
 def train(  # noqa: PLR0913 - the command's options, all but two by name
     data: Dataset | Path | str,
-    backbone: str = "efficientnet_lite0",
+    backbone: str | Encoder | Sequence[str | Encoder] = "efficientnet_lite0",
     *,
     weights: WeightsOption = PRETRAINED,
     out: Path | str | None = None,
@@ -76,8 +76,9 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
 
     Args:
         data: a data folder or a loaded data set; a validation split is taken from its training split.
-        backbone: a name; several joined by `+` are trained one after the other and become an ensemble. `auto` picks
-            backbones of different kinds (`lookalike.models.auto`).
+        backbone: a name; several, as a list or joined by `+`, are trained one after the other and become an ensemble.
+            `auto` picks backbones of different kinds (`lookalike.models.auto`). Also encoders from `as_encoder`, whose
+            heads are trained, with the option `frozen`.
         weights: as in `load_encoder`.
         out: folder of the bundle to write; without it nothing is written and the run cannot be resumed.
         options: training options; single ones can also be passed by name, as in `epochs=3`.
@@ -103,8 +104,9 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
     """
     options = override_options(options, overrides)
     require_combination(combination)
-    names = tuple(backbone.split("+"))
-    backbones: Backbones = () if AUTO in names else pair_initial_weights(names, weights)
+    names, functions = _split_backbone(backbone)
+    requested = "+".join(names)
+    backbones: Backbones = () if AUTO in names else pair_initial_weights(names, weights, functions)
     targets = parse_targets(track)
     bundle = follow_link(out) if out is not None else None
     with open_distributed() as distributed, ExitStack() as locks:
@@ -122,20 +124,21 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
             names = main(lambda: _earlier_choice(bundle, folder, resume=resume)) or main(
                 lambda: expand_auto(names, weights, images=count, minutes=options.max_minutes, progress=progress)
             )
-            backbones = pair_initial_weights(names, weights)
+            backbones = pair_initial_weights(names, weights, functions)
         location = bundle.absolute() if bundle is not None else None
-        key = digest(split.fingerprint, repr(options.without_rates()), repr(backbones), str(location))
+        fingerprints = split.fingerprint, *(function.fingerprint for function in functions.values())
+        key = digest(*fingerprints, repr(options.without_rates()), repr(backbones), str(location))
         if resume and bundle is not None and is_bundle(bundle):
             if _is_bundle_of(bundle, split, backbones, options, combination):
                 main(lambda: finish_resumed_run(bundle, targets, key, progress))
-                return load_encoder(bundle)
+                return load_encoder(bundle, functions=tuple(functions.values()))
             if not replace:
                 require_free(bundle)
         seconds = main(lambda: _estimate_seconds(split, backbones, options))
         main(lambda: require_no_leaks(split, allowed=options.allow_leaks, progress=progress))
-        if folder is not None and backbone != "+".join(names):
+        if folder is not None and requested != "+".join(names):
             main(lambda: write_json(folder / _CHOICE, {"backbones": list(names)}))
-        name = bundle.name if bundle is not None else backbone
+        name = bundle.name if bundle is not None else requested
         trackers = [NO_TRACKER]  # of the main process only; one that cannot be reached is an error in all of them
         main(lambda: trackers.append(start_tracking(targets, name, key, resume=resume, progress=progress)))
         tracker = trackers[-1]
@@ -144,7 +147,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         features = None if cache is None else Path(cache)
         context = TrainingContext(split, options, progress, folder, features, distributed, tracker)
         with tracker.closing():
-            tracker.log_params(options.to_dict() | {"backbone": backbone, "data": split.fingerprint})
+            tracker.log_params(options.to_dict() | {"backbone": requested, "data": split.fingerprint})
             if bundle is None:
                 trained = [train_backbone(context.for_backbone(n), *pair) for n, pair in enumerate(backbones)]
                 return build_ensemble(trained, combination, progress)
@@ -182,14 +185,27 @@ def build_ensemble(trained: Sequence[TrainedEncoder], combination: str, progress
     return align(members, [e.vectors for e in take_shared(embeddings)], combination)
 
 
-def pair_initial_weights(names: Sequence[str], weights: WeightsOption) -> Backbones:
-    """Return each backbone with its weights; one file cannot be that of several."""
+def _split_backbone(backbone: str | Encoder | Sequence[str | Encoder]) -> tuple[tuple[str, ...], dict[str, Encoder]]:
+    """Return the names of all backbones, and the functions among them by name."""
+    names, functions = split_functions([backbone] if isinstance(backbone, str | Encoder) else backbone, "backbone")
+    if not names:
+        raise OptionError("`backbone` is empty; name one, or pass auto.", argument="backbone")
+    return tuple(name for joined in names for name in joined.split("+")), functions
+
+
+def pair_initial_weights(
+    names: Sequence[str], weights: WeightsOption, functions: Mapping[str, Encoder] | None = None
+) -> Backbones:
+    """Return each backbone with its weights, or with its function; one file cannot be the weights of several."""
+    functions, all_names = functions or {}, names
+    names = [name for name in names if name not in functions]
     if len(names) > 1 and not isinstance(weights, Mapping) and str(weights) not in (PRETRAINED, NONE):
         raise OptionError(
             f"`weights` for {' and '.join(names)} must be a mapping by name, got the single file {weights}.",
             argument="weights",
         )
-    return pair_weights(names, weights)
+    paired: dict[str, Weights] = {**dict(pair_weights(names, weights)), **functions}
+    return [(name, paired[name]) for name in all_names]
 
 
 def _earlier_choice(bundle: Path | None, folder: Path | None, *, resume: bool) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,11 +13,12 @@ from lookalike._files import digest
 from lookalike.data.dataset import Dataset, Item
 from lookalike.errors import OptionError
 from lookalike.models.adapt import family_of
-from lookalike.models.backbone_files import BackboneFile, parse_backbone_file
-from lookalike.models.info import ONNX, Adaptation, StageMeasures, TrainingReport
+from lookalike.models.backbone_files import parse_backbone_file
+from lookalike.models.encoder import Encoder
+from lookalike.models.info import TRANSFORMERS, Adaptation, StageMeasures, TrainingReport
 from lookalike.models.pipeline import FixedBackbone
 from lookalike.models.trainable import FixedEncoder, TrainableEncoder, build_trainable
-from lookalike.runtimes.load import load_pretrained
+from lookalike.runtimes.load import Weights, load_pretrained
 from lookalike.training.config import AUTO, Recipe, TrainingOptions, override_options
 from lookalike.training.context import TrainingContext, labelled, require_classes
 from lookalike.training.finetune import (
@@ -32,8 +32,6 @@ from lookalike.training.finetune import (
 from lookalike.training.frozen_stage import FrozenStage, run_frozen_stage
 from lookalike.training.trainer import Trainer, resolve_precision
 from lookalike.training.weight_selection import SHARES, record_origin, select_weights
-
-Weights = str | Path
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,8 @@ def fresh_encoder(
     backbone: str, weights: Weights, options: TrainingOptions, *, unseen: bool
 ) -> tuple[TrainableEncoder, Recipe]:
     """Build an encoder for training, and return it with the recipe for its network."""
-    file = parse_backbone_file(backbone)
-    if file is not None:
-        return _fixed_encoder(file, weights, options, unseen=unseen)
+    if isinstance(weights, Encoder) or parse_backbone_file(backbone) is not None:
+        return _fixed_encoder(backbone, weights, options, unseen=unseen)
     recipes: list[Recipe] = []
 
     def adapt(module: nn.Module) -> Adaptation:
@@ -124,22 +121,23 @@ def fresh_encoder(
 
 
 def _fixed_encoder(
-    file: BackboneFile, weights: Weights, options: TrainingOptions, *, unseen: bool
+    name: str, weights: Weights, options: TrainingOptions, *, unseen: bool
 ) -> tuple[TrainableEncoder, Recipe]:
     """Return the encoder of a backbone that is only run, with the recipe for its head; refuse to fine-tune it."""
     if not options.frozen:
         raise OptionError(
-            f"{file.name} cannot be fine-tuned, only used as it is; pass `frozen` to train its head.", argument="frozen"
+            f"{name} cannot be fine-tuned, only used as it is; pass `frozen` to train its head.", argument="frozen"
         )
-    if file.library == ONNX:
-        ((backbone, state),) = load_pretrained(file.name, weights, seed=options.seed)
-        encoder: TrainableEncoder = FixedEncoder(cast(FixedBackbone, backbone), state, seed=options.seed)
+    file = parse_backbone_file(name)
+    if file is not None and file.library == TRANSFORMERS and not isinstance(weights, Encoder):
+        encoder = build_trainable(name, weights, seed=options.seed)
     else:
-        encoder = build_trainable(file.name, weights, seed=options.seed)
+        ((backbone, state),) = load_pretrained(name, weights, seed=options.seed)
+        encoder = FixedEncoder(cast(FixedBackbone, backbone), state, seed=options.seed)
     recipe = options.recipe_for(family_of(encoder.module), unseen=unseen)
     if Adaptation(recipe.pooling, recipe.side) != Adaptation():
         raise OptionError(
-            f"pooling and input size of {file.name} cannot be changed; omit `pooling` and `side`.", argument="pooling"
+            f"pooling and input size of {name} cannot be changed; omit `pooling` and `side`.", argument="pooling"
         )
     return encoder, recipe
 
