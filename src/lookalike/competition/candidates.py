@@ -19,7 +19,6 @@ from lookalike.evaluation.evaluation import Evaluation, evaluate_validation
 from lookalike.models.bundle import is_bundle, read_bundle_info
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder, Encoder
 from lookalike.models.heads import pca_head
-from lookalike.models.info import FINE_TUNED
 from lookalike.runtimes.fit import compute_features, project_features
 from lookalike.runtimes.load import load_bundle, load_pretrained
 from lookalike.runtimes.select import AUTO, backbone_with_runtime, with_runtime
@@ -161,6 +160,5 @@ def _embed(setup: Setup, bundle: Path, name: str) -> dict[str, Embeddings]:
 
 
 def _load(setup: Setup, bundle: Path) -> AnyEncoder:
-    encoder = load_bundle(bundle, setup.functions)
-    # in float32 a frozen backbone computes the features that its training has stored
-    return encoder if encoder.state == FINE_TUNED else with_runtime(encoder, precision="float32")
+    # in float32, as `submit` computes, and as the training of a frozen backbone has stored its features
+    return with_runtime(load_bundle(bundle, setup.functions), precision="float32")
