@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from lookalike.models.encoder import Ensemble as Ensemble
     from lookalike.models.function_backbone import as_encoder as as_encoder
     from lookalike.models.info import Parity as Parity
+    from lookalike.models.preprocessing import Crop as Crop
     from lookalike.models.registry import backbones as backbones
     from lookalike.reranking.reranker import Reranker as Reranker
     from lookalike.reranking.reranker import class_means as class_means
@@ -126,6 +127,7 @@ _NAMES = {
     "models.catalogue": ("BackboneRow",),
     "models.function_backbone": ("as_encoder",),
     "models.info": ("Parity",),
+    "models.preprocessing": ("Crop",),
     "models.registry": ("backbones",),
     "reranking.reranker": ("Reranker", "class_means"),
     "reranking.steps": (

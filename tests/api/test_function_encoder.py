@@ -69,21 +69,22 @@ def test_a_benchmark_measures_it_frozen_and_in_ensembles(colours, data_folder, t
     assert [trial.name for trial in again.trials] == names
 
 
-def test_its_head_is_trained_and_refitted(colours, data_folder, tmp_path):
-    others = la.as_encoder(mean_colour, dim=3, name="others", fingerprint="1", size=8)
-    out, backbone = tmp_path / "model", [colours, others]
-    ensemble = la.train(data_folder, backbone, frozen=True, out=out, progress=SILENT)
-    assert [(m.name, m.state, m.dim) for m in ensemble.members] == [
-        (name, "frozen + trained head", 512) for name in ("colours", "others")
-    ]
-    resumed = la.train(data_folder, backbone, frozen=True, out=out, resume=True, progress=SILENT)
-    assert resumed.fingerprint == ensemble.fingerprint
-    la.submit(data_folder, out, functions=backbone, out=tmp_path / "submission.json", progress=SILENT)
-    refitted = la.refit(data_folder, out, out=tmp_path / "final", functions=backbone, progress=SILENT)
-    assert read_bundle_info(tmp_path / "final").refit_of == ensemble.fingerprint != refitted.fingerprint
-    with pytest.raises(ModelError) as error:
-        la.refit(data_folder, out, out=tmp_path / "again", functions=[colours], progress=SILENT)
-    assert error.value.argument == "functions"
+def test_its_head_is_trained_and_refitted_with_a_crop(colours, data_folder, tmp_path):
+    crop = la.Crop("left", lambda image: (0, 0, image.width / 2, image.height))
+    out, again, options = tmp_path / "model", tmp_path / "again", {"frozen": True, "crop": crop, "progress": SILENT}
+    encoder = la.train(data_folder, [colours], out=out, **options)
+    assert (encoder.name, encoder.dim, encoder.preprocessing.crop) == ("colours", 512, "left")
+    assert la.train(data_folder, colours, out=out, resume=True, **options).fingerprint == encoder.fingerprint
+    functions = [colours, crop]
+    la.submit(data_folder, out, functions=functions, out=tmp_path / "submission.json", progress=SILENT)
+    refitted = la.refit(data_folder, out, out=tmp_path / "final", functions=functions, progress=SILENT)
+    assert read_bundle_info(tmp_path / "final").refit_of == encoder.fingerprint != refitted.fingerprint
+    with pytest.raises(ModelError, match="left"):
+        la.evaluate(data_folder, out, functions=[colours], progress=SILENT)
+    for missing, error, argument in (([crop], ModelError, "functions"), ([colours], OptionError, "crop")):
+        with pytest.raises(error) as caught:
+            la.refit(data_folder, out, out=again, functions=missing, progress=SILENT)
+        assert caught.value.argument == argument
 
 
 def test_what_a_training_refuses(colours, data_folder, encoder):
@@ -93,6 +94,8 @@ def test_what_a_training_refuses(colours, data_folder, encoder):
         ([], {"frozen": True}, "backbone"),
         (colours, {"frozen": True, "weights": {"colours": "none"}}, "weights"),
         (colours, {"frozen": True, "side": 0.5}, "pooling"),
+        (colours, {"frozen": True, "crop": "left"}, "crop"),
+        (colours, {"frozen": True, "crop": len}, "crop"),
     ):
         with pytest.raises(OptionError) as error:
             la.train(data_folder, backbone, progress=SILENT, **changes)
@@ -104,6 +107,7 @@ def test_what_a_benchmark_refuses(colours, data_folder, encoder):
         ([encoder], {}, "backbones"),
         ([colours, la.as_encoder(mean_colour, dim=3, name="colours", fingerprint="2")], {}, "backbones"),
         ([colours], {"finetune": ["colours"]}, "finetune"),
+        ([colours], {"crop": la.Crop("all", lambda _: None)}, "crop"),
     ):
         with pytest.raises(OptionError) as error:
             la.benchmark(data_folder, backbones, progress=SILENT, **changes)

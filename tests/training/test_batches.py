@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookalike.models.preprocessing import Preprocessing
+from lookalike.data.dataset import Item, Split
+from lookalike.models.preprocessing import Crop, Preprocessing
 from lookalike.models.trainable import build_trainable
-from lookalike.training.batches import _random_crop, epoch_order, random_view, repetitions, training_preprocessing
+from lookalike.training.batches import (
+    _random_crop,
+    epoch_order,
+    iterate_batches,
+    random_view,
+    repetitions,
+    training_preprocessing,
+)
 from lookalike.training.config import Recipe
+from lookalike.training.distributed import SINGLE_PROCESS
 
 P = Preprocessing(48, 64)
 
@@ -110,6 +119,18 @@ def test_crops_that_keep_the_aspect_ratio(size):
         shares.append((right - left) * (bottom - top) / (width * height))
     assert 0.5 <= min(shares) < 0.55
     assert max(shares) > 0.97
+
+
+def test_views_show_only_what_a_crop_cuts_out(tmp_path):
+    image = Image.new("RGB", (40, 20), (255, 0, 0))
+    image.paste((0, 0, 255), (20, 0, 40, 20))
+    image.save(tmp_path / "a.png")
+    crop = Crop("left", lambda image: (0, 0, image.width / 2, image.height))
+    items = [Item(name, tmp_path / "a.png", "a", Split.TRAINING) for name in "ab"]
+    (batch,) = iterate_batches(
+        *(items, np.arange(2), Preprocessing(8, 8, crop=crop), Recipe(jitter=0), SINGLE_PROCESS), seed=0, epoch=0
+    )
+    assert batch.pixels.tolist() == np.full((2, 8, 8, 3), (255, 0, 0)).tolist()
 
 
 # ---------------------------------------------------------------- order

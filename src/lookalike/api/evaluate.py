@@ -27,6 +27,7 @@ from lookalike.evaluation.submission import GROUP_FIELD, IMAGES_FIELD, Submissio
 from lookalike.index.index import Index
 from lookalike.models.bundle import find_bundle, read_bundle_info, read_reranker
 from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
+from lookalike.models.preprocessing import Crop
 from lookalike.models.registry import PRETRAINED
 from lookalike.progress import Progress, resolve_progress
 from lookalike.reranking.reranker import Reranker
@@ -51,7 +52,7 @@ def evaluate(  # noqa: PLR0913 - all but two by name, with defaults that fit
     runtime: str = AUTO,
     precision: str = AUTO,
     rerank: bool = True,
-    functions: Sequence[AnyEncoder] = (),
+    functions: Sequence[AnyEncoder | Crop] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a model on query and gallery: precision, hit and recall at each k, `map@r`, `mrr`, and further measures.
@@ -191,7 +192,7 @@ def submit(  # noqa: PLR0913 - all but two by name, with defaults that fit
     runtime: str = AUTO,
     precision: str = AUTO,
     rerank: bool = True,
-    functions: Sequence[AnyEncoder] = (),
+    functions: Sequence[AnyEncoder | Crop] = (),
     progress: Progress | None = None,
 ) -> Submission:
     """Write the submission of a model for the queries of a data set, and post it if `post` is a URL.
@@ -349,7 +350,7 @@ def _embed_test_split(
     runtime: str,
     precision: str,
     *,
-    functions: Sequence[AnyEncoder],
+    functions: Sequence[AnyEncoder | Crop],
     progress: Progress,
 ) -> tuple[Embeddings, Embeddings, tuple[Skipped, ...], AnyEncoder]:
     """Return the embeddings of query and gallery, skipped folders and images to fit on, and the encoder."""

@@ -25,7 +25,7 @@ from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.pipeline import File, ImageInput, Source, decode, require_list
-from lookalike.models.preprocessing import CropResult
+from lookalike.models.preprocessing import Crop, CropResult
 from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
@@ -118,7 +118,11 @@ class SearchResult:
 
 @checked_arguments()
 def load_index(
-    index: Path | str, *, root: Path | str | None = None, verify: bool = False, functions: Sequence[AnyEncoder] = ()
+    index: Path | str,
+    *,
+    root: Path | str | None = None,
+    verify: bool = False,
+    functions: Sequence[AnyEncoder | Crop] = (),
 ) -> LoadedIndex:
     """Load an index and its encoder, for many searches.
 
@@ -126,7 +130,7 @@ def load_index(
         index: a folder from `lookalike index`.
         root: the folder of its images, if they were moved.
         verify: also compare more than 32 MB of vectors with their digest, at about 1 GB/s.
-        functions: the encoders from `as_encoder` that the index was made with: their functions are not in it.
+        functions: the encoders from `as_encoder` and the crops that the index was made with: functions are not in it.
 
     Raises:
         OptionError: `root` is not a folder.

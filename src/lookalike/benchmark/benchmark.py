@@ -55,7 +55,7 @@ from lookalike.data.dataset import Dataset
 from lookalike.data.duplicates import require_no_leaks
 from lookalike.data.layouts import load_training_splits
 from lookalike.data.samples import DESCRIPTION, is_demo_folder, write_demo_images
-from lookalike.errors import DataError, StorageError, renamed_argument
+from lookalike.errors import DataError, OptionError, StorageError, renamed_argument
 from lookalike.evaluation.calibration import calibrate
 from lookalike.evaluation.evaluation import evaluate_validation
 from lookalike.evaluation.measures import Measure
@@ -148,6 +148,8 @@ def benchmark(  # noqa: PLR0913 - the options of the command
     """
     progress = resolve_progress(progress)
     options = override_options(options, overrides)
+    if options.crop:
+        raise OptionError("benchmark measures whole images, train and compete also a `crop`; omit it.", argument="crop")
     if measure is not None:
         measure = str(Measure.parse(measure, argument="measure"))
     require_runtime(runtime)

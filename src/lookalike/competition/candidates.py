@@ -66,6 +66,8 @@ def embed_pretrained(setup: Setup, backbone: str) -> dict[str, Embeddings]:
     """
     data, progress = setup.data, setup.progress
     ((pretrained, state),) = load_pretrained(backbone, setup.weights[backbone], seed=setup.options.seed)
+    for crop in setup.options.crops:
+        pretrained = pretrained.with_preprocessing(replace(pretrained.info.preprocessing, crop=crop))
     runner = backbone_with_runtime(pretrained, AUTO, "float32")
     runner = runner.prepare(sample_evenly(data.test, SAMPLE_SIZE), len(data.items), progress)
     features = {

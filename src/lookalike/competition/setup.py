@@ -11,6 +11,7 @@ from lookalike.competition.clock import Clock, ClockProgress
 from lookalike.competition.log import Log
 from lookalike.data.dataset import Dataset
 from lookalike.models.encoder import Encoder
+from lookalike.models.preprocessing import Crop
 from lookalike.runtimes.load import Weights
 from lookalike.training.config import TrainingOptions
 
@@ -46,9 +47,9 @@ class Setup:
         return self.out / COSTS
 
     @property
-    def functions(self) -> tuple[Encoder, ...]:
-        """The functions among the backbones; a bundle that was made with one needs it to be loaded."""
-        return tuple(weights for weights in self.weights.values() if isinstance(weights, Encoder))
+    def functions(self) -> tuple[Encoder | Crop, ...]:
+        """The functions among the backbones, and the crop: what the bundles need and do not hold."""
+        return *(weights for weights in self.weights.values() if isinstance(weights, Encoder)), *self.options.crops
 
     @property
     def cache(self) -> Path:

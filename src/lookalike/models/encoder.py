@@ -145,10 +145,6 @@ class Encoder:
             OptionError: `crop` is not callable, or `name` is empty.
             ModelError: the encoder was exported with another crop, or without one.
         """
-        if not callable(crop):
-            raise OptionError(f"`crop` must be callable, got {type(crop).__name__}.", argument="crop")
-        if not isinstance(name, str) or not name.strip():
-            raise OptionError(f"`name` must be a text that is not empty, got {name!r}.", argument="name")
         backbone = self.backbone.with_preprocessing(replace(self.preprocessing, crop=Crop(name, crop)))
         if self.preprocessing.crop == name:
             return replace(self, info=replace(self.info, backbone=backbone.info), backbone=backbone)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lookalike.errors import ModelError, describe_error
+from lookalike.errors import ModelError, OptionError, describe_error
 from lookalike.types import Pixels
 
 MAX_SIDE = 2048  # of an input; activations of larger ones take many gigabytes
@@ -34,13 +34,25 @@ CropResult = Image.Image | Sequence[float] | None
 
 
 class Crop(str):
-    """The name of a crop, with the function that computes it: what is stored and compared is the name."""
+    """The name of a crop, with the function that computes it: what is stored and compared is the name.
+
+    Args:
+        name: changes whenever the crops change; part of a model's fingerprint.
+        function: as in `Encoder.with_crop`.
+
+    Raises:
+        OptionError: `function` is not callable, or `name` is empty.
+    """
 
     function: Callable[[Image.Image], CropResult]
     _lock: threading.Lock
 
     def __new__(cls, name: str, function: Callable[[Image.Image], CropResult]) -> Crop:
         """Join a name and a function."""
+        if not isinstance(name, str) or not name.strip():
+            raise OptionError(f"`name` must be a text that is not empty, got {name!r}.", argument="name")
+        if not callable(function):
+            raise OptionError(f"`crop` must be callable, got {type(function).__name__}.", argument="crop")
         crop = super().__new__(cls, name)
         crop.function = function
         crop._lock = threading.Lock()
@@ -75,6 +87,16 @@ class Crop(str):
                 f"({describe_error(error)}); it must return an image, a box (left, top, right, bottom), or None."
             ) from error
         return cropped
+
+
+def require_crop(name: str) -> Crop:
+    """Return a crop with its function; raise `OptionError` for a name alone."""
+    if not isinstance(name, Crop):
+        raise OptionError(
+            f"the function of the crop {name!r} is not stored; in Python, pass lookalike.Crop({name!r}, function).",
+            argument="crop",
+        )
+    return name
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from lookalike.models.function_backbone import FunctionBackbone
 from lookalike.models.heads import random_head
 from lookalike.models.info import FROZEN, FUNCTION, ONNX, BackboneInfo, TrainingState
 from lookalike.models.pipeline import Backbone
+from lookalike.models.preprocessing import Crop
 from lookalike.models.registry import PRETRAINED, find_backbone, hub_repository
 from lookalike.runtimes.cache import PretrainedCache
 from lookalike.runtimes.graphs import ExportedBackbone
@@ -55,7 +56,7 @@ def load_encoder(
     runtime: str = AUTO,
     precision: str = AUTO,
     seed: int = 0,
-    functions: Sequence[AnyEncoder] = (),
+    functions: Sequence[AnyEncoder | Crop] = (),
 ) -> AnyEncoder:
     """Load an encoder or an ensemble. torch is imported only where no runtime was selected for it before.
 
@@ -67,7 +68,7 @@ def load_encoder(
         runtime: auto (the fastest on this machine), torch, openvino or onnxruntime.
         precision: auto (the fastest), float32 or bfloat16.
         seed: of random weights and projections.
-        functions: the encoders from `as_encoder` that a bundle was made with: their functions are not in it.
+        functions: the encoders from `as_encoder` and the crops that a bundle was made with: functions are not in it.
 
     Raises:
         ModelError: not a model, one that needs a function that is not in `functions`, a damaged bundle, or weights that
@@ -86,7 +87,7 @@ def load_encoder(
     return with_runtime(encoder, runtime, precision)
 
 
-def load_bundle(path: Path, functions: Sequence[AnyEncoder] = ()) -> AnyEncoder:
+def load_bundle(path: Path, functions: Sequence[AnyEncoder | Crop] = ()) -> AnyEncoder:
     """Load the encoder of a bundle; its runtime is selected when it embeds images."""
     info = read_bundle_info(path)
     members: list[Encoder] = []
@@ -96,6 +97,8 @@ def load_bundle(path: Path, functions: Sequence[AnyEncoder] = ()) -> AnyEncoder:
             members.append(Encoder(member, backbone, read_head(path, number, member)))
         else:
             members.append(Encoder(member, ExportedBackbone(member, checked_graph_file(path, member)), None))
+    crops: dict[str, Crop] = {crop: crop for crop in functions if isinstance(crop, Crop)}
+    members = [m.with_crop(crops[c].function, name=c) if (c := m.preprocessing.crop) in crops else m for m in members]
     try:
         encoder: AnyEncoder = members[0]
         if info.combination is not None:
@@ -114,7 +117,7 @@ def load_bundle(path: Path, functions: Sequence[AnyEncoder] = ()) -> AnyEncoder:
     return encoder
 
 
-def _stored_backbone(path: Path, number: int, info: BackboneInfo, functions: Sequence[AnyEncoder]) -> Backbone:
+def _stored_backbone(path: Path, number: int, info: BackboneInfo, functions: Sequence[AnyEncoder | Crop]) -> Backbone:
     if info.library == FUNCTION:
         return _find_function(path, info, functions)
     weights = WeightsFile(path / WEIGHTS_FILE, f"members.{number}.backbone.")
@@ -122,16 +125,17 @@ def _stored_backbone(path: Path, number: int, info: BackboneInfo, functions: Seq
     return OnnxBackbone(info, source.arrays) if info.library == ONNX else AutoBackbone(info, source)
 
 
-def _find_function(path: Path, info: BackboneInfo, functions: Sequence[AnyEncoder]) -> FunctionBackbone:
+def _find_function(path: Path, info: BackboneInfo, functions: Sequence[AnyEncoder | Crop]) -> FunctionBackbone:
     """Return the function that a bundle was made with, with the bundle's preprocessing."""
-    for encoder in functions:
+    encoders = [function for function in functions if not isinstance(function, Crop)]
+    for encoder in encoders:
         for member in encoder.members:
             backbone = member.backbone
             if isinstance(backbone, FunctionBackbone) and backbone.computes(info):
                 crop = backbone.info.preprocessing.crop
                 crop = crop if crop == info.preprocessing.crop else info.preprocessing.crop
                 return backbone.with_preprocessing(replace(info.preprocessing, crop=crop))
-    names = ", ".join(encoder.name for encoder in functions)
+    names = ", ".join(encoder.name for encoder in encoders)
     raise ModelError(
         f"{path} was made with the function {info.name}, which is not stored in it"
         f"{f', and differs from {names}' if names else ''}; in Python, pass the encoder that as_encoder made of it in "
@@ -225,7 +229,8 @@ def pair_weights(names: Sequence[str], weights: WeightsOption) -> list[tuple[str
     unknown = [name for name in by_name if name not in names]
     if unknown:
         raise OptionError(
-            f"`weights` names {unknown[0]!r}, which is not among the backbones {', '.join(names)}.", argument="weights"
+            f"`weights` names {unknown[0]!r}, which is not among the backbones {', '.join(names) or 'with weights'}.",
+            argument="weights",
         )
     return [(name, by_name.get(name, PRETRAINED)) for name in names]
 

@@ -162,7 +162,7 @@ def iterate_batches(
             return np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8)
         item = items[index]
         with image_in_turn(item.path):
-            image = Image.fromarray(read_pixels(item.path, preprocessing.min_side))
+            image = Image.fromarray(preprocessing.cropped(read_pixels(item.path, preprocessing.min_side)))
             return random_view(image, preprocessing, recipe, seed=seed, epoch=epoch, item_id=item.id, turn=turn)
 
     shown = [(int(index), int(turn)) for shard in shards for index, turn in shard]

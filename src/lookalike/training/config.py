@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lookalike.errors import OptionError
 from lookalike.training.losses import CROSS_ENTROPY, parse_loss
+
+if TYPE_CHECKING:
+    from lookalike.models.preprocessing import Crop
 
 AUTO = "auto"
 
@@ -193,6 +196,8 @@ class TrainingOptions:
         stop_on: validation measure for early stopping and for the selection of weights.
         class_disjoint: whether validation has classes of its own; None decides by the data.
         allow_leaks: train although query or gallery contain training images.
+        crop: what cuts out the part of each image that counts, a `Crop`, of which only the name is stored; by default
+            images are whole.
         seed: of the split, the order, the augmentation and the initial weights.
 
     Raises:
@@ -207,9 +212,10 @@ class TrainingOptions:
     stop_on: str
     class_disjoint: bool | None
     allow_leaks: bool
+    crop: str
     seed: int
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the fields, all by name
         self,
         *,
         recipe: str = AUTO,
@@ -219,6 +225,7 @@ class TrainingOptions:
         stop_on: str = "map@r",
         class_disjoint: bool | None = None,
         allow_leaks: bool = False,
+        crop: str = "",
         seed: int = 0,
         **overrides: Any,
     ) -> None:
@@ -229,6 +236,8 @@ class TrainingOptions:
         _check_value("seed", seed, "int", low=0)
         _check_value("frozen", frozen, "bool")
         _check_value("allow_leaks", allow_leaks, "bool")
+        if not isinstance(crop, str):
+            raise OptionError(f"`crop` must be a Crop of a name and a function, got {crop!r}.", argument="crop")
         if class_disjoint is not None:
             _check_value("class_disjoint", class_disjoint, "bool")
         if max_minutes is not None:
@@ -236,8 +245,15 @@ class TrainingOptions:
         from lookalike.evaluation.measures import Measure  # imports numpy, which a command's help does not need
 
         Measure.parse(stop_on, argument="stop_on")
-        values = (recipe, overrides, frozen, max_minutes, patience, stop_on, class_disjoint, allow_leaks, seed)
+        values = (recipe, overrides, frozen, max_minutes, patience, stop_on, class_disjoint, allow_leaks, crop, seed)
         vars(self).update(zip((f.name for f in fields(self)), values, strict=True))
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """The crop, if there is one with its function: a bundle that was made with it needs it to embed images."""
+        from lookalike.models.preprocessing import Crop  # imports numpy, which a command's help does not need
+
+        return (self.crop,) if isinstance(self.crop, Crop) else ()
 
     def recipe_for(self, family: str, *, unseen: bool = False) -> Recipe:
         """Return the recipe for a network of a family; see `make_recipe`."""
@@ -245,7 +261,8 @@ class TrainingOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON; `TrainingOptions(**value)` makes the same options."""
-        return {name: getattr(self, name) for name in RUN_OPTIONS} | dict(self.overrides)
+        values = {name: getattr(self, name) for name in RUN_OPTIONS} | dict(self.overrides)
+        return values if self.crop else {name: value for name, value in values.items() if name != "crop"}
 
     def without_rates(self) -> dict[str, Any]:
         """Return the options that identify a run, sorted by name: a run may be resumed with other learning rates."""

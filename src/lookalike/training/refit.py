@@ -21,6 +21,7 @@ from lookalike.models.backbone_files import parse_backbone_file
 from lookalike.models.bundle import is_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder, Encoder
 from lookalike.models.info import BundleInfo, EpochReport, TrainingReport
+from lookalike.models.preprocessing import Crop
 from lookalike.models.registry import PRETRAINED
 from lookalike.models.trainable import TrainableEncoder, build_trainable
 from lookalike.progress import Progress, resolve_progress
@@ -63,7 +64,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     replace: bool = False,
     cache: Path | str | None = None,
     track: Sequence[str] = (),
-    functions: Sequence[AnyEncoder] = (),
+    functions: Sequence[AnyEncoder | Crop] = (),
     progress: Progress | None = None,
 ) -> AnyEncoder:
     """Train the encoders of a bundle again, on the training and the validation images together.
@@ -80,7 +81,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         replace: overwrite an existing bundle, and nothing else.
         cache: as in `train`.
         track: as in `train`.
-        functions: the encoders from `as_encoder` that the bundle was made with: their functions are not in it.
+        functions: as in `load_encoder`.
         progress: receives progress and messages; None shows a bar in a terminal or notebook, and logs elsewhere.
 
     Returns:
@@ -97,7 +98,8 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
     progress = resolve_progress(progress)
     first, bundle, targets = _read_first(Path(model), functions), follow_link(out), parse_targets(track)
     names = [encoder.name for encoder in first.encoder.members]
-    by_name = {member.name: member for encoder in functions for member in encoder.members if member.name in names}
+    encoders = [member for function in functions if not isinstance(function, Crop) for member in function.members]
+    by_name = {encoder.name: encoder for encoder in encoders if encoder.name in names}
     initial = dict(pair_initial_weights(names, weights, by_name))
     folder = prepare_run_folder(bundle, resume=resume, replace=replace, progress=progress)
     key = digest(first.encoder.fingerprint, str(bundle.absolute()))
@@ -159,7 +161,7 @@ class _FirstTraining:
         return split
 
 
-def _read_first(path: Path, functions: Sequence[AnyEncoder]) -> _FirstTraining:
+def _read_first(path: Path, functions: Sequence[AnyEncoder | Crop]) -> _FirstTraining:
     info = read_bundle_info(path)
     if info.is_exported:
         raise ModelError(f"{path} is an exported model; pass the bundle that it was exported from.", argument="model")
@@ -169,7 +171,9 @@ def _read_first(path: Path, functions: Sequence[AnyEncoder]) -> _FirstTraining:
         )
     try:
         reports = info.training or (None,) * len(info.members)
+        crops: dict[str, dict[str, Crop]] = {crop: {"crop": crop} for crop in functions if isinstance(crop, Crop)}
         options = [TrainingOptions(**(report.options if report else info.options)) for report in reports]
+        options = [override_options(o, crops.get(o.crop, {})) for o in options]
         if info.training_data is None:
             raise KeyError("training_data")
     except (KeyError, TypeError, OptionError) as error:

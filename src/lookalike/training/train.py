@@ -131,7 +131,7 @@ def train(  # noqa: PLR0913 - the command's options, all but two by name
         if resume and bundle is not None and is_bundle(bundle):
             if _is_bundle_of(bundle, split, backbones, options, combination):
                 main(lambda: finish_resumed_run(bundle, targets, key, progress))
-                return load_encoder(bundle, functions=tuple(functions.values()))
+                return load_encoder(bundle, functions=(*functions.values(), *options.crops))
             if not replace:
                 require_free(bundle)
         seconds = main(lambda: _estimate_seconds(split, backbones, options))

@@ -17,6 +17,7 @@ from lookalike.models.backbone_files import parse_backbone_file
 from lookalike.models.encoder import Encoder
 from lookalike.models.info import TRANSFORMERS, Adaptation, StageMeasures, TrainingReport
 from lookalike.models.pipeline import FixedBackbone
+from lookalike.models.preprocessing import require_crop
 from lookalike.models.trainable import FixedEncoder, TrainableEncoder, build_trainable
 from lookalike.runtimes.load import Weights, load_pretrained
 from lookalike.training.config import AUTO, Recipe, TrainingOptions, override_options
@@ -108,6 +109,15 @@ def fresh_encoder(
     backbone: str, weights: Weights, options: TrainingOptions, *, unseen: bool
 ) -> tuple[TrainableEncoder, Recipe]:
     """Build an encoder for training, and return it with the recipe for its network."""
+    encoder, recipe = _pretrained_encoder(backbone, weights, options, unseen=unseen)
+    if options.crop:
+        encoder.preprocessing = replace(encoder.preprocessing, crop=require_crop(options.crop))
+    return encoder, recipe
+
+
+def _pretrained_encoder(
+    backbone: str, weights: Weights, options: TrainingOptions, *, unseen: bool
+) -> tuple[TrainableEncoder, Recipe]:
     if isinstance(weights, Encoder) or parse_backbone_file(backbone) is not None:
         return _fixed_encoder(backbone, weights, options, unseen=unseen)
     recipes: list[Recipe] = []
