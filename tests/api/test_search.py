@@ -18,10 +18,12 @@ from lookalike.api.search import load_index, search
 from lookalike.embeddings.embed_folder import embed_folder
 from lookalike.errors import DataError, FingerprintMismatch, ModelError, OptionError, StorageError
 from lookalike.index.index import Index
-from lookalike.models.bundle import describe_encoder, save_bundle
+from lookalike.models.bundle import describe_encoder, read_bundle_info, read_reranker, save_bundle
 from lookalike.models.encoder import Encoder
 from lookalike.models.pipeline import File
 from lookalike.progress import SILENT
+from lookalike.reranking.reranker import Reranker
+from lookalike.reranking.steps import GalleryAugmentation, Reranking
 from lookalike.types import Calibration, Embeddings
 
 
@@ -55,6 +57,21 @@ def test_the_hits_of_each_query_can_be_iterated(index_folder, images):
         assert [hit.path for hit in query] == [images.resolve() / hit.id for hit in query]
     assert result[1].query_id == "astronaut0.jpg"
     assert result[0][0].score >= result[0][1].score
+
+
+def test_the_re_ranking_of_the_model_is_kept_and_not_applied(images, encoder, tmp_path, recording_progress):
+    reranker = Reranker(Reranking(gallery_augmentation=GalleryAugmentation(2)))
+    bundle = save_bundle(encoder, tmp_path / "model", reranker=reranker)
+    progress = recording_progress()
+    index(images, bundle, out=tmp_path / "index", progress=progress)
+    query = images / "astronaut0.jpg"
+    result = search(tmp_path / "index", [query], top_k=1, progress=progress)
+    assert [text for text in progress.messages if "transductive" in text and "not applied" in text] == [
+        read_bundle_info(bundle).reranking.unused
+    ] * 2
+    cosine = encoder.embed([query]).vectors[0] @ encoder.embed([result[0].hits[0].path]).vectors[0]
+    assert result.hits.scores[0, 0] == pytest.approx(cosine, abs=1e-5)
+    assert read_reranker(tmp_path / "index" / "model").reranking == reranker.reranking
 
 
 def test_a_result_as_json(index_folder, images, tmp_path):

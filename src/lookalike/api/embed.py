@@ -18,7 +18,7 @@ from lookalike.embeddings.embed_folder import embed_folder, require_embeddings_o
 from lookalike.embeddings.folder import is_embeddings, is_unfinished, read_run
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, renamed_argument
 from lookalike.index.storage import Labels, Metadata, is_index
-from lookalike.models.bundle import MODEL_FOLDER, describe_encoder, find_bundle, read_bundle_info
+from lookalike.models.bundle import MODEL_FOLDER, describe_encoder, find_bundle, read_bundle_info, read_reranker
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import BundleInfo, RequestInfo
 from lookalike.models.pipeline import Files, Source
@@ -163,15 +163,14 @@ def embed_images(
 ) -> Embeddings:
     """Embed with the given model; a name means the model that it led to when the folder was started."""
     precision = _precision_of_run(out, precision)
-    fitted, info = None, None
+    fitted, info, reranker = None, None, None
     if not isinstance(model, str | Path):
         encoder = model
     elif (bundle := find_bundle(model)) is not None:
         encoder, info = load_encoder(bundle), dataclasses.replace(read_bundle_info(bundle), request=None)
         if info.reranking is not None:
-            progress.info(
-                f"the model's re-ranking ({info.reranking.steps}) is for evaluate and submit; not applied here"
-            )
+            progress.info(info.reranking.unused)
+            reranker = read_reranker(bundle)
     else:
         names = str(model).split("+")
         identities = [weights_identity(*pair) for pair in pair_weights(names, weights)]
@@ -203,6 +202,7 @@ def embed_images(
         encoder,
         out,
         info=info,
+        reranker=reranker,
         skipped=skipped,
         computed=fitted,
         allow_removals=allow_removals,

@@ -24,6 +24,7 @@ from lookalike.index.filters import Comparison, Filter
 from lookalike.index.index import Index
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
+from lookalike.models.info import RerankingInfo
 from lookalike.models.pipeline import File, ImageInput, Source, decode, require_list
 from lookalike.models.preprocessing import Crop, CropResult
 from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
@@ -42,6 +43,7 @@ class LoadedIndex:
     encoder: AnyEncoder
     path: Path | None = None  # the folder that it was loaded from
     calibration: Calibration | None = None  # of its model; None if it has none
+    reranking: RerankingInfo | None = None  # of its model, which no search applies; None if it has none
 
     def with_crop(self, crop: Callable[[Image.Image], CropResult], *, name: str) -> LoadedIndex:
         """Return the index with the crop that its encoder was made with; see `Encoder.with_crop`."""
@@ -152,13 +154,14 @@ def load_index(
         encoder = load_encoder(model, functions=functions)
     items.require_model(encoder.fingerprint, f"the model in {model}", argument="index")
     with renamed_argument("index", "model"):
-        calibration = read_bundle_info(model).calibration
+        info = read_bundle_info(model)
+        of_model = info.calibration, info.reranking
     try:
         with_precision = with_runtime(encoder, precision=items.precision)
         with_precision.prepare((), 1, SILENT)
     except (OptionError, ModelError):  # no runtime here has the precision of the index
-        return LoadedIndex(items, encoder, path, calibration)
-    return LoadedIndex(items, with_precision, path, calibration)
+        return LoadedIndex(items, encoder, path, *of_model)
+    return LoadedIndex(items, with_precision, path, *of_model)
 
 
 @checked_arguments(
@@ -222,6 +225,8 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
     queries, unreadable = resolve_queries(images, loaded.index)
     loaded.index.resolve_top_k(top_k, queries)
     progress = resolve_progress(progress)
+    if loaded.reranking is not None and loaded is not index:  # once per index that is loaded
+        progress.info(loaded.reranking.unused)
     embeddings = _embed(loaded, queries, unreadable, progress)
     query_paths = {name: queries[name].path for name in embeddings.ids}
     path_of = loaded.index.path_of

@@ -34,6 +34,7 @@ from lookalike.models.encoder import SAMPLE_SIZE, AnyEncoder
 from lookalike.models.info import BundleInfo
 from lookalike.models.pipeline import Keys, Source, image_keys, run_backbones
 from lookalike.progress import Progress
+from lookalike.reranking.reranker import Reranker
 from lookalike.runtimes.fit import FittedEncoder
 from lookalike.types import Embeddings, Skipped, Vectors
 
@@ -50,6 +51,7 @@ class _Job:
     encoder: AnyEncoder
     out: Path
     info: BundleInfo | None
+    reranker: Reranker | None
     skipped: Sequence[Skipped]
     shard_size: int
     batch_size: int | None
@@ -63,6 +65,7 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     out: Path,
     *,
     info: BundleInfo | None = None,
+    reranker: Reranker | None = None,
     skipped: Sequence[Skipped] = (),
     computed: FittedEncoder | None = None,
     allow_removals: bool = False,
@@ -75,14 +78,14 @@ def embed_folder(  # noqa: PLR0913 - all but three by name
     Called again with the same model it resumes where it was stopped, and computes only the images that were added or
     changed. The embeddings of images that are gone are removed; `allow_removals` allows it even if most are gone, or
     all of a folder. A runtime is selected only if there is an image to compute; those of `computed`, the features that
-    the encoder's heads were fitted on, are not. `info` is further content of the bundle's record, `skipped` what is not
-    among the images, such as folders that cannot be listed. A killed run loses at most one shard.
+    the encoder's heads were fitted on, are not. `info` and `reranker` are further content of the bundle, `skipped` what
+    is not among the images, such as folders that cannot be listed. A killed run loses at most one shard.
     """
     _require_images(sources, shard_size)
     require_embeddings_of(encoder, out)
     finish_join(out)
     keys = image_keys(sources)
-    job = _Job(sources, keys, encoder, out, info, skipped, shard_size, batch_size, computed, progress)
+    job = _Job(sources, keys, encoder, out, info, reranker, skipped, shard_size, batch_size, computed, progress)
     unchanged = _update(job, allow_removals=allow_removals)
     shutil.rmtree(out / SHARDS_FOLDER, ignore_errors=True)
     del sources, keys, job  # of 100,000 images they take as much memory as the ids that are read now
@@ -101,7 +104,7 @@ def _update(job: _Job, *, allow_removals: bool) -> bool:
     root = root_of(job.sources)
     is_same = finished is not None and np.array_equal(rows[rows >= 0], np.arange(finished.count))
     if finished is not None and not missing and is_same and job.keys[rows < 0].tolist() == list(finished.failed):
-        _store_model(job.encoder, job.out / MODEL_FOLDER, job.info)
+        _store_model(job)
         current = replace(finished, root=root, retried=tuple(job.skipped))
         if current != finished:  # the images were moved, or other folders cannot be listed
             write_embeddings_info(job.out, current)
@@ -122,7 +125,7 @@ def _embed_missing(job: _Job, missing: npt.NDArray[np.int64], stored: StoredVect
     run = RunInfo(encoder.name, encoder.fingerprint, encoder.precision)
     if earlier is not None and not len(missing):
         run = earlier
-    _store_model(encoder, job.out / MODEL_FOLDER, job.info)  # first: a head that was fitted must not be fitted again
+    _store_model(job)  # first: a head that was fitted must not be fitted again
     write_json(job.out / SHARDS_FOLDER / RUN_FILE, asdict(run))
     retried = _compute_shards(job, missing, stored)
     rows = stored.find(job.keys)
@@ -247,15 +250,16 @@ class _Subset(Sequence[Source]):
         return self._sources[int(self.positions[index])]
 
 
-def _store_model(encoder: AnyEncoder, folder: Path, info: BundleInfo | None) -> None:
+def _store_model(job: _Job) -> None:
     """Save the encoder, unless it is there already."""
+    folder = job.out / MODEL_FOLDER
     if is_bundle(folder):
         try:
-            if read_bundle_info(folder).fingerprint == encoder.fingerprint:
+            if read_bundle_info(folder).fingerprint == job.encoder.fingerprint:
                 return
         except LookalikeError:
             pass  # a damaged bundle is replaced
-    save_bundle(encoder, folder, info, replace_existing=True)
+    save_bundle(job.encoder, folder, job.info, reranker=job.reranker, replace_existing=True)
 
 
 def _compute_shards(job: _Job, missing: npt.NDArray[np.int64], stored: StoredVectors) -> list[Skipped]:

@@ -317,6 +317,12 @@ class RerankingInfo:
     steps: Reranking
     class_means: str = ""  # digest of the class means in the bundle; "" if no step needs them
 
+    @property
+    def unused(self) -> str:
+        """The sentence of a command that does not apply it: a search of one image knows no other queries."""
+        kind = ", transductive" if self.steps.transductive else ""
+        return f"the model's re-ranking ({self.steps}{kind}) is for evaluate and submit; not applied here"
+
 
 @dataclass(frozen=True)
 class BundleInfo:
