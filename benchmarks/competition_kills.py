@@ -89,8 +89,8 @@ def require_logged_and_saved(data: Path, out: Path) -> None:
     again = submit(data, out / BEST, group="kills", top_k=TOP_K, out=out / "again.json").images
     shared = [len({*names} & {*content["images"][query]}) / TOP_K for query, names in again.items()]
     share = sum(shared) / len(shared)
-    print(f"{share:.1%} of the images in the submission are also found with the saved models")
-    if share < 0.95:  # the saved models may run in another precision
+    print(f"{share:.2%} of the images in the submission are also found with the saved models")
+    if share < 0.999:  # a runtime may decide between two that are nearly as similar
         sys.exit("the saved models are not those of the submission")
 
 
