@@ -147,11 +147,13 @@ class ExactIndex:
         """Return float32 inner products and rows `(n_query, count)`, best first; `count` is at most the size."""
         if len(self) <= BRUTE_FORCE_MAX:
             return nearest_in_blocks(queries, [self._vectors], count)
-        if self._prefilter is None and self._prefilter_pays:
-            with self._lock:
+        if self._prefilter is None and self._prefilter_pays and self._lock.acquire(blocking=False):
+            try:  # other threads search without it meanwhile
                 self._queries += len(queries)
                 if self._queries >= PREFILTER_AFTER_QUERIES and self._prefilter is None:
                     self._prefilter = Prefilter(self.vectors, len(self))
+            finally:
+                self._lock.release()
         prefilter = self._prefilter  # another thread may drop it
         if prefilter is not None:
             nearest = prefilter.nearest(queries, count)
