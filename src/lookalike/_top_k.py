@@ -72,8 +72,8 @@ def nearest_in_blocks(queries: Floats, blocks: Iterable[Floats], count: int) -> 
 
 
 def take_allowed(scores: Floats, rows: Ints, allowed: npt.NDArray[np.bool_], count: int) -> tuple[Floats, Ints]:
-    """Return the first `count` allowed rows of each query, best first, filled up with -inf and -1."""
-    dropped = ~allowed[rows]
+    """Return the first `count` allowed rows of each query, best first, filled up with -inf and -1, as `rows` may be."""
+    dropped = (rows < 0) | ~allowed[rows]
     columns = np.argsort(dropped, axis=1, kind="stable")[:, :count]
     dropped = np.take_along_axis(dropped, columns, axis=1)
     scores, rows = np.take_along_axis(scores, columns, axis=1), np.take_along_axis(rows, columns, axis=1)

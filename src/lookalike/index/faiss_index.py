@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lookalike._files import require_regular, storage_errors
-from lookalike._top_k import LAST, STEPS, Floats, Ints, best_first, nearest_in_blocks
+from lookalike._top_k import LAST, STEPS, Floats, Ints, best_first, nearest_in_blocks, take_allowed
 from lookalike.errors import StorageError
 from lookalike.index.filters import Mask
 from lookalike.types import Vectors
@@ -130,25 +130,18 @@ class FaissIndex:
         A graph that is itself searched with a filter, and the inverted lists near a query, miss most of what a filter
         allows where that is far from the query. Here a query is short of hits then, at position -1.
         """
-        scores = np.full((len(queries), count), -np.inf, dtype=np.float32)
-        positions = np.full((len(queries), count), -1, dtype=np.int64)
         share = float(allowed.mean())
         if share < _WIDE_SHARE:
-            return scores, positions
+            shape = len(queries), count
+            return np.full(shape, -np.inf, dtype=np.float32), np.full(shape, -1, dtype=np.int64)
         fetch = min(len(self), math.ceil(_WIDE_MARGIN * count / share))
         deeper = {
             "efSearch": max(fetch, math.ceil(self.parameters.get("efSearch", 16) / share)),
             "nprobe": math.ceil(self.parameters.get("nprobe", 1) / share),
         }
         parameters = _search_parameters(self.index, {**self.parameters, **deeper})
-        fetched_scores, fetched = self.index.search(queries, fetch, params=parameters)
-        fits = (fetched >= 0) & allowed[fetched]
-        lines = np.arange(len(queries))[:, None]
-        columns = np.argsort(~fits, axis=1, kind="stable")[:, :count]
-        is_hit, width = fits[lines, columns], columns.shape[1]
-        scores[:, :width] = np.where(is_hit, fetched_scores[lines, columns], -np.inf)
-        positions[:, :width] = np.where(is_hit, fetched[lines, columns], -1)
-        return scores, positions
+        scores, positions = self.index.search(queries, fetch, params=parameters)
+        return take_allowed(scores, positions, allowed, count)
 
     def vectors(self, positions: Ints) -> Vectors:
         """Return the vectors `(n, dim)` at positions, as the index stores them."""
