@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -42,15 +41,13 @@ from lookalike.index.store import (
     FileState,
     IndexedItem,
     Remove,
+    Store,
     Unchanged,
     Update,
     located,
 )
 from lookalike.progress import Progress, resolve_progress
 from lookalike.types import Embeddings, Hits, Vectors, l2_normalize, require_embeddings
-
-if TYPE_CHECKING:
-    from lookalike.index.local_store import LocalStore
 
 EXACT_UNTIL = 20_000  # fewer vectors are compared in a millisecond or two; no approximate index pays
 APPROXIMATE_MIN = 1000  # fewer vectors are too few to tune an approximate index
@@ -72,7 +69,7 @@ class Index:
         root: the folder that ids are relative to, or None.
     """
 
-    def __init__(self, store: FolderStore | LocalStore, info: IndexInfo, folder: Path | None = None) -> None:
+    def __init__(self, store: FolderStore | Store, info: IndexInfo, folder: Path | None = None) -> None:
         self._stored = store
         self._folder = folder
         self._changed_file = None if folder is None else str(folder / CHANGED_FILE)
@@ -82,7 +79,7 @@ class Index:
         self.root = None if info.root is None else Path(info.root)
 
     @property
-    def _store(self) -> FolderStore | LocalStore:
+    def _store(self) -> FolderStore | Store:
         """The current store: another process may have made the first change."""
         changed = self._changed_file
         # os.path.exists takes half the time of Path.exists
@@ -352,7 +349,7 @@ class Index:
         """Do what the first change does, and change nothing."""
         self._changeable()
 
-    def _changeable(self) -> LocalStore:
+    def _changeable(self) -> Store:
         """Return the store of a changed index; the first change makes it."""
         store = self._store
         if isinstance(store, FolderStore):
@@ -496,7 +493,7 @@ def _read_folder(path: Path, info: IndexInfo, *, verify: bool) -> FolderStore:
     return FolderStore(vector_index, ids, labels, metadata)
 
 
-def _open_changed(folder: Path, info: IndexInfo) -> LocalStore:
+def _open_changed(folder: Path, info: IndexInfo) -> Store:
     """Open an index that was changed; an index that never was does not import SQLite."""
     from lookalike.index.local_store import LocalStore
 

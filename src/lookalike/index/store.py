@@ -99,7 +99,7 @@ Change = Add | Remove | Update
 
 
 class Store(Protocol):
-    """Keeps the items of an index.
+    """Keeps the items of an index, and makes changes, each in full or not at all; the next search sees it.
 
     Paths of items are relative to the root of the index, or absolute.
     """
@@ -147,10 +147,6 @@ class Store(Protocol):
     def close(self) -> None:
         """Release files."""
 
-
-class ChangeableStore(Store, Protocol):
-    """A store that makes changes, each in full or not at all; the next search sees it."""
-
     def apply(self, change: Change) -> int:
         """Make a change durable and visible, and return how many items were replaced.
 
@@ -159,6 +155,9 @@ class ChangeableStore(Store, Protocol):
 
     def compact(self, min_recall: float | None, progress: Progress) -> bool:
         """Rebuild what makes searches fast; return False if another process does."""
+
+    def copy_into(self, folder: Path) -> None:
+        """Copy the files of the store into another folder, as of now."""
 
 
 def unknown_ids(ids: Sequence[str]) -> OptionError:
