@@ -197,9 +197,7 @@ def test_changes_are_in_the_audit_log(writer, caplog):
 
 
 def test_many_changes_compact_the_index(writer, monkeypatch):
-    from lookalike.server import service as service_module
-
-    monkeypatch.setattr(service_module, "_COMPACT_FROM", 3)
+    monkeypatch.setattr("lookalike.index.index._COMPACT_FROM", 3)
     for number in range(3):
         assert writer.post("/v1/items", files={"image": png((50 * number, 9, 9))}).status_code == 201
     served = writer.app.state.service.indexes["small"]

@@ -22,7 +22,6 @@ from lookalike.progress import Progress, resolve_progress
 from lookalike.types import Embeddings, Skipped
 
 _CHUNK = 512  # images embedded and added together, the most that an interrupted run loses
-_COMPACT_AFTER = 5000  # changes, and a tenth of the items, after which an index is compacted
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,8 @@ def add(
     facts = dict.fromkeys(named, metadata or {})
     progress = resolve_progress(progress)
     written, skipped = _embed_and_add(loaded, list(named.values()), labels, facts, progress)
-    _compact_if_needed(loaded.index, progress)
+    if loaded.index.needs_compaction:
+        loaded.index.compact(progress=progress)
     return Changed(
         tuple(item for item in written if item not in existing),
         tuple(item for item in written if item in existing),
@@ -236,7 +236,8 @@ def sync(
             unchanged += 1
     written, skipped = _embed_and_add(loaded, to_embed, labels, facts, progress)
     items.remove(gone)
-    _compact_if_needed(items, progress)
+    if items.needs_compaction:
+        items.compact(progress=progress)
     return Changed(
         tuple(item for item in written if item not in below),
         (*replaced, *(item for item in written if item in below)),
@@ -310,8 +311,3 @@ def _embed_and_add(
         )
         written += embeddings.ids
     return written, tuple(skipped)
-
-
-def _compact_if_needed(index: Index, progress: Progress) -> None:
-    if index.pending > max(_COMPACT_AFTER, len(index) // 10):
-        index.compact(progress=progress)

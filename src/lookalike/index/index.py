@@ -53,6 +53,8 @@ EXACT_UNTIL = 20_000  # fewer vectors are compared in a millisecond or two; no a
 APPROXIMATE_MIN = 1000  # fewer vectors are too few to tune an approximate index
 _DEFAULT_TOP_K = 10
 _PAGE = 1000  # items read at once
+_COMPACT_FROM = 1000  # changes after which an index is compacted,
+_COMPACT_SHARE = 10  # and at least one per this many items
 _TIMED_QUERIES = 20
 
 
@@ -323,6 +325,11 @@ class Index:
     def pending(self) -> int:
         """Items that were added or removed since the index was compacted, each of which makes searches slower."""
         return self._store.pending
+
+    @property
+    def needs_compaction(self) -> bool:
+        """Whether so much was changed since the index was compacted that `compact` pays."""
+        return self.pending >= max(_COMPACT_FROM, len(self) // _COMPACT_SHARE)
 
     @checked_arguments()
     def compact(self, *, min_recall: float | None = None, progress: Progress | None = None) -> bool:

@@ -30,8 +30,6 @@ from lookalike.server.problems import Problem
 
 _log = logging.getLogger("lookalike.server")
 _audit = logging.getLogger("lookalike.audit")
-_COMPACT_FROM = 1000  # changes since an index was compacted
-_COMPACT_SHARE = 10  # and at least one change per this many items
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 T = TypeVar("T")
 
@@ -185,8 +183,7 @@ class Service:
         name = None if token is None else token.name
         entry = {"time": time.time(), "token": name, "action": action, "index": served.name, "item": item}
         _audit.info("%s", json.dumps(entry))
-        index = served.loaded.index
-        if index.pending >= max(_COMPACT_FROM, len(index) // _COMPACT_SHARE) and not served.compacting:
+        if served.loaded.index.needs_compaction and not served.compacting:
             served.compacting = True
             self._workers.submit(self._compact, served)
 
