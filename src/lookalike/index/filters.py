@@ -423,15 +423,30 @@ class ValueColumn:
         self._numbers = np.full(count, np.nan)
         self._truths = np.full(count, -1, dtype=np.int8)
         self._codes = np.full(count, -1, dtype=np.int32)  # -1 for what is not text
-        codes: dict[str, int] = {}
-        for row, value in enumerate(values):
+        self._texts: dict[str, int] = {}
+        self._fill(enumerate(values))
+
+    def _fill(self, values: Iterable[tuple[int, Value | None]]) -> None:
+        """Set missing values by row."""
+        for row, value in values:
             if isinstance(value, str):
-                self._codes[row] = codes.setdefault(normalized(value), len(codes))
+                self._codes[row] = self._texts.setdefault(normalized(value), len(self._texts))
             elif isinstance(value, bool | np.bool_):
                 self._truths[row] = value
             elif value is not None:
                 self._numbers[row] = value
-        self._texts = codes
+
+    def take(self, rows: npt.NDArray[np.int64], others: Mapping[int, Value | None]) -> ValueColumn:
+        """Return the values in these rows, `(n,)`; where a row is -1, the values of `others` by position."""
+        column, old, texts = ValueColumn((), len(rows)), rows >= 0, list(self._texts)
+        column._numbers[old] = self._numbers[rows[old]]
+        column._truths[old] = self._truths[rows[old]]
+        codes = np.where(old, self._codes[rows], -1)
+        used = np.unique(codes[codes >= 0])  # texts that no item has any more are dropped
+        column._codes[:] = np.where(codes >= 0, np.searchsorted(used, codes), -1)
+        column._texts = {texts[code]: number for number, code in enumerate(used.tolist())}
+        column._fill(others.items())
+        return column
 
     def present(self) -> Mask:
         """Whether each item has a value."""

@@ -244,7 +244,26 @@ class LocalStore:
             snapshot=snapshot,
             alive=np.ones(len(snapshot.rids), bool),
             paths=paths,
+            columns=self._carried_columns(snapshot),
         )
+
+    def _carried_columns(self, snapshot: Snapshot) -> dict[str, ValueColumn]:
+        """Return the columns of the view for the rows of a new snapshot: only what the old one lacks is read."""
+        view = self._view
+        if view.snapshot is None or not view.columns:
+            return {}
+        rows = view.snapshot.rows_of(snapshot.rids)
+        new = np.flatnonzero(rows < 0).tolist()
+        items = self._reader.rows(snapshot.rids[new].tolist())
+        others = {row: items[rid] for row in new if (rid := int(snapshot.rids[row])) in items}
+
+        def value(name: str, item: IndexedItem) -> Value | None:
+            return item.label if name == LABEL else item.metadata.get(name)
+
+        return {
+            name: column.take(rows, {row: value(name, item) for row, item in others.items()})
+            for name, column in view.columns.items()
+        }
 
     def _advanced(self, view: View) -> View:
         """Return a view with the changes since its last one."""

@@ -136,7 +136,7 @@ class View:
     delta: Delta
     delta_alive: Mask
     paths: Mapping[str, Path | None] = field(default_factory=dict)
-    columns: Mapping[str, Column] = field(default_factory=dict)
+    columns: Mapping[str, ValueColumn] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.live + int(np.count_nonzero(self.delta_alive))
@@ -225,7 +225,8 @@ class _Columns:
         return len(self._view.alive) + len(self._view.delta_alive)
 
     def column(self, name: str) -> Column | None:
-        view, parts = self._view, []
+        view = self._view
+        parts: list[Column] = []
         if view.snapshot is not None:
             ids = view.snapshot.ids
             parts.append(IdColumn(ids, ids.find) if name == ID else view.columns[name])
