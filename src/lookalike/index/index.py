@@ -467,7 +467,8 @@ class Index:
     def load(cls, path: Path | str, *, verify: bool = False) -> Index:
         """Read an index that `save` wrote; `StorageError` if it is not an index, of another format, or damaged.
 
-        Its files are compared with their digests; of more than 32 MB of vectors only the size, unless `verify`.
+        Its files are compared with their digests; of more than 32 MB of vectors only the size, unless `verify`. Of a
+        changed index a damaged snapshot is built again.
         """
         path = Path(path)
         info = read_info(path)
@@ -478,7 +479,7 @@ class Index:
             except StorageError:
                 if not (path / CHANGED_FILE).exists():  # or another process has just made the first change
                     raise
-        return cls(_open_changed(folder, info), info, folder)
+        return cls(_open_changed(folder, info, verify=verify), info, folder)
 
 
 def _read_folder(path: Path, info: IndexInfo, *, verify: bool) -> FolderStore:
@@ -500,11 +501,11 @@ def _read_folder(path: Path, info: IndexInfo, *, verify: bool) -> FolderStore:
     return FolderStore(vector_index, ids, labels, metadata)
 
 
-def _open_changed(folder: Path, info: IndexInfo) -> Store:
+def _open_changed(folder: Path, info: IndexInfo, *, verify: bool = False) -> Store:
     """Open an index that was changed; an index that never was does not import SQLite."""
     from lookalike.index.local_store import LocalStore
 
-    return LocalStore(folder, info.dim)
+    return LocalStore(folder, info.dim, verify=verify)
 
 
 def _build(

@@ -56,8 +56,9 @@ _COMPACTING = "compacting.lock"
 class LocalStore:
     """The items of an index folder that was changed; safe to use from several threads and processes."""
 
-    def __init__(self, folder: Path, dim: int) -> None:
+    def __init__(self, folder: Path, dim: int, *, verify: bool = False) -> None:
         self.folder, self.dim = folder, dim
+        self._verify = verify
         self._lock = threading.RLock()  # of the reading connection, and of the next view
         self._write_lock = threading.Lock()
         self._open()
@@ -71,9 +72,12 @@ class LocalStore:
         self._reader, self._writer = SqliteItems(path), SqliteItems(path)
         if self._reader.meta("dim") != self.dim:
             raise StorageError(f"{path} does not belong to the index; build the index again.", argument="path")
+        if self._verify:
+            self._reader.require_sound()
         self._version = -1
         self._view = self._empty()
         self.refresh()
+        self._verify = False
 
     def _empty(self) -> View:
         return View(self.dim, 0, 0, None, np.zeros(0, bool), Delta(self.dim), np.zeros(0, bool))
@@ -148,6 +152,9 @@ class LocalStore:
     def _refresh(self, names: Collection[str]) -> bool:
         self._require_process()
         with self._lock:
+            if self._reader.is_outdated:
+                self.close()
+                self._open()
             version = self._reader.data_version()
             if version == self._version and all(name in self._view.columns or name == ID for name in names):
                 return False
@@ -232,7 +239,7 @@ class LocalStore:
         """Return the view, or one of the current snapshot where that is another."""
         if self._view.number == number:
             return self._view
-        snapshot = Snapshot.open(self.folder / FOLDER / name)
+        snapshot = Snapshot.open(self.folder / FOLDER / name, verify=self._verify)
         if snapshot.exact.dim != self.dim:
             raise StorageError(f"the snapshot {name} has vectors of other dimensions.", argument="path")
         rows = self._reader.connection.execute("select id, path from items where path is not id")

@@ -43,6 +43,8 @@ _COLUMNS = "items.id, label, metadata, path, size, mtime_ns, digest"
 class SqliteItems:
     """A connection to the items; one thread at a time may use it.
 
+    In a folder that cannot be written, where SQLite cannot make the files of its log, it reads the file alone.
+
     Attributes:
         connection: the connection of Python's `sqlite3`.
 
@@ -50,10 +52,20 @@ class SqliteItems:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.connection = _connect(path)
+        self._log = path.with_name(f"{path.name}-wal")
+        self._only_file: int | None = None  # the time of change of a file that is read alone
+        self.connection = _connect(path, "mode=rw")
         with sqlite_errors(path):
+            try:
+                version = self.meta("format")
+            except sqlite3.OperationalError:
+                if os.access(path.parent, os.W_OK) or self._log.exists():
+                    raise
+                self.connection.close()
+                self._only_file = path.stat().st_mtime_ns
+                self.connection = _connect(path, "mode=ro&immutable=1")
+                version = self.meta("format")
             self.connection.execute("pragma synchronous = full")
-            version = self.meta("format")
         if version != FORMAT:
             raise StorageError(
                 f"{path} has format {version}, this version reads {FORMAT}; build the index again.", argument="path"
@@ -64,7 +76,7 @@ class SqliteItems:
         cls, path: Path, rows: Iterable[tuple[IndexedItem, bytes]], meta: Mapping[str, str | float], snapshot: str
     ) -> None:
         """Write a new file with items, numbered from 1, and the name of their snapshot, and make it durable."""
-        connection = _connect(path)
+        connection = _connect(path, "mode=rwc")
         with sqlite_errors(path), contextlib.closing(connection):
             connection.execute(f"pragma page_size = {_PAGE_BYTES}")
             connection.execute("pragma journal_mode = off")
@@ -87,7 +99,21 @@ class SqliteItems:
 
     def data_version(self) -> int:
         """Return a number that changes when another connection commits."""
-        return int(self.connection.execute("pragma data_version").fetchone()[0])
+        with sqlite_errors(self.path):
+            return int(self.connection.execute("pragma data_version").fetchone()[0])
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the file, read alone, was changed by a process that may write it: it must be opened again."""
+        before = self._only_file
+        return before is not None and (self._log.exists() or self.path.stat().st_mtime_ns != before)
+
+    def require_sound(self) -> None:
+        """Read all of the file; `StorageError` if it is damaged."""
+        with sqlite_errors(self.path):
+            (answer,) = self.connection.execute("pragma quick_check(1)").fetchone()
+        if answer != "ok":
+            raise StorageError(f"{self.path} is damaged ({answer}); build the index again.", argument="path")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -189,10 +215,16 @@ def read_metadata(text: str | None) -> dict[str, Any]:
     return metadata
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, parameters: str) -> sqlite3.Connection:
     with sqlite_errors(path):
         # without isolation level, transactions begin where they are written
-        connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?{parameters}",
+            uri=True,
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
         connection.text_factory = lambda data: data.decode("utf-8", "surrogatepass")
         return connection
 
@@ -243,7 +275,7 @@ def _add(connection: sqlite3.Connection, change: Add) -> int:
 def _update(connection: sqlite3.Connection, items: SqliteItems, change: Update) -> int:
     (rid,) = items.rids_of([change.id]).values()
     (item,) = items.get([change.id])
-    assert item is not None  # its row was just blobs, in the same transaction
+    assert item is not None  # its row was found, in the same transaction
     item = replace(
         item,
         label=item.label if isinstance(change.label, Unchanged) else change.label,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -209,7 +210,12 @@ def create_vectors(path: Path, count: int, dim: int) -> Vectors:
     """Create a flat FAISS index of `count` vectors `(n, dim)`, which are to be written into the returned array."""
     with path.open("wb") as file:
         file.write(_HEADER.pack(_FLAT_CODE, dim, count, _UNUSED, _UNUSED, True, _INNER_PRODUCT, count * dim))
-        file.truncate(_HEADER.size + 4 * count * dim)
+        file.flush()
+        size = _HEADER.size + 4 * count * dim
+        if hasattr(os, "posix_fallocate"):  # a full disk ends a process that writes into a hole of a mapped file
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
     if not count:
         return np.zeros((0, dim), np.float32)
     return np.memmap(path, dtype="<f4", mode="r+", offset=_HEADER.size, shape=(count, dim))
