@@ -1,9 +1,9 @@
 """Measure a changed index: searches with and without filters, changes, opening and compacting.
 
-    python benchmarks/stores.py [--count 100000] [--queries 200] [--out FOLDER]
+    python benchmarks/stores.py [--count 100000] [--queries 200] [--only-recall] [--out FOLDER]
 
-Vectors of 512 dimensions in skewed groups. The filters allow 50 % and 5 % of the items at random, and the items of one
-group, 0.5 %, which are near each other and far from most queries. Recall is that of the exact 10 nearest, by NumPy.
+Vectors of 512 dimensions in groups. The filters allow 50 % and 5 % of the items at random, and the items of one group,
+0.5 %, which are near each other and far from most queries. Recall is that of the exact 10 nearest, by NumPy.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from contest import add_out_option, peak_memory_mb, save_result
+from lookalike.benchmark.timing import machine
 from lookalike.index.index import Index
 from lookalike.progress import SILENT
 from lookalike.types import Embeddings, Vectors, l2_normalize
@@ -31,16 +33,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--only-recall", action="store_true", help="measure no times, for a machine that is in use")
     add_out_option(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        result = measure(Path(work) / "index", options.count, options.queries)
+        result = measure(Path(work) / "index", options.count, options.queries, times=not options.only_recall)
     for name, value in result.items():
         print(f"{name}: {value}")
-    save_result(f"stores-{options.count}", result, complete=True, folder=options.out)
+    save_result(f"stores-{options.count}", {"machine": machine(), **result}, complete=True, folder=options.out)
 
 
-def measure(folder: Path, count: int, queries: int) -> dict[str, Any]:
+def measure(folder: Path, count: int, queries: int, *, times: bool) -> dict[str, Any]:
     random = np.random.default_rng(0)
     centres = random.standard_normal((GROUPS, DIM), dtype=np.float32)
     decay = np.geomspace(1, 0.03, DIM, dtype=np.float32)
@@ -60,20 +63,27 @@ def measure(folder: Path, count: int, queries: int) -> dict[str, Any]:
     Index.build(Embeddings(tuple(ids), vectors, "model"), labels=labels, metadata=metadata).save(folder)
     masks = {"all": np.ones(count, bool), "50 %": half == 1, "5 %": twentieth == 1, "0.5 %, one group": groups == 7}
     query_vectors = draw(queries)[1]
-    result: dict[str, Any] = {"count": count, "dim": DIM}
-    index = Index.load(folder)
-    result["unchanged"] = searches(index, query_vectors, vectors, masks)
-    result["first change s"] = seconds(index.prepare_changes)
-    result["exact, changed"] = searches(index, query_vectors, vectors, masks)
-    result["compact s"] = seconds(lambda: index.compact(min_recall=0.99, progress=SILENT))
-    result["key"] = index.key
-    result["inverted lists"] = searches(index, query_vectors, vectors, masks)
+    search = partial(searches, queries=query_vectors, vectors=vectors, masks=masks, times=times)
+    index, figures = Index.load(folder), {}
+    recall = {"not changed yet": search(index)}
+    figures["the first change, s"] = seconds(index.prepare_changes)
+    recall["changed, exact"] = search(index)
+    figures["compacting, s"] = seconds(lambda: index.compact(min_recall=0.99, progress=SILENT))
+    recall[f"changed, {index.key}"] = search(index)
+    result = {"count": count, "dim": DIM, "searches": recall}
     index.close()
-    result["open s"] = seconds(lambda: Index.load(folder).close())
+    if times:
+        figures |= changes(folder, draw(3000)[1], query_vectors)
+        result["figures"] = {name: round(value, 3) for name, value in figures.items()}
+    return result
+
+
+def changes(folder: Path, extra: Vectors, queries: Vectors) -> dict[str, float]:
+    """Measure changes of an index, and searches meanwhile."""
+    figures = {"opening, s": seconds(lambda: Index.load(folder).close())}
     index, reader = Index.load(folder), Index.load(folder)
-    extra = draw(3000)[1]
     one = [Embeddings((f"one {n}",), extra[n : n + 1], "model") for n in range(200)]
-    result["add one"] = percentiles([seconds(lambda item=item: index.add(item)) for item in one])
+    figures |= percentiles("adding one", [seconds(lambda item=item: index.add(item)) for item in one])
 
     def until_visible(n: int) -> float:
         index.add(Embeddings((f"visible {n}",), extra[n : n + 1], "model"))
@@ -82,24 +92,31 @@ def measure(folder: Path, count: int, queries: int) -> dict[str, Any]:
         assert reader.search(query, 1)[0][0].id == f"visible {n}"
         return time.perf_counter() - start
 
-    result["visible after commit, with the search"] = percentiles([until_visible(n) for n in range(200, 400)])
+    figures |= percentiles("a search by another reader after a change", [until_visible(n) for n in range(200, 400)])
     many = Embeddings(tuple(f"many {n}" for n in range(2000)), extra[1000:], "model")
-    result["add many, per s"] = round(2000 / seconds(lambda: index.add(many)))
-    result["with 2,400 changes"] = timings(index, query_vectors, None)
-    compacting = threading.Thread(target=lambda: index.compact(progress=SILENT))
-    start = time.perf_counter()
-    compacting.start()
-    during = []
-    while compacting.is_alive():
-        query = Embeddings(("q",), query_vectors[len(during) % queries][None], "model")
-        during.append(seconds(lambda query=query: index.search(query, TOP_K)))
-    result["compacting s, with searches"] = round(time.perf_counter() - start, 2)
-    result["searches while compacting"] = percentiles(during)
-    result["peak memory MB"] = round(peak_memory_mb())
-    return result
+    figures["adding many at once, per s"] = 2000 / seconds(lambda: index.add(many))
+    figures |= percentiles("a search after 2,400 changes", timings(index, queries, None))
+    some = [many.take(many.ids[n : n + 1]) for n in range(1000)]
+    works = {
+        "adding one after the other": lambda: [index.add(item, replace=True) for item in some],
+        "compacting": lambda: index.compact(progress=SILENT),
+    }
+    for name, where in (("a search", None), ("a filtered search", FILTERS["5 %"])):
+        for what, work in works.items():
+            thread, during = threading.Thread(target=work), []
+            start = time.perf_counter()
+            thread.start()
+            while thread.is_alive():
+                during += timings(index, queries[len(during) % len(queries)][None], where)
+            figures[f"{what} during searches, s"] = time.perf_counter() - start
+            figures |= percentiles(f"{name} while {what}", during)
+    return figures | {"peak memory, MB": peak_memory_mb()}
 
 
-def searches(index: Index, queries: Vectors, vectors: Vectors, masks: dict[str, np.ndarray]) -> dict[str, Any]:
+def searches(
+    index: Index, queries: Vectors, vectors: Vectors, masks: dict[str, np.ndarray], *, times: bool
+) -> dict[str, dict[str, float]]:
+    """Return recall and times by filter."""
     result = {}
     for name, where in FILTERS.items():
         rows = np.flatnonzero(masks[name])
@@ -108,13 +125,15 @@ def searches(index: Index, queries: Vectors, vectors: Vectors, masks: dict[str, 
         recall = np.mean(
             [len({int(i) for i in a} & set(b)) / TOP_K for a, b in zip(hits.ids, exact.tolist(), strict=True)]
         )
-        result[name] = {"recall": round(float(recall), 4), **timings(index, queries, where)}
+        result[name] = {"recall": round(float(recall), 4)}
+        if times:
+            result[name] |= percentiles("", timings(index, queries, where))
     return result
 
 
-def timings(index: Index, queries: Vectors, where: str | None) -> dict[str, float]:
+def timings(index: Index, queries: Vectors, where: str | None) -> list[float]:
     embeddings = [Embeddings(("q",), query[None], "model") for query in queries]
-    return percentiles([seconds(lambda query=query: index.search(query, TOP_K, where)) for query in embeddings])
+    return [seconds(lambda query=query: index.search(query, TOP_K, where)) for query in embeddings]
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -123,8 +142,8 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def percentiles(values: list[float]) -> dict[str, float]:
-    return {f"p{q} ms": round(1e3 * float(np.percentile(values, q)), 3) for q in (50, 99)}
+def percentiles(name: str, times: list[float]) -> dict[str, float]:
+    return {f"{name}, p{q} ms".lstrip(", "): round(1e3 * float(np.percentile(times, q)), 3) for q in (50, 99)}
 
 
 if __name__ == "__main__":

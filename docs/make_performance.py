@@ -65,6 +65,14 @@ _SECTIONS: Sequence[tuple[str, str, str]] = (
         "128, hnswlib's and FAISS's with 40 and with 200.",
     ),
     (
+        "stores-",
+        "A changing index",
+        "`benchmarks/stores.py`; an index before its first change, after it, and with inverted lists of a recall of "
+        "0.99. Recall is that of the exact ten nearest, times are of one query after the other. The filters allow 50 % "
+        "and 5 % of the items at random, and 0.5 % that are near each other and far from most queries. The vectors are "
+        "synthetic.",
+    ),
+    (
         "service",
         "The service",
         "`benchmarks/service.py`; image queries per second over HTTP, their latency, and the memory of the server. The "
@@ -88,6 +96,8 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
                 parts += _precisions(result)
             elif prefix == "commands":
                 parts += _commands(name, result)
+            elif prefix == "stores-":
+                parts += _stores(result)
             else:
                 parts += _contest(name, result, results.get("limits"))
     return "\n".join(parts)
@@ -115,6 +125,25 @@ def _commands(name: str, result: Mapping[str, Any]) -> Iterator[str]:
         for command, row in result["starts"].items()
     ]
     yield _table(["", _FIGURES["seconds"][0], _FIGURES["peak_memory_mb"][0]], rows)
+
+
+def _stores(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### {result['count']:,} vectors of {result['dim']} dimensions\n"
+    header = ["index", "filter", "recall@10"]
+    rows = []
+    for index, by_filter in result["searches"].items():
+        for name, row in by_filter.items():
+            rows.append([index, "none" if name == "all" else name, f"{row['recall']:.3f}"])
+            if "figures" in result:
+                times = row["p50 ms"] / by_filter["all"]["p50 ms"]
+                rows[-1] += [f"{row['p50 ms']:.3g}", f"{row['p99 ms']:.3g}", f"{times:.2f}"]
+    if "figures" in result:
+        header += ["ms, median", "ms, 99th percentile", "times the search without a filter"]
+    yield _table(header, rows)
+    if "figures" in result:
+        figures = result["figures"].items()
+        yield _table(["", ""], [[n, f"{v:,.0f}" if v >= _LARGE else f"{v:.3g}"] for n, v in figures])
+    yield _machine(result)
 
 
 def _precisions(result: Mapping[str, Any]) -> Iterator[str]:

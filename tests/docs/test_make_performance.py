@@ -120,6 +120,20 @@ def test_the_model_alone_and_equal_recall_by_hand(make):
     assert "*ours, recall 0.95* is 2.00 times *graph, deep*, the fastest other with this recall, one by one" in page
 
 
+def test_a_changing_index_by_hand(make):
+    rows = {
+        "all": {"recall": 1.0, "p50 ms": 2.0, "p99 ms": 3.0},
+        "5 %": {"recall": 0.9876, "p50 ms": 0.5, "p99 ms": 1.0},
+    }
+    result = {"machine": MACHINE, "count": 100_000, "dim": 512, "searches": {"changed": rows}}
+    page = make.render({"stores-100000": {**result, "figures": {"adding many at once, per s": 15_775.2}}})
+    assert "### 100,000 vectors of 512 dimensions" in page
+    assert "| changed | none | 1.000 | 2 | 3 | 1.00 |" in page
+    assert "| changed | 5 % | 0.988 | 0.5 | 1 | 0.25 |" in page
+    assert "| adding many at once, per s | 15,775 |" in page
+    assert "| changed | 5 % | 0.988 |\n" in make.render({"stores-100000": result})  # recall alone
+
+
 def test_what_was_not_measured_is_not_named(make):
     assert "## Search" not in make.render(RESULTS)
     assert "share of the limit" not in make.render({"embedding-resnet50": RESULTS["embedding-resnet50"]})
