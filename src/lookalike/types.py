@@ -239,12 +239,16 @@ class Hit:
         score: its cosine similarity to the query; higher is better.
         path: its file, if known.
         probability: that it matches the query, if the model has a calibration.
+        label: its label, if known.
+        metadata: further facts, if known.
     """
 
     id: str
     score: float
     path: Path | None = None
     probability: float | None = None
+    label: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,16 @@ def test_the_re_ranking_of_the_model_is_kept_and_not_applied(images, encoder, tm
 
 def test_a_result_as_json(index_folder, images, tmp_path):
     (tmp_path / "broken.jpg").write_text("not an image")
-    result = search(index_folder, [images / "more" / "cat2.jpg", tmp_path / "broken.jpg"], top_k=2)
+    loaded = load_index(index_folder)
+    (best,) = search(loaded, [images / "more" / "cat2.jpg"], top_k=1)[0]
+    loaded.index.update(best.id, label="cat", metadata={"year": 2021})
+    result = search(loaded, [images / "more" / "cat2.jpg", tmp_path / "broken.jpg"], top_k=2)
     value = json.loads(json.dumps(result.to_dict()))
     (query,) = value["queries"]
     assert query["query"] == str(images / "more" / "cat2.jpg")
-    assert [set(hit) for hit in query["hits"]] == [{"id", "path", "score", "probability"}] * 2
+    assert [set(hit) for hit in query["hits"]] == [{"id", "path", "score", "probability", "label", "metadata"}] * 2
+    assert [(hit["label"], hit["metadata"]) for hit in query["hits"]] == [("cat", {"year": 2021}), (None, {})]
+    assert [(hit.label, hit.metadata) for hit in result[0]] == [("cat", {"year": 2021}), (None, {})]
     assert [hit["probability"] for hit in query["hits"]] == [None, None]
     assert query["hits"][0]["score"] >= query["hits"][1]["score"]
     assert query["hits"][0]["path"] == str(images.resolve() / query["hits"][0]["id"])

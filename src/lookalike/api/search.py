@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lookalike.errors import DataError, ModelError, OptionError, StorageError, U
 from lookalike.evaluation.calibration import MIN_QUERIES
 from lookalike.index.filters import Comparison, Filter
 from lookalike.index.index import Index
+from lookalike.index.store import IndexedItem
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import RerankingInfo
@@ -30,7 +31,7 @@ from lookalike.models.preprocessing import Crop, CropResult
 from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
-from lookalike.types import Calibration, Embeddings, Hits, QueryHits, Skipped, Vectors
+from lookalike.types import Calibration, Embeddings, Hit, Hits, QueryHits, Skipped, Vectors
 
 _THUMBNAIL = 256  # longer side of the images on the page, in pixels
 
@@ -74,6 +75,7 @@ class SearchResult:
         query_paths: the queries' files, by query id; for an image in memory its id, such as `image 0`, and for a
             `Query` of several examples what it is made of.
         item_paths: the files of all hits, by item id.
+        items: the items of all hits, with label and metadata, by item id.
         skipped: query files that could not be read.
         missing: files of hits that do not exist: they were moved or removed after the index was built.
     """
@@ -83,19 +85,24 @@ class SearchResult:
     item_paths: Mapping[str, Path]
     skipped: tuple[Skipped, ...]
     missing: tuple[Path, ...] = ()
+    items: Mapping[str, IndexedItem] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.hits)
 
     def __iter__(self) -> Iterator[QueryHits]:
-        return map(self._with_paths, self.hits)
+        return map(self._with_items, self.hits)
 
     def __getitem__(self, number: int) -> QueryHits:
         """Return the hits of one query."""
-        return self._with_paths(self.hits[number])
+        return self._with_items(self.hits[number])
 
-    def _with_paths(self, query: QueryHits) -> QueryHits:
-        return replace(query, hits=tuple(replace(hit, path=self.item_paths[hit.id]) for hit in query))
+    def _with_items(self, query: QueryHits) -> QueryHits:
+        return replace(query, hits=tuple(map(self._with_item, query)))
+
+    def _with_item(self, hit: Hit) -> Hit:
+        item = self.items.get(hit.id, IndexedItem(hit.id))  # it may have been removed meanwhile
+        return replace(hit, path=self.item_paths[hit.id], label=item.label, metadata=item.metadata)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain structure for JSON."""
@@ -108,6 +115,8 @@ class SearchResult:
                         "path": str(hit.path),
                         "score": round(hit.score, 6),
                         "probability": None if hit.probability is None else round(hit.probability, 6),
+                        "label": hit.label,
+                        "metadata": dict(hit.metadata),
                     }
                     for hit in query
                 ],
@@ -239,6 +248,7 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
     if loaded.calibration is not None:
         hits = hits.with_probabilities(loaded.calibration, min_probability)
     item_paths = {hit.id: path_of(hit.id) or Path(hit.id) for query in hits for hit in query}
+    items = {item.id: item for item in loaded.index.get_all(list(item_paths)) if item is not None}
     missing = tuple(path for item_id, path in item_paths.items() if hit_file(item_id) is None)
     if missing:
         progress.info(
@@ -248,7 +258,7 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
         )
     if page is not None:
         _write_page(page, loaded, hits, queries, item_paths, missing)
-    return SearchResult(hits, query_paths, item_paths, embeddings.skipped, missing)
+    return SearchResult(hits, query_paths, item_paths, embeddings.skipped, missing, items)
 
 
 def require_calibration(loaded: LoadedIndex, min_probability: float) -> None:
