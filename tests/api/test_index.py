@@ -74,6 +74,21 @@ class TestIndex:
             {"year": 1999, "code": "9", "size": 2000.0},
         ]
         assert any("the column 'id' is not stored" in message for message in progress.messages)
+        embed(data_folder, encoder, out=tmp_path / "emb", progress=progress)
+        embedded = index(tmp_path / "emb", out=tmp_path / "again").index
+        assert (embedded.labels, embedded.metadata) == (loaded.labels, loaded.metadata)
+        (data_folder / "manifest.csv").write_text("path,label,split\ntest/gallery/cat0.jpg,,gallery\n")
+        embed(data_folder, encoder, out=tmp_path / "emb", allow_removals=True, progress=progress)
+        embedded = index(tmp_path / "emb", out=tmp_path / "again", replace=True).index
+        assert (embedded.labels, embedded.metadata) == ({}, {})
+
+    def test_embeddings_of_a_data_set_have_the_labels_of_its_folders(self, data_folder, encoder, tmp_path):
+        embed(data_folder, encoder, out=tmp_path / "emb")
+        labels = index(tmp_path / "emb", out=tmp_path / "index").index.labels
+        assert labels["training/cat/cat0.jpg"] == labels["test/gallery/cat0.jpg"] == "cat"
+        (tmp_path / "emb" / "labels.json").write_text('{"labels": {"a": 1}, "metadata": {}}')
+        with pytest.raises(StorageError, match="labels are text"):
+            index(tmp_path / "emb", out=tmp_path / "index", replace=True)
 
     def test_metadata_of_a_manifest(self, data_folder, encoder, tmp_path):
         rows = ["path,label,split,author"]

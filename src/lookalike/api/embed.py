@@ -11,13 +11,14 @@ from lookalike._arguments import checked_arguments
 from lookalike._files import follow_link, require_writable
 from lookalike._lock import locked
 from lookalike._strings import PackedStrings
-from lookalike.data.dataset import Dataset
+from lookalike.data.dataset import TEST_SPLITS, Dataset, Item, Split
 from lookalike.data.folders import ImageFinder, require_folder, skipped_suffix
-from lookalike.data.layouts import find_manifest, load_dataset
+from lookalike.data.layouts import find_manifest, find_split_folders, load_dataset
 from lookalike.embeddings.embed_folder import embed_folder, require_embeddings_of
-from lookalike.embeddings.folder import is_embeddings, is_unfinished, read_run
+from lookalike.embeddings.folder import LABELS_FILE, is_embeddings, is_unfinished, read_run
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, renamed_argument
-from lookalike.index.storage import Labels, Metadata, is_index
+from lookalike.index.filters import ID, Value, read_number
+from lookalike.index.storage import Labels, Metadata, is_index, write_facts
 from lookalike.models.bundle import MODEL_FOLDER, describe_encoder, find_bundle, read_bundle_info, read_reranker
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import BundleInfo, RequestInfo
@@ -100,6 +101,41 @@ class FolderImages:
     labels: Labels = dataclasses.field(default_factory=dict)
     metadata: Metadata = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of_items(
+        cls, items: Sequence[Item], fit_on: Sequence[Item], skipped: tuple[Skipped, ...], progress: Progress
+    ) -> FolderImages:
+        """Return items of a data set with their labels and metadata."""
+        if any(ID in item.metadata for item in items):
+            progress.info("the column 'id' is not stored: an item's id is its path")
+        return cls(items, fit_on, skipped, _labels(items), _typed_metadata(items))
+
+
+def _labels(items: Sequence[Item]) -> Labels:
+    return {item.id: item.label for item in items if item.label is not None}
+
+
+def _typed_metadata(items: Sequence[Item]) -> Metadata:
+    """Return the columns of a manifest by item: a column of numbers only as numbers, and an empty cell as none.
+
+    A column of codes such as 007, or of numbers that float64 does not hold exactly, stays text.
+    """
+    columns = dict.fromkeys(name for item in items for name in item.metadata if name != ID)
+    metadata: dict[str, dict[str, Value | None]] = {}
+    for name in columns:
+        cells = {item.id: item.metadata[name] for item in items if item.metadata.get(name)}
+        numbers = {cell: read_number(cell) for cell in set(cells.values())}
+        is_numeric = None not in numbers.values()
+        for item, cell in cells.items():
+            metadata.setdefault(item, {})[name] = numbers[cell] if is_numeric else cell
+    return metadata
+
+
+def has_split_folders(folder: Path) -> bool:
+    """Whether a folder is a data set of split folders, training and test."""
+    splits = set(find_split_folders(folder))
+    return Split.TRAINING in splits and bool(splits & set(TEST_SPLITS))
+
 
 def find_images(folder: Path, progress: Progress) -> FolderImages:
     """Find the images that a folder's manifest lists, else every image in it; ids are paths relative to the folder."""
@@ -110,7 +146,7 @@ def find_images(folder: Path, progress: Progress) -> FolderImages:
         count = count_noun(len(data), "image")
         progress.info(f"the images are those of {manifest}, {count}; others in the folder are not used")
         items = sorted(data.items, key=lambda item: item.id)
-        return FolderImages(items, items, data.skipped)
+        return FolderImages.of_items(items, items, data.skipped, progress)
     finder = ImageFinder()
     # sorted as in an index, which then takes the vectors without copying them
     names = PackedStrings(sorted(p.relative_to(folder).as_posix() for p in finder.walk(folder)))
@@ -125,7 +161,11 @@ def find_images(folder: Path, progress: Progress) -> FolderImages:
     for note in finder.notes():
         progress.info(note)
     sources = Files(folder, names)
-    return FolderImages(sources, sources, tuple(skipped))
+    labels: Labels = {}
+    if has_split_folders(folder):
+        with renamed_argument("images", "data"):
+            labels = _labels(load_dataset(folder).items)
+    return FolderImages(sources, sources, tuple(skipped), labels)
 
 
 def load_images(folder: Path, progress: Progress) -> Dataset:
@@ -197,7 +237,7 @@ def embed_images(
     if skipped:
         paths = {source.path for source in gallery.sources}  # embedding them reports which cannot be read
         skipped = [file for file in skipped if file.path not in paths]
-    return embed_folder(
+    embeddings = embed_folder(
         gallery.sources,
         encoder,
         out,
@@ -208,6 +248,8 @@ def embed_images(
         allow_removals=allow_removals,
         progress=progress,
     )
+    write_facts(out / LABELS_FILE, gallery.labels, gallery.metadata)
+    return embeddings
 
 
 def _precision_of_run(out: Path, precision: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +11,21 @@ import numpy as np
 from lookalike._arguments import checked_arguments
 from lookalike._files import follow_link, new_folder, require_free
 from lookalike._lock import locked
-from lookalike.api.embed import FolderImages, embed_images, find_images, load_images
-from lookalike.data.dataset import TEST_SPLITS, Item, Split
+from lookalike.api.embed import FolderImages, embed_images, find_images, has_split_folders, load_images
 from lookalike.data.folders import require_folder, skipped_suffix
-from lookalike.data.layouts import find_manifest, find_split_folders
-from lookalike.embeddings.folder import KEYS_FILE, is_embeddings, is_unfinished, load_embeddings, read_embeddings_info
+from lookalike.data.layouts import find_manifest
+from lookalike.embeddings.folder import (
+    KEYS_FILE,
+    LABELS_FILE,
+    is_embeddings,
+    is_unfinished,
+    load_embeddings,
+    read_embeddings_info,
+)
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError, renamed_argument
 from lookalike.index.autotune import Budget
-from lookalike.index.filters import ID, Value, read_number
 from lookalike.index.index import Index
-from lookalike.index.storage import Labels, Metadata, is_index, remove_checkpoint, write_keys
+from lookalike.index.storage import is_index, read_facts, remove_checkpoint, write_keys
 from lookalike.models.bundle import MODEL_FOLDER, find_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.registry import PRETRAINED
@@ -62,7 +66,8 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
 ) -> BuiltIndex:
     """Index a folder of images, or the embeddings that `embed` made, and store the model with the index.
 
-    Of a data set with training and test split, or with a manifest, only the gallery is indexed. Embeddings are made in
+    Labels and metadata come from a manifest or the folders of a data set; embeddings keep them. Of a data set with
+    training and test split, or with a manifest, only the gallery is indexed. Embeddings are made in
     `<out>.embedding`, and an approximate index is built in `<out>.building`, so that a run that was stopped resumes;
     both are removed at the end.
 
@@ -102,7 +107,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
             )
         with locked(out), renamed_argument("images", "path"):
             _require_model_of(model, images)
-            return _write_index(images, {}, {}, out, budget, replace=replace, progress=progress)
+            return _write_index(images, out, budget, replace=replace, progress=progress)
     gallery = images_to_index(images, progress)
     if model is None:
         raise OptionError(
@@ -122,18 +127,15 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
             allow_removals=allow_removals,
             progress=progress,
         )
-        built = _write_index(
-            embeddings, gallery.labels, gallery.metadata, out, budget, replace=replace, progress=progress
-        )
+        built = _write_index(embeddings, out, budget, replace=replace, progress=progress)
         shutil.rmtree(embeddings, ignore_errors=True)
     return built
 
 
 def images_to_index(folder: Path, progress: Progress) -> FolderImages:
     """Find the images to index: the gallery of a data set, else every image in the folder."""
-    splits = set(find_split_folders(folder))
     manifest = find_manifest(folder)
-    if manifest is None and not (Split.TRAINING in splits and splits & set(TEST_SPLITS)):
+    if manifest is None and not has_split_folders(folder):
         return find_images(folder, progress)
     data = load_images(folder, progress)
     others = len(data) - len(data.gallery)
@@ -149,28 +151,7 @@ def images_to_index(folder: Path, progress: Progress) -> FolderImages:
             f"{folder} is a data set: its {len(data.gallery)} gallery images are indexed, "
             f"its {others} training and query images are not"
         )
-    labels = {item.id: item.label for item in data.gallery if item.label is not None}
-    if any(ID in item.metadata for item in data.gallery):
-        progress.info("the column 'id' is not stored: an item's id is its path")
-    return FolderImages(
-        data.gallery, data.training or data.gallery, data.skipped, labels, _typed_metadata(data.gallery)
-    )
-
-
-def _typed_metadata(items: Sequence[Item]) -> Metadata:
-    """Return the columns of a manifest by item: a column of numbers only as numbers, and an empty cell as none.
-
-    A column of codes such as 007, or of numbers that float64 does not hold exactly, stays text.
-    """
-    columns = dict.fromkeys(name for item in items for name in item.metadata if name != ID)
-    metadata: dict[str, dict[str, Value | None]] = {}
-    for name in columns:
-        cells = {item.id: item.metadata[name] for item in items if item.metadata.get(name)}
-        numbers = {cell: read_number(cell) for cell in set(cells.values())}
-        is_numeric = None not in numbers.values()
-        for item, cell in cells.items():
-            metadata.setdefault(item, {})[name] = numbers[cell] if is_numeric else cell
-    return metadata
+    return FolderImages.of_items(data.gallery, data.training or data.gallery, data.skipped, progress)
 
 
 def _require_model_of(model: AnyEncoder | Path | str | None, folder: Path) -> None:
@@ -194,22 +175,14 @@ def _require_model_of(model: AnyEncoder | Path | str | None, folder: Path) -> No
         )
 
 
-def _write_index(
-    folder: Path,
-    labels: Labels,
-    metadata: Metadata,
-    out: Path,
-    budget: Budget,
-    *,
-    replace: bool,
-    progress: Progress,
-) -> BuiltIndex:
+def _write_index(folder: Path, out: Path, budget: Budget, *, replace: bool, progress: Progress) -> BuiltIndex:
     """Index complete embeddings and put index and model in place in one step."""
     if find_bundle(folder) is None:
         raise StorageError(
             f"{folder} has no {MODEL_FOLDER} folder to embed queries with; embed again.", argument="images"
         )
     embeddings = load_embeddings(folder)
+    labels, metadata = read_facts(folder / LABELS_FILE)
     checkpoint = out.with_name(out.name + ".building")
     built = Index.build(
         embeddings,

@@ -3,6 +3,7 @@
 - `vectors.npy`: float32 `(n, dim)`, unit length
 - `ids.json`: n ids in the order of the vectors, one per line
 - `keys.npy`: uint64 `(n,)`, the key of each image, by which a later run finds the images that did not change
+- `labels.json`: labels and metadata by id, if the images have some
 - `embeddings.json`: an `EmbeddingsInfo`; written last, so its presence means that the folder is complete
 - `model/`: the bundle of the encoder
 - `shards/`: only while the folder is being made; a run that is killed loses at most the shard it was computing
@@ -38,6 +39,7 @@ INFO_FILE = "embeddings.json"
 IDS_FILE = "ids.json"
 VECTORS_FILE = "vectors.npy"
 KEYS_FILE = "keys.npy"
+LABELS_FILE = "labels.json"
 DATA_FILES = (VECTORS_FILE, IDS_FILE, KEYS_FILE)
 SHARDS_FOLDER = "shards"
 RUN_FILE = "run.json"  # inside the shards' folder: whose shards these are

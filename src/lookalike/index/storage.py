@@ -28,6 +28,7 @@ from lookalike._files import (
     with_digest,
     write_file,
     write_json,
+    write_text,
 )
 from lookalike._records import read_record
 from lookalike._strings import PackedStrings, iter_json_lines, read_json_lines
@@ -160,13 +161,13 @@ def read_info(path: Path) -> IndexInfo:
 
 def write_items(folder: Path, ids: PackedStrings, labels: Labels, metadata: Metadata) -> None:
     """Write ids, labels and metadata as one JSON object, one id per line."""
-    facts = {"labels": labels, "metadata": metadata}
+    facts = _facts_text(labels, metadata)
 
     def write(path: Path) -> None:
         with path.open("w", encoding="ascii") as file:
             file.write(_IDS_LINE[:-1])
             file.writelines(iter_json_lines(ids))
-            file.write(f",\n{json.dumps(facts)[1:]}\n")
+            file.write(f",\n{facts[1:]}\n")
 
     write_file(folder / ITEMS_FILE, write)
 
@@ -178,17 +179,42 @@ def read_items(folder: Path) -> tuple[PackedStrings, Labels, Metadata]:
         if file.readline() != f"{_IDS_LINE}\n":
             raise ValueError("it does not begin with the ids")
         ids = read_json_lines(itertools.takewhile(lambda line: line[0] != "]", file))
-        facts = json.loads("{" + file.read())
-        labels, metadata = facts.get("labels", {}), facts.get("metadata")
-        if not isinstance(metadata, dict):
-            raise ValueError("it has no metadata")
-        if not all(isinstance(values, dict) for values in metadata.values()):
-            raise ValueError("not all metadata are objects")
-        if not all(value is None or is_value(value) for values in metadata.values() for value in values.values()):
-            raise ValueError("not all metadata are text, numbers or truth values")
-        if not (isinstance(labels, dict) and all(isinstance(label, str) for label in labels.values())):
-            raise ValueError("not all labels are text")
-        return ids, labels, metadata
+        return ids, *_parse_facts("{" + file.read())
+
+
+def write_facts(path: Path, labels: Labels, metadata: Metadata) -> None:
+    """Write labels and metadata of items that are not in an index yet; no file if there are none."""
+    if labels or metadata:
+        write_text(path, _facts_text(labels, metadata) + "\n")
+    else:
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
+
+
+def read_facts(path: Path) -> tuple[Labels, Metadata]:
+    """Undo `write_facts`."""
+    if not path.exists():
+        return {}, {}
+    with reading_errors(path, "the labels of the items", argument="path"):
+        return _parse_facts(path.read_text(encoding="utf-8"))
+
+
+def _facts_text(labels: Labels, metadata: Metadata) -> str:
+    return json.dumps({"labels": labels, "metadata": metadata})
+
+
+def _parse_facts(text: str) -> tuple[Labels, Metadata]:
+    facts = json.loads(text)
+    labels, metadata = facts.get("labels", {}), facts.get("metadata")
+    if not isinstance(metadata, dict):
+        raise ValueError("it has no metadata")
+    if not all(isinstance(values, dict) for values in metadata.values()):
+        raise ValueError("not all metadata are objects")
+    if not all(value is None or is_value(value) for values in metadata.values() for value in values.values()):
+        raise ValueError("not all metadata are text, numbers or truth values")
+    if not (isinstance(labels, dict) and all(isinstance(label, str) for label in labels.values())):
+        raise ValueError("not all labels are text")
+    return labels, metadata
 
 
 def write_keys(folder: Path, ids: Sequence[str], keys: npt.NDArray[np.uint64]) -> None:
