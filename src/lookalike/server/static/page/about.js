@@ -1,9 +1,8 @@
 // The side panel: the facts of the index, and the card of its model.
 
 import { Problem, getJson } from "./api.js";
-import { element } from "./hits.js";
+import { byId, element } from "./dom.js";
 
-const byId = (id) => document.getElementById(id);
 const number = (value) => value.toLocaleString("en");
 
 export async function showAbout(index) {

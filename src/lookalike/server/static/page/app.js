@@ -4,11 +4,11 @@ import { Problem, forgetThumbnails, getJson } from "./api.js";
 import { showAbout } from "./about.js";
 import { CropBox } from "./crop.js";
 import { addDialog, removeDialog, tokenDialog } from "./dialogs.js";
-import { element, hitCard, showMarks, showPlaceholders, showThumbnail, thumbnail } from "./hits.js";
+import { byId, element } from "./dom.js";
+import { hitCard, showMarks, showPlaceholders, showThumbnail, thumbnail } from "./hits.js";
 
 const SLOW_AFTER_MS = 4000;
 const FIRST_ITEMS = 15; // shown before the first search
-const byId = (id) => document.getElementById(id);
 const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 let indexes = [];

@@ -1,8 +1,7 @@
-// The dialogs: about the index, the token, adding an item, removing one.
+// The dialogs: the token, adding an item, removing one.
 
 import { Problem, getJson, itemPath, request, storeToken, token } from "./api.js";
-
-const byId = (id) => document.getElementById(id);
+import { byId } from "./dom.js";
 
 // Shows a problem below a form; an interrupted request is not one.
 function showIn(node, error) {

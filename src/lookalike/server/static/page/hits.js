@@ -1,19 +1,9 @@
-// Shows hits as cards. Data becomes text nodes and attributes only, never HTML.
+// Shows hits as cards.
 
 import { thumbnailUrl } from "./api.js";
+import { element } from "./dom.js";
 
 const SHOWN_METADATA = 3; // names per card; the rest is one click away
-
-export function element(name, attributes = {}, ...children) {
-  const node = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value === true) node.setAttribute(key, "");
-    else if (value !== false && value !== null && value !== undefined) node.setAttribute(key, value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
 
 export function thumbnail(index, id, alt = "") {
   const image = element("img", { alt, class: "thumbnail", draggable: "false" });
