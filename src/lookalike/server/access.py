@@ -23,7 +23,6 @@ READ, WRITE = "read", "write"
 SCOPES = (READ, WRITE)
 _LINE = re.compile(r"(read|write) sha256:([0-9a-f]{64})(?: ([\w.@-]+))?")
 _NAME = re.compile(r"[\w.@-]{1,64}")
-_LOCAL = ("localhost",)
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Access:
     def __init__(self, options: ServiceOptions, tokens: tuple[Token, ...] = ()) -> None:
         self.tokens = tokens
         self._reading_is_open = options.on_loopback and not options.require_token
-        self._hosts = {name.lower() for name in (*_LOCAL, options.host, *options.allowed_hosts)}
+        self._hosts = {name.lower() for name in ("localhost", options.host, *options.allowed_hosts)}
         self._names = {name.lower() for name in options.allowed_hosts}
         self._origins = set(options.cors_origins)
 

@@ -1,4 +1,4 @@
-"""Reads the bodies of requests: limited in size and time, in memory only, multipart or JSON."""
+"""The bodies of requests, multipart or JSON, limited in size and time and in memory only; and of answers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from lookalike.server.monitoring import Monitor
 from lookalike.server.options import ServiceOptions
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 M = TypeVar("M", bound=BaseModel)
+JSON, FORM = "application/json", "multipart/form-data"
 
 _MAX_PARTS = 100  # of a form
 _MAX_TEXT = 100_000  # bytes of a text field in a form
@@ -53,9 +55,12 @@ def _too_large(options: ServiceOptions) -> Problem:
     return Problem("body-too-large", f"the body has more than {options.max_body:,} bytes.")
 
 
-def content_type(request: Request) -> str:
-    """Return the content type without its parameters, in lower case."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def require_content_type(request: Request, *allowed: str) -> str:
+    """Return the content type, JSON if there is none, without its parameters; a `Problem` if it is not allowed."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower() or JSON
+    if kind not in allowed:
+        raise Problem("unsupported-media-type", f"send {' or '.join(allowed)}.")
+    return kind
 
 
 class _Form:
@@ -133,6 +138,11 @@ def parse_form(request: Request, body: bytes, files: Sequence[str], mixed: Seque
             raise Problem("invalid-request", f"the field is longer than {_MAX_TEXT:,} bytes.", parameter=name)
         values.setdefault(name, []).append(data if is_file else data.decode("utf-8", "replace"))
     return values
+
+
+def json_response(answer: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer as JSON; ids of files whose names are not valid Unicode are escaped."""
+    return Response(json.dumps(answer.model_dump()), status, headers, media_type=JSON)
 
 
 def parse_json(body: bytes, model: type[M]) -> M:

@@ -19,18 +19,20 @@ from lookalike.index.snapshot import sync_path
 from lookalike.index.store import UNCHANGED, FileState, IndexedItem, Unchanged
 from lookalike.server.access import WRITE
 from lookalike.server.bodies import (
+    FORM,
+    JSON,
     as_model,
-    content_type,
     decode_image,
+    json_response,
     parse_form,
     parse_json,
     parse_json_object,
     read_body,
+    require_content_type,
 )
 from lookalike.server.item_routes import item_answer, require_item, uploads_folder
-from lookalike.server.problems import Problem
+from lookalike.server.problems import PROBLEMS, Problem
 from lookalike.server.schemas import ItemAnswer, ItemBody, ItemChangeBody
-from lookalike.server.search_routes import FORM, JSON, PROBLEMS, json_response
 from lookalike.server.service import ServedIndex, Service
 from lookalike.types import Embeddings
 
@@ -176,8 +178,7 @@ async def remove_item(request: Request, item: str, name: str | None = None) -> R
 async def _read(request: Request, service: Service, model: type[B]) -> tuple[bytes | None, B]:
     """Return image and fields of a form or a JSON body."""
     body = await read_body(request, service.options, service.monitor)
-    kind = content_type(request)
-    if kind == FORM:
+    if require_content_type(request, FORM, JSON) == FORM:
         values = parse_form(request, body, files=["image"])
         images = values.pop("image", [])
         if len(images) > 1 or not all(images):
@@ -186,8 +187,6 @@ async def _read(request: Request, service: Service, model: type[B]) -> tuple[byt
         if "metadata" in fields:
             fields["metadata"] = parse_json_object(fields["metadata"], "metadata")
         return (images[0] if images else None), as_model(fields, model)
-    if kind not in (JSON, ""):
-        raise Problem("unsupported-media-type", f"send {FORM} or {JSON}.")
     parsed = parse_json(body, model)
     return (None if parsed.image is None else decode_image(parsed.image, "image")), parsed
 

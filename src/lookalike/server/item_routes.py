@@ -18,9 +18,9 @@ from lookalike.errors import UnreadableImage
 from lookalike.index.store import IndexedItem
 from lookalike.models.backbone_files import without_folders
 from lookalike.server.batching import require_acceptable
-from lookalike.server.problems import Problem
+from lookalike.server.bodies import json_response
+from lookalike.server.problems import PROBLEMS, Problem
 from lookalike.server.schemas import IndexAnswer, IndexesAnswer, ItemAnswer, ItemsAnswer
-from lookalike.server.search_routes import PROBLEMS, json_response
 from lookalike.server.service import ServedIndex, Service
 
 THUMBNAIL_SIDE = 256

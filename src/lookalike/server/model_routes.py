@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 
 from lookalike.models.backbone_files import without_folders
 from lookalike.models.info import BundleInfo
+from lookalike.server.problems import PROBLEMS
 from lookalike.server.schemas import EstimateAnswer, MemberAnswer, ModelCardAnswer
-from lookalike.server.search_routes import PROBLEMS
 from lookalike.server.service import ServedIndex, Service
 
 router = APIRouter(tags=["items"], responses={status: PROBLEMS[status] for status in (401, 404)})

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from lookalike.models.backbone_files import without_folders
 from lookalike.server.batching import EmbeddingQueue
-from lookalike.server.bodies import content_type, decode_image, parse_json, read_body
+from lookalike.server.bodies import JSON, decode_image, parse_json, read_body, require_content_type
 from lookalike.server.problems import Problem
 from lookalike.server.schemas import (
     EmbeddingsAnswer,
@@ -21,7 +21,6 @@ from lookalike.server.schemas import (
     ModelsAnswer,
     OpenAIErrorAnswer,
 )
-from lookalike.server.search_routes import JSON
 from lookalike.server.service import Service
 from lookalike.types import Vectors
 
@@ -36,12 +35,12 @@ _DIGITS = 8  # of a fingerprint, where two models have one name
 router = APIRouter(tags=["OpenAI"], responses=ERRORS)
 
 
-def models(service: Service) -> dict[str, tuple[EmbeddingQueue, int]]:
-    """Return what embeds, and when it was loaded, by the model's name; digits are added where names are equal."""
+def _queues(service: Service) -> dict[str, EmbeddingQueue]:
+    """Return what embeds by the model's name; digits are added where names are equal."""
     queues = service.queues
     names = [without_folders(queue.encoder.name) for queue in queues]
     return {
-        name if names.count(name) == 1 else f"{name}@{queue.encoder.fingerprint[:_DIGITS]}": (queue, queue.created)
+        name if names.count(name) == 1 else f"{name}@{queue.encoder.fingerprint[:_DIGITS]}": queue
         for name, queue in zip(names, queues, strict=True)
     }
 
@@ -49,15 +48,14 @@ def models(service: Service) -> dict[str, tuple[EmbeddingQueue, int]]:
 @router.get("/v1/models", response_model=ModelsAnswer, summary="List the models")
 async def list_models(request: Request) -> ModelsAnswer:
     """List the models that embed images, one per model of the indexes."""
-    served = models(request.app.state.service)
-    return ModelsAnswer(data=[ModelAnswer(id=name, created=created) for name, (_, created) in served.items()])
+    queues = _queues(request.app.state.service)
+    return ModelsAnswer(data=[ModelAnswer(id=name, created=queue.created) for name, queue in queues.items()])
 
 
 @router.get("/v1/models/{model:path}", response_model=ModelAnswer, summary="Show a model")
 async def show_model(request: Request, model: str) -> ModelAnswer:
     """Show one model."""
-    _, created = _find_model(request.app.state.service, model)
-    return ModelAnswer(id=model, created=created)
+    return ModelAnswer(id=model, created=_find_queue(request.app.state.service, model).created)
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingsAnswer, openapi_extra=BODY, summary="Embed images")
@@ -69,10 +67,9 @@ async def embed(request: Request) -> Response:
     """
     service: Service = request.app.state.service
     data = await read_body(request, service.options, service.monitor)
-    if content_type(request) not in (JSON, ""):
-        raise Problem("unsupported-media-type", f"send {JSON}.")
+    require_content_type(request, JSON)
     body = parse_json(data, EmbeddingsBody)
-    queue, _ = _find_model(service, body.model)
+    queue = _find_queue(service, body.model)
     if body.encoding_format not in _FORMATS:
         raise _invalid(f"`encoding_format` must be float or base64, got {body.encoding_format!r}.", "encoding_format")
     if body.dimensions not in (None, queue.encoder.dim):
@@ -99,13 +96,13 @@ def _text(vector: Vectors) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
 
 
-def _find_model(service: Service, name: str) -> tuple[EmbeddingQueue, int]:
-    served = models(service)
-    if name not in served:
+def _find_queue(service: Service, model: str) -> EmbeddingQueue:
+    queues = _queues(service)
+    if model not in queues:
         raise Problem(
-            "not-found", f"there is no model {name!r}; the models are {', '.join(served)}.", parameter="model"
+            "not-found", f"there is no model {model!r}; the models are {', '.join(queues)}.", parameter="model"
         )
-    return served[name]
+    return queues[model]
 
 
 def _images(body: EmbeddingsBody) -> Iterator[tuple[str, str]]:

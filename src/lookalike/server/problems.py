@@ -9,13 +9,14 @@ from typing import Any
 from starlette.responses import Response
 
 from lookalike.errors import DataError, LookalikeError, OptionError, UnreadableImage
+from lookalike.server.schemas import ProblemAnswer
 
 # kind: status and title
 KINDS = {
     "malformed-body": (400, "The body cannot be parsed"),
     "unauthorized": (401, "A token is needed"),
-    "forbidden": (403, "This is not allowed"),
-    "not-found": (404, "There is nothing here"),
+    "forbidden": (403, "Not allowed"),
+    "not-found": (404, "Not found"),
     "method-not-allowed": (405, "The method is not allowed"),
     "slow-request": (408, "The request arrived too slowly"),
     "conflict": (409, "The id is in use"),
@@ -26,9 +27,25 @@ KINDS = {
     "unreadable-image": (422, "The image cannot be read"),
     "headers-too-large": (431, "The headers are too large"),
     "busy": (429, "The service is busy"),
-    "internal-error": (500, "An error of the service"),
+    "internal-error": (500, "The service failed"),
     "stopping": (503, "The service is stopping"),
     "deadline": (504, "The deadline has passed"),
+}
+# the answers of a route that are errors, as OpenAPI describes them
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemAnswer, "content": {"application/problem+json": {}}, "description": text}
+    for status, text in {
+        400: "The body cannot be parsed",
+        401: "A token is needed",
+        403: "Not allowed",
+        404: "No such index or item",
+        408: "The body arrived too slowly",
+        413: "The body is too large",
+        415: "Another content type",
+        422: "A value that is not allowed, or an image that cannot be read",
+        429: "Too many images are waiting; `Retry-After` says when to try again",
+        504: "The deadline has passed",
+    }.items()
 }
 _BY_STATUS = {status: kind for kind, (status, _) in reversed(KINDS.items())}
 _OPENAI_PATHS = ("/v1/embeddings", "/v1/models")

@@ -330,6 +330,6 @@ class OpenAIErrorAnswer(BaseModel):
 
 
 class StateAnswer(BaseModel):
-    """Whether the service lives, and is ready."""
+    """Whether the service is alive, and ready."""
 
     status: str

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi import Query as QueryParameter
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from lookalike.api.queries import ItemId, Query, ResolvedQuery, resolve_queries
 from lookalike.api.search import file_lookup, require_calibration, search_others
 from lookalike.errors import UnreadableImage, renamed_argument
 from lookalike.index.filters import Filter
-from lookalike.server.bodies import as_model, content_type, decode_image, parse_form, parse_json, read_body
-from lookalike.server.problems import Problem
-from lookalike.server.schemas import EncodedImage, HitAnswer, ProblemAnswer, SearchAnswer, SearchBody
+from lookalike.server.bodies import (
+    FORM,
+    JSON,
+    as_model,
+    decode_image,
+    json_response,
+    parse_form,
+    parse_json,
+    read_body,
+    require_content_type,
+)
+from lookalike.server.problems import PROBLEMS, Problem
+from lookalike.server.schemas import EncodedImage, HitAnswer, SearchAnswer, SearchBody
 from lookalike.server.service import ServedIndex, Service
 from lookalike.types import Embeddings, Vectors
 
-JSON, FORM = "application/json", "multipart/form-data"
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemAnswer, "content": {"application/problem+json": {}}, "description": text}
-    for status, text in {
-        400: "The body cannot be parsed",
-        401: "A token is needed",
-        403: "Not allowed",
-        404: "No such index or item",
-        408: "The body arrived too slowly",
-        413: "The body is too large",
-        415: "Another content type",
-        422: "A value that is not allowed, or an image that cannot be read",
-        429: "Too many images are waiting; `Retry-After` says when to try again",
-        504: "The deadline has passed",
-    }.items()
-}
 _FIELDS = SearchBody.model_fields
 _EXAMPLES = ("positive", "negative")
 _TEXTS = {"id": "hats/12.jpg", "crop": "25%,25%,50%,50%", "where": "year >= 2020", "min_probability": "0.8"}
@@ -134,11 +126,6 @@ async def _search(request: Request, name: str | None, top_k: int | None) -> Resp
     return json_response(answer)
 
 
-def json_response(answer: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an answer as JSON; ids of files whose names are not valid Unicode are escaped."""
-    return Response(json.dumps(answer.model_dump()), status, headers, media_type=JSON)
-
-
 async def _read_search(request: Request, service: Service, top_k: int | None) -> _Search:
     body, sent = await _read_fields(request, service)
     starts = sum((bool(sent["image"]), body.id is not None, body.vector is not None))
@@ -179,14 +166,11 @@ async def _read_fields(
 ) -> tuple[SearchBody, dict[str, Sequence[bytes | EncodedImage | str]]]:
     """Return the fields of a form or a JSON body; and images and examples by field, where a text is an item's id."""
     data = await read_body(request, service.options, service.monitor)
-    kind = content_type(request)
-    if kind == FORM:
+    if require_content_type(request, FORM, JSON) == FORM:
         fields = parse_form(request, data, files=["image"], mixed=_EXAMPLES)
         sent: dict[str, Sequence[bytes | EncodedImage | str]]
         sent = {name: fields.pop(name, []) for name in ("image", *_EXAMPLES)}
         return as_model({name: values[-1] for name, values in fields.items()}, SearchBody), sent
-    if kind not in (JSON, ""):
-        raise Problem("unsupported-media-type", f"send {FORM} or {JSON}.")
     body = parse_json(data, SearchBody)
     images = [EncodedImage(text) for text in body.image or ()]
     return body, {"image": images, "positive": body.positive, "negative": body.negative}

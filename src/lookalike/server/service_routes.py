@@ -1,4 +1,4 @@
-"""Whether the service lives and is ready, its counts and times, and the page that describes it."""
+"""Whether the service is alive and ready, its counts and times, and the page that describes it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from lookalike._html import page_environment
+from lookalike.server.problems import PROBLEMS
 from lookalike.server.schemas import AccessAnswer, StateAnswer
-from lookalike.server.search_routes import PROBLEMS
 from lookalike.server.service import Service
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
@@ -18,7 +18,7 @@ access = APIRouter(tags=["service"], responses={401: PROBLEMS[401]})
 
 @public.get("/healthz", response_model=StateAnswer, summary="Is the process alive?")
 async def healthz() -> StateAnswer:
-    """Answer as long as the process lives."""
+    """Answer as long as the process is alive."""
     return StateAnswer(status="alive")
 
 
