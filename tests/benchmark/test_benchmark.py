@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -82,7 +81,7 @@ def save(finished, make_spec):
         embeddings = {c.name: embed_candidate(spec, c) for c in singles}
         winner = next(c for c in (*singles, *make_ensembles(singles)) if c.name == name)
         trial = next(t for t in finished.trials if t.name == name)
-        save_winner(spec, winner, replace(finished.selection, winner=name), trial, embeddings, None)
+        save_winner(spec, winner, BenchmarkInfo(name, "", 0), trial, embeddings, None)
         return winner.embeddings(embeddings), spec.out
 
     return save_as_winner
@@ -115,7 +114,8 @@ def test_best_has_the_record_of_the_benchmark(finished):
     info = read_bundle_info(finished.out / "best")
     winner = next(t for t in finished.trials if t.name == finished.selection.winner)
     assert load_encoder(finished.out / "best").fingerprint == info.fingerprint
-    assert info.benchmark == BenchmarkInfo(winner.name, finished.selection.reason, 0)
+    assert info.benchmark == finished.leaderboard.record(finished.selection, 0)
+    assert (info.benchmark.candidate, info.benchmark.reason) == (winner.name, finished.selection.reason)
     assert info.measures["test"]["precision@3"] == winner.test.estimate("precision@3")
     assert len(info.classes) == 4
     assert info.training_data.validation_images == 8

@@ -12,6 +12,7 @@ from lookalike.benchmark.latex import latex_escape, latex_name
 from lookalike.benchmark.leaderboard import RunDescription, build_leaderboard, write_leaderboard
 from lookalike.benchmark.selection import select
 from lookalike.benchmark.trial import Trial
+from lookalike.models.backbone_files import without_folders
 from lookalike.models.encoder import COMBINATIONS
 from lookalike.types import Estimate
 
@@ -52,6 +53,20 @@ def test_validation_is_shown_if_a_trial_has_no_test_scores(make_trial):
         assert board.measured_on == "validation"
         assert accuracies(board) == [("b", 0.75), ("a", 0.5)]
         assert "measured on validation" in board.caption
+
+
+def test_the_record_in_the_bundle_shows_no_folder(make_trial):
+    trials = [make_trial("onnx:/srv/my models/a.onnx frozen", HALF, 4), make_trial("hf:/srv/b frozen", MOST, 40)]
+    selection = select(trials)
+    assert "/srv" in selection.reason
+    record = build_leaderboard(trials, selection).record(selection, 3)
+    assert "/srv" not in str(record)
+    assert (record.candidate, record.seed, record.measure) == (without_folders(selection.winner), 3, selection.measure)
+    assert record.candidate in record.reason
+    assert [(row.name, row.accuracy.mean, row.ms, row.winner) for row in record.leaderboard] == [
+        ("hf:b frozen", 0.75, 40, selection.winner.startswith("hf:")),
+        ("onnx:a.onnx frozen", 0.5, 4, selection.winner.startswith("onnx:")),
+    ]
 
 
 def test_cells_have_every_interval_and_missing_ones_a_dash(make_trial):

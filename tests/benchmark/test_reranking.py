@@ -10,6 +10,7 @@ from lookalike.evaluation.bootstrap import Comparison
 from lookalike.evaluation.evaluation import evaluate_validation
 from lookalike.evaluation.reranking import RerankingChoice, choose_reranking
 from lookalike.models.bundle import read_reranker
+from lookalike.models.info import BenchmarkInfo
 from lookalike.reranking.reranker import Reranker
 from lookalike.reranking.steps import ClassSimilarity, GalleryAugmentation, Reranking
 
@@ -48,7 +49,7 @@ def test_candidates_with_a_re_ranking_are_measured_and_saved(calls, make_spec, f
     expected = evaluate_validation(spec.data, validation, spec.measures, reranker=candidate.reranker)
     assert list(trial.validation.values["map@r"]) == expected.values["map@r"].tolist()
 
-    save_winner(spec, candidate, finished.selection, trial, embeddings, None)
+    save_winner(spec, candidate, BenchmarkInfo(trial.name, "", 0), trial, embeddings, None)
     stored = read_reranker(spec.out / "best")
     assert stored.reranking == candidate.reranker.reranking
     assert np.array_equal(stored.class_means, candidate.reranker.class_means)

@@ -20,6 +20,7 @@ from lookalike.models.info import (
     GraphInfo,
     HeadFit,
     LearningRates,
+    MeasuredCandidate,
     Parity,
     RequestInfo,
     StageMeasures,
@@ -46,7 +47,14 @@ def test_a_record_survives_json(make_ensemble):
         training=(TrainingReport("a", {"seed": 3}, {"lr": 0.1}, "cnn", "cnn", "float32", "pk"), None),
         measures={"validation": {"precision@3": Estimate(0.5, 0.4, 0.6)}},
         request=RequestInfo(("a",), ("model hub",)),
-        benchmark=BenchmarkInfo("a", "the only candidate", 0),
+        benchmark=BenchmarkInfo(
+            "a",
+            "the only candidate",
+            0,
+            "hit@1",
+            "test",
+            (MeasuredCandidate("a", "single, frozen", Estimate(0.5, 0.4, 0.6), None, winner=True),),
+        ),
         refit_of="other",
         calibration=Calibration(12.5, -4.0, 200, 0.02),
     )

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from lookalike.models.info import BenchmarkInfo, MeasuredCandidate
 from lookalike.server import page_routes
 from lookalike.server.access import read_tokens, token
 from lookalike.server.app import create_app
 from lookalike.server.options import ServiceOptions
 from lookalike.server.service import Service
-from lookalike.types import Calibration
+from lookalike.types import Calibration, Estimate
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 WAIT_MS = 20_000
@@ -36,6 +37,17 @@ window.fetch = (path, options) => {
 };
 """
 ITEMS = 12
+LEADERBOARD = BenchmarkInfo(
+    "a",
+    "a is the cheapest one.",
+    0,
+    "hit@1",
+    "test",
+    (
+        MeasuredCandidate("a + b", "ensemble, frozen", Estimate(0.9, 0.8, 1.0), None),
+        MeasuredCandidate("a", "single, frozen", Estimate(0.8, 0.7, 0.9), 4.5, winner=True),
+    ),
+)
 
 
 def test_the_page_is_one_document_without_other_hosts(client):
@@ -71,6 +83,7 @@ class Site:
         )
         self.service.load()
         served = self.service.indexes["small"]
+        served.model = replace(served.model, benchmark=LEADERBOARD)
         served.loaded = replace(served.loaded, calibration=Calibration(8.0, -6.0, 40, 0.05))
         served.loaded.index.update("more/cat2.jpg", label="a <b>cat</b>", metadata={"year": 2021, "sold": True})
         listener = socket.create_server(("127.0.0.1", 0))
@@ -418,8 +431,14 @@ def test_the_card_of_the_model(page, site):
     page.get_by_role("button", name="About").click()
     card = page.locator("#about-content")
     served = site.service.indexes["small"]
-    for text in (served.loaded.encoder.name, served.loaded.encoder.state, str(ITEMS)):
+    for text in (served.loaded.encoder.name, served.loaded.encoder.state, str(ITEMS), LEADERBOARD.reason):
         expect(card).to_contain_text(text)
+    rows = card.locator("tr").all_inner_texts()
+    assert [re.split(r"\s*\t\s*|\n", row) for row in rows] == [
+        ["Model", "hit@1", "95 % interval", "ms per image"],
+        ["a + b", "ensemble, frozen", "0.900", "0.800 to 1.000", "–"],
+        ["a (winner)", "single, frozen", "0.800", "0.700 to 0.900", "4.5"],
+    ]
     page.keyboard.press("Escape")
     expect(page.locator("#about")).to_be_hidden()
 

@@ -246,7 +246,8 @@ def _run(spec: BenchmarkSpec) -> Benchmark:
     winner = next(c for c in candidates if c.title == selection.winner)
     winner_embeddings = winner.embeddings(embeddings)
     calibration = calibrate(spec.data, winner_embeddings["validation"], winner_embeddings["training"], spec.progress)
-    save_winner(spec, winner, selection, leaderboard.winner.trial, embeddings, calibration)
+    record = leaderboard.record(selection, spec.options.seed)
+    save_winner(spec, winner, record, leaderboard.winner.trial, embeddings, calibration)
     evaluation = evaluate_test(spec, winner_embeddings, winner.reranker) or evaluate_validation(
         spec.data, winner_embeddings["validation"], spec.measures, reranker=winner.reranker
     )

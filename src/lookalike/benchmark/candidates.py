@@ -10,7 +10,6 @@ from itertools import combinations
 from pathlib import Path
 
 from lookalike._files import digest
-from lookalike.benchmark.selection import Selection
 from lookalike.benchmark.spec import BenchmarkSpec, bundle_name
 from lookalike.benchmark.trial import Trial, TrialKind
 from lookalike.data.dataset import Dataset, content_hashes, sample_evenly
@@ -329,7 +328,7 @@ def _architecture(member: EncoderInfo) -> str:
 def save_winner(
     spec: BenchmarkSpec,
     winner: AnyCandidate,
-    selection: Selection,
+    benchmark: BenchmarkInfo,
     trial: Trial,
     embeddings: SplitEmbeddings,
     calibration: Calibration | None,
@@ -352,7 +351,7 @@ def save_winner(
         training_data=training_data,
         training=training,
         measures={split: s.measures for split, s in measures.items() if s},
-        benchmark=BenchmarkInfo(selection.winner, selection.reason, spec.options.seed),
+        benchmark=benchmark,
         calibration=calibration,
     )
     reports = [report for report in training if report is not None]

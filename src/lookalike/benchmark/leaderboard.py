@@ -14,6 +14,8 @@ from lookalike.benchmark.selection import DEFAULT_MEASURE, FALLBACK_MEASURE, Sel
 from lookalike.benchmark.trial import SplitMeasures, Trial, format_comparison, format_estimate, format_ms, matching_hit
 from lookalike.errors import DataError
 from lookalike.evaluation.measures import Measure
+from lookalike.models.backbone_files import without_folders
+from lookalike.models.info import BenchmarkInfo, MeasuredCandidate
 from lookalike.progress import count_noun
 from lookalike.types import Comparison, Estimate
 
@@ -130,6 +132,25 @@ class Leaderboard:
         if len(ensembles) <= _MANY_ENSEMBLES:
             return []
         return [row for row in ensembles[_MANY_ENSEMBLES // 2 :] if not (row.winner or row.on_front)]
+
+    def record(self, selection: Selection, seed: int) -> BenchmarkInfo:
+        """Return what the bundle of the winner keeps: no name in it shows a folder of this machine."""
+        shown = [row for row in self.rows if row not in self.folded]
+        candidates = tuple(
+            MeasuredCandidate(
+                name=without_folders(row.name),
+                type=row.trial.type,
+                accuracy=self.split_measures(row.trial).estimate(self.measure),
+                ms=row.trial.timing.single_p50_ms if row.trial.timing else None,
+                winner=row.winner,
+            )
+            for row in shown
+        )
+        reason = selection.reason
+        for name in sorted((row.trial.name for row in self.rows), key=len, reverse=True):
+            reason = reason.replace(name, without_folders(name))
+        winner = without_folders(selection.winner)
+        return BenchmarkInfo(winner, reason, seed, self.measure, self.measured_on, candidates)
 
     @property
     def split_note(self) -> str:

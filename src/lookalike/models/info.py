@@ -256,12 +256,26 @@ class TrainingReport:
 
 
 @dataclass(frozen=True)
+class MeasuredCandidate:
+    """A row of the leaderboard of a benchmark."""
+
+    name: str  # without folders
+    type: str  # such as "single, fine-tuned"
+    accuracy: Estimate
+    ms: float | None  # median milliseconds of one image; None if it was not measured
+    winner: bool = False
+
+
+@dataclass(frozen=True)
 class BenchmarkInfo:
-    """How a winner was selected: its name among the candidates, the reason in words, and the seed."""
+    """How a winner was selected: its name among the candidates, the reason in words, the seed, and the leaderboard."""
 
     candidate: str
     reason: str
     seed: int
+    measure: str = ""  # of the accuracies
+    measured_on: str = ""  # test (query and gallery) or validation
+    leaderboard: tuple[MeasuredCandidate, ...] = ()  # best first
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter, Request
 
 from lookalike.models.backbone_files import without_folders
-from lookalike.models.info import BundleInfo
+from lookalike.models.info import BenchmarkInfo, BundleInfo
 from lookalike.server.problems import PROBLEMS
-from lookalike.server.schemas import EstimateAnswer, MemberAnswer, ModelCardAnswer
+from lookalike.server.schemas import (
+    CandidateAnswer,
+    EstimateAnswer,
+    LeaderboardAnswer,
+    MemberAnswer,
+    ModelCardAnswer,
+)
 from lookalike.server.service import ServedIndex, Service
 
 router = APIRouter(tags=["items"], responses={status: PROBLEMS[status] for status in (401, 404)})
@@ -19,6 +27,16 @@ async def show_card(request: Request, name: str) -> ModelCardAnswer:
     service: Service = request.app.state.service
     async with service.use(name) as served:
         return _card(served, served.model)
+
+
+def _leaderboard(benchmark: BenchmarkInfo | None) -> LeaderboardAnswer | None:
+    if benchmark is None or not benchmark.leaderboard:
+        return None
+    return LeaderboardAnswer(
+        measure=benchmark.measure,
+        measured_on=benchmark.measured_on,
+        candidates=[CandidateAnswer.model_validate(asdict(candidate)) for candidate in benchmark.leaderboard],
+    )
 
 
 def _card(served: ServedIndex, info: BundleInfo) -> ModelCardAnswer:
@@ -43,17 +61,9 @@ def _card(served: ServedIndex, info: BundleInfo) -> ModelCardAnswer:
         classes=len(info.classes),
         calibrated=info.calibration is not None,
         measures={
-            split: {
-                measure: EstimateAnswer(mean=estimate.mean, low=estimate.low, high=estimate.high)
-                for measure, estimate in measures.items()
-            }
+            split: {measure: EstimateAnswer(**asdict(estimate)) for measure, estimate in measures.items()}
             for split, measures in info.measures.items()
         },
-        reason=None if info.benchmark is None else _without_folders(info.benchmark.reason, info),
+        reason=None if info.benchmark is None else info.benchmark.reason,
+        leaderboard=_leaderboard(info.benchmark),
     )
-
-
-def _without_folders(text: str, info: BundleInfo) -> str:
-    for member in info.members:
-        text = text.replace(member.backbone.name, without_folders(member.backbone.name))
-    return text

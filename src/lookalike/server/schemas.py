@@ -198,6 +198,24 @@ class EstimateAnswer(BaseModel):
     high: float
 
 
+class CandidateAnswer(BaseModel):
+    """A candidate of the benchmark that selected a model."""
+
+    name: str
+    type: str = Field(description="such as single, fine-tuned")
+    accuracy: EstimateAnswer
+    ms: float | None = Field(None, description="median milliseconds of one image; null if it was not measured")
+    winner: bool
+
+
+class LeaderboardAnswer(BaseModel):
+    """The candidates of a benchmark, best first."""
+
+    measure: str = Field(description="of the accuracy")
+    measured_on: str = Field(description="test (query and gallery) or validation")
+    candidates: list[CandidateAnswer]
+
+
 class ModelCardAnswer(BaseModel):
     """What is known of a model."""
 
@@ -213,6 +231,7 @@ class ModelCardAnswer(BaseModel):
     calibrated: bool = Field(description="whether it turns cosines into probabilities")
     measures: dict[str, dict[str, EstimateAnswer]] = Field(description="by split, by measure")
     reason: str | None = Field(None, description="why a benchmark selected it; null if none did")
+    leaderboard: LeaderboardAnswer | None = Field(None, description="of that benchmark")
 
 
 class AccessAnswer(BaseModel):

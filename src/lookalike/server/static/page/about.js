@@ -56,23 +56,35 @@ function cardOf(card) {
     ]),
   ];
   for (const [split, measures] of Object.entries(card.measures)) {
-    if (Object.keys(measures).length) parts.push(element("h3", {}, `Measured on ${split}`), tableOf(measures));
+    if (!Object.keys(measures).length) continue;
+    const rows = Object.entries(measures).map(([name, estimate]) => [name, ...textsOf(estimate)]);
+    parts.push(element("h3", {}, `Measured on ${split}`), tableOf(["Measure", "Mean", "95 % interval"], rows));
   }
+  if (card.leaderboard) parts.push(...leaderboardOf(card.leaderboard));
   if (card.reason) parts.push(element("h3", {}, "Why this model"), element("p", {}, card.reason));
   return parts;
 }
 
-function tableOf(measures) {
-  const row = (cell, ...texts) => element("tr", {}, ...texts.map((text) => element(cell, cell === "th" ? { scope: "col" } : {}, text)));
+const textsOf = ({ mean, low, high }) => [mean.toFixed(3), `${low.toFixed(3)} to ${high.toFixed(3)}`];
+
+function leaderboardOf({ measure, measured_on, candidates }) {
+  const rows = candidates.map(({ name, type, accuracy, ms, winner }) => [
+    element("span", {}, winner ? element("b", {}, `${name} (winner)`) : name, element("small", {}, type)),
+    ...textsOf(accuracy),
+    ms === null ? "–" : ms.toFixed(1),
+  ]);
+  const split = measured_on === "test" ? "query and gallery" : measured_on;
+  return [
+    element("h3", {}, `Leaderboard, measured on ${split}`),
+    tableOf(["Model", measure, "95 % interval", "ms per image"], rows),
+  ];
+}
+
+function tableOf(header, rows) {
   return element(
     "table",
     {},
-    element("thead", {}, row("th", "Measure", "Mean", "95 % interval")),
-    element(
-      "tbody",
-      {},
-      ...Object.entries(measures).map(([name, { mean, low, high }]) =>
-        row("td", name, mean.toFixed(3), `${low.toFixed(3)} to ${high.toFixed(3)}`)),
-    ),
+    element("thead", {}, element("tr", {}, ...header.map((text) => element("th", { scope: "col" }, text)))),
+    element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells.map((cell) => element("td", {}, cell))))),
   );
 }
