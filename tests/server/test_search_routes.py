@@ -41,11 +41,17 @@ def test_an_image_as_json(client, index_folder, jpeg, head):
 
 
 def test_a_vector_of_any_length_has_the_hits_of_its_image(client, index_folder, jpeg):
-    vector = load_index(index_folder).encoder.embed([jpeg]).vectors[0].astype(float)
-    response = client.post("/v1/search?k=5", json={"vector": (1e200 * vector).tolist()})
+    vector = (1e200 * load_index(index_folder).encoder.embed([jpeg]).vectors[0].astype(float)).tolist()
+    text = json.dumps(vector)
     expected = expected_hits(index_folder, jpeg, 5)
-    assert [item for item, _ in hits_of(response)] == [item for item, _ in expected]
-    assert [score for _, score in hits_of(response)] == pytest.approx([score for _, score in expected], abs=2e-6)
+    for request in (
+        {"json": {"vector": vector}},
+        {"files": {"vector": (None, text)}},
+        {"files": {"vector": ("v.json", text + " " * 100_000)}},
+    ):
+        response = client.post("/v1/search?k=5", **request)
+        assert [item for item, _ in hits_of(response)] == [item for item, _ in expected]
+        assert [score for _, score in hits_of(response)] == pytest.approx([score for _, score in expected], abs=2e-6)
 
 
 def test_by_default_ten_hits_and_an_uploaded_item_is_found(client, images):
@@ -163,7 +169,7 @@ def test_queries_of_all_kinds_have_the_hits_of_python(client, index_folder, comb
 def test_form_and_json_are_described_with_the_same_fields(client):
     bodies = client.get("/openapi.json").json()["paths"]["/v1/search"]["post"]["requestBody"]["content"]
     form, body = (bodies[kind]["schema"] for kind in ("multipart/form-data", "application/json"))
-    assert {*form["properties"], "vector"} == set(body["properties"]) == set(SearchBody.model_fields)
+    assert set(form["properties"]) == set(body["properties"]) == set(SearchBody.model_fields)
     assert "$ref" not in str(bodies)  # it would point outside of the description
     for example in body["examples"]:
         SearchBody.model_validate_json(json.dumps(example))
@@ -270,7 +276,11 @@ BAD = {
     "a part of an item": ({"json": {"id": "more/cat2.jpg", "crop": "0,0,1,1"}}, 422, "crop"),
     "a part with three numbers": ({"files": {"image": b"x"}, "data": {"crop": "0,0,1"}}, 422, "crop"),
     "a part that is a list": ({"json": {"image": "aGk=", "crop": [0, 0, 1, 1]}}, 422, "crop"),
-    "a vector in a form": ({"files": {"image": b""}, "data": {"vector": "[1.0]"}}, 422, "vector"),
+    "a vector next to an image": ({"files": {"image": b"x"}, "data": {"vector": "[1.0]"}}, 422, None),
+    "a vector that is not JSON": ({"files": {"vector": b"\x93NUMPY"}}, 422, "vector"),
+    "a vector in a form that is not a list": ({"files": {"vector": b'{"a": 1}'}}, 422, "vector"),
+    "a vector in a form of large numbers": ({"files": {"vector": b"[" + b"9" * 400 + b"]"}}, 422, "vector.0"),
+    "a vector in a form that is deep": ({"files": {"vector": b"[" * 100_000}}, 422, "vector"),
     "an empty example": ({"files": [("image", b"x"), ("positive", b"")]}, 422, "positive.0"),
     "an example that is a number": ({"json": {"positive": [3]}}, 422, "positive.0"),
     "an example with another field": ({"json": {"positive": [{"image": "aGk=", "id": "a"}]}}, 422, "positive.0"),

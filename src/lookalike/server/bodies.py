@@ -195,12 +195,9 @@ def decode_image(text: str, parameter: str) -> bytes:
     return data
 
 
-def parse_json_object(text: str, parameter: str) -> dict[str, Any]:
-    """Return a JSON object from a text field."""
+def parse_json_field(text: str | bytes, parameter: str) -> Any:
+    """Return the value of a field of a form that holds JSON."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise Problem("invalid-request", f"`{parameter}` must be a JSON object.", parameter=parameter)
-    return value
+        raise Problem("invalid-request", f"`{parameter}` must be JSON.", parameter=parameter) from None

@@ -26,7 +26,7 @@ from lookalike.server.bodies import (
     json_response,
     parse_form,
     parse_json,
-    parse_json_object,
+    parse_json_field,
     read_body,
     require_content_type,
 )
@@ -185,7 +185,7 @@ async def _read(request: Request, service: Service, model: type[B]) -> tuple[byt
             raise Problem("invalid-request", "the form must hold one image file as `image`.", parameter="image")
         fields = {name: texts[-1] for name, texts in values.items()}
         if "metadata" in fields:
-            fields["metadata"] = parse_json_object(fields["metadata"], "metadata")
+            fields["metadata"] = parse_json_field(fields["metadata"], "metadata")
         return (images[0] if images else None), as_model(fields, model)
     parsed = parse_json(body, model)
     return (None if parsed.image is None else decode_image(parsed.image, "image")), parsed

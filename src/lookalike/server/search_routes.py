@@ -23,6 +23,7 @@ from lookalike.server.bodies import (
     json_response,
     parse_form,
     parse_json,
+    parse_json_field,
     read_body,
     require_content_type,
 )
@@ -33,7 +34,13 @@ from lookalike.types import Embeddings, Vectors
 
 _FIELDS = SearchBody.model_fields
 _EXAMPLES = ("positive", "negative")
-_TEXTS = {"id": "hats/12.jpg", "crop": "25%,25%,50%,50%", "where": "year >= 2020", "min_probability": "0.8"}
+_TEXTS = {
+    "id": "hats/12.jpg",
+    "vector": "[0.1, -0.2, 0.3]",
+    "crop": "25%,25%,50%,50%",
+    "where": "year >= 2020",
+    "min_probability": "0.8",
+}
 SEARCH_BODY = {
     "requestBody": {
         "required": True,
@@ -167,10 +174,13 @@ async def _read_fields(
     """Return the fields of a form or a JSON body; and images and examples by field, where a text is an item's id."""
     data = await read_body(request, service.options, service.monitor)
     if require_content_type(request, FORM, JSON) == FORM:
-        fields = parse_form(request, data, files=["image"], mixed=_EXAMPLES)
+        values = parse_form(request, data, files=["image", "vector"], mixed=_EXAMPLES)
         sent: dict[str, Sequence[bytes | EncodedImage | str]]
-        sent = {name: fields.pop(name, []) for name in ("image", *_EXAMPLES)}
-        return as_model({name: values[-1] for name, values in fields.items()}, SearchBody), sent
+        sent = {name: values.pop(name, []) for name in ("image", *_EXAMPLES)}
+        fields = {name: several[-1] for name, several in values.items()}
+        if "vector" in fields:
+            fields["vector"] = parse_json_field(fields["vector"], "vector")
+        return as_model(fields, SearchBody), sent
     body = parse_json(data, SearchBody)
     images = [EncodedImage(text) for text in body.image or ()]
     return body, {"image": images, "positive": body.positive, "negative": body.negative}
