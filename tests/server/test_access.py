@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from lookalike.errors import OptionError, StorageError
-from lookalike.server.access import Token, read_tokens, token
+from lookalike.server.access import RateLimit, Token, read_tokens, token
 from lookalike.server.options import ServiceOptions
 
 
@@ -134,10 +134,55 @@ def test_without_cors_no_header_of_it_is_sent(client):
     assert not [name for name in response.headers if name.startswith("access-control")]
 
 
+def test_a_bucket_holds_the_requests_of_a_minute():
+    now = 100.0
+    limit = RateLimit(3, lambda: now)
+    assert [limit.wait_s("a") for _ in range(4)] == [0, 0, 0, 20]
+    assert limit.wait_s("b") == 0
+    now += 19.5
+    assert limit.wait_s("a") == 1
+    now += 0.5
+    assert [limit.wait_s("a") for _ in range(2)] == [0, 20]
+    now += 1000
+    assert [limit.wait_s("a") for _ in range(4)] == [0, 0, 0, 20]
+
+
+def test_clients_that_have_gone_are_forgotten():
+    now = 0.0
+    limit = RateLimit(6000, lambda: now)
+    for number in range(2500):
+        now += 1
+        assert limit.wait_s(str(number)) == 0
+    assert len(limit._full_at) <= 1000
+
+
+def test_each_token_and_each_address_has_its_own_limit_on_requests(make_client, tokens):
+    client = make_client(token_file=tokens["file"], max_requests=2)
+    for value in (None, tokens["read"], tokens["write"]):
+        headers = {"Authorization": f"Bearer {value}"} if value else {}
+        answers = [client.get("/v1/indexes", headers=headers) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[2].headers["retry-after"] == "30"
+        assert answers[2].json()["type"] == "urn:lookalike:problem:too-many-requests"
+    assert client.get("/v1/indexes", headers={"Authorization": "Bearer wrong"}).status_code == 429
+    error = client.get("/v1/models").json()["error"]
+    assert error["type"] == "rate_limit_error"
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 0), ({"host": "0.0.0.0"}, 6000), ({"max_requests": 5}, 5), ({"host": "::", "max_requests": 0}, 0)],
+)
+def test_by_default_only_other_machines_have_a_limit_on_requests(options, expected):
+    assert ServiceOptions(**options).requests_per_minute == expected
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"max_body": 0},
+        {"max_requests": -1},
         {"max_pixels": -1},
         {"timeout": float("nan")},
         {"max_wait_ms": -1.0},

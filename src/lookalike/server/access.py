@@ -1,13 +1,16 @@
-"""Who may use a service: tokens, and the names that it answers to."""
+"""Who may use a service, and how often: tokens, the names that it answers to, and a limit on requests."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import ipaddress
+import math
 import os
 import re
 import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +26,8 @@ READ, WRITE = "read", "write"
 SCOPES = (READ, WRITE)
 _LINE = re.compile(r"(read|write) sha256:([0-9a-f]{64})(?: ([\w.@-]+))?")
 _NAME = re.compile(r"[\w.@-]{1,64}")
+_ROUNDING_S = 1e-6
+_MIN_CLIENTS = 1000  # whose requests are counted, before those that have sent none for a minute are forgotten
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,36 @@ def _digest(value: str) -> str:
     return hashlib.sha256(value.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+class RateLimit:
+    """Lets each client send a number of requests at once, and this many per minute in the long run: a token bucket.
+
+    Of a client it keeps one number, and nothing of one whose bucket is full.
+
+    Args:
+        per_minute: number of requests; 0 for no limit.
+        clock: seconds that never go back.
+
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_minute = per_minute
+        self._clock = clock
+        self._full_at: dict[str, float] = {}  # by client, when its bucket is full again
+        self._clean_from = _MIN_CLIENTS
+
+    def wait_s(self, client: str) -> int:
+        """Count a request and return 0; or return after how many seconds it will be let through."""
+        now, interval = self._clock(), 60 / self.per_minute
+        full_at = max(self._full_at.get(client, now), now) + interval
+        if full_at > now + 60 + _ROUNDING_S:
+            return math.ceil(full_at - now - 60)
+        self._full_at[client] = full_at
+        if len(self._full_at) >= self._clean_from:
+            self._full_at = {client: end for client, end in self._full_at.items() if end > now}
+            self._clean_from = max(_MIN_CLIENTS, 2 * len(self._full_at))
+        return 0
+
+
 class Access:
     """Decides what a request may do."""
 
@@ -99,6 +134,7 @@ class Access:
         self._hosts = {name.lower() for name in ("localhost", options.host, *options.allowed_hosts)}
         self._names = {name.lower() for name in options.allowed_hosts}
         self._origins = set(options.cors_origins)
+        self._rate = RateLimit(options.requests_per_minute)
 
     def require(self, scope: str, request: Request) -> Token | None:
         """Return the request's token, None if it needs none; a `Problem` if it may not do this."""
@@ -123,13 +159,30 @@ class Access:
         return self._token(authorization).scope
 
     def _token(self, authorization: str) -> Token:
+        token = self._find(authorization)
+        if token is None:
+            raise _unauthorized("the token is not valid.")
+        return token
+
+    def _find(self, authorization: str) -> Token | None:
         kind, _, value = authorization.partition(" ")
         digest = _digest(value.strip())
         # every digest is compared, so that the time says nothing about which one is nearly right
         matches = [token for token in self.tokens if hmac.compare_digest(token.digest, digest)]
-        if kind.lower() != "bearer" or not matches:
-            raise _unauthorized("the token is not valid.")
-        return matches[0]
+        return matches[0] if kind.lower() == "bearer" and matches else None
+
+    def require_rate(self, headers: dict[bytes, bytes], address: str) -> None:
+        """Count a request; raise a `Problem` if its token, or its address without a valid one, has sent too many."""
+        if not self._rate.per_minute:
+            return
+        token = self._find(headers.get(b"authorization", b"").decode("latin-1"))
+        wait_s = self._rate.wait_s(address if token is None else token.digest)
+        if wait_s:
+            raise Problem(
+                "too-many-requests",
+                f"more than {self._rate.per_minute} requests per minute; try again in {wait_s} s.",
+                headers={"Retry-After": str(wait_s)},
+            )
 
     def require_host(self, headers: dict[bytes, bytes]) -> None:
         """Raise a `Problem` for a host that is not served, or a web page of another one.

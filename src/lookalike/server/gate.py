@@ -1,4 +1,4 @@
-"""What every request passes: the host check, the deadline, the headers of the answer, errors and counts."""
+"""What every request passes: the host check, limits, the deadline, the headers of the answer, errors and counts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lookalike.server.monitoring import Monitor
 from lookalike.server.options import ServiceOptions
 from lookalike.server.problems import Problem, as_problem
 
+_HEALTH = ("/healthz", "/readyz")  # asked by what would restart a service that does not answer
 _log = logging.getLogger("lookalike.server")
 _HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -71,7 +72,10 @@ class Gate:
                 return Problem(
                     "headers-too-large", f"address and headers have more than {self._options.max_header} bytes."
                 )
-            self._access.require_host(dict(scope["headers"]))
+            headers = dict(scope["headers"])
+            self._access.require_host(headers)
+            if scope["path"] not in _HEALTH:
+                self._access.require_rate(headers, (scope.get("client") or ("", 0))[0])
             async with asyncio.timeout(self._options.timeout):
                 await self._app(scope, receive, send)
         except Problem as problem:

@@ -18,7 +18,7 @@ from lookalike.server.schemas import (
 )
 from lookalike.server.service import ServedIndex, Service
 
-router = APIRouter(tags=["items"], responses={status: PROBLEMS[status] for status in (401, 404)})
+router = APIRouter(tags=["items"], responses={status: PROBLEMS[status] for status in (401, 404, 429)})
 
 
 @router.get("/v1/indexes/{name}/model", response_model=ModelCardAnswer, summary="Show the model of an index")

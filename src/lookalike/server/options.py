@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from lookalike.errors import OptionError
 
+DEFAULT_REQUESTS = 6000  # per minute
+
 
 @dataclass(frozen=True)
 class ServiceOptions:
@@ -26,6 +28,8 @@ class ServiceOptions:
         max_wait_ms: how long an image waits for others that are being decoded.
         max_queue: images that are decoded, wait or are embedded; more are refused with status 429.
         max_connections: connections and requests at once; more are refused with status 503.
+        max_requests: requests per minute of one token, or of one address without a token; more are refused with status
+            429; 0 for no limit, None for no limit on loopback and `DEFAULT_REQUESTS` elsewhere.
         timeout: seconds that a request may take, from its headers to its answer.
         receive_timeout: seconds that a client may take to send a request.
 
@@ -44,6 +48,7 @@ class ServiceOptions:
     max_wait_ms: float = 5.0
     max_queue: int = 256
     max_connections: int = 1000
+    max_requests: int | None = None
     timeout: float = 30.0
     receive_timeout: float = 20.0
 
@@ -54,14 +59,22 @@ class ServiceOptions:
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise OptionError(f"`{name}` must be above 0, got {getattr(self, name)}.", argument=name)
-        if not self.max_wait_ms >= 0:
-            raise OptionError(f"`max_wait_ms` must be at least 0, got {self.max_wait_ms}.", argument="max_wait_ms")
+        for name, value in {"max_wait_ms": self.max_wait_ms, "max_requests": self.max_requests or 0}.items():
+            if not value >= 0:
+                raise OptionError(f"`{name}` must be at least 0, got {value}.", argument=name)
         for origin in self.cors_origins:
             if origin.count("/") != 2 or not origin.startswith(("http://", "https://")):
                 raise OptionError(
                     f"`cors_origins` must be origins such as https://shop.example, got {origin!r}.",
                     argument="cors_origins",
                 )
+
+    @property
+    def requests_per_minute(self) -> int:
+        """The limit on requests; 0 for none."""
+        if self.max_requests is not None:
+            return self.max_requests
+        return 0 if self.on_loopback else DEFAULT_REQUESTS
 
     @property
     def on_loopback(self) -> bool:

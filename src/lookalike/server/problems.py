@@ -27,6 +27,7 @@ KINDS = {
     "unreadable-image": (422, "The image cannot be read"),
     "headers-too-large": (431, "The headers are too large"),
     "busy": (429, "The service is busy"),
+    "too-many-requests": (429, "Too many requests"),
     "internal-error": (500, "The service failed"),
     "stopping": (503, "The service is stopping"),
     "deadline": (504, "The deadline has passed"),
@@ -43,7 +44,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large",
         415: "Another content type",
         422: "A value that is not allowed, or an image that cannot be read",
-        429: "Too many images are waiting; `Retry-After` says when to try again",
+        429: "Too many requests, or too many images are waiting; `Retry-After` says when to try again",
         504: "The deadline has passed",
     }.items()
 }

@@ -42,6 +42,7 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
     max_body: int | str = "32MB",
     max_pixels: int = 50_000_000,
     max_queue: int = 256,
+    max_requests: int | None = None,
     timeout: float = 30.0,
     receive_timeout: float = 20.0,
     on_start: Callable[[str], None] | None = None,
@@ -64,6 +65,8 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
         max_body: bytes of a request's body, or text such as 32MB.
         max_pixels: pixels of an image.
         max_queue: images that may wait; more are refused with status 429.
+        max_requests: requests per minute of one token, or of one address without a token; more are refused with status
+            429. 0 for no limit; None for no limit on this machine's own address, and 6000 on others.
         timeout: seconds that a request may take.
         receive_timeout: seconds in which a client must send a request.
         on_start: called with the address once it accepts connections.
@@ -87,6 +90,7 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
         max_body=max_body_bytes,
         max_pixels=max_pixels,
         max_queue=max_queue,
+        max_requests=max_requests,
         timeout=timeout,
         receive_timeout=receive_timeout,
     )

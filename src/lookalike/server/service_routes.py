@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
@@ -12,8 +14,9 @@ from lookalike.server.service import Service
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 public = APIRouter(tags=["service"])
-protected = APIRouter(tags=["service"])
-access = APIRouter(tags=["service"], responses={401: PROBLEMS[401]})
+_PROBLEMS: dict[int | str, dict[str, Any]] = {status: PROBLEMS[status] for status in (401, 429)}
+protected = APIRouter(tags=["service"], responses=_PROBLEMS)
+access = APIRouter(tags=["service"], responses=_PROBLEMS)
 
 
 @public.get("/healthz", response_model=StateAnswer, summary="Is the process alive?")

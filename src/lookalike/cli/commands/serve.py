@@ -105,6 +105,13 @@ def _parameters(ctx: click.Context) -> dict[str, click.Parameter]:
 @click.option(
     "--max-queue", type=int, default=256, show_default=True, help="Images that may wait; more are refused (429)."
 )
+@click.option(
+    "--max-requests",
+    type=int,
+    metavar="N",
+    help="Requests per minute of one token, or of one address without a token; more are refused (429). 0 for no "
+    "limit.  [default: no limit on this machine's own address, else 6000]",
+)
 @click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds that a request may take.")
 @click.option(
     "--receive-timeout",
