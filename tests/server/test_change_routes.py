@@ -7,6 +7,7 @@ import io
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from lookalike.api.search import load_index
 from lookalike.errors import ServiceError
+from lookalike.server.audit import AuditLog
 from lookalike.server.client import Client
 
 
@@ -182,18 +184,24 @@ def test_only_a_write_token_may_change(make_client, tokens, index_folder, method
     assert sorted(path.name for path in index_folder.iterdir() if path.name == "uploads") == []
 
 
-def test_changes_are_in_the_audit_log(writer, caplog):
+def test_changes_are_in_the_audit_log(writer, caplog, tmp_path):
+    file = tmp_path / "audit.jsonl"
+    writer.app.state.service.audit = AuditLog(file)
     with caplog.at_level(logging.INFO, logger="lookalike.audit"):
         writer.post("/v1/items", files={"image": png("red")}, data={"id": "x"})
         writer.patch("/v1/items/x", json={"label": "red"})
         writer.delete("/v1/items/x")
         writer.delete("/v1/items/x")
-    entries = [json.loads(record.getMessage()) for record in caplog.records if record.name == "lookalike.audit"]
-    assert [(entry["action"], entry["item"], entry["token"]) for entry in entries] == [
-        ("add", "x", "writeer"),
-        ("change", "x", "writeer"),
-        ("remove", "x", "writeer"),
+    lines = [record.getMessage() for record in caplog.records if record.name == "lookalike.audit"]
+    assert file.read_text().splitlines() == lines
+    entries = list(map(json.loads, lines))
+    assert [(entry["action"], entry["item"], entry["token"], entry["index"]) for entry in entries] == [
+        ("add", "x", "writeer", "small"),
+        ("change", "x", "writeer", "small"),
+        ("remove", "x", "writeer", "small"),
     ]
+    age = datetime.now(UTC) - datetime.fromisoformat(entries[0]["time"])
+    assert timedelta(0) <= age < timedelta(minutes=1)
 
 
 def test_many_changes_compact_the_index(writer, monkeypatch):

@@ -271,6 +271,7 @@ def test_the_names_of_indexes(tmp_path):
         ({"max_body": "much"}, "max_body"),
         ({"max_pixels": 0}, "max_pixels"),
         ({"timeout": 0.0}, "timeout"),
+        ({"max_requests": -1}, "max_requests"),
     ],
 )
 def test_bad_options_start_nothing(index_folder, tokens, options, argument):
@@ -290,6 +291,12 @@ def test_a_port_in_use(index_folder):
 def test_a_folder_that_is_not_an_index(tmp_path):
     with pytest.raises(StorageError):
         serve([tmp_path], port=0)
+
+
+def test_an_audit_log_that_cannot_be_written(index_folder, tmp_path):
+    with pytest.raises(StorageError) as caught:
+        serve([index_folder], port=0, audit_log=tmp_path / "missing" / "audit.jsonl")
+    assert caught.value.argument == "audit_log"
 
 
 def test_an_empty_file_of_tokens_is_not_enough(index_folder, tmp_path):

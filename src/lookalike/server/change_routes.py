@@ -107,8 +107,7 @@ async def add_item(request: Request, name: str | None = None) -> Response:
                 raise
             return require_item(served, item)
 
-        added = await service.run("change", add)
-        service.changed(served, token, "add", item)
+        added = await service.change(served, token, "add", item, add)
     path = f"{'/v1' if name is None else f'/v1/indexes/{name}'}/items/{quote(item)}"
     return json_response(item_answer(added), status=201, headers={"Location": path})
 
@@ -152,8 +151,7 @@ async def change_item(request: Request, item: str, name: str | None = None) -> R
                 _remove_upload(served, old)
             return require_item(served, item)
 
-        changed = await service.run("change", change)
-        service.changed(served, token, "change", item)
+        changed = await service.change(served, token, "change", item, change)
     return json_response(item_answer(changed))
 
 
@@ -170,8 +168,7 @@ async def remove_item(request: Request, item: str, name: str | None = None) -> R
             served.loaded.index.remove([item])
             _remove_upload(served, old)
 
-        await service.run("change", remove)
-        service.changed(served, token, "remove", item)
+        await service.change(served, token, "remove", item, remove)
     return Response(status_code=204)
 
 

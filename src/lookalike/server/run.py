@@ -37,6 +37,7 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
     port: int = 8000,
     token_file: Path | str | None = None,
     require_token: bool = False,
+    audit_log: Path | str | None = None,
     allowed_hosts: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
     max_body: int | str = "32MB",
@@ -60,6 +61,7 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
         port: port to listen on; 0 for any free one.
         token_file: file of tokens, which `token` writes; without one nothing can be changed.
         require_token: reading needs a token on this machine, too, for example behind a proxy.
+        audit_log: file to whose end each change is written, as one line of JSON.
         allowed_hosts: names in the header `Host` that are served, besides localhost and addresses in numbers.
         cors_origins: web pages' origins, such as https://shop.example, that may use the service.
         max_body: bytes of a request's body, or text such as 32MB.
@@ -75,7 +77,7 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
     Raises:
         MissingExtra: the packages of the extra `server` are not installed.
         OptionError: an address that cannot be used, one for other machines without tokens, or two names that are equal.
-        StorageError: an index or the file of tokens cannot be read.
+        StorageError: an index or the file of tokens cannot be read, or the audit log cannot be written.
         ModelError: the model of an index cannot be used.
 
     """
@@ -100,6 +102,7 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
 
     from lookalike.server.access import read_tokens
     from lookalike.server.app import create_app
+    from lookalike.server.audit import AuditLog
     from lookalike.server.http import limited_protocol
     from lookalike.server.service import Service, name_indexes
 
@@ -110,7 +113,8 @@ def serve(  # noqa: PLR0913 - one argument per option of the command
             f"`token_file` with at least one token is needed to serve on {host}; make one with 'lookalike token'.",
             argument="token_file",
         )
-    service = Service(name_indexes(indexes), options, tokens)
+    audit = AuditLog(None if audit_log is None else Path(audit_log))
+    service = Service(name_indexes(indexes), options, tokens, audit)
     with contextlib.closing(_listen(host, port)) as listener:
         service.load()
         for name, served in service.indexes.items():

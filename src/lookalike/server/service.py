@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,13 +21,13 @@ from lookalike.models.bundle import MODEL_FOLDER, read_bundle_info
 from lookalike.models.info import BundleInfo
 from lookalike.progress import SILENT
 from lookalike.server.access import Access, Token
+from lookalike.server.audit import AuditLog
 from lookalike.server.batching import EmbeddingQueue
 from lookalike.server.monitoring import Monitor
 from lookalike.server.options import ServiceOptions
 from lookalike.server.problems import Problem
 
 _log = logging.getLogger("lookalike.server")
-_audit = logging.getLogger("lookalike.audit")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 T = TypeVar("T")
 
@@ -90,6 +88,7 @@ class Service:
         paths: the folders of the indexes, by name; the first one is the default.
         options: its limits.
         access: who may use it.
+        audit: where changes are recorded.
         monitor: its counts and times.
         state: starting, ready or stopping.
 
@@ -98,6 +97,7 @@ class Service:
     paths: Mapping[str, Path]
     options: ServiceOptions
     tokens: tuple[Token, ...] = ()
+    audit: AuditLog = field(default_factory=AuditLog)
     monitor: Monitor = field(default_factory=Monitor)
     state: str = "starting"
 
@@ -178,14 +178,21 @@ class Service:
         finally:
             served.requests -= 1
 
-    def changed(self, served: ServedIndex, token: Token | None, action: str, item: str) -> None:
-        """Record a change in the audit log, and compact an index that many changes have made slow."""
-        name = None if token is None else token.name
-        entry = {"time": time.time(), "token": name, "action": action, "index": served.name, "item": item}
-        _audit.info("%s", json.dumps(entry))
+    async def change(
+        self, served: ServedIndex, token: Token | None, action: str, item: str, work: Callable[[], T]
+    ) -> T:
+        """Change an index in a thread and record it in the audit log; compact one that many changes have made slow."""
+
+        def recorded() -> T:
+            result = work()
+            self.audit.write(token, action, served.name, item)
+            return result
+
+        result = await self.run("change", recorded)
         if served.loaded.index.needs_compaction and not served.compacting:
             served.compacting = True
             self._workers.submit(self._compact, served)
+        return result
 
     def _compact(self, served: ServedIndex) -> None:
         try:

@@ -92,6 +92,7 @@ def _parameters(ctx: click.Context) -> dict[str, click.Parameter]:
     "be changed."
 )  # fmt: skip
 @click.option("--require-token", is_flag=True, help="Reading needs a token on this machine, too.")
+@click.option("--audit-log", type=PATH, metavar="FILE", help="File to whose end each change is written, as JSON.")
 @click.option(
     "--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name that is served, besides "
     "localhost and addresses in numbers. Can be repeated."
