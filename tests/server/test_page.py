@@ -31,7 +31,7 @@ const { fetch } = window;
 window.fetch = (path, options) => {
   if (path.includes("/search")) {
     const body = options.body instanceof FormData ? [...options.body] : Object.entries(JSON.parse(options.body));
-    sent.push(body.filter(([, value]) => typeof value === "string"));
+    sent.push(body.map(([name, value]) => [name, value instanceof File ? `file ${value.name}` : String(value)]));
   }
   return fetch(path, options);
 };
@@ -186,7 +186,7 @@ def ids(page):
 
 @contextmanager
 def next_search(page) -> Iterator[list[tuple[str, str]]]:
-    """Collect the text fields that the page sends in the next search."""
+    """Collect the fields that the page sends in the next search; of a file its name."""
     count = page.evaluate("sent.length")
     fields: list[tuple[str, str]] = []
     yield fields
@@ -279,6 +279,44 @@ def test_examples_for_and_against(page, query):
     assert second not in dict(fields).values()
     expect(page.locator("#status")).to_contain_text(f"{ITEMS - 2} hits in")
     assert not {first, last} & set(ids(page))
+
+
+def test_several_images_and_examples_that_are_images(page, query):
+    files = [
+        {"name": name, "mimeType": "image/png", "buffer": query.read_bytes()} for name in ("a.png", "b.png", "c.png")
+    ]
+    with next_search(page) as fields:
+        page.set_input_files("#file", files[:2])
+    assert fields == [("image", "file a.png"), ("image", "file b.png")]
+    expect(page.locator("#images li")).to_have_count(2)
+    expect(page.locator("#stage")).to_be_hidden()
+    expect(page.locator("#crop")).to_be_hidden()
+    page.set_input_files("[data-kind=negative]", files[2])
+    page.set_input_files("[data-kind=positive]", files[:1])
+    page.locator(".hit [data-mark=positive]").first.click()
+    nearest = ids(page)[0]
+    with next_search(page) as fields:
+        page.set_input_files("#more", files[2])
+    assert fields == [
+        *(("image", f"file {file['name']}") for file in files),
+        *(("positive", value) for value in ("file a.png", nearest)),
+        ("negative", "file c.png"),
+    ]
+    expect(page.locator("#status")).to_contain_text(f"{ITEMS - 1} hits in")
+    page.get_by_role("button", name="Remove the negative example c.png").click()
+    for name in ("a.png", "c.png"):
+        with next_search(page) as fields:
+            page.get_by_role("button", name=f"Remove {name}", exact=True).click()
+    assert fields == [("image", "file b.png"), ("positive", "file a.png"), ("positive", nearest)]
+    expect(page.locator("#preview")).to_be_visible()
+    expect(page.locator("#images")).to_be_hidden()
+    page.locator(".hit .open").first.click()  # an item, of which examples may be images too
+    expect(page.locator("#item-id")).not_to_be_empty()
+    page.set_input_files("[data-kind=negative]", files[2])
+    with next_search(page) as fields:
+        page.locator("#search-examples").click()
+    assert [name for name, _ in fields] == ["id", "negative"]
+    expect(page.locator("#status")).to_contain_text(f"{ITEMS - 1} hits in")
 
 
 def test_filter_its_error_and_no_match(page, query):

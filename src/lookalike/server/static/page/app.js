@@ -14,13 +14,15 @@ const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number 
 let indexes = [];
 let index = null; // one of `indexes`
 let access = null; // {scope}; null while the service lets nobody in
-let query = null; // {file, url, crop} for an image, {id, index} for an item
+let query = null; // {images, crop}, each image {file, url}; or {id, index} for an item
 let hits = [];
 let running = null; // AbortController of the search
-const examples = new Map(); // id: {hit, kind}, kind is positive or negative
+const examples = new Map(); // {kind, hit} by the hit's id, {kind, image} by the image; kind is positive or negative
 const trail = new Map(); // queries by the key of their entry in the browser's history
 
 const kindOf = (id) => examples.get(id)?.kind ?? null;
+const examplesOf = (kind) => [...examples].filter(([, example]) => example.kind === kind);
+const imagesOf = (files) => [...files].map((file) => ({ file, url: URL.createObjectURL(file) }));
 const canWrite = () => access?.scope === "write";
 
 // Start, and another index or token
@@ -80,11 +82,11 @@ async function browse() {
 
 // The query
 
-function setQuery(next, { isNew = true } = {}) {
+function setQuery(next, { isNew = true, keepsExamples = false } = {}) {
   query = next;
   const itsIndex = indexes.find(({ name }) => name === query.index);
   if (itsIndex && itsIndex !== index) useIndex(itsIndex);
-  examples.clear();
+  if (!keepsExamples) examples.clear();
   showExamples();
   showQuery();
   if (isNew) {
@@ -114,23 +116,30 @@ function addressOf(id) {
 }
 
 function showQuery() {
-  const isImage = query?.file !== undefined;
-  byId("image-query").hidden = !isImage;
-  byId("item-query").hidden = query === null || isImage;
+  const images = query?.images ?? [];
+  byId("image-query").hidden = !images.length;
+  byId("item-query").hidden = query?.id === undefined;
+  byId("example-images").hidden = query === null;
   byId("drop").classList.toggle("small", query !== null);
-  if (isImage) {
-    byId("preview").src = query.url;
-    cropBox.set(query.crop ?? null);
-    turnCrop(Boolean(query.crop));
+  for (const id of ["images", "images-help"]) byId(id).hidden = images.length < 2;
+  cropBox.set(query?.crop ?? null);
+  turnCrop(Boolean(query?.crop));
+  if (images.length === 1) byId("preview").src = images[0].url;
+  else if (images.length) {
+    showStage(false);
+    byId("no-preview").hidden = true;
+    byId("images").replaceChildren(...images.map((image) => chip(previewOf(image), image.file.name, () => {
+      setImages(images.filter((other) => other !== image));
+      byId("more").focus({ preventScroll: true });
+    })));
   } else if (query) {
     byId("item-id").textContent = query.id;
     showThumbnail(byId("item-thumbnail"), index.name, query.id);
   }
 }
 
-function setFile(file) {
-  if (!file) return;
-  setQuery({ file, url: URL.createObjectURL(file), crop: null });
+function setImages(images, options = { keepsExamples: true }) {
+  if (images.length) setQuery({ images, crop: null }, options);
 }
 
 const cropBox = new CropBox({
@@ -151,28 +160,25 @@ function turnCrop(on) {
   byId("whole").hidden = !cropBox.value;
 }
 
-function showPreview(isShown) {
+function showStage(isShown) {
   byId("stage").hidden = !isShown;
-  byId("crop-buttons").hidden = !isShown;
-  byId("no-preview").hidden = isShown;
+  byId("crop").hidden = !isShown;
   if (!isShown) turnCrop(false);
 }
 
 // The search
 
-// A form for an image, which is a file; JSON for an item.
+// A form where a file is sent; else JSON, which holds every id, also one that is not valid Unicode.
 function bodyOf() {
-  const fields = query.file === undefined ? { id: query.id } : { image: query.file, crop: cropBox.text };
-  for (const kind of ["positive", "negative"]) {
-    const ids = [...examples].filter(([, example]) => example.kind === kind).map(([id]) => id);
-    if (ids.length) fields[kind] = ids;
-  }
+  const fields = query.images ? { image: query.images.map(({ file }) => file), crop: cropBox.text } : { id: query.id };
+  for (const kind of ["positive", "negative"]) fields[kind] = examplesOf(kind).map(([id, { image }]) => image?.file ?? id);
   fields.where = byId("where").value.trim();
   fields.min_probability = Number(minProbability());
-  const sent = Object.entries(fields).filter(([, value]) => value);
-  if (query.file === undefined) return Object.fromEntries(sent);
+  const sent = Object.entries(fields).filter(([, value]) => (Array.isArray(value) ? value.length : value));
+  const parts = sent.flatMap(([name, value]) => [value].flat().map((one) => [name, one]));
+  if (!parts.some(([, value]) => value instanceof File)) return Object.fromEntries(sent);
   const form = new FormData();
-  for (const [name, value] of sent) for (const one of [value].flat()) form.append(name, one);
+  for (const [name, value] of parts) form.append(name, value);
   return form;
 }
 
@@ -180,7 +186,7 @@ const minProbability = () => (index.calibrated ? byId("min-probability").value :
 
 // The service refuses more hits than the index can have.
 function topK() {
-  const inQuery = examples.size + (query.id === undefined ? 0 : 1);
+  const inQuery = [...examples.values()].filter(({ hit }) => hit).length + (query.id === undefined ? 0 : 1);
   const most = index.items - inQuery;
   return most < 1 ? "" : `?k=${Math.min(Number(byId("top-k").value), most)}`;
 }
@@ -335,7 +341,14 @@ function toggleExample(hit, kind) {
 
 function showExamples() {
   for (const kind of ["positive", "negative"]) {
-    const chips = [...examples.values()].filter((example) => example.kind === kind).map(({ hit }) => chip(hit, kind));
+    const chips = examplesOf(kind).map(([key, { hit, image }]) => {
+      const name = `the ${kind} example ${image ? image.file.name : hit.label ?? hit.id}`;
+      return chip(image ? previewOf(image) : thumbnail(index.name, hit.id), name, () => {
+        examples.delete(key);
+        showExamples();
+        (examples.size ? byId("search-examples") : byId("hits")).focus({ preventScroll: true });
+      });
+    });
     byId(kind).replaceChildren(...chips);
     byId(kind).parentElement.hidden = !chips.length;
   }
@@ -344,24 +357,15 @@ function showExamples() {
   showMarks(byId("hits"), kindOf);
 }
 
-function chip(hit, kind) {
-  return element(
-    "li",
-    {},
-    element(
-      "button",
-      {
-        type: "button",
-        "aria-label": `Remove the ${kind} example ${hit.label ?? hit.id}`,
-        title: "Remove the example",
-        onclick: () => {
-          toggleExample(hit, kind);
-          (examples.size ? byId("search-examples") : byId("hits")).focus({ preventScroll: true });
-        },
-      },
-      thumbnail(index.name, hit.id),
-    ),
-  );
+function previewOf({ url }) {
+  const image = element("img", { src: url, alt: "", class: "thumbnail", draggable: "false" });
+  image.addEventListener("error", () => image.classList.add("no-image"));
+  return image;
+}
+
+// A small image that a click removes.
+function chip(image, name, onclick) {
+  return element("li", {}, element("button", { type: "button", "aria-label": `Remove ${name}`, title: "Remove", onclick }, image));
 }
 
 // Without a query, the first positive example is the query.
@@ -370,18 +374,13 @@ function searchAgain() {
     search();
     return;
   }
-  const first = [...examples].find(([, { kind }]) => kind === "positive");
+  const [first] = examplesOf("positive");
   if (!first) {
     byId("status").textContent = "Choose an image or an item to search with.";
     return;
   }
-  const rest = [...examples].filter(([id]) => id !== first[0]);
-  setQuery({ id: first[0], index: index.name });
-  for (const [id, example] of rest) examples.set(id, example);
-  if (rest.length) {
-    showExamples();
-    search();
-  }
+  examples.delete(first[0]);
+  setQuery({ id: first[0], index: index.name }, { keepsExamples: true });
 }
 
 // Dialogs
@@ -394,7 +393,7 @@ const openToken = tokenDialog((next) => {
 });
 const openAdd = addDialog({
   index: () => index.name,
-  queryImage: () => query?.file ?? null,
+  queryImage: () => (query?.images?.length === 1 ? query.images[0].file : null),
   added: async (item) => {
     await loadIndexes().catch(() => {});
     byId("status").textContent = `Added ${item.id}`;
@@ -436,14 +435,27 @@ for (const dialog of document.querySelectorAll("dialog")) {
 
 // Inputs
 
-for (const input of [byId("file"), byId("camera")]) {
+function onFiles(input, use) {
   input.addEventListener("change", () => {
-    setFile(input.files[0]);
+    use(imagesOf(input.files));
     input.value = ""; // so that the same file can be chosen again
   });
 }
-byId("preview").addEventListener("load", () => showPreview(true));
-byId("preview").addEventListener("error", () => showPreview(false));
+for (const id of ["file", "camera"]) onFiles(byId(id), (images) => setImages(images, {}));
+onFiles(byId("more"), (images) => setImages([...query.images, ...images]));
+for (const input of document.querySelectorAll("[data-kind]")) {
+  onFiles(input, (images) => {
+    for (const image of images) examples.set(image, { kind: input.dataset.kind, image });
+    showExamples();
+  });
+}
+for (const [type, isShown] of [["load", true], ["error", false]]) {
+  byId("preview").addEventListener(type, () => {
+    if (query?.images?.length !== 1) return;
+    showStage(isShown);
+    byId("no-preview").hidden = isShown;
+  });
+}
 byId("crop").addEventListener("click", () => {
   const on = !cropBox.isOn;
   if (on && !cropBox.value) cropBox.set({ x: 10, y: 10, width: 80, height: 80 });
@@ -475,7 +487,7 @@ byId("index").addEventListener("change", async () => {
   showExamples();
   clearHits();
   hideMessages();
-  if (query?.file === undefined) {
+  if (!query?.images) {
     query = null; // an item of another index
     showQuery();
     history.replaceState(null, "", "#");
@@ -484,10 +496,10 @@ byId("index").addEventListener("change", async () => {
 });
 
 document.addEventListener("paste", (event) => {
-  const file = [...event.clipboardData.files].find((other) => other.type.startsWith("image/"));
-  if (!file || document.querySelector("dialog[open]")) return;
+  const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+  if (!files.length || document.querySelector("dialog[open]")) return;
   event.preventDefault();
-  setFile(file);
+  setImages(imagesOf(files), {});
 });
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -500,8 +512,8 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
   if (document.querySelector("dialog[open]")) return;
-  const file = event.dataTransfer.files[0];
-  if (file) setFile(file);
+  const { files } = event.dataTransfer;
+  if (files.length) setImages(imagesOf(files), {});
   else byId("status").textContent = "Only files can be dropped. Save the image first.";
 });
 window.addEventListener("popstate", (event) => {

@@ -5,8 +5,8 @@ import { element } from "./dom.js";
 
 const SHOWN_METADATA = 3; // names per card; the rest is one click away
 
-export function thumbnail(index, id, alt = "") {
-  const image = element("img", { alt, class: "thumbnail", draggable: "false" });
+export function thumbnail(index, id) {
+  const image = element("img", { alt: "", class: "thumbnail", draggable: "false" });
   showThumbnail(image, index, id);
   return image;
 }
