@@ -221,7 +221,9 @@ def test_the_client_changes_items(make_client, tokens, tmp_path):
     with Client(token=tokens["write"], transport=client._transport) as remote:
         added = remote.add(tmp_path / "x.png", item="x", label="red", metadata={"year": 2021})
         assert (added.id, added.label, added.metadata) == ("x", "red", {"year": 2021})
-        assert remote.update("x", metadata={"year": None}, image=png("green")).metadata == {}
+        changed = remote.update("x", metadata={"year": None}, image=png("green"))
+        assert (changed.label, changed.metadata) == ("red", {})
+        assert remote.update("x", label=None).label is None
         assert remote.search(png("green"), top_k=1)[0].id == "x"
         with pytest.raises(ServiceError) as caught:
             remote.add(png("red"), item="x")

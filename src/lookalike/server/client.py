@@ -18,6 +18,7 @@ from PIL import Image
 from lookalike._arguments import checked_arguments
 from lookalike.data.images import to_rgb
 from lookalike.errors import DataError, OptionError, ServiceError, import_extra
+from lookalike.index.store import UNCHANGED, Unchanged
 from lookalike.models.pipeline import ImageInput, InMemoryImage, as_sources
 from lookalike.types import Vectors
 
@@ -270,7 +271,7 @@ class Client:
         self,
         item: str,
         *,
-        label: str | None = None,
+        label: str | Unchanged | None = UNCHANGED,
         metadata: Mapping[str, Value] | None = None,
         image: ImageInput | None = None,
     ) -> ServedItem:
@@ -278,12 +279,12 @@ class Client:
 
         Args:
             item: its id.
-            label: its new label; None leaves it.
+            label: its new label, None for none.
             metadata: merged with what it has; a value of None removes a name.
             image: its new image; None leaves it.
 
         """
-        body: dict[str, Any] = {} if label is None else {"label": label}
+        body: dict[str, Any] = {} if isinstance(label, Unchanged) else {"label": label}
         if metadata is not None:
             body["metadata"] = dict(metadata)
         if image is not None:
