@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import random
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +17,14 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from lookalike.models import pipeline
+import fork_server
+from lookalike.index import autotune
+from lookalike.models import auto, pipeline
 from lookalike.models.encoder import Encoder, Ensemble
 from lookalike.models.heads import fit_alignment
 from lookalike.models.trainable import TrainableEncoder, build_trainable
+from lookalike.runtimes import select
+from lookalike.training import estimate
 from lookalike.types import Pixels
 
 pytest_plugins = ["score_server", "small_benchmark"]  # fixtures of several test folders
@@ -27,6 +34,7 @@ _SIDE = 160
 _VIEWS = {"training": 6, "test/query": 2, "test/gallery": 3}  # of each class
 SMALL = "test_efficientnet"  # 0.1 million parameters, images of 160 × 160
 OTHER = "test_resnet"
+_cache_numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,9 +56,23 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let nothing that this machine keeps of models decide, nor what another test left."""
-    folder = tmp_path_factory.mktemp("cache")
+    # mktemp would look through thousands of folders for a free number
+    folder = tmp_path_factory.getbasetemp() / "caches" / str(next(_cache_numbers))
+    folder.mkdir(parents=True)
     monkeypatch.setenv("LOOKALIKE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def little_timing() -> Iterator[None]:
+    """Time runtimes and approximate indexes for moments, once: to few tests it matters which is the fastest."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (autotune, select):
+            patch.setattr(module, "_TIMED_SECONDS", 0.01)
+        for module in (auto, estimate):
+            patch.setattr(module, "_SECONDS", 0.01)
+        patch.setattr(select, "_MAX_SPREAD", float("inf"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +89,22 @@ def load_script() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Path]:
+    """Folder with `lookalike`, and `run-code` for `python -c`: as the real ones, but torch is imported already."""
+    with tempfile.TemporaryDirectory(prefix="lookalike-") as name:  # a socket's path must be short
+        folder, address = Path(name), str(Path(name) / "socket")
+        for program in ("lookalike", "run-code"):
+            fork_server.write_client(folder / program, address)
+        command = [sys.executable, str(Path(fork_server.__file__)), address]
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=one_thread) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            yield folder
+            server.terminate()
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def set_rates(monkeypatch):
     """Let the measured rates be those of a table, without ONNX Runtime unless the table has it."""
 
     def set_rates(table):
-        monkeypatch.setattr(select, "measure_rate", lambda runner, _: table[runner.runtime, runner.precision])
+        monkeypatch.setattr(select, "measure_rate", lambda runner, *_: table[runner.runtime, runner.precision])
         if ("onnxruntime", "float32") not in table:
             monkeypatch.setattr(onnx, "is_installed", lambda: False)
 
@@ -110,6 +110,7 @@ def test_rates_are_measured_once_per_architecture_and_machine(encoder, make_trai
 
 def test_noisy_rates_are_measured_again(encoder, sample, monkeypatch, recording_progress):
     monkeypatch.setattr(select, "_available_runtimes", lambda _: [("torch", "float32")])
+    monkeypatch.setattr(select, "_MAX_SPREAD", 1.5)
     progress = recording_progress()
     rates = iter([10.0, 90.0, 95.0, 100.0])
     monkeypatch.setattr(select, "measure_rate", lambda *_: next(rates))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import httpx2
@@ -93,26 +94,25 @@ def test_many_connections_have_the_hits_of_python(service, folder, images):
 
 
 @pytest.mark.slow
-def test_a_client_that_sends_its_headers_slowly_is_disconnected(service):
-    with service.connect() as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
-        assert connection.recv(100) == b""
-
-
-@pytest.mark.slow
-def test_a_client_that_sends_nothing_is_disconnected(service):
-    with service.connect() as connection:
-        assert connection.recv(100) == b""
-
-
-@pytest.mark.slow
-def test_a_body_that_arrives_slowly_is_answered_with_408(service):
-    with service.connect() as connection:
-        connection.sendall(b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n{")
-        answer = b""
-        while part := connection.recv(4096):
-            answer += part
-    assert answer.startswith(b"HTTP/1.1 408 ")
+def test_slow_clients_are_disconnected(service):
+    """One sends nothing, one not all of its headers, one not all of its body: all three wait at the same time."""
+    sent = (
+        b"",
+        b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+        b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n{",
+    )
+    answers = []
+    with ExitStack() as stack:
+        connections = [stack.enter_context(service.connect()) for _ in sent]
+        for connection, data in zip(connections, sent, strict=True):
+            connection.sendall(data)
+        for connection in connections:
+            answer = b""
+            while part := connection.recv(4096):
+                answer += part
+            answers.append(answer)
+    assert answers[:2] == [b"", b""]
+    assert answers[2].startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.slow

@@ -49,34 +49,38 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start_two(arguments):
-    """Start two processes as a launcher does; return their exit codes and outputs."""
-    port = str(free_port())
-    processes = []
-    for rank in range(2):
-        environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), json.dumps(arguments)]
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-    ended = [p.communicate(timeout=300) for p in processes]
-    return [p.returncode for p in processes], ended
+@pytest.fixture
+def start_two(programs):
+    """Return a function that starts two processes as a launcher does, and returns their exit codes and outputs."""
+
+    def start(arguments):
+        port = str(free_port())
+        processes = []
+        for rank in range(2):
+            environment = {
+                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }  # fmt: skip
+            command = [programs / "run-code", textwrap.dedent(SCRIPT), json.dumps(arguments)]
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            )
+        ended = [p.communicate(timeout=300) for p in processes]
+        return [p.returncode for p in processes], ended
+
+    return start
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"loss": "cross-entropy+0.5*supervised-contrastive", "per_class": 5},
         {"accumulate": 2, "batch_size": 9},  # shares of 5 and 4, and the last batch of 6 moves the weights by itself
         {"accumulate": 2, "batch_size": 23},  # one image is left over
     ],
-    ids=["plain", "compares", "uneven", "left over"],
+    ids=["compares", "uneven", "left over"],
 )
-def test_two_processes_make_the_model_of_one(changes, crops, weights, tmp_path):
+def test_two_processes_make_the_model_of_one(changes, start_two, crops, weights, tmp_path):
     options = {**OPTIONS, **changes}
     arguments = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "two"), "options": options}
     codes, ended = start_two(arguments)
@@ -115,7 +119,7 @@ def test_a_launcher_that_started_one_process_is_reported(monkeypatch):
         assert distributed.description.startswith("accelerate started a single process")
 
 
-def test_a_process_that_dies_is_reported_and_the_run_resumes(crops, weights, tmp_path):
+def test_a_process_that_dies_is_reported_and_the_run_resumes(start_two, crops, weights, tmp_path):
     arguments = {"data": str(crops), "weights": str(weights), "out": str(tmp_path / "model"), "options": OPTIONS}
     codes, ended = start_two({**arguments, "dies_in": "epoch 2/2"})
     assert codes[0] == 9
@@ -130,7 +134,7 @@ def test_a_process_that_dies_is_reported_and_the_run_resumes(crops, weights, tmp
     assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
 
 
-def test_trained_batch_statistics_are_averaged_over_the_processes(crops, tmp_path):
+def test_trained_batch_statistics_are_averaged_over_the_processes(start_two, crops, tmp_path):
     """Each process embeds its share of the validation images, and the bundle that one writes measures the same."""
     options = {**OPTIONS, "posthoc_head": "trained", "batch_size": 16}
     arguments = {"data": str(crops), "weights": "none", "out": str(tmp_path / "two"), "options": options}

@@ -182,9 +182,9 @@ def test_a_tiny_budget_still_gives_a_bundle(data, weights, quick, tmp_path):
 
 
 def test_a_budget_ends_the_epochs_when_they_take_longer_than_planned(data, weights, quick, recorder, tmp_path):
-    slow = recorder(lambda task, _: task.startswith("epoch") and bool(time.sleep(1)))
+    slow = recorder(lambda task, _: task.startswith("epoch") and bool(time.sleep(0.5)))
     train(
-        data, SMALL, weights=weights, out=tmp_path / "model", options=quick(epochs=40, max_minutes=0.2), progress=slow
+        data, SMALL, weights=weights, out=tmp_path / "model", options=quick(epochs=40, max_minutes=0.1), progress=slow
     )
     (report,) = read_bundle_info(tmp_path / "model").training
     assert 1 <= len(report.epochs) < report.planned_epochs

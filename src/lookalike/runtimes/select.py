@@ -322,7 +322,7 @@ class _Selection:
         for number in range(_TIMED_ROUNDS):
             rounds.append([])
             for backbone in backbones:
-                rounds[-1].append(measure_rate(backbone, pixels))
+                rounds[-1].append(measure_rate(backbone, pixels, _TIMED_SECONDS))
                 done = opened + number * len(backbones) + len(rounds[-1])
                 self.progress.step("timing runtimes", min(done, total - 1), total)
         return rounds
