@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lookalike._top_k import Floats, Ints, nearest_in_blocks
+from lookalike._top_k import Floats, Ints
 from lookalike.errors import OptionError
-from lookalike.index.faiss_index import EXTRA_HITS, ApproximateIndex, FaissIndex
+from lookalike.index.faiss_index import EXTRA_HITS, ApproximateIndex, FaissIndex, nearest_by_faiss
 from lookalike.index.storage import BLOCK, BuildCheckpoint, OperatingPoint, TakeVectors, TuningReport, spaced
 from lookalike.progress import SILENT, Progress
 from lookalike.types import Vectors
@@ -189,7 +189,7 @@ class RecallProbe:
             return take(rows[start : start + _COMPARED])
 
         blocks = map(block, range(0, len(rows), _COMPARED))
-        scores, self.neighbours = nearest_in_blocks(queries, blocks, RECALL_AT)
+        scores, self.neighbours = nearest_by_faiss(queries, blocks, RECALL_AT)
         progress.step("exact neighbours of held-out vectors", len(rows), len(rows))
         self._lowest = scores[:, -1] - _TIE
 
