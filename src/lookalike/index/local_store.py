@@ -76,6 +76,7 @@ class LocalStore:
             self._reader.require_sound()
         self._version = -1
         self._view = self._empty()
+        self._written: tuple[str, Snapshot | None] = "", None  # opened before searches need it
         self.refresh()
         self._verify = False
 
@@ -239,7 +240,10 @@ class LocalStore:
         """Return the view, or one of the current snapshot where that is another."""
         if self._view.number == number:
             return self._view
-        snapshot = Snapshot.open(self.folder / FOLDER / name, verify=self._verify)
+        written, snapshot = self._written
+        if snapshot is None or written != name:
+            snapshot = Snapshot.open(self.folder / FOLDER / name, verify=self._verify)
+        self._written = "", None
         if snapshot.exact.dim != self.dim:
             raise StorageError(f"the snapshot {name} has vectors of other dimensions.", argument="path")
         rows = self._reader.connection.execute("select id, path from items where path is not id")
@@ -346,6 +350,7 @@ class LocalStore:
                             prefilter=bool(source.meta("prefilter")),
                             progress=progress,
                         )
+                    self._written = name, Snapshot.open(folder)
                     with source.writing() as connection:
                         _publish(connection, name, seq, recall)
                 except BaseException:
