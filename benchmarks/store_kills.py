@@ -20,6 +20,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -109,10 +110,12 @@ class ImageContent:
         images.mkdir(exist_ok=True)
         for item in ids:
             self.write(images / item, 0)
-        la.index(images, BACKBONE, out=folder, progress=SILENT)
-        encoder = la.load_index(folder).encoder
-        for count in (1, 2):  # now the graphs are in the cache, and commands start at once
-            encoder.embed(self.files[:count], progress=SILENT)
+        exported = folder.parent / "exported"  # which commands load without torch
+        if not exported.exists():
+            with tempfile.TemporaryDirectory() as first:
+                la.index(images, BACKBONE, out=Path(first) / "index", progress=SILENT)
+                la.export(Path(first) / "index" / "model", out=exported, progress=SILENT)
+        la.index(images, exported, out=folder, progress=SILENT)
 
     def write(self, path: Path, version: int) -> None:
         shutil.copy(self.files[self.number(path.name, version)], path)
