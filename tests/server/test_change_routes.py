@@ -15,6 +15,7 @@ from PIL import Image
 
 from lookalike.api.search import load_index
 from lookalike.errors import ServiceError
+from lookalike.index import index as index_module
 from lookalike.server.audit import AuditLog
 from lookalike.server.client import Client
 
@@ -205,7 +206,7 @@ def test_changes_are_in_the_audit_log(writer, caplog, tmp_path):
 
 
 def test_many_changes_compact_the_index(writer, monkeypatch):
-    monkeypatch.setattr("lookalike.index.index._COMPACT_FROM", 3)
+    monkeypatch.setattr(index_module, "_COMPACT_FROM", 3)
     for number in range(3):
         assert writer.post("/v1/items", files={"image": png((50 * number, 9, 9))}).status_code == 201
     served = writer.app.state.service.indexes["small"]
