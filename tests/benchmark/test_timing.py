@@ -19,6 +19,7 @@ from lookalike.benchmark.timing import (
     main,
     measure_timing,
     peak_memory_mb,
+    time_here,
     time_members,
     timing_setup,
 )
@@ -135,15 +136,11 @@ def test_the_process_reports_an_unusable_bundle(monkeypatch, tmp_path):
         main()
 
 
-def test_the_requested_runtime_is_timed(finished, images, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("runtime", "timed"), [("auto", "torch in float32"), ("openvino", "openvino in float32")])
+def test_the_requested_runtime_is_timed(finished, images, runtime, timed):
     pytest.importorskip("openvino")
-    monkeypatch.setenv("LOOKALIKE_CACHE", str(tmp_path))
     bundle = finished.out / "members" / "test-efficientnet-frozen"
-    assert (
-        measure_timing(TimingRequest([bundle], [""], images, runtime="auto", count=1))[""].runtime == "torch in float32"
-    )
-    timings = measure_timing(TimingRequest([bundle], [""], images, runtime="openvino"))
-    assert timings[""].runtime == "openvino in float32"
+    assert time_here(TimingRequest([bundle], [""], images, runtime=runtime, count=1))[""].runtime == timed
 
 
 def test_timing_setup():

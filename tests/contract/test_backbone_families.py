@@ -11,24 +11,17 @@ from lookalike.runtimes import openvino
 from lookalike.runtimes.onnx import OnnxRunner
 
 TIMM_NAMES = {row.name: row.timm_name for row in ROWS}
-SLOW = ("resnet50", "convnextv2_tiny", "efficientnet_lite0", "vit_b_16", "dinov2_s")  # other tests have their kinds
-NAMES = (
-    *("dinov2_s_reg", "dinov3_s", "clip_b_32", "siglip_b_16", "pe_core_b", "eva02_b", "dinov3_convnext_tiny"),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+NAMES = (  # other tests have a ResNet, an EfficientNet and a plain transformer
+    *("dinov2_s_reg", "dinov3_s", "clip_b_32", "siglip_b_16", "pe_core_b", "eva02_b"),
+    *("dinov3_convnext_tiny", "convnextv2_tiny"),
 )
-SMALL = {
-    "resnet50": {"layers": (1, 1, 1, 1)},
-    "dinov3_convnext_tiny": {"depths": (1, 1, 1, 1)},
-    "convnextv2_tiny": {"depths": (1, 1, 1, 1)},
-    "efficientnet_lite0": {},
-}
 
 
 @pytest.fixture
 def backbone(name, monkeypatch):
     """A network of two blocks."""
     create = timm.create_model
-    options = SMALL.get(name, {"depth": 2})
+    options = {"depths": (1, 1, 1, 1)} if "convnext" in name else {"depth": 2}
     monkeypatch.setattr(timm, "create_model", lambda timm_name, **others: create(timm_name, **options, **others))
     return build_trainable(name, "none").torch_backbone()
 
