@@ -197,6 +197,13 @@ def test_a_submission_that_was_logged_before_a_kill_is_written_by_the_next_run(r
     assert (out / SUBMISSION).read_bytes() == content
     assert "Competition: photos" in (out / "report.html").read_text()  # of the first run
 
+    log, secret = out / "log.jsonl", tmp_path / "secret.json"
+    secret.write_text("secret")
+    log.write_text(log.read_text().replace("submissions/001.json", str(secret)))
+    with pytest.raises(StorageError, match=r"submissions/secret\.json does not exist"):
+        run()
+    assert (out / SUBMISSION).read_bytes() == content
+
 
 def test_a_date_is_a_deadline_however_long_the_start_takes(run, tmp_path):
     ends = datetime.now().astimezone().replace(microsecond=0) + timedelta(hours=1)

@@ -56,6 +56,16 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
+@pytest.mark.parametrize("create", [os.mkfifo, Path.touch])
+def test_keys_that_cannot_be_read_are_ignored(tmp_path, create):
+    Index.build(some(4)).save(tmp_path / "index")
+    create(tmp_path / "index" / "keys.npy")
+    index = Index.load(tmp_path / "index")
+    index.add(some(1, seed=3, name="new"))
+    assert len(index) == 5
+    index.close()
+
+
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 def test_a_damaged_snapshot_is_built_again(folder, damage, caplog):
     expected = hits_of(Index.load(folder))

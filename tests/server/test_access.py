@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 
 import pytest
@@ -45,6 +46,13 @@ def test_a_file_of_something_else_is_refused_and_stays(tmp_path, text):
         with pytest.raises(StorageError):
             call()
     assert file.read_bytes() == text
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "tokens")
+    for call in (read_tokens, token):
+        with pytest.raises(StorageError, match="pipe"):
+            call(tmp_path / "tokens")
 
 
 def test_a_client_can_ask_what_it_may_do(make_client, tokens):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import stat
 
 import pytest
@@ -42,8 +43,9 @@ def test_a_line_that_cannot_be_written_is_in_the_log_of_the_service(tmp_path, ca
     assert "importer" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["missing/audit.jsonl", "."])
+@pytest.mark.parametrize("name", ["missing/audit.jsonl", ".", "a pipe that nothing reads"])
 def test_a_file_that_cannot_be_written_is_found_at_the_start(tmp_path, name):
+    os.mkfifo(tmp_path / "a pipe that nothing reads")
     with pytest.raises(StorageError) as caught:
         AuditLog(tmp_path / name)
     assert caught.value.argument == "audit_log"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import httpx2
 import numpy as np
 import pytest
@@ -26,6 +29,13 @@ def test_the_hits_of_python(service, index_folder, jpeg, tmp_path):
     for image in (jpeg, tmp_path / "q.jpg", str(tmp_path / "q.jpg")):
         hits = service.search(image, top_k=3)
         assert [(hit.id, hit.score) for hit in hits] == [(hit.id, round(hit.score, 6)) for hit in expected]
+
+
+def test_a_file_that_never_ends_is_refused(service, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(DataError, match="not a file"):
+            service.search(path)
 
 
 def test_pixels_are_sent_without_loss(service, sample_images):

@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
-from lookalike._files import write_text
+from lookalike._files import open_regular, reading_errors, write_file
 from lookalike.competition.candidates import (
     Candidate,
     Kind,
@@ -55,6 +56,7 @@ T = TypeVar("T")
 _FROZEN_SHARE = 0.35  # of the time, for the frozen backbones
 _END_SHARE, _END_SECONDS = 0.04, (8.0, 120.0)  # of the time, for the last selection and the report
 _FIRST_SHARE = 0.05  # of the time; a first submission that takes longer waits until all backbones are measured
+_SUBMISSIONS, _MAX_BYTES = "submissions", 100_000_000
 _FIRST, _END = "first submission", "the end"
 
 
@@ -366,7 +368,7 @@ class StepRunner:
         setup = self.setup
         submission = make_submission(setup, hits)
         number = 1 + sum(entry.submission is not None for entry in setup.log.entries)
-        path = setup.out / "submissions" / f"{number:03}.json"
+        path = setup.out / _SUBMISSIONS / f"{number:03}.json"
         submission.write(path)
         file = path.relative_to(setup.out).as_posix()
         self._log(step, "kept", reason, took=took, submission=file, model=model, models=models)
@@ -378,9 +380,11 @@ class StepRunner:
         """Write the submission that the log names, if a run was killed between the two."""
         submitted = self.setup.log.submitted
         if submitted is not None and submitted.submission is not None:
-            content = (self.setup.out / submitted.submission).read_text(encoding="utf-8")
-            if not self.setup.submission.is_file() or self.setup.submission.read_text(encoding="utf-8") != content:
-                write_text(self.setup.submission, content)
+            path = self.setup.out / _SUBMISSIONS / Path(submitted.submission).name  # of no other folder
+            with reading_errors(path, "the submission"), open_regular(path, _MAX_BYTES) as file:
+                content = file.read()
+            if not self.setup.submission.is_file() or self.setup.submission.read_bytes() != content:
+                write_file(self.setup.submission, lambda temporary: temporary.write_bytes(content))
 
     def _write_report(self) -> None:
         setup, submitted = self.setup, self.setup.log.submitted

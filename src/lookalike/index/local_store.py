@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lookalike._files import storage_errors
+from lookalike._files import open_regular, require_uncompressed, storage_errors
 from lookalike._strings import PackedStrings
 from lookalike._top_k import Floats
 from lookalike.errors import StorageError
@@ -414,8 +414,10 @@ def _rows(folder: Path, source: FolderStore, snapshot: Path, info: IndexInfo) ->
     vectors = map_vectors(snapshot / INDEX_FILE)
     root = None if info.root is None else Path(info.root)
     try:
-        keys = np.load(folder / KEYS_FILE, allow_pickle=False)
-    except (OSError, ValueError):  # an index that was built in Python has none
+        with open_regular(folder / KEYS_FILE) as stored:
+            require_uncompressed(stored)
+            keys = np.load(stored, allow_pickle=False)
+    except (OSError, EOFError, ValueError):  # an index that was built in Python has none
         keys = np.zeros(0, np.uint64)
     for row, item in enumerate(source.items(None, len(source))):
         path, file = located(item.path, root), None

@@ -195,8 +195,8 @@ def read_facts(path: Path) -> tuple[Labels, Metadata]:
     """Undo `write_facts`."""
     if not path.exists():
         return {}, {}
-    with reading_errors(path, "the labels of the items", argument="path"):
-        return _parse_facts(path.read_text(encoding="utf-8"))
+    with reading_errors(path, "the labels of the items", argument="path"), open_regular(path) as file:
+        return _parse_facts(file.read().decode("utf-8"))
 
 
 def _facts_text(labels: Labels, metadata: Metadata) -> str:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from lookalike._arguments import checked_arguments
+from lookalike._files import open_regular
 from lookalike.errors import OptionError, StorageError
 from lookalike.server.options import ServiceOptions
 from lookalike.server.problems import Problem
@@ -27,6 +28,7 @@ SCOPES = (READ, WRITE)
 _LINE = re.compile(r"(read|write) sha256:([0-9a-f]{64})(?: ([\w.@-]+))?")
 _NAME = re.compile(r"[\w.@-]{1,64}")
 _ROUNDING_S = 1e-6
+_MAX_BYTES = 10_000_000  # of a file of tokens
 _MIN_CLIENTS = 1000  # whose requests are counted, before those that have sent none for a minute are forgotten
 
 
@@ -75,9 +77,11 @@ def token(file: Path | str, *, scope: str = READ, name: str | None = None) -> st
 def read_tokens(path: Path) -> tuple[Token, ...]:
     """Return the tokens of a file; empty lines and those that begin with # are ignored."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path} cannot be read as a file of tokens.", argument="token_file") from error
+        with open_regular(path, _MAX_BYTES) as file:
+            lines = file.read().decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise StorageError(f"{path} cannot be read as a file of tokens ({cause}).", argument="token_file") from error
     tokens = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):

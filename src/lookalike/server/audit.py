@@ -56,4 +56,5 @@ class AuditLog:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    no_wait = getattr(os, "O_NONBLOCK", 0)  # for a reader of a pipe
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | no_wait, 0o600)

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from lookalike._arguments import checked_arguments
-from lookalike.data.images import to_rgb
+from lookalike._files import RefusedFileError, open_regular
+from lookalike.data.images import MAX_BYTES, to_rgb
 from lookalike.errors import DataError, OptionError, ServiceError, import_extra
 from lookalike.index.store import UNCHANGED, Unchanged
 from lookalike.models.pipeline import ImageInput, InMemoryImage, as_sources
@@ -346,9 +347,11 @@ def _encoded(image: ImageInput) -> bytes:
     (source,) = as_sources([image])
     if not isinstance(source, InMemoryImage):
         try:
-            return source.path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{source.path} cannot be read ({error.strerror}).", argument="image") from error
+            with open_regular(source.path, MAX_BYTES) as file:
+                return file.read()
+        except (OSError, RefusedFileError) as error:
+            cause = getattr(error, "strerror", None) or error
+            raise DataError(f"{source.path} cannot be read ({cause}).", argument="image") from error
     if isinstance(source.image, bytes):
         return source.image
     image = source.image if isinstance(source.image, Image.Image) else Image.fromarray(source.image)

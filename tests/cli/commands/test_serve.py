@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 
 import pytest
@@ -73,3 +74,9 @@ def test_wrong_settings_are_refused(lookalike, settings, text, fact):
 def test_a_missing_settings_file(lookalike, tmp_path):
     (error,) = lookalike(f"serve a.index --settings {tmp_path / 'lost.toml'}").errors
     assert error == f"the --settings {tmp_path / 'lost.toml'} cannot be read (No such file or directory)."
+
+
+def test_a_pipe_in_place_of_a_settings_file(lookalike, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (error,) = lookalike(f"serve a.index --settings {tmp_path / 'pipe'}").errors
+    assert "it is a pipe" in error

@@ -12,12 +12,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from lookalike._files import open_regular
 from lookalike.cli.app import Command
 from lookalike.cli.console import make_progress
 from lookalike.cli.options import PATH
 from lookalike.errors import OptionError
 
 _PREFIX = "LOOKALIKE_SERVE"
+_MAX_BYTES = 1_000_000  # of a settings file
 _ASIDE = ("settings", "show_settings")  # options that are not settings themselves
 _SOURCES = {
     ParameterSource.COMMANDLINE: "command line",
@@ -32,8 +34,9 @@ def _read_settings(ctx: click.Context, _: click.Parameter, path: Path | None) ->
     if path is None:
         return
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        with open_regular(path, _MAX_BYTES) as file:
+            values = tomllib.load(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError(
             f"the `settings` {path} cannot be read ({getattr(error, 'strerror', None) or error}).", argument="settings"
         ) from error
