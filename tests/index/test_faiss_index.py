@@ -9,7 +9,7 @@ import pytest
 
 from lookalike.errors import StorageError
 from lookalike.index.autotune import RECALL_AT, SPECS, ivf_nlist
-from lookalike.index.faiss_index import ApproximateIndex, FaissIndex
+from lookalike.index.faiss_index import ApproximateIndex, FaissIndex, nearest_by_faiss
 from lookalike.types import l2_normalize
 
 COUNT, DIM = 3000, 64
@@ -29,6 +29,13 @@ def create(key, vectors):
     index.train(vectors)
     index.add(vectors)
     return index
+
+
+def test_the_nearest_in_blocks_are_those_of_all(vectors, queries):
+    scores, rows = nearest_by_faiss(queries, [vectors[:1500], vectors[1500:2995], vectors[2995:]], RECALL_AT)
+    products = queries @ vectors.T
+    assert rows.tolist() == np.argsort(-products, axis=1)[:, :RECALL_AT].tolist()
+    np.testing.assert_allclose(scores, -np.sort(-products, axis=1)[:, :RECALL_AT], atol=1e-6)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
