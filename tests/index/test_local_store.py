@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lookalike.errors import StorageError
-from lookalike.index import local_store, snapshot
+from lookalike.index import autotune, local_store, snapshot
 from lookalike.index.index import Index
 from lookalike.types import Embeddings, l2_normalize
 
@@ -200,3 +200,24 @@ def test_a_new_snapshot_reads_only_the_values_of_new_items(folder, name, monkeyp
         expected = ["item0002", *(f"item{n:04}" for n in range(11, 40, 5))]
     assert sorted(hit.id for hit in index.search(QUERY, 20, where)[0]) == expected
     assert len(index._store.view().columns[name]._texts) == (name == "label")
+
+
+def test_a_changed_index_of_many_items_gets_inverted_lists(embeddings, queries, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(local_store, "EXACT_UNTIL", 1000)
+    monkeypatch.setattr(autotune, "_TIMED_SECONDS", 0)
+    metadata = {item: {"n": n % 100} for n, item in enumerate(embeddings.ids)}
+    exact = Index.build(embeddings, metadata=metadata)
+    exact.save(tmp_path / "index")
+    index = Index.load(tmp_path / "index")
+    index.remove(["00000"])
+    assert index.compact(min_recall=0.9)
+    assert index.key.startswith("IVF")
+    queries = Embeddings(tuple(f"q{n}" for n in range(60)), queries, "model")
+    for where, recall in (("n != 0", 0.9), ("n == 7", 1.0)):
+        pairs = list(zip(index.search(queries, 10, where), exact.search(queries, 10, where), strict=True))
+        assert np.mean([len({h.id for h in a} & {h.id for h in b}) / 10 for a, b in pairs]) >= recall
+        scores = {(b.query_id, hit.id): hit.score for _, b in pairs for hit in b}
+        assert all(scores.get((a.query_id, hit.id), hit.score) == hit.score for a, _ in pairs for hit in a)
+    flip(snapshot_of(tmp_path / "index") / "approximate" / "index.faiss")
+    assert Index.load(tmp_path / "index").key == index.key
+    assert len(caplog.records) == 1
