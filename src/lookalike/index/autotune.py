@@ -22,6 +22,7 @@ from lookalike.progress import SILENT, Progress
 from lookalike.types import Vectors
 
 RECALL_AT = 10
+EXACT_UNTIL = 20_000  # fewer vectors are compared in a millisecond or two; no approximate index pays
 ROW_BYTES = 8  # the row of each vector, next to the index
 HELD_OUT = 1000  # vectors used as queries
 SAMPLE = 50_000  # vectors that candidates are tried on

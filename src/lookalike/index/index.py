@@ -14,7 +14,7 @@ from lookalike._files import new_folder, storage_errors
 from lookalike._strings import PackedStrings
 from lookalike._top_k import Ints
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError, require_integer
-from lookalike.index.autotune import RECALL_AT, Budget, autotune, format_size, time_single
+from lookalike.index.autotune import EXACT_UNTIL, RECALL_AT, Budget, autotune, format_size, time_single
 from lookalike.index.exact import ExactIndex
 from lookalike.index.faiss_index import ApproximateIndex
 from lookalike.index.filters import Filter, checked_metadata, normalized
@@ -49,7 +49,6 @@ from lookalike.index.store import (
 from lookalike.progress import Progress, resolve_progress
 from lookalike.types import Embeddings, Hits, Vectors, l2_normalize, require_embeddings
 
-EXACT_UNTIL = 20_000  # fewer vectors are compared in a millisecond or two; no approximate index pays
 APPROXIMATE_MIN = 1000  # fewer vectors are too few to tune an approximate index
 _DEFAULT_TOP_K = 10
 _PAGE = 1000  # items read at once

@@ -21,6 +21,7 @@ from lookalike._files import open_regular, require_uncompressed, storage_errors
 from lookalike._strings import PackedStrings
 from lookalike._top_k import Floats
 from lookalike.errors import StorageError
+from lookalike.index.autotune import EXACT_UNTIL
 from lookalike.index.exact import ExactIndex
 from lookalike.index.faiss_index import INDEX_FILE, ROWS_FILE
 from lookalike.index.filters import ID, LABEL, Filter, Value, ValueColumn
@@ -48,7 +49,6 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-EXACT_UNTIL = 20_000  # items up to which a snapshot has no inverted lists
 _ATTEMPTS = 5  # to open a snapshot, which another process may replace meanwhile
 _COMPACTING = "compacting.lock"
 
