@@ -16,7 +16,7 @@ from lookalike.api.search import LoadedIndex, load_index
 from lookalike.data.folders import require_folder
 from lookalike.errors import DataError, OptionError, renamed_argument
 from lookalike.index.index import Index
-from lookalike.index.store import UNCHANGED, Facts, FileState, IndexedItem, Unchanged
+from lookalike.index.store import UNCHANGED, Facts, FileState, IndexedItem, Unchanged, existing_ids
 from lookalike.models.pipeline import File, ImageInput, InMemoryImage, Source, as_sources
 from lookalike.progress import Progress, resolve_progress
 from lookalike.types import Embeddings, Skipped
@@ -96,11 +96,7 @@ def add(
         )
     existing = {item.id for item in loaded.index.get_all(list(named)) if item is not None}
     if existing and not replace:
-        raise DataError(
-            f"{len(existing)} of {len(named)} images are in the index already (first: {min(existing)!r}); nothing was "
-            "added. Pass `replace` to replace them.",
-            argument="replace",
-        )
+        raise existing_ids(existing, len(named))
     labels = {} if label is None else dict.fromkeys(named, label)
     facts = dict.fromkeys(named, metadata or {})
     progress = resolve_progress(progress)

@@ -17,8 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.errors import DataError, StorageError
-from lookalike.index.store import Add, Change, FileState, IndexedItem, Remove, Unchanged, Update, unknown_ids
+from lookalike.errors import StorageError
+from lookalike.index.store import (
+    Add,
+    Change,
+    FileState,
+    IndexedItem,
+    Remove,
+    Unchanged,
+    Update,
+    existing_ids,
+    unknown_ids,
+)
 from lookalike.types import Vectors
 
 FORMAT = 1
@@ -260,12 +270,7 @@ def _insert(connection: sqlite3.Connection, item: IndexedItem, vector: bytes) ->
 def _add(connection: sqlite3.Connection, change: Add) -> int:
     existing = _find(connection, [item.id for item in change.items])
     if existing and not change.replace:
-        first = next(iter(existing))
-        raise DataError(
-            f"{len(existing)} of {len(change.items)} items are in the index already (first: {first!r}); nothing was "
-            "added. Pass `replace` to replace them.",
-            argument="replace",
-        )
+        raise existing_ids(existing, len(change.items))
     _delete(connection, existing.values())
     rids = [_insert(connection, item, as_blob(row)) for item, row in zip(change.items, change.vectors, strict=True)]
     _log(connection, "add", rids)

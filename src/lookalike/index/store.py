@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookalike._top_k import Floats
-from lookalike.errors import OptionError
+from lookalike.errors import DataError, OptionError
 from lookalike.index.filters import Filter, Value
 from lookalike.progress import Progress
 from lookalike.types import Vectors
@@ -164,6 +164,15 @@ def unknown_ids(ids: Sequence[str]) -> OptionError:
     """Return the error for ids that have no item."""
     more = f", nor {len(ids) - 1} others" if len(ids) > 1 else ""
     return OptionError(f"the index has no item {ids[0]!r}{more}; nothing was changed.", argument="ids")
+
+
+def existing_ids(ids: Collection[str], count: int) -> DataError:
+    """Return the error for ids among `count` to add that have an item."""
+    return DataError(
+        f"{len(ids)} of {count} items are in the index already (first: {min(ids)!r}); nothing was added. Pass "
+        "`replace` to replace them.",
+        argument="replace",
+    )
 
 
 def located(path: Path | None, root: Path | None) -> Path | None:
