@@ -267,7 +267,7 @@ class Ensemble:
 
     @property
     def state(self) -> TrainingState:
-        """Untrained if any member is, else fine-tuned if any is, else frozen."""
+        """That of the members; `mixed` if they differ, untrained if one of them is."""
         return joint_state({member.state for member in self.members})
 
     @property

@@ -87,8 +87,8 @@ def _parameters(ctx: click.Context) -> dict[str, click.Parameter]:
     help="TOML file of options, such as port = 80; the command line and the environment override it.",
 )
 @click.option("--show-settings", is_flag=True, help="Print all settings, and where they come from, and exit.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than this machine's "
-    "own need tokens.")  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; any but this machine's own "
+    "needs tokens.")  # fmt: skip
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 for any free one.")
 @click.option(
     "--token-file", type=PATH, metavar="FILE", help="File of tokens, from 'lookalike token'. Without one nothing can "
