@@ -218,6 +218,8 @@ def test_require_free(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="already exists; choose another `out`") as caught:
             require_free(path)
         assert caught.value.argument == "out"
+    with pytest.raises(StorageError, match="choose another `out` or pass `replace`"):
+        require_free(tmp_path, replaceable=True)
 
 
 def test_a_folder_that_cannot_be_listed_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

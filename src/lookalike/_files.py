@@ -249,8 +249,11 @@ def _too_long(path: Path, nearest: Path) -> str | None:
     return f"a path of {length} bytes is too long" if length > _MAX_PATH - limit else None
 
 
-def require_free(path: Path, argument: str = "out", *, file: bool = False) -> None:
-    """Raise `StorageError` if `path` exists or cannot be written; an empty folder may be replaced, unless by a file."""
+def require_free(path: Path, argument: str = "out", *, file: bool = False, replaceable: bool = False) -> None:
+    """Raise `StorageError` if `path` exists or cannot be written; an empty folder may be replaced, unless by a file.
+
+    The message names the option `replace` where the caller has it and would replace this folder.
+    """
     path = Path(path)
     require_writable(path, argument)
     with storage_errors(path, argument):
@@ -262,7 +265,8 @@ def require_free(path: Path, argument: str = "out", *, file: bool = False) -> No
             argument=argument,
         )
     if (file or not empty) and path.exists():
-        raise StorageError(f"{path} already exists; choose another `{argument}` or remove it.", argument=argument)
+        remedy = "pass `replace`" if replaceable else "remove it"
+        raise StorageError(f"{path} already exists; choose another `{argument}` or {remedy}.", argument=argument)
 
 
 def digest(*parts: bytes | str) -> str:

@@ -203,7 +203,7 @@ class TestIndex:
 
     def test_an_index_is_replaced_only_if_requested(self, index_folder, images, encoder):
         (images / "astronaut0.jpg").unlink()
-        with pytest.raises(StorageError, match="already exists"):
+        with pytest.raises(StorageError, match="pass `replace`"):
             index(images, encoder, out=index_folder)
         assert len(index(images, encoder, out=index_folder, replace=True).index) == COUNT - 1
         with pytest.raises(StorageError, match="already exists"):

@@ -110,7 +110,7 @@ def export(
     if not tolerance >= 0:
         raise OptionError(f"`tolerance` must be at least 0, got {tolerance}.", argument="tolerance")
     if not (replace and is_bundle(out)):  # nothing else is replaced
-        require_free(out)
+        require_free(out, replaceable=is_bundle(out))
     with renamed_argument("bundle", "model"):
         info = read_bundle_info(bundle)
     if info.is_exported:

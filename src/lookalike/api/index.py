@@ -97,7 +97,7 @@ def index(  # noqa: PLR0913 - all but two by name, with defaults that fit
     budget = Budget.parse(min_recall, max_memory, max_ms)
     require_runtime(runtime, precision)
     if not (replace and is_index(out)):  # nothing else is replaced
-        require_free(out)
+        require_free(out, replaceable=is_index(out))
     require_folder(images, "images")
     if is_embeddings(images) or is_unfinished(images):
         if (runtime, precision) != (AUTO, AUTO):

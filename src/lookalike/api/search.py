@@ -244,7 +244,7 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
     if condition is not None and np.isnan(hits.scores).any():
         unknown = _unknown_names(loaded.index, embeddings, condition)
         if unknown:
-            progress.info(f"no item has the metadata {', '.join(map(repr, unknown))}, which the filter compares")
+            progress.info(f"no item has a value under {', '.join(map(repr, unknown))}, which the filter compares")
     if loaded.calibration is not None:
         hits = hits.with_probabilities(loaded.calibration, min_probability)
     item_paths = {hit.id: path_of(hit.id) or Path(hit.id) for query in hits for hit in query}

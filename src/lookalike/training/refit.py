@@ -107,7 +107,7 @@ def refit(  # noqa: PLR0913 - the command's options, all but two by name
         finish_resumed_run(bundle, targets, key, progress)
         return load_encoder(bundle, functions=functions)
     if not replace:
-        require_free(bundle)
+        require_free(bundle, replaceable=is_bundle(bundle))
     split = first.split(data)
     options = first.options[0]
     require_no_leaks(split, allowed=options.allow_leaks, progress=progress)

@@ -20,7 +20,7 @@ def prepare_run_folder(bundle: Path, *, resume: bool, replace: bool, progress: P
     require_writable(bundle, "out")
     folder = run_folder(bundle)
     if not ((replace or resume) and is_bundle(bundle)):  # nothing else is replaced
-        require_free(bundle)
+        require_free(bundle, replaceable=is_bundle(bundle))
     if folder.exists() and not resume:
         raise StorageError(
             f"{folder} has an unfinished run; use `resume` to continue it, or remove the folder to start again.",

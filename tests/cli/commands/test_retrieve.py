@@ -56,8 +56,9 @@ def test_search_as_json(workspace, lookalike):
     assert list(outcome.json) == ["queries", "skipped", "missing"]
     assert [q["query"] for q in outcome.json["queries"]] == [CAT, "photos/test/gallery/cat0.jpg"]
     for query in outcome.json["queries"]:
-        assert [list(hit) for hit in query["hits"]] == [["id", "path", "score", "probability"]] * 2
+        assert [list(hit) for hit in query["hits"]] == [["id", "path", "score", "probability", "label", "metadata"]] * 2
         assert all(hit["path"] == str(workspace / "photos" / hit["id"]) for hit in query["hits"])
+        assert all(Path(hit["id"]).stem.rstrip("012") == hit["label"] for hit in query["hits"])
     assert "test/gallery/cat0.jpg" not in [hit["id"] for hit in outcome.json["queries"][1]["hits"]]
     assert [skipped["path"] for skipped in outcome.json["skipped"]] == ["nowhere.jpg"]
     count, skipped = outcome.err.splitlines()[-2:]
@@ -70,7 +71,7 @@ def test_search_with_a_filter(workspace, lookalike):
     assert [hit["id"] for hit in hits] and all("/cat" in hit["id"] for hit in hits)
     outcome = lookalike(f'search photos.index {CAT} --where "year > 2000"')
     assert (outcome.code, len(outcome.table)) == (0, 2)
-    assert "no item has the metadata 'year', which the filter compares" in outcome.err
+    assert "no item has a value under 'year', which the filter compares" in outcome.err
     outcome = lookalike(f"search photos.index {CAT} --where \"label = 'cat'\"")
     assert outcome.code == 2
     assert outcome.errors == ["--where cannot be read at character 7: write == to compare: \"= 'cat'\"."]
