@@ -69,16 +69,18 @@ const textsOf = ({ mean, low, high }) => [mean.toFixed(3), `${low.toFixed(3)} to
 
 function leaderboardOf({ measure, measured_on, candidates }) {
   const rows = candidates.map(({ name, type, accuracy, ms, winner }) => [
-    element("span", {}, winner ? element("b", {}, `${name} (winner)`) : name, element("small", {}, type)),
-    ...textsOf(accuracy),
+    withNote(winner ? element("b", {}, `${name} (winner)`) : name, type),
+    withNote(...textsOf(accuracy)),
     ms === null ? "–" : ms.toFixed(1),
   ]);
   const split = measured_on === "test" ? "query and gallery" : measured_on;
   return [
     element("h3", {}, `Leaderboard, measured on ${split}`),
-    tableOf(["Model", measure, "95 % interval", "ms per image"], rows),
+    tableOf(["Model", withNote(measure, "95 % interval"), withNote("ms", "per image")], rows),
   ];
 }
+
+const withNote = (content, note) => element("span", {}, content, element("small", {}, note));
 
 function tableOf(header, rows) {
   return element(

@@ -26,8 +26,8 @@ export function showThumbnail(image, index, id) {
 
 export function percent(probability) {
   // Rounding never says that a probability is certain.
-  if (probability > 0.99 && probability < 1) return "over 99 %";
-  if (probability < 0.01 && probability > 0) return "under 1 %";
+  if (probability > 0.99 && probability < 1) return "> 99 %";
+  if (probability < 0.01 && probability > 0) return "< 1 %";
   return `${Math.round(100 * probability)} %`;
 }
 
