@@ -117,7 +117,7 @@ function addressOf(id) {
 
 function showQuery() {
   const images = query?.images ?? [];
-  byId("image-query").hidden = !images.length;
+  for (const id of ["image-query", "add-images"]) byId(id).hidden = !images.length;
   byId("item-query").hidden = query?.id === undefined;
   byId("example-images").hidden = query === null;
   byId("drop").classList.toggle("small", query !== null);
