@@ -245,7 +245,7 @@ def test_a_filter_and_a_query_that_excludes_items(loaded, recording_progress):
     )
     assert result.hits.ids.tolist() == [["more/rocket1.jpg", None, None, None]]
     assert [hit["id"] for hit in result.to_dict()["queries"][0]["hits"]] == ["more/rocket1.jpg"]
-    assert any("no item has the metadata 'size'" in message for message in progress.messages)
+    assert any("no item has a value under 'size'" in message for message in progress.messages)
 
 
 def test_a_wrong_filter_is_reported_before_the_index_is_read(images, tmp_path):

@@ -34,21 +34,21 @@ CropResult = Image.Image | Sequence[float] | None
 
 
 class Crop(str):
-    """The name of a crop, with the function that computes it: what is stored and compared is the name.
-
-    Args:
-        name: changes whenever the crops change; part of a model's fingerprint.
-        function: as in `Encoder.with_crop`.
-
-    Raises:
-        OptionError: `function` is not callable, or `name` is empty.
-    """
+    """The name of a crop, with the function that computes it: what is stored and compared is the name."""
 
     function: Callable[[Image.Image], CropResult]
     _lock: threading.Lock
 
     def __new__(cls, name: str, function: Callable[[Image.Image], CropResult]) -> Crop:
-        """Join a name and a function."""
+        """Join a name and a function.
+
+        Args:
+            name: changes whenever the crops change; part of a model's fingerprint.
+            function: as in `Encoder.with_crop`.
+
+        Raises:
+            OptionError: `function` is not callable, or `name` is empty.
+        """
         if not isinstance(name, str) or not name.strip():
             raise OptionError(f"`name` must be a text that is not empty, got {name!r}.", argument="name")
         if not callable(function):
