@@ -2,7 +2,7 @@
 
     python docs/check_words.py [--names] [--count] [FILE_OR_FOLDER ...]
 
-Checks strings, comments and names of Python files, and everything in documents and templates. Each failure is a line
+Checks strings, comments and names of Python files, everything in documents, templates and pages, and the names of files. Each failure is a line
 `FILE:LINE: 'word': write 'other word'`. `--names` also reports names that do not say what a value holds; `--count`
 prints the number of failures per file instead.
 """
@@ -21,12 +21,22 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GLOSSARY = REPOSITORY / "docs" / "concepts" / "words.md"
-CHECKED = ("src", "tests", "docs", "benchmarks", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml")
-SUFFIXES = (".py", ".md", ".j2", ".toml")
+CHECKED = (
+    "src",
+    "tests",
+    "docs",
+    "benchmarks",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "pyproject.toml",
+    "mkdocs.yml",
+)
+SUFFIXES = (".py", ".md", ".j2", ".toml", ".html", ".js", ".yml")
 LISTS = ("check_words.py", "test_check_words.py")  # they contain what is ruled out
 VAGUE_NAMES = {"found", "given", "own", "kept", "chosen", "wanted", "known", "place", "told", "made"}
 UNIT = r"(second|minute|hour|query|image|item|step|epoch|batch|class|vector|candidate|core|thread)"
-COUNTED = r"(images|queries|vectors|bytes|seconds|milliseconds|ms|MB|GB|files|items|steps|epochs|searches|once|one)"
+COUNTED = r"(images|queries|vectors|bytes|seconds|milliseconds|ms|MB|GB|files|items|steps|epochs|searches|requests|hits|tokens|once|one)"
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,10 @@ WORDS = (
     Word(r"\b(to better|betters|bettered|not better (its|the|on))\b", "improve"),
     Word(r"\basked for\b", "requested"),
     Word(r"\b(more|most|much) alike\b", "similar"),
+    Word(r"\bwhat computes\b", "runtime"),
+    Word(r"\bpost-?processing\b", "re-ranking"),
+    Word(r"\bmend(s|ed|ing)?\b", "correct, fix"),
+    Word(r"\balso (if|where)\b", "even if, even where"),
 )
 
 
@@ -146,7 +160,8 @@ def check_file(path: Path, *, names: bool = False) -> Iterator[tuple[int, str, s
     text = path.read_text(encoding="utf-8")
     if path.resolve() == GLOSSARY:
         text = re.sub(r"(?m)^(\| .* \|)[^|]*\|$", r"\1", text)  # the last column is what not to write
-    parts = python_parts(text) if path.suffix == ".py" else [(1, text)]
+    parts = [(1, re.sub(r"[-_.]", " ", path.name))]
+    parts += python_parts(text) if path.suffix == ".py" else [(1, text)]
     failures = [failure for line, part in parts for failure in check_text(part, line)]
     if names and path.suffix == ".py":
         failures += vague_names(text)

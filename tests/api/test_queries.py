@@ -13,8 +13,8 @@ from PIL import Image
 from lookalike.api.queries import (
     NEGATIVE_WEIGHT,
     POSITIVE_WEIGHT,
+    CropBox,
     Query,
-    Region,
     make_queries,
     read_vector,
     resolve_queries,
@@ -48,7 +48,7 @@ def test_a_region_is_the_image_that_is_cut_out(loaded, images):
         width, height = image.size
         part = image.convert("RGB").crop((10, 5, 10 + width // 2, 5 + height // 2))
     expected = ranked(loaded, embed(loaded, part)[0], {"more/rocket1.jpg"})
-    (hits,) = search(loaded, [Query([path], crop=Region(10, 5, width // 2, height // 2))], top_k=11)
+    (hits,) = search(loaded, [Query([path], crop=CropBox(10, 5, width // 2, height // 2))], top_k=11)
     assert [hit.id for hit in hits] == expected
     (same,) = search(loaded, [Query([path], crop=f"10,5,{width // 2},{height // 2}")], top_k=11)
     assert [hit.id for hit in same] == expected
@@ -69,11 +69,11 @@ def test_the_pixels_are_those_of_the_upright_image(loaded, images, tmp_path):
 
 def test_a_region_reaches_at_most_to_the_edge():
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    assert Region(4, 1, 100, 2).cut(pixels).tolist() == pixels[1:3, 4:].tolist()
-    assert Region(0.5, 0, 0.5, 1, is_share=True).cut(pixels).tolist() == pixels[:, 3:].tolist()
-    assert Region(0, 0, 0.01, 0.01).cut(pixels).shape == (1, 1, 3)
+    assert CropBox(4, 1, 100, 2).cut(pixels).tolist() == pixels[1:3, 4:].tolist()
+    assert CropBox(0.5, 0, 0.5, 1, is_share=True).cut(pixels).tolist() == pixels[:, 3:].tolist()
+    assert CropBox(0, 0, 0.01, 0.01).cut(pixels).shape == (1, 1, 3)
     with pytest.raises(OptionError, match="outside of an image of 6 × 4 pixels"):
-        Region(6, 0, 2, 2).cut(pixels)
+        CropBox(6, 0, 2, 2).cut(pixels)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,14 @@ def test_a_region_reaches_at_most_to_the_edge():
 )
 def test_what_is_not_a_region(text):
     with pytest.raises(OptionError) as caught:
-        Region.parse(text)
+        CropBox.parse(text)
     assert caught.value.argument == "crop"
 
 
 def test_a_region_as_text():
-    assert Region.parse(" 10, 20,30.5,40") == Region(10, 20, 30.5, 40)
-    assert Region.parse("10%,0%,50%,25%") == Region(0.1, 0, 0.5, 0.25, is_share=True)
-    assert Region.parse(str(Region(0.1, 0, 0.5, 0.25, is_share=True))) == Region(0.1, 0, 0.5, 0.25, is_share=True)
+    assert CropBox.parse(" 10, 20,30.5,40") == CropBox(10, 20, 30.5, 40)
+    assert CropBox.parse("10%,0%,50%,25%") == CropBox(0.1, 0, 0.5, 0.25, is_share=True)
+    assert CropBox.parse(str(CropBox(0.1, 0, 0.5, 0.25, is_share=True))) == CropBox(0.1, 0, 0.5, 0.25, is_share=True)
 
 
 def test_several_images_are_searched_for_by_their_mean(loaded, images):

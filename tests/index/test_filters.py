@@ -12,7 +12,7 @@ from lookalike.index.filters import (
     MAX_DEPTH,
     MAX_LENGTH,
     And,
-    Comparison,
+    Condition,
     Filter,
     IdColumn,
     Not,
@@ -52,7 +52,7 @@ def fits(tree, item):
             result = all(fits(child, item) for child in children)
         case Or(children):
             result = any(fits(child, item) for child in children)
-        case Comparison(name, operator, operand):
+        case Condition(name, operator, operand):
             result = compares(item.get(name), operator, operand)
     return result
 
@@ -88,12 +88,12 @@ def random_tree(rng, depth=3):
     values = [v for v in VALUES if isinstance(v, str) or name not in ("id", "label")]
     operator = rng.choice(("==", "!=", "<", "<=", ">", ">=", "in", "not in", "is none", "is not none"))
     if operator.startswith("is"):
-        return Comparison(name, operator, None)
+        return Condition(name, operator, None)
     if operator.endswith("in"):
-        return Comparison(name, operator, tuple(rng.choices(values, k=rng.randint(1, 4))))
+        return Condition(name, operator, tuple(rng.choices(values, k=rng.randint(1, 4))))
     if operator in ("==", "!="):
-        return Comparison(name, operator, rng.choice(values))
-    return Comparison(name, operator, rng.choice([v for v in values if not isinstance(v, bool)]))
+        return Condition(name, operator, rng.choice(values))
+    return Condition(name, operator, rng.choice([v for v in values if not isinstance(v, bool)]))
 
 
 def random_items(rng, count):
@@ -126,34 +126,34 @@ def test_it_reads_what_it_writes():
 @pytest.mark.parametrize(
     ("text", "tree"),
     [
-        ("label == 'hat'", Comparison("label", "==", "hat")),
-        ('x!="a"', Comparison("x", "!=", "a")),
-        ("year>=-2.5e1", Comparison("year", ">=", -25.0)),
-        ("x < .5", Comparison("x", "<", 0.5)),
-        ("x == 007", Comparison("x", "==", 7)),
-        ("sold == TRUE", Comparison("sold", "==", True)),
-        ("x in [1, 'a', false,]", Comparison("x", "in", (1, "a", False))),
-        ("x not in ['a']", Comparison("x", "not in", ("a",))),
-        ("x is None", Comparison("x", "is none", None)),
-        ("x is not none", Comparison("x", "is not none", None)),
-        ("`a name` is none", Comparison("a name", "is none", None)),
-        ("`not` is none", Comparison("not", "is none", None)),
-        (r"x == 'it\'s \\ \"'", Comparison("x", "==", "it's \\ \"")),
-        ("größe == 'é'", Comparison("größe", "==", "é")),
+        ("label == 'hat'", Condition("label", "==", "hat")),
+        ('x!="a"', Condition("x", "!=", "a")),
+        ("year>=-2.5e1", Condition("year", ">=", -25.0)),
+        ("x < .5", Condition("x", "<", 0.5)),
+        ("x == 007", Condition("x", "==", 7)),
+        ("sold == TRUE", Condition("sold", "==", True)),
+        ("x in [1, 'a', false,]", Condition("x", "in", (1, "a", False))),
+        ("x not in ['a']", Condition("x", "not in", ("a",))),
+        ("x is None", Condition("x", "is none", None)),
+        ("x is not none", Condition("x", "is not none", None)),
+        ("`a name` is none", Condition("a name", "is none", None)),
+        ("`not` is none", Condition("not", "is none", None)),
+        (r"x == 'it\'s \\ \"'", Condition("x", "==", "it's \\ \"")),
+        ("größe == 'é'", Condition("größe", "==", "é")),
         (
             "a == 1 or b == 2 AND not c == 3",
             Or(
                 (
-                    Comparison("a", "==", 1),
-                    And((Comparison("b", "==", 2), Not(Comparison("c", "==", 3)))),
+                    Condition("a", "==", 1),
+                    And((Condition("b", "==", 2), Not(Condition("c", "==", 3)))),
                 )
             ),
         ),
         (
             "(a == 1 or (b == 2)) and c == 3",
-            And((Or((Comparison("a", "==", 1), Comparison("b", "==", 2))), Comparison("c", "==", 3))),
+            And((Or((Condition("a", "==", 1), Condition("b", "==", 2))), Condition("c", "==", 3))),
         ),
-        ("((a == 1 and b == 2) and c == 3)", And(tuple(Comparison(n, "==", v) for v, n in enumerate("abc", 1)))),
+        ("((a == 1 and b == 2) and c == 3)", And(tuple(Condition(n, "==", v) for v, n in enumerate("abc", 1)))),
     ],
 )
 def test_it_reads_the_language(text, tree):

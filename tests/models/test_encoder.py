@@ -160,7 +160,7 @@ def test_the_last_line_names_the_bottleneck(encoder, image_files):
 
 @pytest.mark.parametrize("scale", [1, 6])
 def test_fast_decoding_hardly_changes_an_embedding(sample_images, tmp_path, scale, monkeypatch):
-    """Compared with Pillow's decoding of all pixels, also where a large JPEG is decoded at a reduced scale."""
+    """Compared with Pillow's decoding of all pixels, even where a large JPEG is decoded at a reduced scale."""
     paths = []
     for name, image in sample_images.items():
         paths.append(tmp_path / f"{name}.jpg")

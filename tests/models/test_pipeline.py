@@ -178,7 +178,7 @@ def test_an_array_is_taken_as_it_is(sample_images):
 
 
 def test_a_part_is_cut_out_of_the_whole_image(tmp_path):
-    """At full size, also where half of the pixels would be enough, and only when it is decoded."""
+    """At full size, even where half of the pixels would be enough, and only when it is decoded."""
     Image.effect_noise((64, 48), 90).convert("RGB").save(tmp_path / "a.jpg", quality=95)
     with Image.open(tmp_path / "a.jpg") as image:
         expected = np.asarray(image)[8:24, 16:]

@@ -16,7 +16,7 @@ from lookalike.api.search import LoadedIndex, load_index
 from lookalike.data.folders import require_folder
 from lookalike.errors import DataError, OptionError, renamed_argument
 from lookalike.index.index import Index
-from lookalike.index.store import UNCHANGED, Facts, FileState, IndexedItem, Unchanged, existing_ids
+from lookalike.index.store import UNCHANGED, FileState, IndexedItem, ItemMetadata, Unchanged, existing_ids
 from lookalike.models.pipeline import File, ImageInput, InMemoryImage, Source, as_sources
 from lookalike.progress import Progress, resolve_progress
 from lookalike.types import Embeddings, Skipped
@@ -60,7 +60,7 @@ def add(
     *,
     ids: Sequence[str] | None = None,
     label: str | None = None,
-    metadata: Facts | None = None,
+    metadata: ItemMetadata | None = None,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> Changed:
@@ -98,9 +98,9 @@ def add(
     if existing and not replace:
         raise existing_ids(existing, len(named))
     labels = {} if label is None else dict.fromkeys(named, label)
-    facts = dict.fromkeys(named, metadata or {})
     progress = resolve_progress(progress)
-    written, skipped = _embed_and_add(loaded, list(named.values()), labels, facts, progress)
+    item_metadata = dict.fromkeys(named, metadata or {})
+    written, skipped = _embed_and_add(loaded, list(named.values()), labels, item_metadata, progress)
     if loaded.index.needs_compaction:
         loaded.index.compact(progress=progress)
     return Changed(
@@ -124,7 +124,7 @@ def update(
     ids: Sequence[str],
     *,
     label: str | Unchanged | None = UNCHANGED,
-    metadata: Facts | None = None,
+    metadata: ItemMetadata | None = None,
     image: ImageInput | None = None,
     progress: Progress | None = None,
 ) -> Changed:
@@ -214,23 +214,23 @@ def sync(
             argument="allow_removals",
         )
     labels = {item: gallery.labels[s.id] for item, s in sources.items() if s.id in gallery.labels}
-    facts = {item: gallery.metadata[s.id] for item, s in sources.items() if s.id in gallery.metadata}
-    described = bool(labels or facts)  # without a manifest, what was set by hand stays
+    metadata = {item: gallery.metadata[s.id] for item, s in sources.items() if s.id in gallery.metadata}
+    described = bool(labels or metadata)  # without a manifest, what was set by hand stays
     to_embed, replaced, unchanged = [], [], 0
     for item, source in sources.items():
         stored = below.get(item)
         if stored is None or not _same_file(items, stored, source):
             if stored is not None and not described:
                 labels |= {} if stored.label is None else {item: stored.label}
-                facts[item] = stored.metadata
+                metadata[item] = stored.metadata
             to_embed.append(File(item, source.path))
-        elif described and (labels.get(item), dict(facts.get(item, {}))) != (stored.label, dict(stored.metadata)):
-            removed = {name: None for name in stored.metadata if name not in facts.get(item, {})}
-            items.update(item, label=labels.get(item), metadata={**removed, **facts.get(item, {})})
+        elif described and (labels.get(item), dict(metadata.get(item, {}))) != (stored.label, dict(stored.metadata)):
+            removed = {name: None for name in stored.metadata if name not in metadata.get(item, {})}
+            items.update(item, label=labels.get(item), metadata={**removed, **metadata.get(item, {})})
             replaced.append(item)
         else:
             unchanged += 1
-    written, skipped = _embed_and_add(loaded, to_embed, labels, facts, progress)
+    written, skipped = _embed_and_add(loaded, to_embed, labels, metadata, progress)
     items.remove(gone)
     if items.needs_compaction:
         items.compact(progress=progress)
@@ -286,7 +286,7 @@ def _embed_and_add(
     loaded: LoadedIndex,
     sources: Sequence[Source],
     labels: Mapping[str, str],
-    facts: Mapping[str, Facts],
+    metadata: Mapping[str, ItemMetadata],
     progress: Progress,
 ) -> tuple[list[str], tuple[Skipped, ...]]:
     """Embed images and add them, a chunk at a time; return the ids that were written, and what could not be read."""
@@ -300,7 +300,7 @@ def _embed_and_add(
         loaded.index.add(
             embeddings,
             labels=labels,
-            metadata=facts,
+            metadata=metadata,
             paths={s.id: None if isinstance(s, InMemoryImage) else s.path.absolute() for s in chunk},
             files={item: state for item, state in states.items() if state is not None},
             replace=True,

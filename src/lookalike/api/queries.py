@@ -30,7 +30,7 @@ _ZERO = 1e-6  # length of a vector whose parts cancel out
 
 
 @dataclass(frozen=True)
-class Region:
+class CropBox:
     """A part of an upright image: its left top corner and its size, in pixels or shares of the image's sides.
 
     Attributes:
@@ -53,7 +53,7 @@ class Region:
             )
 
     @classmethod
-    def parse(cls, text: str) -> Region:
+    def parse(cls, text: str) -> CropBox:
         """Read x,y,width,height: pixels, such as 10,20,300,200, or shares, such as 10%,5%,50%,50%."""
         parts = [part.strip() for part in text.split(",")]
         shares = [part.endswith("%") for part in parts]
@@ -104,7 +104,7 @@ class Query:
         images: images whose mean is searched for; of one, the image itself.
         id: the id of an item of the index, instead of images.
         vector: `(dim,)` in the space of the index's embeddings, of any length but 0, instead of images.
-        crop: the part of each of `images` that counts: a `Region`, or text such as 10,20,300,200 or 0%,0%,50%,50%.
+        crop: the part of each of `images` that counts: a `CropBox`, or text such as 10,20,300,200 or 0%,0%,50%,50%.
         positive: further examples of what is searched for: images, or ids of items.
         negative: examples of what is not searched for: images, or ids of items.
 
@@ -116,7 +116,7 @@ class Query:
     images: Sequence[ImageInput] = ()
     id: str | None = None
     vector: npt.ArrayLike | None = None
-    crop: Region | str | None = None
+    crop: CropBox | str | None = None
     positive: Sequence[ImageInput | ItemId] = ()
     negative: Sequence[ImageInput | ItemId] = ()
     _vector: Vectors | None = field(init=False, repr=False, default=None)  # (1, dim)
@@ -137,7 +137,7 @@ class Query:
         if self.crop is not None and not self.images:
             raise OptionError("`crop` is for images, got none.", argument="crop")
         if isinstance(self.crop, str):
-            object.__setattr__(self, "crop", Region.parse(self.crop))
+            object.__setattr__(self, "crop", CropBox.parse(self.crop))
         if self.vector is not None:
             object.__setattr__(self, "_vector", _checked_vector(self.vector))
 
@@ -175,7 +175,7 @@ def make_queries(
     *,
     ids: Sequence[str] = (),
     vectors: Sequence[npt.ArrayLike] = (),
-    crop: Region | str | None = None,
+    crop: CropBox | str | None = None,
     mean: bool = False,
     positive: Sequence[ImageInput] = (),
     negative: Sequence[ImageInput] = (),
@@ -288,7 +288,7 @@ class _Examples:
                 sources.append(self.image(example, None, sign))
         return _Group(tuple(sources), tuple(vectors))
 
-    def image(self, image: ImageInput, crop: Region | None, sign: str = "+") -> Source:
+    def image(self, image: ImageInput, crop: CropBox | None, sign: str = "+") -> Source:
         """Return an image or a part of it, under an id that no other has."""
         (source,) = as_sources([image])
         if isinstance(source, InMemoryImage):
@@ -357,7 +357,7 @@ def _resolve(query: Query, index: Index, number: int) -> ResolvedQuery:
         start = _Group(vectors=(query._vector,))
         examples.add_name(f"vector {number}")
     else:
-        crop = query.crop if isinstance(query.crop, Region) else None
+        crop = query.crop if isinstance(query.crop, CropBox) else None
         start = _Group(tuple(examples.image(example, crop) for example in query.images))
     with renamed_argument("positive", "images", "id"):
         positive = examples.group(query.positive)

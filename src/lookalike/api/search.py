@@ -20,7 +20,7 @@ from lookalike.api.queries import Query, ResolvedQuery, resolve_queries
 from lookalike.data.images import image_in_turn
 from lookalike.errors import DataError, ModelError, OptionError, StorageError, UnreadableImage, renamed_argument
 from lookalike.evaluation.calibration import MIN_QUERIES
-from lookalike.index.filters import Comparison, Filter
+from lookalike.index.filters import Condition, Filter
 from lookalike.index.index import Index
 from lookalike.index.store import IndexedItem
 from lookalike.models.bundle import MODEL_FOLDER, is_bundle, read_bundle_info
@@ -191,7 +191,7 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
 ) -> SearchResult:
     """Find the items of an index that are most similar to each image.
 
-    An image that is in the index is never its own hit, also if its path is a link. Query files that cannot be read, and
+    An image that is in the index is never its own hit, even if its path is a link. Query files that cannot be read, and
     files of hits that do not exist any more, are listed.
 
     Args:
@@ -304,9 +304,7 @@ def _embed(
 def _unknown_names(index: Index, embeddings: Embeddings, where: Filter) -> list[str]:
     """Return the names that a filter compares and no item has, which may be misspelt."""
     one = embeddings.take(embeddings.ids[:1])
-    return [
-        name for name in sorted(where.names()) if not index.search(one, 1, Comparison(name, "is not none", None))[0]
-    ]
+    return [name for name in sorted(where.names()) if not index.search(one, 1, Condition(name, "is not none", None))[0]]
 
 
 def file_lookup(index: Index) -> Callable[[str], tuple[int, int] | None]:

@@ -28,7 +28,7 @@ from lookalike.competition.log import LogEntry, Outcome, SubmittedModels
 from lookalike.competition.report import write_report
 from lookalike.competition.schedule import BackboneResults, Run, fits, plan_fine_tuning
 from lookalike.competition.selection import (
-    Selection,
+    SelectedModels,
     evaluate_selection,
     join_embeddings,
     make_reranker,
@@ -68,7 +68,7 @@ class StepRunner:
         self.costs: dict[str, Costs] = {}  # by backbone
         self.candidates: dict[str, Candidate] = {}  # by name
         self.refits: dict[str, Candidate] = {}  # by name of the candidate that was trained again
-        self.selection: Selection | None = None  # None before a model was measured
+        self.selection: SelectedModels | None = None  # None before a model was measured
         self._selection_seconds = 0.0
 
     @property
@@ -110,8 +110,6 @@ class StepRunner:
         model = "nothing" if submitted is None else submitted.model
         self._log(_END, "finished", f"submitted: {model}")
         self._write_report()
-
-    # ---------------------------------------------------------------- steps
 
     def _measure_costs(self) -> list[str]:
         """Estimate the seconds of each backbone, unless an earlier run did, and return them, the cheapest first.
@@ -270,8 +268,6 @@ class StepRunner:
         reason = "trained with the validation images too, so that validation cannot measure it"
         self._submit(f"{name} on all labelled images", reason)
 
-    # ---------------------------------------------------------------- running a step
-
     def _run_step(
         self,
         step: str,
@@ -332,7 +328,7 @@ class StepRunner:
             self._log(step, "dropped", f"{alone}, which does not improve the submission", took=candidate.seconds)
             setup.progress.info(f"{step}: {alone}, which does not improve the submission")
 
-    def _is_better(self, selection: Selection) -> bool:
+    def _is_better(self, selection: SelectedModels) -> bool:
         """Whether a selection is better on validation than what is submitted."""
         measures, before = self.setup.measures, self._submitted_score
         if self.selection is not None:
@@ -396,8 +392,6 @@ class StepRunner:
             model="" if submitted is None else submitted.model,
             total_seconds=setup.clock.total,
         )
-
-    # ---------------------------------------------------------------- state
 
     def _submitted(self) -> list[Candidate]:
         """Return the models of the submission; refitted ones replace those that they repeat."""

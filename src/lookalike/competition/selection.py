@@ -30,7 +30,7 @@ _MIN_GAIN = 0.002  # share of the best possible score; less is chance
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class SelectedModels:
     """The models of a submission and their re-ranking."""
 
     weights: Mapping[str, float]  # by name of the candidate, in descending order; their sum is 1
@@ -48,7 +48,9 @@ def means_of(evaluation: Evaluation, measures: Sequence[str]) -> tuple[float, ..
     return tuple(evaluation.mean(measure) for measure in measures)
 
 
-def select_models(setup: Setup, candidates: Sequence[Candidate], before: Selection | None = None) -> Selection:
+def select_models(
+    setup: Setup, candidates: Sequence[Candidate], before: SelectedModels | None = None
+) -> SelectedModels:
     """Select models by forward selection with replacement (Caruana et al. 2004), then a re-ranking.
 
     Both use validation. A further model is added only if the score rises by more than 0.2 % of its best value. If the
@@ -78,7 +80,7 @@ def select_models(setup: Setup, candidates: Sequence[Candidate], before: Selecti
         join_embeddings(models, tuple(weights.values()), split) for split in (Split.TRAINING, Split.VALIDATION)
     )
     reranking, evaluation = _select_reranking(setup, training, validation, best)
-    return Selection(weights, reranking, evaluation)
+    return SelectedModels(weights, reranking, evaluation)
 
 
 def _select_reranking(
@@ -114,10 +116,10 @@ def _select_reranking(
 
 def evaluate_selection(
     setup: Setup, weights: Mapping[str, float], reranking: Reranking, candidates: Sequence[Candidate]
-) -> Selection:
+) -> SelectedModels:
     """Return the selection of models, in the order of their weights, and a re-ranking, measured on validation."""
     joined = join_embeddings(candidates, tuple(weights.values()), Split.VALIDATION)
-    selection = Selection(weights, reranking, evaluate_validation(setup.data, joined, setup.measures))
+    selection = SelectedModels(weights, reranking, evaluate_validation(setup.data, joined, setup.measures))
     if reranking.steps:
         reranker = make_reranker(setup, selection, candidates)
         evaluation = evaluate_validation(setup.data, joined, setup.measures, reranker=reranker)
@@ -125,7 +127,7 @@ def evaluate_selection(
     return selection
 
 
-def search(setup: Setup, selection: Selection, candidates: Sequence[Candidate]) -> Hits:
+def search(setup: Setup, selection: SelectedModels, candidates: Sequence[Candidate]) -> Hits:
     """Return the re-ranked hits of all queries.
 
     `candidates` are the selected models in the order of their weights, or their refits.
@@ -136,7 +138,7 @@ def search(setup: Setup, selection: Selection, candidates: Sequence[Candidate]) 
     return reranker.search(queries, gallery, setup.top_k, same_file_ids=setup.data.same_file_ids)
 
 
-def make_reranker(setup: Setup, selection: Selection, candidates: Sequence[Candidate]) -> Reranker:
+def make_reranker(setup: Setup, selection: SelectedModels, candidates: Sequence[Candidate]) -> Reranker:
     """Return the selected re-ranking with the class means of these models."""
     means = None
     if selection.reranking.class_similarity is not None:

@@ -87,7 +87,7 @@ class Columns(Protocol):
 
 
 class Filter:
-    """A condition on id, label and metadata of an item; `parse` reads one, `str` writes it so that it reads the same.
+    """Which items to accept, by id, label and metadata; `parse` reads one, `str` writes it so that it reads the same.
 
     Equal only if each value is of the same type, as `true` and `1` differ.
     """
@@ -118,7 +118,7 @@ class Filter:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison(Filter):
+class Condition(Filter):
     """The value under a name, compared.
 
     Attributes:
@@ -163,7 +163,7 @@ class Comparison(Filter):
 
 @dataclass(frozen=True, eq=False)
 class Not(Filter):
-    """True where a filter is false, so also where it compares a missing value."""
+    """True where a filter is false, and where it compares a missing value."""
 
     child: Filter
 
@@ -372,19 +372,19 @@ class _Parser:
         if self._take("is"):
             negated = self._take("not")
             self._require("none", what="none")
-            return Comparison(name, "is not none" if negated else "is none", None)
+            return Condition(name, "is not none" if negated else "is none", None)
         if self._take("in"):
-            return Comparison(name, "in", self._values(name))
+            return Condition(name, "in", self._values(name))
         if self._take("not"):
             self._require("in", what="'in'")
-            return Comparison(name, "not in", self._values(name))
+            return Condition(name, "not in", self._values(name))
         what = "==, !=, <, <=, >, >=, 'in', 'not in', 'is none' or 'is not none'"
         compared = self._require("==", "!=", *_ORDER, what=what).kind
         start = self._token.start
         value = self._value(name)
         if compared in _ORDER and isinstance(value, bool):
             raise _refused(start, f"{compared} compares numbers or text, got {_format_value(value)}")
-        return Comparison(name, compared, value)
+        return Condition(name, compared, value)
 
     def _values(self, name: str) -> tuple[Value, ...]:
         self._require("[", what="'['")

@@ -37,9 +37,9 @@ from lookalike.index.store import (
     CHANGED_FILE,
     UNCHANGED,
     Add,
-    Facts,
     FileState,
     IndexedItem,
+    ItemMetadata,
     Remove,
     Store,
     Unchanged,
@@ -288,7 +288,7 @@ class Index:
         item: str,
         *,
         label: str | Unchanged | None = UNCHANGED,
-        metadata: Facts | None = None,
+        metadata: ItemMetadata | None = None,
         embeddings: Embeddings | None = None,
         path: Path | str | Unchanged | None = UNCHANGED,
         file: FileState | Unchanged | None = UNCHANGED,
@@ -364,9 +364,9 @@ class Index:
                     "an index in memory cannot be changed; save it, and change what Index.load returns.",
                     argument="index",
                 )
-            from lookalike.index.local_store import convert
+            from lookalike.index.local_store import make_local_store
 
-            convert(self._folder, store, self.info)
+            make_local_store(self._folder, store, self.info)
             self._stored = store = _open_changed(self._folder, self.info)
         return store
 

@@ -360,7 +360,7 @@ class LocalStore:
             return True
 
 
-def convert(folder: Path, source: FolderStore, info: IndexInfo) -> None:
+def make_local_store(folder: Path, source: FolderStore, info: IndexInfo) -> None:
     """Make the folder of an index a local store with the same items, in one step.
 
     Where another process has done it meanwhile, its result is used.

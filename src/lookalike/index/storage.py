@@ -161,13 +161,13 @@ def read_info(path: Path) -> IndexInfo:
 
 def write_items(folder: Path, ids: PackedStrings, labels: Labels, metadata: Metadata) -> None:
     """Write ids, labels and metadata as one JSON object, one id per line."""
-    facts = _facts_text(labels, metadata)
+    text = _labels_text(labels, metadata)
 
     def write(path: Path) -> None:
         with path.open("w", encoding="ascii") as file:
             file.write(_IDS_LINE[:-1])
             file.writelines(iter_json_lines(ids))
-            file.write(f",\n{facts[1:]}\n")
+            file.write(f",\n{text[1:]}\n")
 
     write_file(folder / ITEMS_FILE, write)
 
@@ -179,33 +179,33 @@ def read_items(folder: Path) -> tuple[PackedStrings, Labels, Metadata]:
         if file.readline() != f"{_IDS_LINE}\n":
             raise ValueError("it does not begin with the ids")
         ids = read_json_lines(itertools.takewhile(lambda line: line[0] != "]", file))
-        return ids, *_parse_facts("{" + file.read())
+        return ids, *_parse_labels("{" + file.read())
 
 
-def write_facts(path: Path, labels: Labels, metadata: Metadata) -> None:
+def write_labels(path: Path, labels: Labels, metadata: Metadata) -> None:
     """Write labels and metadata of items that are not in an index yet; no file if there are none."""
     if labels or metadata:
-        write_text(path, _facts_text(labels, metadata) + "\n")
+        write_text(path, _labels_text(labels, metadata) + "\n")
     else:
         with storage_errors(path):
             path.unlink(missing_ok=True)
 
 
-def read_facts(path: Path) -> tuple[Labels, Metadata]:
-    """Undo `write_facts`."""
+def read_labels(path: Path) -> tuple[Labels, Metadata]:
+    """Undo `write_labels`."""
     if not path.exists():
         return {}, {}
     with reading_errors(path, "the labels of the items", argument="path"), open_regular(path) as file:
-        return _parse_facts(file.read().decode("utf-8"))
+        return _parse_labels(file.read().decode("utf-8"))
 
 
-def _facts_text(labels: Labels, metadata: Metadata) -> str:
+def _labels_text(labels: Labels, metadata: Metadata) -> str:
     return json.dumps({"labels": labels, "metadata": metadata})
 
 
-def _parse_facts(text: str) -> tuple[Labels, Metadata]:
-    facts = json.loads(text)
-    labels, metadata = facts.get("labels", {}), facts.get("metadata")
+def _parse_labels(text: str) -> tuple[Labels, Metadata]:
+    values = json.loads(text)
+    labels, metadata = values.get("labels", {}), values.get("metadata")
     if not isinstance(metadata, dict):
         raise ValueError("it has no metadata")
     if not all(isinstance(values, dict) for values in metadata.values()):

@@ -17,7 +17,7 @@ from lookalike.index.filters import Filter, Value
 from lookalike.progress import Progress
 from lookalike.types import Vectors
 
-Facts = Mapping[str, Value | None]  # metadata of one item
+ItemMetadata = Mapping[str, Value | None]  # metadata of one item
 Ids = npt.NDArray[np.object_]
 CHANGED_FILE = "items.sqlite"  # in the folder of an index that was changed
 
@@ -62,7 +62,7 @@ class IndexedItem:
 
     id: str
     label: str | None = None
-    metadata: Facts = field(default_factory=dict)
+    metadata: ItemMetadata = field(default_factory=dict)
     path: Path | None = None
     file: FileState | None = None
 
@@ -89,7 +89,7 @@ class Update:
 
     id: str
     label: str | Unchanged | None = UNCHANGED
-    metadata: Facts = field(default_factory=dict)
+    metadata: ItemMetadata = field(default_factory=dict)
     vector: Vectors | None = None  # (dim,)
     path: Path | Unchanged | None = UNCHANGED
     file: FileState | Unchanged | None = UNCHANGED

@@ -19,7 +19,7 @@ from lookalike.index.exact import float32_error
 from lookalike.index.faiss_index import require_cosines
 from lookalike.index.filters import ID, LABEL, Column, Filter, IdColumn, Mask, Value, ValueColumn
 from lookalike.index.snapshot import Snapshot
-from lookalike.index.store import Facts, Ids, IndexedItem
+from lookalike.index.store import Ids, IndexedItem, ItemMetadata
 from lookalike.types import Vectors
 
 _EXTRA_HITS = 15  # fetched beyond the requested ones, so that ties at the last place are noticed
@@ -36,7 +36,7 @@ class Delta:
     def __init__(self, dim: int) -> None:
         self.ids: list[str] = []
         self.labels: list[str | None] = []
-        self.metadata: list[Facts] = []
+        self.metadata: list[ItemMetadata] = []
         self.rows: dict[int, int] = {}  # by rid
         self._buffer: Vectors = np.empty((_CAPACITY, dim), np.float32)
         self._columns: dict[tuple[str, int], Column] = {}  # of full chunks, by name and first row

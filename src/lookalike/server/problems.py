@@ -113,7 +113,7 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
 
 
 def as_problem(error: LookalikeError) -> Problem | None:
-    """Return the problem for an error of the library that the client can mend; None for one of the service."""
+    """Return the problem for an error that the client can correct; None for one of the service."""
     if isinstance(error, UnreadableImage):
         return Problem("unreadable-image", f"the image cannot be read: {error.cause}.", parameter="image")
     if isinstance(error, OptionError | DataError):

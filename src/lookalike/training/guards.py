@@ -50,9 +50,6 @@ class FutileTrainingError(Exception):
     """The training learns nothing; the text says what was observed."""
 
 
-# ---------------------------------------------------------------- loss
-
-
 @dataclass(frozen=True)
 class LossGuard:
     """The recent losses of a training, over epochs and sessions; `add` returns the next one.
@@ -165,9 +162,6 @@ def require_finite(tensors: Iterable[torch.Tensor], what: str) -> None:
         raise DivergenceError(f"{what} are not finite")
 
 
-# ---------------------------------------------------------------- gradients
-
-
 @dataclass
 class GradientGuard:
     """Finds parameters whose gradient is missing or zero in each of the first updates.
@@ -212,9 +206,6 @@ class GradientGuard:
 
 def _has_gradient(parameter: nn.Parameter) -> bool:
     return parameter.grad is not None and bool(parameter.grad.any())
-
-
-# ---------------------------------------------------------------- memory
 
 
 class MemoryGuard:

@@ -17,12 +17,12 @@ from lookalike.progress import Progress, count_noun
 
 if TYPE_CHECKING:
     from lookalike.api.change import Changed
-    from lookalike.index.store import Facts
+    from lookalike.index.store import ItemMetadata
 
 index_argument = click.argument("index", type=PATH)
 label_option = click.option("--label", help="The label of the items.")
 set_option = click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a fact in the metadata. Can be repeated."
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a value of the metadata. Can be repeated."
 )
 
 
@@ -45,7 +45,7 @@ def add(index: Path, images: tuple[Path, ...], settings: tuple[str, ...], as_jso
     from lookalike.api.change import add as run_add
 
     with closing(make_progress()) as progress:
-        changed = run_add(index, images, metadata=_facts(settings), progress=progress, **values)
+        changed = run_add(index, images, metadata=_metadata(settings), progress=progress, **values)
     _report(changed, progress, as_json=as_json)
 
 
@@ -73,7 +73,7 @@ def remove(index: Path, ids: tuple[str, ...], as_json: bool) -> None:
 @label_option
 @click.option("--no-label", is_flag=True, help="Remove the label of the items.")
 @set_option
-@click.option("--unset", multiple=True, metavar="NAME", help="Remove a fact from the metadata. Can be repeated.")
+@click.option("--unset", multiple=True, metavar="NAME", help="Remove NAME from the metadata. Can be repeated.")
 @click.option("--image", type=PATH, metavar="FILE", help="The new image of the item.")
 @json_option
 def update(index: Path, ids: tuple[str, ...], as_json: bool, image: Path | None, **values: Any) -> None:
@@ -90,7 +90,7 @@ def update(index: Path, ids: tuple[str, ...], as_json: bool, image: Path | None,
     label, no_label = values["label"], values["no_label"]
     if no_label and label is not None:
         raise OptionError("`no_label` and `label` exclude each other; remove one of the two.", argument="no_label")
-    metadata = {**_facts(values["settings"]), **dict.fromkeys(values["unset"])}
+    metadata = {**_metadata(values["settings"]), **dict.fromkeys(values["unset"])}
     new_label = None if no_label else UNCHANGED if label is None else label
     with closing(make_progress()) as progress:
         changed = run_update(index, ids, label=new_label, metadata=metadata, image=image, progress=progress)
@@ -120,18 +120,18 @@ def sync(index: Path, folder: Path | None, as_json: bool, **values: Any) -> None
     _report(changed, progress, as_json=as_json)
 
 
-def _facts(settings: Sequence[str]) -> Facts:
+def _metadata(settings: Sequence[str]) -> ItemMetadata:
     """Return metadata from NAME=VALUE; a value that is written as a number, true or false is one."""
     from lookalike.index.filters import read_number
 
-    facts: dict[str, str | int | float | bool | None] = {}
+    metadata: dict[str, str | int | float | bool | None] = {}
     for text in settings:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise OptionError(f"--set takes NAME=VALUE, got {text!r}.")
         number = read_number(value)
-        facts[name] = {"true": True, "false": False}.get(value, value if number is None else number)
-    return facts
+        metadata[name] = {"true": True, "false": False}.get(value, value if number is None else number)
+    return metadata
 
 
 def _report(changed: Changed, progress: Progress, *, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """Draw docs/images/before-after.png: one query with its ten nearest images, before and after fine-tuning.
 
-    python docs/make_picture.py [--model BUNDLE] [--max-minutes 8]
+    python docs/make_before_after.py [--model BUNDLE] [--max-minutes 8]
 
 Reads the data set `clothing` (CC0) from $LOOKALIKE_SHARED/data (default ../shared/data). Without --model,
 EfficientNet-Lite0 is fine-tuned first, with the default recipe. The query is chosen by a rule, see `choose_query`; the
