@@ -2,9 +2,9 @@
 
     python docs/check_words.py [--names] [--count] [FILE_OR_FOLDER ...]
 
-Checks strings, comments and names of Python files, everything in documents, templates and pages, and the names of files. Each failure is a line
-`FILE:LINE: 'word': write 'other word'`. `--names` also reports names that do not say what a value holds; `--count`
-prints the number of failures per file instead.
+Checks strings, comments and names of Python files, everything in documents, templates and pages, and the names of
+files. Each failure is a line `FILE:LINE: 'word': write 'other word'`. `--names` also reports names that do not say what
+a value holds; `--count` prints the number of failures per file instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ SUFFIXES = (".py", ".md", ".j2", ".toml", ".html", ".js", ".yml")
 LISTS = ("check_words.py", "test_check_words.py")  # they contain what is ruled out
 VAGUE_NAMES = {"found", "given", "own", "kept", "chosen", "wanted", "known", "place", "told", "made"}
 UNIT = r"(second|minute|hour|query|image|item|step|epoch|batch|class|vector|candidate|core|thread)"
-COUNTED = r"(images|queries|vectors|bytes|seconds|milliseconds|ms|MB|GB|files|items|steps|epochs|searches|requests|hits|tokens|once|one)"
+COUNTED = (
+    r"(images|queries|vectors|bytes|seconds|milliseconds|ms|MB|GB|files|items|steps|epochs|searches|requests|hits|tokens|"
+    r"once|one)"
+)
 
 
 @dataclass(frozen=True)
