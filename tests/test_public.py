@@ -55,9 +55,11 @@ def test_an_unknown_name_is_an_attribute_error():
         la.bnchmark  # noqa: B018
 
 
-def test_a_subpackage_does_not_hide_the_function_of_its_name():
-    imports = "import lookalike as la, lookalike.index.index, lookalike.benchmark.trial"
-    assert new_process(f"{imports}; print(callable(la.index), callable(la.benchmark))") == "True True"
+def test_a_subpackage_does_not_hide_the_function_of_its_name(programs):
+    code = "import lookalike as la, lookalike.index.index, lookalike.benchmark.trial"
+    code += "; print(callable(la.index), callable(la.benchmark))"
+    run = subprocess.run([programs / "run-code", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "True True\n"
 
 
 def test_a_name_is_imported_once():

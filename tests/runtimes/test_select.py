@@ -133,6 +133,18 @@ def test_few_images_are_computed_by_torch(encoder, sample, no_measuring):
     assert load_timings(encoder.info.backbone) == ()
 
 
+def test_the_third_process_times_the_runtimes(encoder, sample, set_rates, monkeypatch, graph_cache):
+    """Each process waits for the import of torch, which another runtime does not need."""
+    set_rates(OPENVINO_FASTEST)
+    counts = []
+    for process in (7, 7, 8, 9):
+        with monkeypatch.context() as another:
+            another.setattr(cache.os, "getpid", lambda process=process: process)
+            counts.append(cache.count_processes(encoder.info.backbone))
+    assert counts == [1, 1, 2, 3]
+    assert runtime_of(prepare(encoder, sample, count=1)) == ("openvino", "float32")
+
+
 def test_without_a_readable_image_noise_is_timed(encoder, tmp_path, graph_cache, set_rates):
     set_rates(OPENVINO_FASTEST)
     missing = [File("missing", tmp_path / "missing.jpg")]

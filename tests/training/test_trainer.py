@@ -1,6 +1,6 @@
 """The trainer: layers and rates, precision, one step, accumulation, and what a checkpoint restores."""
 
-import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -185,12 +185,14 @@ def test_loss_scaling_keeps_small_float16_gradients(weights):
 
 @pytest.mark.parametrize(
     ("overrides", "steps"),
-    [({}, 1), ({"clip": 0.0}, 1), ({"precision": "float16"}, 18), ({"precision": "float16", "clip": 0.0}, 18)],
+    [({}, 1), ({"clip": 0.0}, 1), ({"precision": "float16"}, 3), ({"precision": "float16", "clip": 0.0}, 3)],
     ids=lambda c: "-".join(map(str, c.values())) if isinstance(c, dict) else "",
 )
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(overrides, steps, member):
-    """A scale of 2 to the power of 16 is one after 16 steps that overflow, and below one after 17."""
+    """A scale of two is one after the first step that overflows, and below one after the second."""
     trainer = make_trainer(member, **overrides)
+    if trainer.scaler.is_enabled():
+        trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0})
     member.head.linear.weight.register_hook(lambda gradient: gradient * float("nan"))
     before = weights_of(member)
     losses = [train_step(trainer) for _ in range(steps)]
@@ -431,11 +433,10 @@ def test_three_steps_update_every_layer(name, loss, monkeypatch):
     assert [n for n, w in encoder.module.named_parameters() if torch.equal(w, before[n])] == []
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_network_has_nearly_the_same_loss_and_gradients(monkeypatch):
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        pytest.skip("compiling a network on a CPU needs a C++ compiler, and none is installed")
+    """Without the last step, C++ code, which takes half a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     build_with(monkeypatch, depth=1)
     states = {}
     for compiled in (False, True):

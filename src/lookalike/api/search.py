@@ -28,7 +28,7 @@ from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import RerankingInfo
 from lookalike.models.pipeline import File, ImageInput, Source, decode, require_list
 from lookalike.models.preprocessing import Crop, CropResult
-from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
+from lookalike.progress import Progress, count_noun, resolve_progress
 from lookalike.runtimes.load import load_encoder
 from lookalike.runtimes.select import with_runtime
 from lookalike.types import Calibration, Embeddings, Hit, Hits, QueryHits, Skipped, Vectors
@@ -134,6 +134,7 @@ def load_index(
     root: Path | str | None = None,
     verify: bool = False,
     functions: Sequence[AnyEncoder | Crop] = (),
+    progress: Progress | None = None,
 ) -> LoadedIndex:
     """Load an index and its encoder, for many searches.
 
@@ -142,6 +143,7 @@ def load_index(
         root: the folder of its images, if they were moved.
         verify: also compare more than 32 MB of vectors with their digest, at about 1 GB/s.
         functions: the encoders from `as_encoder` and the crops that the index was made with: functions are not in it.
+        progress: as in `search`.
 
     Raises:
         OptionError: `root` is not a folder.
@@ -167,7 +169,7 @@ def load_index(
         of_model = info.calibration, info.reranking
     try:
         with_precision = with_runtime(encoder, precision=items.precision)
-        with_precision.prepare((), 1, SILENT)
+        with_precision.prepare((), 1, resolve_progress(progress))
     except (OptionError, ModelError):  # no runtime here has the precision of the index
         return LoadedIndex(items, encoder, path, *of_model)
     return LoadedIndex(items, with_precision, path, *of_model)
@@ -223,7 +225,7 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
     condition = Filter.parse(where) if isinstance(where, str) else where
     page = None if html is None else _page_path(html)
     if not isinstance(index, LoadedIndex):
-        loaded = load_index(index, root=root, verify=verify)
+        loaded = load_index(index, root=root, verify=verify, progress=progress)
     elif verify:
         raise OptionError(
             "`verify` is for a folder, got an index that is loaded already; pass it to load_index.", argument="verify"

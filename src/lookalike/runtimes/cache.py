@@ -1,6 +1,7 @@
 """The cache of this machine: how fast each runtime is, graphs of backbones, compiled graphs, and weights.
 
-    timings/<architecture>-<machine>.json       images per second by runtime and precision
+    timings/<architecture>-<machine>.json       images per second by runtime and precision; before they were timed,
+                                                the ids of the processes that ran it
     graphs/<backbone>-<versions>/               graph.xml + graph.bin, graph.onnx, compiled graphs (.blob)
                                  graphs.json    digests of the files; cosines to torch by runtime and precision
     pretrained/<request>.json, <backbone>.safetensors     pretrained backbones by name and weights
@@ -65,6 +66,19 @@ def save_timings(backbone: BackboneInfo, timings: Sequence[RuntimeTiming]) -> No
     """Store timings; where the cache cannot be written, runtimes are timed again."""
     with contextlib.suppress(LookalikeError):
         write_json(_timings_file(backbone), {"cpu": cpu_name(), "timings": [asdict(t) for t in timings]})
+
+
+def count_processes(backbone: BackboneInfo) -> int:
+    """Return how many processes have run this architecture untimed on this machine, this one included; 1 if unknown."""
+    file = _timings_file(backbone)
+    try:
+        processes = {int(process) for process in read_json(file, "timings")["processes"]}
+    except (StorageError, ValueError, KeyError, TypeError):
+        processes = set()
+    processes.add(os.getpid())
+    with contextlib.suppress(LookalikeError):
+        write_json(file, {"cpu": cpu_name(), "processes": sorted(processes)})
+    return len(processes)
 
 
 def _timings_file(backbone: BackboneInfo) -> Path:

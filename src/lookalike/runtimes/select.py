@@ -1,7 +1,8 @@
 """Select the runtime that executes a backbone: the fastest on this machine that computes what torch computes.
 
-Runtimes are timed once per architecture and machine. The graph of a set of weights is made and compared with torch
-once; afterwards neither needs torch. int8 is not among the candidates: it is another model, made by `export`.
+Runtimes are timed once per architecture and machine: for many images, or in the third process that uses it. The graph
+of a set of weights is made and compared with torch once; afterwards neither needs torch. int8
+is not among the candidates: it is another model, made by `export`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lookalike.models.pipeline import Backbone, FixedBackbone, Source, decode
 from lookalike.models.preprocessing import Preprocessing
 from lookalike.progress import Progress
 from lookalike.runtimes import onnx
-from lookalike.runtimes.cache import GraphCache, RuntimeTiming, load_timings, save_timings
+from lookalike.runtimes.cache import GraphCache, RuntimeTiming, count_processes, load_timings, save_timings
 from lookalike.runtimes.graphs import (
     GRAPH_RUNTIMES,
     SINGLE_MAX,
@@ -48,6 +49,7 @@ PRECISIONS = (AUTO, "float32", "bfloat16")
 # the smallest cosine to torch's float32 embedding of the same image that a precision may have
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
 MIN_IMAGES = 400  # converting and timing take ten to twenty seconds: not for fewer images
+TIMED_PROCESS = 3  # nor before the third process, as each one waits five seconds for torch
 _TIMED_IMAGES = 24
 _TIMED_SECONDS = 0.5
 _TIMED_ROUNDS = 2  # the highest rate counts: another process may disturb a round
@@ -221,7 +223,7 @@ class _Selection:
             onnx.require_packages()
         timings = load_timings(self.info)
         if not timings and AUTO in (runtime, precision):
-            if runtime == AUTO and self.count < MIN_IMAGES:
+            if runtime == AUTO and self.count < MIN_IMAGES and count_processes(self.info) < TIMED_PROCESS:
                 return self.request.on_torch(fixed_precision)
             timings = self.measure()
         candidates = [t for t in timings if runtime in (AUTO, t.runtime) and precision in (AUTO, t.precision)]
@@ -235,7 +237,7 @@ class _Selection:
                 self.progress.info(f"{self.info.name}: {timing.runtime} in {timing.precision} is skipped: {error}")
                 errors.append(str(error).rstrip("."))
                 continue
-            if timing.rate:
+            if timing.rate and self.count > SINGLE_MAX:
                 self.progress.info(f"{self.info.name}: running on {timing}{self.explain(timing, timings)}")
             return backbone
         available = ", ".join(f"{t.runtime} in {t.precision}" for t in timings)
@@ -259,7 +261,7 @@ class _Selection:
 
     def open_checked(self, runtime: str, precision: str) -> Backbone:
         """Return the backbone on a runtime; raise `ModelError` if its features differ from torch's."""
-        backbone = self.open(runtime, precision)
+        backbone = self.open(runtime, precision, throughput=self.count > SINGLE_MAX)
         if runtime == TORCH:
             return backbone
         cosine = self.graphs.cosine(runtime, precision)
@@ -271,8 +273,8 @@ class _Selection:
             raise ModelError(f"its features differ from torch's (cosine {cosine:.4f}).")
         return backbone
 
-    def open(self, runtime: str, precision: str) -> Backbone:
-        """Return the backbone on a runtime."""
+    def open(self, runtime: str, precision: str, *, throughput: bool) -> Backbone:
+        """Return the backbone on a runtime, compiled for many batches or for single ones."""
         if runtime == TORCH:
             return self.request.on_torch(precision)
         module = GRAPH_RUNTIMES[runtime]
@@ -286,7 +288,7 @@ class _Selection:
                 self.graphs.add(names, lambda folder: write_graph(backbone, runtime, folder / names[0]))
             return self.graphs.folder / names[0]
 
-        runner = open_graph(graph_file, runtime, precision, throughput=self.count > SINGLE_MAX, cache=self.graphs)
+        runner = open_graph(graph_file, runtime, precision, throughput=throughput, cache=self.graphs)
         return GraphBackbone(self.info, runner, runtime, precision, source=self.request.source)
 
     def measure(self) -> tuple[RuntimeTiming, ...]:
@@ -300,7 +302,7 @@ class _Selection:
         for number, (runtime, precision) in enumerate(options):
             self.progress.step("timing runtimes", number, total)
             try:
-                backbones.append(self.open(runtime, precision))
+                backbones.append(self.open(runtime, precision, throughput=True))
             except (ModelError, MissingExtra, StorageError) as error:
                 complete &= not isinstance(error, StorageError)
                 self.progress.info(f"{self.info.name}: {runtime} in {precision} is skipped: {describe_error(error)}")
