@@ -27,7 +27,7 @@ SHORTER = {
     "--backbone efficientnet_lite0 --backbone efficientnet_lite2 --max-minutes 10": (
         "--backbone efficientnet_lite0 --epochs 1 --max-minutes 10"  # 150 s less, most of it to time ensembles
     ),
-    "--deadline 2h": "--deadline 45s",
+    "--deadline 2h": "--deadline 30s",
     'la.train(data, out="model")': 'la.train(data, out="model", epochs=1)',
 }
 
