@@ -53,9 +53,17 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let nothing that this machine keeps of models decide in fixtures that several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOOKALIKE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let nothing that this machine keeps of models decide, nor what another test left."""
+    """Let nothing that another test left decide."""
     # mktemp would look through thousands of folders for a free number
     folder = tmp_path_factory.getbasetemp() / "caches" / str(next(_cache_numbers))
     folder.mkdir(parents=True)

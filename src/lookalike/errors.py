@@ -130,7 +130,7 @@ class MissingExtra(LookalikeError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package {package}, which is not installed; run: pip install 'lookalike[{extra}]'"
+            f"{purpose} needs the package {package}, which is not installed; install lookalike with the extra {extra}"
         )
 
 

@@ -21,6 +21,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 def _audit(event, arguments):
     local = event == "socket.connect" and isinstance(arguments[1], (str, bytes))  # a socket of this machine, of wandb
+    local |= event == "socket.getaddrinfo" and arguments[0] == "127.0.0.1"
     if event in _NETWORK and not local:
         _LOG.write(f"network {event} {arguments[1:]!r}\\n")
         raise OSError("the network is denied")
@@ -40,21 +41,28 @@ embed photos --model model --out fresh.emb
 index photos --model model --out fresh.index
 search photos.index photos/test/query/cat0.jpg --html page.html
 evaluate photos --model model --runtime onnxruntime
+add photos.index photos/test/query/cat0.jpg --label cat
+update photos.index test/query/cat0.jpg --set year=2024
+remove photos.index test/query/cat0.jpg
+sync photos.index
 submit photos --model model --group us --out submission.json
 submit photos --model model --group us --out dry.json --post https://host.invalid/ --dry-run
 post submission.json https://host.invalid/ --dry-run
-export trained --format openvino --out openvino
 export trained --format openvino --int8 --data photos --tolerance 1 --out openvino8
 export trained --format onnx --out onnx
-export trained --format onnx --int8 --data photos --tolerance 1 --out onnx8
 backbones
 recipes
+token tokens --scope read --name us
+completion bash
+serve photos.index --port 0
 """
 
 _RUN = """
-import shlex, sys
+import os, shlex, signal, sys, threading
 from lookalike.cli.main import run
 for line in sys.argv[1].split("\\n"):
+    if line.startswith("serve"):
+        threading.Timer(3, os.kill, (os.getpid(), signal.SIGTERM)).start()
     code = run(shlex.split(line))
     if code:
         sys.exit(f"{line} ended with {code}")

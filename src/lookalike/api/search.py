@@ -28,9 +28,9 @@ from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import RerankingInfo
 from lookalike.models.pipeline import File, ImageInput, Source, decode, require_list
 from lookalike.models.preprocessing import Crop, CropResult
-from lookalike.progress import Progress, count_noun, resolve_progress
+from lookalike.progress import SILENT, Progress, count_noun, resolve_progress
 from lookalike.runtimes.load import load_encoder
-from lookalike.runtimes.select import with_runtime
+from lookalike.runtimes.select import time_for_searches, with_runtime
 from lookalike.types import Calibration, Embeddings, Hit, Hits, QueryHits, Skipped, Vectors
 
 _THUMBNAIL = 256  # longer side of the images on the page, in pixels
@@ -169,7 +169,8 @@ def load_index(
         of_model = info.calibration, info.reranking
     try:
         with_precision = with_runtime(encoder, precision=items.precision)
-        with_precision.prepare((), 1, resolve_progress(progress))
+        time_for_searches(with_precision, resolve_progress(progress))
+        with_precision.prepare((), 1, SILENT)
     except (OptionError, ModelError):  # no runtime here has the precision of the index
         return LoadedIndex(items, encoder, path, *of_model)
     return LoadedIndex(items, with_precision, path, *of_model)

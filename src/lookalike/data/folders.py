@@ -112,7 +112,7 @@ class ImageFinder:
             count = count_noun(self.unsupported.total(), "image")
             advice = "convert them to JPEG or PNG"
             if any(suffix in HEIF_SUFFIXES for suffix in self.unsupported):
-                advice += ", or for HEIC run: pip install 'lookalike[heif]'"
+                advice += ", or for HEIC install lookalike with the extra heif"
             notes.append(f"{count} of formats that are not read: {kinds}; {advice}")
         if self.without_suffix:
             count = count_noun(len(self.without_suffix), "image")

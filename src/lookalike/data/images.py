@@ -213,7 +213,7 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
             raise
         file.seek(0)
     if not has_heif():
-        cause = "HEIC needs the package pillow-heif; run: pip install 'lookalike[heif]'"
+        cause = "HEIC needs the package pillow-heif; install lookalike with the extra heif"
         raise UnreadableImage(path, cause)
     from pillow_heif.as_plugin import HeifImageFile  # not registered with Pillow: that would change other programs
 

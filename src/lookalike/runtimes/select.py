@@ -1,8 +1,8 @@
 """Select the runtime that executes a backbone: the fastest on this machine that computes what torch computes.
 
-Runtimes are timed once per architecture and machine: for many images, or in the third process that uses it. The graph
-of a set of weights is made and compared with torch once; afterwards neither needs torch. int8
-is not among the candidates: it is another model, made by `export`.
+Runtimes are timed once per architecture and machine: for many images, or in the third process that searches. The graph
+of a set of weights is made and compared with torch once; afterwards neither needs torch. int8 is not among the
+candidates: it is another model, made by `export`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PRECISIONS = (AUTO, "float32", "bfloat16")
 # the smallest cosine to torch's float32 embedding of the same image that a precision may have
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
 MIN_IMAGES = 400  # converting and timing take ten to twenty seconds: not for fewer images
-TIMED_PROCESS = 3  # nor before the third process, as each one waits five seconds for torch
+TIMED_PROCESS = 3  # that searches with few images: each one waits five seconds for torch
 _TIMED_IMAGES = 24
 _TIMED_SECONDS = 0.5
 _TIMED_ROUNDS = 2  # the highest rate counts: another process may disturb a round
@@ -129,6 +129,16 @@ def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO
     precisions = split_precision(precision, len(encoder.members))
     members = [_member_with_runtime(m, runtime, p) for m, p in zip(encoder.members, precisions, strict=True)]
     return replace(encoder, members=tuple(members)) if isinstance(encoder, Ensemble) else members[0]
+
+
+def time_for_searches(encoder: AnyEncoder, progress: Progress) -> None:
+    """Time the runtimes of an encoder that searches, if this is the third process of its architecture to do so."""
+    for member in encoder.members:
+        backbone = member.backbone
+        if not isinstance(backbone, AutoBackbone) or backbone.runtime != AUTO or load_timings(backbone.info):
+            continue
+        if count_processes(backbone.info) >= TIMED_PROCESS:
+            _Selection(backbone, (), MIN_IMAGES, progress).measure()
 
 
 def split_precision(precision: str, count: int) -> list[str]:
@@ -223,7 +233,7 @@ class _Selection:
             onnx.require_packages()
         timings = load_timings(self.info)
         if not timings and AUTO in (runtime, precision):
-            if runtime == AUTO and self.count < MIN_IMAGES and count_processes(self.info) < TIMED_PROCESS:
+            if runtime == AUTO and self.count < MIN_IMAGES:
                 return self.request.on_torch(fixed_precision)
             timings = self.measure()
         candidates = [t for t in timings if runtime in (AUTO, t.runtime) and precision in (AUTO, t.precision)]

@@ -297,9 +297,15 @@ def _train_epoch(
             trainer.warn(guard.warning)
         if not math.isfinite(losses[-1]):  # a skipped step, whose activations may have reached the batch statistics
             require_finite(trainer.encoder.module.buffers(), "batch statistics")
-        progress.step(f"epoch {epoch + 1}/{run.end}", batch.done, len(order), f"loss {guard.mean:.3f}{best}")
+        progress.step(f"epoch {epoch + 1}/{run.end}", batch.done, len(order), f"loss {_mean(losses):.3f}{best}")
     run.loss_guard = guard
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    if not finite:
+    mean = _mean(losses)
+    if math.isnan(mean):
         raise DivergenceError("no loss of an epoch is finite")
-    return float(np.mean(finite))
+    return mean
+
+
+def _mean(losses: Sequence[float]) -> float:
+    """Return the mean of the finite losses; nan if there is none."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return float(np.mean(finite)) if finite else math.nan
