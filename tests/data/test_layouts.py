@@ -292,7 +292,7 @@ def test_parquet_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "manifest.parquet").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(MissingExtra, match=r"pyarrow.*lookalike\[parquet\]"):
+    with pytest.raises(MissingExtra, match=r"pyarrow.*the extra parquet"):
         load_dataset(tmp_path)
 
 

@@ -106,7 +106,7 @@ def test_the_description_has_the_right_numbers():
 
 def test_without_scikit_image_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(MissingExtra, match=r"scikit-image.*lookalike\[demo\]"):
+    with pytest.raises(MissingExtra, match=r"scikit-image.*the extra demo"):
         write_demo_images(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 

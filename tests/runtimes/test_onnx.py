@@ -70,7 +70,7 @@ def test_a_missing_package_is_named(graph_file, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     assert not onnx.is_installed()
-    with pytest.raises(MissingExtra, match=r"onnxscript.*lookalike\[onnx\]"):
+    with pytest.raises(MissingExtra, match=r"onnxscript.*the extra onnx"):
         onnx.require_packages()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtra, match="onnxruntime"):
