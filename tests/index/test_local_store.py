@@ -66,6 +66,13 @@ def test_keys_that_cannot_be_read_are_ignored(tmp_path, create):
     index.close()
 
 
+def test_a_pipe_in_place_of_the_items_is_refused(folder):
+    (folder / "items.sqlite").unlink()
+    os.mkfifo(folder / "items.sqlite")
+    with pytest.raises(StorageError, match="it is a pipe"):
+        Index.load(folder)
+
+
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 def test_a_damaged_snapshot_is_built_again(folder, damage, caplog):
     expected = hits_of(Index.load(folder))

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lookalike._files import reading_errors, require_regular
 from lookalike.errors import StorageError
 from lookalike.index.store import (
     Add,
@@ -64,6 +65,8 @@ class SqliteItems:
         self.path = path
         self._log = path.with_name(f"{path.name}-wal")
         self._only_file: int | None = None  # the time of change of a file that is read alone
+        with reading_errors(path, "the file of items", argument="path"):
+            require_regular(path)  # SQLite would wait for a pipe
         self.connection = _connect(path, "mode=rw")
         with sqlite_errors(path):
             try:
