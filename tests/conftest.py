@@ -55,7 +55,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let nothing that this machine keeps of models decide in fixtures that several tests share."""
+    """Use an empty cache for fixtures that several tests share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOOKALIKE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -63,7 +63,7 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let nothing that another test left decide."""
+    """Use an empty cache for each test."""
     # mktemp would look through thousands of folders for a free number
     folder = tmp_path_factory.getbasetemp() / "caches" / str(next(_cache_numbers))
     folder.mkdir(parents=True)
@@ -130,7 +130,7 @@ def sample_images() -> dict[str, Image.Image]:
     """Four images that scikit-image ships, RGB, 160 pixels on the longer side; copy one before changing it."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        pytest.skip("scikit-image, whose images the tests use, is not installed; run: pip install 'lookalike[test]'")
+        pytest.skip("scikit-image, whose images the tests use, is not installed; install the extra test")
     folder = Path(spec.origin).parent / "data"
     images = {}
     for name, file in _FILES.items():

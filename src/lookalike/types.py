@@ -240,7 +240,7 @@ class Hit:
         path: its file, if known.
         probability: that it matches the query, if the model has a calibration.
         label: its label, if known.
-        metadata: text, numbers and truth values by name, if known.
+        metadata: text, numbers and booleans by name, if known.
     """
 
     id: str

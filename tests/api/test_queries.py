@@ -1,4 +1,4 @@
-"""Queries made of regions, several images, items, vectors and examples, against the same by hand."""
+"""Queries made of crops, several images, items, vectors and examples, against the same by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def embed(loaded, *images):
     return loaded.encoder.embed(list(images)).vectors
 
 
-def test_a_region_is_the_image_that_is_cut_out(loaded, images):
+def test_a_crop_box_is_the_image_that_is_cut_out(loaded, images):
     path = images / "more" / "rocket1.jpg"
     with Image.open(path) as image:
         width, height = image.size
@@ -67,7 +67,7 @@ def test_the_pixels_are_those_of_the_upright_image(loaded, images, tmp_path):
     assert [hit.id for hit in hits] == expected
 
 
-def test_a_region_reaches_at_most_to_the_edge():
+def test_a_crop_box_reaches_at_most_to_the_edge():
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     assert CropBox(4, 1, 100, 2).cut(pixels).tolist() == pixels[1:3, 4:].tolist()
     assert CropBox(0.5, 0, 0.5, 1, is_share=True).cut(pixels).tolist() == pixels[:, 3:].tolist()
@@ -80,13 +80,13 @@ def test_a_region_reaches_at_most_to_the_edge():
     "text",
     ["", "1,2,3", "1,2,3,4,5", "a,0,1,1", "0,0,0,1", "-1,0,2,2", "0,0,nan,1", "0,0,inf,1", "0%,0,1,1", "1e999,0,1,1"],
 )
-def test_what_is_not_a_region(text):
+def test_what_is_not_a_crop_box(text):
     with pytest.raises(OptionError) as caught:
         CropBox.parse(text)
     assert caught.value.argument == "crop"
 
 
-def test_a_region_as_text():
+def test_a_crop_box_as_text():
     assert CropBox.parse(" 10, 20,30.5,40") == CropBox(10, 20, 30.5, 40)
     assert CropBox.parse("10%,0%,50%,25%") == CropBox(0.1, 0, 0.5, 0.25, is_share=True)
     assert CropBox.parse(str(CropBox(0.1, 0, 0.5, 0.25, is_share=True))) == CropBox(0.1, 0, 0.5, 0.25, is_share=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lookalike.cli.app import COMMANDS
+
 pytestmark = pytest.mark.slow
 
 # run by Python at its start: every attempt to use the network is refused and written down, as is every file written
@@ -45,6 +47,7 @@ add photos.index photos/test/query/cat0.jpg --label cat
 update photos.index test/query/cat0.jpg --set year=2024
 remove photos.index test/query/cat0.jpg
 sync photos.index
+compete photos --deadline 30s --backbone test_efficientnet --weights small.safetensors --group us --out competition
 submit photos --model model --group us --out submission.json
 submit photos --model model --group us --out dry.json --post https://host.invalid/ --dry-run
 post submission.json https://host.invalid/ --dry-run
@@ -67,6 +70,11 @@ for line in sys.argv[1].split("\\n"):
     if code:
         sys.exit(f"{line} ended with {code}")
 """
+
+
+def test_every_command_is_tried():
+    """`demo` runs minutes of `benchmark`, on images from an installed package."""
+    assert {line.split()[0] for line in _COMMANDS.strip().splitlines()} == set(COMMANDS) - {"demo"}
 
 
 def test_no_command_uses_the_network_or_writes_elsewhere(workspace: Path, tmp_path: Path) -> None:

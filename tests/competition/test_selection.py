@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lookalike.competition.candidates import Candidate
+from lookalike.competition.candidates import SubmissionModel
 from lookalike.competition.clock import Clock, ClockProgress
 from lookalike.competition.selection import evaluate_selection, join_embeddings, select_models
 from lookalike.data.dataset import Dataset, Item, Split
@@ -34,7 +34,7 @@ def make_candidate(data, name, vectors):
         split: Embeddings([i.id for i in data.split(split)], rows, name) for split in (Split.TRAINING, Split.VALIDATION)
     }
     evaluation = evaluate_validation(data, embeddings[Split.VALIDATION], MEASURES)
-    return Candidate(name, name, "frozen", data.root, embeddings, evaluation)
+    return SubmissionModel(name, name, "frozen", data.root, embeddings, evaluation)
 
 
 def make_setup(data):

@@ -133,17 +133,17 @@ def test_few_images_are_computed_by_torch(encoder, sample, no_measuring):
     assert load_timings(encoder.info.backbone) == ()
 
 
-def test_the_third_process_that_searches_times_the_runtimes(encoder, sample, set_rates, monkeypatch, graph_cache):
+def test_the_third_process_that_loads_an_index_times_the_runtimes(encoder, sample, set_rates, monkeypatch, graph_cache):
     """Each process waits for the import of torch, which another runtime does not need."""
     set_rates(OPENVINO_FASTEST)
-    rates = []
+    timing_counts = []
     for process in (7, 7, 8, 9):
         with monkeypatch.context() as another:
             another.setattr(cache.os, "getpid", lambda process=process: process)
             select.time_for_searches(with_runtime(encoder), SILENT)
-            rates.append(len(load_timings(encoder.info.backbone)))
-    assert rates[:3] == [0, 0, 0]
-    assert rates[3] >= 2
+            timing_counts.append(len(load_timings(encoder.info.backbone)))
+    assert timing_counts[:3] == [0, 0, 0]
+    assert timing_counts[3] >= 2
     assert runtime_of(prepare(encoder, sample, count=1)) == ("openvino", "float32")
 
 

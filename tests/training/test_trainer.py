@@ -435,7 +435,7 @@ def test_three_steps_update_every_layer(name, loss, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_network_has_nearly_the_same_loss_and_gradients(monkeypatch):
-    """Without the last step, C++ code, which takes half a minute."""
+    """With the backend aot_eager: the default one writes and compiles C++ code for half a minute."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     build_with(monkeypatch, depth=1)
     states = {}

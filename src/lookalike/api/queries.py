@@ -1,4 +1,4 @@
-"""What a search looks for: images, regions of them, items of the index, vectors, and examples for and against.
+"""What a search looks for: images, parts of them, items of the index, vectors, and examples for and against.
 
 Examples are combined by Rocchio's formula (Rocchio 1971, "Relevance feedback in information retrieval"): the query plus
 the mean of positive examples minus that of negative ones, with the usual weights (Manning, Raghavan and Schütze 2008,
@@ -212,13 +212,13 @@ class _Group:
 
 def _unit(vector: Vectors) -> Vectors:
     if np.linalg.norm(vector) < _ZERO:
-        raise OptionError("the examples of a query cancel out; leave some of them out.", argument="images")
+        raise OptionError("the examples of a query cancel out; remove some of them.", argument="images")
     return l2_normalize(vector)
 
 
 @dataclass(frozen=True)
 class ResolvedQuery:
-    """A query whose files, items and regions are looked up.
+    """A query whose files, items and crops are looked up.
 
     Attributes:
         id: its id in the result; an item's id for an item.

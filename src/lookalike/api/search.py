@@ -200,7 +200,7 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
     Args:
         index: a folder from `lookalike index`, or what `load_index` returned.
         images: paths, pipes, bytes, binary files, PIL images or `(h, w, 3)` uint8 arrays; a path that occurs twice is
-            searched for once. A `Query` is searched for as a whole: a region of an image, several images, an item of
+            searched for once. A `Query` is searched for as a whole: a part of an image, several images, an item of
             the index, a vector, with positive and negative examples.
         top_k: hits per query; by default 10, or fewer if the index has fewer items.
         where: a filter such as `label == 'hat' and year >= 2020`: only items that fit are hits, so a query has fewer
@@ -223,7 +223,7 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
     images = list(images)
     if not images:
         raise OptionError("`images` must hold at least one image, got none.", argument="images")
-    condition = Filter.parse(where) if isinstance(where, str) else where
+    item_filter = Filter.parse(where) if isinstance(where, str) else where
     page = None if html is None else _page_path(html)
     if not isinstance(index, LoadedIndex):
         loaded = load_index(index, root=root, verify=verify, progress=progress)
@@ -243,9 +243,9 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
     query_paths = {name: queries[name].path for name in embeddings.ids}
     path_of = loaded.index.path_of
     hit_file = file_lookup(loaded.index)
-    hits = search_others(loaded.index, embeddings, queries, top_k, condition, hit_file)
-    if condition is not None and np.isnan(hits.scores).any():
-        unknown = _unknown_names(loaded.index, embeddings, condition)
+    hits = search_others(loaded.index, embeddings, queries, top_k, item_filter, hit_file)
+    if item_filter is not None and np.isnan(hits.scores).any():
+        unknown = _unknown_names(loaded.index, embeddings, item_filter)
         if unknown:
             progress.info(f"no item has a value under {', '.join(map(repr, unknown))}, which the filter compares")
     if loaded.calibration is not None:

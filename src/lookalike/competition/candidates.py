@@ -46,7 +46,7 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class SubmissionModel:
     """A model that the submission may be made of, with its embeddings of every split."""
 
     name: str  # such as `resnet50 fine-tuned`
@@ -80,7 +80,7 @@ def embed_pretrained(setup: Setup, backbone: str) -> dict[str, Embeddings]:
     return {split: project_features(encoder, f) for split, f in features.items()}
 
 
-def train_candidate(setup: Setup, plan: TrainingPlan) -> Candidate:
+def train_candidate(setup: Setup, plan: TrainingPlan) -> SubmissionModel:
     """Train as planned; an interrupted training resumes, and a finished one is read."""
     bundle, folder = setup.bundle(plan.name), setup.bundle(f"{plan.name}.training")
     if not is_bundle(bundle):
@@ -100,14 +100,14 @@ def train_candidate(setup: Setup, plan: TrainingPlan) -> Candidate:
     return read_candidate(setup, plan.name, plan.backbone, plan.kind)
 
 
-def read_candidate(setup: Setup, name: str, backbone: str, kind: Kind) -> Candidate:
+def read_candidate(setup: Setup, name: str, backbone: str, kind: Kind) -> SubmissionModel:
     """Return a trained candidate: embed all splits, unless that was done before, and measure it on validation."""
     bundle = setup.bundle(name)
     embeddings = _embed(setup, bundle, name)
     evaluation = evaluate_validation(setup.data, embeddings[Split.VALIDATION], setup.measures)
     (report,) = read_bundle_info(bundle).training
     assert report is not None, "every candidate is trained"
-    return Candidate(name, backbone, kind, bundle, embeddings, evaluation, report.seconds, report.planned_share)
+    return SubmissionModel(name, backbone, kind, bundle, embeddings, evaluation, report.seconds, report.planned_share)
 
 
 def unfinished_plans(setup: Setup) -> list[TrainingPlan]:
@@ -125,12 +125,12 @@ def _read_plan(folder: Path) -> TrainingPlan | None:
         return None
 
 
-def refit_bundle(setup: Setup, candidate: Candidate) -> Path:
+def refit_bundle(setup: Setup, candidate: SubmissionModel) -> Path:
     """Return the folder of the model that is trained again on all labelled images."""
     return setup.bundle(f"{candidate.name} refit")
 
 
-def refit_candidate(setup: Setup, candidate: Candidate) -> Candidate:
+def refit_candidate(setup: Setup, candidate: SubmissionModel) -> SubmissionModel:
     """Train a model again on training and validation images together; a finished one is read."""
     name, bundle = f"{candidate.name} refit", refit_bundle(setup, candidate)
     weights = setup.weights[candidate.backbone]
@@ -146,7 +146,7 @@ def refit_candidate(setup: Setup, candidate: Candidate) -> Candidate:
     )
     items = [replace(i, split=Split.TRAINING) if i.split is Split.VALIDATION else i for i in setup.data.items]
     all_labelled = replace(setup, data=setup.data.replace_items(items))
-    return Candidate(name, candidate.backbone, "refit", bundle, _embed(all_labelled, bundle, name))
+    return SubmissionModel(name, candidate.backbone, "refit", bundle, _embed(all_labelled, bundle, name))
 
 
 def _embed(setup: Setup, bundle: Path, name: str) -> dict[str, Embeddings]:

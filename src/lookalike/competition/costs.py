@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lookalike._files import read_json, write_json
 from lookalike._records import read_record
-from lookalike.competition.candidates import Candidate
+from lookalike.competition.candidates import SubmissionModel
 from lookalike.competition.setup import Setup
 from lookalike.errors import StorageError
 from lookalike.models.backbone_files import parse_backbone_file
@@ -69,7 +69,7 @@ def save_costs(path: Path, costs: Mapping[str, Costs]) -> None:
     write_json(path, asdict(_StoredCosts(machine_key(), costs)))
 
 
-def refit_seconds(candidate: Candidate, costs: Costs) -> float:
+def refit_seconds(candidate: SubmissionModel, costs: Costs) -> float:
     """Return about how long the refit of a model takes: its epochs up to the best one, on more images."""
     (report,) = read_bundle_info(candidate.bundle).training
     if report is None or not report.fine_tuned_share:

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from lookalike._files import open_regular, reading_errors, write_file
 from lookalike.competition.candidates import (
-    Candidate,
     Kind,
+    SubmissionModel,
     TrainingPlan,
     embed_pretrained,
     read_candidate,
@@ -34,7 +34,7 @@ from lookalike.competition.selection import (
     make_reranker,
     make_submission,
     means_of,
-    search,
+    search_queries,
     select_models,
 )
 from lookalike.competition.setup import BEST, REPORT, Setup
@@ -66,8 +66,8 @@ class StepRunner:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.costs: dict[str, Costs] = {}  # by backbone
-        self.candidates: dict[str, Candidate] = {}  # by name
-        self.refits: dict[str, Candidate] = {}  # by name of the candidate that was trained again
+        self.candidates: dict[str, SubmissionModel] = {}  # by name
+        self.refits: dict[str, SubmissionModel] = {}  # by name of the candidate that was trained again
         self.selection: SelectedModels | None = None  # None before a model was measured
         self._selection_seconds = 0.0
 
@@ -263,7 +263,7 @@ class StepRunner:
         candidates = [self.candidates[name] for name in names]
         return sum(refit_seconds(candidate, self.costs[candidate.backbone]) for candidate in candidates)
 
-    def _submit_refit(self, name: str, refitted: Candidate) -> None:
+    def _submit_refit(self, name: str, refitted: SubmissionModel) -> None:
         self.refits[name] = refitted
         reason = "trained with the validation images too, so that validation cannot measure it"
         self._submit(f"{name} on all labelled images", reason)
@@ -308,7 +308,7 @@ class StepRunner:
         setup.progress.info(f"{step} failed: {text}")
         return None
 
-    def _add(self, candidate: Candidate) -> None:
+    def _add(self, candidate: SubmissionModel) -> None:
         """Add a candidate; select models and re-ranking again, and submit if validation is better than before."""
         setup, measure, step = self.setup, self.setup.measures[0], _step_of(candidate)
         self.candidates[candidate.name] = candidate
@@ -345,7 +345,7 @@ class StepRunner:
         models = SubmittedModels(selection.weights, selection.reranking, refitted)
 
         def submit() -> None:
-            hits = search(self.setup, selection, self._submitted())
+            hits = search_queries(self.setup, selection, self._submitted())
             self._write(hits, model, step, reason, took=took, models=models)
 
         self._attempt(step, submit)
@@ -393,7 +393,7 @@ class StepRunner:
             total_seconds=setup.clock.total,
         )
 
-    def _submitted(self) -> list[Candidate]:
+    def _submitted(self) -> list[SubmissionModel]:
         """Return the models of the submission; refitted ones replace those that they repeat."""
         names = self.selection.weights if self.selection is not None else {}
         return [self.refits.get(name, self.candidates[name]) for name in names]
@@ -423,7 +423,7 @@ class StepRunner:
         measure, costs = self.setup.measures[0], self.costs[name]
         best = Measure.parse(measure).max_value
 
-        def score(candidate: Candidate) -> float:
+        def score(candidate: SubmissionModel) -> float:
             return 0.0 if candidate.evaluation is None else candidate.evaluation.mean(measure) / best
 
         runs, recipe_seconds = [], costs.recipe or 0.0
@@ -479,7 +479,7 @@ class StepRunner:
         return calibrate(self.setup.data, validation, training, self.setup.progress)
 
 
-def _step_of(candidate: Candidate) -> str:
+def _step_of(candidate: SubmissionModel) -> str:
     """Return the name of the step that trains a candidate."""
     return f"frozen {candidate.backbone}" if candidate.kind == "frozen" else f"training {candidate.name}"
 

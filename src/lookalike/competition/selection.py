@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from lookalike._files import digest
-from lookalike.competition.candidates import Candidate
+from lookalike.competition.candidates import SubmissionModel
 from lookalike.competition.clock import OutOfTimeError
 from lookalike.competition.setup import Setup
 from lookalike.data.dataset import Split
@@ -49,7 +49,7 @@ def means_of(evaluation: Evaluation, measures: Sequence[str]) -> tuple[float, ..
 
 
 def select_models(
-    setup: Setup, candidates: Sequence[Candidate], before: SelectedModels | None = None
+    setup: Setup, candidates: Sequence[SubmissionModel], before: SelectedModels | None = None
 ) -> SelectedModels:
     """Select models by forward selection with replacement (Caruana et al. 2004), then a re-ranking.
 
@@ -115,7 +115,7 @@ def _select_reranking(
 
 
 def evaluate_selection(
-    setup: Setup, weights: Mapping[str, float], reranking: Reranking, candidates: Sequence[Candidate]
+    setup: Setup, weights: Mapping[str, float], reranking: Reranking, candidates: Sequence[SubmissionModel]
 ) -> SelectedModels:
     """Return the selection of models, in the order of their weights, and a re-ranking, measured on validation."""
     joined = join_embeddings(candidates, tuple(weights.values()), Split.VALIDATION)
@@ -127,7 +127,7 @@ def evaluate_selection(
     return selection
 
 
-def search(setup: Setup, selection: SelectedModels, candidates: Sequence[Candidate]) -> Hits:
+def search_queries(setup: Setup, selection: SelectedModels, candidates: Sequence[SubmissionModel]) -> Hits:
     """Return the re-ranked hits of all queries.
 
     `candidates` are the selected models in the order of their weights, or their refits.
@@ -138,7 +138,7 @@ def search(setup: Setup, selection: SelectedModels, candidates: Sequence[Candida
     return reranker.search(queries, gallery, setup.top_k, same_file_ids=setup.data.same_file_ids)
 
 
-def make_reranker(setup: Setup, selection: SelectedModels, candidates: Sequence[Candidate]) -> Reranker:
+def make_reranker(setup: Setup, selection: SelectedModels, candidates: Sequence[SubmissionModel]) -> Reranker:
     """Return the selected re-ranking with the class means of these models."""
     means = None
     if selection.reranking.class_similarity is not None:
@@ -148,7 +148,7 @@ def make_reranker(setup: Setup, selection: SelectedModels, candidates: Sequence[
     return Reranker(selection.reranking, means)
 
 
-def join_embeddings(candidates: Sequence[Candidate], weights: Sequence[float], split: Split) -> Embeddings:
+def join_embeddings(candidates: Sequence[SubmissionModel], weights: Sequence[float], split: Split) -> Embeddings:
     """Return embeddings of a split whose cosines are the weighted means of the models' cosines; weights sum to 1."""
     if len(candidates) == 1:
         return candidates[0].embeddings[split]

@@ -71,7 +71,7 @@ class Column(Protocol):
         """Whether each item has a value."""
 
     def equals_any(self, values: Sequence[Value]) -> Mask:
-        """Whether the value of each item is one of these, of the same kind: text, number or truth value."""
+        """Whether the value of each item is one of these, of the same kind: text, number or boolean."""
 
     def compares(self, compare: Callable[[Any, Any], Any], value: str | float) -> Mask:
         """Whether the value of each item is of the same kind, and `compare` is true of it and this one."""
@@ -245,7 +245,7 @@ def normalized(text: str) -> str:
 
 
 def is_value(value: object) -> bool:
-    """Whether metadata may hold a value: text, a truth value, or a number that float64 holds exactly."""
+    """Whether metadata may hold a value: text, a boolean, or a number that float64 holds exactly."""
     if isinstance(value, float):
         return abs(value) < float("inf")  # false for nan
     return isinstance(value, str | bool) or (isinstance(value, int) and abs(value) <= EXACT_INTEGER)

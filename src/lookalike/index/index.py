@@ -112,7 +112,7 @@ class Index:
             embeddings: at least one.
             root: the folder that ids are relative to, for `path_of`.
             labels: labels by item id; ids without an embedding are ignored.
-            metadata: further facts by item id, for filters: text, numbers and truth values by key; ids without an
+            metadata: by item id, for filters: text, numbers and booleans by key; ids without an
                 embedding are ignored.
             min_recall: mean share of the exact 10 nearest that is found, above 0 and at most 1, which is exact.
             max_memory: limit for the vectors: bytes, or text such as 500MB.
@@ -253,7 +253,7 @@ class Index:
         Args:
             embeddings: of the model that made the index.
             labels: by item id.
-            metadata: further facts by item id.
+            metadata: text, numbers and booleans by item id.
             paths: files by item id, None for an item without one; of any other item the id is the path.
             files: the states of files when they were embedded, by item id.
             replace: allow items that exist; they are replaced with label, metadata and path.
@@ -403,9 +403,9 @@ class Index:
         """
         self._require_embeddings(queries, "queries")
         store = self._store
-        condition = Filter.parse(where) if isinstance(where, str) else where
+        item_filter = Filter.parse(where) if isinstance(where, str) else where
         top_k = self.resolve_top_k(top_k, queries.ids)
-        ids, scores = store.search(queries.vectors, queries.ids, top_k, condition)
+        ids, scores = store.search(queries.vectors, queries.ids, top_k, item_filter)
         other = store.other_paths
         paths = {item: located(other[item], self.root) for item in ids.ravel() if item in other} if other else {}
         return Hits(tuple(queries.ids), ids, scores, self.root, paths)

@@ -211,7 +211,7 @@ def _parse_labels(text: str) -> tuple[Labels, Metadata]:
     if not all(isinstance(values, dict) for values in metadata.values()):
         raise ValueError("not all metadata are objects")
     if not all(value is None or is_value(value) for values in metadata.values() for value in values.values()):
-        raise ValueError("not all metadata are text, numbers or truth values")
+        raise ValueError("not all metadata are text, numbers or booleans")
     if not (isinstance(labels, dict) and all(isinstance(label, str) for label in labels.values())):
         raise ValueError("not all labels are text")
     return labels, metadata

@@ -54,7 +54,7 @@ class IndexedItem:
     Attributes:
         id: its id.
         label: its label, or None.
-        metadata: further facts by name: text, numbers, True or False.
+        metadata: text, numbers and booleans by name.
         path: its file, or None.
         file: the state of its file when it was embedded; None if unknown.
 

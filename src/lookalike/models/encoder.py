@@ -267,7 +267,7 @@ class Ensemble:
 
     @property
     def state(self) -> TrainingState:
-        """That of the members; `mixed` if they differ, untrained if one of them is."""
+        """`untrained` if any member is; `mixed` if they differ; else the state that all have."""
         return joint_state({member.state for member in self.members})
 
     @property

@@ -53,7 +53,7 @@ _MAX_MEMBERS = 16
 
 
 def joint_state(states: Collection[TrainingState]) -> TrainingState:
-    """Return the state of an ensemble: that of its members, `mixed` if they differ, untrained if one of them is."""
+    """Return the state of an ensemble: `untrained` if any member is; `mixed` if they differ; else that of all."""
     if UNTRAINED in states:
         return UNTRAINED
     return next(iter(states)) if len(set(states)) == 1 else MIXED

@@ -1,7 +1,7 @@
 """The cache of this machine: how fast each runtime is, graphs of backbones, compiled graphs, and weights.
 
     timings/<architecture>-<machine>.json       images per second by runtime and precision; before they were timed,
-                                                the ids of the processes that searched with it
+                                                the processes that loaded an index of it
     graphs/<backbone>-<versions>/               graph.xml + graph.bin, graph.onnx, compiled graphs (.blob)
                                  graphs.json    digests of the files; cosines to torch by runtime and precision
     pretrained/<request>.json, <backbone>.safetensors     pretrained backbones by name and weights
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ _FORMAT = "4"
 _MAX_BYTES = 4 * 10**9
 _PACKAGES = ("lookalike", "timm", "torch", "transformers", "openvino", "onnx", "onnxscript", "onnxruntime")
 _DIGEST_LENGTH = 32
+_SESSION = secrets.token_hex(4)  # in a container, each process has the same id
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,13 @@ def save_timings(backbone: BackboneInfo, timings: Sequence[RuntimeTiming]) -> No
 
 
 def count_processes(backbone: BackboneInfo) -> int:
-    """Return how many processes have searched with this architecture while it was untimed, this one included."""
+    """Return how many processes have loaded an index of this architecture while it was untimed, this one included."""
     file = _timings_file(backbone)
     try:
-        processes = {int(process) for process in read_json(file, "timings")["processes"]}
+        processes = {str(process) for process in read_json(file, "timings")["processes"]}
     except (StorageError, ValueError, KeyError, TypeError):
         processes = set()
-    processes.add(os.getpid())
+    processes.add(f"{_SESSION}-{os.getpid()}")
     with contextlib.suppress(LookalikeError):
         write_json(file, {"cpu": cpu_name(), "processes": sorted(processes)})
     return len(processes)

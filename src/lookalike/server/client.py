@@ -40,7 +40,7 @@ class ServedItem:
     Attributes:
         id: its id.
         label: its label, if it has one.
-        metadata: text, numbers and truth values by name.
+        metadata: text, numbers and booleans by name.
 
     """
 
@@ -256,7 +256,7 @@ class Client:
             image: as in `search`.
             item: its id; None for a random one.
             label: its label.
-            metadata: text, numbers and truth values by name.
+            metadata: text, numbers and booleans by name.
 
         Raises:
             ServiceError: the id is in use (status 409), or the request is refused.

@@ -113,7 +113,7 @@ class ItemChangeBody(_Request):
     image: str | None = Field(None, description="its new image: a file in a form, base64 in JSON")
     label: str | None = Field(None, max_length=1000, description="its label; null removes it")
     metadata: dict[str, Value] | None = Field(
-        None, description="text, numbers and truth values by name; null removes a name"
+        None, description="text, numbers and booleans by name; null removes a name"
     )
 
 
