@@ -18,7 +18,7 @@ from lookalike.embeddings.embed_folder import embed_folder, require_embeddings_o
 from lookalike.embeddings.folder import LABELS_FILE, is_embeddings, is_unfinished, read_run
 from lookalike.errors import DataError, FingerprintMismatch, LookalikeError, OptionError, renamed_argument
 from lookalike.index.filters import ID, Value, read_number
-from lookalike.index.storage import Labels, Metadata, is_index, write_labels
+from lookalike.index.storage import Labels, Metadata, is_index, write_labels_and_metadata
 from lookalike.models.bundle import MODEL_FOLDER, describe_encoder, find_bundle, read_bundle_info, read_reranker
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.info import BundleInfo, RequestInfo
@@ -248,7 +248,7 @@ def embed_images(
         allow_removals=allow_removals,
         progress=progress,
     )
-    write_labels(out / LABELS_FILE, gallery.labels, gallery.metadata)
+    write_labels_and_metadata(out / LABELS_FILE, gallery.labels, gallery.metadata)
     return embeddings
 
 

@@ -25,7 +25,7 @@ from lookalike.embeddings.folder import (
 from lookalike.errors import DataError, FingerprintMismatch, OptionError, StorageError, renamed_argument
 from lookalike.index.autotune import Budget
 from lookalike.index.index import Index
-from lookalike.index.storage import is_index, read_labels, remove_checkpoint, write_keys
+from lookalike.index.storage import is_index, read_labels_and_metadata, remove_checkpoint, write_keys
 from lookalike.models.bundle import MODEL_FOLDER, find_bundle, read_bundle_info
 from lookalike.models.encoder import AnyEncoder
 from lookalike.models.registry import PRETRAINED
@@ -182,7 +182,7 @@ def _write_index(folder: Path, out: Path, budget: Budget, *, replace: bool, prog
             f"{folder} has no {MODEL_FOLDER} folder to embed queries with; embed again.", argument="images"
         )
     embeddings = load_embeddings(folder)
-    labels, metadata = read_labels(folder / LABELS_FILE)
+    labels, metadata = read_labels_and_metadata(folder / LABELS_FILE)
     checkpoint = out.with_name(out.name + ".building")
     built = Index.build(
         embeddings,

@@ -161,7 +161,7 @@ def read_info(path: Path) -> IndexInfo:
 
 def write_items(folder: Path, ids: PackedStrings, labels: Labels, metadata: Metadata) -> None:
     """Write ids, labels and metadata as one JSON object, one id per line."""
-    text = _labels_text(labels, metadata)
+    text = _item_text(labels, metadata)
 
     def write(path: Path) -> None:
         with path.open("w", encoding="ascii") as file:
@@ -179,33 +179,33 @@ def read_items(folder: Path) -> tuple[PackedStrings, Labels, Metadata]:
         if file.readline() != f"{_IDS_LINE}\n":
             raise ValueError("it does not begin with the ids")
         ids = read_json_lines(itertools.takewhile(lambda line: line[0] != "]", file))
-        return ids, *_parse_labels("{" + file.read())
+        return ids, *_parse_item_text("{" + file.read())
 
 
-def write_labels(path: Path, labels: Labels, metadata: Metadata) -> None:
+def write_labels_and_metadata(path: Path, labels: Labels, metadata: Metadata) -> None:
     """Write labels and metadata of items that are not in an index yet; no file if there are none."""
     if labels or metadata:
-        write_text(path, _labels_text(labels, metadata) + "\n")
+        write_text(path, _item_text(labels, metadata) + "\n")
     else:
         with storage_errors(path):
             path.unlink(missing_ok=True)
 
 
-def read_labels(path: Path) -> tuple[Labels, Metadata]:
-    """Undo `write_labels`."""
+def read_labels_and_metadata(path: Path) -> tuple[Labels, Metadata]:
+    """Undo `write_labels_and_metadata`."""
     if not path.exists():
         return {}, {}
     with reading_errors(path, "the labels of the items", argument="path"), open_regular(path) as file:
-        return _parse_labels(file.read().decode("utf-8"))
+        return _parse_item_text(file.read().decode("utf-8"))
 
 
-def _labels_text(labels: Labels, metadata: Metadata) -> str:
+def _item_text(labels: Labels, metadata: Metadata) -> str:
     return json.dumps({"labels": labels, "metadata": metadata})
 
 
-def _parse_labels(text: str) -> tuple[Labels, Metadata]:
-    values = json.loads(text)
-    labels, metadata = values.get("labels", {}), values.get("metadata")
+def _parse_item_text(text: str) -> tuple[Labels, Metadata]:
+    content = json.loads(text)
+    labels, metadata = content.get("labels", {}), content.get("metadata")
     if not isinstance(metadata, dict):
         raise ValueError("it has no metadata")
     if not all(isinstance(values, dict) for values in metadata.values()):
