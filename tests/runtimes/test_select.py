@@ -133,7 +133,7 @@ def test_few_images_are_computed_by_torch(encoder, sample, no_measuring):
     assert load_timings(encoder.info.backbone) == ()
 
 
-def test_the_third_process_that_loads_an_index_times_the_runtimes(encoder, sample, set_rates, monkeypatch, graph_cache):
+def test_the_third_process_that_searches_times_the_runtimes(encoder, sample, set_rates, monkeypatch, graph_cache):
     """Each process waits for the import of torch, which another runtime does not need."""
     set_rates(OPENVINO_FASTEST)
     timing_counts = []

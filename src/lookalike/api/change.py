@@ -85,7 +85,7 @@ def add(
     if not sources or (ids is not None and len(ids) != len(sources)):
         needed = "at least one image, got none" if not sources else f"as many as `ids`, {len(ids or ())}"
         raise OptionError(f"`images` must hold {needed}.", argument="images")
-    loaded = index if isinstance(index, LoadedIndex) else load_index(index, progress=progress)
+    loaded = index if isinstance(index, LoadedIndex) else load_index(index)
     named = {}
     for number, source in enumerate(sources):
         if ids is None and isinstance(source, InMemoryImage):
@@ -152,7 +152,7 @@ def update(
     items = _items_of(index)
     items.vectors_of(ids)  # an unknown id changes none
     if image is not None:
-        loaded = index if isinstance(index, LoadedIndex) else load_index(index, progress=progress)
+        loaded = index if isinstance(index, LoadedIndex) else load_index(index)
         (source,) = as_sources([image])
         file = _state(source)
         if isinstance(source, InMemoryImage):
@@ -192,7 +192,7 @@ def sync(
         DataError: not a folder, no image in it, or most files are gone.
         OptionError: no folder, where the index has none either.
     """
-    loaded = index if isinstance(index, LoadedIndex) else load_index(index, progress=progress)
+    loaded = index if isinstance(index, LoadedIndex) else load_index(index)
     items = loaded.index
     folder = items.root if folder is None else Path(folder)
     if folder is None:

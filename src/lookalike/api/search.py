@@ -134,7 +134,6 @@ def load_index(
     root: Path | str | None = None,
     verify: bool = False,
     functions: Sequence[AnyEncoder | Crop] = (),
-    progress: Progress | None = None,
 ) -> LoadedIndex:
     """Load an index and its encoder, for many searches.
 
@@ -143,7 +142,6 @@ def load_index(
         root: the folder of its images, if they were moved.
         verify: also compare more than 32 MB of vectors with their digest, at about 1 GB/s.
         functions: the encoders from `as_encoder` and the crops that the index was made with: functions are not in it.
-        progress: as in `search`.
 
     Raises:
         OptionError: `root` is not a folder.
@@ -169,7 +167,6 @@ def load_index(
         of_model = info.calibration, info.reranking
     try:
         with_precision = with_runtime(encoder, precision=items.precision)
-        time_for_searches(with_precision, resolve_progress(progress))
         with_precision.prepare((), 1, SILENT)
     except (OptionError, ModelError):  # no runtime here has the precision of the index
         return LoadedIndex(items, encoder, path, *of_model)
@@ -225,14 +222,7 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
         raise OptionError("`images` must hold at least one image, got none.", argument="images")
     item_filter = Filter.parse(where) if isinstance(where, str) else where
     page = None if html is None else _page_path(html)
-    if not isinstance(index, LoadedIndex):
-        loaded = load_index(index, root=root, verify=verify, progress=progress)
-    elif verify:
-        raise OptionError(
-            "`verify` is for a folder, got an index that is loaded already; pass it to load_index.", argument="verify"
-        )
-    else:
-        loaded = index if root is None else replace(index, index=index.index.with_root(root))
+    loaded = _open(index, root, verify=verify)
     require_calibration(loaded, min_probability)
     queries, unreadable = resolve_queries(images, loaded.index)
     loaded.index.resolve_top_k(top_k, queries)
@@ -244,6 +234,8 @@ def search(  # noqa: PLR0913 - all but two by name, with defaults that fit
     path_of = loaded.index.path_of
     hit_file = file_lookup(loaded.index)
     hits = search_others(loaded.index, embeddings, queries, top_k, item_filter, hit_file)
+    if not isinstance(index, LoadedIndex):
+        time_for_searches(loaded.encoder, progress)  # not before: a query may be missing
     if item_filter is not None and np.isnan(hits.scores).any():
         unknown = _unknown_names(loaded.index, embeddings, item_filter)
         if unknown:
@@ -276,6 +268,16 @@ def require_calibration(loaded: LoadedIndex, min_probability: float) -> None:
             f"from train or benchmark that has at least {MIN_QUERIES} validation images.",
             argument="min_probability",
         )
+
+
+def _open(index: LoadedIndex | Path | str, root: Path | str | None, *, verify: bool) -> LoadedIndex:
+    if not isinstance(index, LoadedIndex):
+        return load_index(index, root=root, verify=verify)
+    if verify:
+        raise OptionError(
+            "`verify` is for a folder, got an index that is loaded already; pass it to load_index.", argument="verify"
+        )
+    return index if root is None else replace(index, index=index.index.with_root(root))
 
 
 def _embed(

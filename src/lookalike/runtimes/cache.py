@@ -1,7 +1,7 @@
 """The cache of this machine: how fast each runtime is, graphs of backbones, compiled graphs, and weights.
 
     timings/<architecture>-<machine>.json       images per second by runtime and precision; before they were timed,
-                                                the processes that loaded an index of it
+                                                the processes that searched with it
     graphs/<backbone>-<versions>/               graph.xml + graph.bin, graph.onnx, compiled graphs (.blob)
                                  graphs.json    digests of the files; cosines to torch by runtime and precision
     pretrained/<request>.json, <backbone>.safetensors     pretrained backbones by name and weights
@@ -71,7 +71,7 @@ def save_timings(backbone: BackboneInfo, timings: Sequence[RuntimeTiming]) -> No
 
 
 def count_processes(backbone: BackboneInfo) -> int:
-    """Return how many processes have loaded an index of this architecture while it was untimed, this one included."""
+    """Return how many processes have searched with this architecture while it was untimed, this one included."""
     file = _timings_file(backbone)
     try:
         processes = {str(process) for process in read_json(file, "timings")["processes"]}

@@ -1,7 +1,7 @@
 """Select the runtime that executes a backbone: the fastest on this machine that computes what torch computes.
 
-Runtimes are timed once per architecture and machine: for many images, or in the third process that loads an index. The
-graph of a set of weights is made and compared with torch once; afterwards neither needs torch. int8 is not among the
+Runtimes are timed once per architecture and machine: for many images, or in the third process that searches. The graph
+of a set of weights is made and compared with torch once; afterwards neither needs torch. int8 is not among the
 candidates: it is another model, made by `export`.
 """
 
@@ -49,7 +49,7 @@ PRECISIONS = (AUTO, "float32", "bfloat16")
 # the smallest cosine to torch's float32 embedding of the same image that a precision may have
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.90}
 MIN_IMAGES = 400  # converting and timing take 15 to 40 seconds: not for fewer images
-TIMED_PROCESS = 3  # that loads an index: each one waits seconds for torch
+TIMED_PROCESS = 3  # that searches: each one waits seconds for torch
 _TIMED_IMAGES = 24
 _TIMED_SECONDS = 0.5
 _TIMED_ROUNDS = 2  # the highest rate counts: another process may disturb a round
@@ -132,7 +132,7 @@ def with_runtime(encoder: AnyEncoder, runtime: str = AUTO, precision: str = AUTO
 
 
 def time_for_searches(encoder: AnyEncoder, progress: Progress) -> None:
-    """Time the runtimes of an encoder if this is the third process that loads an index of its architecture."""
+    """Time the runtimes of an encoder for later processes, if this is the third that searches with its architecture."""
     for member in encoder.members:
         backbone = member.backbone
         if not isinstance(backbone, AutoBackbone) or backbone.runtime != AUTO or load_timings(backbone.info):
