@@ -390,8 +390,8 @@ def test_metadata_that_a_filter_cannot_compare(value):
     [
         ({"item0000": 3}, {}, "labels are text"),
         ([], {}, "labels are text"),
-        ({}, {"item0000": {"year": [1]}}, "numbers or truth values"),
-        ({}, {"item0000": {"year": float("nan")}}, "numbers or truth values"),
+        ({}, {"item0000": {"year": [1]}}, "numbers or booleans"),
+        ({}, {"item0000": {"year": float("nan")}}, "numbers or booleans"),
     ],
 )
 def test_labels_and_metadata_of_other_types(saved, labels, metadata, facts):
